@@ -1,0 +1,16 @@
+//! `dw-pack`: a COCO folder to shards, and tools around them.
+#![expect(clippy::print_stderr, reason = "the command line's own output")]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match dw_shards::cli::run(dw_shards::cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! COCO data sets as compressed, memory-mapped, checksummed shards.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//! coco.rs (JSON) -> check.rs (policies) -> pack.rs (rayon) -> writer.rs -> files -> reader.rs -> trainer
+//!                                             pixels.rs encodes   format.rs lays out   pixels.rs decodes
+//! ```
+//!
+//! * [`error`]: what can go wrong and the exit code it means
+//! * [`coco`]: `instances_*.json` read as a stream
+//! * [`check`]: what is wrong with a data set, and what the chosen policy makes of it
+//! * [`pixels`]: the two pixel codecs
+//! * [`format`]: the bytes on disk (`docs/shard-format.md` is the same in words)
+//! * [`writer`]: shards and index, written aside, synced, renamed
+//! * [`pack`]: a COCO folder to shards
+//! * [`reader`]: shards to records, zero-copy up to the compressed bytes
+//! * [`export`]: shards back to a COCO folder
+//! * [`synth`]: a data set that draws itself
+//! * [`cli`]: what `dw-pack` does with its arguments
+
+pub mod check;
+pub mod cli;
+pub mod coco;
+pub mod error;
+pub mod export;
+pub mod format;
+pub mod pack;
+pub mod pixels;
+pub mod reader;
+pub mod synth;
+pub mod writer;
+
+pub use error::{Error, Result};
+pub use reader::{Record, Split, open_all};

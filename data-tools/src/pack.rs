@@ -1,0 +1,258 @@
+//! A COCO folder to shards: images are read, checked and encoded on all cores, written in file order.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use fs_err as fs;
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+
+use crate::check::{BadBoxes, Counts, boxes_by_image};
+use crate::coco::{self, Coco, Image};
+use crate::error::{Error, Result};
+use crate::format::{Annotations, Entry, GtBox, Meta, encode_record};
+use crate::pixels::{Codec, Rgb, decode_file, encode_zstd, is_jpeg};
+use crate::reader::Split;
+use crate::writer::SplitWriter;
+
+/// What to do with images that are missing, damaged or of another size than the annotations say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BadImages {
+    /// End with an error that names them.
+    Fail,
+    /// Leave them out and count them.
+    Skip,
+}
+
+/// How to pack.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Pixel codec.
+    pub codec: Codec,
+    /// zstd level.
+    pub level: i32,
+    /// Bytes of a shard, about.
+    pub shard_size: u64,
+    /// Longest side in pixels; 0 keeps every image as it is.
+    pub max_side: u32,
+    /// Policy for boxes.
+    pub bad_boxes: BadBoxes,
+    /// Policy for images.
+    pub bad_images: BadImages,
+    /// Keep splits that an earlier run finished from the same input.
+    pub resume: bool,
+}
+
+/// What one split became.
+#[derive(Debug)]
+pub struct Packed {
+    /// Images written.
+    pub images: usize,
+    /// What was counted.
+    pub counts: Counts,
+    /// Images left out, with the reason.
+    pub skipped: Vec<String>,
+    /// Bytes of all shards.
+    pub bytes: u64,
+    /// Seconds it took.
+    pub seconds: f64,
+    /// An earlier run had finished it.
+    pub kept: bool,
+}
+
+/// The splits of a COCO folder: every `annotations/instances_NAME.json`, or the named ones.
+///
+/// # Errors
+/// No such folder, no annotation file, a name that has none.
+pub fn find_splits(dir: &Path, only: &[String]) -> Result<Vec<String>> {
+    let annotations = dir.join("annotations");
+    if !dir.is_dir() {
+        return Err(Error::Usage(format!("cannot pack {}: the folder does not exist", dir.display())));
+    }
+    if !annotations.is_dir() {
+        let text = "expected a COCO folder with annotations/instances_SPLIT.json and a folder SPLIT of images";
+        return Err(Error::Usage(format!("cannot pack {}: it has no folder `annotations`\nhint: {text}", dir.display())));
+    }
+    let files = fs::read_dir(&annotations).map_err(Error::io("cannot list", &annotations))?;
+    let mut found: Vec<String> = files
+        .flatten()
+        .filter_map(|f| Some(f.file_name().to_str()?.strip_prefix("instances_")?.strip_suffix(".json")?.to_owned()))
+        .collect();
+    found.sort();
+    if found.is_empty() {
+        return Err(Error::Usage(format!("cannot pack {}: found no instances_SPLIT.json", annotations.display())));
+    }
+    for name in only {
+        if !found.contains(name) {
+            return Err(Error::Usage(format!("no split `{name}` in {}: it holds {}", annotations.display(), found.join(", "))));
+        }
+    }
+    Ok(if only.is_empty() { found } else { only.to_vec() })
+}
+
+/// Image folder of a split: `DIR/SPLIT`, or that of a shorter name (`val2017` for `val2017_crowd`).
+fn image_dir(dir: &Path, split: &str) -> Result<PathBuf> {
+    let mut name = split;
+    loop {
+        let path = dir.join(name);
+        if path.is_dir() {
+            return Ok(path);
+        }
+        match name.rfind('_') {
+            Some(at) => name = &name[..at],
+            None => {
+                let path = dir.join(split);
+                return Err(Error::Usage(format!("cannot pack split `{split}`: expected its images in {}, which does not exist", path.display())));
+            }
+        }
+    }
+}
+
+/// Packs one split of `dir` into `out`.
+///
+/// # Errors
+/// Anything wrong with the annotations, and images under the policies; what was packed before stays as it was.
+pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &ProgressBar) -> Result<Packed> {
+    let start = Instant::now();
+    let json = dir.join("annotations").join(format!("instances_{split}.json"));
+    let source = fingerprint(&json, options)?;
+    if options.resume
+        && let Ok(done) = Split::open(out, split)
+        && done.meta.source == source
+    {
+        return Ok(kept(&done, start));
+    }
+    let images_dir = image_dir(dir, split)?;
+    let coco = coco::read(&json)?;
+    let (boxes, counts) = boxes_by_image(&coco, &json, options.bad_boxes)?;
+    fs::create_dir_all(out).map_err(Error::io("cannot create folder", out))?;
+    let mut writer = SplitWriter::new(out, split, options.shard_size)?;
+    bar.set_length(coco.images.len() as u64);
+    let mut skipped = vec![];
+    let mut images = 0;
+    let chunk = rayon::current_num_threads() * 8;
+    for at in (0..coco.images.len()).step_by(chunk) {
+        let range = at..(at + chunk).min(coco.images.len());
+        let encoded: Vec<_> = range
+            .into_par_iter()
+            .map(|i| {
+                let record = encode_image(&images_dir, &coco.images[i], &boxes[i], options);
+                bar.inc(1);
+                record
+            })
+            .collect();
+        for record in encoded {
+            match record {
+                Ok((bytes, entry)) => {
+                    writer.push(&bytes, entry)?;
+                    images += 1;
+                }
+                Err(e) => skipped.push(e),
+            }
+        }
+        if options.bad_images == BadImages::Fail && !skipped.is_empty() {
+            return Err(bad_images(&json, &skipped, &coco, &images_dir));
+        }
+    }
+    if images == 0 {
+        return Err(Error::data(&json, "images", "none of the images could be used"));
+    }
+    let meta = Meta { split: split.to_owned(), categories: coco.categories, source };
+    let bytes = writer.finish(&meta, options.codec.code())?;
+    Ok(Packed { images, counts, skipped, bytes, seconds: start.elapsed().as_secs_f64(), kept: false })
+}
+
+fn kept(done: &Split, start: Instant) -> Packed {
+    let mut counts = Counts::default();
+    for e in done.entries() {
+        counts.boxes += e.boxes as u64;
+        counts.crowd += e.crowd as u64;
+        counts.empty_images += u64::from(e.boxes + e.crowd == 0);
+    }
+    let bytes = done.shards().map(|(_, n)| n as u64).sum();
+    Packed { images: done.len(), counts, skipped: vec![], bytes, seconds: start.elapsed().as_secs_f64(), kept: true }
+}
+
+/// Everything that decides what a pack holds, short of the images' own bytes.
+fn fingerprint(json: &Path, o: &Options) -> Result<String> {
+    let bytes = fs::read(json).map_err(Error::io("cannot read", json))?;
+    Ok(format!(
+        "json {:08x} {}; pixels {} level {} shard-size {} max-side {} bad-boxes {:?} bad-images {:?}",
+        crc32c::crc32c(&bytes),
+        bytes.len(),
+        o.codec.name(),
+        o.level,
+        o.shard_size,
+        o.max_side,
+        o.bad_boxes,
+        o.bad_images
+    ))
+}
+
+fn bad_images(json: &Path, found: &[String], coco: &Coco, dir: &Path) -> Error {
+    const SHOWN: usize = 5;
+    let missing = coco.images.iter().filter(|i| !dir.join(&i.file_name).is_file()).count();
+    let mut text = found.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
+    if missing > 1 {
+        text += &format!("\n{missing} of the {} images listed in {} are missing", coco.images.len(), json.display());
+    }
+    Error::Findings(text + "\nhint: --bad-images skip leaves such images out and counts them")
+}
+
+fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std::result::Result<(Vec<u8>, Entry), String> {
+    let path = dir.join(&image.file_name);
+    let bytes = std::fs::read(&path).map_err(|e| format!("{}: image {} cannot be read: {e}", path.display(), image.id))?;
+    let mut rgb = decode_file(&bytes).map_err(|e| format!("{}: image {} cannot be decoded: {e}", path.display(), image.id))?;
+    if (rgb.width, rgb.height) != (image.width as usize, image.height as usize) {
+        return Err(format!(
+            "{}: image {} is {} x {} pixels, expected {} x {} (`width`, `height` in the annotations)",
+            path.display(),
+            image.id,
+            rgb.width,
+            rgb.height,
+            image.width,
+            image.height
+        ));
+    }
+    let mut boxes = boxes.to_vec();
+    let mut keep = o.codec == Codec::Jpeg && is_jpeg(&bytes);
+    if o.max_side > 0 && image.width.max(image.height) > o.max_side {
+        rgb = shrink(&rgb, o.max_side, &mut boxes)?;
+        keep = false;
+    }
+    let (codec, pixels) = if keep {
+        (Codec::Jpeg, bytes)
+    } else {
+        (Codec::Zstd, encode_zstd(&rgb, o.level).map_err(|e| format!("{}: {e}", path.display()))?)
+    };
+    let crowd = boxes.iter().filter(|b| b.crowd).count() as u32;
+    let mut entry = Entry {
+        offset: 0,
+        length: 0,
+        image_id: image.id,
+        shard: 0,
+        width: rgb.width as u32,
+        height: rgb.height as u32,
+        boxes: boxes.len() as u32 - crowd,
+        crowd,
+        crc: 0,
+    };
+    let annotations = Annotations { file_name: image.file_name.clone(), boxes };
+    let (record, crc) = encode_record(image.id, codec.code(), &annotations, &pixels, o.level).map_err(|e| e.to_string())?;
+    entry.crc = crc;
+    Ok((record, entry))
+}
+
+/// Down-samples to `max_side` (triangle filter) and scales the boxes with it.
+fn shrink(rgb: &Rgb, max_side: u32, boxes: &mut [GtBox]) -> std::result::Result<Rgb, String> {
+    let scale = max_side as f64 / rgb.width.max(rgb.height) as f64;
+    let (w, h) = ((rgb.width as f64 * scale).round().max(1.0), (rgb.height as f64 * scale).round().max(1.0));
+    let source = image::RgbImage::from_raw(rgb.width as u32, rgb.height as u32, rgb.data.clone()).ok_or("image of odd size")?;
+    let small = image::imageops::resize(&source, w as u32, h as u32, image::imageops::FilterType::Triangle);
+    let (sx, sy) = (w / rgb.width as f64, h / rgb.height as f64);
+    for b in boxes {
+        b.bbox = [b.bbox[0] * sx, b.bbox[1] * sy, b.bbox[2] * sx, b.bbox[3] * sy];
+        b.area *= sx * sy;
+    }
+    Ok(Rgb { width: w as usize, height: h as usize, data: small.into_raw() })
+}

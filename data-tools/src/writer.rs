@@ -1,0 +1,157 @@
+//! One split's shards and index: written aside, synced, renamed; the index last, so that a pack
+//! that was interrupted at any moment leaves what was there before.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+use crate::error::{Error, Result};
+use crate::format::{Entry, HEADER, IndexHeader, Meta, ShardHeader, index_name, shard_name};
+
+/// Writes the records of one split in order.
+pub struct SplitWriter {
+    out: PathBuf,
+    aside: PathBuf,
+    split: String,
+    shard_size: u64,
+    current: Option<OpenShard>,
+    shards: Vec<ShardHeader>,
+    entries: Vec<Entry>,
+}
+
+struct OpenShard {
+    file: std::io::BufWriter<File>,
+    path: PathBuf,
+    header: ShardHeader,
+}
+
+impl SplitWriter {
+    /// Starts a split below `out`. Shards grow to about `shard_size` bytes.
+    pub fn new(out: &Path, split: &str, shard_size: u64) -> Result<Self> {
+        let aside = out.join(format!(".{split}.writing"));
+        if aside.exists() {
+            fs::remove_dir_all(&aside).map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &aside))?;
+        }
+        fs::create_dir_all(&aside).map_err(Error::io("cannot create folder", &aside))?;
+        Ok(Self {
+            out: out.to_owned(),
+            aside,
+            split: split.to_owned(),
+            shard_size,
+            current: None,
+            shards: vec![],
+            entries: vec![],
+        })
+    }
+
+    /// Appends a record; `entry`'s place (`shard`, `offset`, `length`) is filled in here.
+    pub fn push(&mut self, record: &[u8], mut entry: Entry) -> Result<()> {
+        let full = self.current.as_ref().is_some_and(|s| s.header.bytes + record.len() as u64 > self.shard_size);
+        if full {
+            self.close_shard()?;
+        }
+        if self.current.is_none() {
+            self.current = Some(self.open_shard()?);
+        }
+        if let Some(shard) = &mut self.current {
+            entry.shard = shard.header.shard;
+            entry.offset = shard.header.bytes;
+            entry.length = record.len() as u64;
+            shard.file.write_all(record).map_err(Error::io("cannot write", &shard.path))?;
+            shard.header.bytes += record.len() as u64;
+            shard.header.records += 1;
+            self.entries.push(entry);
+        }
+        Ok(())
+    }
+
+    fn open_shard(&self) -> Result<OpenShard> {
+        let shard = self.shards.len() as u32;
+        let path = self.aside.join(format!("{shard:05}"));
+        let file = File::create(&path).map_err(Error::io("cannot create", &path))?;
+        let mut file = std::io::BufWriter::with_capacity(1 << 20, file);
+        file.write_all(&[0; HEADER]).map_err(Error::io("cannot write", &path))?;
+        Ok(OpenShard { file, path, header: ShardHeader { shard, records: 0, bytes: HEADER as u64 } })
+    }
+
+    fn close_shard(&mut self) -> Result<()> {
+        if let Some(mut s) = self.current.take() {
+            s.file.flush().map_err(Error::io("cannot write", &s.path))?;
+            let file = s.file.get_mut();
+            file.seek(SeekFrom::Start(0)).map_err(Error::io("cannot write", &s.path))?;
+            file.write_all(&s.header.to_bytes()).map_err(Error::io("cannot write", &s.path))?;
+            file.sync_all().map_err(Error::io("cannot sync", &s.path))?;
+            self.shards.push(s.header);
+        }
+        Ok(())
+    }
+
+    /// Puts the shards in place, then the index, then removes the shards of an older pack of this split.
+    /// Returns the bytes of all shards.
+    pub fn finish(mut self, meta: &Meta, codec: u32) -> Result<u64> {
+        self.close_shard()?;
+        let mut body = Vec::with_capacity(self.entries.len() * HEADER + 4096);
+        for e in &self.entries {
+            body.extend(e.to_bytes());
+        }
+        for s in &self.shards {
+            body.extend(s.bytes.to_le_bytes());
+            body.extend(s.records.to_le_bytes());
+        }
+        let meta = serde_json::to_vec(meta).map_err(|e| Error::Usage(format!("cannot write the index of `{}`: {e}", self.split)))?;
+        body.extend(&meta);
+        let body_crc = crc32c::crc32c(&body);
+        let header = IndexHeader {
+            codec,
+            tag: body_crc,
+            records: self.entries.len() as u64,
+            shards: self.shards.len() as u64,
+            meta_len: meta.len() as u64,
+            body_crc,
+        };
+        let keep: Vec<String> = (0..self.shards.len()).map(|i| shard_name(&self.split, header.tag, i as u32)).collect();
+        for (i, name) in keep.iter().enumerate() {
+            rename(&self.aside.join(format!("{i:05}")), &self.out.join(name))?;
+        }
+        sync_dir(&self.out)?;
+        let aside = self.aside.join("index");
+        let mut file = File::create(&aside).map_err(Error::io("cannot create", &aside))?;
+        file.write_all(&header.to_bytes()).and_then(|()| file.write_all(&body)).map_err(Error::io("cannot write", &aside))?;
+        file.sync_all().map_err(Error::io("cannot sync", &aside))?;
+        rename(&aside, &self.out.join(index_name(&self.split)))?;
+        sync_dir(&self.out)?;
+        fs::remove_dir_all(&self.aside).map_err(Error::io("cannot remove", &self.aside))?;
+        remove_older(&self.out, &self.split, &keep)?;
+        Ok(self.shards.iter().map(|s| s.bytes).sum())
+    }
+}
+
+impl Drop for SplitWriter {
+    fn drop(&mut self) {
+        // A pack that failed leaves no half-written files; nothing to tell when there is nothing to remove.
+        let _ = fs::remove_dir_all(&self.aside);
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io("cannot rename into", to))
+}
+
+/// Makes renames inside `dir` last through a power cut.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("cannot sync", dir))
+}
+
+fn remove_older(out: &Path, split: &str, keep: &[String]) -> Result<()> {
+    for file in fs::read_dir(out).map_err(Error::io("cannot list", out))?.flatten() {
+        let name = file.file_name().to_string_lossy().into_owned();
+        // SPLIT-xxxxxxxx-nnnnn.dwshard exactly: another split's name may begin with this one's.
+        let ours = name.strip_prefix(split).is_some_and(|rest| rest.len() == "-xxxxxxxx-nnnnn.dwshard".len());
+        if ours && name.ends_with(".dwshard") && !keep.contains(&name) {
+            fs::remove_file(file.path()).map_err(Error::io("cannot remove", &file.path()))?;
+        }
+    }
+    Ok(())
+}

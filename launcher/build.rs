@@ -1,0 +1,10 @@
+//! Compiles the one C function that carries `MPI_IN_PLACE` (feature `mpi` only).
+
+fn main() {
+    println!("cargo:rerun-if-changed=src/in_place.c");
+    if std::env::var_os("CARGO_FEATURE_MPI").is_some() {
+        println!("cargo:rerun-if-env-changed=MPICC");
+        let mpicc = std::env::var("MPICC").unwrap_or_else(|_| "mpicc".into());
+        cc::Build::new().compiler(mpicc).file("src/in_place.c").compile("dw_mpi_in_place");
+    }
+}
