@@ -1,1 +1,33 @@
-//! x
+//! `dw` trains dense object detectors with Dual Weighting label assignment.
+//!
+//! Data flows one way: shards -> [`data`] -> [`model`] -> [`assign`] -> [`loss`] -> [`train`] -> [`eval`] -> [`show`].
+//!
+//! * [`config`]: TOML files and `--set` to one checked [`config::Config`]
+//! * [`plan`]: configuration + world + data to the numbers a run uses
+//! * [`boxes`]: anchor points, distances <-> boxes, IoU and GIoU
+//! * [`data`]: which image when, augmentation, threads that prepare batches
+//! * [`model`]: ResNet, FPN, FCOS head with box refinement
+//! * [`assign`]: label assignment; both DW formulas
+//! * [`loss`]: local sums to the global loss
+//! * [`train`]: the loop, SGD on flat buffers, schedule, checkpoints, metrics
+//! * [`eval`]: detections and COCO's metric
+//! * [`show`]: pictures of predictions and curves
+//! * [`device`], [`torch_ext`]: CPU or CUDA, and what the libtorch bindings lack
+//! * [`app`]: what the binaries share
+
+pub mod app;
+pub mod assign;
+pub mod boxes;
+pub mod config;
+pub mod data;
+pub mod device;
+pub mod error;
+pub mod eval;
+pub mod loss;
+pub mod model;
+pub mod plan;
+pub mod show;
+pub mod torch_ext;
+pub mod train;
+
+pub use error::{Error, Result};

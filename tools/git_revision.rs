@@ -1,6 +1,6 @@
-//! Build script: tells the compiler the git revision, for `--version`.
+// Build script part: tells the compiler the git revision, for `--version`.
 
-fn main() {
+fn git_revision() {
     let git = |args: &[&str]| std::process::Command::new("git").args(args).output().ok().filter(|o| o.status.success());
     let text = |o: std::process::Output| String::from_utf8_lossy(&o.stdout).trim().to_owned();
     let revision = git(&["rev-parse", "--short=10", "HEAD"]).map_or_else(|| "no git".into(), text);

@@ -23,11 +23,26 @@ pub enum Op {
 #[derive(Debug, Clone, Copy)]
 pub enum Buffer {
     /// `count` 32-bit floats in host memory.
-    HostF32 { ptr: *mut f32, count: usize },
+    HostF32 {
+        /// First number.
+        ptr: *mut f32,
+        /// Numbers.
+        count: usize,
+    },
     /// `count` 64-bit floats in host memory.
-    HostF64 { ptr: *mut f64, count: usize },
+    HostF64 {
+        /// First number.
+        ptr: *mut f64,
+        /// Numbers.
+        count: usize,
+    },
     /// `count` 32-bit floats on this rank's CUDA device.
-    CudaF32 { ptr: *mut f32, count: usize },
+    CudaF32 {
+        /// First number.
+        ptr: *mut f32,
+        /// Numbers.
+        count: usize,
+    },
 }
 
 /// One job's processes. `gradients` is the only call on the hot path.

@@ -1,1 +1,60 @@
-fn main(){}
+//! `dw-train`: trains a detector; under mpirun or srun, on all ranks together.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use dw::app;
+use dw::device::Choice;
+use dw::train::start::{Request, Resume, train};
+
+const EXAMPLES: &str = "Examples:
+  dw-train                                          dw_r50_fpn_1x on coco/shards, one process
+  mpirun -n 8 dw-train dw_r50_fpn_1x                eight ranks on this node
+  dw-train --set train.lr=0.02 --set model.refine=false
+  dw-train my.toml --data /fast/shards --work-dir runs/a --resume auto
+  dw-train dw_r101_fpn_ms_2x --dry-run              print the resolved settings
+
+Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost, 5 out of memory,
+70 a bug, 75 stopped by a signal after a checkpoint (run again to go on)";
+
+/// Train a dense object detector with dual weighting label assignment.
+#[derive(Debug, Parser)]
+#[command(name = "dw-train", version = app::VERSION.as_str(), after_help = EXAMPLES)]
+struct Cli {
+    /// Built-in name or path of a TOML file
+    #[arg(default_value = "dw_r50_fpn_1x")]
+    config: String,
+    /// Set one key, as train.lr=0.02 (may be repeated)
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+    /// Folder of shards (`data.shards`)
+    #[arg(long, value_name = "OUT")]
+    data: Option<PathBuf>,
+    /// Where metrics and checkpoints go [default: work/NAME]
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// Checkpoint to go on from: auto (the newest of the work directory), none, or a path
+    #[arg(long, default_value = "auto", value_name = "auto|none|PATH")]
+    resume: Resume,
+    /// Starting weights (`model.init`): imagenet, random, or a file
+    #[arg(long, value_name = "imagenet|random|FILE")]
+    init: Option<String>,
+    /// Device
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Choice,
+    /// Resolve and print the settings, then end
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut sets = cli.set;
+    // A path goes in as a TOML literal, so that no character of it has a meaning.
+    sets.extend(cli.data.map(|d| format!("data.shards='''{}'''", d.display())));
+    sets.extend(cli.init.map(|i| format!("model.init='''{i}'''")));
+    let Cli { config, work_dir, resume, device, dry_run, .. } = Cli { set: vec![], data: None, init: None, ..cli };
+    let request = Request { config, sets, work_dir, resume, device, dry_run };
+    app::run(|topology, world| train(&request, topology, world))
+}

@@ -1,0 +1,208 @@
+//! Dual weighting (Li et al., CVPR 2022), both formulas, over the list of (point, box) pairs.
+//!
+//! Shapes: N pairs, U cells (a cell is a (point, class) covered by some box of that class), G boxes, B images,
+//! P points, C classes. Weights carry no gradient.
+
+use tch::{Reduction, Tensor};
+
+use super::pairs::{PairTensors, Pairs};
+use super::{DwConfig, Formula, NegWeight, Prior, Term};
+use crate::boxes::{Points, decode, encode, iou_and_giou};
+
+/// Floor of areas in denominators: the released code's, and the paper reading's.
+const AREA_EPS: f64 = 1e-6;
+const PAPER_AREA_EPS: f64 = 1e-9;
+/// Keeps 0 / 0 at 1 (FORMAT of the released code).
+const TINY: f64 = 1e-12;
+/// Factor of both positive terms in the released code.
+const POSITIVE_SCALE: f64 = 0.25;
+/// Released code: IoU under which a point is surely negative; the end of P_neg's ramp in the paper.
+const SURELY_NEGATIVE: f64 = 0.5;
+const SURELY_POSITIVE: f64 = 0.95;
+/// Focal loss outside the bags (paper).
+const FOCAL_ALPHA: f64 = 0.25;
+const FOCAL_GAMMA: f64 = 2.0;
+
+/// The centre prior of each class, `[C, 2]` (x, y) in strides; a state of the checkpoint that is never trained.
+#[derive(Debug)]
+pub struct CenterPrior<'a> {
+    /// Shift of the centre.
+    pub mean: &'a Tensor,
+    /// Width.
+    pub sigma: &'a Tensor,
+}
+
+/// What a batch looks like to the loss.
+pub struct Inputs<'a> {
+    /// Class logits `[B, P, C]`.
+    pub cls: &'a Tensor,
+    /// Distances `[B, P, 4]`, pixels.
+    pub distances: &'a Tensor,
+    /// Objectness logits `[B, P]`.
+    pub objectness: &'a Tensor,
+    /// Anchor points.
+    pub points: &'a Points,
+    /// Boxes and their pairs.
+    pub pairs: &'a Pairs,
+    /// The prior of the released formula.
+    pub prior: CenterPrior<'a>,
+}
+
+/// The weights of one batch, for tests and pictures.
+#[derive(Debug)]
+pub struct Weights {
+    /// Positive weight of each pair `[N]`.
+    pub positive: Tensor,
+    /// Weight of each cell in the negative loss `[U]`: P_neg (released), w_neg (paper).
+    pub negative: Tensor,
+}
+
+/// Sums, denominators and weights of a batch.
+pub fn terms(config: &DwConfig, x: &Inputs) -> (Vec<Term>, Weights) {
+    let pairs = x.pairs.tensors(x.cls.kind(), x.cls.device());
+    let q = x.cls.sigmoid() * x.objectness.sigmoid().unsqueeze(-1);
+    let g = Geometry::new(x, &pairs, if config.formula == Formula::Released { AREA_EPS } else { PAPER_AREA_EPS });
+    match config.formula {
+        Formula::Released => released(config, x, &pairs, &q, &g),
+        Formula::Paper => paper(config, x, &pairs, &q, &g),
+    }
+}
+
+/// Predicted box against ground truth, of every pair.
+struct Geometry {
+    /// `[N, 2]`, pixels.
+    xy: Tensor,
+    /// `[N]`, pixels.
+    stride: Tensor,
+    /// `[N, 4]` ground truth.
+    target: Tensor,
+    /// `[N]`, no gradient.
+    iou: Tensor,
+    /// `[N]`, 1 - GIoU.
+    giou_loss: Tensor,
+}
+
+impl Geometry {
+    fn new(x: &Inputs, pairs: &PairTensors, eps: f64) -> Self {
+        let cell_of_grid = pairs.point.remainder(x.pairs.points);
+        let xy = x.points.xy.index_select(0, &cell_of_grid);
+        let stride = x.points.stride.index_select(0, &cell_of_grid);
+        let target = pairs.boxes.index_select(0, &pairs.gt);
+        let predicted = decode(&xy, &x.distances.reshape([-1, 4]).index_select(0, &pairs.point));
+        // The reference compares with the target decoded from its distances, which costs a rounding.
+        let (iou, giou) = iou_and_giou(&predicted, &decode(&xy, &encode(&xy, &target)), eps);
+        Self { xy, stride, target, iou: iou.detach(), giou_loss: -(giou - 1.0) }
+    }
+
+    /// Offset of the point from the box's centre in strides, `[N, 2]`.
+    fn offset(&self) -> Tensor {
+        let center = (self.target.narrow(1, 0, 2) + self.target.narrow(1, 2, 2)) / 2.0;
+        (&self.xy - center) / self.stride.unsqueeze(1)
+    }
+}
+
+/// Sum over the pairs of each box, handed back to the pairs `[N]`.
+fn sum_per_box(values: &Tensor, pairs: &PairTensors) -> Tensor {
+    let sums = Tensor::zeros(pairs.labels.size(), (values.kind(), values.device()));
+    sums.index_add(0, &pairs.gt, values).index_select(0, &pairs.gt)
+}
+
+/// Minimum over the pairs of each box, handed back to the pairs `[N]`.
+fn min_per_box(values: &Tensor, pairs: &PairTensors) -> Tensor {
+    let start = Tensor::full(pairs.labels.size(), f64::INFINITY, (values.kind(), values.device()));
+    start.internal_scatter_reduce(0, &pairs.gt, values, "amin", true).index_select(0, &pairs.gt)
+}
+
+/// `-max(ln p, -100)` for target 1, `-max(ln(1 - p), -100)` for target 0, with libtorch's own gradient.
+fn bce(p: &Tensor, target: f64) -> Tensor {
+    p.binary_cross_entropy::<Tensor>(&p.full_like(target), None, Reduction::None)
+}
+
+fn count(x: &Inputs) -> Tensor {
+    Tensor::from(x.pairs.boxes.len() as f64).to_kind(x.cls.kind()).to_device(x.cls.device())
+}
+
+fn released(c: &DwConfig, x: &Inputs, pairs: &PairTensors, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weights) {
+    let flat = pairs.cell_flat.index_select(0, &pairs.cell);
+    let p_cls = q.reshape([-1]).index_select(0, &flat);
+    let p_loc = (&g.giou_loss * -c.beta).exp();
+
+    let w_pos = tch::no_grad(|| {
+        let labels = pairs.labels.index_select(0, &pairs.gt);
+        let d = (g.offset() - x.prior.mean.index_select(0, &labels)).square();
+        let prior = (d / (x.prior.sigma.index_select(0, &labels).square() * -2.0)).exp().prod_dim_int(1, false, None);
+        let prior = if c.prior == Prior::Soft { prior } else { prior.gt(c.prior_value).to_kind(q.kind()) };
+        let p = &p_cls * &p_loc;
+        // The exponents differ on purpose: 5 above, 3 below.
+        let above = (&p * c.mu).exp() * &p * &prior;
+        let below = (&p * (c.mu * 0.6)).exp() * &p * &prior;
+        above / sum_per_box(&below, pairs).clamp_min(TINY)
+    });
+    let p_neg = tch::no_grad(|| {
+        // 1 at IoU 0.5, 0 at IoU 1, stretched to the box's own points.
+        let f = (-g.iou.pow_tensor_scalar(c.gamma1) + 1.0) / (1.0 - SURELY_NEGATIVE.powf(c.gamma1));
+        let low = min_per_box(&f, pairs);
+        let high = (-min_per_box(&-&f, pairs)).clamp_max(1.0);
+        let ramp = (f - &low + TINY) / (high - low + TINY);
+        let p = ramp.where_self(&g.iou.ge(SURELY_NEGATIVE), &Tensor::ones_like(&g.iou));
+        // Several boxes of one class on a point: the last one's holds.
+        p.index_select(0, &pairs.cell_last)
+    });
+    let p_neg_all = Tensor::ones_like(q).reshape([-1]).index_copy(0, &pairs.cell_flat, &p_neg).view_as(q);
+
+    let boxes = count(x);
+    let cls_pos = (&w_pos * bce(&p_cls, 1.0)).sum(None) * POSITIVE_SCALE;
+    let loc = (&w_pos * bce(&p_loc, 1.0)).sum(None) * POSITIVE_SCALE;
+    let cls_neg = (p_neg_all * q.pow_tensor_scalar(c.gamma2) * bce(q, 0.0)).sum(None);
+    let terms = vec![
+        Term { name: "loss_cls_pos", sum: cls_pos, denominator: boxes.shallow_clone() },
+        Term { name: "loss_loc", sum: loc, denominator: boxes },
+        Term { name: "loss_cls_neg", sum: cls_neg, denominator: (-&p_neg + 1.0).sum(None) },
+    ];
+    (terms, Weights { positive: w_pos, negative: p_neg })
+}
+
+fn paper(c: &DwConfig, x: &Inputs, pairs: &PairTensors, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weights) {
+    let q_cell = q.reshape([-1]).index_select(0, &pairs.cell_flat);
+    let s = q_cell.index_select(0, &pairs.cell);
+
+    let w_pos = tch::no_grad(|| {
+        // Eq. 3 and 4, the prior e^(-r^2), normalised over the bag.
+        let t = &s * g.iou.pow_tensor_scalar(c.beta);
+        let w = (&t * c.mu).exp() * &t;
+        let w = if c.prior == Prior::Soft { w * (-g.offset().square().sum_dim_intlist(1, false, None)).exp() } else { w };
+        &w / sum_per_box(&w, pairs).clamp_min(TINY)
+    });
+    let w_neg = tch::no_grad(|| {
+        // Eq. 5 and 6: 1 below IoU 0.5, 0 above 0.95, falling between.
+        let (low, high) = (SURELY_NEGATIVE.powf(c.gamma1), SURELY_POSITIVE.powf(c.gamma1));
+        let ramp = (-g.iou.pow_tensor_scalar(c.gamma1) + high) / (high - low);
+        let p = ramp.where_self(&g.iou.ge(SURELY_NEGATIVE), &Tensor::ones_like(&g.iou));
+        let p = p.where_self(&g.iou.le(SURELY_POSITIVE), &Tensor::zeros_like(&g.iou));
+        // Eq. 7.
+        let i = s.pow_tensor_scalar(c.gamma2);
+        let w = match c.w_neg {
+            NegWeight::Full => p * i,
+            NegWeight::POnly => p,
+            NegWeight::IOnly => i,
+            NegWeight::None => Tensor::zeros_like(&p),
+            NegWeight::OneMinusPos => -&w_pos + 1.0,
+        };
+        // Several boxes of one class on a point: counted once, with the smallest weight.
+        let start = Tensor::full(pairs.cell_flat.size(), f64::INFINITY, (w.kind(), w.device()));
+        start.internal_scatter_reduce(0, &pairs.cell, &w, "amin", true)
+    });
+    let outside = Tensor::full_like(q, 1.0 - FOCAL_ALPHA).reshape([-1]).index_fill(0, &pairs.cell_flat, 0.0).view_as(q);
+
+    let boxes = count(x);
+    let cls_pos = (&w_pos * bce(&s, 1.0)).sum(None);
+    let loc = (&w_pos * &g.giou_loss).sum(None) * c.beta;
+    let focal = (outside * q.pow_tensor_scalar(FOCAL_GAMMA) * bce(q, 0.0)).sum(None);
+    let cls_neg = (&w_neg * bce(&q_cell, 0.0)).sum(None) + focal;
+    let terms = vec![
+        Term { name: "loss_cls_pos", sum: cls_pos, denominator: boxes.shallow_clone() },
+        Term { name: "loss_loc", sum: loc, denominator: boxes.shallow_clone() },
+        Term { name: "loss_cls_neg", sum: cls_neg, denominator: boxes },
+    ];
+    (terms, Weights { positive: w_pos, negative: w_neg })
+}

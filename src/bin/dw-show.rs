@@ -1,0 +1,63 @@
+//! `dw-show`: pictures of predictions and of training.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use dw::{app, show};
+
+const EXAMPLES: &str = "Examples:
+  dw-show pred work/demo -o pred.png                 predictions of the newest checkpoint on its validation split
+  dw-show pred work/demo --split train2017 -n 12 --score 0.3 -o train.png
+  dw-show curves work/demo -o curves.png             losses and AP over steps";
+
+/// Draw predictions and training curves.
+#[derive(Debug, Parser)]
+#[command(name = "dw-show", version = app::VERSION.as_str(), after_help = EXAMPLES, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Images with predicted and true boxes
+    Pred {
+        /// Checkpoint folder, or a work directory
+        checkpoint: PathBuf,
+        /// Folder of shards [default: the run's]
+        #[arg(long, value_name = "OUT")]
+        data: Option<PathBuf>,
+        /// Split [default: the run's data.val_split]
+        #[arg(long)]
+        split: Option<String>,
+        /// Number of images
+        #[arg(short = 'n', long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=100))]
+        count: u16,
+        /// Smallest score drawn
+        #[arg(long, default_value_t = 0.3)]
+        score: f32,
+        /// Picture to write
+        #[arg(short, long, value_name = "FILE.png")]
+        out: PathBuf,
+    },
+    /// Losses and AP over steps
+    Curves {
+        /// Work directory, or a metrics.jsonl
+        run: PathBuf,
+        /// Picture to write
+        #[arg(short, long, value_name = "FILE.png")]
+        out: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    app::run(|_, _| match cli.command {
+        Command::Pred { checkpoint, data, split, count, score, out } => {
+            let options = show::pred::Options { count: count.into(), score };
+            show::pred::draw(&checkpoint, data.as_deref(), split.as_deref(), &options, &out)
+        }
+        Command::Curves { run, out } => show::curves::draw(&run, &out),
+    })
+}

@@ -1,0 +1,110 @@
+//! Anchor points, distances <-> boxes, IoU and GIoU. Boxes are `[x1, y1, x2, y2]` in pixels of the network input.
+
+use tch::{Device, Kind, Tensor};
+
+/// Strides of the levels P3 to P7, pixels.
+pub const STRIDES: [i64; 5] = [8, 16, 32, 64, 128];
+
+/// Sizes `(h, w)` of the five levels for an input of `height` x `width` pixels.
+pub fn level_sizes(height: i64, width: i64) -> [(i64, i64); 5] {
+    STRIDES.map(|s| ((height + s - 1) / s, (width + s - 1) / s))
+}
+
+/// Anchor points of all levels, level by level, row by row.
+#[derive(Debug)]
+pub struct Points {
+    /// `[P, 2]`: x, y in pixels, `(i + 0.5) * stride`.
+    pub xy: Tensor,
+    /// `[P]`: stride of each point's level, pixels.
+    pub stride: Tensor,
+}
+
+impl Points {
+    /// Points of the given level sizes.
+    pub fn new(sizes: &[(i64, i64)], kind: Kind, device: Device) -> Self {
+        let (mut xy, mut stride) = (vec![], vec![]);
+        for (&(h, w), &s) in sizes.iter().zip(&STRIDES) {
+            xy.push(level_points(h, w, s, kind, device));
+            stride.push(Tensor::full([h * w], s as f64, (kind, device)));
+        }
+        Self { xy: Tensor::cat(&xy, 0), stride: Tensor::cat(&stride, 0) }
+    }
+}
+
+/// Points of one level, `[h * w, 2]`.
+pub fn level_points(h: i64, w: i64, stride: i64, kind: Kind, device: Device) -> Tensor {
+    let axis = |n: i64| (Tensor::arange(n, (kind, device)) + 0.5) * stride as f64;
+    let (y, x) = (axis(h), axis(w));
+    let grid = [x.unsqueeze(0).expand([h, w], false), y.unsqueeze(1).expand([h, w], false)];
+    Tensor::stack(&grid, 2).reshape([h * w, 2])
+}
+
+/// `[.., 2]` points and `[.., 4]` distances (l, t, r, b) to `[.., 4]` boxes.
+pub fn decode(xy: &Tensor, distances: &Tensor) -> Tensor {
+    let low = xy - distances.narrow(-1, 0, 2);
+    let high = xy + distances.narrow(-1, 2, 2);
+    Tensor::cat(&[low, high], -1)
+}
+
+/// `[.., 2]` points and `[.., 4]` boxes to `[.., 4]` distances (l, t, r, b), negative where the point is outside.
+pub fn encode(xy: &Tensor, boxes: &Tensor) -> Tensor {
+    let low = xy - boxes.narrow(-1, 0, 2);
+    let high = boxes.narrow(-1, 2, 2) - xy;
+    Tensor::cat(&[low, high], -1)
+}
+
+fn area(boxes: &Tensor) -> Tensor {
+    let size = boxes.narrow(-1, 2, 2) - boxes.narrow(-1, 0, 2);
+    size.select(-1, 0) * size.select(-1, 1)
+}
+
+/// Intersection over union and GIoU of pairs `[N, 4]`, each `[N]`; areas in denominators are at least `eps`.
+pub fn iou_and_giou(a: &Tensor, b: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    let low = a.narrow(-1, 0, 2).maximum(&b.narrow(-1, 0, 2));
+    let high = a.narrow(-1, 2, 2).minimum(&b.narrow(-1, 2, 2));
+    let size = (high - low).clamp_min(0.0);
+    let overlap = size.select(-1, 0) * size.select(-1, 1);
+    let union = (area(a) + area(b) - &overlap).clamp_min(eps);
+    let iou = overlap / &union;
+    let low = a.narrow(-1, 0, 2).minimum(&b.narrow(-1, 0, 2));
+    let high = a.narrow(-1, 2, 2).maximum(&b.narrow(-1, 2, 2));
+    let hull = (high - low).clamp_min(0.0);
+    let hull = (hull.select(-1, 0) * hull.select(-1, 1)).clamp_min(eps);
+    let giou = &iou - (&hull - union) / hull;
+    (iou, giou)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vec(t: &Tensor) -> Vec<f64> {
+        Vec::try_from(t.to_kind(Kind::Double).flatten(0, -1)).unwrap()
+    }
+
+    #[test]
+    fn points_lie_in_the_middle_of_their_cells() {
+        let p = Points::new(&level_sizes(64, 96), Kind::Double, Device::Cpu);
+        assert_eq!(p.xy.size(), [8 * 12 + 4 * 6 + 2 * 3 + 2 + 1, 2]);
+        assert_eq!(vec(&p.xy.get(1)), [12.0, 4.0]);
+        assert_eq!(vec(&p.xy.get(8 * 12 + 6)), [8.0, 24.0]);
+    }
+
+    #[test]
+    fn decode_undoes_encode() {
+        let xy = Tensor::from_slice(&[10.0, 20.0]).view([1, 2]);
+        let b = Tensor::from_slice(&[4.0, 5.0, 30.0, 50.0]).view([1, 4]);
+        assert_eq!(vec(&encode(&xy, &b)), [6.0, 15.0, 20.0, 30.0]);
+        assert_eq!(vec(&decode(&xy, &encode(&xy, &b))), vec(&b));
+    }
+
+    #[test]
+    fn iou_of_known_pairs() {
+        let a = Tensor::from_slice(&[0., 0., 2., 2., 0., 0., 1., 1.]).view([2, 4]);
+        let b = Tensor::from_slice(&[1., 1., 3., 3., 2., 0., 3., 1.]).view([2, 4]);
+        let (iou, giou) = iou_and_giou(&a, &b, 1e-6);
+        assert_eq!(vec(&iou), [1. / 7., 0.]);
+        assert!((vec(&giou)[0] - (1. / 7. - 2. / 9.)).abs() < 1e-12);
+        assert!((vec(&giou)[1] + 1. / 3.).abs() < 1e-12, "apart: minus the empty third of the hull");
+    }
+}

@@ -1,0 +1,171 @@
+//! Sizes, flips, and the one pass that turns a decoded image into network input.
+
+use dw_shards::format::GtBox;
+use dw_shards::pixels::Rgb;
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+
+use super::sampler::{stream, unit};
+use crate::config::DataConfig;
+use crate::error::{Error, Result};
+
+/// Mean and standard deviation of ImageNet's pixels (RGB, 0..255).
+pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
+/// See [`MEAN`].
+pub const STD: [f32; 3] = [58.395, 57.12, 57.375];
+/// Padded sides are multiples of this.
+const ALIGN: u32 = 32;
+
+/// How one image is changed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Transform {
+    /// Width after resizing, pixels.
+    pub width: u32,
+    /// Height after resizing, pixels.
+    pub height: u32,
+    /// Mirror left and right.
+    pub flip: bool,
+}
+
+/// Size of a `width` x `height` image whose shorter side becomes `short`, unless the longer would exceed `long`;
+/// rounded as mmcv's `rescale_size`.
+pub fn keep_ratio(width: u32, height: u32, short: u32, long: u32) -> (u32, u32) {
+    let (w, h) = (f64::from(width), f64::from(height));
+    let scale = (f64::from(long) / w.max(h)).min(f64::from(short) / w.min(h));
+    let side = |v: f64| ((v * scale + 0.5) as u32).max(1);
+    (side(w), side(h))
+}
+
+impl Transform {
+    /// For training: drawn from seed, epoch and position alone.
+    pub fn train(width: u32, height: u32, c: &DataConfig, seed: u64, epoch: usize, position: usize) -> Self {
+        let mut rng = stream(&[seed, epoch as u64, position as u64, 1]);
+        let flip = unit(&mut rng) < c.flip;
+        let short = match c.multi_scale[..] {
+            [low, high] => low + (unit(&mut rng) * f64::from(high - low + 1)) as u32,
+            _ => c.short_side,
+        };
+        let (width, height) = keep_ratio(width, height, short, c.long_side);
+        Self { width, height, flip }
+    }
+
+    /// For evaluation.
+    pub fn eval(width: u32, height: u32, c: &DataConfig) -> Self {
+        let (width, height) = keep_ratio(width, height, c.short_side, c.long_side);
+        Self { width, height, flip: false }
+    }
+
+    /// Boxes of the network input, with labels: crowds and boxes under a pixel are left out, the rest is clipped.
+    pub fn boxes(&self, boxes: &[GtBox], image_width: u32, image_height: u32) -> (Vec<[f32; 4]>, Vec<i64>) {
+        let (sx, sy) = (f64::from(self.width) / f64::from(image_width), f64::from(self.height) / f64::from(image_height));
+        let (w, h) = (f64::from(self.width), f64::from(self.height));
+        boxes
+            .iter()
+            .filter(|b| !b.crowd && b.bbox[2] >= 1.0 && b.bbox[3] >= 1.0)
+            .filter_map(|b| {
+                let [x, y, bw, bh] = b.bbox;
+                let (mut x1, mut x2) = ((x * sx).clamp(0.0, w), ((x + bw) * sx).clamp(0.0, w));
+                let (y1, y2) = ((y * sy).clamp(0.0, h), ((y + bh) * sy).clamp(0.0, h));
+                if self.flip {
+                    (x1, x2) = (w - x2, w - x1);
+                }
+                (x2 > x1 && y2 > y1).then_some(([x1 as f32, y1 as f32, x2 as f32, y2 as f32], i64::from(b.label)))
+            })
+            .unzip()
+    }
+}
+
+/// The padded size of images that share a tensor: the largest of each side, a multiple of 32.
+pub fn padded(sizes: impl Iterator<Item = (u32, u32)>) -> (u32, u32) {
+    let (w, h) = sizes.fold((0, 0), |(w, h), (a, b)| (a.max(w), b.max(h)));
+    (w.next_multiple_of(ALIGN), h.next_multiple_of(ALIGN))
+}
+
+/// Resizes, mirrors, normalises and pads into `out`, the image's `[3, H, W]` planes of `padded` (w, h).
+///
+/// # Errors
+/// A size that cannot be resized.
+pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [f32]) -> Result<()> {
+    let resized;
+    let pixels = if (image.width as u32, image.height as u32) == (t.width, t.height) {
+        &image.data
+    } else {
+        resized = resize(image, t.width, t.height)?;
+        &resized
+    };
+    let (w, plane) = (t.width as usize, (padded.0 * padded.1) as usize);
+    out.fill(0.0);
+    let scale = STD.map(|s| 1.0 / s);
+    for (y, row) in pixels.chunks_exact(w * 3).enumerate() {
+        for (c, plane) in out.chunks_exact_mut(plane).enumerate() {
+            let line = &mut plane[y * padded.0 as usize..][..w];
+            if t.flip {
+                for (o, p) in line.iter_mut().rev().zip(row.chunks_exact(3)) {
+                    *o = (f32::from(p[c]) - MEAN[c]) * scale[c];
+                }
+            } else {
+                for (o, p) in line.iter_mut().zip(row.chunks_exact(3)) {
+                    *o = (f32::from(p[c]) - MEAN[c]) * scale[c];
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Bilinear without anti-aliasing, as detectors are trained elsewhere (OpenCV's `INTER_LINEAR`).
+fn resize(image: &Rgb, width: u32, height: u32) -> Result<Vec<u8>> {
+    let problem = |e: &dyn std::fmt::Display| {
+        Error::Data(format!("cannot resize an image of {} x {} pixels to {width} x {height}: {e}", image.width, image.height))
+    };
+    let source = ImageRef::new(image.width as u32, image.height as u32, &image.data, PixelType::U8x3).map_err(|e| problem(&e))?;
+    let mut target = Image::new(width, height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Interpolation(FilterType::Bilinear));
+    Resizer::new().resize(&source, &mut target, &options).map_err(|e| problem(&e))?;
+    Ok(target.into_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_follow_mmcv() {
+        assert_eq!(keep_ratio(640, 480, 800, 1333), (1067, 800));
+        assert_eq!(keep_ratio(640, 427, 800, 1333), (1199, 800));
+        assert_eq!(keep_ratio(640, 200, 800, 1333), (1333, 417));
+        assert_eq!(padded([(100, 64), (33, 65)].into_iter()), (128, 96));
+    }
+
+    #[test]
+    fn flip_moves_pixels_and_boxes_together() {
+        let mut image = Rgb { width: 4, height: 2, data: vec![0; 24] };
+        image.data[3] = 255; // red at x = 1, y = 0
+        let t = Transform { width: 4, height: 2, flip: true };
+        let mut out = vec![0.0; 3 * 32 * 32];
+        render(&image, &t, (32, 32), &mut out).unwrap();
+        let red = |x: usize| out[x] * STD[0] + MEAN[0];
+        assert!((red(2) - 255.0).abs() < 1e-3 && red(1).abs() < 1e-3);
+        assert_eq!(out[4], 0.0, "padding is zero after normalisation");
+        let b = GtBox { id: 1, bbox: [1.0, 0.0, 1.0, 1.0], area: 1.0, label: 7, crowd: false };
+        assert_eq!(t.boxes(&[b], 4, 2), (vec![[2.0, 0.0, 3.0, 1.0]], vec![7]));
+    }
+
+    #[test]
+    fn crowds_and_slivers_are_not_trained_on() {
+        let t = Transform { width: 10, height: 10, flip: false };
+        let b = |bbox, crowd| GtBox { id: 1, bbox, area: 1.0, label: 0, crowd };
+        assert!(t.boxes(&[b([1., 1., 5., 5.], true), b([1., 1., 0.5, 5.], false)], 10, 10).0.is_empty());
+        assert_eq!(t.boxes(&[b([5., 5., 50., 50.], false)], 10, 10).0, [[5., 5., 10., 10.]]);
+    }
+
+    #[test]
+    fn multi_scale_stays_in_range_and_repeats() {
+        let c = DataConfig { multi_scale: vec![480, 960], ..DataConfig::default() };
+        let of = |p| Transform::train(1000, 500, &c, 3, 1, p);
+        let shorts: Vec<u32> = (0..200).map(|p| of(p).height).collect();
+        assert!(shorts.iter().all(|s| (480..=667).contains(s)), "the longer side caps it at 667");
+        assert!(shorts.iter().any(|&s| s < 500) && (0..200).any(|p| of(p).flip) && (0..200).any(|p| !of(p).flip));
+        assert_eq!(of(17), of(17));
+    }
+}

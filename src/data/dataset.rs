@@ -1,0 +1,72 @@
+//! A split as training or evaluation sees it: which records, of which size.
+
+use std::path::Path;
+
+use dw_shards::Split;
+use dw_shards::coco::Category;
+
+use crate::error::{Error, Result};
+
+/// Images with a side under this are not trained on.
+const SMALLEST_SIDE: u32 = 32;
+
+/// A split with the records that are used.
+pub struct Dataset {
+    /// The packed split.
+    pub split: Split,
+    /// Records that are used, ascending.
+    pub records: Vec<usize>,
+}
+
+impl Dataset {
+    /// Opens a split; `limit` keeps the first N images (0: all), `filter_empty` drops those without boxes or too small.
+    ///
+    /// # Errors
+    /// No such split, damage, or nothing left.
+    pub fn open(shards: &Path, split: &str, limit: usize, filter_empty: bool) -> Result<Self> {
+        let split = Split::open(shards, split)?;
+        let limit = if limit == 0 { split.len() } else { limit.min(split.len()) };
+        let records: Vec<usize> = split
+            .entries()
+            .take(limit)
+            .enumerate()
+            .filter(|(_, e)| !filter_empty || (e.boxes > 0 && e.width.min(e.height) >= SMALLEST_SIDE))
+            .map(|(i, _)| i)
+            .collect();
+        if records.is_empty() {
+            let hint = "hint: `data.filter_empty` drops images without boxes, `data.limit` takes the first N only";
+            return Err(Error::Usage(format!("split `{}` in {}: no image is left to use\n{hint}", split.meta.split, shards.display())));
+        }
+        Ok(Self { split, records })
+    }
+
+    /// Number of images used.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Never: opening refuses that.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Label -> category.
+    pub fn categories(&self) -> &[Category] {
+        self.split.categories()
+    }
+}
+
+/// Two tables of categories must be equal (pain 9: else AP is 0 and nobody knows why).
+///
+/// # Errors
+/// The first category that differs.
+pub fn same_categories(a: &[Category], b: &[Category], what_a: &str, what_b: &str) -> Result<()> {
+    let text = |c: Option<&Category>| c.map_or_else(|| "nothing".to_owned(), |c| format!("{} `{}`", c.id, c.name));
+    for i in 0..a.len().max(b.len()) {
+        if a.get(i) != b.get(i) {
+            let (x, y) = (text(a.get(i)), text(b.get(i)));
+            return Err(Error::Data(format!("the categories of {what_a} and {what_b} differ: label {i} is {x} in one and {y} in the other")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! Errors of training and evaluation, and the exit codes they mean.
+
+use std::path::Path;
+
+/// Result of everything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A mistake in the command or the configuration (exit code 2).
+    #[error("{0}")]
+    Usage(String),
+    /// A file holds something it must not (exit code 3).
+    #[error("{0}")]
+    Data(String),
+    /// Shards (exit code 2 or 3).
+    #[error(transparent)]
+    Shards(#[from] dw_shards::Error),
+    /// Another rank was lost, or a collective failed (exit code 4).
+    #[error("{0}")]
+    Peer(#[from] dw_launch::Error),
+    /// The loss or a gradient is not a number (exit code 3).
+    #[error("{0}")]
+    NotFinite(String),
+    /// A checkpoint was written because the job was told to end (exit code 75: run again).
+    #[error("{0}")]
+    Preempted(String),
+    /// libtorch failed where it should not (exit code 5 when memory ran out, else 70).
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
+}
+
+impl Error {
+    /// A file that could not be read or written.
+    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.display().to_string();
+        move |e| Self::Data(format!("{doing} {path}: {e}"))
+    }
+
+    /// The exit code of a rank.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Data(_) | Self::NotFinite(_) => 3,
+            Self::Shards(e) => e.exit_code() as i32,
+            Self::Peer(_) => 4,
+            Self::Preempted(_) => 75,
+            Self::Torch(e) if e.to_string().contains("memory") => 5,
+            Self::Torch(_) => 70,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Convolutions and norm layers.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::params::{Init, Params};
+
+/// Which norm layers the backbone has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// Batch norm with fixed statistics; weight and bias are trained (the paper's setting, from ImageNet weights).
+    FrozenBn,
+    /// Batch norm with statistics of the rank's batch.
+    Bn,
+    /// Group norm.
+    Gn,
+}
+
+/// A convolution.
+#[derive(Debug)]
+pub struct Conv {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    stride: i64,
+    padding: i64,
+}
+
+/// Shape and start of a convolution.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvSpec {
+    /// Input channels.
+    pub input: i64,
+    /// Output channels.
+    pub output: i64,
+    /// Square kernel.
+    pub kernel: i64,
+    /// Stride.
+    pub stride: i64,
+    /// Start of the weights.
+    pub init: Init,
+    /// Start of the bias; none without.
+    pub bias: Option<f64>,
+}
+
+impl Conv {
+    /// A convolution named `name`, padded to keep the size at stride 1.
+    pub fn new(p: &mut Params, name: &str, spec: ConvSpec, trainable: bool) -> Self {
+        let ConvSpec { input, output, kernel, stride, init, bias } = spec;
+        let weight = p.param(format!("{name}.weight"), &[output, input, kernel, kernel], init, trainable, true);
+        let bias = bias.map(|b| p.param(format!("{name}.bias"), &[output], Init::Const(b), trainable, true));
+        Self { weight, bias, stride, padding: kernel / 2 }
+    }
+
+    /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.conv2d(&self.weight, self.bias.as_ref(), [self.stride, self.stride], [self.padding, self.padding], [1i64, 1], 1)
+    }
+}
+
+/// A norm layer.
+#[derive(Debug)]
+pub enum Norm {
+    /// Batch norm; `fixed` uses the running statistics in training, too.
+    Batch {
+        /// Scale `[C]`.
+        weight: Tensor,
+        /// Shift `[C]`.
+        bias: Tensor,
+        /// Running mean `[C]`.
+        mean: Tensor,
+        /// Running variance `[C]`.
+        var: Tensor,
+        /// Statistics never change.
+        fixed: bool,
+    },
+    /// Group norm.
+    Group {
+        /// Scale `[C]`.
+        weight: Tensor,
+        /// Shift `[C]`.
+        bias: Tensor,
+        /// Number of groups.
+        groups: i64,
+    },
+}
+
+/// Groups for `channels`: 32 as in the paper's head, fewer where a group would have less than four channels.
+fn groups(channels: i64) -> i64 {
+    let most = if channels % 32 == 0 && channels >= 256 { 32 } else { (channels / 4).clamp(1, 32) };
+    (1..=most).rev().find(|g| channels % g == 0).unwrap_or(1)
+}
+
+impl Norm {
+    /// A norm layer of `kind` named `name`, starting with scale `scale`.
+    pub fn new(p: &mut Params, name: &str, channels: i64, kind: NormKind, scale: f64, trainable: bool) -> Self {
+        let weight = p.param(format!("{name}.weight"), &[channels], Init::Const(scale), trainable, false);
+        let bias = p.param(format!("{name}.bias"), &[channels], Init::Const(0.0), trainable, false);
+        if kind == NormKind::Gn {
+            return Self::Group { weight, bias, groups: groups(channels) };
+        }
+        let mean = p.buffer(format!("{name}.running_mean"), &[channels], 0.0);
+        let var = p.buffer(format!("{name}.running_var"), &[channels], 1.0);
+        let _ = p.counter(format!("{name}.num_batches_tracked"));
+        Self::Batch { weight, bias, mean, var, fixed: kind == NormKind::FrozenBn || !trainable }
+    }
+
+    /// Normalises `[B, C, H, W]`; `train` updates batch statistics where they are not fixed.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        match self {
+            Self::Batch { weight, bias, mean, var, fixed } => {
+                x.batch_norm(Some(weight), Some(bias), Some(mean), Some(var), train && !fixed, 0.1, 1e-5, true)
+            }
+            Self::Group { weight, bias, groups } => x.group_norm(*groups, Some(weight), Some(bias), 1e-5, true),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::groups;
+
+    #[test]
+    fn group_counts() {
+        assert_eq!([256, 512, 128, 64, 16, 24, 6].map(groups), [32, 32, 32, 16, 4, 6, 1]);
+    }
+}

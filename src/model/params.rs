@@ -1,0 +1,93 @@
+//! Named parameters and buffers of a network, in the order they are used.
+//!
+//! Names are mmdetection's state-dict keys verbatim, so that checkpoints travel both ways.
+
+use tch::{Device, Kind, Tensor};
+
+/// How a parameter starts when nothing is loaded.
+#[derive(Debug, Clone, Copy)]
+pub enum Init {
+    /// All the same.
+    Const(f64),
+    /// Normal around 0.
+    Normal(f64),
+    /// He's normal for ReLU networks, by fan-out (mmdetection's ResNet).
+    KaimingFanOut,
+    /// Glorot's uniform (FPN).
+    XavierUniform,
+}
+
+/// A named tensor.
+#[derive(Debug)]
+pub struct Entry {
+    /// State-dict key.
+    pub name: String,
+    /// The tensor that the layers share.
+    pub tensor: Tensor,
+    /// Trained by SGD.
+    pub trainable: bool,
+    /// Weight decay applies (not to norm layers).
+    pub decay: bool,
+    /// A statistic, not a parameter.
+    pub buffer: bool,
+}
+
+/// All named tensors of one network.
+#[derive(Debug)]
+pub struct Params {
+    /// In the order of use.
+    pub entries: Vec<Entry>,
+    /// Kind of all floats.
+    pub kind: Kind,
+    /// Where they live.
+    pub device: Device,
+}
+
+impl Params {
+    /// No tensors yet.
+    pub fn new(kind: Kind, device: Device) -> Self {
+        Self { entries: vec![], kind, device }
+    }
+
+    fn push(&mut self, name: String, tensor: Tensor, trainable: bool, decay: bool, buffer: bool) -> Tensor {
+        let tensor = tensor.to_device(self.device).set_requires_grad(trainable);
+        let shared = tensor.shallow_clone();
+        self.entries.push(Entry { name, tensor, trainable, decay, buffer });
+        shared
+    }
+
+    /// Adds a parameter.
+    pub fn param(&mut self, name: impl Into<String>, shape: &[i64], init: Init, trainable: bool, decay: bool) -> Tensor {
+        let options = (self.kind, Device::Cpu);
+        let receptive: i64 = shape.iter().skip(2).product();
+        let (fan_in, fan_out) = (receptive * shape.get(1).unwrap_or(&1), receptive * shape.first().unwrap_or(&1));
+        let mut t = Tensor::zeros(shape, options);
+        let _ = match init {
+            Init::Const(v) => t.fill_(v),
+            Init::Normal(std) => t.normal_(0.0, std),
+            Init::KaimingFanOut => t.normal_(0.0, (2.0 / fan_out as f64).sqrt()),
+            Init::XavierUniform => {
+                let bound = (6.0 / (fan_in + fan_out) as f64).sqrt();
+                t.uniform_(-bound, bound)
+            }
+        };
+        self.push(name.into(), t, trainable, decay, false)
+    }
+
+    /// Adds a statistic.
+    pub fn buffer(&mut self, name: impl Into<String>, shape: &[i64], value: f64) -> Tensor {
+        let t = Tensor::full(shape, value, (self.kind, Device::Cpu));
+        self.push(name.into(), t, false, false, true)
+    }
+
+    /// Adds an integer counter (batch norm's `num_batches_tracked`, which loaders of other tools expect).
+    pub fn counter(&mut self, name: impl Into<String>) -> Tensor {
+        self.push(name.into(), Tensor::zeros([0i64; 0], (Kind::Int64, Device::Cpu)), false, false, true)
+    }
+
+    /// Number of trained and of all parameters.
+    pub fn counts(&self) -> (usize, usize) {
+        let of = |only: bool| self.entries.iter().filter(|e| !e.buffer && (e.trainable || !only)).map(|e| e.tensor.numel()).sum();
+        (of(true), of(false))
+    }
+}

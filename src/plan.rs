@@ -1,0 +1,145 @@
+//! A run's numbers, resolved from configuration, world and data: what is printed at the start and saved with the run.
+
+use dw_launch::Collectives;
+use tch::Device;
+
+use crate::config::{Config, LrScaling};
+use crate::data::sampler::steps_per_epoch;
+use crate::error::{Error, Result};
+use crate::model::Architecture;
+use crate::train::schedule::Schedule;
+
+/// Resolved settings of a training run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Name of the configuration.
+    pub name: String,
+    /// As configured.
+    pub config: Config,
+    /// The network.
+    pub architecture: Architecture,
+    /// This rank's device.
+    pub device: Device,
+    /// This rank.
+    pub rank: usize,
+    /// Ranks.
+    pub world: usize,
+    /// Images of all ranks in one step.
+    pub global_batch: usize,
+    /// Images of the training split in use.
+    pub train_images: usize,
+    /// Images of the validation split in use.
+    pub val_images: usize,
+    /// Steps of an epoch.
+    pub steps_per_epoch: usize,
+    /// Steps of the run.
+    pub total_steps: usize,
+    /// Learning rate of every step.
+    pub schedule: Schedule,
+    /// CPU threads of this rank.
+    pub threads: usize,
+    /// How the ranks add.
+    pub collectives: String,
+}
+
+impl Plan {
+    /// Resolves a configuration. `saved_batch` is the global batch of the checkpoint a run goes on from.
+    ///
+    /// # Errors
+    /// A global batch that the ranks cannot share.
+    #[expect(clippy::too_many_arguments, reason = "one value for each thing a run depends on")]
+    pub fn new(
+        name: &str,
+        mut config: Config,
+        classes: usize,
+        images: (usize, usize),
+        device: Device,
+        world: &dyn Collectives,
+        threads: usize,
+        saved_batch: Option<usize>,
+    ) -> Result<Self> {
+        let ranks = world.size();
+        let global_batch = saved_batch.unwrap_or(config.train.images_per_rank * ranks);
+        if global_batch % ranks != 0 {
+            let fits: Vec<String> = (1..=global_batch).filter(|n| global_batch % n == 0).map(|n| n.to_string()).collect();
+            return Err(Error::Usage(format!(
+                "cannot resume on {ranks} ranks: the checkpoint's global batch of {global_batch} images must be shared evenly\nhint: use {} ranks",
+                fits.join(", ")
+            )));
+        }
+        config.train.images_per_rank = global_batch / ranks;
+        if config.model.init == "random" {
+            config.model.frozen_stages = -1;
+        }
+        let m = &config.model;
+        let architecture = Architecture {
+            backbone: m.backbone,
+            width: m.width,
+            channels: m.channels,
+            norm: m.norm,
+            frozen_stages: m.frozen_stages,
+            refine: m.refine,
+            classes: classes as i64,
+        };
+        let steps = steps_per_epoch(images.0, global_batch);
+        let all = steps * config.train.epochs;
+        let total_steps = if config.train.max_steps == 0 { all } else { config.train.max_steps };
+        let t = &config.train;
+        let lr = match t.lr_scaling {
+            LrScaling::Linear => t.lr * global_batch as f64 / t.base_batch as f64,
+            LrScaling::None => t.lr,
+        };
+        let schedule = Schedule {
+            lr,
+            steps_per_epoch: steps,
+            drops: t.lr_steps.clone(),
+            decay: t.lr_decay,
+            warmup_steps: t.warmup_steps,
+            warmup_ratio: t.warmup_ratio,
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            architecture,
+            device,
+            rank: world.rank(),
+            world: ranks,
+            global_batch,
+            train_images: images.0,
+            val_images: images.1,
+            steps_per_epoch: steps,
+            total_steps,
+            schedule,
+            threads,
+            collectives: world.name(),
+            config,
+        })
+    }
+
+    /// The settings as a table for people.
+    pub fn table(&self, parameters: (usize, usize)) -> String {
+        let c = &self.config;
+        let (m, d, t, a) = (&c.model, &c.data, &c.train, &c.assign);
+        let scales = if d.multi_scale.is_empty() { d.short_side.to_string() } else { format!("{}..{}", d.multi_scale[0], d.multi_scale[1]) };
+        let rows = [
+            ("configuration", self.name.clone()),
+            ("network", format!("{:?} x {} + FPN + FCOS head, {} channels, norm {:?}, refinement {}", m.backbone, m.width, m.channels, m.norm, m.refine)),
+            ("parameters", format!("{} trained of {}", parameters.0, parameters.1)),
+            ("start", format!("{}, {} frozen stages", m.init, m.frozen_stages.max(0))),
+            ("data", format!("{}: {} ({} images), {} ({} images)", d.shards.display(), d.train_split, self.train_images, d.val_split, self.val_images)),
+            ("classes", self.architecture.classes.to_string()),
+            ("input", format!("short side {scales}, long side <= {}, flip {}", d.long_side, d.flip)),
+            ("assignment", format!("DW, {:?} formula: beta {}, mu {}, gamma {} / {}, prior {:?}", a.formula, a.beta, a.mu, a.gamma1, a.gamma2, a.prior)),
+            ("ranks", format!("{} on {:?}, {} threads each, collectives: {}", self.world, self.device, self.threads, self.collectives)),
+            ("global batch", format!("{} = {} images x {} ranks", self.global_batch, t.images_per_rank, self.world)),
+            ("learning rate", format!("{} ({} at {} images, scaling {:?}), x{} after epochs {:?}, warm-up {} steps", self.schedule.lr, t.lr, t.base_batch, t.lr_scaling, t.lr_decay, t.lr_steps, t.warmup_steps)),
+            ("schedule", format!("{} steps = {:.2} epochs of {} steps", self.total_steps, self.total_steps as f64 / self.steps_per_epoch as f64, self.steps_per_epoch)),
+            ("seed", t.seed.to_string()),
+        ];
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        for (k, v) in rows {
+            table.add_row([k.to_owned(), v]);
+        }
+        table.to_string()
+    }
+}

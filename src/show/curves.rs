@@ -1,0 +1,98 @@
+//! Losses and AP of a run over its steps.
+
+use std::path::Path;
+
+use plotters::backend::BitMapBackend;
+use plotters::prelude::*;
+use serde_json::{Map, Value};
+
+use super::{COLORS, failed, font, save_png};
+use crate::error::{Error, Result};
+use crate::train::metrics;
+
+const WIDTH: u32 = 1000;
+const HEIGHT: u32 = 720;
+
+/// Names and points `(step, value)` of the lines.
+type Series = Vec<(String, Vec<(f64, f64)>)>;
+
+/// Draws a run's `metrics.jsonl` (given itself or its work directory) into a PNG file.
+///
+/// # Errors
+/// No such run, no steps in it yet, a file that cannot be written.
+pub fn draw(run: &Path, out: &Path) -> Result<()> {
+    let file = if run.is_dir() { run.join("metrics.jsonl") } else { run.to_owned() };
+    let rows = metrics::read(&file)?;
+    // A resumed run repeats steps: the later row holds.
+    let loss_names = ["loss", "loss_cls_pos", "loss_loc", "loss_cls_neg"];
+    let losses = series(&rows, &loss_names);
+    if losses.iter().all(|s| s.1.is_empty()) {
+        return Err(Error::Data(format!("{}: no steps in it yet", file.display())));
+    }
+    let aps = series(&rows, &["AP", "AP50", "AP75"]);
+    font();
+    let mut pixels = vec![255u8; (WIDTH * HEIGHT * 3) as usize];
+    {
+        let root = BitMapBackend::with_buffer(&mut pixels, (WIDTH, HEIGHT)).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let (top, bottom) = root.split_vertically(HEIGHT * 6 / 10);
+        let highest = losses.iter().flat_map(|s| smooth(&s.1)).map(|p| p.1).fold(0.0, f64::max);
+        panel(&top, "loss (running mean)", &losses.iter().map(|(n, p)| (n.clone(), smooth(p))).collect(), highest * 1.05)?;
+        panel(&bottom, "AP on the validation split", &aps, 1.0)?;
+        root.present().map_err(failed)?;
+    }
+    save_png(out, WIDTH, HEIGHT, &pixels)
+}
+
+fn series(rows: &[Map<String, Value>], names: &[&str]) -> Series {
+    names
+        .iter()
+        .map(|name| {
+            let mut points = std::collections::BTreeMap::new();
+            for row in rows {
+                if let (Some(step), Some(v)) = (row.get("step").and_then(Value::as_u64), row.get(*name).and_then(Value::as_f64)) {
+                    points.insert(step, v);
+                }
+            }
+            ((*name).to_owned(), points.into_iter().map(|(s, v)| (s as f64, v)).collect())
+        })
+        .collect()
+}
+
+/// Mean over a window of a fiftieth of the run.
+fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let half = points.len() / 100;
+    (0..points.len())
+        .map(|i| {
+            let window = &points[i.saturating_sub(half)..(i + half + 1).min(points.len())];
+            (points[i].0, window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64)
+        })
+        .collect()
+}
+
+fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str, lines: &Series, top: f64) -> Result<()> {
+    let last = lines.iter().filter_map(|s| s.1.last()).map(|p| p.0).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 20))
+        .margin(10)
+        .x_label_area_size(35)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..last, 0.0..top.max(1e-3))
+        .map_err(failed)?;
+    chart.configure_mesh().x_desc("step").label_style(("sans-serif", 14)).light_line_style(WHITE).draw().map_err(failed)?;
+    for (i, (name, points)) in lines.iter().enumerate().filter(|(_, s)| !s.1.is_empty()) {
+        // Yellow is for photos; on white it cannot be read.
+        let color = [COLORS[6], COLORS[4], COLORS[2], COLORS[5]][i % 4];
+        let label = format!("{name} {:.3}", points[points.len() - 1].1);
+        chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2))).map_err(failed)?.label(label).legend(
+            move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)),
+        );
+        chart.draw_series(points.iter().take(if points.len() < 50 { 50 } else { 0 }).map(|p| Circle::new(*p, 3, color.filled()))).map_err(failed)?;
+    }
+    if lines.iter().any(|s| !s.1.is_empty()) {
+        let labels = chart.configure_series_labels();
+        let mut labels = labels;
+        labels.background_style(WHITE.mix(0.85)).border_style(BLACK).label_font(("sans-serif", 14)).draw().map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,303 @@
+//! Checkpoints: folders `step-00001200` that are whole or not there.
+//!
+//! Written aside, synced, renamed; `DONE` is the last file. A folder without it, or whose checksums do not hold, is
+//! never loaded (pain 14).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::flat::Flat;
+use crate::config::{self, Config};
+use crate::error::{Error, Result};
+use crate::model::{Architecture, Params};
+use dw_shards::coco::Category;
+
+const MODEL: &str = "model.safetensors";
+const MOMENTUM: &str = "momentum.safetensors";
+const STATE: &str = "state.json";
+const CONFIG: &str = "config.toml";
+const MANIFEST: &str = "manifest.json";
+const DONE: &str = "DONE";
+
+/// What a run needs to go on, beside tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Steps done.
+    pub step: usize,
+    /// Seed of order and augmentation.
+    pub seed: u64,
+    /// Images of all ranks in one step.
+    pub global_batch: usize,
+    /// Fingerprint of the training split's index.
+    pub data: u32,
+    /// The network.
+    pub architecture: Architecture,
+    /// Label -> category.
+    pub categories: Vec<Category>,
+}
+
+/// A whole checkpoint on disk.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The folder.
+    pub path: PathBuf,
+    /// State.
+    pub state: State,
+    /// Configuration of the run.
+    pub config: Config,
+}
+
+/// Folder name of a step.
+fn folder(step: usize) -> String {
+    format!("step-{step:08}")
+}
+
+fn bytes_of(t: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
+    let (dtype, width) = match t.kind() {
+        Kind::Float => (Dtype::F32, 4),
+        Kind::Double => (Dtype::F64, 8),
+        Kind::Int64 => (Dtype::I64, 8),
+        other => return Err(Error::Data(format!("cannot store tensors of kind {other:?}"))),
+    };
+    let t = t.detach().to_device(tch::Device::Cpu).contiguous();
+    let mut bytes = vec![0; t.numel() * width];
+    t.f_copy_data_u8(&mut bytes, t.numel())?;
+    Ok((dtype, t.size().iter().map(|&n| n as usize).collect(), bytes))
+}
+
+fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, Tensor)>) -> Result<()> {
+    let data = tensors.map(|(n, t)| Ok((n.to_owned(), bytes_of(&t)?))).collect::<Result<Vec<_>>>()?;
+    let problem = |e: safetensors::SafeTensorError| Error::Data(format!("cannot write {}: {e}", path.display()));
+    let views = data
+        .iter()
+        .map(|(n, (dtype, shape, bytes))| Ok((n.clone(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(problem)?;
+    safetensors::serialize_to_file(views, None, path).map_err(problem)
+}
+
+/// Tensors of a `.safetensors` file by name.
+///
+/// # Errors
+/// A missing or damaged file.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = fs::read(path).map_err(|e| Error::Usage(format!("cannot read weights: {e}")))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::Data(format!("{}: not a whole .safetensors file: {e}", path.display())))?;
+    file.iter()
+        .map(|(name, t)| {
+            let kind = match t.dtype() {
+                Dtype::F32 => Kind::Float,
+                Dtype::F64 => Kind::Double,
+                Dtype::F16 => Kind::Half,
+                Dtype::BF16 => Kind::BFloat16,
+                Dtype::I64 => Kind::Int64,
+                other => return Err(Error::Data(format!("{}: `{name}`: unsupported type {other:?}", path.display()))),
+            };
+            let shape: Vec<i64> = t.shape().iter().map(|&n| n as i64).collect();
+            Ok((name.to_owned(), Tensor::f_from_data_size(t.data(), &shape, kind)?))
+        })
+        .collect()
+}
+
+/// Writes the checkpoint of `state.step` below `dir`.
+///
+/// # Errors
+/// A full disk or a folder that cannot be written; nothing half-written is left.
+pub fn save(dir: &Path, state: &State, config: &Config, params: &Params, flat: &Flat) -> Result<PathBuf> {
+    fs::create_dir_all(dir).map_err(Error::io("cannot create", dir))?;
+    let aside = dir.join(format!(".{}.writing", folder(state.step)));
+    let target = dir.join(folder(state.step));
+    let written = write_all(&aside, state, config, params, flat).and_then(|()| {
+        if target.exists() {
+            fs::remove_dir_all(&target).map_err(Error::io("cannot replace", &target))?;
+        }
+        fs::rename(&aside, &target).map_err(Error::io("cannot rename into", &target))?;
+        Ok(dw_shards::writer::sync_dir(dir)?)
+    });
+    if let Err(e) = written {
+        // The first error is the one to tell.
+        let _ = fs::remove_dir_all(&aside);
+        return Err(e);
+    }
+    Ok(target)
+}
+
+fn write_all(aside: &Path, state: &State, config: &Config, params: &Params, flat: &Flat) -> Result<()> {
+    if aside.exists() {
+        fs::remove_dir_all(aside).map_err(Error::io("cannot remove", aside))?;
+    }
+    fs::create_dir(aside).map_err(Error::io("cannot create", aside))?;
+    write_tensors(&aside.join(MODEL), params.entries.iter().map(|e| (e.name.as_str(), e.tensor.shallow_clone())))?;
+    let momentum = flat.momentum_by_name();
+    write_tensors(&aside.join(MOMENTUM), momentum.iter().map(|(n, t)| (n.as_str(), t.shallow_clone())))?;
+    let write = |name: &str, text: String| {
+        let path = aside.join(name);
+        fs::write(&path, text).map_err(Error::io("cannot write", &path))
+    };
+    let json = |e: serde_json::Error| Error::Data(format!("cannot write {}: {e}", aside.display()));
+    write(STATE, serde_json::to_string_pretty(state).map_err(json)? + "\n")?;
+    write(CONFIG, toml::to_string(config).map_err(|e| Error::Data(format!("cannot write {}: {e}", aside.display())))?)?;
+    let mut manifest = BTreeMap::new();
+    for name in [MODEL, MOMENTUM, STATE, CONFIG] {
+        let path = aside.join(name);
+        manifest.insert(name, checksum(&path)?);
+        sync(&path)?;
+    }
+    write(MANIFEST, serde_json::to_string_pretty(&manifest).map_err(json)? + "\n")?;
+    sync(&aside.join(MANIFEST))?;
+    write(DONE, format!("step {}\n", state.step))?;
+    sync(&aside.join(DONE))?;
+    Ok(dw_shards::writer::sync_dir(aside)?)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    std::fs::File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("cannot sync", path))
+}
+
+fn checksum(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(Error::io("cannot read", path))?;
+    Ok(format!("crc32c {:08x} {}", crc32c::crc32c(&bytes), bytes.len()))
+}
+
+/// Opens a checkpoint folder and checks every file.
+///
+/// # Errors
+/// Not a checkpoint, an unfinished or a damaged one.
+pub fn open(path: &Path) -> Result<Checkpoint> {
+    if !path.is_dir() {
+        return Err(Error::Usage(format!("no checkpoint at {}: expected a folder like work/NAME/checkpoints/step-00001200", path.display())));
+    }
+    if !path.join(DONE).is_file() {
+        return Err(Error::Data(format!("{}: not a whole checkpoint: it has no file {DONE}", path.display())));
+    }
+    let text = |name: &str| fs::read_to_string(path.join(name)).map_err(|e| Error::Data(format!("checkpoint: {e}")));
+    let bad = |name: &str, e: &dyn std::fmt::Display| Error::Data(format!("{}: {e}", path.join(name).display()));
+    let manifest: BTreeMap<String, String> = serde_json::from_str(&text(MANIFEST)?).map_err(|e| bad(MANIFEST, &e))?;
+    for name in [MODEL, MOMENTUM, STATE, CONFIG] {
+        let expected = manifest.get(name).ok_or_else(|| bad(MANIFEST, &format!("does not list {name}")))?;
+        let found = checksum(&path.join(name))?;
+        if *expected != found {
+            return Err(bad(name, &format!("the file is damaged: expected {expected}, found {found}")));
+        }
+    }
+    let state: State = serde_json::from_str(&text(STATE)?).map_err(|e| bad(STATE, &e))?;
+    let config = config::from_saved(&text(CONFIG)?, &path.join(CONFIG))?;
+    Ok(Checkpoint { path: path.to_owned(), state, config })
+}
+
+/// Step folders below `dir`, newest first.
+fn steps(dir: &Path) -> Vec<(usize, PathBuf)> {
+    let Ok(entries) = fs::read_dir(dir) else { return vec![] };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .filter_map(|e| Some((e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?, e.path())))
+        .collect();
+    found.sort_by_key(|f| std::cmp::Reverse(f.0));
+    found
+}
+
+/// The newest whole checkpoint below `dir`; damaged ones are passed over with a warning.
+pub fn newest(dir: &Path) -> Option<Checkpoint> {
+    for (_, path) in steps(dir) {
+        match open(&path) {
+            Ok(c) => return Some(c),
+            Err(e) => tracing::warn!("passing over a checkpoint: {e}"),
+        }
+    }
+    None
+}
+
+/// Removes all but the newest `keep` checkpoints and the best.
+///
+/// # Errors
+/// A folder that cannot be removed.
+pub fn prune(dir: &Path, keep: usize, best: Option<usize>) -> Result<()> {
+    for (step, path) in steps(dir).into_iter().skip(keep) {
+        if Some(step) != best {
+            fs::remove_dir_all(&path).map_err(Error::io("cannot remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+impl Checkpoint {
+    /// Copies weights, and momentum where `flat` is given, into a network of the same architecture.
+    ///
+    /// # Errors
+    /// Another architecture: which tensors differ.
+    pub fn load(&self, params: &mut Params, flat: Option<&Flat>) -> Result<()> {
+        let path = self.path.join(MODEL);
+        let report = copy_into(&read_tensors(&path)?, params);
+        if !report.missing.is_empty() || !report.unused.is_empty() || !report.reshaped.is_empty() {
+            return Err(Error::Usage(format!(
+                "{}: the checkpoint is of another architecture than the configuration asks for\n{report}\nhint: use the configuration of that run (`config.toml` in the checkpoint), or --init to take what fits",
+                path.display()
+            )));
+        }
+        if let Some(flat) = flat {
+            let momentum = read_tensors(&self.path.join(MOMENTUM))?;
+            for (name, mut place) in flat.momentum_by_name() {
+                let Some(t) = momentum.get(&name).filter(|t| t.size() == place.size()) else {
+                    return Err(Error::Data(format!("{}: no momentum of `{name}` in the right shape", self.path.display())));
+                };
+                tch::no_grad(|| place.copy_(t));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What became of a file's tensors.
+#[derive(Debug, Default)]
+pub struct LoadReport {
+    /// Copied.
+    pub matched: usize,
+    /// Of the network, not in the file.
+    pub missing: Vec<String>,
+    /// Of the file, not in the network.
+    pub unused: Vec<String>,
+    /// In both, with another shape.
+    pub reshaped: Vec<String>,
+}
+
+impl std::fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} tensors matched", self.matched)?;
+        for (what, names) in [("missing in the file", &self.missing), ("of another shape", &self.reshaped), ("not used", &self.unused)] {
+            if !names.is_empty() {
+                let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+                write!(f, "; {} {what}: {shown}{}", names.len(), if names.len() > 5 { ", ..." } else { "" })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies tensors by name into a network; ImageNet files name the backbone's tensors without `backbone.`.
+pub fn copy_into(file: &BTreeMap<String, Tensor>, params: &mut Params) -> LoadReport {
+    let mut report = LoadReport::default();
+    let mut used = std::collections::BTreeSet::new();
+    tch::no_grad(|| {
+        for e in &mut params.entries {
+            let bare = e.name.strip_prefix("backbone.").unwrap_or(&e.name);
+            let Some((key, t)) = file.get_key_value(&e.name).or_else(|| file.get_key_value(bare)) else {
+                report.missing.push(e.name.clone());
+                continue;
+            };
+            used.insert(key);
+            if t.size() == e.tensor.size() {
+                e.tensor.copy_(t);
+                report.matched += 1;
+            } else {
+                report.reshaped.push(format!("{} (network {:?}, file {:?})", e.name, e.tensor.size(), t.size()));
+            }
+        }
+    });
+    report.unused = file.keys().filter(|k| !used.contains(k)).cloned().collect();
+    report
+}

@@ -1,0 +1,48 @@
+//! SGD with momentum and weight decay over the flat buffers: v <- m v + (g + wd p); p <- p - lr v.
+
+use super::flat::Flat;
+
+/// One update. `scale` multiplies the gradient (clipping). Leaves the gradients at zero.
+pub fn step(flat: &mut Flat, lr: f64, momentum: f64, weight_decay: f64, scale: f64) {
+    tch::no_grad(|| {
+        let Flat { params, grads, momentum: velocity, decayed, .. } = flat;
+        if scale != 1.0 {
+            let _ = grads.g_mul_scalar_(scale);
+        }
+        if weight_decay > 0.0 {
+            let mut g = grads.narrow(0, 0, *decayed);
+            let _ = g.g_add_(&(params.narrow(0, 0, *decayed) * weight_decay));
+        }
+        let _ = velocity.g_mul_scalar_(momentum);
+        let _ = velocity.g_add_(grads);
+        let _ = params.g_sub_(&(&*velocity * lr));
+        let _ = grads.zero_();
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Params;
+    use crate::model::params::Init;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn two_steps_by_hand() {
+        let mut p = Params::new(Kind::Double, Device::Cpu);
+        let w = p.param("w", &[1], Init::Const(1.0), true, true);
+        let n = p.param("n", &[1], Init::Const(1.0), true, false);
+        let mut flat = Flat::new(&mut p);
+        let (mut pw, mut vw, mut pn, mut vn) = (1.0, 0.0, 1.0, 0.0);
+        for _ in 0..2 {
+            (&w * 3.0 + &n * 3.0).sum(Kind::Double).backward();
+            step(&mut flat, 0.1, 0.9, 0.5, 1.0);
+            vw = 0.9 * vw + 3.0 + 0.5 * pw;
+            pw -= 0.1 * vw;
+            vn = 0.9 * vn + 3.0;
+            pn -= 0.1 * vn;
+        }
+        assert!((w.double_value(&[0]) - pw).abs() < 1e-15);
+        assert!((n.double_value(&[0]) - pn).abs() < 1e-15, "norm parameters do not decay");
+    }
+}

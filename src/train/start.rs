@@ -1,0 +1,149 @@
+//! From a command line to a running loop: data, plan, network, weights or checkpoint, work directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dw_launch::{Collectives, Topology};
+use tch::Kind;
+
+use super::checkpoint::{self, Checkpoint};
+use super::flat::Flat;
+use super::{Run, checkpoint::State};
+use crate::app;
+use crate::config::{self, Config};
+use crate::data::Dataset;
+use crate::data::dataset::same_categories;
+use crate::device::Choice;
+use crate::error::{Error, Result};
+use crate::model::Detector;
+use crate::plan::Plan;
+
+/// Which checkpoint to go on from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest of the work directory, if there is one.
+    Auto,
+    /// Start anew.
+    None,
+    /// This one.
+    Path(PathBuf),
+}
+
+impl std::str::FromStr for Resume {
+    type Err = std::convert::Infallible;
+    fn from_str(s: &str) -> std::result::Result<Self, Self::Err> {
+        Ok(match s {
+            "auto" => Self::Auto,
+            "none" => Self::None,
+            path => Self::Path(path.into()),
+        })
+    }
+}
+
+/// What `dw-train` was asked for.
+#[derive(Debug)]
+pub struct Request {
+    /// Name or path of the configuration.
+    pub config: String,
+    /// `key.path=value`, laid over it.
+    pub sets: Vec<String>,
+    /// Where results go; `work/NAME` when not given.
+    pub work_dir: Option<PathBuf>,
+    /// Which checkpoint to go on from.
+    pub resume: Resume,
+    /// Device.
+    pub device: Choice,
+    /// Resolve and print everything, then end.
+    pub dry_run: bool,
+}
+
+/// Prepares and trains.
+///
+/// # Errors
+/// Anything a user can get wrong, and what can go wrong on the way.
+#[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
+pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn Collectives>>) -> Result<()> {
+    let config = config::load(&request.config, &request.sets)?;
+    let name = Path::new(&request.config).file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
+    let work_dir = request.work_dir.clone().unwrap_or_else(|| Path::new("work").join(&name));
+    let d = &config.data;
+    let train = Arc::new(Dataset::open(&d.shards, &d.train_split, d.limit, d.filter_empty)?);
+    let val = validation(&config, &train)?;
+    let from = match &request.resume {
+        Resume::None => None,
+        Resume::Auto => checkpoint::newest(&work_dir.join("checkpoints")),
+        Resume::Path(path) => Some(app::find_checkpoint(path)?),
+    };
+    if let Some(c) = &from {
+        check_resume(c, &train, &config)?;
+    }
+    let (device, threads) = app::device(request.device, config.train.threads, topology)?;
+    let world: &dyn Collectives = &**world.insert(app::join(device)?);
+
+    let images = (train.len(), val.as_ref().map_or(0, Dataset::len));
+    let batch = from.as_ref().map(|c| c.state.global_batch);
+    let plan = Plan::new(&name, config, train.categories().len(), images, device, world, threads, batch)?;
+    tch::manual_seed(plan.config.train.seed as i64);
+    let mut detector = Detector::new(&plan.architecture, Kind::Float, device);
+    if request.dry_run {
+        if plan.rank == 0 {
+            println!("{}", plan.table(detector.params.counts()));
+        }
+        return Ok(());
+    }
+    if from.is_none() {
+        app::init_weights(&mut detector, &plan.config)?;
+    }
+    let flat = Flat::new(&mut detector.params);
+    let mut start = 0;
+    if let Some(c) = &from {
+        c.load(&mut detector.params, Some(&flat))?;
+        start = c.state.step;
+        tracing::info!("going on from {} (step {start})", c.path.display());
+    }
+    if plan.rank == 0 {
+        prepare_work_dir(&work_dir, &plan, &detector)?;
+    }
+    if start >= plan.total_steps {
+        tracing::info!("nothing to do: {start} of {} steps are done", plan.total_steps);
+        return Ok(());
+    }
+    Run { plan: &plan, world, train, val, detector, flat, start, work_dir }.train()
+}
+
+/// The validation split; training without evaluation needs none.
+fn validation(config: &Config, train: &Dataset) -> Result<Option<Dataset>> {
+    if config.eval.every_epochs == 0 {
+        return Ok(None);
+    }
+    let d = &config.data;
+    let val = Dataset::open(&d.shards, &d.val_split, d.limit, false)?;
+    same_categories(train.categories(), val.categories(), &d.train_split, &d.val_split)?;
+    Ok(Some(val))
+}
+
+/// A run goes on only with the data, seed and network it began with (the network's shape is checked on loading).
+fn check_resume(c: &Checkpoint, train: &Dataset, config: &Config) -> Result<()> {
+    let State { data, seed, ref categories, .. } = c.state;
+    same_categories(categories, train.categories(), "the checkpoint", "the data")?;
+    let differs = |what: &str, hint: &str| Err(Error::Usage(format!("cannot go on from {}: {what}\nhint: {hint}", c.path.display())));
+    if data != train.split.fingerprint() {
+        return differs("the training data are not those it began with", "pack the same data with the same options, or start anew with --resume none");
+    }
+    if seed != config.train.seed {
+        return differs(&format!("it began with seed {seed}, the configuration says {}", config.train.seed), "use the same `train.seed`");
+    }
+    Ok(())
+}
+
+fn prepare_work_dir(dir: &Path, plan: &Plan, detector: &Detector) -> Result<()> {
+    fs_err::create_dir_all(dir).map_err(Error::io("cannot create the work directory", dir))?;
+    let table = plan.table(detector.params.counts());
+    tracing::info!("settings\n{table}");
+    let saved = toml::to_string(&plan.config).map_err(|e| Error::Usage(format!("cannot save the configuration: {e}")))?;
+    for (name, text) in [("config.toml", saved), ("settings.txt", table + "\n")] {
+        let path = dir.join(name);
+        fs_err::write(&path, text).map_err(Error::io("cannot write", &path))?;
+    }
+    Ok(())
+}
