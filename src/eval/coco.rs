@@ -65,7 +65,8 @@ pub struct Params {
 impl Default for Params {
     fn default() -> Self {
         // numpy's linspace, bit for bit: start + i * step, the last set to the end.
-        let iou = (0..10).map(|i| if i == 9 { 0.95 } else { f64::from(i) * (0.45 / 9.0) + 0.5 }).collect();
+        let step = (0.95 - 0.5) / 9.0;
+        let iou = (0..10).map(|i| if i == 9 { 0.95 } else { f64::from(i) * step + 0.5 }).collect();
         let areas = vec![[0.0, 1e10], [0.0, 1024.0], [1024.0, 9216.0], [9216.0, 1e10]];
         Self { iou, areas, max_dets: vec![1, 10, 100], count_id_zero: false }
     }

@@ -1,0 +1,49 @@
+# The two commands to know: `make demo` and `make test`. Everything they need is fetched once per machine by `make setup`.
+
+SHELL := /bin/bash
+export OMPI_ALLOW_RUN_AS_ROOT ?= 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
+DW_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dw
+export PATH := $(PATH):$(DW_CACHE)/tools/bin
+BIN := $(or $(CARGO_TARGET_DIR),target)/release
+DW_GOLDENS ?= ../shared/goldens
+DW_DATA ?= ../shared/data
+CARGO := cargo --locked
+
+.PHONY: help setup build demo test lint test-golden test-shared soak bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: ## Debian packages, libtorch, crates: once per machine, does nothing the second time
+	@tools/setup.sh
+
+build: setup ## release binaries in target/release (the first time 4-10 minutes: libtorch's bindings)
+	@echo "build: compiling release binaries"
+	@cargo build --locked --release --workspace
+
+demo: build ## draw a data set, train on two ranks, evaluate, draw pictures: demo-out/
+	@BIN=$(BIN) tools/demo.sh
+
+lint: setup ## format and clippy, warnings are errors
+	@cargo fmt --all --check
+	@cargo clippy --locked --release --workspace --all-targets -- -D warnings
+
+test: lint build ## everything that needs nothing beside this clone
+	@env -u DW_DATA -u DW_GOLDENS cargo nextest run --locked --release --workspace
+
+test-golden: build ## golden numbers below DW_GOLDENS, one line a case and precision
+	@DW_GOLDENS="$(DW_GOLDENS)" cargo test --locked --release --test golden -- --test-threads 1 --nocapture
+
+test-shared: build ## golden numbers and real photos below ../shared, where present
+	@if [ -d "$(DW_GOLDENS)" ]; then DW_GOLDENS="$(abspath $(DW_GOLDENS))" cargo nextest run --locked --release --test golden; else echo "test-shared: no golden data in $(DW_GOLDENS)"; fi
+	@if [ -d "$(DW_DATA)" ]; then DW_DATA="$(abspath $(DW_DATA))" cargo nextest run --locked --release --test shared; else echo "test-shared: no photos in $(DW_DATA)"; fi
+
+soak: build ## long runs: over-fitting real photos (about 20 minutes)
+	@BIN=$(BIN) DW_DATA="$(DW_DATA)" tools/soak.sh
+
+bench: build ## speed against the peers, in one run
+	@BIN=$(BIN) DW_DATA="$(DW_DATA)" benches/run.sh
+
+clean: ## remove this clone's build and demo results (the machine's caches stay)
+	@rm -rf target demo-out soak-out bench-out

@@ -1,0 +1,313 @@
+//! `dw-pack` as a user meets it: the whole way there and back, and every kind of bad input.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn pack(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_dw-pack")).args(args).output().expect("dw-pack starts")
+}
+
+fn ok(args: &[&str]) -> String {
+    let out = pack(args);
+    assert!(out.status.success(), "dw-pack {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Runs a command that must fail; returns what it said.
+fn fails(args: &[&str], code: i32) -> String {
+    let out = pack(args);
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(code), "dw-pack {args:?}: {text}");
+    assert!(text.starts_with("error: ") && !text.contains("panicked"), "{text}");
+    text
+}
+
+/// A drawn data set of 9 + 3 pictures.
+struct Set {
+    dir: TempDir,
+}
+
+impl Set {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        ok(&["synth", dir.path().to_str().unwrap(), "--images", "9", "--val", "3", "--seed", "7", "--classes", "3", "--side", "96"]);
+        Self { dir }
+    }
+
+    fn path(&self) -> &str {
+        self.dir.path().to_str().unwrap()
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn json(&self) -> PathBuf {
+        self.file("annotations/instances_train2017.json")
+    }
+
+    fn edit(&self, change: impl FnOnce(&mut Value)) {
+        let mut v: Value = serde_json::from_slice(&std::fs::read(self.json()).unwrap()).unwrap();
+        change(&mut v);
+        std::fs::write(self.json(), v.to_string()).unwrap();
+    }
+
+    fn first_image(&self) -> PathBuf {
+        self.file("train2017/000000000001.jpg")
+    }
+
+    /// Packing must fail with words that name what is wrong, and leave an earlier pack as it was.
+    fn refuses(&self, words: &[&str]) {
+        let text = fails(&[self.path(), "-o", self.file("bad").to_str().unwrap()], 3);
+        for w in words {
+            assert!(text.contains(w), "expected `{w}` in: {text}");
+        }
+        let left: Vec<_> = std::fs::read_dir(self.file("bad")).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+        assert!(left.is_empty(), "half-written files: {left:?}");
+    }
+}
+
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .flatten()
+        .map(|e| (e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path()).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn two_runs_are_byte_identical_whatever_the_jobs() {
+    let set = Set::new();
+    let (a, b) = (set.file("a"), set.file("b"));
+    ok(&[set.path(), "-o", a.to_str().unwrap(), "--jobs", "1", "--shard-size", "40KiB"]);
+    ok(&[set.path(), "-o", b.to_str().unwrap(), "--jobs", "3", "--shard-size", "40KiB"]);
+    let (a, b) = (files(&a), files(&b));
+    assert!(a.len() > 4, "several shards: {:?}", a.iter().map(|f| &f.0).collect::<Vec<_>>());
+    assert!(a == b);
+}
+
+#[test]
+fn jpeg_bytes_and_boxes_come_back_identical() {
+    let set = Set::new();
+    let (shards, back) = (set.file("s"), set.file("back"));
+    ok(&[set.path(), "-o", shards.to_str().unwrap(), "--pixels", "jpeg"]);
+    ok(&["verify", shards.to_str().unwrap()]);
+    ok(&["export", shards.to_str().unwrap(), back.to_str().unwrap()]);
+    assert_eq!(files(&set.file("train2017")), files(&back.join("train2017")));
+    let read = |p: &Path| -> Value { serde_json::from_slice(&std::fs::read(p.join("annotations/instances_train2017.json")).unwrap()).unwrap() };
+    let key = |a: &Value| json!([a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"], a["iscrowd"]]).to_string();
+    let keys = |v: &Value| {
+        let mut k: Vec<_> = v["annotations"].as_array().unwrap().iter().map(key).collect();
+        k.sort();
+        k
+    };
+    assert_eq!(keys(&read(set.dir.path())), keys(&read(&back)));
+}
+
+#[test]
+fn info_counts_what_is_there() {
+    let set = Set::new();
+    let text = ok(&[set.path()]);
+    assert!(text.contains("packed into"));
+    let info: Value = serde_json::from_str(&ok(&["info", set.file("shards").to_str().unwrap(), "--json"])).unwrap();
+    let coco: Value = serde_json::from_slice(&std::fs::read(set.json()).unwrap()).unwrap();
+    let crowd = coco["annotations"].as_array().unwrap().iter().filter(|a| a["iscrowd"] == 1).count();
+    let train = &info["splits"]["train2017"];
+    assert_eq!(train["images"], 9);
+    assert_eq!(train["crowd"], crowd);
+    assert_eq!(train["boxes"], coco["annotations"].as_array().unwrap().len() - crowd);
+    assert_eq!(info["categories"][1], json!({"id": 3, "name": "square"}));
+    assert_eq!(info["version"], 1);
+}
+
+#[test]
+fn packing_again_replaces_and_resume_keeps() {
+    let set = Set::new();
+    ok(&[set.path()]);
+    let before = files(&set.file("shards"));
+    assert!(ok(&[set.path(), "--resume"]).contains("kept from an earlier run"));
+    assert_eq!(files(&set.file("shards")), before);
+    ok(&[set.path(), "--pixels", "jpeg"]);
+    let after = files(&set.file("shards"));
+    assert_eq!(after.len(), before.len(), "the old shards are gone");
+    ok(&["verify", set.file("shards").to_str().unwrap()]);
+}
+
+/// Pain 19: every byte is under a checksum; damage is found, named and never decoded.
+#[test]
+fn every_flipped_byte_is_found() {
+    let set = Set::new();
+    let shards = set.file("shards");
+    ok(&[set.path(), "--split", "val2017"]);
+    let path = shards.to_str().unwrap();
+    for (name, whole) in files(&shards) {
+        let step = (whole.len() / 97).max(1);
+        for at in (0..whole.len()).step_by(step).chain([whole.len() - 1]) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(shards.join(&name), &bytes).unwrap();
+            let text = fails(&["verify", path], 3);
+            assert!(text.contains(&name), "byte {at} of {name}: {text}");
+        }
+        for len in [0, 10, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(shards.join(&name), &whole[..len]).unwrap();
+            fails(&["verify", path], 3);
+        }
+        std::fs::write(shards.join(&name), &whole).unwrap();
+    }
+    std::fs::write(shards.join("notes.txt"), "not ours").unwrap();
+    ok(&["verify", path]);
+}
+
+#[test]
+fn damage_names_shard_record_and_offset() {
+    let set = Set::new();
+    ok(&[set.path(), "--split", "train2017"]);
+    let (name, mut bytes) = files(&set.file("shards")).into_iter().find(|f| f.0.ends_with(".dwshard")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(set.file("shards").join(&name), bytes).unwrap();
+    let text = fails(&["verify", set.file("shards").to_str().unwrap()], 3);
+    assert!(text.contains(&name) && text.contains("record") && text.contains("at offset") && text.contains("damaged"), "{text}");
+}
+
+#[test]
+fn missing_folders_and_files() {
+    let set = Set::new();
+    let text = fails(&["/no/such/coco"], 2);
+    assert!(text.contains("/no/such/coco") && text.contains("does not exist"), "{text}");
+    assert!(fails(&[set.file("train2017").to_str().unwrap()], 2).contains("annotations"));
+    assert!(fails(&[set.path(), "--split", "test"], 2).contains("it holds train2017, val2017"));
+    assert!(fails(&["info", set.path()], 2).contains("hint: pack it first"));
+    std::fs::remove_dir_all(set.file("val2017")).unwrap();
+    assert!(fails(&[set.path(), "--split", "val2017"], 2).contains("val2017"));
+}
+
+#[test]
+fn cut_or_empty_json() {
+    let set = Set::new();
+    let text = std::fs::read(set.json()).unwrap();
+    std::fs::write(set.json(), &text[..text.len() / 2]).unwrap();
+    set.refuses(&["instances_train2017.json", "EOF", "line 1 column"]);
+    std::fs::write(set.json(), "").unwrap();
+    set.refuses(&["empty file"]);
+}
+
+#[test]
+fn images_that_are_absent_truncated_or_of_another_size() {
+    let set = Set::new();
+    let whole = std::fs::read(set.first_image()).unwrap();
+    std::fs::write(set.first_image(), &whole[..whole.len() / 2]).unwrap();
+    set.refuses(&["000000000001.jpg", "cannot be decoded"]);
+    std::fs::remove_file(set.first_image()).unwrap();
+    set.refuses(&["000000000001.jpg", "No such file", "hint: --bad-images skip"]);
+    std::fs::copy(set.file("train2017/000000000002.jpg"), set.first_image()).unwrap();
+    set.edit(|v| v["images"][0]["width"] = json!(97));
+    set.refuses(&["000000000001.jpg", "expected 97 x"]);
+    let out = pack(&[set.path(), "--bad-images", "skip", "--split", "train2017"]);
+    assert!(out.status.success());
+    assert!(String::from_utf8_lossy(&out.stdout).contains("8 images"));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("1 images left out"));
+}
+
+#[test]
+fn annotations_of_unknown_things_and_duplicate_ids() {
+    let set = Set::new();
+    let original = std::fs::read(set.json()).unwrap();
+    let cases: [(&str, fn(&mut Value), &[&str]); 6] = [
+        ("image", |v| v["annotations"][2]["image_id"] = json!(999), &["annotations[2]", "`image_id` 999"]),
+        ("category", |v| v["annotations"][2]["category_id"] = json!(4), &["annotations[2]", "`category_id` 4"]),
+        ("annotation id", |v| v["annotations"][1]["id"] = v["annotations"][0]["id"].clone(), &["annotations[1]", "unique"]),
+        ("image id", |v| v["images"][1]["id"] = v["images"][0]["id"].clone(), &["images[1]", "unique"]),
+        ("empty split", |v| v["images"] = json!([]), &["images", "at least one"]),
+        ("field", |v| v["annotations"][3]["bbox"] = json!([1, 2, 3]), &["annotations[3]", "length 3"]),
+    ];
+    for (name, change, words) in cases {
+        std::fs::write(set.json(), &original).unwrap();
+        set.edit(change);
+        println!("{name}");
+        set.refuses(words);
+    }
+}
+
+#[test]
+fn bad_boxes_follow_the_policy() {
+    let set = Set::new();
+    set.edit(|v| {
+        v["annotations"][0]["bbox"] = json!([5, 5, -3, 4]);
+        v["annotations"][1]["bbox"] = json!([5, 5, 0, 4]);
+        v["annotations"][2]["bbox"] = json!([500, 5, 3, 4]);
+    });
+    let text = fails(&[set.path(), "--bad-boxes", "fail"], 3);
+    assert!(text.contains("annotations[0]") && text.contains("[5, 5, -3, 4]") && text.contains("no area"), "{text}");
+    let out = pack(&[set.path()]);
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && told.contains("2 boxes without area: left out") && told.contains("1 boxes outside"), "{told}");
+}
+
+#[test]
+fn a_failed_pack_keeps_the_earlier_one() {
+    let set = Set::new();
+    ok(&[set.path()]);
+    let before = files(&set.file("shards"));
+    std::fs::remove_file(set.first_image()).unwrap();
+    fails(&[set.path()], 3);
+    assert_eq!(files(&set.file("shards")), before);
+}
+
+#[test]
+fn png_grey_and_max_side() {
+    let set = Set::new();
+    let grey = image::GrayImage::from_fn(120, 80, |x, y| image::Luma([(x + y) as u8]));
+    grey.save(set.file("train2017/grey.png")).unwrap();
+    set.edit(|v| {
+        v["images"].as_array_mut().unwrap().push(json!({"id": 77, "file_name": "grey.png", "width": 120, "height": 80}));
+        let next = json!({"id": 7777, "image_id": 77, "category_id": 1, "bbox": [60, 40, 30, 20], "area": 600, "iscrowd": 0});
+        v["annotations"].as_array_mut().unwrap().push(next);
+    });
+    let out = set.file("small");
+    ok(&[set.path(), "-o", out.to_str().unwrap(), "--max-side", "60", "--split", "train2017"]);
+    let split = dw_shards::Split::open(&out, "train2017").unwrap();
+    let last = split.record(split.len() - 1).unwrap();
+    let rgb = last.decode().unwrap();
+    assert_eq!((rgb.width, rgb.height), (60, 40));
+    assert!(rgb.data.chunks_exact(3).all(|p| p[0] == p[1] && p[1] == p[2]));
+    assert_eq!(last.annotations.boxes[0].bbox, [30.0, 20.0, 15.0, 10.0]);
+}
+
+#[test]
+fn synth_is_repeatable_and_varied() {
+    let (a, b) = (Set::new(), Set::new());
+    assert_eq!(files(&a.file("train2017")), files(&b.file("train2017")));
+    assert_eq!(std::fs::read(a.json()).unwrap(), std::fs::read(b.json()).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    ok(&["synth", dir.path().to_str().unwrap(), "--images", "150", "--val", "0", "--classes", "20"]);
+    let v: Value = serde_json::from_slice(&std::fs::read(dir.path().join("annotations/instances_train2017.json")).unwrap()).unwrap();
+    let boxes = v["annotations"].as_array().unwrap();
+    let area = |b: &Value| b["bbox"][2].as_f64().unwrap() * b["bbox"][3].as_f64().unwrap();
+    let of = |low: f64, high: f64| boxes.iter().filter(|b| b["iscrowd"] == 0 && (low..high).contains(&area(b))).count();
+    assert!(of(0.0, 1024.0) > 50 && of(1024.0, 9216.0) > 50 && of(9216.0, 1e9) > 30, "all three COCO sizes");
+    assert!(boxes.iter().any(|b| b["iscrowd"] == 1), "crowds");
+    let with: std::collections::HashSet<_> = boxes.iter().map(|b| b["image_id"].as_i64()).collect();
+    assert!(with.len() < 150, "empty images");
+    assert_eq!(v["categories"].as_array().unwrap().len(), 20);
+}
+
+#[test]
+fn help_has_examples_and_version_a_revision() {
+    assert!(ok(&["--help"]).contains("dw-pack coco/"));
+    assert!(ok(&["--version"]).starts_with("dw-pack 0."));
+    assert_eq!(pack(&[]).status.code(), Some(2));
+    assert!(fails_usage(&["x", "--shard-size", "many"]).contains("256MiB"));
+}
+
+fn fails_usage(args: &[&str]) -> String {
+    let out = pack(args);
+    assert_eq!(out.status.code(), Some(2));
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}

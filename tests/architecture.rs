@@ -1,0 +1,90 @@
+//! The house rules that a compiler does not check: who may use whom, and how long a file may be.
+
+use std::path::{Path, PathBuf};
+
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+fn rust_files(dir: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = vec![];
+    sources(&root.join(dir), &mut found);
+    let name = |p: &PathBuf| p.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+    found.iter().map(|p| (name(p), std::fs::read_to_string(p).unwrap())).collect()
+}
+
+/// Rooms in the order of the data's flow: a room may use those before it and itself.
+const ROOMS: [&str; 9] = ["boxes", "config", "model", "assign", "data", "loss", "eval", "train", "show"];
+
+/// Pairs that the order would forbid, with the reason why they stand.
+const ALLOWED: [(&str, &str, &str); 3] = [
+    ("config", "assign", "[assign] is defined beside the formulas"),
+    ("config", "model", "backbones and norms are closed enums of the model"),
+    ("eval", "train", "evaluation puts images on the device as training does"),
+];
+
+#[test]
+fn rooms_use_only_what_lies_before_them() {
+    for (file, text) in rust_files("src") {
+        let room = file.trim_start_matches("src/").split(['/', '.']).next().unwrap().to_owned();
+        let Some(own) = ROOMS.iter().position(|r| *r == room) else { continue };
+        for (other, name) in ROOMS.iter().enumerate() {
+            let uses = text.contains(&format!("crate::{name}::")) || text.contains(&format!("crate::{name};"));
+            // Starting a run wires everything together, as the binaries do.
+            let wiring = file.ends_with("train/start.rs") || file.ends_with("command.rs");
+            let allowed = other <= own || wiring || ALLOWED.iter().any(|(a, b, _)| *a == room && b == name);
+            assert!(!uses || allowed, "{file} uses `{name}`, which lies behind `{room}`");
+        }
+    }
+}
+
+#[test]
+fn assignment_never_talks_to_other_ranks() {
+    for (file, text) in rust_files("src/assign") {
+        assert!(!text.contains("dw_launch"), "{file} names the collectives; a strategy returns local sums");
+    }
+}
+
+#[test]
+fn tools_and_launcher_use_nothing_of_ours() {
+    for (dir, forbidden) in [("data-tools/src", ["dw_launch", "dw::", "tch::"]), ("launcher/src", ["dw_shards", "dw::", "tch::"])] {
+        for (file, text) in rust_files(dir) {
+            for f in forbidden {
+                assert!(!text.contains(&format!("use {f}")) && !text.contains(&format!(" {f}")), "{file} uses {f}");
+            }
+        }
+    }
+}
+
+#[test]
+fn files_stay_small_and_binaries_thin() {
+    for dir in ["src", "launcher/src", "data-tools/src", "tests"] {
+        for (file, text) in rust_files(dir) {
+            let lines = text.lines().count();
+            let most = if file.contains("src/bin/") { 90 } else { 500 };
+            assert!(lines <= most, "{file}: {lines} lines, at most {most}: it is two rooms");
+            assert!(text.starts_with("//!"), "{file}: expected a header that says what it is for");
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_says_why_it_is_sound() {
+    for dir in ["src", "launcher/src", "data-tools/src"] {
+        for (file, text) in rust_files(dir) {
+            let lines: Vec<&str> = text.lines().collect();
+            for (i, line) in lines.iter().enumerate().filter(|(_, l)| l.contains("unsafe {")) {
+                let near = lines[i.saturating_sub(4)..=i].iter().any(|l| l.contains("SAFETY"));
+                assert!(near, "{file}:{}: unsafe without a SAFETY comment: {line}", i + 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Mistakes of users: each ends with the right code and words that help, and loses nothing.
+
+mod support;
+
+use std::process::Command;
+
+use support::{Place, bin, damage, fails, files, launch, run, says};
+
+fn train(place: &Place, sets: &[&str]) -> Command {
+    let mut c = launch(0, "dw-train");
+    c.args(place.train_args("w", sets));
+    c
+}
+
+#[test]
+fn configuration_mistakes_name_key_and_nearest() {
+    let place = Place::new();
+    says(&fails(&mut train(&place, &["train.learning_rate=1"]), 2), &["unknown key `train.learning_rate`", "did you mean `train.l"]);
+    says(&fails(&mut train(&place, &["data.flip=often"]), 2), &["`data.flip`", "expected a number", "often"]);
+    let file = place.path("my.toml");
+    std::fs::write(&file, "base = \"smoke\"\n[model]\nwidht = 0.5\n").unwrap();
+    let mut c = launch(0, "dw-train");
+    says(&fails(c.args([&file, "--data", &place.shards()]), 2), &["my.toml", "unknown key `model.widht`", "`model.width`"]);
+    std::fs::write(&file, "base = \"smoke\"\n[model\n").unwrap();
+    says(&fails(launch(0, "dw-train").arg(&file), 2), &["my.toml", "line 2"]);
+    says(&fails(launch(0, "dw-train").arg("no_such_config"), 2), &["no_such_config", "dw_r50_fpn_1x"]);
+}
+
+/// Under mpirun one mistake is told once, not once a rank.
+#[test]
+fn mistakes_are_told_once_under_mpirun() {
+    let place = Place::new();
+    let text = fails(launch(2, "dw-train").args(place.train_args("w", &["train.epoch=1"])), 2);
+    assert_eq!(text.matches("error: ").count(), 1, "{text}");
+    says(&text, &["`train.epochs`"]);
+}
+
+#[test]
+fn missing_data_and_splits() {
+    let place = Place::new();
+    let mut c = launch(0, "dw-train");
+    says(&fails(c.args(["smoke", "--data", "/no/such/shards"]), 2), &["/no/such/shards", "dw-pack"]);
+    says(&fails(&mut train(&place, &["data.train_split=test"]), 2), &["no split `test`", "train2017, val2017"]);
+}
+
+#[test]
+fn missing_imagenet_weights_say_which_file_to_put_where() {
+    let place = Place::new();
+    let mut c = train(&place, &["model.init=imagenet"]);
+    let text = fails(c.env("XDG_CACHE_HOME", place.path("cache")), 2);
+    says(&text, &["resnet18-f37072fd.safetensors", &place.path("cache"), "--init random"]);
+}
+
+#[test]
+fn damaged_and_cut_shards() {
+    let place = Place::new();
+    let shard = &files(&place.shards(), ".dwshard")[0];
+    let whole = std::fs::read(shard).unwrap();
+    std::fs::write(shard, &whole[..whole.len() - 100]).unwrap();
+    says(&fails(&mut train(&place, &[]), 3), &[".dwshard", "cut", &whole.len().to_string()]);
+    std::fs::write(shard, &whole).unwrap();
+    damage(&files(&place.shards(), ".dwindex")[0]);
+    says(&fails(&mut train(&place, &[]), 3), &["train2017.dwindex", "damaged"]);
+}
+
+#[test]
+fn checkpoints_of_another_architecture_or_damaged() {
+    let place = Place::new();
+    place.train(0, "w", &["train.max_steps=2", "eval.every_epochs=0"]);
+    let text = fails(&mut train(&place, &["train.max_steps=4", "model.channels=64"]), 2);
+    says(&text, &["another architecture", "neck.lateral_convs.0.conv.weight", "hint:"]);
+    let folder = &files(&(place.path("w") + "/checkpoints"), "")[0];
+    let eval = || {
+        let mut c = launch(0, "dw-eval");
+        c.arg(folder);
+        c
+    };
+    damage(&folder.join("model.safetensors"));
+    says(&fails(&mut eval(), 3), &["model.safetensors", "damaged"]);
+    std::fs::remove_file(folder.join("DONE")).unwrap();
+    says(&fails(&mut eval(), 3), &["not a whole checkpoint", "DONE"]);
+    says(&fails(launch(0, "dw-eval").arg("/no/such"), 2), &["/no/such", "expected a folder"]);
+    // The damaged one is passed over, and the run starts anew.
+    run(&mut train(&place, &["train.max_steps=2", "eval.every_epochs=0"]));
+}
+
+/// Pain 9: other categories are refused, with the first that differs.
+#[test]
+fn data_of_other_categories() {
+    let place = Place::new();
+    place.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
+    let other = place.path("other");
+    run(Command::new(bin("dw-pack")).args(["synth", &other, "--images", "2", "--val", "2", "--classes", "2", "--side", "96"]));
+    run(Command::new(bin("dw-pack")).arg(&other));
+    let mut c = launch(0, "dw-eval");
+    let text = fails(c.args([&place.path("w"), "--data", &(other + "/shards")]), 3);
+    says(&text, &["categories of the checkpoint and the data differ", "triangle"]);
+}
+
+#[test]
+fn results_and_truth_files() {
+    let place = Place::new();
+    let gt = place.path("coco/annotations/instances_val2017.json");
+    let dt = place.path("dt.json");
+    let coco = |text: &str, code: i32| {
+        std::fs::write(&dt, text).unwrap();
+        fails(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt]), code)
+    };
+    says(&coco("{}", 3), &["dt.json", "expected a list"]);
+    says(&coco(r#"[{"image_id":5,"category_id":1,"bbox":[0,0,1,1],"score":1}]"#, 3), &["results[0]", "`image_id` 5"]);
+    says(&coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1],"score":1}]"#, 3), &["results[0]", "length 3"]);
+    says(&coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1,1]}]"#, 3), &["results[0]", "score"]);
+    says(&coco("[{", 3), &["EOF"]);
+    std::fs::write(&dt, "[]").unwrap();
+    assert!(run(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt, "--json"])).contains("\"AP\":0.0"));
+}
+
+#[test]
+fn dry_run_prints_the_settings_and_trains_nothing() {
+    let place = Place::new();
+    let mut c = train(&place, &["train.lr=0.04"]);
+    let text = run(c.arg("--dry-run"));
+    says(&text, &["learning rate", "0.02 (0.04 at 4 images", "parameters"]);
+    assert!(!std::path::Path::new(&place.path("w")).exists());
+}
+
+#[test]
+fn every_binary_has_help_with_examples_and_versions() {
+    for name in ["dw-train", "dw-eval", "dw-show"] {
+        says(&run(Command::new(bin(name)).arg("--help")), &["Examples:", name]);
+        says(&run(Command::new(bin(name)).arg("--version")), &["libtorch 2.11.0", "MPI:", "NCCL:"]);
+    }
+}

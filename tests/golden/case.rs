@@ -1,0 +1,122 @@
+//! A case's files, its fill formula, and comparisons.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use dw::assign::{DwConfig, Pairs, PairsBuilder};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+/// Checks one case at one precision.
+pub type Check = fn(&Case, Kind) -> Result<(), String>;
+
+/// One golden case.
+pub struct Case {
+    pub path: PathBuf,
+    pub json: Value,
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl Case {
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let file = path.join("case.json");
+        if !file.is_file() {
+            return Ok(Self { path: path.to_owned(), json: Value::Null, tensors: BTreeMap::new() });
+        }
+        let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let json = serde_json::from_str(&text).map_err(|e| format!("{}: {e}", file.display()))?;
+        let tensors = path.join("tensors.safetensors");
+        let tensors = dw::train::checkpoint::read_tensors(&tensors).map_err(|e| e.to_string())?;
+        Ok(Self { path: path.to_owned(), json, tensors })
+    }
+
+    /// The case whose inputs this one uses.
+    pub fn input_case(&self) -> Result<Self, String> {
+        let relative = self.json["input_case"].as_str().ok_or("no `input_case`")?;
+        Self::read(&self.path.join(relative))
+    }
+
+    pub fn int(&self, key: &str) -> i64 {
+        self.json[key].as_i64().unwrap_or_default()
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.json["seed"].as_u64().unwrap_or_default()
+    }
+
+    /// Five levels of `input.NAME` as leaves.
+    pub fn levels(&self, name: &str, kind: Kind) -> Vec<Tensor> {
+        (0..5).map(|l| self.tensors[&format!("{name}.{l}")].to_kind(kind)).collect()
+    }
+
+    /// Pairs of the case's boxes on the given level sizes.
+    pub fn pairs(&self, sizes: &[(i64, i64)], classes: i64, rule: &DwConfig) -> Pairs {
+        let mut builder = PairsBuilder::new(sizes, classes, rule);
+        let empty = vec![];
+        let labels = self.json["gt_labels"].as_array().unwrap_or(&empty);
+        for (boxes, labels) in self.json["gt_bboxes"].as_array().unwrap_or(&empty).iter().zip(labels) {
+            let boxes: Vec<[f32; 4]> = boxes.as_array().unwrap_or(&empty).iter().map(|b| [0, 1, 2, 3].map(|i| number(&b[i]) as f32)).collect();
+            let labels: Vec<i64> = labels.as_array().unwrap_or(&empty).iter().filter_map(Value::as_i64).collect();
+            builder.image(&boxes, &labels);
+        }
+        builder.finish()
+    }
+}
+
+pub fn number(v: &Value) -> f64 {
+    v.as_f64().unwrap_or(f64::NAN)
+}
+
+/// Fails unless `found` is within `relative` of `expected`.
+pub fn close(what: &str, found: f64, expected: f64, relative: f64) -> Result<(), String> {
+    let off = (found - expected).abs();
+    if off <= relative * expected.abs().max(1e-12) { Ok(()) } else { Err(format!("{what}: expected {expected:e}, found {found:e} (off by {off:e})")) }
+}
+
+pub fn max_abs(t: &Tensor) -> f64 {
+    if t.numel() == 0 { 0.0 } else { t.abs().max().double_value(&[]) }
+}
+
+/// Largest difference of two tensors.
+pub fn difference(what: &str, found: &Tensor, expected: &Tensor) -> Result<f64, String> {
+    if found.size() != expected.size() {
+        return Err(format!("{what}: expected shape {:?}, found {:?}", expected.size(), found.size()));
+    }
+    Ok(max_abs(&(found.to_kind(Kind::Double) - expected.to_kind(Kind::Double))))
+}
+
+pub fn within(what: &str, found: &Tensor, expected: &Tensor, absolute: f64) -> Result<(), String> {
+    let off = difference(what, found, expected)?;
+    if off <= absolute { Ok(()) } else { Err(format!("{what}: largest difference {off:e}, allowed {absolute:e}")) }
+}
+
+/// A group of tensors: the largest difference relative to the largest number of the group.
+pub fn group_within(what: &str, pairs: &[(Tensor, Tensor)], relative: f64) -> Result<(), String> {
+    let scale = pairs.iter().map(|p| max_abs(&p.1)).fold(0.0, f64::max);
+    for (level, (found, expected)) in pairs.iter().enumerate() {
+        within(&format!("{what}[{level}]"), found, expected, relative * scale + 1e-30)?;
+    }
+    Ok(())
+}
+
+/// The fill formula (FORMAT.md, section 2).
+pub fn fill(name: &str, seed: u64, shape: &[i64], rule: &Value) -> Tensor {
+    let n = shape.iter().product::<i64>().max(1) as usize;
+    let h = u64::from(crc32fast::hash(name.as_bytes())).wrapping_add(seed << 32);
+    let u = |i: usize| {
+        let mut z = h.wrapping_add(i as u64).wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let values: Vec<f32> = match rule[0].as_str() {
+        Some("affine") => (0..n).map(|i| (number(&rule[1]) + number(&rule[2]) * u(i)) as f32).collect(),
+        Some("conv") => {
+            let fan_in: i64 = shape[1..].iter().product();
+            let bound = (3.0 * number(&rule[1]) / fan_in as f64).sqrt();
+            (0..n).map(|i| ((2.0 * u(i) - 1.0) * bound) as f32).collect()
+        }
+        _ => vec![number(&rule[1]) as f32; n],
+    };
+    Tensor::from_slice(&values).view(shape).to_device(Device::Cpu)
+}

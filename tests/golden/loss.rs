@@ -1,0 +1,173 @@
+//! The loss alone: both formulas.
+
+use dw::assign::dw::{CenterPrior, Inputs, Weights, terms};
+use dw::assign::{DwConfig, Formula, NegWeight, Pairs, Prior};
+use dw::boxes::Points;
+use dw::loss::{Loss, reduce};
+use dw::model::Outputs;
+use dw_launch::Solo;
+use tch::{Device, Kind, Tensor};
+
+use crate::case::{Case, close, group_within, number, within};
+
+/// Predictions as leaves, and what the loss makes of them.
+pub struct Run {
+    pub outputs: Outputs,
+    pub loss: Loss,
+    pub negative_denominator: f64,
+    pub weights: Weights,
+    pub pairs: Pairs,
+}
+
+/// Computes the loss of predictions and runs backward.
+pub fn run(case: &Case, outputs: Outputs, rule: &DwConfig, prior: (&Tensor, &Tensor)) -> Result<Run, String> {
+    let sizes = outputs.sizes();
+    let classes = outputs.cls[0].size()[1];
+    let pairs = case.pairs(&sizes, classes, rule);
+    let (cls, distances, objectness) = outputs.flatten();
+    let points = Points::new(&sizes, cls.kind(), Device::Cpu);
+    let inputs = Inputs {
+        cls: &cls,
+        distances: &distances,
+        objectness: &objectness,
+        points: &points,
+        pairs: &pairs,
+        prior: CenterPrior { mean: prior.0, sigma: prior.1 },
+    };
+    let (terms, weights) = terms(rule, &inputs);
+    let negative_denominator = terms[2].denominator.double_value(&[]).max(1.0);
+    let loss = reduce(&terms, false, &Solo).map_err(|e| e.to_string())?;
+    loss.local.backward();
+    Ok(Run { outputs, loss, negative_denominator, weights, pairs })
+}
+
+fn leaves(case: &Case, kind: Kind) -> Outputs {
+    let of = |name: &str| case.levels(&format!("input.{name}"), kind).into_iter().map(|t| t.set_requires_grad(true)).collect();
+    Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), objectness: of("objectnesses") }
+}
+
+fn compare_gradients(case: &Case, out: &Outputs, kind: Kind, tolerance: f64) -> Result<(), String> {
+    for (name, levels) in [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("objectnesses", &out.objectness)] {
+        let grad = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
+        let expected = case.levels(&format!("grad.{name}"), kind);
+        let pairs: Vec<_> = levels.iter().map(grad).zip(expected).collect();
+        group_within(&format!("grad.{name}"), &pairs, tolerance)?;
+    }
+    Ok(())
+}
+
+/// Weights of pairs as `[P, G]` of one image.
+fn dense_positive(run: &Run, image: i64, first_gt: i64, gts: i64) -> Tensor {
+    let out = Tensor::zeros([run.pairs.points * gts], (run.weights.positive.kind(), Device::Cpu));
+    let mut index = vec![];
+    let mut from = vec![];
+    for (i, (&p, &g)) in run.pairs.point.iter().zip(&run.pairs.gt).enumerate() {
+        if (first_gt..first_gt + gts).contains(&g) {
+            index.push((p - image * run.pairs.points) * gts + g - first_gt);
+            from.push(i as i64);
+        }
+    }
+    let values = run.weights.positive.index_select(0, &Tensor::from_slice(&from));
+    out.index_copy(0, &Tensor::from_slice(&index), &values).view([run.pairs.points, gts])
+}
+
+/// Weights of cells as `[P, C]` of every image, `rest` elsewhere.
+fn dense_negative(run: &Run, images: i64, classes: i64, rest: f64) -> Tensor {
+    let out = Tensor::full([images * run.pairs.points * classes], rest, (run.weights.negative.kind(), Device::Cpu));
+    out.index_copy(0, &Tensor::from_slice(&run.pairs.cell_flat), &run.weights.negative).view([images, run.pairs.points, classes])
+}
+
+pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
+    // Saturated sigmoids: the reference's f32 values are the right ones (FORMAT.md, section 7).
+    let extreme = case.json["tensor_source"] == "f32";
+    if extreme && kind == Kind::Double {
+        return Ok(());
+    }
+    let classes = case.int("num_classes");
+    let soft = case.json["soft_prior"].as_bool().unwrap_or(true);
+    let rule = if soft { DwConfig::default() } else { DwConfig { prior: Prior::Threshold, prior_value: 0.3, ..DwConfig::default() } };
+    let prior = |name: &str, default: f64| match case.tensors.get(name) {
+        Some(t) => t.to_kind(kind),
+        None => Tensor::full([classes, 2], default, (kind, Device::Cpu)),
+    };
+    let (mean, sigma) = (prior("center_prior.mean", 0.0), prior("center_prior.sigma", f64::from(1.0f32 + 0.11f32)));
+    let run = run(case, leaves(case, kind), &rule, (&mean, &sigma))?;
+    let expected = &case.json["expected"][if extreme { "f32" } else { "f64" }];
+    // In f64 the tensors are still stored as f32.
+    let (scalar, tensor) = match (extreme, kind) {
+        (true, _) => (1e-4, 1e-4),
+        (_, Kind::Double) => (1e-10, 1e-6),
+        _ => (1e-5, 1e-5),
+    };
+    for (name, value) in &run.loss.terms {
+        close(name, *value, number(&expected[*name]), scalar)?;
+    }
+    close("neg_avg_factor", run.negative_denominator, number(&expected["neg_avg_factor"]), scalar)?;
+    compare_gradients(case, &run.outputs, kind, tensor)?;
+    let images = case.int("batch");
+    let p_neg = dense_negative(&run, images, classes, 1.0);
+    let (mut negative, mut positive, mut first) = (vec![], vec![], 0);
+    for image in 0..images {
+        negative.push((p_neg.get(image), case.tensors[&format!("p_neg_prob.{image}")].shallow_clone()));
+        let gts = case.json["gt_labels"][image as usize].as_array().map_or(0, Vec::len) as i64;
+        if gts > 0 {
+            positive.push((dense_positive(&run, image, first, gts), case.tensors[&format!("p_pos_weight.{image}")].shallow_clone()));
+        }
+        first += gts;
+    }
+    group_within("p_neg_prob", &negative, tensor)?;
+    group_within("p_pos_weight", &positive, tensor)
+}
+
+pub fn paper(case: &Case, kind: Kind) -> Result<(), String> {
+    let input = case.input_case()?;
+    let k = &case.json["knobs"];
+    let rule = DwConfig {
+        formula: Formula::Paper,
+        beta: number(&k["beta"]),
+        mu: number(&k["mu"]),
+        gamma1: number(&k["gamma1"]),
+        gamma2: number(&k["gamma2"]),
+        prior: match k["prior"].as_str() {
+            Some("threshold") => Prior::Threshold,
+            Some("topk") => Prior::Topk,
+            _ => Prior::Soft,
+        },
+        prior_value: k["prior_value"].as_f64().unwrap_or(0.0),
+        w_neg: match k["w_neg"].as_str() {
+            Some("p_only") => NegWeight::POnly,
+            Some("i_only") => NegWeight::IOnly,
+            Some("none") => NegWeight::None,
+            Some("one_minus_pos") => NegWeight::OneMinusPos,
+            _ => NegWeight::Full,
+        },
+        ..DwConfig::default()
+    };
+    // `extreme` saturates sigmoids: f64 only.
+    if kind == Kind::Float && input.json["tensor_source"] == "f32" {
+        return Ok(());
+    }
+    let unused = Tensor::zeros([1, 2], (kind, Device::Cpu));
+    let run = run(&input, leaves(&input, kind), &rule, (&unused, &unused))?;
+    let expected = &case.json["expected"]["f64"];
+    let (scalar, tensor) = if kind == Kind::Double { (1e-9, 1e-6) } else { (1e-4, 1e-4) };
+    for (name, value) in &run.loss.terms {
+        let key = if *name == "loss_loc" { "loss_reg" } else { name };
+        close(name, *value, number(&expected[key]), scalar)?;
+    }
+    compare_gradients(case, &run.outputs, kind, tensor)?;
+    let (images, classes) = (input.int("batch"), input.int("num_classes"));
+    let w_neg = dense_negative(&run, images, classes, 0.0);
+    let mut first = 0;
+    for image in 0..images {
+        let gts = input.json["gt_labels"][image as usize].as_array().map_or(0, Vec::len) as i64;
+        if let Some(w) = case.tensors.get(&format!("w_neg.{image}")) {
+            within("w_neg", &w_neg.get(image), w, tensor)?;
+        }
+        if let Some(w) = case.tensors.get(&format!("w_pos.{image}")) {
+            within("w_pos", &dense_positive(&run, image, first, gts), w, tensor)?;
+        }
+        first += gts;
+    }
+    Ok(())
+}
