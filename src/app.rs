@@ -35,8 +35,8 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Box<dyn Collectives>>) -> Re
     let mut world = None;
     let Err(e) = main(&topology, &mut world) else { return ExitCode::SUCCESS };
     if topology.rank != 0 {
-        // Most mistakes are the same on every rank: rank 0 tells them, and its end takes the others along.
-        std::thread::sleep(std::time::Duration::from_millis(700));
+        // Most mistakes are the same on every rank: rank 0 tells them, and its end takes the others along within seconds.
+        std::thread::sleep(std::time::Duration::from_secs(4));
     }
     let place = if topology.world > 1 { format!("[rank {}] ", topology.rank) } else { String::new() };
     eprintln!("{place}error: {e}");
@@ -102,7 +102,9 @@ pub fn find_checkpoint(path: &Path) -> Result<Checkpoint> {
 pub fn init_weights(detector: &mut Detector, config: &Config) -> Result<()> {
     let path = match config.model.init.as_str() {
         "random" => {
-            tracing::warn!("training from random weights: no stage of the backbone is frozen, and a good result takes far more epochs than from ImageNet weights");
+            tracing::warn!(
+                "training from random weights: no stage of the backbone is frozen, and a good result takes far more epochs than from ImageNet weights"
+            );
             return Ok(());
         }
         "imagenet" => {

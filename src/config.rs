@@ -235,8 +235,7 @@ pub fn load(name: &str, sets: &[String]) -> Result<Config> {
     let mut merged = defaults()?;
     overlay_named(&mut merged, name, None, 0)?;
     for set in sets {
-        let (key, text) =
-            set.split_once('=').ok_or_else(|| Error::Usage(format!("--set {set}: expected key.path=value, found no `=`")))?;
+        let (key, text) = set.split_once('=').ok_or_else(|| Error::Usage(format!("--set {set}: expected key.path=value, found no `=`")))?;
         let (key, text) = (key.trim(), text.trim());
         let value = parse_value(text);
         let mut layer = Table::new();

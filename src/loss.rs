@@ -38,7 +38,7 @@ pub fn reduce(terms: &[Term], stop: bool, world: &dyn Collectives) -> Result<Los
     let mut values = vec![];
     for (t, pair) in terms.iter().zip(host.chunks_exact(2)) {
         let denominator = pair[1].max(1.0);
-        local = local + &t.sum / denominator;
+        local += &t.sum / denominator;
         values.push((t.name, pair[0] / denominator));
     }
     Ok(Loss { local, terms: values, stop_votes: host[host.len() - 1] as usize })

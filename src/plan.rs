@@ -60,8 +60,8 @@ impl Plan {
     ) -> Result<Self> {
         let ranks = world.size();
         let global_batch = saved_batch.unwrap_or(config.train.images_per_rank * ranks);
-        if global_batch % ranks != 0 {
-            let fits: Vec<String> = (1..=global_batch).filter(|n| global_batch % n == 0).map(|n| n.to_string()).collect();
+        if !global_batch.is_multiple_of(ranks) {
+            let fits: Vec<String> = (1..=global_batch).filter(|n| global_batch.is_multiple_of(*n)).map(|n| n.to_string()).collect();
             return Err(Error::Usage(format!(
                 "cannot resume on {ranks} ranks: the checkpoint's global batch of {global_batch} images must be shared evenly\nhint: use {} ranks",
                 fits.join(", ")
@@ -119,20 +119,57 @@ impl Plan {
     pub fn table(&self, parameters: (usize, usize)) -> String {
         let c = &self.config;
         let (m, d, t, a) = (&c.model, &c.data, &c.train, &c.assign);
-        let scales = if d.multi_scale.is_empty() { d.short_side.to_string() } else { format!("{}..{}", d.multi_scale[0], d.multi_scale[1]) };
+        let scales =
+            if d.multi_scale.is_empty() { d.short_side.to_string() } else { format!("{}..{}", d.multi_scale[0], d.multi_scale[1]) };
         let rows = [
             ("configuration", self.name.clone()),
-            ("network", format!("{:?} x {} + FPN + FCOS head, {} channels, norm {:?}, refinement {}", m.backbone, m.width, m.channels, m.norm, m.refine)),
+            (
+                "network",
+                format!(
+                    "{:?} x {} + FPN + FCOS head, {} channels, norm {:?}, refinement {}",
+                    m.backbone, m.width, m.channels, m.norm, m.refine
+                ),
+            ),
             ("parameters", format!("{} trained of {}", parameters.0, parameters.1)),
             ("start", format!("{}, {} frozen stages", m.init, m.frozen_stages.max(0))),
-            ("data", format!("{}: {} ({} images), {} ({} images)", d.shards.display(), d.train_split, self.train_images, d.val_split, self.val_images)),
+            (
+                "data",
+                format!(
+                    "{}: {} ({} images), {} ({} images)",
+                    d.shards.display(),
+                    d.train_split,
+                    self.train_images,
+                    d.val_split,
+                    self.val_images
+                ),
+            ),
             ("classes", self.architecture.classes.to_string()),
             ("input", format!("short side {scales}, long side <= {}, flip {}", d.long_side, d.flip)),
-            ("assignment", format!("DW, {:?} formula: beta {}, mu {}, gamma {} / {}, prior {:?}", a.formula, a.beta, a.mu, a.gamma1, a.gamma2, a.prior)),
+            (
+                "assignment",
+                format!(
+                    "DW, {:?} formula: beta {}, mu {}, gamma {} / {}, prior {:?}",
+                    a.formula, a.beta, a.mu, a.gamma1, a.gamma2, a.prior
+                ),
+            ),
             ("ranks", format!("{} on {:?}, {} threads each, collectives: {}", self.world, self.device, self.threads, self.collectives)),
             ("global batch", format!("{} = {} images x {} ranks", self.global_batch, t.images_per_rank, self.world)),
-            ("learning rate", format!("{} ({} at {} images, scaling {:?}), x{} after epochs {:?}, warm-up {} steps", self.schedule.lr, t.lr, t.base_batch, t.lr_scaling, t.lr_decay, t.lr_steps, t.warmup_steps)),
-            ("schedule", format!("{} steps = {:.2} epochs of {} steps", self.total_steps, self.total_steps as f64 / self.steps_per_epoch as f64, self.steps_per_epoch)),
+            (
+                "learning rate",
+                format!(
+                    "{} ({} at {} images, scaling {:?}), x{} after epochs {:?}, warm-up {} steps",
+                    self.schedule.lr, t.lr, t.base_batch, t.lr_scaling, t.lr_decay, t.lr_steps, t.warmup_steps
+                ),
+            ),
+            (
+                "schedule",
+                format!(
+                    "{} steps = {:.2} epochs of {} steps",
+                    self.total_steps,
+                    self.total_steps as f64 / self.steps_per_epoch as f64,
+                    self.steps_per_epoch
+                ),
+            ),
             ("seed", t.seed.to_string()),
         ];
         let mut table = comfy_table::Table::new();

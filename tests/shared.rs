@@ -9,9 +9,12 @@ use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 use support::{bin, launch, run};
 
+/// Gets the folder of photos.
+type Test = fn(&Path);
+
 fn main() -> ExitCode {
     let args = Arguments::from_args();
-    let tests: [(&str, fn(&Path)); 4] = [
+    let tests: [(&str, Test); 4] = [
         ("packs_both_splits_of_real_photos", packs),
         ("jpeg_and_zstd_give_the_same_pixels", codecs_agree),
         ("r50_overfits_four_photos_on_two_ranks", overfits_four),
@@ -69,7 +72,14 @@ fn overfits_four(data: &Path) {
     pack(&data.join("coco128"), &shards, &["--split", "train2017"]);
     let mut job = launch(2, "dw-train");
     job.args(["dw_r50_fpn_1x", "--init", "random", "--device", "cpu", "--data"]).arg(&shards).arg("--work-dir").arg(&work);
-    for set in ["data.limit=4", "data.short_side=256", "train.warmup_steps=0", "train.max_steps=60", "eval.every_epochs=0", "checkpoint.every_steps=1000"] {
+    for set in [
+        "data.limit=4",
+        "data.short_side=256",
+        "train.warmup_steps=0",
+        "train.max_steps=60",
+        "eval.every_epochs=0",
+        "checkpoint.every_steps=1000",
+    ] {
         job.args(["--set", set]);
     }
     run(&mut job);

@@ -209,7 +209,8 @@ fn pack(a: &PackArgs) -> Result<()> {
         if !done.skipped.is_empty() {
             eprintln!("{split}: {} images left out", done.skipped.len());
         }
-        let how = if done.kept { "kept from an earlier run".to_owned() } else { format!("{:.0} images/s", done.images as f64 / done.seconds) };
+        let how =
+            if done.kept { "kept from an earlier run".to_owned() } else { format!("{:.0} images/s", done.images as f64 / done.seconds) };
         println!(
             "{split}: {} images ({} empty), {} boxes, {} crowd, {:.1} MB, {how}",
             done.images,
@@ -232,7 +233,8 @@ fn info(out: &Path, as_json: bool) -> Result<()> {
         let row = json!({"images": s.len(), "boxes": boxes, "crowd": crowd, "shards": s.shards().count(), "bytes": bytes});
         rows.insert(s.meta.split.clone(), row);
     }
-    let categories: Vec<_> = splits.first().map_or(vec![], |s| s.categories().iter().map(|c| json!({"id": c.id, "name": c.name})).collect());
+    let categories: Vec<_> =
+        splits.first().map_or(vec![], |s| s.categories().iter().map(|c| json!({"id": c.id, "name": c.name})).collect());
     let pixels = splits.first().map_or("", |s| s.codec.name());
     if as_json {
         println!("{}", json!({"version": crate::format::VERSION, "pixels": pixels, "categories": categories, "splits": rows}));
@@ -295,7 +297,11 @@ fn bench(out: &Path, as_json: bool) -> Result<()> {
             let row = json!({"split": split.meta.split, "pixels": split.codec.name(), "images_per_s_per_core": rate, "megapixels_per_s": mpx, "bytes_per_image": bytes});
             println!("{row}");
         } else {
-            println!("{}: {rate:.0} images/s on one core ({mpx:.0} Mpx/s), {bytes} bytes an image, codec {}", split.meta.split, split.codec.name());
+            println!(
+                "{}: {rate:.0} images/s on one core ({mpx:.0} Mpx/s), {bytes} bytes an image, codec {}",
+                split.meta.split,
+                split.codec.name()
+            );
         }
     }
     Ok(())

@@ -98,13 +98,14 @@ fn image_dir(dir: &Path, split: &str) -> Result<PathBuf> {
         if path.is_dir() {
             return Ok(path);
         }
-        match name.rfind('_') {
-            Some(at) => name = &name[..at],
-            None => {
-                let path = dir.join(split);
-                return Err(Error::Usage(format!("cannot pack split `{split}`: expected its images in {}, which does not exist", path.display())));
-            }
-        }
+        let Some(at) = name.rfind('_') else {
+            let path = dir.join(split);
+            return Err(Error::Usage(format!(
+                "cannot pack split `{split}`: expected its images in {}, which does not exist",
+                path.display()
+            )));
+        };
+        name = &name[..at];
     }
 }
 
@@ -194,7 +195,7 @@ fn bad_images(json: &Path, found: &[String], coco: &Coco, dir: &Path) -> Error {
     let missing = coco.images.iter().filter(|i| !dir.join(&i.file_name).is_file()).count();
     let mut text = found.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
     if missing > 1 {
-        text += &format!("\n{missing} of the {} images listed in {} are missing", coco.images.len(), json.display());
+        text = format!("{text}\n{missing} of the {} images listed in {} are missing", coco.images.len(), json.display());
     }
     Error::Findings(text + "\nhint: --bad-images skip leaves such images out and counts them")
 }

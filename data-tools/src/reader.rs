@@ -68,7 +68,10 @@ fn map(path: &Path) -> Result<Mmap> {
 /// A missing folder, or one without any index.
 pub fn split_names(dir: &Path) -> Result<Vec<String>> {
     if !dir.is_dir() {
-        return Err(Error::Usage(format!("no packed data in {}: the folder does not exist\nhint: pack it first: dw-pack coco/", dir.display())));
+        return Err(Error::Usage(format!(
+            "no packed data in {}: the folder does not exist\nhint: pack it first: dw-pack coco/",
+            dir.display()
+        )));
     }
     let files = fs_err::read_dir(dir).map_err(Error::io("cannot list", dir))?;
     let mut names: Vec<String> =
@@ -169,7 +172,11 @@ impl Split {
     pub fn record(&self, i: usize) -> Result<Record<'_>> {
         let entry = self.entry(i);
         let Some((path, shard)) = self.shards.get(entry.shard as usize) else {
-            return Err(Error::data(Path::new(&self.meta.split), format!("record {i}"), format!("names shard {}, which the index lacks", entry.shard)));
+            return Err(Error::data(
+                Path::new(&self.meta.split),
+                format!("record {i}"),
+                format!("names shard {}, which the index lacks", entry.shard),
+            ));
         };
         let place = || format!("record {i} at offset {}", entry.offset);
         let range = entry.offset as usize..(entry.offset + entry.length) as usize;
@@ -196,7 +203,11 @@ impl Split {
                 for &i in records {
                     let e = self.entry(i);
                     if e.offset != at {
-                        return Some(Error::data(path, format!("record {i} at offset {}", e.offset), format!("expected it at offset {at}")));
+                        return Some(Error::data(
+                            path,
+                            format!("record {i} at offset {}", e.offset),
+                            format!("expected it at offset {at}"),
+                        ));
                     }
                     at += e.length;
                 }

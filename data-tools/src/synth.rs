@@ -144,7 +144,8 @@ impl Scene {
         for i in 0..bands {
             let t = i as f32 / bands as f32;
             let mix = |a: f32, b: f32| a + (b - a) * t;
-            let color = Color::from_rgba(mix(top.red(), bottom.red()), mix(top.green(), bottom.green()), mix(top.blue(), bottom.blue()), 1.0);
+            let color =
+                Color::from_rgba(mix(top.red(), bottom.red()), mix(top.green(), bottom.green()), mix(top.blue(), bottom.blue()), 1.0);
             let rect = Rect::from_xywh(0.0, h * t, w, h / bands as f32 + 1.0);
             if let (Some(color), Some(rect)) = (color, rect) {
                 self.pixmap.fill_rect(rect, &paint(color), Transform::identity(), None);

@@ -35,15 +35,7 @@ impl SplitWriter {
             fs::remove_dir_all(&aside).map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &aside))?;
         }
         fs::create_dir_all(&aside).map_err(Error::io("cannot create folder", &aside))?;
-        Ok(Self {
-            out: out.to_owned(),
-            aside,
-            split: split.to_owned(),
-            shard_size,
-            current: None,
-            shards: vec![],
-            entries: vec![],
-        })
+        Ok(Self { out: out.to_owned(), aside, split: split.to_owned(), shard_size, current: None, shards: vec![], entries: vec![] })
     }
 
     /// Appends a record; `entry`'s place (`shard`, `offset`, `length`) is filled in here.

@@ -25,6 +25,9 @@ fn fails(args: &[&str], code: i32) -> String {
     text
 }
 
+/// A way to spoil an annotation file.
+type Change = fn(&mut Value);
+
 /// A drawn data set of 9 + 3 pictures.
 struct Set {
     dir: TempDir,
@@ -99,7 +102,8 @@ fn jpeg_bytes_and_boxes_come_back_identical() {
     ok(&["verify", shards.to_str().unwrap()]);
     ok(&["export", shards.to_str().unwrap(), back.to_str().unwrap()]);
     assert_eq!(files(&set.file("train2017")), files(&back.join("train2017")));
-    let read = |p: &Path| -> Value { serde_json::from_slice(&std::fs::read(p.join("annotations/instances_train2017.json")).unwrap()).unwrap() };
+    let read =
+        |p: &Path| -> Value { serde_json::from_slice(&std::fs::read(p.join("annotations/instances_train2017.json")).unwrap()).unwrap() };
     let key = |a: &Value| json!([a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"], a["iscrowd"]]).to_string();
     let keys = |v: &Value| {
         let mut k: Vec<_> = v["annotations"].as_array().unwrap().iter().map(key).collect();
@@ -219,7 +223,7 @@ fn images_that_are_absent_truncated_or_of_another_size() {
 fn annotations_of_unknown_things_and_duplicate_ids() {
     let set = Set::new();
     let original = std::fs::read(set.json()).unwrap();
-    let cases: [(&str, fn(&mut Value), &[&str]); 6] = [
+    let cases: [(&str, Change, &[&str]); 6] = [
         ("image", |v| v["annotations"][2]["image_id"] = json!(999), &["annotations[2]", "`image_id` 999"]),
         ("category", |v| v["annotations"][2]["category_id"] = json!(4), &["annotations[2]", "`category_id` 4"]),
         ("annotation id", |v| v["annotations"][1]["id"] = v["annotations"][0]["id"].clone(), &["annotations[1]", "unique"]),
@@ -227,10 +231,9 @@ fn annotations_of_unknown_things_and_duplicate_ids() {
         ("empty split", |v| v["images"] = json!([]), &["images", "at least one"]),
         ("field", |v| v["annotations"][3]["bbox"] = json!([1, 2, 3]), &["annotations[3]", "length 3"]),
     ];
-    for (name, change, words) in cases {
+    for (_, change, words) in cases {
         std::fs::write(set.json(), &original).unwrap();
         set.edit(change);
-        println!("{name}");
         set.refuses(words);
     }
 }

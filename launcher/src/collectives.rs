@@ -118,7 +118,6 @@ impl Collectives for Solo {
         Ok(())
     }
 
-    #[expect(clippy::exit, reason = "this is the one way out of a job")]
     fn abort(&self, code: i32) -> ! {
         std::process::exit(code)
     }

@@ -4,6 +4,7 @@ use std::ffi::{c_int, c_void};
 
 use mpi::environment::Universe;
 use mpi::ffi;
+use mpi::raw::AsRaw;
 use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::traits::{CommunicatorCollectives, Equivalence, Root};
 use mpi::{Count, Threading};
@@ -80,7 +81,6 @@ impl Collectives for Mpi {
                 Op::Max => ffi::RSMPI_MAX,
             }
         };
-        use mpi::raw::AsRaw;
         // MPI counts are 32-bit.
         for at in (0..count).step_by(1 << 30) {
             let n = (count - at).min(1 << 30) as c_int;
@@ -97,7 +97,8 @@ impl Collectives for Mpi {
 
     fn gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         let root = self.world.process_at_rank(0);
-        let len = Count::try_from(bytes.len()).map_err(|_| Error(format!("cannot gather {} bytes of one rank: more than 2 GiB", bytes.len())))?;
+        let len =
+            Count::try_from(bytes.len()).map_err(|_| Error(format!("cannot gather {} bytes of one rank: more than 2 GiB", bytes.len())))?;
         if self.rank() != 0 {
             root.gather_into(&len);
             root.gather_varcount_into(bytes);

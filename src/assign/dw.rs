@@ -114,8 +114,14 @@ fn min_per_box(values: &Tensor, pairs: &PairTensors) -> Tensor {
 }
 
 /// `-max(ln p, -100)` for target 1, `-max(ln(1 - p), -100)` for target 0, with libtorch's own gradient.
+///
+/// libtorch refuses a probability that is not a number (on a GPU by an assertion that kills the process). Here it
+/// stays one in the result, where the trainer finds and tells it.
 fn bce(p: &Tensor, target: f64) -> Tensor {
-    p.binary_cross_entropy::<Tensor>(&p.full_like(target), None, Reduction::None)
+    let loss = p.nan_to_num(0.5, None, None).binary_cross_entropy::<Tensor>(&p.full_like(target), None, Reduction::None);
+    // 0, or not a number.
+    let poison = p.detach() * 0.0;
+    loss + poison
 }
 
 fn count(x: &Inputs) -> Tensor {

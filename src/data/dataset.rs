@@ -65,7 +65,9 @@ pub fn same_categories(a: &[Category], b: &[Category], what_a: &str, what_b: &st
     for i in 0..a.len().max(b.len()) {
         if a.get(i) != b.get(i) {
             let (x, y) = (text(a.get(i)), text(b.get(i)));
-            return Err(Error::Data(format!("the categories of {what_a} and {what_b} differ: label {i} is {x} in one and {y} in the other")));
+            return Err(Error::Data(format!(
+                "the categories of {what_a} and {what_b} differ: label {i} is {x} in one and {y} in the other"
+            )));
         }
     }
     Ok(())

@@ -27,7 +27,7 @@ impl Order {
         let mut rng = stream(&[seed, epoch as u64]);
         let mut permutation: Vec<u32> = (0..images as u32).collect();
         for i in (1..images).rev() {
-            let j = (u128::from(rng.next_u64()) * (i as u128 + 1) >> 64) as usize;
+            let j = ((u128::from(rng.next_u64()) * (i as u128 + 1)) >> 64) as usize;
             permutation.swap(i, j);
         }
         Self { permutation }
@@ -92,5 +92,5 @@ mod tests {
         assert_eq!(Order::new(8, 0, 0).permutation, FIRST);
     }
 
-    const FIRST: [u32; 8] = [0, 0, 0, 0, 0, 0, 0, 0];
+    const FIRST: [u32; 8] = [2, 4, 5, 3, 7, 0, 6, 1];
 }

@@ -231,8 +231,12 @@ pub fn evaluate(problem: &Problem, params: &Params) -> Evaluation {
         }
     }
     let (t, k, a, m) = (params.iou.len(), problem.categories.len(), params.areas.len(), params.max_dets.len());
-    let mut out =
-        Evaluation { precision: vec![-1.0; t * RECALLS * k * a * m], recall: vec![-1.0; t * k * a * m], params: params.clone(), categories: k };
+    let mut out = Evaluation {
+        precision: vec![-1.0; t * RECALLS * k * a * m],
+        recall: vec![-1.0; t * k * a * m],
+        params: params.clone(),
+        categories: k,
+    };
     let curves: Vec<Vec<Option<Curves>>> = groups.into_par_iter().map(|g| category_curves(g, params, most)).collect();
     for (k_, curves) in curves.into_iter().enumerate() {
         for (am, curve) in curves.into_iter().enumerate() {
@@ -277,11 +281,8 @@ fn category_curves(groups: HashMap<usize, Group>, params: &Params, most: usize) 
 
 fn accumulate(matched: &[Matched], positives: usize, limit: usize, thresholds: usize) -> Curves {
     // (score, group, detection), images ascending; a stable sort keeps that order among ties.
-    let mut order: Vec<(f64, usize, usize)> = matched
-        .iter()
-        .enumerate()
-        .flat_map(|(g, m)| m.scores.iter().take(limit).enumerate().map(move |(d, &s)| (s, g, d)))
-        .collect();
+    let mut order: Vec<(f64, usize, usize)> =
+        matched.iter().enumerate().flat_map(|(g, m)| m.scores.iter().take(limit).enumerate().map(move |(d, &s)| (s, g, d))).collect();
     order.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(std::cmp::Ordering::Equal));
     let mut curves = Curves { recall: vec![], precision: vec![] };
     for t in 0..thresholds {
@@ -395,7 +396,10 @@ mod tests {
     #[test]
     fn a_crowd_swallows_detections() {
         let crowd = GroundTruth { crowd: true, ..gt(2, [50., 50., 40., 40.]) };
-        let s = run(&[gt(1, [0., 0., 10., 10.]), crowd], &[dt([55., 55., 10., 10.], 0.99), dt([60., 60., 10., 10.], 0.98), dt([0., 0., 10., 10.], 0.5)]);
+        let s = run(
+            &[gt(1, [0., 0., 10., 10.]), crowd],
+            &[dt([55., 55., 10., 10.], 0.99), dt([60., 60., 10., 10.], 0.98), dt([0., 0., 10., 10.], 0.5)],
+        );
         assert!((s.ap - 1.0).abs() < 1e-12, "{s:?}");
     }
 }

@@ -79,7 +79,11 @@ impl<'de> Deserialize<'de> for Id {
                 Ok(Id(v as i64))
             }
             fn visit_f64<E: serde::de::Error>(self, v: f64) -> std::result::Result<Id, E> {
-                if v.fract() == 0.0 && v.abs() < 9e15 { Ok(Id(v as i64)) } else { Err(E::custom(format!("expected a whole number, found {v}"))) }
+                if v.fract() == 0.0 && v.abs() < 9e15 {
+                    Ok(Id(v as i64))
+                } else {
+                    Err(E::custom(format!("expected a whole number, found {v}")))
+                }
             }
         }
         d.deserialize_any(Visit)

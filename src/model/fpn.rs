@@ -16,11 +16,8 @@ impl Fpn {
     /// Builds the neck below `neck.` for C3, C4, C5 with `inputs` channels.
     pub fn new(p: &mut Params, inputs: &[i64], channels: i64) -> Self {
         let spec = |input, kernel, stride| ConvSpec { input, output: channels, kernel, stride, init: Init::XavierUniform, bias: Some(0.0) };
-        let lateral = inputs
-            .iter()
-            .enumerate()
-            .map(|(i, &c)| Conv::new(p, &format!("neck.lateral_convs.{i}.conv"), spec(c, 1, 1), true))
-            .collect();
+        let lateral =
+            inputs.iter().enumerate().map(|(i, &c)| Conv::new(p, &format!("neck.lateral_convs.{i}.conv"), spec(c, 1, 1), true)).collect();
         let strides = [1, 1, 1, 2, 2];
         let output = strides
             .iter()

@@ -49,7 +49,7 @@ impl Params {
         Self { entries: vec![], kind, device }
     }
 
-    fn push(&mut self, name: String, tensor: Tensor, trainable: bool, decay: bool, buffer: bool) -> Tensor {
+    fn push(&mut self, name: String, tensor: &Tensor, trainable: bool, decay: bool, buffer: bool) -> Tensor {
         let tensor = tensor.to_device(self.device).set_requires_grad(trainable);
         let shared = tensor.shallow_clone();
         self.entries.push(Entry { name, tensor, trainable, decay, buffer });
@@ -71,18 +71,18 @@ impl Params {
                 t.uniform_(-bound, bound)
             }
         };
-        self.push(name.into(), t, trainable, decay, false)
+        self.push(name.into(), &t, trainable, decay, false)
     }
 
     /// Adds a statistic.
     pub fn buffer(&mut self, name: impl Into<String>, shape: &[i64], value: f64) -> Tensor {
         let t = Tensor::full(shape, value, (self.kind, Device::Cpu));
-        self.push(name.into(), t, false, false, true)
+        self.push(name.into(), &t, false, false, true)
     }
 
     /// Adds an integer counter (batch norm's `num_batches_tracked`, which loaders of other tools expect).
     pub fn counter(&mut self, name: impl Into<String>) -> Tensor {
-        self.push(name.into(), Tensor::zeros([0i64; 0], (Kind::Int64, Device::Cpu)), false, false, true)
+        self.push(name.into(), &Tensor::zeros([0i64; 0], (Kind::Int64, Device::Cpu)), false, false, true)
     }
 
     /// Number of trained and of all parameters.

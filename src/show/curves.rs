@@ -84,10 +84,14 @@ fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str,
         // Yellow is for photos; on white it cannot be read.
         let color = [COLORS[6], COLORS[4], COLORS[2], COLORS[5]][i % 4];
         let label = format!("{name} {:.3}", points[points.len() - 1].1);
-        chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2))).map_err(failed)?.label(label).legend(
-            move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)),
-        );
-        chart.draw_series(points.iter().take(if points.len() < 50 { 50 } else { 0 }).map(|p| Circle::new(*p, 3, color.filled()))).map_err(failed)?;
+        chart
+            .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))
+            .map_err(failed)?
+            .label(label)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        chart
+            .draw_series(points.iter().take(if points.len() < 50 { 50 } else { 0 }).map(|p| Circle::new(*p, 3, color.filled())))
+            .map_err(failed)?;
     }
     if lines.iter().any(|s| !s.1.is_empty()) {
         let labels = chart.configure_series_labels();

@@ -38,7 +38,7 @@ pub fn draw(checkpoint: &Path, data: Option<&Path>, split: Option<&str>, o: &Opt
     let saved = app::find_checkpoint(checkpoint)?;
     let mut config = saved.config.clone();
     if let Some(d) = data {
-        config.data.shards = d.to_owned();
+        d.clone_into(&mut config.data.shards);
     }
     if let Some(s) = split {
         s.clone_into(&mut config.data.val_split);

@@ -87,7 +87,8 @@ fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, Tensor
 /// A missing or damaged file.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let bytes = fs::read(path).map_err(|e| Error::Usage(format!("cannot read weights: {e}")))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::Data(format!("{}: not a whole .safetensors file: {e}", path.display())))?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|e| Error::Data(format!("{}: not a whole .safetensors file: {e}", path.display())))?;
     file.iter()
         .map(|(name, t)| {
             let kind = match t.dtype() {
@@ -170,7 +171,10 @@ fn checksum(path: &Path) -> Result<String> {
 /// Not a checkpoint, an unfinished or a damaged one.
 pub fn open(path: &Path) -> Result<Checkpoint> {
     if !path.is_dir() {
-        return Err(Error::Usage(format!("no checkpoint at {}: expected a folder like work/NAME/checkpoints/step-00001200", path.display())));
+        return Err(Error::Usage(format!(
+            "no checkpoint at {}: expected a folder like work/NAME/checkpoints/step-00001200",
+            path.display()
+        )));
     }
     if !path.join(DONE).is_file() {
         return Err(Error::Data(format!("{}: not a whole checkpoint: it has no file {DONE}", path.display())));
@@ -193,10 +197,8 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
 /// Step folders below `dir`, newest first.
 fn steps(dir: &Path) -> Vec<(usize, PathBuf)> {
     let Ok(entries) = fs::read_dir(dir) else { return vec![] };
-    let mut found: Vec<_> = entries
-        .flatten()
-        .filter_map(|e| Some((e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?, e.path())))
-        .collect();
+    let mut found: Vec<_> =
+        entries.flatten().filter_map(|e| Some((e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?, e.path()))).collect();
     found.sort_by_key(|f| std::cmp::Reverse(f.0));
     found
 }

@@ -96,17 +96,18 @@ impl Run<'_> {
                 progress.log(step, epoch, &done, plan.global_batch);
             }
             let last = step + 1 == plan.total_steps;
-            let epoch_end = (step + 1) % plan.steps_per_epoch == 0;
+            let epoch_end = (step + 1).is_multiple_of(plan.steps_per_epoch);
             let every = plan.config.checkpoint.every_steps;
-            let evaluate = last || (epoch_end && plan.config.eval.every_epochs > 0 && (epoch + 1) % plan.config.eval.every_epochs == 0);
+            let eval_every = plan.config.eval.every_epochs;
+            let evaluate = eval_every > 0 && (last || (epoch_end && (epoch + 1).is_multiple_of(eval_every)));
             let preempted = done.loss.stop_votes > 0;
-            if last || preempted || (every > 0 && (step + 1) % every == 0) || (every == 0 && epoch_end) {
+            if last || preempted || (every > 0 && (step + 1).is_multiple_of(every)) || (every == 0 && epoch_end) {
                 self.checkpoint(step + 1, best.map(|b| b.1))?;
             }
             if preempted && !last {
                 return Err(Error::Preempted(format!("stopped by a signal; checkpoint of step {} written, run again to go on", step + 1)));
             }
-            if evaluate && plan.config.eval.every_epochs > 0
+            if evaluate
                 && let Some(ap) = self.evaluate(step, epoch, metrics.as_mut())?
                 && best.is_none_or(|b| ap > b.0)
             {
@@ -158,8 +159,7 @@ impl Run<'_> {
         if self.plan.config.model.norm != crate::model::NormKind::Bn {
             return Ok(());
         }
-        let stats: Vec<&Tensor> =
-            self.detector.params.entries.iter().filter(|e| e.name.contains(".running_")).map(|e| &e.tensor).collect();
+        let stats: Vec<&Tensor> = self.detector.params.entries.iter().filter(|e| e.name.contains(".running_")).map(|e| &e.tensor).collect();
         let flat = Tensor::cat(&stats, 0) / self.plan.world as f64;
         all_reduce(&flat, self.world)?;
         let mut at = 0;
@@ -220,7 +220,14 @@ impl Run<'_> {
         }
         row.insert("eval_s".into(), json!(began.elapsed().as_secs_f64()));
         metrics.row(&row)?;
-        tracing::info!("epoch {}: AP {:.3}, AP50 {:.3}, AP75 {:.3} ({:.0} s)", epoch + 1, s.ap, s.ap50, s.ap75, began.elapsed().as_secs_f64());
+        tracing::info!(
+            "epoch {}: AP {:.3}, AP50 {:.3}, AP75 {:.3} ({:.0} s)",
+            epoch + 1,
+            s.ap,
+            s.ap50,
+            s.ap75,
+            began.elapsed().as_secs_f64()
+        );
         Ok(Some(s.ap))
     }
 }

@@ -38,7 +38,7 @@ mod tests {
     #[test]
     fn warm_up_and_drops() {
         let s = Schedule { lr: 0.01, steps_per_epoch: 7330, drops: vec![8, 11], decay: 0.1, warmup_steps: 1000, warmup_ratio: 0.001 };
-        assert_eq!(s.lr(0), 1.000000000000001e-05, "the reference's value, to the last bit");
+        assert_eq!(s.lr(0), 1.000_000_000_000_001e-5, "the reference's value, to the last bit");
         assert_eq!(s.lr(1000), 0.01);
         assert_eq!(s.lr(8 * 7330 - 1), 0.01);
         assert!((s.lr(8 * 7330) - 0.001).abs() < 1e-18 && (s.lr(11 * 7330) - 0.0001).abs() < 1e-18);

@@ -128,7 +128,10 @@ fn check_resume(c: &Checkpoint, train: &Dataset, config: &Config) -> Result<()> 
     same_categories(categories, train.categories(), "the checkpoint", "the data")?;
     let differs = |what: &str, hint: &str| Err(Error::Usage(format!("cannot go on from {}: {what}\nhint: {hint}", c.path.display())));
     if data != train.split.fingerprint() {
-        return differs("the training data are not those it began with", "pack the same data with the same options, or start anew with --resume none");
+        return differs(
+            "the training data are not those it began with",
+            "pack the same data with the same options, or start anew with --resume none",
+        );
     }
     if seed != config.train.seed {
         return differs(&format!("it began with seed {seed}, the configuration says {}", config.train.seed), "use the same `train.seed`");

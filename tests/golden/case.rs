@@ -55,7 +55,8 @@ impl Case {
         let empty = vec![];
         let labels = self.json["gt_labels"].as_array().unwrap_or(&empty);
         for (boxes, labels) in self.json["gt_bboxes"].as_array().unwrap_or(&empty).iter().zip(labels) {
-            let boxes: Vec<[f32; 4]> = boxes.as_array().unwrap_or(&empty).iter().map(|b| [0, 1, 2, 3].map(|i| number(&b[i]) as f32)).collect();
+            let boxes: Vec<[f32; 4]> =
+                boxes.as_array().unwrap_or(&empty).iter().map(|b| [0, 1, 2, 3].map(|i| number(&b[i]) as f32)).collect();
             let labels: Vec<i64> = labels.as_array().unwrap_or(&empty).iter().filter_map(Value::as_i64).collect();
             builder.image(&boxes, &labels);
         }
@@ -70,7 +71,11 @@ pub fn number(v: &Value) -> f64 {
 /// Fails unless `found` is within `relative` of `expected`.
 pub fn close(what: &str, found: f64, expected: f64, relative: f64) -> Result<(), String> {
     let off = (found - expected).abs();
-    if off <= relative * expected.abs().max(1e-12) { Ok(()) } else { Err(format!("{what}: expected {expected:e}, found {found:e} (off by {off:e})")) }
+    if off <= relative * expected.abs().max(1e-12) {
+        Ok(())
+    } else {
+        Err(format!("{what}: expected {expected:e}, found {found:e} (off by {off:e})"))
+    }
 }
 
 pub fn max_abs(t: &Tensor) -> f64 {

@@ -3,6 +3,8 @@
 //!
 //! `DW_GOLDENS` names the folder (default: the small copy beside this file); `DW_GOLDEN_KINDS` selects kinds.
 
+#![expect(clippy::print_stdout, reason = "one line a case for scripts")]
+
 mod case;
 mod coco;
 mod detect;
@@ -33,8 +35,7 @@ fn main() -> ExitCode {
         Some(dir) => (PathBuf::from(dir), true),
         None => (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data"), false),
     };
-    let wanted: Option<Vec<String>> =
-        std::env::var("DW_GOLDEN_KINDS").ok().map(|k| k.split_whitespace().map(str::to_owned).collect());
+    let wanted: Option<Vec<String>> = std::env::var("DW_GOLDEN_KINDS").ok().map(|k| k.split_whitespace().map(str::to_owned).collect());
     let mut trials = vec![];
     let mut not_run = 0;
     if named && !root.is_dir() {

@@ -26,7 +26,20 @@ impl Place {
         let place = Self { dir: tempfile::tempdir().unwrap() };
         let (images, val) = (images.to_string(), val.to_string());
         let coco = place.path("coco");
-        run(Command::new(bin("dw-pack")).args(["synth", &coco, "--images", &images, "--val", &val, "--seed", "3", "--classes", "3", "--side", "128"]));
+        run(Command::new(bin("dw-pack")).args([
+            "synth",
+            &coco,
+            "--images",
+            &images,
+            "--val",
+            &val,
+            "--seed",
+            "3",
+            "--classes",
+            "3",
+            "--side",
+            "128",
+        ]));
         run(Command::new(bin("dw-pack")).arg(&coco));
         place
     }
@@ -41,7 +54,8 @@ impl Place {
 
     /// Arguments of a smoke run into `work`.
     pub fn train_args(&self, work: &str, sets: &[&str]) -> Vec<String> {
-        let mut args: Vec<String> = ["smoke", "--device", "cpu", "--data", &self.shards(), "--work-dir", &self.path(work)].map(str::to_owned).to_vec();
+        let mut args: Vec<String> =
+            ["smoke", "--device", "cpu", "--data", &self.shards(), "--work-dir", &self.path(work)].map(str::to_owned).to_vec();
         for s in sets {
             args.extend(["--set".to_owned(), (*s).to_owned()]);
         }
@@ -121,7 +135,8 @@ pub fn damage(path: &Path) {
 
 /// Files of a folder whose names end like this.
 pub fn files(dir: &str, ending: &str) -> Vec<PathBuf> {
-    let mut found: Vec<_> = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).filter(|p| p.to_string_lossy().ends_with(ending)).collect();
+    let mut found: Vec<_> =
+        std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).filter(|p| p.to_string_lossy().ends_with(ending)).collect();
     found.sort();
     found
 }
