@@ -1,0 +1,51 @@
+//! The loader alone: records of a packed split to network input; prints one JSON line.
+#![expect(clippy::print_stdout, reason = "the result")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Parser;
+use dw::assign::DwConfig;
+use dw::config::DataConfig;
+use dw::data::loader::Recipe;
+use dw::data::{Dataset, Loader};
+use serde_json::json;
+
+#[derive(Parser)]
+struct Args {
+    #[arg(long)]
+    data: PathBuf,
+    #[arg(long, default_value = "train2017")]
+    split: String,
+    #[arg(long, default_value_t = 800)]
+    short_side: u32,
+    #[arg(long, default_value_t = 1333)]
+    long_side: u32,
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    #[arg(long, default_value_t = 128)]
+    steps: usize,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let a = Args::parse();
+    let dataset = Arc::new(Dataset::open(&a.data, &a.split, 0, true).unwrap_or_else(|e| panic!("{e}")));
+    let data = DataConfig { short_side: a.short_side, long_side: a.long_side, ..DataConfig::default() };
+    let recipe = Recipe { data, assign: DwConfig::default(), seed: 0, global_batch: 2, rank: 0, world: 1 };
+    let mut rates = vec![];
+    for _ in 0..3 {
+        let mut loader = Loader::start(&dataset, &recipe, 0..a.steps, a.threads, 4);
+        let start = Instant::now();
+        let mut images = 0;
+        while let Some(batch) = loader.next_batch() {
+            images += batch.unwrap_or_else(|e| panic!("{e}")).image_ids.len();
+        }
+        rates.push(images as f64 / start.elapsed().as_secs_f64());
+    }
+    rates.sort_by(f64::total_cmp);
+    println!("{}", json!({"what": "dw loader", "short_side": a.short_side, "threads": a.threads, "images_per_s": rates[1], "lowest": rates[0], "highest": rates[2]}));
+}

@@ -1,0 +1,108 @@
+//! One training step of R-50 on prepared images: forward, loss, backward, SGD; prints one JSON line.
+//!
+//! The same network, sizes and number of boxes as the peer measured beside it.
+#![expect(clippy::print_stdout, reason = "the result")]
+
+use std::time::Instant;
+
+use clap::Parser;
+use dw::assign::dw::{CenterPrior, Inputs, terms};
+use dw::assign::{DwConfig, PairsBuilder};
+use dw::boxes::{Points, level_sizes};
+use dw::data::sampler::{stream, unit};
+use dw::loss::reduce;
+use dw::model::{Architecture, Backbone, Detector, NormKind};
+use dw::train::flat::Flat;
+use dw::train::{sgd, to_device};
+use dw_launch::Solo;
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+#[derive(Parser)]
+struct Args {
+    #[arg(long, default_value_t = 2)]
+    batch: i64,
+    #[arg(long, default_value_t = 320)]
+    height: i64,
+    #[arg(long, default_value_t = 416)]
+    width: i64,
+    #[arg(long, default_value_t = 8)]
+    boxes: usize,
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    #[arg(long, default_value_t = 2)]
+    threads: i32,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let a = Args::parse();
+    tch::set_num_threads(a.threads);
+    dw::torch_ext::flush_denormals();
+    tch::manual_seed(0);
+    let architecture = Architecture {
+        backbone: Backbone::Resnet50,
+        width: 1.0,
+        channels: 256,
+        norm: NormKind::FrozenBn,
+        frozen_stages: 1,
+        refine: true,
+        classes: 80,
+    };
+    let mut net = Detector::new(&architecture, Kind::Float, Device::Cpu);
+    let mut flat = Flat::new(&mut net.params);
+    let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), Device::Cpu);
+    let (sizes, rule) = (level_sizes(a.height, a.width), DwConfig::default());
+    let mut rng = stream(&[1]);
+    let mut draw = |low: f64, high: f64| low + unit(&mut rng) * (high - low).max(1.0);
+    let mut builder = PairsBuilder::new(&sizes, 80, &rule);
+    for _ in 0..a.batch {
+        let (mut boxes, mut labels) = (vec![], vec![]);
+        for _ in 0..a.boxes {
+            let (w, h) = (draw(16.0, 16.0 + 0.4 * a.width as f64), draw(16.0, 16.0 + 0.4 * a.height as f64));
+            let (x, y) = (draw(0.0, a.width as f64 - w), draw(0.0, a.height as f64 - h));
+            boxes.push([x as f32, y as f32, (x + w) as f32, (y + h) as f32]);
+            labels.push(draw(0.0, 80.0) as i64);
+        }
+        builder.image(&boxes, &labels);
+    }
+    let pairs = builder.finish();
+    let (mut times, mut parts) = (vec![], [0.0; 4]);
+    for n in 0..a.steps + 2 {
+        let mut marks = vec![Instant::now()];
+        let out = net.forward(&images, true);
+        let (cls, distances, objectness) = out.flatten();
+        marks.push(Instant::now());
+        let points = Points::new(&out.sizes(), Kind::Float, Device::Cpu);
+        let (mean, sigma) = &net.head().prior;
+        let prior = CenterPrior { mean, sigma };
+        let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, points: &points, pairs: &pairs, prior };
+        let loss = reduce(&terms(&rule, &inputs).0, false, &Solo).expect("one process");
+        marks.push(Instant::now());
+        loss.local.backward();
+        marks.push(Instant::now());
+        sgd::step(&mut flat, 1e-5, 0.9, 1e-4, 1.0);
+        marks.push(Instant::now());
+        if n >= 2 {
+            times.push((marks[4] - marks[0]).as_secs_f64());
+            for (p, m) in parts.iter_mut().zip(marks.windows(2)) {
+                *p += (m[1] - m[0]).as_secs_f64() / a.steps as f64;
+            }
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    let row = json!({"what": "dw step, R-50", "batch": a.batch, "height": a.height, "width": a.width, "threads": a.threads,
+        "step_s_median": median, "step_s_min": times[0], "images_per_s": a.batch as f64 / median, "forward_s": parts[0], "loss_s": parts[1],
+        "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib()});
+    println!("{row}");
+}
+
+/// Largest resident memory of this process, MiB.
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 1024
+}
