@@ -47,5 +47,8 @@ fn main() {
         rates.push(images as f64 / start.elapsed().as_secs_f64());
     }
     rates.sort_by(f64::total_cmp);
-    println!("{}", json!({"what": "dw loader", "short_side": a.short_side, "threads": a.threads, "images_per_s": rates[1], "lowest": rates[0], "highest": rates[2]}));
+    println!(
+        "{}",
+        json!({"what": "dw loader", "short_side": a.short_side, "threads": a.threads, "images_per_s": rates[1], "lowest": rates[0], "highest": rates[2]})
+    );
 }

@@ -3,6 +3,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_fused_sgd.h>
 #include <torch/version.h>
 
 extern "C" {
@@ -11,6 +12,18 @@ extern "C" {
 int dw_set_grad(const at::Tensor *param, const at::Tensor *grad) {
   try {
     const_cast<at::Tensor *>(param)->mutable_grad() = *grad;
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+
+// One pass of SGD: g + wd p, v <- m v + that, p <- p - lr v. 0 on success.
+int dw_fused_sgd(const at::Tensor *param, const at::Tensor *grad, const at::Tensor *velocity, double weight_decay,
+                 double momentum, double lr) {
+  try {
+    at::_fused_sgd_({*param}, {*grad}, {*velocity}, weight_decay, momentum, lr, /*dampening=*/0.0,
+                    /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
     return 0;
   } catch (...) {
     return 1;

@@ -6,6 +6,14 @@ use tch::Tensor;
 
 unsafe extern "C" {
     fn dw_set_grad(param: *const torch_sys::C_tensor, grad: *const torch_sys::C_tensor) -> c_int;
+    fn dw_fused_sgd(
+        param: *const torch_sys::C_tensor,
+        grad: *const torch_sys::C_tensor,
+        velocity: *const torch_sys::C_tensor,
+        weight_decay: f64,
+        momentum: f64,
+        lr: f64,
+    ) -> c_int;
     fn dw_torch_version() -> *const c_char;
     fn dw_flush_denormals();
 }
@@ -19,6 +27,17 @@ pub fn set_grad(param: &Tensor, grad: &Tensor) {
     // SAFETY: both pointers are live tensors for the whole call; the C++ side copies the handle.
     let code = unsafe { dw_set_grad(param.as_ptr(), grad.as_ptr()) };
     assert_eq!(code, 0, "libtorch refused a gradient buffer");
+}
+
+/// SGD in one pass over flat buffers of one shape, in place: v <- m v + (g + wd p); p <- p - lr v.
+///
+/// # Panics
+/// When the shapes differ.
+pub fn fused_sgd(param: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, weight_decay: f64, momentum: f64, lr: f64) {
+    assert!(param.size() == grad.size() && param.size() == velocity.size(), "buffers of different shapes");
+    // SAFETY: three live tensors of one shape for the whole call; the two that change are borrowed mutably.
+    let code = unsafe { dw_fused_sgd(param.as_ptr(), grad.as_ptr(), velocity.as_ptr(), weight_decay, momentum, lr) };
+    assert_eq!(code, 0, "libtorch refused the SGD step");
 }
 
 /// Version of libtorch, as "2.11.0+cu130".
