@@ -1,5 +1,6 @@
 //! What the binaries share: joining the job, logging, reporting an error once, exit codes.
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -31,7 +32,13 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Box<dyn Collectives>>) -> Re
     let filter = tracing_subscriber::EnvFilter::try_from_env("DW_LOG").unwrap_or_else(|_| "info".into());
     // Other ranks speak only when something is wrong.
     let filter = if topology.rank == 0 { filter } else { "warn".into() };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).compact().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .compact()
+        .init();
     let mut world = None;
     let Err(e) = main(&topology, &mut world) else { return ExitCode::SUCCESS };
     if topology.rank != 0 {

@@ -79,7 +79,14 @@ fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str,
         .y_label_area_size(60)
         .build_cartesian_2d(0.0..last, 0.0..top.max(1e-3))
         .map_err(failed)?;
-    chart.configure_mesh().x_desc("step").label_style(("sans-serif", 14)).light_line_style(WHITE).draw().map_err(failed)?;
+    chart
+        .configure_mesh()
+        .x_desc("step")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .label_style(("sans-serif", 14))
+        .light_line_style(WHITE)
+        .draw()
+        .map_err(failed)?;
     for (i, (name, points)) in lines.iter().enumerate().filter(|(_, s)| !s.1.is_empty()) {
         // Yellow is for photos; on white it cannot be read.
         let color = [COLORS[6], COLORS[4], COLORS[2], COLORS[5]][i % 4];
@@ -94,9 +101,11 @@ fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str,
             .map_err(failed)?;
     }
     if lines.iter().any(|s| !s.1.is_empty()) {
-        let labels = chart.configure_series_labels();
-        let mut labels = labels;
-        labels.background_style(WHITE.mix(0.85)).border_style(BLACK).label_font(("sans-serif", 14)).draw().map_err(failed)?;
+        // Losses fall and AP rises: the corner that both leave free.
+        let corner = if title.starts_with("loss") { SeriesLabelPosition::UpperRight } else { SeriesLabelPosition::LowerRight };
+        let mut labels = chart.configure_series_labels();
+        let labels = labels.position(corner).background_style(WHITE.mix(0.85)).border_style(BLACK);
+        labels.label_font(("sans-serif", 14)).draw().map_err(failed)?;
     }
     Ok(())
 }
