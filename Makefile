@@ -8,9 +8,8 @@ export PATH := $(PATH):$(DW_CACHE)/tools/bin
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 DW_GOLDENS ?= ../shared/goldens
 DW_DATA ?= ../shared/data
-CARGO := cargo --locked
 
-.PHONY: help setup build demo test lint test-golden test-shared soak bench clean
+.PHONY: test-setup help setup build demo test lint test-golden test-shared soak bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -25,17 +24,20 @@ build: setup ## release binaries in target/release (the first time 4-10 minutes:
 demo: build ## draw a data set, train on two ranks, evaluate, draw pictures: demo-out/
 	@BIN=$(BIN) tools/demo.sh
 
+test-setup:
+	@tools/setup.sh tests
+
 lint: setup ## format and clippy, warnings are errors
 	@cargo fmt --all --check
 	@cargo clippy --locked --release --workspace --all-targets -- -D warnings
 
-test: lint build ## everything that needs nothing beside this clone
+test: test-setup lint build ## everything that needs nothing beside this clone
 	@env -u DW_DATA -u DW_GOLDENS cargo nextest run --locked --release --workspace
 
 test-golden: build ## golden numbers below DW_GOLDENS, one line a case and precision
 	@DW_GOLDENS="$(DW_GOLDENS)" cargo test --locked --release --test golden -- --test-threads 1 --nocapture
 
-test-shared: build ## golden numbers and real photos below ../shared, where present
+test-shared: test-setup build ## golden numbers and real photos below ../shared, where present
 	@if [ -d "$(DW_GOLDENS)" ]; then DW_GOLDENS="$(abspath $(DW_GOLDENS))" cargo nextest run --locked --release --test golden; else echo "test-shared: no golden data in $(DW_GOLDENS)"; fi
 	@if [ -d "$(DW_DATA)" ]; then DW_DATA="$(abspath $(DW_DATA))" cargo nextest run --locked --release --test shared; else echo "test-shared: no photos in $(DW_DATA)"; fi
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
-use dw_launch::{Collectives, Topology};
+use dw_launch::{Collectives, Op, Topology};
 use tch::{Device, Kind};
 
 use crate::config::Config;
@@ -39,8 +39,18 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Box<dyn Collectives>>) -> Re
         .with_target(false)
         .compact()
         .init();
+    if topology.world == 1 {
+        dw_launch::abort::install_panic_hook(0, |code| dw_launch::Solo.abort(code));
+    }
     let mut world = None;
     let Err(e) = main(&topology, &mut world) else { return ExitCode::SUCCESS };
+    if let Error::Preempted(text) = &e {
+        // Decided together: every rank leaves by itself, no peer is waiting.
+        if topology.rank == 0 {
+            eprintln!("{text}");
+        }
+        return ExitCode::from(75);
+    }
     if topology.rank != 0 {
         // Most mistakes are the same on every rank: rank 0 tells them, and its end takes the others along within seconds.
         std::thread::sleep(std::time::Duration::from_secs(4));
@@ -48,8 +58,6 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Box<dyn Collectives>>) -> Re
     let place = if topology.world > 1 { format!("[rank {}] ", topology.rank) } else { String::new() };
     eprintln!("{place}error: {e}");
     match world {
-        // Preemption is decided together: every rank leaves by itself, no peer is waiting.
-        Some(_) if matches!(e, Error::Preempted(_)) => ExitCode::from(75),
         Some(world) => world.abort(e.exit_code()),
         None => ExitCode::from(e.exit_code() as u8),
     }
@@ -61,7 +69,13 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Box<dyn Collectives>>) -> Re
 /// No MPI or NCCL where they are needed.
 pub fn join(device: Device) -> Result<Box<dyn Collectives>> {
     let base = dw_launch::join()?;
-    if matches!(device, Device::Cuda(_)) && base.size() > 1 {
+    let cuda = f64::from(u8::from(matches!(device, Device::Cuda(_))));
+    let mut lowest = [cuda, -cuda];
+    base.all_reduce(&mut lowest, Op::Min)?;
+    if lowest[0] != -lowest[1] {
+        return Err(Error::Usage("some ranks found a CUDA device and others did not\nhint: choose --device cpu or cuda for all".into()));
+    }
+    if cuda == 1.0 && base.size() > 1 {
         return Ok(Box::new(dw_launch::nccl::Nccl::join(base)?));
     }
     Ok(base)
@@ -112,6 +126,9 @@ pub fn init_weights(detector: &mut Detector, config: &Config) -> Result<()> {
             tracing::warn!(
                 "training from random weights: no stage of the backbone is frozen, and a good result takes far more epochs than from ImageNet weights"
             );
+            if config.model.norm == crate::model::NormKind::FrozenBn {
+                tracing::warn!("model.norm = \"frozen_bn\" normalises nothing from random weights: consider model.norm=gn");
+            }
             return Ok(());
         }
         "imagenet" => {

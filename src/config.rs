@@ -364,7 +364,7 @@ fn check(c: &Config) -> Result<()> {
     must(c.model.channels > 0 && c.model.channels % 8 == 0, "model.channels", "a positive multiple of 8")?;
     must((-1..=4).contains(&c.model.frozen_stages), "model.frozen_stages", "-1 to 4")?;
     must(c.data.short_side >= 32, "data.short_side", "at least 32")?;
-    must(c.data.long_side >= c.data.short_side, "data.long_side", "at least data.short_side")?;
+    must((c.data.short_side..=8192).contains(&c.data.long_side), "data.long_side", "data.short_side to 8192")?;
     let scales = &c.data.multi_scale;
     let range = scales.is_empty() || (scales.len() == 2 && scales[0] <= scales[1] && scales[0] >= 32);
     must(range, "data.multi_scale", "an empty list or [low, high] with 32 <= low <= high")?;

@@ -71,6 +71,9 @@ pub fn threads(configured: usize, topology: &Topology) -> usize {
     if configured > 0 {
         return configured;
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / topology.local_world).max(1)
+    // A launcher may have bound this rank to some cores already: those are its own.
+    let bound = std::thread::available_parallelism().map_or(1, usize::from);
+    // SAFETY: asks the system for a number; no preconditions.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;
+    bound.min(online / topology.local_world).max(1)
 }

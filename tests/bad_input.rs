@@ -131,3 +131,23 @@ fn every_binary_has_help_with_examples_and_versions() {
         says(&run(Command::new(bin(name)).arg("--version")), &["libtorch 2.11.0", "MPI:", "NCCL:"]);
     }
 }
+
+/// A new start in an old work directory must not cost the old run's checkpoints.
+#[test]
+fn a_new_start_never_overwrites_an_old_run() {
+    let place = Place::new();
+    place.train(0, "w", &["train.max_steps=4", "eval.every_epochs=0"]);
+    let before = (files(&(place.path("w") + "/checkpoints"), ""), place.rows("w").len());
+    let mut c = train(&place, &["train.max_steps=2", "eval.every_epochs=0"]);
+    says(&fails(c.args(["--resume", "none"]), 2), &["checkpoint of step 4", "choose another --work-dir"]);
+    assert_eq!((files(&(place.path("w") + "/checkpoints"), ""), place.rows("w").len()), before);
+}
+
+/// Pain 12: what decides the order cannot change on the way.
+#[test]
+fn a_run_goes_on_only_with_its_own_data_settings() {
+    let place = Place::new();
+    place.train(0, "w", &["train.max_steps=2", "eval.every_epochs=0"]);
+    let text = fails(&mut train(&place, &["train.max_steps=4", "eval.every_epochs=0", "data.limit=5"]), 2);
+    says(&text, &["cannot go on", "data.limit", "config.toml"]);
+}

@@ -163,3 +163,21 @@ fn evaluation_does_not_depend_on_the_number_of_ranks() {
         assert!(image.width() > 300 && image.pixels().any(|p| p != image.get_pixel(0, 0)));
     }
 }
+
+/// The best checkpoint outlives newer ones, also over a resume.
+#[test]
+fn the_best_checkpoint_is_kept() {
+    let place = Place::new();
+    place.train(0, "w", &["train.epochs=1", "checkpoint.keep=1"]);
+    let folder = place.path("w") + "/checkpoints";
+    let best = files(&folder, "")[0].clone();
+    // Say that the first epoch was very good.
+    let metrics = place.path("w") + "/metrics.jsonl";
+    let text = std::fs::read_to_string(&metrics).unwrap();
+    let at = text.find("\"AP\":").unwrap();
+    let end = at + text[at..].find(',').unwrap();
+    std::fs::write(&metrics, format!("{}\"AP\":0.99{}", &text[..at], &text[end..])).unwrap();
+    place.train(0, "w", &["train.epochs=3", "checkpoint.keep=1"]);
+    let left = files(&folder, "");
+    assert!(left.len() == 2 && left.contains(&best), "{left:?}");
+}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Draws a data set, packs it, trains on two MPI ranks on the CPU, evaluates, draws pictures, writes summary.json.
 set -euo pipefail
+export LC_ALL=C
 cd "$(dirname "$0")/.."
 bin=${BIN:-target/release}
 out=demo-out

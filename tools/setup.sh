@@ -15,7 +15,7 @@ command -v python3 >/dev/null || die "Python 3 is missing (it fetches libtorch; 
 
 # Debian packages: Open MPI and its headers, libclang for the bindings, cmake and nasm for libjpeg-turbo's SIMD code.
 packages=()
-for p in g++ openmpi-bin libopenmpi-dev libclang-dev cmake nasm; do
+for p in g++ openmpi-bin libopenmpi-dev libclang-dev cmake nasm procps; do
   dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || packages+=("$p")
 done
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
@@ -62,7 +62,7 @@ else
       options+=(--no-deps)
     fi
     log=$(mktemp)
-    if ! python3 -m pip install --disable-pip-version-check --root-user-action ignore --no-cache-dir --retries 3 "${options[@]}" --target "$root.part" "${wheels[@]}" >"$log" 2>&1; then
+    if ! PIP_ROOT_USER_ACTION=ignore python3 -m pip install --disable-pip-version-check --no-cache-dir --retries 3 "${options[@]}" --target "$root.part" "${wheels[@]}" >"$log" 2>&1; then
       tail -n 15 "$log" >&2
       rm -rf "$root.part"
       die "libtorch could not be fetched from the Python package index" "check the network and run it again, or point LIBTORCH at the \`torch\` folder of an installed torch $TORCH"
@@ -79,9 +79,12 @@ fi
 # Plain `cargo build` finds the same libtorch, and clones share what does not change between them.
 mkdir -p .cargo
 config=$(printf '# Written by tools/setup.sh.\n[env]\nLIBTORCH = "%s"\n\n[build]\nbuild-dir = "%s/build"\n' "$torch" "$cache")
+if [ -f .cargo/config.toml ] && [ "$(head -n 1 .cargo/config.toml)" != "# Written by tools/setup.sh." ]; then
+  die ".cargo/config.toml is not ours to change" "move it away, or add to it: $config"
+fi
 [ -f .cargo/config.toml ] && [ "$(cat .cargo/config.toml)" = "$config" ] || printf '%s\n' "$config" >.cargo/config.toml
 
-if ! cargo nextest --version >/dev/null 2>&1 && [ ! -x "$cache/tools/bin/cargo-nextest" ]; then
+if [ "${1:-}" = tests ] && ! cargo nextest --version >/dev/null 2>&1 && [ ! -x "$cache/tools/bin/cargo-nextest" ]; then
   say "cargo-nextest $NEXTEST, the test runner (about 5 minutes)"
   cargo install --locked --quiet --root "$cache/tools" --version "$NEXTEST" cargo-nextest || die "cargo-nextest could not be installed" "cargo install --locked cargo-nextest"
 fi

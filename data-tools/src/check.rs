@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::coco::Coco;
 use crate::error::{Error, Result};
-use crate::format::GtBox;
+use crate::format::{Entry, GtBox};
 
 /// What to do with boxes that cannot be trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -122,6 +122,13 @@ fn unique(file: &Path, section: &str, ids: impl Iterator<Item = i64>) -> Result<
 }
 
 impl Counts {
+    /// Counts one image's boxes.
+    pub fn add(&mut self, e: &Entry) {
+        self.boxes += e.boxes as u64;
+        self.crowd += e.crowd as u64;
+        self.empty_images += u64::from(e.boxes + e.crowd == 0);
+    }
+
     /// Lines for people about what was left out or is unusual; empty when there is nothing to tell.
     pub fn warnings(&self, policy: BadBoxes) -> Vec<String> {
         let verb = if policy == BadBoxes::Clip { "clipped" } else { "kept as they are" };

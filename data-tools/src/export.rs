@@ -61,6 +61,9 @@ fn export_image(split: &Split, i: usize, dir: &Path) -> Result<Exported> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(Error::io("cannot create folder", parent))?;
     }
+    if path.exists() {
+        return Err(Error::Usage(format!("cannot export: {} exists already\nhint: choose an empty folder", path.display())));
+    }
     match record.codec {
         Codec::Jpeg => fs::write(&path, record.pixels).map_err(Error::io("cannot write", &path))?,
         Codec::Zstd => {

@@ -125,12 +125,13 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
     }
     let images_dir = image_dir(dir, split)?;
     let coco = coco::read(&json)?;
-    let (boxes, counts) = boxes_by_image(&coco, &json, options.bad_boxes)?;
+    let (boxes, mut counts) = boxes_by_image(&coco, &json, options.bad_boxes)?;
     fs::create_dir_all(out).map_err(Error::io("cannot create folder", out))?;
     let mut writer = SplitWriter::new(out, split, options.shard_size)?;
     bar.set_length(coco.images.len() as u64);
     let mut skipped = vec![];
     let mut images = 0;
+    let mut written = Counts::default();
     let chunk = rayon::current_num_threads() * 8;
     for at in (0..coco.images.len()).step_by(chunk) {
         let range = at..(at + chunk).min(coco.images.len());
@@ -145,6 +146,7 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
         for record in encoded {
             match record {
                 Ok((bytes, entry)) => {
+                    written.add(&entry);
                     writer.push(&bytes, entry)?;
                     images += 1;
                 }
@@ -158,6 +160,7 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
     if images == 0 {
         return Err(Error::data(&json, "images", "none of the images could be used"));
     }
+    (counts.boxes, counts.crowd, counts.empty_images) = (written.boxes, written.crowd, written.empty_images);
     let meta = Meta { split: split.to_owned(), categories: coco.categories, source };
     let bytes = writer.finish(&meta, options.codec.code())?;
     Ok(Packed { images, counts, skipped, bytes, seconds: start.elapsed().as_secs_f64(), kept: false })
@@ -166,9 +169,7 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
 fn kept(done: &Split, start: Instant) -> Packed {
     let mut counts = Counts::default();
     for e in done.entries() {
-        counts.boxes += e.boxes as u64;
-        counts.crowd += e.crowd as u64;
-        counts.empty_images += u64::from(e.boxes + e.crowd == 0);
+        counts.add(&e);
     }
     let bytes = done.shards().map(|(_, n)| n as u64).sum();
     Packed { images: done.len(), counts, skipped: vec![], bytes, seconds: start.elapsed().as_secs_f64(), kept: true }

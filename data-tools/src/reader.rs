@@ -190,8 +190,9 @@ impl Split {
     pub fn verify(&self, tick: impl Fn() + Sync) -> Vec<Error> {
         let mut by_shard: Vec<Vec<usize>> = vec![vec![]; self.shards.len()];
         for (i, e) in self.entries().enumerate() {
-            if let Some(list) = by_shard.get_mut(e.shard as usize) {
-                list.push(i);
+            match by_shard.get_mut(e.shard as usize) {
+                Some(list) => list.push(i),
+                None => return self.record(i).err().into_iter().collect(),
             }
         }
         by_shard

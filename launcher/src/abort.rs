@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 static AFTER_PANIC: OnceLock<fn(i32) -> !> = OnceLock::new();
 
-/// From now on a panic ends the whole job with exit code 70 (a bug of ours).
+/// From now on a panic in any thread ends the whole job: exit code 5 when memory ran out, else 70 (a bug of ours).
 #[expect(clippy::print_stderr, reason = "the last words of a process")]
 pub fn install_panic_hook(rank: usize, end: fn(i32) -> !) {
     if AFTER_PANIC.set(end).is_err() {
@@ -14,9 +14,12 @@ pub fn install_panic_hook(rank: usize, end: fn(i32) -> !) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default(info);
-        eprintln!("error: rank {rank} panicked: this is a bug in dw (exit code 70)");
+        let text = info.payload_as_str().unwrap_or_default().to_lowercase();
+        let out_of_memory = ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|t| text.contains(t));
+        let (code, what) = if out_of_memory { (5, "memory ran out") } else { (70, "this is a bug in dw") };
+        eprintln!("error: rank {rank} panicked: {what} (exit code {code})");
         if let Some(end) = AFTER_PANIC.get() {
-            end(70);
+            end(code);
         }
     }));
 }

@@ -87,18 +87,28 @@ impl Nccl {
     /// # Errors
     /// No NCCL on the machine, or an initialisation that failed.
     pub fn join(base: Box<dyn Collectives>) -> Result<Self> {
-        let api = Api::open()?;
-        let mut id = UniqueId { internal: [0; 128] };
-        if base.rank() == 0 {
-            // SAFETY: `id` outlives the call.
-            api.check(unsafe { (api.unique_id)(&raw mut id) }, "making the job's id")?;
+        // All ranks open the library or none goes on: one that gave up alone would leave the others waiting.
+        let api = Api::open();
+        let mut opened = [f64::from(u8::from(api.is_ok()))];
+        base.all_reduce(&mut opened, Op::Min)?;
+        let api = api?;
+        if opened[0] == 0.0 {
+            return Err(Error("another rank could not open NCCL".into()));
         }
+        let mut id = UniqueId { internal: [0; 128] };
+        // SAFETY: `id` outlives the call.
+        let made = if base.rank() == 0 { unsafe { (api.unique_id)(&raw mut id) } } else { 0 };
         let bytes = base.broadcast_bytes(id.internal.to_vec())?;
         id.internal.copy_from_slice(&bytes);
         let mut comm: Comm = std::ptr::null_mut();
         let (size, rank) = (base.size() as c_int, base.rank() as c_int);
         // SAFETY: `comm` outlives the call; every rank of `base` makes it with the same id and size.
-        api.check(unsafe { (api.init_rank)(&raw mut comm, size, id, rank) }, "joining the ranks")?;
+        let code = if made == 0 { unsafe { (api.init_rank)(&raw mut comm, size, id, rank) } } else { made };
+        if let Err(e) = api.check(code, "joining the ranks") {
+            // The others may be waiting inside NCCL: end them, too.
+            tracing::error!("{e}");
+            base.abort(4);
+        }
         Ok(Self { api, comm, base })
     }
 }

@@ -60,7 +60,7 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
     let group = recipe.data.group;
     let around = own.start / group * group..own.end.next_multiple_of(group);
     let (w, h) = padded(around.map(transform).map(|t| (t.width, t.height)));
-    let image = 3 * (w * h) as usize;
+    let image = 3 * w as usize * h as usize;
     let mut pixels = vec![0f32; own.len() * image];
     let sizes = level_sizes(i64::from(h), i64::from(w));
     let mut pairs = PairsBuilder::new(&sizes, dataset.categories().len() as i64, &recipe.assign);

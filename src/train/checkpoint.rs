@@ -214,12 +214,32 @@ pub fn newest(dir: &Path) -> Option<Checkpoint> {
     None
 }
 
-/// Removes all but the newest `keep` checkpoints and the best.
+/// The newest step that has a whole checkpoint below `dir`, by its name alone.
+pub fn newest_step(dir: &Path) -> Option<usize> {
+    steps(dir).into_iter().find(|(_, path)| path.join(DONE).is_file()).map(|(step, _)| step)
+}
+
+/// Removes what a killed process left half-written.
 ///
 /// # Errors
 /// A folder that cannot be removed.
-pub fn prune(dir: &Path, keep: usize, best: Option<usize>) -> Result<()> {
-    for (step, path) in steps(dir).into_iter().skip(keep) {
+pub fn clean(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(".step-") && name.ends_with(".writing") {
+            fs::remove_dir_all(entry.path()).map_err(Error::io("cannot remove", &entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes all but the newest `keep` checkpoints up to `last` (the one just written) and the best.
+///
+/// # Errors
+/// A folder that cannot be removed.
+pub fn prune(dir: &Path, last: usize, keep: usize, best: Option<usize>) -> Result<()> {
+    let whole = steps(dir).into_iter().filter(|(step, path)| *step <= last && path.join(DONE).is_file());
+    for (step, path) in whole.skip(keep) {
         if Some(step) != best {
             fs::remove_dir_all(&path).map_err(Error::io("cannot remove", &path))?;
         }

@@ -79,10 +79,10 @@ impl Run<'_> {
             world: plan.world,
         };
         let workers = if plan.config.data.workers == 0 { plan.threads } else { plan.config.data.workers };
-        let mut loader = Loader::start(&self.train, &recipe, self.start..plan.total_steps, workers, PREFETCH);
+        let mut loader = Loader::start(&self.train, &recipe, self.start..plan.total_steps, workers, PREFETCH.max(workers + 1));
         let lead = plan.rank == 0;
         let mut metrics = if lead { Some(Metrics::open(&self.work_dir.join("metrics.jsonl"), self.start > 0)?) } else { None };
-        let mut best: Option<(f64, usize)> = None;
+        let mut best = if lead { self.best_so_far()? } else { None };
         let mut progress = Progress::new(self.start, plan.total_steps);
         for step in self.start..plan.total_steps {
             let began = Instant::now();
@@ -101,7 +101,7 @@ impl Run<'_> {
             let eval_every = plan.config.eval.every_epochs;
             let evaluate = eval_every > 0 && (last || (epoch_end && (epoch + 1).is_multiple_of(eval_every)));
             let preempted = done.loss.stop_votes > 0;
-            if last || preempted || (every > 0 && (step + 1).is_multiple_of(every)) || (every == 0 && epoch_end) {
+            if last || preempted || evaluate || (every > 0 && (step + 1).is_multiple_of(every)) || (every == 0 && epoch_end) {
                 self.checkpoint(step + 1, best.map(|b| b.1))?;
             }
             if preempted && !last {
@@ -186,6 +186,16 @@ impl Run<'_> {
         ))
     }
 
+    /// Best AP of a run that goes on, with the step of its checkpoint.
+    fn best_so_far(&self) -> Result<Option<(f64, usize)>> {
+        if self.start == 0 {
+            return Ok(None);
+        }
+        let rows = metrics::read(&self.work_dir.join("metrics.jsonl"))?;
+        let found = rows.iter().filter_map(|r| Some((r.get("AP")?.as_f64()?, r.get("step")?.as_u64()? as usize + 1)));
+        Ok(found.filter(|f| f.1 <= self.start).max_by(|a, b| a.0.total_cmp(&b.0)))
+    }
+
     fn checkpoint(&self, step: usize, best: Option<usize>) -> Result<()> {
         if self.plan.rank == 0 {
             let state = checkpoint::State {
@@ -198,7 +208,7 @@ impl Run<'_> {
             };
             let dir = self.work_dir.join("checkpoints");
             let path = checkpoint::save(&dir, &state, &self.plan.config, &self.detector.params, &self.flat)?;
-            checkpoint::prune(&dir, self.plan.config.checkpoint.keep, best)?;
+            checkpoint::prune(&dir, step, self.plan.config.checkpoint.keep, best)?;
             tracing::info!("checkpoint {}", path.display());
         }
         Ok(self.world.barrier()?)

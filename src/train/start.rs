@@ -63,7 +63,7 @@ pub struct Request {
 /// Anything a user can get wrong, and what can go wrong on the way.
 #[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
 pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn Collectives>>) -> Result<()> {
-    let config = config::load(&request.config, &request.sets)?;
+    let mut config = config::load(&request.config, &request.sets)?;
     let name = Path::new(&request.config).file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
     let work_dir = request.work_dir.clone().unwrap_or_else(|| Path::new("work").join(&name));
     let d = &config.data;
@@ -74,12 +74,25 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn 
         Resume::Auto => checkpoint::newest(&work_dir.join("checkpoints")),
         Resume::Path(path) => Some(app::find_checkpoint(path)?),
     };
+    let checkpoints = work_dir.join("checkpoints");
     if let Some(c) = &from {
         check_resume(c, &train, &config)?;
+        // The start lies behind; whether stages are frozen hangs on it.
+        config.model.init.clone_from(&c.config.model.init);
+    }
+    let start = from.as_ref().map_or(0, |c| c.state.step);
+    if request.resume != Resume::Auto
+        && let Some(later) = checkpoint::newest_step(&checkpoints).filter(|s| *s > start)
+    {
+        return Err(Error::Usage(format!(
+            "{}: holds a checkpoint of step {later}, which a run from step {start} would overwrite\nhint: choose another --work-dir, or remove it",
+            checkpoints.display()
+        )));
     }
     let (device, threads) = app::device(request.device, config.train.threads, topology)?;
     let world: &dyn Collectives = &**world.insert(app::join(device)?);
 
+    agree(world, &format!("step {start}, data {:08x} ({} images), settings {config:?}", train.split.fingerprint(), train.len()))?;
     let images = (train.len(), val.as_ref().map_or(0, Dataset::len));
     let batch = from.as_ref().map(|c| c.state.global_batch);
     let plan = Plan::new(&name, config, train.categories().len(), images, device, world, threads, batch)?;
@@ -95,14 +108,17 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn 
         app::init_weights(&mut detector, &plan.config)?;
     }
     let flat = Flat::new(&mut detector.params);
-    let mut start = 0;
     if let Some(c) = &from {
         c.load(&mut detector.params, Some(&flat))?;
-        start = c.state.step;
+        if c.state.architecture != plan.architecture {
+            let text = format!("it is of {:?}, the configuration asks for {:?}", c.state.architecture, plan.architecture);
+            return Err(Error::Usage(format!("cannot go on from {}: {text}", c.path.display())));
+        }
         tracing::info!("going on from {} (step {start})", c.path.display());
     }
     if plan.rank == 0 {
         prepare_work_dir(&work_dir, &plan, &detector)?;
+        checkpoint::clean(&checkpoints)?;
     }
     if start >= plan.total_steps {
         tracing::info!("nothing to do: {start} of {} steps are done", plan.total_steps);
@@ -136,7 +152,27 @@ fn check_resume(c: &Checkpoint, train: &Dataset, config: &Config) -> Result<()> 
     if seed != config.train.seed {
         return differs(&format!("it began with seed {seed}, the configuration says {}", config.train.seed), "use the same `train.seed`");
     }
+    let (old, new) = (&c.config.data, &config.data);
+    if (old.limit, old.filter_empty, old.group) != (new.limit, new.filter_empty, new.group) {
+        return differs(
+            "`data.limit`, `data.filter_empty` or `data.group` differ",
+            "they decide which image comes when: set them as in that run's config.toml",
+        );
+    }
     Ok(())
+}
+
+/// Every rank must have read the same: with a work directory or data of its own a node would train something else.
+fn agree(world: &dyn Collectives, mine: &str) -> Result<()> {
+    let first = world.broadcast_bytes(mine.as_bytes().to_vec())?;
+    if first == mine.as_bytes() {
+        return Ok(());
+    }
+    let first = String::from_utf8_lossy(&first);
+    Err(Error::Usage(format!(
+        "rank {} and rank 0 disagree about the run\nrank 0: {first}\nhere:   {mine}\nhint: data, configuration and work directory must be on storage that all nodes share",
+        world.rank()
+    )))
 }
 
 fn prepare_work_dir(dir: &Path, plan: &Plan, detector: &Detector) -> Result<()> {
