@@ -46,7 +46,8 @@ for codec in zstd jpeg; do
   done
   seconds=$(cut -d' ' -f1 "$out/pack-$codec.all" | median)
   row "pack --pixels $codec ($what)" "$(awk "BEGIN { printf \"%.0f\", $images / $seconds }") images/s" "peak $(cut -d' ' -f2 "$out/pack-$codec.cost") MiB"
-  "$bin/dw-pack" bench "$out/shards-$codec" --json | head -n 1 >"$out/decode.json"
+  "$bin/dw-pack" bench "$out/shards-$codec" --json >"$out/decode.all"
+  head -n 1 "$out/decode.all" >"$out/decode.json"
   row "decode, one core, $codec" "$(field images_per_s_per_core <"$out/decode.json" | cut -d. -f1) images/s" "$(field bytes_per_image <"$out/decode.json") bytes an image"
   cargo bench --locked --bench loader -- --data "$PWD/$out/shards-$codec" --threads "$threads" 2>/dev/null | grep '"dw loader"' >"$out/loader.json"
   row "loader, short side 800, $threads threads, $codec" "$(field images_per_s <"$out/loader.json" | cut -c1-5) images/s" ""
