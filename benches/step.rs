@@ -11,7 +11,7 @@ use dw::assign::{DwConfig, PairsBuilder};
 use dw::boxes::{Points, level_sizes};
 use dw::data::sampler::{stream, unit};
 use dw::loss::reduce;
-use dw::model::{Architecture, Backbone, Detector, NormKind};
+use dw::model::{Detector, ModelConfig};
 use dw::train::flat::Flat;
 use dw::train::{sgd, to_device};
 use dw_launch::Solo;
@@ -42,16 +42,7 @@ fn main() {
     tch::set_num_threads(a.threads);
     dw::torch_ext::flush_denormals();
     tch::manual_seed(0);
-    let architecture = Architecture {
-        backbone: Backbone::Resnet50,
-        width: 1.0,
-        channels: 256,
-        norm: NormKind::FrozenBn,
-        frozen_stages: 1,
-        refine: true,
-        classes: 80,
-    };
-    let mut net = Detector::new(&architecture, Kind::Float, Device::Cpu);
+    let mut net = Detector::new(&ModelConfig::default(), 80, Kind::Float, Device::Cpu);
     let mut flat = Flat::new(&mut net.params);
     let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), Device::Cpu);
     let (sizes, rule) = (level_sizes(a.height, a.width), DwConfig::default());

@@ -1,18 +1,22 @@
 //! What the binaries share: joining the job, logging, reporting an error once, exit codes.
 
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use dw_launch::{Collectives, Op, Topology};
 use tch::{Device, Kind};
 
-use crate::config::Config;
+use dw_shards::coco::Category;
+use dw_weights::Weights;
+
+use crate::config::{self, Config};
 use crate::data::Dataset;
+use crate::data::dataset::same_categories;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::model::Detector;
+use crate::model::{Detector, weights};
 use crate::train::checkpoint::{self, Checkpoint};
 
 /// Text of `--version`.
@@ -93,17 +97,6 @@ pub fn device(choice: device::Choice, threads: usize, topology: &Topology) -> Re
     Ok((device, threads))
 }
 
-/// A network with the weights of a checkpoint folder, ready to detect.
-///
-/// # Errors
-/// A damaged checkpoint, or one of other categories than `data` has.
-pub fn detector_of(c: &Checkpoint, data: &Dataset, device: Device) -> Result<Detector> {
-    crate::data::dataset::same_categories(&c.state.categories, data.categories(), "the checkpoint", "the data")?;
-    let mut detector = Detector::new(&c.state.architecture, Kind::Float, device);
-    c.load(&mut detector.params, None)?;
-    Ok(detector)
-}
-
 /// A checkpoint by its folder, or the newest of a work directory.
 ///
 /// # Errors
@@ -116,45 +109,55 @@ pub fn find_checkpoint(path: &Path) -> Result<Checkpoint> {
     checkpoint::open(path)
 }
 
-/// Puts the starting weights of `model.init` into a network.
-///
-/// # Errors
-/// A file that is missing or of which nothing fits.
-pub fn init_weights(detector: &mut Detector, config: &Config) -> Result<()> {
-    let path = match config.model.init.as_str() {
-        "random" => {
-            tracing::warn!(
-                "training from random weights: no stage of the backbone is frozen, and a good result takes far more epochs than from ImageNet weights"
-            );
-            if config.model.norm == crate::model::NormKind::FrozenBn {
-                tracing::warn!("model.norm = \"frozen_bn\" normalises nothing from random weights: consider model.norm=gn");
-            }
-            return Ok(());
-        }
-        "imagenet" => {
-            let cache = cache_dir().join("weights").join(format!("{}.safetensors", config.model.backbone.imagenet_file()));
-            if !cache.is_file() {
-                return Err(Error::Usage(format!(
-                    "model.init = \"imagenet\": expected the weights in {}\nhint: put torchvision's {} there as .safetensors (same tensor names), or start with --init random or --init FILE",
-                    cache.display(),
-                    config.model.backbone.imagenet_file()
-                )));
-            }
-            cache
-        }
-        file => file.into(),
-    };
-    let file = if path.is_dir() { find_checkpoint(&path)?.path.join("model.safetensors") } else { path };
-    let report = checkpoint::copy_into(&checkpoint::read_tensors(&file)?, &mut detector.params);
-    if report.matched == 0 {
-        return Err(Error::Usage(format!("{}: none of its tensors fits the network: {report}", file.display())));
-    }
-    tracing::info!("{}: {report}", file.display());
-    Ok(())
+/// Weights to detect with, and the configuration that they belong to.
+#[derive(Debug)]
+pub struct Saved {
+    /// The run's, or the one that was named.
+    pub config: Config,
+    /// The run's; a bare weight file does not say.
+    categories: Option<Vec<Category>>,
+    weights: PathBuf,
 }
 
-/// `$XDG_CACHE_HOME/dw`, or `~/.cache/dw`.
-fn cache_dir() -> std::path::PathBuf {
-    let home = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache");
-    std::env::var_os("XDG_CACHE_HOME").map_or_else(home, Into::into).join("dw")
+impl Saved {
+    /// A checkpoint folder or work directory, or a weight file together with the name of its configuration.
+    ///
+    /// # Errors
+    /// None of these, or a file without a configuration.
+    pub fn find(path: &Path, config: Option<&str>, sets: &[String]) -> Result<Self> {
+        if path.is_file() {
+            let name = config.ok_or_else(|| {
+                let text = "a weight file does not say which network it belongs to";
+                Error::Usage(format!("{}: {text}\nhint: name its configuration, as --config dw_r50_fpn_1x", path.display()))
+            })?;
+            return Ok(Self { config: config::load(name, sets)?, categories: None, weights: path.to_owned() });
+        }
+        let c = find_checkpoint(path)?;
+        if config.is_some() {
+            let text = "a checkpoint brings its own configuration; --config is for weight files";
+            return Err(Error::Usage(format!("{}: {text}\nhint: change single keys with --set", path.display())));
+        }
+        let config = config::with_sets(&c.config, sets)?;
+        Ok(Self { config, categories: Some(c.state.categories), weights: c.path })
+    }
+
+    /// The network with these weights, ready to detect on `data`.
+    ///
+    /// # Errors
+    /// Damaged weights, weights of another network, or of other categories than `data` has.
+    pub fn detector(&self, data: &Dataset, device: Device) -> Result<Detector> {
+        match &self.categories {
+            Some(own) => same_categories(own, data.categories(), "the checkpoint", "the data")?,
+            None => tracing::info!("{}: a weight file names no classes; taken in the order of the data's", self.weights.display()),
+        }
+        let mut detector = Detector::new(&self.config.model, data.categories().len(), Kind::Float, device);
+        let mut report = weights::load(&Weights::open(&self.weights)?, &mut detector.params)?;
+        // A count of batches that nothing reads; files of older programs lack it.
+        report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));
+        if !report.complete() {
+            let text = "not all weights of the network are in the file, or they have another shape";
+            return Err(Error::Usage(format!("{}: {text}: {report}\nhint: check --config and the data's categories", self.weights.display())));
+        }
+        Ok(detector)
+    }
 }

@@ -10,14 +10,21 @@ use toml::{Table, Value};
 
 use crate::assign::DwConfig;
 use crate::error::{Error, Result};
-use crate::model::{Backbone, NormKind};
+use crate::model::ModelConfig;
 
 /// Configurations that are compiled in, by name.
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("dw_r50_fpn_1x", include_str!("../configs/dw_r50_fpn_1x.toml")),
     ("dw_r50_fpn_worefine_1x", include_str!("../configs/dw_r50_fpn_worefine_1x.toml")),
-    ("dw_r50_fpn_ms_2x", include_str!("../configs/dw_r50_fpn_ms_2x.toml")),
-    ("dw_r101_fpn_ms_2x", include_str!("../configs/dw_r101_fpn_ms_2x.toml")),
+    ("dw_r50_fpn_mstrain_2x", include_str!("../configs/dw_r50_fpn_mstrain_2x.toml")),
+    ("dw_r50_fpn_dconv_c3-c5_mstrain_2x", include_str!("../configs/dw_r50_fpn_dconv_c3-c5_mstrain_2x.toml")),
+    ("dw_r101_fpn_1x", include_str!("../configs/dw_r101_fpn_1x.toml")),
+    ("dw_r101_fpn_mstrain_2x", include_str!("../configs/dw_r101_fpn_mstrain_2x.toml")),
+    ("dw_r101_fpn_worefine_mstrain_2x", include_str!("../configs/dw_r101_fpn_worefine_mstrain_2x.toml")),
+    ("dw_r101_fpn_dconv_c3-c5_mstrain_2x", include_str!("../configs/dw_r101_fpn_dconv_c3-c5_mstrain_2x.toml")),
+    ("dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x", include_str!("../configs/dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x.toml")),
+    ("dw_x101_64x4d_fpn_mstrain_2x", include_str!("../configs/dw_x101_64x4d_fpn_mstrain_2x.toml")),
+    ("dw_x101_64x4d_fpn_worefine_mstrain_2x", include_str!("../configs/dw_x101_64x4d_fpn_worefine_mstrain_2x.toml")),
     ("overfit16", include_str!("../configs/overfit16.toml")),
     ("demo", include_str!("../configs/demo.toml")),
     ("smoke", include_str!("../configs/smoke.toml")),
@@ -39,40 +46,6 @@ pub struct Config {
     pub eval: EvalConfig,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
-}
-
-/// `[model]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    /// Depth of the backbone.
-    pub backbone: Backbone,
-    /// Multiplier of the backbone's channels.
-    pub width: f64,
-    /// Channels of neck and head.
-    pub channels: i64,
-    /// Norm layers of the backbone.
-    pub norm: NormKind,
-    /// Frozen stages (-1: none, 0: the stem, 1: and stage 1); nothing is frozen when training from random weights.
-    pub frozen_stages: i64,
-    /// Box refinement.
-    pub refine: bool,
-    /// Start: `imagenet`, `random`, or a `.safetensors` file or checkpoint folder.
-    pub init: String,
-}
-
-impl Default for ModelConfig {
-    fn default() -> Self {
-        Self {
-            backbone: Backbone::Resnet50,
-            width: 1.0,
-            channels: 256,
-            norm: NormKind::FrozenBn,
-            frozen_stages: 1,
-            refine: true,
-            init: "imagenet".into(),
-        }
-    }
 }
 
 /// `[data]`
@@ -234,6 +207,19 @@ impl Default for CheckpointConfig {
 pub fn load(name: &str, sets: &[String]) -> Result<Config> {
     let mut merged = defaults()?;
     overlay_named(&mut merged, name, None, 0)?;
+    finish(merged, &format!("configuration `{name}`"), sets)
+}
+
+/// Lays `sets` (`key.path=value`) over a configuration.
+///
+/// # Errors
+/// An unknown key, a value of the wrong type or out of range.
+pub fn with_sets(config: &Config, sets: &[String]) -> Result<Config> {
+    let table = Table::try_from(config).map_err(|e| Error::Usage(format!("configuration: {e}")))?;
+    finish(table, "configuration", sets)
+}
+
+fn finish(mut merged: Table, what: &str, sets: &[String]) -> Result<Config> {
     for set in sets {
         let (key, text) = set.split_once('=').ok_or_else(|| Error::Usage(format!("--set {set}: expected key.path=value, found no `=`")))?;
         let (key, text) = (key.trim(), text.trim());
@@ -244,7 +230,7 @@ pub fn load(name: &str, sets: &[String]) -> Result<Config> {
     }
     let config: Config = Value::Table(merged)
         .try_into()
-        .map_err(|e: toml::de::Error| Error::Usage(format!("configuration `{name}`: {}", e.to_string().trim().replace('\n', " "))))?;
+        .map_err(|e: toml::de::Error| Error::Usage(format!("{what}: {}", e.to_string().trim().replace('\n', " "))))?;
     check(&config)?;
     Ok(config)
 }
@@ -363,6 +349,9 @@ fn check(c: &Config) -> Result<()> {
     must(c.model.width > 0.0 && c.model.width <= 8.0, "model.width", "a number above 0 and at most 8")?;
     must(c.model.channels > 0 && c.model.channels % 8 == 0, "model.channels", "a positive multiple of 8")?;
     must((-1..=4).contains(&c.model.frozen_stages), "model.frozen_stages", "-1 to 4")?;
+    let stages = &c.model.dcn_stages;
+    must(stages.iter().all(|s| (2..=5).contains(s)), "model.dcn_stages", "a list of feature maps, 2 to 5, as [3, 4, 5]")?;
+    must(stages.is_empty() || c.model.backbone.bottleneck(), "model.dcn_stages", "[] for this backbone: it has no bottlenecks")?;
     must(c.data.short_side >= 32, "data.short_side", "at least 32")?;
     must((c.data.short_side..=8192).contains(&c.data.long_side), "data.long_side", "data.short_side to 8192")?;
     let scales = &c.data.multi_scale;
@@ -395,7 +384,7 @@ mod tests {
     fn sets_win_and_keep_types() {
         let sets = ["train.lr=1", "model.backbone=resnet18", "data.multi_scale=[480, 960]", "model.init=random"].map(String::from);
         let c = load("dw_r50_fpn_1x", &sets).unwrap();
-        assert_eq!((c.train.lr, c.model.backbone, &c.data.multi_scale[..]), (1.0, Backbone::Resnet18, &[480, 960][..]));
+        assert_eq!((c.train.lr, c.model.backbone, &c.data.multi_scale[..]), (1.0, crate::model::Backbone::Resnet18, &[480, 960][..]));
     }
 
     #[test]

@@ -17,6 +17,9 @@ pub enum Error {
     /// Shards (exit code 2 or 3).
     #[error(transparent)]
     Shards(#[from] dw_shards::Error),
+    /// Weight files (exit code 2 or 3).
+    #[error(transparent)]
+    Weights(#[from] dw_weights::Error),
     /// Another rank was lost, or a collective failed (exit code 4).
     #[error("{0}")]
     Peer(#[from] dw_launch::Error),
@@ -44,6 +47,7 @@ impl Error {
             Self::Usage(_) => 2,
             Self::Data(_) | Self::NotFinite(_) => 3,
             Self::Shards(e) => e.exit_code() as i32,
+            Self::Weights(e) => e.exit_code() as i32,
             Self::Peer(_) => 4,
             Self::Preempted(_) => 75,
             Self::Torch(e) if e.to_string().contains("memory") => 5,

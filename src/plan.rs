@@ -6,7 +6,7 @@ use tch::Device;
 use crate::config::{Config, LrScaling};
 use crate::data::sampler::steps_per_epoch;
 use crate::error::{Error, Result};
-use crate::model::Architecture;
+use crate::model::Detector;
 use crate::train::schedule::Schedule;
 
 /// Resolved settings of a training run.
@@ -16,8 +16,8 @@ pub struct Plan {
     pub name: String,
     /// As configured.
     pub config: Config,
-    /// The network.
-    pub architecture: Architecture,
+    /// Classes.
+    pub classes: usize,
     /// This rank's device.
     pub device: Device,
     /// This rank.
@@ -71,16 +71,6 @@ impl Plan {
         if config.model.init == "random" {
             config.model.frozen_stages = -1;
         }
-        let m = &config.model;
-        let architecture = Architecture {
-            backbone: m.backbone,
-            width: m.width,
-            channels: m.channels,
-            norm: m.norm,
-            frozen_stages: m.frozen_stages,
-            refine: m.refine,
-            classes: classes as i64,
-        };
         let steps = steps_per_epoch(images.0, global_batch);
         let all = steps * config.train.epochs;
         let total_steps = if config.train.max_steps == 0 { all } else { config.train.max_steps };
@@ -99,7 +89,7 @@ impl Plan {
         };
         Ok(Self {
             name: name.to_owned(),
-            architecture,
+            classes,
             device,
             rank: world.rank(),
             world: ranks,
@@ -116,8 +106,11 @@ impl Plan {
     }
 
     /// The settings as a table for people.
-    pub fn table(&self, parameters: (usize, usize)) -> String {
+    pub fn table(&self, detector: &Detector) -> String {
         let c = &self.config;
+        let (trained, all) = detector.params.counts();
+        let (height, width) = (c.data.short_side.next_multiple_of(32), c.data.long_side.next_multiple_of(32));
+        let cost = detector.cost(height.into(), width.into()) as f64 / 1e9;
         let (m, d, t, a) = (&c.model, &c.data, &c.train, &c.assign);
         let scales =
             if d.multi_scale.is_empty() { d.short_side.to_string() } else { format!("{}..{}", d.multi_scale[0], d.multi_scale[1]) };
@@ -126,11 +119,18 @@ impl Plan {
             (
                 "network",
                 format!(
-                    "{:?} x {} + FPN + FCOS head, {} channels, norm {:?}, refinement {}",
-                    m.backbone, m.width, m.channels, m.norm, m.refine
+                    "{} x {} + FPN + FCOS head, {} channels, norm {:?}, refinement {}, deformable {:?}{}",
+                    m.backbone.name(),
+                    m.width,
+                    m.channels,
+                    m.norm,
+                    m.refine,
+                    m.dcn_stages,
+                    if m.dcn_last_conv { " and head" } else { "" }
                 ),
             ),
-            ("parameters", format!("{} trained of {}", parameters.0, parameters.1)),
+            ("parameters", format!("{trained} trained of {all}")),
+            ("cost", format!("{cost:.1} GFLOPs (multiply-adds of the convolutions) for one image of {height} x {width}")),
             ("start", format!("{}, {} frozen stages", m.init, m.frozen_stages.max(0))),
             (
                 "data",
@@ -143,7 +143,7 @@ impl Plan {
                     self.val_images
                 ),
             ),
-            ("classes", self.architecture.classes.to_string()),
+            ("classes", self.classes.to_string()),
             ("input", format!("short side {scales}, long side <= {}, flip {}", d.long_side, d.flip)),
             (
                 "assignment",

@@ -14,6 +14,17 @@ unsafe extern "C" {
         momentum: f64,
         lr: f64,
     ) -> c_int;
+    fn dw_deform_conv2d(
+        input: *const torch_sys::C_tensor,
+        offset: *const torch_sys::C_tensor,
+        mask: *const torch_sys::C_tensor,
+        weight: *const torch_sys::C_tensor,
+        stride: i64,
+        padding: i64,
+        groups: i64,
+        chunk: i64,
+    ) -> *mut torch_sys::C_tensor;
+    fn dw_last_error() -> *const c_char;
     fn dw_torch_version() -> *const c_char;
     fn dw_flush_denormals();
 }
@@ -38,6 +49,26 @@ pub fn fused_sgd(param: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, weigh
     // SAFETY: three live tensors of one shape for the whole call; the two that change are borrowed mutably.
     let code = unsafe { dw_fused_sgd(param.as_ptr(), grad.as_ptr(), velocity.as_ptr(), weight_decay, momentum, lr) };
     assert_eq!(code, 0, "libtorch refused the SGD step");
+}
+
+/// Modulated deformable convolution with bounded memory; see [`crate::model::deform::deform_conv2d`] for the shapes.
+/// `[stride, padding, groups, chunk]`: `chunk` bounds the numbers of the sampled columns that exist at once.
+///
+/// # Panics
+/// When the shapes do not fit, or memory runs out.
+pub fn deform_conv2d(x: &Tensor, offset: &Tensor, mask: &Tensor, weight: &Tensor, [stride, padding, groups, chunk]: [i64; 4]) -> Tensor {
+    // SAFETY: four live tensors for the whole call; the C++ side throws nothing and returns a new tensor or null.
+    let out = unsafe {
+        dw_deform_conv2d(x.as_ptr(), offset.as_ptr(), mask.as_ptr(), weight.as_ptr(), stride, padding, groups, chunk)
+    };
+    assert!(!out.is_null(), "deformable convolution: {}", last_error());
+    // SAFETY: a tensor that the C++ side made for us; we own it from here.
+    unsafe { Tensor::from_ptr(out) }
+}
+
+fn last_error() -> String {
+    // SAFETY: a text that lives until this thread's next failing call.
+    unsafe { CStr::from_ptr(dw_last_error()) }.to_string_lossy().into_owned()
 }
 
 /// Version of libtorch, as "2.11.0+cu130".

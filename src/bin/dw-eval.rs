@@ -11,6 +11,7 @@ use dw::{Error, app};
 const EXAMPLES: &str = "Examples:
   dw-eval work/dw_r50_fpn_1x                               the newest checkpoint of a run on its validation split
   mpirun -n 8 dw-eval work/a/checkpoints/step-00090000 --dt-out results.json
+  dw-eval epoch_12.pth --config dw_r50_fpn_1x --data coco/shards    a weight file, also mmdetection's
   dw-eval coco --gt instances_val2017.json --dt results.json --json
 
 Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost";
@@ -28,9 +29,15 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Checkpoint folder, or a work directory (its newest checkpoint)
+    /// Checkpoint folder, work directory (its newest checkpoint), or weight file
     #[arg(required = true)]
     checkpoint: Option<PathBuf>,
+    /// Configuration that a weight file belongs to
+    #[arg(long)]
+    config: Option<String>,
+    /// Set one key, as eval.nms_iou=0.5 (may be repeated)
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
     /// Folder of shards [default: the run's]
     #[arg(long, value_name = "OUT")]
     data: Option<PathBuf>,
@@ -76,7 +83,8 @@ fn main() -> ExitCode {
         Some(Command::Coco { gt, dt, json, per_class, count_id_zero }) => json_files(&gt, &dt, json, per_class, count_id_zero),
         None => {
             let path = r.checkpoint.ok_or_else(|| Error::Usage("expected a checkpoint".into()))?;
-            let request = Request { checkpoint: path, data: r.data, split: r.split, dt_out: r.dt_out, json: r.json, device: r.device };
+            let (config, sets) = (r.config, r.set);
+            let request = Request { checkpoint: path, config, sets, data: r.data, split: r.split, dt_out: r.dt_out, json: r.json, device: r.device };
             checkpoint(&request, topology, world)
         }
     })

@@ -23,8 +23,11 @@ struct Cli {
 enum Command {
     /// Images with predicted and true boxes
     Pred {
-        /// Checkpoint folder, or a work directory
+        /// Checkpoint folder, work directory, or weight file
         checkpoint: PathBuf,
+        /// Configuration that a weight file belongs to
+        #[arg(long)]
+        config: Option<String>,
         /// Folder of shards [default: the run's]
         #[arg(long, value_name = "OUT")]
         data: Option<PathBuf>,
@@ -54,8 +57,8 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     app::run(|_, _| match cli.command {
-        Command::Pred { checkpoint, data, split, count, score, out } => {
-            let options = show::pred::Options { count: count.into(), score };
+        Command::Pred { checkpoint, config, data, split, count, score, out } => {
+            let options = show::pred::Options { count: count.into(), score, config };
             show::pred::draw(&checkpoint, data.as_deref(), split.as_deref(), &options, &out)
         }
         Command::Curves { run, out } => show::curves::draw(&run, &out),

@@ -16,8 +16,12 @@ use crate::error::{Error, Result};
 /// Evaluation of a checkpoint.
 #[derive(Debug)]
 pub struct Request {
-    /// Checkpoint folder or work directory.
+    /// Checkpoint folder, work directory, or weight file.
     pub checkpoint: PathBuf,
+    /// Configuration of a weight file.
+    pub config: Option<String>,
+    /// `key.path=value`, laid over the configuration.
+    pub sets: Vec<String>,
     /// Folder of shards instead of the run's own.
     pub data: Option<PathBuf>,
     /// Split instead of the run's `data.val_split`.
@@ -35,7 +39,7 @@ pub struct Request {
 /// # Errors
 /// A damaged checkpoint, other categories, bad data.
 pub fn checkpoint(r: &Request, topology: &Topology, world: &mut Option<Box<dyn Collectives>>) -> Result<()> {
-    let saved = app::find_checkpoint(&r.checkpoint)?;
+    let saved = app::Saved::find(&r.checkpoint, r.config.as_deref(), &r.sets)?;
     let mut config = saved.config.clone();
     if let Some(d) = &r.data {
         config.data.shards.clone_from(d);
@@ -45,7 +49,7 @@ pub fn checkpoint(r: &Request, topology: &Topology, world: &mut Option<Box<dyn C
     }
     let data = Dataset::open(&config.data.shards, &config.data.val_split, config.data.limit, false)?;
     let (device, _) = app::device(r.device, config.train.threads, topology)?;
-    let detector = app::detector_of(&saved, &data, device)?;
+    let detector = saved.detector(&data, device)?;
     let world: &dyn Collectives = &**world.insert(app::join(device)?);
     let began = std::time::Instant::now();
     let report = evaluate(&detector, &data, &config, device, world)?;

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::layers::{Conv, ConvSpec};
+use super::layers::{Conv, ConvSpec, Size};
 use super::params::{Init, Params};
 
 /// The neck.
@@ -15,7 +15,15 @@ pub struct Fpn {
 impl Fpn {
     /// Builds the neck below `neck.` for C3, C4, C5 with `inputs` channels.
     pub fn new(p: &mut Params, inputs: &[i64], channels: i64) -> Self {
-        let spec = |input, kernel, stride| ConvSpec { input, output: channels, kernel, stride, init: Init::XavierUniform, bias: Some(0.0) };
+        let spec = |input, kernel, stride| ConvSpec {
+            input,
+            output: channels,
+            kernel,
+            stride,
+            groups: 1,
+            init: Init::XavierUniform,
+            bias: Some(0.0),
+        };
         let lateral =
             inputs.iter().enumerate().map(|(i, &c)| Conv::new(p, &format!("neck.lateral_convs.{i}.conv"), spec(c, 1, 1), true)).collect();
         let strides = [1, 1, 1, 2, 2];
@@ -39,5 +47,18 @@ impl Fpn {
         p.push(self.output[3].forward(&p[2]));
         p.push(self.output[4].forward(&p[3].relu()));
         p
+    }
+
+    /// Multiply-adds for C3, C4, C5 of these sizes, and the sizes of P3..P7.
+    pub fn cost(&self, c: &[Size]) -> (u64, Vec<Size>) {
+        let mut sizes = c.to_vec();
+        let lateral: u64 = c.iter().zip(&self.lateral).map(|(size, conv)| conv.cost(*size).0).sum();
+        let mut output: u64 = c.iter().zip(&self.output).map(|(size, conv)| conv.cost(*size).0).sum();
+        for conv in &self.output[c.len()..] {
+            let (macs, size) = conv.cost(sizes[sizes.len() - 1]);
+            output += macs;
+            sizes.push(size);
+        }
+        (lateral + output, sizes)
     }
 }

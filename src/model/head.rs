@@ -2,7 +2,9 @@
 
 use tch::{Kind, Tensor};
 
-use super::layers::{Conv, ConvSpec, Norm, NormKind};
+use super::ModelConfig;
+use super::deform::{AnyConv, DeformConv};
+use super::layers::{Conv, ConvSpec, Norm, NormKind, Size};
 use super::params::{Init, Params};
 use crate::boxes::{self, STRIDES};
 
@@ -36,8 +38,8 @@ impl Outputs {
 /// The head.
 #[derive(Debug)]
 pub struct Head {
-    cls_tower: Vec<(Conv, Norm)>,
-    reg_tower: Vec<(Conv, Norm)>,
+    cls_tower: Vec<(AnyConv, Norm)>,
+    reg_tower: Vec<(AnyConv, Norm)>,
     cls: Conv,
     reg: Conv,
     objectness: Conv,
@@ -54,13 +56,20 @@ const START_SCORE: f64 = 0.02;
 
 impl Head {
     /// Builds the head below `bbox_head.`.
-    pub fn new(p: &mut Params, classes: i64, channels: i64, refine: bool) -> Self {
-        let conv = |output, bias| ConvSpec { input: channels, output, kernel: 3, stride: 1, init: Init::Normal(0.01), bias: Some(bias) };
+    pub fn new(p: &mut Params, config: &ModelConfig, classes: i64) -> Self {
+        let channels = config.channels;
+        let conv =
+            |output, bias| ConvSpec { input: channels, output, kernel: 3, stride: 1, groups: 1, init: Init::Normal(0.01), bias: Some(bias) };
         let tower = |p: &mut Params, name: &str| {
             (0..STACKED)
                 .map(|i| {
                     let name = format!("bbox_head.{name}.{i}");
-                    let c = Conv::new(p, &format!("{name}.conv"), conv(channels, 0.0), true);
+                    let c = if config.dcn_last_conv && i + 1 == STACKED {
+                        // mmdetection's start of the head reaches the offsets' convolution, too.
+                        AnyConv::Deform(DeformConv::new(p, &format!("{name}.conv"), conv(channels, 0.0), Init::Normal(0.01), true))
+                    } else {
+                        AnyConv::Plain(Conv::new(p, &format!("{name}.conv"), conv(channels, 0.0), true))
+                    };
                     (c, Norm::new(p, &format!("{name}.gn"), channels, NormKind::Gn, 1.0, true))
                 })
                 .collect()
@@ -74,7 +83,7 @@ impl Head {
             // With a bias of 0 the relu would kill half the boxes for good.
             reg: Conv::new(p, "bbox_head.conv_reg", conv(4, 4.0), true),
             objectness: Conv::new(p, "bbox_head.conv_centerness", conv(1, 0.0), true),
-            offset: refine.then(|| Conv::new(p, "bbox_head.reg_offset", conv(8, 0.0), true)),
+            offset: config.refine.then(|| Conv::new(p, "bbox_head.reg_offset", conv(8, 0.0), true)),
             scales: (0..STRIDES.len()).map(|i| p.param(format!("bbox_head.scales.{i}.scale"), &[], Init::Const(1.0), true, true)).collect(),
             prior: (
                 p.buffer("bbox_head.center_prior.mean", &[classes, 2], 0.0),
@@ -88,7 +97,7 @@ impl Head {
     pub fn forward(&self, pyramid: &[Tensor]) -> Outputs {
         let mut out = Outputs::default();
         for (level, x) in pyramid.iter().enumerate() {
-            let run = |tower: &[(Conv, Norm)]| {
+            let run = |tower: &[(AnyConv, Norm)]| {
                 tower.iter().fold(x.shallow_clone(), |y, (conv, norm)| norm.forward(&conv.forward(&y), true).relu_())
             };
             let (cls, reg) = (run(&self.cls_tower), run(&self.reg_tower));
@@ -103,6 +112,16 @@ impl Head {
             out.objectness.push(self.objectness.forward(&reg));
         }
         out
+    }
+
+    /// Multiply-adds for P3..P7 of these sizes.
+    pub fn cost(&self, p: &[Size]) -> u64 {
+        let last = [Some(&self.cls), Some(&self.reg), Some(&self.objectness), self.offset.as_ref()];
+        let level = |size: Size| -> u64 {
+            let towers = self.cls_tower.iter().chain(&self.reg_tower).map(|(conv, _)| conv.cost(size).0);
+            towers.chain(last.iter().flatten().map(|conv| conv.cost(size).0)).sum()
+        };
+        p.iter().map(|&size| level(size)).sum()
     }
 }
 

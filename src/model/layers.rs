@@ -24,7 +24,11 @@ pub struct Conv {
     bias: Option<Tensor>,
     stride: i64,
     padding: i64,
+    groups: i64,
 }
+
+/// Height and width of a feature map.
+pub type Size = (i64, i64);
 
 /// Shape and start of a convolution.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +41,8 @@ pub struct ConvSpec {
     pub kernel: i64,
     /// Stride.
     pub stride: i64,
+    /// Groups of channels that do not see each other (ResNeXt).
+    pub groups: i64,
     /// Start of the weights.
     pub init: Init,
     /// Start of the bias; none without.
@@ -46,15 +52,23 @@ pub struct ConvSpec {
 impl Conv {
     /// A convolution named `name`, padded to keep the size at stride 1.
     pub fn new(p: &mut Params, name: &str, spec: ConvSpec, trainable: bool) -> Self {
-        let ConvSpec { input, output, kernel, stride, init, bias } = spec;
-        let weight = p.param(format!("{name}.weight"), &[output, input, kernel, kernel], init, trainable, true);
+        let ConvSpec { input, output, kernel, stride, groups, init, bias } = spec;
+        let weight = p.param(format!("{name}.weight"), &[output, input / groups, kernel, kernel], init, trainable, true);
         let bias = bias.map(|b| p.param(format!("{name}.bias"), &[output], Init::Const(b), trainable, true));
-        Self { weight, bias, stride, padding: kernel / 2 }
+        Self { weight, bias, stride, padding: kernel / 2, groups }
     }
 
     /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&self.weight, self.bias.as_ref(), [self.stride, self.stride], [self.padding, self.padding], [1i64, 1], 1)
+        x.conv2d(&self.weight, self.bias.as_ref(), [self.stride, self.stride], [self.padding, self.padding], [1i64, 1], self.groups)
+    }
+
+    /// Multiply-adds for an input of `size`, and the output's size.
+    pub fn cost(&self, size: Size) -> (u64, Size) {
+        let kernel = self.weight.size()[2];
+        let out = |n: i64| (n + 2 * self.padding - kernel) / self.stride + 1;
+        let size = (out(size.0), out(size.1));
+        (self.weight.numel() as u64 * (size.0 * size.1) as u64, size)
     }
 }
 

@@ -1,10 +1,12 @@
 //! The detector: ResNet, FPN and FCOS head.
 
+pub mod deform;
 pub mod fpn;
 pub mod head;
 pub mod layers;
 pub mod params;
 pub mod resnet;
+pub mod weights;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -14,10 +16,11 @@ pub use layers::NormKind;
 pub use params::Params;
 pub use resnet::Backbone;
 
-/// What decides the network's shape.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Architecture {
-    /// Depth of the backbone.
+/// `[model]`: what decides the network's shape, and how it starts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Kind and depth of the backbone.
     pub backbone: Backbone,
     /// Multiplier of the backbone's channels.
     pub width: f64,
@@ -25,12 +28,34 @@ pub struct Architecture {
     pub channels: i64,
     /// Norm layers of the backbone.
     pub norm: NormKind,
-    /// Frozen stages of the backbone (-1: none).
+    /// Frozen stages (-1: none, 0: the stem, 1: and stage 1); nothing is frozen when training from random weights.
     pub frozen_stages: i64,
+    /// Stages with deformable 3x3 convolutions (DCNv2), by the feature map they make: 3 to 5.
+    #[serde(default)]
+    pub dcn_stages: Vec<i64>,
+    /// Deformable last convolution in both towers of the head.
+    #[serde(default)]
+    pub dcn_last_conv: bool,
     /// Box refinement.
     pub refine: bool,
-    /// Classes.
-    pub classes: i64,
+    /// Start: `imagenet`, `random`, or a weight file or checkpoint folder.
+    pub init: String,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            backbone: Backbone::Resnet50,
+            width: 1.0,
+            channels: 256,
+            norm: NormKind::FrozenBn,
+            frozen_stages: 1,
+            dcn_stages: vec![],
+            dcn_last_conv: false,
+            refine: true,
+            init: "imagenet".into(),
+        }
+    }
 }
 
 /// A network with its parameters.
@@ -44,20 +69,33 @@ pub struct Detector {
 }
 
 impl Detector {
-    /// Builds a network with random weights (seeded by `tch::manual_seed`).
-    pub fn new(a: &Architecture, kind: Kind, device: Device) -> Self {
+    /// Builds a network for `classes` classes with random weights (seeded by `tch::manual_seed`).
+    pub fn new(config: &ModelConfig, classes: usize, kind: Kind, device: Device) -> Self {
         let mut params = Params::new(kind, device);
-        let spec = resnet::Spec { backbone: a.backbone, width: a.width, norm: a.norm, frozen_stages: a.frozen_stages };
-        let backbone = resnet::ResNet::new(&mut params, spec);
-        let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], a.channels);
-        let head = head::Head::new(&mut params, a.classes, a.channels, a.refine);
+        let backbone = resnet::ResNet::new(&mut params, config);
+        let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels);
+        let head = head::Head::new(&mut params, config, classes as i64);
         Self { params, backbone, neck, head }
     }
 
     /// Normalised images `[B, 3, H, W]` (H and W multiples of 32) to predictions.
     pub fn forward(&self, images: &Tensor, train: bool) -> Outputs {
+        self.head.forward(&self.features(images, train).1)
+    }
+
+    /// Normalised images `[B, 3, H, W]` to backbone features C2..C5 (strides 4 to 32) and pyramid P3..P7 (8 to 128).
+    pub fn features(&self, images: &Tensor, train: bool) -> (Vec<Tensor>, Vec<Tensor>) {
         let c = self.backbone.forward(images, train);
-        self.head.forward(&self.neck.forward(&c[1..]))
+        let p = self.neck.forward(&c[1..]);
+        (c, p)
+    }
+
+    /// Multiply-adds of the convolutions for one image of `height` x `width` pixels (norms, activations and sampling
+    /// are not counted, as is usual).
+    pub fn cost(&self, height: i64, width: i64) -> u64 {
+        let (backbone, c) = self.backbone.cost((height, width));
+        let (neck, p) = self.neck.cost(&c[1..]);
+        backbone + neck + self.head.cost(&p)
     }
 
     /// Predictions from given features P3..P7.

@@ -15,6 +15,8 @@ pub enum Init {
     KaimingFanOut,
     /// Glorot's uniform (FPN).
     XavierUniform,
+    /// Uniform within 1 / sqrt(fan-in) (mmcv's deformable convolution).
+    UniformFanIn,
 }
 
 /// A named tensor.
@@ -68,6 +70,10 @@ impl Params {
             Init::KaimingFanOut => t.normal_(0.0, (2.0 / fan_out as f64).sqrt()),
             Init::XavierUniform => {
                 let bound = (6.0 / (fan_in + fan_out) as f64).sqrt();
+                t.uniform_(-bound, bound)
+            }
+            Init::UniformFanIn => {
+                let bound = 1.0 / (fan_in as f64).sqrt();
                 t.uniform_(-bound, bound)
             }
         };

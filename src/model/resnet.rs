@@ -1,10 +1,13 @@
-//! ResNet-18/34/50/101 in mmdetection's layout ("pytorch" style: a bottleneck's stride is on its 3x3 convolution).
+//! ResNet-18/34/50/101 and ResNeXt-101 in mmdetection's layout ("pytorch" style: a bottleneck's stride is on its 3x3
+//! convolution), with deformable 3x3 convolutions in chosen stages.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::layers::{Conv, ConvSpec, Norm, NormKind};
+use super::deform::{AnyConv, DeformConv};
+use super::layers::{Conv, ConvSpec, Norm, NormKind, Size};
 use super::params::{Init, Params};
+use super::ModelConfig;
 
 /// Which backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,28 +21,57 @@ pub enum Backbone {
     Resnet50,
     /// 3-4-23-3 bottlenecks.
     Resnet101,
+    /// 3-4-23-3 bottlenecks, 3x3 convolutions in 32 groups.
+    #[serde(rename = "resnext101_32x4d")]
+    Resnext101x32x4d,
+    /// 3-4-23-3 bottlenecks, 3x3 convolutions in 64 groups.
+    #[serde(rename = "resnext101_64x4d")]
+    Resnext101x64x4d,
 }
+
+/// Channels of a ResNeXt group in the first stage.
+const GROUP_WIDTH: i64 = 4;
 
 impl Backbone {
     fn blocks(self) -> [usize; 4] {
         match self {
             Self::Resnet18 => [2, 2, 2, 2],
             Self::Resnet34 | Self::Resnet50 => [3, 4, 6, 3],
-            Self::Resnet101 => [3, 4, 23, 3],
+            Self::Resnet101 | Self::Resnext101x32x4d | Self::Resnext101x64x4d => [3, 4, 23, 3],
         }
     }
 
-    fn bottleneck(self) -> bool {
-        matches!(self, Self::Resnet50 | Self::Resnet101)
+    /// Blocks of three convolutions (deformable ones need them).
+    pub fn bottleneck(self) -> bool {
+        !matches!(self, Self::Resnet18 | Self::Resnet34)
     }
 
-    /// File stem of torchvision's ImageNet weights (V1), with the first eight digits of its sha256.
-    pub fn imagenet_file(self) -> &'static str {
+    /// Groups of the bottlenecks' 3x3 convolutions.
+    fn groups(self) -> i64 {
         match self {
-            Self::Resnet18 => "resnet18-f37072fd",
-            Self::Resnet34 => "resnet34-b627a593",
-            Self::Resnet50 => "resnet50-0676ba61",
-            Self::Resnet101 => "resnet101-63fe2227",
+            Self::Resnext101x32x4d => 32,
+            Self::Resnext101x64x4d => 64,
+            _ => 1,
+        }
+    }
+
+    /// Channels of a bottleneck's 3x3 convolution for a stage of `planes`.
+    fn inner(self, planes: i64) -> i64 {
+        match self.groups() {
+            1 => planes,
+            groups => (planes * GROUP_WIDTH / 64).max(1) * groups,
+        }
+    }
+
+    /// Name, as in the configuration and in the list of pinned ImageNet weights.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resnet18 => "resnet18",
+            Self::Resnet34 => "resnet34",
+            Self::Resnet50 => "resnet50",
+            Self::Resnet101 => "resnet101",
+            Self::Resnext101x32x4d => "resnext101_32x4d",
+            Self::Resnext101x64x4d => "resnext101_64x4d",
         }
     }
 }
@@ -51,7 +83,7 @@ fn scaled(channels: i64, width: f64) -> i64 {
 
 #[derive(Debug)]
 struct Block {
-    convs: Vec<(Conv, Norm)>,
+    convs: Vec<(AnyConv, Norm)>,
     shortcut: Option<(Conv, Norm)>,
 }
 
@@ -67,6 +99,15 @@ impl Block {
         let skip = self.shortcut.as_ref().map_or_else(|| x.shallow_clone(), |(conv, norm)| norm.forward(&conv.forward(x), train));
         (y + skip).relu_()
     }
+
+    fn cost(&self, input: Size) -> (u64, Size) {
+        let (mut macs, mut size) = (self.shortcut.as_ref().map_or(0, |(conv, _)| conv.cost(input).0), input);
+        for (conv, _) in &self.convs {
+            let (m, s) = conv.cost(size);
+            (macs, size) = (macs + m, s);
+        }
+        (macs, size)
+    }
 }
 
 /// The backbone.
@@ -78,30 +119,25 @@ pub struct ResNet {
     pub channels: [i64; 4],
 }
 
-/// How to build a backbone.
-#[derive(Debug, Clone, Copy)]
-pub struct Spec {
-    /// Depth.
-    pub backbone: Backbone,
-    /// Multiplier of all channels.
-    pub width: f64,
-    /// Norm layers.
-    pub norm: NormKind,
-    /// -1: all is trained; 0: the stem is frozen; n: and the first n stages.
-    pub frozen_stages: i64,
-}
-
 impl ResNet {
     /// Builds the network below `backbone.`.
-    pub fn new(p: &mut Params, spec: Spec) -> Self {
-        let Spec { backbone, width, norm, frozen_stages } = spec;
+    pub fn new(p: &mut Params, config: &ModelConfig) -> Self {
+        let ModelConfig { backbone, width, norm, frozen_stages, .. } = *config;
         // mmdetection names group norm layers gn1, ...
         let kind = if norm == NormKind::Gn { "gn" } else { "bn" };
-        let conv = |input, output, kernel, stride| ConvSpec { input, output, kernel, stride, init: Init::KaimingFanOut, bias: None };
+        let conv = |input, output, kernel, stride, groups| ConvSpec {
+            input,
+            output,
+            kernel,
+            stride,
+            groups,
+            init: Init::KaimingFanOut,
+            bias: None,
+        };
         let base = scaled(64, width);
         let train_stem = frozen_stages < 0;
         let stem = (
-            Conv::new(p, "backbone.conv1", conv(3, base, 7, 2), train_stem),
+            Conv::new(p, "backbone.conv1", conv(3, base, 7, 2, 1), train_stem),
             Norm::new(p, &format!("backbone.{kind}1"), base, norm, 1.0, train_stem),
         );
         let mut input = base;
@@ -116,19 +152,27 @@ impl ResNet {
                 let name = format!("backbone.layer{}.{i}", stage + 1);
                 let stride = if i == 0 && stage > 0 { 2 } else { 1 };
                 let shapes = if backbone.bottleneck() {
-                    vec![(input, planes, 1, 1), (planes, planes, 3, stride), (planes, output, 1, 1)]
+                    let inner = backbone.inner(planes);
+                    vec![(input, inner, 1, 1, 1), (inner, inner, 3, stride, backbone.groups()), (inner, output, 1, 1, 1)]
                 } else {
-                    vec![(input, planes, 3, stride), (planes, planes, 3, 1)]
+                    vec![(input, planes, 3, stride, 1), (planes, planes, 3, 1, 1)]
                 };
+                // Stage n makes C(n + 1).
+                let deformable = config.dcn_stages.contains(&(stage as i64 + 2));
                 let mut convs = vec![];
-                for (n, &(a, b, k, s)) in shapes.iter().enumerate() {
+                for (n, &(a, b, k, s, g)) in shapes.iter().enumerate() {
                     // The last norm of a residual branch starts at 0: the block starts as its shortcut.
                     let scale = if n + 1 == shapes.len() { 0.0 } else { 1.0 };
-                    let c = Conv::new(p, &format!("{name}.conv{}", n + 1), conv(a, b, k, s), trainable);
+                    let conv_name = format!("{name}.conv{}", n + 1);
+                    let c = if deformable && k == 3 {
+                        AnyConv::Deform(DeformConv::new(p, &conv_name, conv(a, b, k, s, g), Init::Const(0.0), trainable))
+                    } else {
+                        AnyConv::Plain(Conv::new(p, &conv_name, conv(a, b, k, s, g), trainable))
+                    };
                     convs.push((c, Norm::new(p, &format!("{name}.{kind}{}", n + 1), b, norm, scale, trainable)));
                 }
                 let shortcut = (stride != 1 || input != output).then(|| {
-                    let c = Conv::new(p, &format!("{name}.downsample.0"), conv(input, output, 1, stride), trainable);
+                    let c = Conv::new(p, &format!("{name}.downsample.0"), conv(input, output, 1, stride, 1), trainable);
                     (c, Norm::new(p, &format!("{name}.downsample.1"), output, norm, 1.0, trainable))
                 });
                 list.push(Block { convs, shortcut });
@@ -153,5 +197,55 @@ impl ResNet {
             out.push(y.shallow_clone());
         }
         out
+    }
+
+    /// Multiply-adds for images of `size`, and the sizes of C2, C3, C4, C5.
+    pub fn cost(&self, size: Size) -> (u64, Vec<Size>) {
+        let (mut macs, stem) = self.stem.0.cost(size);
+        let pooled = |n: i64| (n + 2 - 3) / 2 + 1;
+        let mut size = (pooled(stem.0), pooled(stem.1));
+        let mut out = vec![];
+        for stage in &self.stages {
+            for block in stage {
+                let (m, s) = block.cost(size);
+                (macs, size) = (macs + m, s);
+            }
+            out.push(size);
+        }
+        (macs, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    /// Multiply-adds at 224 x 224 as published for the classifiers, less their last layer (2048 x 1000).
+    #[test]
+    fn cost_is_the_published_one() {
+        for (backbone, giga) in [(Backbone::Resnet50, 4.09), (Backbone::Resnet101, 7.80), (Backbone::Resnext101x64x4d, 15.46)] {
+            let mut p = Params::new(Kind::Float, Device::Cpu);
+            let net = ResNet::new(&mut p, &ModelConfig { backbone, ..ModelConfig::default() });
+            let (macs, sizes) = net.cost((224, 224));
+            assert_eq!(sizes, [(56, 56), (28, 28), (14, 14), (7, 7)]);
+            let found = (macs as f64 + 2048e3) / 1e9;
+            assert!((found - giga).abs() < 0.03, "{backbone:?}: {found} giga multiply-adds, published {giga}");
+        }
+    }
+
+    /// Parameters of torchvision's and timm's classifiers, less the last layer (2049 x 1000).
+    #[test]
+    fn parameters_are_the_published_ones() {
+        for (backbone, count) in [
+            (Backbone::Resnet50, 25_557_032),
+            (Backbone::Resnet101, 44_549_160),
+            (Backbone::Resnext101x32x4d, 44_177_704),
+            (Backbone::Resnext101x64x4d, 83_455_272),
+        ] {
+            let mut p = Params::new(Kind::Float, Device::Cpu);
+            ResNet::new(&mut p, &ModelConfig { backbone, ..ModelConfig::default() });
+            assert_eq!(p.counts().1 + 2_049_000, count, "{backbone:?}");
+        }
     }
 }

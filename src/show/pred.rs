@@ -28,6 +28,8 @@ pub struct Options {
     pub count: usize,
     /// Smallest score drawn.
     pub score: f32,
+    /// Configuration of a weight file.
+    pub config: Option<String>,
 }
 
 /// Draws the first images of the checkpoint's validation split (or of `data` / `split`) into a PNG file.
@@ -35,7 +37,7 @@ pub struct Options {
 /// # Errors
 /// A damaged checkpoint or record, a file that cannot be written.
 pub fn draw(checkpoint: &Path, data: Option<&Path>, split: Option<&str>, o: &Options, out: &Path) -> Result<()> {
-    let saved = app::find_checkpoint(checkpoint)?;
+    let saved = app::Saved::find(checkpoint, o.config.as_deref(), &[])?;
     let mut config = saved.config.clone();
     if let Some(d) = data {
         d.clone_into(&mut config.data.shards);
@@ -44,7 +46,7 @@ pub fn draw(checkpoint: &Path, data: Option<&Path>, split: Option<&str>, o: &Opt
         s.clone_into(&mut config.data.val_split);
     }
     let data = Dataset::open(&config.data.shards, &config.data.val_split, o.count, false)?;
-    let detector = app::detector_of(&saved, &data, Device::Cpu)?;
+    let detector = saved.detector(&data, Device::Cpu)?;
     font();
     let cells = data.records.iter().map(|&i| cell(&detector, &data, i, &config, o)).collect::<Result<Vec<_>>>()?;
     let columns = (cells.len() as f64).sqrt().ceil() as usize;

@@ -7,15 +7,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::flat::Flat;
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
-use crate::model::{Architecture, Params};
+use crate::model::{Params, weights};
 use dw_shards::coco::Category;
+use dw_weights::Weights;
 
 const MODEL: &str = "model.safetensors";
 const MOMENTUM: &str = "momentum.safetensors";
@@ -35,8 +36,6 @@ pub struct State {
     pub global_batch: usize,
     /// Fingerprint of the training split's index.
     pub data: u32,
-    /// The network.
-    pub architecture: Architecture,
     /// Label -> category.
     pub categories: Vec<Category>,
 }
@@ -79,30 +78,6 @@ fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, Tensor
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(problem)?;
     safetensors::serialize_to_file(views, None, path).map_err(problem)
-}
-
-/// Tensors of a `.safetensors` file by name.
-///
-/// # Errors
-/// A missing or damaged file.
-pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let bytes = fs::read(path).map_err(|e| Error::Usage(format!("cannot read weights: {e}")))?;
-    let file =
-        SafeTensors::deserialize(&bytes).map_err(|e| Error::Data(format!("{}: not a whole .safetensors file: {e}", path.display())))?;
-    file.iter()
-        .map(|(name, t)| {
-            let kind = match t.dtype() {
-                Dtype::F32 => Kind::Float,
-                Dtype::F64 => Kind::Double,
-                Dtype::F16 => Kind::Half,
-                Dtype::BF16 => Kind::BFloat16,
-                Dtype::I64 => Kind::Int64,
-                other => return Err(Error::Data(format!("{}: `{name}`: unsupported type {other:?}", path.display()))),
-            };
-            let shape: Vec<i64> = t.shape().iter().map(|&n| n as i64).collect();
-            Ok((name.to_owned(), Tensor::f_from_data_size(t.data(), &shape, kind)?))
-        })
-        .collect()
 }
 
 /// Writes the checkpoint of `state.step` below `dir`.
@@ -254,15 +229,15 @@ impl Checkpoint {
     /// Another architecture: which tensors differ.
     pub fn load(&self, params: &mut Params, flat: Option<&Flat>) -> Result<()> {
         let path = self.path.join(MODEL);
-        let report = copy_into(&read_tensors(&path)?, params);
-        if !report.missing.is_empty() || !report.unused.is_empty() || !report.reshaped.is_empty() {
+        let report = weights::load(&Weights::open(&path)?, params)?;
+        if !report.complete() || !report.unused.is_empty() {
             return Err(Error::Usage(format!(
                 "{}: the checkpoint is of another architecture than the configuration asks for\n{report}\nhint: use the configuration of that run (`config.toml` in the checkpoint), or --init to take what fits",
                 path.display()
             )));
         }
         if let Some(flat) = flat {
-            let momentum = read_tensors(&self.path.join(MOMENTUM))?;
+            let momentum = weights::read(&self.path.join(MOMENTUM))?;
             for (name, mut place) in flat.momentum_by_name() {
                 let Some(t) = momentum.get(&name).filter(|t| t.size() == place.size()) else {
                     return Err(Error::Data(format!("{}: no momentum of `{name}` in the right shape", self.path.display())));
@@ -272,54 +247,4 @@ impl Checkpoint {
         }
         Ok(())
     }
-}
-
-/// What became of a file's tensors.
-#[derive(Debug, Default)]
-pub struct LoadReport {
-    /// Copied.
-    pub matched: usize,
-    /// Of the network, not in the file.
-    pub missing: Vec<String>,
-    /// Of the file, not in the network.
-    pub unused: Vec<String>,
-    /// In both, with another shape.
-    pub reshaped: Vec<String>,
-}
-
-impl std::fmt::Display for LoadReport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} tensors matched", self.matched)?;
-        for (what, names) in [("missing in the file", &self.missing), ("of another shape", &self.reshaped), ("not used", &self.unused)] {
-            if !names.is_empty() {
-                let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-                write!(f, "; {} {what}: {shown}{}", names.len(), if names.len() > 5 { ", ..." } else { "" })?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Copies tensors by name into a network; ImageNet files name the backbone's tensors without `backbone.`.
-pub fn copy_into(file: &BTreeMap<String, Tensor>, params: &mut Params) -> LoadReport {
-    let mut report = LoadReport::default();
-    let mut used = std::collections::BTreeSet::new();
-    tch::no_grad(|| {
-        for e in &mut params.entries {
-            let bare = e.name.strip_prefix("backbone.").unwrap_or(&e.name);
-            let Some((key, t)) = file.get_key_value(&e.name).or_else(|| file.get_key_value(bare)) else {
-                report.missing.push(e.name.clone());
-                continue;
-            };
-            used.insert(key);
-            if t.size() == e.tensor.size() {
-                e.tensor.copy_(t);
-                report.matched += 1;
-            } else {
-                report.reshaped.push(format!("{} (network {:?}, file {:?})", e.name, e.tensor.size(), t.size()));
-            }
-        }
-    });
-    report.unused = file.keys().filter(|k| !used.contains(k)).cloned().collect();
-    report
 }

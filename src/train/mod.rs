@@ -3,6 +3,7 @@
 
 pub mod checkpoint;
 pub mod flat;
+pub mod init;
 pub mod metrics;
 pub mod schedule;
 pub mod sgd;
@@ -203,7 +204,6 @@ impl Run<'_> {
                 seed: self.plan.config.train.seed,
                 global_batch: self.plan.global_batch,
                 data: self.train.split.fingerprint(),
-                architecture: self.plan.architecture,
                 categories: self.train.categories().to_vec(),
             };
             let dir = self.work_dir.join("checkpoints");

@@ -8,7 +8,7 @@ use tch::Kind;
 
 use super::checkpoint::{self, Checkpoint};
 use super::flat::Flat;
-use super::{Run, checkpoint::State};
+use super::{Run, checkpoint::State, init};
 use crate::app;
 use crate::config::{self, Config};
 use crate::data::Dataset;
@@ -66,6 +66,9 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn 
     let mut config = config::load(&request.config, &request.sets)?;
     let name = Path::new(&request.config).file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
     let work_dir = request.work_dir.clone().unwrap_or_else(|| Path::new("work").join(&name));
+    if request.dry_run && !config.data.shards.exists() {
+        return without_data(&name, config, request.device, topology, world);
+    }
     let d = &config.data;
     let train = Arc::new(Dataset::open(&d.shards, &d.train_split, d.limit, d.filter_empty)?);
     let val = validation(&config, &train)?;
@@ -97,21 +100,21 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn 
     let batch = from.as_ref().map(|c| c.state.global_batch);
     let plan = Plan::new(&name, config, train.categories().len(), images, device, world, threads, batch)?;
     tch::manual_seed(plan.config.train.seed as i64);
-    let mut detector = Detector::new(&plan.architecture, Kind::Float, device);
+    let mut detector = Detector::new(&plan.config.model, plan.classes, Kind::Float, device);
     if request.dry_run {
         if plan.rank == 0 {
-            println!("{}", plan.table(detector.params.counts()));
+            println!("{}", plan.table(&detector));
         }
         return Ok(());
     }
     if from.is_none() {
-        app::init_weights(&mut detector, &plan.config)?;
+        init::weights(&mut detector, &plan.config.model, world)?;
     }
     let flat = Flat::new(&mut detector.params);
     if let Some(c) = &from {
         c.load(&mut detector.params, Some(&flat))?;
-        if c.state.architecture != plan.architecture {
-            let text = format!("it is of {:?}, the configuration asks for {:?}", c.state.architecture, plan.architecture);
+        if c.config.model != plan.config.model {
+            let text = format!("it is of {:?}, the configuration asks for {:?}", c.config.model, plan.config.model);
             return Err(Error::Usage(format!("cannot go on from {}: {text}", c.path.display())));
         }
         tracing::info!("going on from {} (step {start})", c.path.display());
@@ -125,6 +128,33 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn 
         return Ok(());
     }
     Run { plan: &plan, world, train, val, detector, flat, start, work_dir }.train()
+}
+
+/// Images of COCO 2017 that have boxes, of its validation split, and its categories.
+const COCO: (usize, usize, usize) = (117_266, 5_000, 80);
+
+/// The settings of a run whose data are not there yet, as if they were COCO's.
+#[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
+fn without_data(
+    name: &str,
+    config: Config,
+    device: Choice,
+    topology: &Topology,
+    world: &mut Option<Box<dyn Collectives>>,
+) -> Result<()> {
+    let (train, val, classes) = COCO;
+    tracing::warn!(
+        "{} is not there: the settings are shown for COCO 2017 ({classes} classes, {train} and {val} images)",
+        config.data.shards.display()
+    );
+    let (device, threads) = app::device(device, config.train.threads, topology)?;
+    let world: &dyn Collectives = &**world.insert(app::join(device)?);
+    let plan = Plan::new(name, config, classes, (train, val), device, world, threads, None)?;
+    if plan.rank == 0 {
+        let detector = Detector::new(&plan.config.model, plan.classes, Kind::Float, device);
+        println!("{}", plan.table(&detector));
+    }
+    Ok(())
 }
 
 /// The validation split; training without evaluation needs none.
@@ -177,7 +207,7 @@ fn agree(world: &dyn Collectives, mine: &str) -> Result<()> {
 
 fn prepare_work_dir(dir: &Path, plan: &Plan, detector: &Detector) -> Result<()> {
     fs_err::create_dir_all(dir).map_err(Error::io("cannot create the work directory", dir))?;
-    let table = plan.table(detector.params.counts());
+    let table = plan.table(detector);
     tracing::info!("settings\n{table}");
     let saved = toml::to_string(&plan.config).map_err(|e| Error::Usage(format!("cannot save the configuration: {e}")))?;
     for (name, text) in [("config.toml", saved), ("settings.txt", table + "\n")] {

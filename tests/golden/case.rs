@@ -26,7 +26,7 @@ impl Case {
         let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
         let json = serde_json::from_str(&text).map_err(|e| format!("{}: {e}", file.display()))?;
         let tensors = path.join("tensors.safetensors");
-        let tensors = dw::train::checkpoint::read_tensors(&tensors).map_err(|e| e.to_string())?;
+        let tensors = dw::model::weights::read(&tensors).map_err(|e| e.to_string())?;
         Ok(Self { path: path.to_owned(), json, tensors })
     }
 

@@ -1,0 +1,145 @@
+//! Modulated deformable convolution (DCNv2; Zhu et al., CVPR 2019, Eq. 1), with the names of mmcv's packed layer.
+//!
+//! Every tap of the kernel reads the input bilinearly at its own learned offset, times a learned mask. Offsets and mask
+//! come from a plain convolution of the same input.
+
+use tch::Tensor;
+
+use super::layers::{Conv, ConvSpec, Size};
+use super::params::{Init, Params};
+use crate::torch_ext;
+
+/// A deformable convolution with the convolution that predicts its offsets.
+#[derive(Debug)]
+pub struct DeformConv {
+    offset: Conv,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    stride: i64,
+    groups: i64,
+}
+
+impl DeformConv {
+    /// A deformable convolution named `name`; its offsets' convolution is `name.conv_offset` and starts with `offsets`.
+    pub fn new(p: &mut Params, name: &str, spec: ConvSpec, offsets: Init, trainable: bool) -> Self {
+        let ConvSpec { input, output, kernel, stride, groups, bias, .. } = spec;
+        // Per tap: dy, dx and the mask.
+        let taps = kernel * kernel;
+        let offset_spec = ConvSpec { output: 3 * taps, groups: 1, init: offsets, bias: Some(0.0), ..spec };
+        let offset = Conv::new(p, &format!("{name}.conv_offset"), offset_spec, trainable);
+        let shape = [output, input / groups, kernel, kernel];
+        let weight = p.param(format!("{name}.weight"), &shape, Init::UniformFanIn, trainable, true);
+        let bias = bias.map(|b| p.param(format!("{name}.bias"), &[output], Init::Const(b), trainable, true));
+        Self { offset, weight, bias, stride, groups }
+    }
+
+    /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let taps = self.weight.size()[2] * self.weight.size()[3];
+        let predicted = self.offset.forward(x);
+        let (offset, mask) = (predicted.narrow(1, 0, 2 * taps), predicted.narrow(1, 2 * taps, taps).sigmoid());
+        let y = deform_conv2d(x, &offset, &mask, &self.weight, self.stride, self.groups);
+        match &self.bias {
+            Some(bias) => y + bias.view([1, -1, 1, 1]),
+            None => y,
+        }
+    }
+
+    /// Multiply-adds for an input of `size`, and the output's size.
+    pub fn cost(&self, size: Size) -> (u64, Size) {
+        let (offset, out) = self.offset.cost(size);
+        (offset + self.weight.numel() as u64 * (out.0 * out.1) as u64, out)
+    }
+}
+
+/// Numbers of one chunk's columns: 64 MiB in f32. Chunks are recomputed in backward, so that memory beside inputs,
+/// outputs and their gradients stays at a few such chunks whatever the image's size.
+const CHUNK: i64 = 1 << 24;
+
+/// Deformable convolution as torchvision's `deform_conv2d`, padded to keep the size at stride 1, one offset group.
+///
+/// `x` `[B, Cin, H, W]`, `offset` `[B, 2 K, H', W']` in cells as (dy, dx) for each of the K taps, `mask` `[B, K, H', W']`,
+/// `weight` `[Cout, Cin / groups, k, k]`; gives `[B, Cout, H', W']`. Positions outside the input read zeros, corner by corner.
+pub fn deform_conv2d(x: &Tensor, offset: &Tensor, mask: &Tensor, weight: &Tensor, stride: i64, groups: i64) -> Tensor {
+    let padding = weight.size()[2] / 2;
+    torch_ext::deform_conv2d(x, offset, mask, weight, [stride, padding, groups, CHUNK])
+}
+
+/// A plain or a deformable convolution.
+#[derive(Debug)]
+pub enum AnyConv {
+    /// Plain.
+    Plain(Conv),
+    /// Deformable.
+    Deform(DeformConv),
+}
+
+impl AnyConv {
+    /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Plain(c) => c.forward(x),
+            Self::Deform(c) => c.forward(x),
+        }
+    }
+
+    /// Multiply-adds for an input of `size`, and the output's size.
+    pub fn cost(&self, size: Size) -> (u64, Size) {
+        match self {
+            Self::Plain(c) => c.cost(size),
+            Self::Deform(c) => c.cost(size),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tch::Kind;
+
+    use super::*;
+    use crate::model::weights;
+
+    /// Values and all gradients of torchvision's operator (`tests/data/deform/make.py`): strides, groups, offsets far
+    /// outside, one tap; whole and in chunks of one row.
+    #[test]
+    fn equals_torchvision() {
+        let cases = weights::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/deform/cases.safetensors")).unwrap();
+        for case in 0..5 {
+            let of = |name: &str| cases[&format!("{case}.{name}")].shallow_clone();
+            let numbers = Vec::<i64>::try_from(of("stride_groups")).unwrap();
+            for (kind, chunk, tolerance) in [(Kind::Double, CHUNK, 1e-12), (Kind::Double, 1, 1e-12), (Kind::Float, CHUNK, 1e-4)] {
+                let names = ["x", "offset", "mask", "weight"];
+                let leaves = names.map(|n| of(n).copy().to_kind(kind).set_requires_grad(true));
+                let [x, offset, mask, weight] = &leaves;
+                let padding = weight.size()[2] / 2;
+                let y = torch_ext::deform_conv2d(x, offset, mask, weight, [numbers[0], padding, numbers[1], chunk]);
+                (&y * of("r").to_kind(kind)).sum(kind).backward();
+                let close = |what: &str, found: &Tensor, expected: &Tensor| {
+                    let off = (found.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
+                    let scale = expected.abs().max().double_value(&[]).max(1.0);
+                    assert!(off <= tolerance * scale, "case {case}, {kind:?}, chunk {chunk}: {what} is off by {off:e}");
+                };
+                close("the value", &y.detach(), &of("y"));
+                for (name, leaf) in names.iter().zip(&leaves) {
+                    close(name, &leaf.grad(), &of(&format!("grad.{name}")));
+                }
+            }
+        }
+    }
+
+    /// With offsets 0 and a mask of 1 it is the plain convolution; frozen weights get no gradient.
+    #[test]
+    fn without_offsets_it_is_a_convolution() {
+        tch::manual_seed(2);
+        let options = (Kind::Double, tch::Device::Cpu);
+        let x = Tensor::randn([2, 8, 9, 7], options).set_requires_grad(true);
+        let weight = Tensor::randn([6, 4, 3, 3], options);
+        let y = deform_conv2d(&x, &Tensor::zeros([2, 18, 5, 4], options), &Tensor::ones([2, 9, 5, 4], options), &weight, 2, 2);
+        let plain = x.conv2d::<Tensor>(&weight, None, [2, 2], [1, 1], [1, 1], 2);
+        assert!(y.allclose(&plain, 0.0, 1e-12, false));
+        y.sum(Kind::Double).backward();
+        assert!(x.grad().defined() && !weight.grad().defined());
+    }
+}

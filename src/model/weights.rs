@@ -1,0 +1,102 @@
+//! Weight files into a network, by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use dw_weights::{Dtype, Weights};
+use tch::{Kind, Tensor};
+
+use super::Params;
+use crate::error::{Error, Result};
+
+/// What became of a file's tensors.
+#[derive(Debug, Default)]
+pub struct LoadReport {
+    /// Copied.
+    pub matched: usize,
+    /// Of the network, not in the file.
+    pub missing: Vec<String>,
+    /// Of the file, not in the network.
+    pub unused: Vec<String>,
+    /// In both, with another shape.
+    pub reshaped: Vec<String>,
+}
+
+impl std::fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} tensors matched", self.matched)?;
+        for (what, names) in [("missing in the file", &self.missing), ("of another shape", &self.reshaped), ("not used", &self.unused)] {
+            if !names.is_empty() {
+                let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+                write!(f, "; {} {what}: {shown}{}", names.len(), if names.len() > 5 { ", ..." } else { "" })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LoadReport {
+    /// Every tensor of the network came from the file.
+    pub fn complete(&self) -> bool {
+        self.missing.is_empty() && self.reshaped.is_empty()
+    }
+}
+
+fn kind(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I8 => Kind::Int8,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
+        _ => return None,
+    })
+}
+
+fn tensor(file: &Weights, name: &str) -> Result<Tensor> {
+    let t = &file.tensors[name];
+    let kind = kind(t.dtype)
+        .ok_or_else(|| Error::Data(format!("{}: `{name}`: numbers of type {:?} cannot be used", file.path.display(), t.dtype)))?;
+    let shape: Vec<i64> = t.shape.iter().map(|&n| n as i64).collect();
+    Ok(Tensor::f_from_data_size(&file.read(name)?, &shape, kind)?)
+}
+
+/// All tensors of a weight file by name.
+///
+/// # Errors
+/// A missing or damaged file.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let file = Weights::open(path)?;
+    file.tensors.keys().map(|name| Ok((name.clone(), tensor(&file, name)?))).collect()
+}
+
+/// Copies tensors by name into a network; ImageNet files name the backbone's tensors without `backbone.`.
+///
+/// # Errors
+/// A damaged file.
+pub fn load(file: &Weights, params: &mut Params) -> Result<LoadReport> {
+    let mut report = LoadReport::default();
+    let mut used = BTreeSet::new();
+    for e in &mut params.entries {
+        let bare = e.name.strip_prefix("backbone.").unwrap_or(&e.name);
+        let Some((name, t)) = file.tensors.get_key_value(&e.name).or_else(|| file.tensors.get_key_value(bare)) else {
+            report.missing.push(e.name.clone());
+            continue;
+        };
+        used.insert(name);
+        if t.shape.iter().map(|&n| n as i64).eq(e.tensor.size()) {
+            let value = tensor(file, name)?;
+            tch::no_grad(|| e.tensor.copy_(&value));
+            report.matched += 1;
+        } else {
+            report.reshaped.push(format!("{} (network {:?}, file {:?})", e.name, e.tensor.size(), t.shape));
+        }
+    }
+    report.unused = file.tensors.keys().filter(|k| !used.contains(k)).cloned().collect();
+    Ok(report)
+}

@@ -1,0 +1,7 @@
+//! Tells the compiler the git revision, for `--version`.
+
+include!("../tools/git_revision.rs");
+
+fn main() {
+    git_revision();
+}

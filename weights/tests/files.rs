@@ -1,0 +1,184 @@
+//! Weight files as torch, mmcv and others write them (`data/make.py`), damaged ones, hostile ones, and the command line.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use dw_weights::{Dtype, Weights};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn floats(w: &Weights, name: &str) -> Vec<f32> {
+    w.read(name).unwrap().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn command(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_dw-weights")).args(args).env("DW_WEIGHTS_URL", "http://127.0.0.1:9/").output().unwrap()
+}
+
+fn fails(args: &[&str], code: i32, words: &[&str]) {
+    let out = command(args);
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {text}");
+    for w in words {
+        assert!(text.contains(w), "expected `{w}` in: {text}");
+    }
+}
+
+/// The same tensors whatever the container, below whatever wrapper.
+#[test]
+fn every_container_gives_the_same_tensors() {
+    let files = [
+        ("zip.pth", "", "PyTorch, zip", None),
+        ("legacy.pth", "", "PyTorch, before 1.6", None),
+        ("parallel.pth", "", "PyTorch, zip", None),
+        ("mmdet.pth", "backbone.", "PyTorch, zip", Some("state_dict")),
+        ("mmdet_legacy.pth", "backbone.", "PyTorch, before 1.6", Some("state_dict")),
+    ];
+    for (file, prefix, container, wrapper) in files {
+        let w = Weights::open(&data(file)).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((w.container, w.wrapper), (container, wrapper), "{file}");
+        let name = |n: &str| format!("{prefix}{n}");
+        let names = ["bn1.num_batches_tracked", "bn1.running_var", "conv1.weight", "fc.weight", "half", "view"].map(name);
+        assert!(w.tensors.keys().eq(&names), "{file}: {:?}", w.tensors.keys());
+        let conv = &w.tensors[&name("conv1.weight")];
+        assert_eq!((conv.dtype, &conv.shape[..]), (Dtype::F32, &[2, 3, 3, 3][..]));
+        assert!(floats(&w, &name("conv1.weight")).into_iter().eq((0..54u8).map(|i| f32::from(i) / 8.0)), "{file}");
+        assert_eq!(floats(&w, &name("fc.weight")), [0.0, 30.0, 10.0, 40.0, 20.0, 50.0], "{file}: row-major, whatever the file's strides");
+        assert_eq!(floats(&w, &name("view")), [5.0, 6.0, 7.0, 8.0], "{file}");
+        assert_eq!(w.tensors[&name("bn1.num_batches_tracked")].shape, [0usize; 0]);
+        assert_eq!(*w.read(&name("bn1.num_batches_tracked")).unwrap(), 7i64.to_le_bytes());
+        assert_eq!(*w.read(&name("half")).unwrap(), [0x00, 0x38, 0x00, 0xc0]);
+    }
+}
+
+#[test]
+fn converted_files_hold_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["mmdet.pth", "legacy.pth"] {
+        let (source, out) = (data(file), dir.path().join("out.safetensors"));
+        let done = command(&["convert", source.to_str().unwrap(), out.to_str().unwrap()]);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let (a, b) = (Weights::open(&source).unwrap(), Weights::open(&out).unwrap());
+        assert_eq!(b.container, "safetensors");
+        assert!(a.tensors.keys().eq(b.tensors.keys()));
+        for (name, t) in &a.tensors {
+            assert_eq!((t.dtype, &t.shape), (b.tensors[name].dtype, &b.tensors[name].shape));
+            assert_eq!(a.read(name).unwrap(), b.read(name).unwrap(), "{name}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half-written is left");
+    fails(&["convert", data("zip.pth").to_str().unwrap(), "out.pth"], 2, &["must end in .safetensors"]);
+    fails(&["convert", data("zip.pth").to_str().unwrap(), "/no/such/out.safetensors"], 3, &["/no/such/out.safetensors"]);
+}
+
+/// A pickle is data: what it would call is not called, and its tensors can still be read.
+#[test]
+fn pickles_are_never_executed() {
+    let w = Weights::open(&data("evil.pth")).unwrap();
+    assert_eq!(w.tensors.len(), 6);
+    assert!(!Path::new("/tmp/dw-weights-was-executed").exists());
+}
+
+#[test]
+fn files_that_claim_more_than_they_hold_or_are_no_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    fails(&["list", data("bomb.pth").to_str().unwrap()], 3, &["bomb.pth", "claim 4294967296 bytes", "the file has"]);
+    fails(&["list", data("no_tensors.pth").to_str().unwrap()], 3, &["holds no tensors"]);
+    fails(&["list", "/no/such.pth"], 2, &["cannot open the weights /no/such.pth"]);
+    fails(&["list", &file("a.pth", b"")], 3, &["a.pth", "empty"]);
+    fails(&["list", &file("b.pth", b"<!DOCTYPE html><html>")], 3, &["web page"]);
+    fails(&["list", &file("c.pth", b"version https://git-lfs.github.com/spec/v1\n")], 3, &["Git LFS"]);
+    fails(&["list", &file("d.pth", b"hello, this is no weight file")], 3, &["d.pth", "not a whole PyTorch or .safetensors file"]);
+    fails(&["list", dir.path().to_str().unwrap()], 2, &["model.safetensors"]);
+    let header = br#"{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    fails(&["list", &file("e.safetensors", &bytes)], 3, &["not a whole .safetensors file"]);
+}
+
+/// Cut anywhere, or with bytes changed anywhere: an error or other numbers, never a crash or a huge allocation.
+#[test]
+fn damaged_files_never_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    let mut state = 0x9E37_79B9u64;
+    let mut random = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for name in ["zip.pth", "legacy.pth", "mmdet.pth", "mmdet_legacy.pth"] {
+        let whole = std::fs::read(data(name)).unwrap();
+        for round in 0..400 {
+            let mut bytes = whole.clone();
+            if round % 4 == 0 {
+                bytes.truncate(random(whole.len()));
+            } else {
+                for _ in 0..=random(8) {
+                    let at = random(bytes.len());
+                    bytes[at] = random(256) as u8;
+                }
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            if let Ok(w) = Weights::open(&path) {
+                for tensor in w.tensors.keys() {
+                    // Any result will do.
+                    let _ = w.read(tensor);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn list_tells_names_types_and_shapes() {
+    let path = data("mmdet.pth");
+    let text = String::from_utf8(command(&["list", path.to_str().unwrap()]).stdout).unwrap();
+    for word in ["backbone.conv1.weight", "2 x 3 x 3 x 3", "F16", "below `state_dict`", "6 tensors"] {
+        assert!(text.contains(word), "expected `{word}` in {text}");
+    }
+    let json = command(&["list", path.to_str().unwrap(), "--json"]).stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["tensors"]["backbone.fc.weight"]["shape"], serde_json::json!([3, 2]));
+}
+
+/// Serves one file on this machine for `requests` requests; the folder's address.
+fn serve(body: Vec<u8>, requests: usize) -> String {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/models", server.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in server.incoming().take(requests) {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let n = stream.read(&mut request).unwrap();
+            assert!(request[..n].starts_with(b"GET /models/resnet18-f37072fd.pth "));
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len()).unwrap();
+            stream.write_all(&body).unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn fetch_checks_what_it_gets_and_keeps_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().to_str().unwrap();
+    fails(&["fetch", "resnet42"], 2, &["resnet42", "resnet18, resnet34, resnet50, resnet101, resnext101_32x4d, resnext101_64x4d"]);
+    fails(&["fetch", "resnet18", "--to", to], 2, &["cannot fetch http://127.0.0.1:9/resnet18-f37072fd.pth", "put it into"]);
+    let out = Command::new(env!("CARGO_BIN_EXE_dw-weights"))
+        .args(["fetch", "resnet18", "--to", to])
+        .env("DW_WEIGHTS_URL", serve(b"not those weights".to_vec(), 1))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(3), "{text}");
+    assert!(text.contains("expected a sha256 that starts with f37072fd"), "{text}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "what is not the pinned file is not kept");
+}
