@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::Parser;
 use dw::assign::dw::{CenterPrior, Inputs, terms};
 use dw::assign::{DwConfig, PairsBuilder};
-use dw::boxes::{Points, level_sizes};
+use dw::boxes::level_sizes;
 use dw::data::sampler::{stream, unit};
 use dw::loss::reduce;
 use dw::model::{Detector, ModelConfig};
@@ -59,17 +59,16 @@ fn main() {
         }
         builder.image(&boxes, &labels);
     }
-    let pairs = builder.finish();
+    let pairs = builder.finish().tensors();
     let (mut times, mut parts) = (vec![], [0.0; 4]);
     for n in 0..a.steps + 2 {
         let mut marks = vec![Instant::now()];
         let out = net.forward(&images, true);
         let (cls, distances, objectness) = out.flatten();
         marks.push(Instant::now());
-        let points = Points::new(&out.sizes(), Kind::Float, Device::Cpu);
         let (mean, sigma) = &net.head().prior;
         let prior = CenterPrior { mean, sigma };
-        let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, points: &points, pairs: &pairs, prior };
+        let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
         let loss = reduce(&terms(&rule, &inputs).0, false, &Solo).expect("one process");
         marks.push(Instant::now());
         loss.local.backward();

@@ -146,9 +146,10 @@ impl Saved {
     /// # Errors
     /// Damaged weights, weights of another network, or of other categories than `data` has.
     pub fn detector(&self, data: &Dataset, device: Device) -> Result<Detector> {
-        match &self.categories {
-            Some(own) => same_categories(own, data.categories(), "the checkpoint", "the data")?,
-            None => tracing::info!("{}: a weight file names no classes; taken in the order of the data's", self.weights.display()),
+        if let Some(own) = &self.categories {
+            same_categories(own, data.categories(), "the checkpoint", "the data")?;
+        } else {
+            tracing::info!("{}: a weight file names no classes; taken in the order of the data's", self.weights.display());
         }
         let mut detector = Detector::new(&self.config.model, data.categories().len(), Kind::Float, device);
         let mut report = weights::load(&Weights::open(&self.weights)?, &mut detector.params)?;
@@ -156,7 +157,10 @@ impl Saved {
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));
         if !report.complete() {
             let text = "not all weights of the network are in the file, or they have another shape";
-            return Err(Error::Usage(format!("{}: {text}: {report}\nhint: check --config and the data's categories", self.weights.display())));
+            return Err(Error::Usage(format!(
+                "{}: {text}: {report}\nhint: check --config and the data's categories",
+                self.weights.display()
+            )));
         }
         Ok(detector)
     }

@@ -58,9 +58,7 @@ pub fn fused_sgd(param: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, weigh
 /// When the shapes do not fit, or memory runs out.
 pub fn deform_conv2d(x: &Tensor, offset: &Tensor, mask: &Tensor, weight: &Tensor, [stride, padding, groups, chunk]: [i64; 4]) -> Tensor {
     // SAFETY: four live tensors for the whole call; the C++ side throws nothing and returns a new tensor or null.
-    let out = unsafe {
-        dw_deform_conv2d(x.as_ptr(), offset.as_ptr(), mask.as_ptr(), weight.as_ptr(), stride, padding, groups, chunk)
-    };
+    let out = unsafe { dw_deform_conv2d(x.as_ptr(), offset.as_ptr(), mask.as_ptr(), weight.as_ptr(), stride, padding, groups, chunk) };
     assert!(!out.is_null(), "deformable convolution: {}", last_error());
     // SAFETY: a tensor that the C++ side made for us; we own it from here.
     unsafe { Tensor::from_ptr(out) }

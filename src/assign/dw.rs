@@ -5,9 +5,9 @@
 
 use tch::{Reduction, Tensor};
 
-use super::pairs::{PairTensors, Pairs};
+use super::pairs::PairTensors;
 use super::{DwConfig, Formula, NegWeight, Prior, Term};
-use crate::boxes::{Points, decode, encode, iou_and_giou};
+use crate::boxes::iou_and_giou;
 
 /// Floor of areas in denominators: the released code's, and the paper reading's.
 const AREA_EPS: f64 = 1e-6;
@@ -40,10 +40,8 @@ pub struct Inputs<'a> {
     pub distances: &'a Tensor,
     /// Objectness logits `[B, P]`.
     pub objectness: &'a Tensor,
-    /// Anchor points.
-    pub points: &'a Points,
     /// Boxes and their pairs.
-    pub pairs: &'a Pairs,
+    pub pairs: &'a PairTensors,
     /// The prior of the released formula.
     pub prior: CenterPrior<'a>,
 }
@@ -59,46 +57,49 @@ pub struct Weights {
 
 /// Sums, denominators and weights of a batch.
 pub fn terms(config: &DwConfig, x: &Inputs) -> (Vec<Term>, Weights) {
-    let pairs = x.pairs.tensors(x.cls.kind(), x.cls.device());
-    let q = x.cls.sigmoid() * x.objectness.sigmoid().unsqueeze(-1);
-    let g = Geometry::new(x, &pairs, if config.formula == Formula::Released { AREA_EPS } else { PAPER_AREA_EPS });
-    match config.formula {
-        Formula::Released => released(config, x, &pairs, &q, &g),
-        Formula::Paper => paper(config, x, &pairs, &q, &g),
+    let (q, poison_q) = without_nan(&(x.cls.sigmoid() * x.objectness.sigmoid().unsqueeze(-1)));
+    let (distances, poison_d) = without_nan(x.distances);
+    let (mut terms, weights) = match config.formula {
+        Formula::Released => released(config, x, &q, &Geometry::new(&distances, x.pairs, AREA_EPS)),
+        Formula::Paper => paper(config, x, &q, &Geometry::new(&distances, x.pairs, PAPER_AREA_EPS)),
+    };
+    for t in &mut terms {
+        t.sum += &poison_q + &poison_d;
     }
+    (terms, weights)
 }
 
 /// Predicted box against ground truth, of every pair.
+///
+/// Both are distances from the same point inside, so neither box is decoded. (The reference decodes both, which rounds
+/// at the size of the coordinates instead of the boxes' size; in exact numbers it is the same.)
 struct Geometry {
-    /// `[N, 2]`, pixels.
-    xy: Tensor,
-    /// `[N]`, pixels.
-    stride: Tensor,
-    /// `[N, 4]` ground truth.
-    target: Tensor,
     /// `[N]`, no gradient.
     iou: Tensor,
     /// `[N]`, 1 - GIoU.
     giou_loss: Tensor,
 }
 
-impl Geometry {
-    fn new(x: &Inputs, pairs: &PairTensors, eps: f64) -> Self {
-        let cell_of_grid = pairs.point.remainder(x.pairs.points);
-        let xy = x.points.xy.index_select(0, &cell_of_grid);
-        let stride = x.points.stride.index_select(0, &cell_of_grid);
-        let target = pairs.boxes.index_select(0, &pairs.gt);
-        let predicted = decode(&xy, &x.distances.reshape([-1, 4]).index_select(0, &pairs.point));
-        // The reference compares with the target decoded from its distances, which costs a rounding.
-        let (iou, giou) = iou_and_giou(&predicted, &decode(&xy, &encode(&xy, &target)), eps);
-        Self { xy, stride, target, iou: iou.detach(), giou_loss: -(giou - 1.0) }
-    }
+/// Rows `[R, C]` picked by `index` `[N]`, transposed: `[C, N]`. One flat look-up, whose gradient is one flat addition;
+/// the gradient of looking up whole rows is added row by row, which is far slower.
+fn columns(rows: &Tensor, index: &Tensor) -> Tensor {
+    let (count, columns) = (rows.size()[0], rows.size()[1]);
+    let offsets = Tensor::arange(columns, (index.kind(), index.device())) * count;
+    let index = (offsets.unsqueeze(1) + index.unsqueeze(0)).view([-1]);
+    rows.tr().reshape([-1]).index_select(0, &index).view([columns, -1])
+}
 
-    /// Offset of the point from the box's centre in strides, `[N, 2]`.
-    fn offset(&self) -> Tensor {
-        let center = (self.target.narrow(1, 0, 2) + self.target.narrow(1, 2, 2)) / 2.0;
-        (&self.xy - center) / self.stride.unsqueeze(1)
+impl Geometry {
+    fn new(distances: &Tensor, pairs: &PairTensors, eps: f64) -> Self {
+        let predicted = columns(&distances.reshape([-1, 4]), &pairs.point);
+        let (iou, giou) = iou_and_giou(&predicted, &pairs.target, eps);
+        Self { iou: iou.detach(), giou_loss: -(giou - 1.0) }
     }
+}
+
+/// Offset of each pair's point from the box's centre in strides, `[2, N]`: half the difference of opposite sides.
+fn offset(pairs: &PairTensors) -> Tensor {
+    (pairs.target.narrow(0, 0, 2) - pairs.target.narrow(0, 2, 2)) / (&pairs.stride * 2.0)
 }
 
 /// Sum over the pairs of each box, handed back to the pairs `[N]`.
@@ -114,34 +115,39 @@ fn min_per_box(values: &Tensor, pairs: &PairTensors) -> Tensor {
 }
 
 /// `-max(ln p, -100)` for target 1, `-max(ln(1 - p), -100)` for target 0, with libtorch's own gradient.
-///
-/// libtorch refuses a probability that is not a number (on a GPU by an assertion that kills the process). Here it
-/// stays one in the result, where the trainer finds and tells it.
 fn bce(p: &Tensor, target: f64) -> Tensor {
-    let loss = p.nan_to_num(0.5, None, None).binary_cross_entropy::<Tensor>(&p.full_like(target), None, Reduction::None);
-    // 0, or not a number.
-    let poison = p.detach() * 0.0;
-    loss + poison
+    let target = Tensor::full([1], target, (p.kind(), p.device())).expand_as(p);
+    p.binary_cross_entropy::<Tensor>(&target, None, Reduction::None)
+}
+
+/// Numbers that are not NaN, and 0 or, where one was, NaN.
+///
+/// libtorch's cross entropy refuses NaN (on a GPU by an assertion that kills the process). So it is taken out here and
+/// added to the terms, where the trainer finds and tells it.
+fn without_nan(t: &Tensor) -> (Tensor, Tensor) {
+    (t.nan_to_num(0.5, None, None), (t.detach() * 0.0).sum(None))
 }
 
 fn count(x: &Inputs) -> Tensor {
-    Tensor::from(x.pairs.boxes.len() as f64).to_kind(x.cls.kind()).to_device(x.cls.device())
+    Tensor::from(x.pairs.labels.numel() as f64).to_kind(x.cls.kind()).to_device(x.cls.device())
 }
 
-fn released(c: &DwConfig, x: &Inputs, pairs: &PairTensors, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weights) {
+fn released(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weights) {
+    let pairs = x.pairs;
     let flat = pairs.cell_flat.index_select(0, &pairs.cell);
     let p_cls = q.reshape([-1]).index_select(0, &flat);
     let p_loc = (&g.giou_loss * -c.beta).exp();
 
     let w_pos = tch::no_grad(|| {
         let labels = pairs.labels.index_select(0, &pairs.gt);
-        let d = (g.offset() - x.prior.mean.index_select(0, &labels)).square();
-        let prior = (d / (x.prior.sigma.index_select(0, &labels).square() * -2.0)).exp().prod_dim_int(1, false, None);
+        let d = (offset(pairs) - columns(x.prior.mean, &labels)).square();
+        let along = (d / (columns(x.prior.sigma, &labels).square() * -2.0)).exp();
+        let prior = along.get(0) * along.get(1);
         let prior = if c.prior == Prior::Soft { prior } else { prior.gt(c.prior_value).to_kind(q.kind()) };
         let p = &p_cls * &p_loc;
         // The exponents differ on purpose: 5 above, 3 below.
-        let above = (&p * c.mu).exp() * &p * &prior;
-        let below = (&p * (c.mu * 0.6)).exp() * &p * &prior;
+        let (with_prior, above, below) = (&p * prior, (&p * c.mu).exp(), (&p * (c.mu * 0.6)).exp());
+        let (above, below) = (above * &with_prior, below * with_prior);
         above / sum_per_box(&below, pairs).clamp_min(TINY)
     });
     let p_neg = tch::no_grad(|| {
@@ -150,11 +156,11 @@ fn released(c: &DwConfig, x: &Inputs, pairs: &PairTensors, q: &Tensor, g: &Geome
         let low = min_per_box(&f, pairs);
         let high = (-min_per_box(&-&f, pairs)).clamp_max(1.0);
         let ramp = (f - &low + TINY) / (high - low + TINY);
-        let p = ramp.where_self(&g.iou.ge(SURELY_NEGATIVE), &Tensor::ones_like(&g.iou));
+        let p = ramp.masked_fill(&g.iou.lt(SURELY_NEGATIVE), 1.0);
         // Several boxes of one class on a point: the last one's holds.
         p.index_select(0, &pairs.cell_last)
     });
-    let p_neg_all = Tensor::ones_like(q).reshape([-1]).index_copy(0, &pairs.cell_flat, &p_neg).view_as(q);
+    let p_neg_all = Tensor::ones(q.numel() as i64, (q.kind(), q.device())).index_copy_(0, &pairs.cell_flat, &p_neg).view_as(q);
 
     let boxes = count(x);
     let cls_pos = (&w_pos * bce(&p_cls, 1.0)).sum(None) * POSITIVE_SCALE;
@@ -168,7 +174,8 @@ fn released(c: &DwConfig, x: &Inputs, pairs: &PairTensors, q: &Tensor, g: &Geome
     (terms, Weights { positive: w_pos, negative: p_neg })
 }
 
-fn paper(c: &DwConfig, x: &Inputs, pairs: &PairTensors, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weights) {
+fn paper(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weights) {
+    let pairs = x.pairs;
     let q_cell = q.reshape([-1]).index_select(0, &pairs.cell_flat);
     let s = q_cell.index_select(0, &pairs.cell);
 
@@ -176,7 +183,7 @@ fn paper(c: &DwConfig, x: &Inputs, pairs: &PairTensors, q: &Tensor, g: &Geometry
         // Eq. 3 and 4, the prior e^(-r^2), normalised over the bag.
         let t = &s * g.iou.pow_tensor_scalar(c.beta);
         let w = (&t * c.mu).exp() * &t;
-        let w = if c.prior == Prior::Soft { w * (-g.offset().square().sum_dim_intlist(1, false, None)).exp() } else { w };
+        let w = if c.prior == Prior::Soft { w * (-offset(pairs).square().sum_dim_intlist(0, false, None)).exp() } else { w };
         &w / sum_per_box(&w, pairs).clamp_min(TINY)
     });
     let w_neg = tch::no_grad(|| {
@@ -198,7 +205,8 @@ fn paper(c: &DwConfig, x: &Inputs, pairs: &PairTensors, q: &Tensor, g: &Geometry
         let start = Tensor::full(pairs.cell_flat.size(), f64::INFINITY, (w.kind(), w.device()));
         start.internal_scatter_reduce(0, &pairs.cell, &w, "amin", true)
     });
-    let outside = Tensor::full_like(q, 1.0 - FOCAL_ALPHA).reshape([-1]).index_fill(0, &pairs.cell_flat, 0.0).view_as(q);
+    let outside =
+        Tensor::full(q.numel() as i64, 1.0 - FOCAL_ALPHA, (q.kind(), q.device())).index_fill_(0, &pairs.cell_flat, 0.0).view_as(q);
 
     let boxes = count(x);
     let cls_pos = (&w_pos * bce(&s, 1.0)).sum(None);

@@ -9,7 +9,7 @@ pub mod pairs;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-pub use pairs::{Pairs, PairsBuilder};
+pub use pairs::{PairTensors, Pairs, PairsBuilder};
 
 /// One term of the loss: `sum / max(denominator over all ranks, 1)`.
 #[derive(Debug)]

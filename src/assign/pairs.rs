@@ -9,14 +9,16 @@ use crate::boxes::STRIDES;
 /// Pairs of one batch, as plain numbers (made by loader threads).
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Pairs {
-    /// Boxes of the batch `[x1, y1, x2, y2]`, image after image.
-    pub boxes: Vec<[f32; 4]>,
-    /// Label of each box.
+    /// Label of each box, image after image.
     pub labels: Vec<i64>,
     /// Pair -> point, `image * P + point`.
     pub point: Vec<i64>,
     /// Pair -> box; ascending.
     pub gt: Vec<i64>,
+    /// Pair -> distances (l, t, r, b) of the point from the box's sides, pixels; all positive.
+    pub target: [Vec<f32>; 4],
+    /// Pair -> stride of the point's level, pixels.
+    pub stride: Vec<f32>,
     /// Pair -> cell, where a cell is a (point, class) that some box of that class covers.
     pub cell: Vec<i64>,
     /// Cell -> `(image * P + point) * C + class`.
@@ -27,17 +29,19 @@ pub struct Pairs {
     pub points: i64,
 }
 
-/// [`Pairs`] on the device.
+/// [`Pairs`] as tensors: made by the loader's threads, moved to the device with the batch.
 #[derive(Debug)]
 pub struct PairTensors {
-    /// `[G, 4]`
-    pub boxes: Tensor,
     /// `[G]`
     pub labels: Tensor,
     /// `[N]`
     pub point: Tensor,
     /// `[N]`
     pub gt: Tensor,
+    /// `[4, N]`, pixels
+    pub target: Tensor,
+    /// `[N]`, pixels
+    pub stride: Tensor,
     /// `[N]`
     pub cell: Tensor,
     /// `[U]`
@@ -47,15 +51,33 @@ pub struct PairTensors {
 }
 
 impl Pairs {
-    /// Copies to the device.
-    pub fn tensors(&self, kind: TensorKind, device: Device) -> PairTensors {
-        let ints = |v: &[i64]| Tensor::from_slice(v).to_device(device);
-        let boxes = Tensor::from_slice(bytemuck::cast_slice::<[f32; 4], f32>(&self.boxes)).view([-1, 4]);
+    /// As tensors in host memory.
+    pub fn tensors(&self) -> PairTensors {
         PairTensors {
-            boxes: boxes.to_kind(kind).to_device(device),
+            labels: Tensor::from_slice(&self.labels),
+            point: Tensor::from_slice(&self.point),
+            gt: Tensor::from_slice(&self.gt),
+            target: Tensor::stack(&self.target.each_ref().map(|side| Tensor::from_slice(side)), 0),
+            stride: Tensor::from_slice(&self.stride),
+            cell: Tensor::from_slice(&self.cell),
+            cell_flat: Tensor::from_slice(&self.cell_flat),
+            cell_last: Tensor::from_slice(&self.cell_last),
+        }
+    }
+}
+
+impl PairTensors {
+    /// On `device`, with floats of `kind`; shares what is there already.
+    #[must_use]
+    pub fn to(&self, kind: TensorKind, device: Device) -> Self {
+        let ints = |t: &Tensor| t.to_device(device);
+        let floats = |t: &Tensor| t.to_device(device).to_kind(kind);
+        Self {
             labels: ints(&self.labels),
             point: ints(&self.point),
             gt: ints(&self.gt),
+            target: floats(&self.target),
+            stride: floats(&self.stride),
             cell: ints(&self.cell),
             cell_flat: ints(&self.cell_flat),
             cell_last: ints(&self.cell_last),
@@ -70,28 +92,37 @@ pub struct PairsBuilder<'a> {
     rule: &'a DwConfig,
     out: Pairs,
     images: i64,
-    /// (point, class) -> cell of the current image.
-    cells: std::collections::HashMap<(i64, i64), usize>,
+    /// Cell of each point of the current image, one grid for each class that it holds; `NO_CELL` where none is yet.
+    cells: Vec<u32>,
+    /// Class of each grid.
+    grids: Vec<i64>,
 }
+
+const NO_CELL: u32 = u32::MAX;
 
 impl<'a> PairsBuilder<'a> {
     /// For level sizes `(h, w)` and a number of classes.
     pub fn new(sizes: &'a [(i64, i64)], classes: i64, rule: &'a DwConfig) -> Self {
         let points = sizes.iter().map(|(h, w)| h * w).sum();
-        Self { sizes, classes, rule, out: Pairs { points, ..Pairs::default() }, images: 0, cells: std::collections::HashMap::new() }
+        Self { sizes, classes, rule, out: Pairs { points, ..Pairs::default() }, images: 0, cells: vec![], grids: vec![] }
     }
 
     /// Adds the next image's boxes.
     pub fn image(&mut self, boxes: &[[f32; 4]], labels: &[i64]) {
         self.cells.clear();
+        self.grids.clear();
         for (b, &label) in boxes.iter().zip(labels) {
-            let gt = self.out.boxes.len() as i64;
-            self.out.boxes.push(*b);
+            let gt = self.out.labels.len() as i64;
+            let grid = self.grid(label);
             self.out.labels.push(label);
             let mut base = 0;
             for (&(h, w), &stride) in self.sizes.iter().zip(&STRIDES) {
-                for p in self.level_points(b, h, w, stride) {
-                    self.pair(base + p, gt, label);
+                for (p, target) in self.level_points(b, h, w, stride) {
+                    self.pair(base + p, gt, label, grid);
+                    for (side, distance) in self.out.target.iter_mut().zip(target) {
+                        side.push(distance);
+                    }
+                    self.out.stride.push(stride as f32);
                 }
                 base += h * w;
             }
@@ -99,8 +130,8 @@ impl<'a> PairsBuilder<'a> {
         self.images += 1;
     }
 
-    /// Points of one level that belong to the box's bag, row by row.
-    fn level_points(&self, &[x1, y1, x2, y2]: &[f32; 4], h: i64, w: i64, stride: i64) -> Vec<i64> {
+    /// Points of one level that belong to the box's bag, row by row, with their distances from the box's sides.
+    fn level_points(&self, &[x1, y1, x2, y2]: &[f32; 4], h: i64, w: i64, stride: i64) -> Vec<(i64, [f32; 4])> {
         let s = stride as f32;
         // Strictly inside, in f32 like the reference; a generous range first, then the exact test.
         let range = |low: f32, high: f32, n: i64| {
@@ -118,36 +149,50 @@ impl<'a> PairsBuilder<'a> {
             for col in range(x1, x2, w) {
                 let x = center(col);
                 if x - x1 > 0.0 && x2 - x > 0.0 {
-                    found.push((row * w + col, x, y));
+                    found.push((row * w + col, [x - x1, y - y1, x2 - x, y2 - y]));
                 }
             }
         }
         if self.rule.formula == Formula::Paper && self.rule.prior != Prior::Soft {
-            let (cx, cy) = (f64::from(x1 + x2) / 2.0, f64::from(y1 + y2) / 2.0);
-            let r = |x: f32, y: f32| (f64::from(x) - cx).hypot(f64::from(y) - cy) / stride as f64;
+            // Distance from the centre in strides: half the difference of opposite sides, along each axis.
+            let r = |[l, t, r, b]: [f32; 4]| f64::from(l - r).hypot(f64::from(t - b)) / (2 * stride) as f64;
             if self.rule.prior == Prior::Threshold {
-                found.retain(|&(_, x, y)| r(x, y) <= self.rule.prior_value);
+                found.retain(|p| r(p.1) <= self.rule.prior_value);
             } else {
                 // Stable: the lower point index first on ties.
-                found.sort_by(|a, b| r(a.1, a.2).total_cmp(&r(b.1, b.2)));
+                found.sort_by(|a, b| r(a.1).total_cmp(&r(b.1)));
                 found.truncate(self.rule.prior_value as usize);
                 found.sort_by_key(|p| p.0);
             }
         }
-        found.into_iter().map(|p| p.0).collect()
+        found
     }
 
-    fn pair(&mut self, point: i64, gt: i64, label: i64) {
+    /// Where the class's cells begin in `cells`.
+    fn grid(&mut self, label: i64) -> usize {
+        let points = self.out.points as usize;
+        let found = self.grids.iter().position(|&g| g == label);
+        let grid = found.unwrap_or_else(|| {
+            self.grids.push(label);
+            self.cells.resize(self.grids.len() * points, NO_CELL);
+            self.grids.len() - 1
+        });
+        grid * points
+    }
+
+    fn pair(&mut self, point: i64, gt: i64, label: i64, grid: usize) {
         let pair = self.out.point.len() as i64;
         let flat_point = self.images * self.out.points + point;
-        let next = self.out.cell_flat.len();
-        let cell = *self.cells.entry((point, label)).or_insert(next);
-        if cell == next {
+        let known = &mut self.cells[grid + point as usize];
+        let cell = if *known == NO_CELL {
+            *known = self.out.cell_flat.len() as u32;
             self.out.cell_flat.push(flat_point * self.classes + label);
             self.out.cell_last.push(pair);
+            *known
         } else {
-            self.out.cell_last[cell] = pair;
-        }
+            self.out.cell_last[*known as usize] = pair;
+            *known
+        };
         self.out.point.push(flat_point);
         self.out.gt.push(gt);
         self.out.cell.push(cell as i64);
@@ -177,6 +222,8 @@ mod tests {
         assert_eq!(p.points, 23);
         assert_eq!(p.point, [5, 16, 20, 5, 5, 46, 62]);
         assert_eq!(p.gt, [0, 0, 0, 1, 2, 3, 3]);
+        assert_eq!(p.target.each_ref().map(|side| side[1]), [4.0, 4.0, 12.0, 12.0]);
+        assert_eq!(p.stride, [8.0, 16.0, 32.0, 8.0, 8.0, 8.0, 16.0]);
         assert_eq!(p.cell_flat, [16, 49, 61, 17, 138, 186]);
         assert_eq!(p.cell_last, [3, 1, 2, 4, 5, 6], "the second box owns (point 5, class 1)");
     }

@@ -84,7 +84,8 @@ fn main() -> ExitCode {
         None => {
             let path = r.checkpoint.ok_or_else(|| Error::Usage("expected a checkpoint".into()))?;
             let (config, sets) = (r.config, r.set);
-            let request = Request { checkpoint: path, config, sets, data: r.data, split: r.split, dt_out: r.dt_out, json: r.json, device: r.device };
+            let request =
+                Request { checkpoint: path, config, sets, data: r.data, split: r.split, dt_out: r.dt_out, json: r.json, device: r.device };
             checkpoint(&request, topology, world)
         }
     })

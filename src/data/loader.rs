@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::augment::{Transform, padded, render};
 use super::dataset::Dataset;
 use super::sampler::{Order, positions, steps_per_epoch};
-use crate::assign::{DwConfig, Pairs, PairsBuilder};
+use crate::assign::{DwConfig, PairTensors, PairsBuilder};
 use crate::boxes::level_sizes;
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
@@ -20,8 +20,8 @@ use crate::error::{Error, Result};
 pub struct Batch {
     /// `[b, 3, H, W]`, normalised and padded, in host memory.
     pub images: Tensor,
-    /// Boxes and their points.
-    pub pairs: Pairs,
+    /// Boxes and their points, in host memory.
+    pub pairs: PairTensors,
     /// COCO ids, for messages.
     pub image_ids: Vec<i64>,
     /// Sizes `(w, h)` before padding.
@@ -75,7 +75,7 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
         batch.1.push((t.width, t.height));
     }
     let images = Tensor::from_slice(&pixels).view([batch.0.len() as i64, 3, i64::from(h), i64::from(w)]);
-    Ok(Batch { images, pairs: pairs.finish(), image_ids: batch.0, sizes: batch.1 })
+    Ok(Batch { images, pairs: pairs.finish().tensors(), image_ids: batch.0, sizes: batch.1 })
 }
 
 struct State {

@@ -58,8 +58,15 @@ impl Head {
     /// Builds the head below `bbox_head.`.
     pub fn new(p: &mut Params, config: &ModelConfig, classes: i64) -> Self {
         let channels = config.channels;
-        let conv =
-            |output, bias| ConvSpec { input: channels, output, kernel: 3, stride: 1, groups: 1, init: Init::Normal(0.01), bias: Some(bias) };
+        let conv = |output, bias| ConvSpec {
+            input: channels,
+            output,
+            kernel: 3,
+            stride: 1,
+            groups: 1,
+            init: Init::Normal(0.01),
+            bias: Some(bias),
+        };
         let tower = |p: &mut Params, name: &str| {
             (0..STACKED)
                 .map(|i| {

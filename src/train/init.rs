@@ -61,6 +61,10 @@ fn imagenet(config: &ModelConfig, world: &dyn Collectives) -> Result<PathBuf> {
     }
     pinned.inside(&folder).ok_or_else(|| {
         let text = "rank 0 has the ImageNet weights, this rank does not find them";
-        Error::Usage(format!("{text}: expected {}.pth in {}\nhint: put it there on every node, or share the home directory", pinned.stem, folder.display()))
+        Error::Usage(format!(
+            "{text}: expected {}.pth in {}\nhint: put it there on every node, or share the home directory",
+            pinned.stem,
+            folder.display()
+        ))
     })
 }

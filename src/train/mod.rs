@@ -20,7 +20,6 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::assign::dw::{self, CenterPrior};
-use crate::boxes::Points;
 use crate::data::loader::{Batch, Recipe};
 use crate::data::{Dataset, Loader};
 use crate::error::{Error, Result};
@@ -124,14 +123,12 @@ impl Run<'_> {
         let images = to_device(&batch.images, plan.device);
         let outputs = self.detector.forward(&images, true);
         let (cls, distances, objectness) = outputs.flatten();
-        let points = Points::new(&outputs.sizes(), cls.kind(), plan.device);
         let (mean, sigma) = &self.detector.head().prior;
         let inputs = dw::Inputs {
             cls: &cls,
             distances: &distances,
             objectness: &objectness,
-            points: &points,
-            pairs: &batch.pairs,
+            pairs: &batch.pairs.to(cls.kind(), plan.device),
             prior: CenterPrior { mean, sigma },
         };
         let (terms, _) = dw::terms(&plan.config.assign, &inputs);

@@ -135,13 +135,7 @@ const COCO: (usize, usize, usize) = (117_266, 5_000, 80);
 
 /// The settings of a run whose data are not there yet, as if they were COCO's.
 #[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
-fn without_data(
-    name: &str,
-    config: Config,
-    device: Choice,
-    topology: &Topology,
-    world: &mut Option<Box<dyn Collectives>>,
-) -> Result<()> {
+fn without_data(name: &str, config: Config, device: Choice, topology: &Topology, world: &mut Option<Box<dyn Collectives>>) -> Result<()> {
     let (train, val, classes) = COCO;
     tracing::warn!(
         "{} is not there: the settings are shown for COCO 2017 ({classes} classes, {train} and {val} images)",

@@ -81,11 +81,8 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
     let weights = Weights::open(file)?;
     let numbers: usize = weights.tensors.values().map(|t| t.shape.iter().product::<usize>()).sum();
     if as_json {
-        let tensors: Map<_, _> = weights
-            .tensors
-            .iter()
-            .map(|(n, t)| (n.clone(), json!({"dtype": format!("{:?}", t.dtype), "shape": t.shape})))
-            .collect();
+        let tensors: Map<_, _> =
+            weights.tensors.iter().map(|(n, t)| (n.clone(), json!({"dtype": format!("{:?}", t.dtype), "shape": t.shape}))).collect();
         println!("{}", json!({"container": weights.container, "wrapper": weights.wrapper, "numbers": numbers, "tensors": tensors}));
         return Ok(());
     }

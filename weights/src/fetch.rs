@@ -2,6 +2,7 @@
 //!
 //! A file's name ends in the first eight digits of its sha256, which is what it is checked against.
 
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,9 +65,10 @@ impl Pinned {
         let path = folder.join(format!("{}.pth", self.stem));
         if path.is_file() {
             let bytes = fs::File::open(&path).map_err(Error::io("cannot read", &path))?;
-            return self.checked(copy_hashed(bytes, std::io::sink(), |_| {}), &path).map(|()| path.clone()).map_err(|e| {
-                Error::Data(format!("{e}\nhint: remove it, and it is fetched anew"))
-            });
+            return self
+                .checked(copy_hashed(bytes, std::io::sink(), |_| {}), &path)
+                .map(|()| path.clone())
+                .map_err(|e| Error::Data(format!("{e}\nhint: remove it, and it is fetched anew")));
         }
         fs::create_dir_all(folder).map_err(Error::io("cannot create", folder))?;
         let url = self.url();
@@ -78,7 +80,7 @@ impl Pinned {
         };
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(15)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_recv_response(Some(Duration::from_mins(1)))
             .build()
             .into();
         let mut response = agent.get(&url).call().map_err(|e| failed(&e))?;
@@ -112,7 +114,9 @@ fn copy_hashed(mut from: impl Read, mut to: impl Write, progress: impl Fn(u64)) 
         let n = from.read(&mut buffer)?;
         if n == 0 {
             to.flush()?;
-            return Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect());
+            let mut hex = String::new();
+            hash.finalize().iter().for_each(|b| write!(hex, "{b:02x}").unwrap_or_default());
+            return Ok(hex);
         }
         hash.update(&buffer[..n]);
         to.write_all(&buffer[..n])?;

@@ -87,8 +87,7 @@ impl Weights {
     }
 
     fn pytorch(path: &Path) -> Result<Self> {
-        let reader = PytorchReader::new(path)
-            .map_err(|e| Error::data(path, format!("not a whole PyTorch or .safetensors file: {e}")))?;
+        let reader = PytorchReader::new(path).map_err(|e| Error::data(path, format!("not a whole PyTorch or .safetensors file: {e}")))?;
         let container = match reader.metadata().format_type {
             FileFormat::Zip => "PyTorch, zip",
             FileFormat::Legacy => "PyTorch, before 1.6",
@@ -104,9 +103,8 @@ impl Weights {
         if found.keys().all(|n| n.starts_with(PARALLEL)) {
             found = found.into_iter().map(|(n, t)| (n[PARALLEL.len()..].to_owned(), t)).collect();
         }
-        let tensors = found.into_iter().map(|(n, t)| {
-            (n, Tensor { dtype: dtype(t.dtype()), shape: t.shape().to_vec(), place: Place::PyTorch(t) })
-        });
+        let tensors =
+            found.into_iter().map(|(n, t)| (n, Tensor { dtype: dtype(t.dtype()), shape: t.shape().to_vec(), place: Place::PyTorch(t) }));
         Ok(Self { path: path.to_owned(), container, wrapper, tensors: tensors.collect(), bytes: vec![] })
     }
 

@@ -1,0 +1,137 @@
+//! The DW loss alone, forward and backward, on predictions for two images of 800 x 1333: time and memory against the
+//! number of boxes. Prints one JSON line for each number of boxes.
+//!
+//! Box sizes are drawn from the annotations of real photos where they are given (`--annotations`), else log-uniformly.
+#![expect(clippy::print_stdout, reason = "the result")]
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Parser;
+use dw::assign::dw::{CenterPrior, Inputs, terms};
+use dw::assign::{DwConfig, Formula, PairsBuilder};
+use dw::boxes::{Points, level_sizes};
+use dw::data::sampler::{stream, unit};
+use dw::loss::reduce;
+use dw_launch::Solo;
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+#[derive(Parser)]
+struct Args {
+    /// Boxes of an image
+    #[arg(long, value_delimiter = ',', default_value = "7,40,300")]
+    boxes: Vec<usize>,
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    #[arg(long, default_value_t = 2)]
+    threads: i32,
+    /// The paper's formula instead of the released one
+    #[arg(long)]
+    paper: bool,
+    /// COCO's instances_*.json to draw box sizes from
+    #[arg(long)]
+    annotations: Option<PathBuf>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+const IMAGES: i64 = 2;
+const CLASSES: i64 = 80;
+/// 800 x 1333, padded to a multiple of 32.
+const SIZE: (i64, i64) = (800, 1344);
+
+fn main() {
+    let a = Args::parse();
+    tch::set_num_threads(a.threads);
+    dw::torch_ext::flush_denormals();
+    tch::manual_seed(0);
+    let shapes = shapes(a.annotations.as_deref());
+    let rule = DwConfig { formula: if a.paper { Formula::Paper } else { Formula::Released }, ..DwConfig::default() };
+    for boxes in &a.boxes {
+        println!("{}", measure(*boxes, &shapes, &rule, a.steps));
+    }
+}
+
+/// Widths and heights as shares of the image's.
+fn shapes(annotations: Option<&std::path::Path>) -> Vec<(f64, f64)> {
+    let Some(path) = annotations else {
+        let mut rng = stream(&[2]);
+        return (0..1000).map(|_| ((unit(&mut rng) * -4.0).exp(), (unit(&mut rng) * -4.0).exp())).collect();
+    };
+    let json: Value = serde_json::from_slice(&std::fs::read(path).expect("annotations")).expect("JSON");
+    let list = |key: &str| json[key].as_array().expect("a list").clone();
+    let sizes: std::collections::HashMap<i64, (f64, f64)> = list("images")
+        .iter()
+        .map(|i| (i["id"].as_i64().unwrap_or(0), (i["width"].as_f64().unwrap_or(1.0), i["height"].as_f64().unwrap_or(1.0))))
+        .collect();
+    let boxes = list("annotations");
+    let shape = |b: &Value| {
+        let (w, h) = sizes[&b["image_id"].as_i64()?];
+        Some((b["bbox"][2].as_f64()? / w, b["bbox"][3].as_f64()? / h))
+    };
+    boxes.iter().filter(|b| b["iscrowd"] != 1).filter_map(shape).collect()
+}
+
+fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -> Value {
+    let (height, width) = (SIZE.0 as f64, 1333.0);
+    let mut rng = stream(&[1]);
+    let images: Vec<(Vec<[f32; 4]>, Vec<i64>)> = (0..IMAGES)
+        .map(|_| {
+            let one = |_| {
+                let (w, h) = shapes[(unit(&mut rng) * shapes.len() as f64) as usize];
+                let (w, h) = (w * width, h * height);
+                let (x, y) = (unit(&mut rng) * (width - w), unit(&mut rng) * (height - h));
+                ([x as f32, y as f32, (x + w) as f32, (y + h) as f32], (unit(&mut rng) * CLASSES as f64) as i64)
+            };
+            (0..count).map(one).unzip()
+        })
+        .collect();
+    let sizes = level_sizes(SIZE.0, SIZE.1);
+    let began = Instant::now();
+    let mut builder = PairsBuilder::new(&sizes, CLASSES, rule);
+    for (boxes, labels) in &images {
+        builder.image(boxes, labels);
+    }
+    let pairs = builder.finish().tensors();
+    let pairs_s = began.elapsed().as_secs_f64();
+
+    let options = (Kind::Float, Device::Cpu);
+    let points = Points::new(&sizes, Kind::Float, Device::Cpu);
+    let p = points.xy.size()[0];
+    let cls = (Tensor::randn([IMAGES, p, CLASSES], options) - 3.0).set_requires_grad(true);
+    let objectness = Tensor::randn([IMAGES, p], options).set_requires_grad(true);
+    let distances = (Tensor::rand([IMAGES, p, 4], options) * 8.0 * points.stride.view([1, -1, 1])).set_requires_grad(true);
+    let (mean, sigma) = (Tensor::zeros([CLASSES, 2], options), Tensor::full([CLASSES, 2], 1.11, options));
+    let before = reset_peak_mib();
+    let mut times = vec![];
+    for n in 0..steps + 2 {
+        let began = Instant::now();
+        let prior = CenterPrior { mean: &mean, sigma: &sigma };
+        let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
+        let loss = reduce(&terms(rule, &inputs).0, false, &Solo).expect("one process");
+        let forward = began.elapsed().as_secs_f64();
+        loss.local.backward();
+        if n >= 2 {
+            times.push((began.elapsed().as_secs_f64(), forward));
+        }
+    }
+    times.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (total, forward) = times[times.len() / 2];
+    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "formula": rule.formula, "boxes": count, "pairs": pairs.point.numel(),
+        "step_s_median": total, "forward_s": forward, "pairs_s": pairs_s, "peak_mib": peak_mib() - before})
+}
+
+/// Forgets the process's largest resident memory so far; what is resident now, MiB.
+fn reset_peak_mib() -> u64 {
+    std::fs::write("/proc/self/clear_refs", "5").expect("a Linux kernel");
+    peak_mib()
+}
+
+/// Largest resident memory of this process, MiB.
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 1024
+}
