@@ -18,7 +18,7 @@ if [ -f "$peer" ] && [ ! -f "$cache/peers/.complete" ]; then
   "$cache/peers/bin/pip" install --quiet --disable-pip-version-check torch==2.11.0 torchvision==0.26.0 numpy
   touch "$cache/peers/.complete"
 fi
-cargo bench --locked --no-run --bench step --bench loader 2>/dev/null
+cargo bench --locked --no-run --bench step --bench loss --bench loader 2>/dev/null
 
 field() { sed "s/.*\"$1\": *\([0-9.eE+-]*\).*/\1/"; }
 row() { printf '%-58s %12s  %s\n' "$1" "$2" "$3"; }
@@ -67,6 +67,16 @@ for p in peer peer-cl; do
   theirs=$(field step_s_median <"$out/$p.jsonl" | median)
   name="torchvision FCOS R-50, the same size"; [ $p = peer ] || name+=", channels-last"
   row "$name" "$(printf %.3f "$theirs") s" "peak $(field peak_mib <"$out/$p.jsonl" | head -n 1) MiB; theirs / ours = $(awk "BEGIN { printf \"%.2f\", $theirs / $ours }")"
+done
+
+shapes=()
+[ ! -d "${DW_DATA:-../shared/data}/coco128" ] || shapes=(--annotations "$(realpath "${DW_DATA:-../shared/data}")/coco128/annotations/instances_train2017.json")
+for i in 1 2 3; do
+  cargo bench --locked --bench loss -- --threads "$threads" "${shapes[@]}" 2>/dev/null | grep '"dw loss' >>"$out/loss.jsonl"
+done
+for boxes in 7 40 300; do
+  grep "\"boxes\":$boxes," "$out/loss.jsonl" >"$out/loss-$boxes.jsonl"
+  row "loss alone, 2 x 800 x 1333, $boxes boxes an image" "$(field step_s_median <"$out/loss-$boxes.jsonl" | median | cut -c1-5) s" "peak $(field peak_mib <"$out/loss-$boxes.jsonl" | sort -n | tail -n 1) MiB more than its inputs, $(field pairs <"$out/loss-$boxes.jsonl" | head -n 1) pairs"
 done
 
 measured train "$bin/dw-train" smoke --device cpu --data "$PWD/$out/shards-zstd" --work-dir "$out/run" --set train.max_steps=2 --set eval.every_epochs=0 --set checkpoint.every_steps=2 2>/dev/null

@@ -1,4 +1,4 @@
-//! One training step of R-50 on prepared images: forward, loss, backward, SGD; prints one JSON line.
+//! One training step on prepared images: forward, loss, backward, SGD; prints one JSON line.
 //!
 //! The same network, sizes and number of boxes as the peer measured beside it.
 #![expect(clippy::print_stdout, reason = "the result")]
@@ -9,9 +9,10 @@ use clap::Parser;
 use dw::assign::dw::{CenterPrior, Inputs, terms};
 use dw::assign::{DwConfig, PairsBuilder};
 use dw::boxes::level_sizes;
+use dw::config;
 use dw::data::sampler::{stream, unit};
 use dw::loss::reduce;
-use dw::model::{Detector, ModelConfig};
+use dw::model::Detector;
 use dw::train::flat::Flat;
 use dw::train::{sgd, to_device};
 use dw_launch::Solo;
@@ -20,6 +21,9 @@ use tch::{Device, Kind, Tensor};
 
 #[derive(Parser)]
 struct Args {
+    /// Configuration whose network is measured
+    #[arg(long, default_value = "dw_r50_fpn_1x")]
+    config: String,
     #[arg(long, default_value_t = 2)]
     batch: i64,
     #[arg(long, default_value_t = 320)]
@@ -42,7 +46,7 @@ fn main() {
     tch::set_num_threads(a.threads);
     dw::torch_ext::flush_denormals();
     tch::manual_seed(0);
-    let mut net = Detector::new(&ModelConfig::default(), 80, Kind::Float, Device::Cpu);
+    let mut net = Detector::new(&config::load(&a.config, &[]).expect("a configuration").model, 80, Kind::Float, Device::Cpu);
     let mut flat = Flat::new(&mut net.params);
     let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), Device::Cpu);
     let (sizes, rule) = (level_sizes(a.height, a.width), DwConfig::default());
@@ -84,7 +88,7 @@ fn main() {
     }
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
-    let row = json!({"what": "dw step, R-50", "batch": a.batch, "height": a.height, "width": a.width, "threads": a.threads,
+    let row = json!({"what": "dw step", "config": a.config, "batch": a.batch, "height": a.height, "width": a.width, "threads": a.threads,
         "step_s_median": median, "step_s_min": times[0], "images_per_s": a.batch as f64 / median, "forward_s": parts[0], "loss_s": parts[1],
         "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib()});
     println!("{row}");

@@ -6,7 +6,7 @@
 //! * [`plan`]: configuration + world + data to the numbers a run uses
 //! * [`boxes`]: anchor points, distances <-> boxes, IoU and GIoU
 //! * [`data`]: which image when, augmentation, threads that prepare batches
-//! * [`model`]: ResNet, FPN, FCOS head with box refinement
+//! * [`model`]: ResNet and ResNeXt, DCNv2, FPN, FCOS head with box refinement, weight files by name
 //! * [`assign`]: label assignment; both DW formulas
 //! * [`loss`]: local sums to the global loss
 //! * [`train`]: the loop, SGD on flat buffers, schedule, checkpoints, metrics

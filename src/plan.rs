@@ -112,6 +112,11 @@ impl Plan {
         let (height, width) = (c.data.short_side.next_multiple_of(32), c.data.long_side.next_multiple_of(32));
         let cost = detector.cost(height.into(), width.into()) as f64 / 1e9;
         let (m, d, t, a) = (&c.model, &c.data, &c.train, &c.assign);
+        let deformable = match (&m.dcn_stages[..], m.dcn_last_conv) {
+            ([], false) => "nothing deformable".to_owned(),
+            ([], true) => "DCNv2 in the head".to_owned(),
+            (stages, head) => format!("DCNv2 in C{stages:?}{}", if head { " and the head" } else { "" }),
+        };
         let scales =
             if d.multi_scale.is_empty() { d.short_side.to_string() } else { format!("{}..{}", d.multi_scale[0], d.multi_scale[1]) };
         let rows = [
@@ -119,14 +124,13 @@ impl Plan {
             (
                 "network",
                 format!(
-                    "{} x {} + FPN + FCOS head, {} channels, norm {:?}, refinement {}, deformable {:?}{}",
+                    "{} x {} + FPN + FCOS head, {} channels, norm {:?}, refinement {}, {}",
                     m.backbone.name(),
                     m.width,
                     m.channels,
                     m.norm,
                     m.refine,
-                    m.dcn_stages,
-                    if m.dcn_last_conv { " and head" } else { "" }
+                    deformable
                 ),
             ),
             ("parameters", format!("{trained} trained of {all}")),

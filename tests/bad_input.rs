@@ -44,14 +44,6 @@ fn missing_data_and_splits() {
 }
 
 #[test]
-fn missing_imagenet_weights_say_which_file_to_put_where() {
-    let place = Place::new();
-    let mut c = train(&place, &["model.init=imagenet"]);
-    let text = fails(c.env("XDG_CACHE_HOME", place.path("cache")), 2);
-    says(&text, &["resnet18-f37072fd.safetensors", &place.path("cache"), "--init random"]);
-}
-
-#[test]
 fn damaged_and_cut_shards() {
     let place = Place::new();
     let shard = &files(&place.shards(), ".dwshard")[0];
@@ -126,6 +118,10 @@ fn dry_run_prints_the_settings_and_trains_nothing() {
 
 #[test]
 fn every_binary_has_help_with_examples_and_versions() {
+    for name in ["dw-weights", "dw-pack"] {
+        says(&run(Command::new(bin(name)).arg("--help")), &["Examples:", name]);
+        says(&run(Command::new(bin(name)).arg("--version")), &[name, "("]);
+    }
     for name in ["dw-train", "dw-eval", "dw-show"] {
         says(&run(Command::new(bin(name)).arg("--help")), &["Examples:", name]);
         says(&run(Command::new(bin(name)).arg("--version")), &["libtorch 2.11.0", "MPI:", "NCCL:"]);

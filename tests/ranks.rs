@@ -31,6 +31,20 @@ fn trains_evaluates_and_saves_on_any_number_of_ranks() {
     }
 }
 
+/// Pain 11: the same seed gives the same losses, to the last bit, with threads and ranks as they come.
+#[test]
+fn twenty_steps_are_the_same_twice() {
+    let place = Place::new();
+    for (ranks, network) in [(1, "model.norm=gn"), (2, "model.norm=gn"), (2, "model.dcn_last_conv=true")] {
+        let sets = ["eval.every_epochs=0", "train.max_steps=20", network];
+        let (a, b) = (format!("a{ranks}{network}"), format!("b{ranks}{network}"));
+        place.train(ranks, &a, &sets);
+        place.train(ranks, &b, &sets);
+        assert_eq!(place.losses(&a).len(), 20);
+        assert_eq!(place.losses(&a), place.losses(&b), "{ranks} ranks, {network}");
+    }
+}
+
 /// Pain 12: ten steps, a stop and ten more are twenty steps, to the last bit.
 #[test]
 fn resume_is_bit_exact() {

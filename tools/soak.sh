@@ -1,17 +1,38 @@
 #!/usr/bin/env bash
-# Long checks: real photos are over-fitted by a small network (AP50 >= 0.60 on 16 of them).
+# Long checks: `overfit` (real photos over-fitted by a small network: AP50 >= 0.60 on 16 of them) and `fuzz` (weight files
+# made of changed bytes, ten minutes). Without names: all of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-target/release}
 data=${DW_DATA:-../shared/data}
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/dw"
+export PATH="$PATH:$cache/tools/bin"
 out=soak-out
-[ -d "$data/coco128" ] || { echo "soak: error: no coco128 in $data" >&2; exit 2; }
-rm -rf "$out"; mkdir -p "$out"
-"$bin/dw-pack" "$data/coco128" --split train2017 -o "$out/shards"
-start=$(date +%s)
-mpirun -n 2 --oversubscribe --bind-to none "$bin/dw-train" overfit16 --data "$out/shards" --work-dir "$out/run" --device cpu
-seconds=$(($(date +%s) - start))
-mpirun -n 2 --oversubscribe --bind-to none "$bin/dw-eval" "$out/run" --device cpu --json >"$out/eval.json"
-ap50=$(sed 's/.*"AP50":\([0-9.eE+-]*\).*/\1/' "$out/eval.json")
-echo "soak: overfit16: AP50 $ap50 after $seconds s (goal 0.60 in 900 s)"
-awk "BEGIN { exit !($ap50 >= 0.60 && $seconds <= 900) }" || { echo "soak: FAILED" >&2; exit 1; }
+die() { echo "soak: error: $*" >&2; exit 1; }
+
+overfit() {
+  [ -d "$data/coco128" ] || { echo "soak: error: no coco128 in $data" >&2; exit 2; }
+  rm -rf "$out"; mkdir -p "$out"
+  "$bin/dw-pack" "$data/coco128" --split train2017 -o "$out/shards"
+  local start seconds ap50
+  start=$(date +%s)
+  mpirun -n 2 --oversubscribe --bind-to none "$bin/dw-train" overfit16 --data "$out/shards" --work-dir "$out/run" --device cpu
+  seconds=$(($(date +%s) - start))
+  mpirun -n 2 --oversubscribe --bind-to none "$bin/dw-eval" "$out/run" --device cpu --json >"$out/eval.json"
+  ap50=$(sed 's/.*"AP50":\([0-9.eE+-]*\).*/\1/' "$out/eval.json")
+  echo "soak: overfit16: AP50 $ap50 after $seconds s (goal 0.60 in 900 s)"
+  awk "BEGIN { exit !($ap50 >= 0.60 && $seconds <= 900) }" || die "overfit16 missed its goal"
+}
+
+fuzz() {
+  if ! command -v cargo-fuzz >/dev/null; then
+    echo "soak: cargo-fuzz, once per machine (about 3 minutes)"
+    cargo install --locked --quiet --root "$cache/tools" --version 0.13.2 cargo-fuzz || die "cargo-fuzz could not be installed"
+  fi
+  # The committed corpus is only read; what the fuzzer adds goes to a folder that git ignores.
+  mkdir -p "$out/corpus"
+  RUSTC_BOOTSTRAP=1 cargo fuzz run weights "$out/corpus" fuzz/corpus/weights -- -max_total_time="${FUZZ_SECONDS:-600}" -max_len=16384 \
+    -rss_limit_mb=2048 -timeout=20 -print_final_stats=1 2>&1 | tail -n 25 || die "the fuzzer found a file that crashes the reader"
+}
+
+for name in "${@:-overfit fuzz}"; do for step in $name; do "$step"; done; done

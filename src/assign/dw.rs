@@ -55,7 +55,9 @@ pub struct Weights {
     pub negative: Tensor,
 }
 
-/// Sums, denominators and weights of a batch.
+/// Sums, denominators and weights of a batch: Eq. 3-12 (`paper`), or what the authors' code computes (`released`;
+/// `docs/formulas.md` lists every difference). Nothing is read back to the host; a number that is not one comes out in
+/// every sum. Inputs must be on one device and of one kind.
 pub fn terms(config: &DwConfig, x: &Inputs) -> (Vec<Term>, Weights) {
     let (q, poison_q) = without_nan(&(x.cls.sigmoid() * x.objectness.sigmoid().unsqueeze(-1)));
     let (distances, poison_d) = without_nan(x.distances);

@@ -23,6 +23,12 @@ fn fill_state(case: &Case, params: &mut Params) -> Result<(), String> {
         let missing: Vec<_> = names.keys().filter(|n| !own.contains(n)).collect();
         return Err(format!("the reference also has {missing:?}"));
     }
+    for e in &params.entries {
+        let shape: Vec<i64> = names[e.name.as_str()]["shape"].as_array().into_iter().flatten().filter_map(Value::as_i64).collect();
+        if shape != e.tensor.size() {
+            return Err(format!("`{}`: expected shape {shape:?}, found {:?}", e.name, e.tensor.size()));
+        }
+    }
     tch::no_grad(|| {
         for e in &mut params.entries {
             let rule = &names[e.name.as_str()]["rule"];

@@ -28,3 +28,7 @@ class Evil:
 torch.save({"state_dict": state(), "extra": Evil()}, here / "evil.pth", _use_new_zipfile_serialization=False)
 torch.save({"bomb": torch.zeros(1).expand(1 << 30)}, here / "bomb.pth")
 torch.save({"epoch": 3, "name": "no tensors"}, here / "no_tensors.pth")
+# Parts of the networks that the training tests use: `smoke` (as mmcv saves it), and ResNet-18 as torchvision saves it.
+part = {"bbox_head.conv_cls.bias": torch.tensor([0.25, -0.5, 0.75]), "bbox_head.conv_reg.bias": torch.arange(4.0), "bbox_head.conv_centerness.weight": torch.zeros(7)}
+torch.save({"meta": meta, "state_dict": part}, here / "smoke_part.pth")
+torch.save({"bn1.weight": torch.full((64,), 3.0), "fc.bias": torch.zeros(10)}, here / "resnet18_part.pth", _use_new_zipfile_serialization=False)
