@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use dw::device::Choice;
+use clap::{Parser, Subcommand};
 use dw::eval::command::{Request, checkpoint, json_files};
-use dw::{Error, app};
+use dw::app;
 
 const EXAMPLES: &str = "Examples:
   dw-eval work/dw_r50_fpn_1x                               the newest checkpoint of a run on its validation split
@@ -24,35 +23,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    run: RunArgs,
-}
-
-#[derive(Debug, Args)]
-struct RunArgs {
-    /// Checkpoint folder, work directory (its newest checkpoint), or weight file
-    #[arg(required = true)]
-    checkpoint: Option<PathBuf>,
-    /// Configuration that a weight file belongs to
-    #[arg(long)]
-    config: Option<String>,
-    /// Set one key, as eval.nms_iou=0.5 (may be repeated)
-    #[arg(long, value_name = "KEY.PATH=VALUE")]
-    set: Vec<String>,
-    /// Folder of shards [default: the run's]
-    #[arg(long, value_name = "OUT")]
-    data: Option<PathBuf>,
-    /// Split [default: the run's data.val_split]
-    #[arg(long)]
-    split: Option<String>,
-    /// Write the detections in COCO's results format
-    #[arg(long, value_name = "FILE")]
-    dt_out: Option<PathBuf>,
-    /// Numbers as JSON
-    #[arg(long)]
-    json: bool,
-    /// Device
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Choice,
+    run: Request,
 }
 
 #[derive(Debug, Subcommand)]
@@ -78,15 +49,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Cli { command, run: r } = Cli::parse();
+    let Cli { command, run } = Cli::parse();
     app::run(|topology, world| match command {
         Some(Command::Coco { gt, dt, json, per_class, count_id_zero }) => json_files(&gt, &dt, json, per_class, count_id_zero),
-        None => {
-            let path = r.checkpoint.ok_or_else(|| Error::Usage("expected a checkpoint".into()))?;
-            let (config, sets) = (r.config, r.set);
-            let request =
-                Request { checkpoint: path, config, sets, data: r.data, split: r.split, dt_out: r.dt_out, json: r.json, device: r.device };
-            checkpoint(&request, topology, world)
-        }
+        None => checkpoint(&run, topology, world),
     })
 }

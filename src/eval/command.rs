@@ -14,23 +14,31 @@ use crate::device::Choice;
 use crate::error::{Error, Result};
 
 /// Evaluation of a checkpoint.
-#[derive(Debug)]
+#[derive(Debug, clap::Args)]
 pub struct Request {
-    /// Checkpoint folder, work directory, or weight file.
-    pub checkpoint: PathBuf,
-    /// Configuration of a weight file.
+    /// Checkpoint folder, work directory (its newest checkpoint), or weight file
+    #[arg(required = true)]
+    pub checkpoint: Option<PathBuf>,
+    /// Configuration that a weight file belongs to
+    #[arg(long)]
     pub config: Option<String>,
-    /// `key.path=value`, laid over the configuration.
-    pub sets: Vec<String>,
-    /// Folder of shards instead of the run's own.
+    /// Set one key, as eval.nms_iou=0.5 (may be repeated)
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+    /// Folder of shards [default: the run's]
+    #[arg(long, value_name = "OUT")]
     pub data: Option<PathBuf>,
-    /// Split instead of the run's `data.val_split`.
+    /// Split [default: the run's data.val_split]
+    #[arg(long)]
     pub split: Option<String>,
-    /// Where to write the detections in COCO's results format.
+    /// Write the detections in COCO's results format
+    #[arg(long, value_name = "FILE")]
     pub dt_out: Option<PathBuf>,
-    /// Numbers as JSON.
+    /// Numbers as JSON
+    #[arg(long)]
     pub json: bool,
-    /// Device.
+    /// Device
+    #[arg(long, value_enum, default_value = "auto")]
     pub device: Choice,
 }
 
@@ -39,7 +47,8 @@ pub struct Request {
 /// # Errors
 /// A damaged checkpoint, other categories, bad data.
 pub fn checkpoint(r: &Request, topology: &Topology, world: &mut Option<Box<dyn Collectives>>) -> Result<()> {
-    let saved = app::Saved::find(&r.checkpoint, r.config.as_deref(), &r.sets)?;
+    let path = r.checkpoint.as_ref().ok_or_else(|| Error::Usage("expected a checkpoint".into()))?;
+    let saved = app::Saved::find(path, r.config.as_deref(), &r.set)?;
     let mut config = saved.config.clone();
     if let Some(d) = &r.data {
         config.data.shards.clone_from(d);
