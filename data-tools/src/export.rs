@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::pixels::Codec;
+use crate::pixels::Layout;
 use crate::reader::Split;
 
 /// Writes `split` below `dir` (`SPLIT/*.jpg|png`, `annotations/instances_SPLIT.json`). Returns the number of images.
@@ -50,7 +50,7 @@ type Exported = (serde_json::Value, Vec<serde_json::Value>);
 fn export_image(split: &Split, i: usize, dir: &Path) -> Result<Exported> {
     let record = split.record(i)?;
     let mut file_name = record.annotations.file_name.clone();
-    if record.codec == Codec::Zstd {
+    if record.layout != Layout::Jpeg {
         file_name = Path::new(&file_name).with_extension("png").to_string_lossy().into_owned();
     }
     let relative = Path::new(&file_name);
@@ -64,13 +64,12 @@ fn export_image(split: &Split, i: usize, dir: &Path) -> Result<Exported> {
     if path.exists() {
         return Err(Error::Usage(format!("cannot export: {} exists already\nhint: choose an empty folder", path.display())));
     }
-    match record.codec {
-        Codec::Jpeg => fs::write(&path, record.pixels).map_err(Error::io("cannot write", &path))?,
-        Codec::Zstd => {
-            let rgb = record.decode()?;
-            image::save_buffer(&path, &rgb.data, rgb.width as u32, rgb.height as u32, image::ColorType::Rgb8)
-                .map_err(|e| Error::data(&path, "PNG", e.to_string()))?;
-        }
+    if record.layout == Layout::Jpeg {
+        fs::write(&path, record.pixels).map_err(Error::io("cannot write", &path))?;
+    } else {
+        let rgb = record.decode()?;
+        image::save_buffer(&path, &rgb.data, rgb.width as u32, rgb.height as u32, image::ColorType::Rgb8)
+            .map_err(|e| Error::data(&path, "PNG", e.to_string()))?;
     }
     let e = record.entry;
     let boxes = record

@@ -11,7 +11,7 @@ use crate::check::{BadBoxes, Counts, boxes_by_image};
 use crate::coco::{self, Coco, Image};
 use crate::error::{Error, Result};
 use crate::format::{Annotations, Entry, GtBox, Meta, encode_record};
-use crate::pixels::{Codec, Rgb, decode_file, encode_zstd, is_jpeg};
+use crate::pixels::{self, Codec, Layout, Rgb, is_jpeg};
 use crate::reader::Split;
 use crate::writer::SplitWriter;
 
@@ -177,11 +177,9 @@ fn kept(done: &Split, start: Instant) -> Packed {
 
 /// Everything that decides what a pack holds, short of the images' own bytes.
 fn fingerprint(json: &Path, o: &Options) -> Result<String> {
-    let bytes = fs::read(json).map_err(Error::io("cannot read", json))?;
+    let (crc, length) = checksum(json)?;
     Ok(format!(
-        "json {:08x} {}; pixels {} level {} shard-size {} max-side {} bad-boxes {:?} bad-images {:?}",
-        crc32c::crc32c(&bytes),
-        bytes.len(),
+        "json {crc:08x} {length}; pixels {} level {} shard-size {} max-side {} bad-boxes {:?} bad-images {:?}",
         o.codec.name(),
         o.level,
         o.shard_size,
@@ -189,6 +187,22 @@ fn fingerprint(json: &Path, o: &Options) -> Result<String> {
         o.bad_boxes,
         o.bad_images
     ))
+}
+
+/// CRC-32C and length of a file, read piece by piece.
+fn checksum(path: &Path) -> Result<(u32, u64)> {
+    use std::io::Read;
+    let mut file = fs::File::open(path).map_err(Error::io("cannot open", path))?;
+    let (mut crc, mut length, mut buffer) = (0, 0, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(Error::io("cannot read", path))? {
+            0 => return Ok((crc, length)),
+            n => {
+                crc = crc32c::crc32c_append(crc, &buffer[..n]);
+                length += n as u64;
+            }
+        }
+    }
 }
 
 fn bad_images(json: &Path, found: &[String], coco: &Coco, dir: &Path) -> Error {
@@ -204,28 +218,31 @@ fn bad_images(json: &Path, found: &[String], coco: &Coco, dir: &Path) -> Error {
 fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std::result::Result<(Vec<u8>, Entry), String> {
     let path = dir.join(&image.file_name);
     let bytes = std::fs::read(&path).map_err(|e| format!("{}: image {} cannot be read: {e}", path.display(), image.id))?;
-    let mut rgb = decode_file(&bytes).map_err(|e| format!("{}: image {} cannot be decoded: {e}", path.display(), image.id))?;
-    if (rgb.width, rgb.height) != (image.width as usize, image.height as usize) {
+    let undecodable = |e: String| format!("{}: image {} cannot be decoded: {e}", path.display(), image.id);
+    let (width, height) = pixels::file_size(&bytes).map_err(undecodable)?;
+    if (width, height) != (image.width as usize, image.height as usize) {
         return Err(format!(
-            "{}: image {} is {} x {} pixels, expected {} x {} (`width`, `height` in the annotations)",
+            "{}: image {} is {width} x {height} pixels, expected {} x {} (`width`, `height` in the annotations)",
             path.display(),
             image.id,
-            rgb.width,
-            rgb.height,
             image.width,
             image.height
         ));
     }
     let mut boxes = boxes.to_vec();
-    let mut keep = o.codec == Codec::Jpeg && is_jpeg(&bytes);
-    if o.max_side > 0 && image.width.max(image.height) > o.max_side {
-        rgb = shrink(&rgb, o.max_side, &mut boxes)?;
-        keep = false;
-    }
-    let (codec, pixels) = if keep {
-        (Codec::Jpeg, bytes)
+    let too_large = o.max_side > 0 && image.width.max(image.height) > o.max_side;
+    let (layout, size, pixels) = if o.codec == Codec::Jpeg && is_jpeg(&bytes) && !too_large {
+        pixels::jpeg::check(&bytes).map_err(undecodable)?;
+        (Layout::Jpeg, (width, height), bytes)
     } else {
-        (Codec::Zstd, encode_zstd(&rgb, o.level).map_err(|e| format!("{}: {e}", path.display()))?)
+        let mut rgb = pixels::decode_file(&bytes).map_err(undecodable)?;
+        let mut source = &bytes[..];
+        if too_large {
+            rgb = shrink(&rgb, o.max_side, &mut boxes)?;
+            source = &[];
+        }
+        let (layout, pixels) = pixels::encode_zstd(source, &rgb, o.level).map_err(undecodable)?;
+        (layout, (rgb.width, rgb.height), pixels)
     };
     let crowd = boxes.iter().filter(|b| b.crowd).count() as u32;
     let mut entry = Entry {
@@ -233,14 +250,14 @@ fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std:
         length: 0,
         image_id: image.id,
         shard: 0,
-        width: rgb.width as u32,
-        height: rgb.height as u32,
+        width: size.0 as u32,
+        height: size.1 as u32,
         boxes: boxes.len() as u32 - crowd,
         crowd,
         crc: 0,
     };
     let annotations = Annotations { file_name: image.file_name.clone(), boxes };
-    let (record, crc) = encode_record(image.id, codec.code(), &annotations, &pixels, o.level).map_err(|e| e.to_string())?;
+    let (record, crc) = encode_record(image.id, layout.code(), &annotations, &pixels, o.level).map_err(|e| e.to_string())?;
     entry.crc = crc;
     Ok((record, entry))
 }

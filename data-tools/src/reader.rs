@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::coco::Category;
 use crate::error::{Error, Result};
 use crate::format::{Annotations, Entry, HEADER, IndexHeader, Meta, ShardHeader, decode_record, shard_name};
-use crate::pixels::{Codec, Rgb, decode_file, decode_zstd};
+use crate::pixels::{self, Codec, Layout, Rgb};
 
 /// One split of a packed data set. Cheap to share between threads; all processes of a node share one page-cache copy.
 pub struct Split {
@@ -30,7 +30,7 @@ pub struct Record<'a> {
     /// File name and boxes.
     pub annotations: Annotations,
     /// How `pixels` are stored.
-    pub codec: Codec,
+    pub layout: Layout,
     /// Compressed bytes, straight from the map.
     pub pixels: &'a [u8],
     place: (&'a Path, usize),
@@ -43,13 +43,9 @@ impl Record<'_> {
     /// Pixels that cannot be decoded, or of another size than the index says.
     pub fn decode(&self) -> Result<Rgb> {
         let (w, h) = (self.entry.width as usize, self.entry.height as usize);
-        let image = match self.codec {
-            Codec::Zstd => decode_zstd(self.pixels, w, h),
-            Codec::Jpeg => decode_file(self.pixels),
-        };
-        let problem = match image {
-            Ok(image) if (image.width, image.height) == (w, h) => return Ok(image),
-            Ok(image) => format!("expected {w} x {h} pixels, found {} x {}", image.width, image.height),
+        let decoded = pixels::decode(self.layout, self.pixels, w, h);
+        let problem = match decoded {
+            Ok(image) => return Ok(image),
             Err(e) => format!("cannot decode the pixels of `{}`: {e}", self.annotations.file_name),
         };
         Err(Error::data(self.place.0, format!("record {} at offset {}", self.place.1, self.entry.offset), problem))
@@ -182,8 +178,8 @@ impl Split {
         let range = entry.offset as usize..(entry.offset + entry.length) as usize;
         let bytes = shard.get(range).ok_or_else(|| Error::data(path, place(), "lies beyond the end of the shard"))?;
         let (codec, annotations, pixels) = decode_record(bytes, &entry).map_err(|e| Error::data(path, place(), e))?;
-        let codec = Codec::from_code(codec).ok_or_else(|| Error::data(path, place(), format!("unknown codec {codec}")))?;
-        Ok(Record { entry, annotations, codec, pixels, place: (path, i) })
+        let layout = Layout::from_code(codec).ok_or_else(|| Error::data(path, place(), format!("unknown layout of pixels {codec}")))?;
+        Ok(Record { entry, annotations, layout, pixels, place: (path, i) })
     }
 
     /// Checks every byte of every shard on all cores; returns the first problem of each shard.

@@ -1,0 +1,102 @@
+//! Planes to RGB, to the last bit as libjpeg-turbo does it: its fixed-point conversion (JFIF, 16 fractional bits) and its
+//! "fancy" upsampling of chroma (each output is 3/4 the nearer and 1/4 the farther sample along each axis).
+
+use multiversion::multiversion;
+
+use super::Layout;
+use super::planes::sizes;
+
+/// Fixed-point 1.0.
+const ONE: i32 = 1 << 16;
+const HALF: i32 = ONE / 2;
+/// 1.402, 1.772, 0.34414 and 0.71414 as JFIF has them.
+const CR_RED: i32 = 91_881;
+const CB_BLUE: i32 = 116_130;
+const CB_GREEN: i32 = 22_554;
+const CR_GREEN: i32 = 46_802;
+
+/// Converts planes of an image of `size` into interleaved RGB.
+pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8]) {
+    let (w, h) = size;
+    let luma = w * h;
+    let row = |plane: &'_ [u8], width: usize, y: usize| -> std::ops::Range<usize> {
+        debug_assert!((y + 1) * width <= plane.len());
+        y * width..(y + 1) * width
+    };
+    let chroma = sizes(layout, size).get(1).copied().unwrap_or((0, 0));
+    let (first, second) = planes[luma..].split_at(chroma.0 * chroma.1);
+    let mut wide = [vec![0u8; chroma.0 * 2], vec![0u8; chroma.0 * 2]];
+    for (y, line) in out.chunks_exact_mut(w * 3).enumerate() {
+        let first_plane = &planes[row(planes, w, y)];
+        match layout {
+            Layout::Grey => line.chunks_exact_mut(3).zip(first_plane).for_each(|(p, v)| p.fill(*v)),
+            Layout::Rgb | Layout::Jpeg => from_differences(first_plane, &first[row(first, w, y)], &second[row(second, w, y)], line),
+            Layout::Ycc444 => convert(first_plane, &first[row(first, w, y)], &second[row(second, w, y)], line),
+            Layout::Ycc422 => {
+                for (plane, wide) in [first, second].into_iter().zip(&mut wide) {
+                    widen(&plane[row(plane, chroma.0, y)], wide);
+                }
+                convert(first_plane, &wide[0][..w], &wide[1][..w], line);
+            }
+            Layout::Ycc420 => {
+                // The nearer chroma row, and the next one on the pixel's side; the outermost rows repeat.
+                let near = y / 2;
+                let far = if y % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(chroma.1 - 1) };
+                for (plane, wide) in [first, second].into_iter().zip(&mut wide) {
+                    widen_both(&plane[row(plane, chroma.0, near)], &plane[row(plane, chroma.0, far)], wide);
+                }
+                convert(first_plane, &wide[0][..w], &wide[1][..w], line);
+            }
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn from_differences(red: &[u8], green: &[u8], blue: &[u8], out: &mut [u8]) {
+    for (((p, r), g), b) in out.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
+        p[0] = r.wrapping_add(*g);
+        p[1] = *g;
+        p[2] = b.wrapping_add(*g);
+    }
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn convert(luma: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
+    for (((p, y), cb), cr) in out.chunks_exact_mut(3).zip(luma).zip(cb).zip(cr) {
+        let (y, cb, cr) = (i32::from(*y), i32::from(*cb) - 128, i32::from(*cr) - 128);
+        let clamp = |v: i32| v.clamp(0, 255) as u8;
+        p[0] = clamp(y + ((CR_RED * cr + HALF) >> 16));
+        p[1] = clamp(y + ((-CB_GREEN * cb - CR_GREEN * cr + HALF) >> 16));
+        p[2] = clamp(y + ((CB_BLUE * cb + HALF) >> 16));
+    }
+}
+
+/// One chroma row to twice its width.
+fn widen(row: &[u8], out: &mut [u8]) {
+    let n = row.len();
+    // So narrow a plane is repeated instead.
+    if n <= 2 {
+        out.chunks_exact_mut(2).zip(row).for_each(|(o, v)| o.fill(*v));
+        return;
+    }
+    let at = |i: usize| u32::from(row[i]);
+    for (i, o) in out.chunks_exact_mut(2).enumerate() {
+        o[0] = if i == 0 { row[0] } else { ((at(i) * 3 + at(i - 1) + 1) >> 2) as u8 };
+        o[1] = if i + 1 == n { row[n - 1] } else { ((at(i) * 3 + at(i + 1) + 2) >> 2) as u8 };
+    }
+}
+
+/// One chroma row and its neighbour to a row of twice the width.
+fn widen_both(near: &[u8], far: &[u8], out: &mut [u8]) {
+    let n = near.len();
+    if n <= 2 {
+        out.chunks_exact_mut(2).zip(near).for_each(|(o, v)| o.fill(*v));
+        return;
+    }
+    let at = |i: usize| u32::from(near[i]) * 3 + u32::from(far[i]);
+    for (i, o) in out.chunks_exact_mut(2).enumerate() {
+        let here = at(i);
+        o[0] = if i == 0 { (here * 4 + 8) >> 4 } else { (here * 3 + at(i - 1) + 8) >> 4 } as u8;
+        o[1] = if i + 1 == n { (here * 4 + 7) >> 4 } else { (here * 3 + at(i + 1) + 7) >> 4 } as u8;
+    }
+}
