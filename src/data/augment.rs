@@ -1,13 +1,13 @@
-//! Sizes, flips, and the one pass that turns a decoded image into network input.
+//! Sizes, flips, and batches of network input.
 
 use dw_shards::format::GtBox;
 use dw_shards::pixels::Rgb;
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use tch::{Device, Kind, Tensor};
 
+use super::resize::resize_into;
 use super::sampler::{stream, unit};
 use crate::config::DataConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Mean and standard deviation of ImageNet's pixels (RGB, 0..255).
 pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
@@ -81,48 +81,24 @@ pub fn padded(sizes: impl Iterator<Item = (u32, u32)>) -> (u32, u32) {
     (w.next_multiple_of(ALIGN), h.next_multiple_of(ALIGN))
 }
 
-/// Resizes, mirrors, normalises and pads into `out`, the image's `[3, H, W]` planes of `padded` (w, h).
-///
-/// # Errors
-/// A size that cannot be resized.
-pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [f32]) -> Result<()> {
-    let resized;
-    let pixels = if (image.width as u32, image.height as u32) == (t.width, t.height) {
-        &image.data
-    } else {
-        resized = resize(image, t.width, t.height)?;
-        &resized
-    };
-    let (w, plane) = (t.width as usize, (padded.0 * padded.1) as usize);
-    out.fill(0.0);
-    let scale = STD.map(|s| 1.0 / s);
-    for (y, row) in pixels.chunks_exact(w * 3).enumerate() {
-        for (c, plane) in out.chunks_exact_mut(plane).enumerate() {
-            let line = &mut plane[y * padded.0 as usize..][..w];
-            if t.flip {
-                for (o, p) in line.iter_mut().rev().zip(row.chunks_exact(3)) {
-                    *o = (f32::from(p[c]) - MEAN[c]) * scale[c];
-                }
-            } else {
-                for (o, p) in line.iter_mut().zip(row.chunks_exact(3)) {
-                    *o = (f32::from(p[c]) - MEAN[c]) * scale[c];
-                }
-            }
-        }
-    }
-    Ok(())
+/// Resizes, mirrors, normalises and pads into `out`: the image's `[H, W, 3]` of `padded` (w, h).
+pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [f32]) {
+    resize_into(image, (t.width as usize, t.height as usize), t.flip, MEAN, STD.map(|s| 1.0 / s), padded.0 as usize, out);
 }
 
-/// Bilinear without anti-aliasing, as detectors are trained elsewhere (OpenCV's `INTER_LINEAR`).
-fn resize(image: &Rgb, width: u32, height: u32) -> Result<Vec<u8>> {
-    let problem = |e: &dyn std::fmt::Display| {
-        Error::Data(format!("cannot resize an image of {} x {} pixels to {width} x {height}: {e}", image.width, image.height))
-    };
-    let source = ImageRef::new(image.width as u32, image.height as u32, &image.data, PixelType::U8x3).map_err(|e| problem(&e))?;
-    let mut target = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Interpolation(FilterType::Bilinear));
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| problem(&e))?;
-    Ok(target.into_vec())
+/// Images of one padded size (w, h) as the network wants them, `[B, 3, H, W]` with the channels innermost in memory;
+/// `fill` writes image `i` as `[H, W, 3]`.
+///
+/// # Errors
+/// What `fill` fails with.
+pub fn batch(count: usize, (w, h): (u32, u32), mut fill: impl FnMut(usize, &mut [f32]) -> Result<()>) -> Result<Tensor> {
+    let images = Tensor::f_empty([count as i64, i64::from(h), i64::from(w), 3], (Kind::Float, Device::Cpu))?;
+    // SAFETY: the tensor was made just now, is contiguous, holds this many floats, and nobody else knows it.
+    let floats = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), images.numel()) };
+    for (i, out) in floats.chunks_exact_mut(3 * (w * h) as usize).enumerate() {
+        fill(i, out)?;
+    }
+    Ok(images.permute([0, 3, 1, 2]))
 }
 
 #[cfg(test)]
@@ -142,11 +118,11 @@ mod tests {
         let mut image = Rgb { width: 4, height: 2, data: vec![0; 24] };
         image.data[3] = 255; // red at x = 1, y = 0
         let t = Transform { width: 4, height: 2, flip: true };
-        let mut out = vec![0.0; 3 * 32 * 32];
-        render(&image, &t, (32, 32), &mut out).unwrap();
-        let red = |x: usize| out[x] * STD[0] + MEAN[0];
+        let mut out = vec![7.0; 3 * 32 * 32];
+        render(&image, &t, (32, 32), &mut out);
+        let red = |x: usize| out[3 * x] * STD[0] + MEAN[0];
         assert!((red(2) - 255.0).abs() < 1e-3 && red(1).abs() < 1e-3);
-        assert_eq!(out[4], 0.0, "padding is zero after normalisation");
+        assert!(out[12] == 0.0 && out[3 * 32 * 2..].iter().all(|v| *v == 0.0), "padding is zero after normalisation");
         let b = GtBox { id: 1, bbox: [1.0, 0.0, 1.0, 1.0], area: 1.0, label: 7, crowd: false };
         assert_eq!(t.boxes(&[b], 4, 2), (vec![[2.0, 0.0, 3.0, 1.0]], vec![7]));
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tch::Tensor;
 
-use super::augment::{Transform, padded, render};
+use super::augment::{Transform, batch, padded, render};
 use super::dataset::Dataset;
 use super::sampler::{Order, positions, steps_per_epoch};
 use crate::assign::{DwConfig, PairTensors, PairsBuilder};
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 /// What a rank trains on in one step.
 #[derive(Debug)]
 pub struct Batch {
-    /// `[b, 3, H, W]`, normalised and padded, in host memory.
+    /// `[b, 3, H, W]`, channels innermost in memory, normalised and padded, on the host.
     pub images: Tensor,
     /// Boxes and their points, in host memory.
     pub pairs: PairTensors,
@@ -60,22 +60,21 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
     let group = recipe.data.group;
     let around = own.start / group * group..own.end.next_multiple_of(group);
     let (w, h) = padded(around.map(transform).map(|t| (t.width, t.height)));
-    let image = 3 * w as usize * h as usize;
-    let mut pixels = vec![0f32; own.len() * image];
     let sizes = level_sizes(i64::from(h), i64::from(w));
     let mut pairs = PairsBuilder::new(&sizes, dataset.categories().len() as i64, &recipe.assign);
-    let mut batch = (vec![], vec![]);
-    for (position, out) in own.zip(pixels.chunks_exact_mut(image)) {
+    let (mut image_ids, mut unpadded) = (vec![], vec![]);
+    let images = batch(own.len(), (w, h), |i, out| {
+        let position = own.start + i;
         let record = dataset.split.record(dataset.records[order.image(position)])?;
         let t = transform(position);
-        render(&record.decode()?, &t, (w, h), out)?;
+        render(&record.decode()?, &t, (w, h), out);
         let (boxes, labels) = t.boxes(&record.annotations.boxes, record.entry.width, record.entry.height);
         pairs.image(&boxes, &labels);
-        batch.0.push(record.entry.image_id);
-        batch.1.push((t.width, t.height));
-    }
-    let images = Tensor::from_slice(&pixels).view([batch.0.len() as i64, 3, i64::from(h), i64::from(w)]);
-    Ok(Batch { images, pairs: pairs.finish().tensors(), image_ids: batch.0, sizes: batch.1 })
+        image_ids.push(record.entry.image_id);
+        unpadded.push((t.width, t.height));
+        Ok(())
+    })?;
+    Ok(Batch { images, pairs: pairs.finish().tensors(), image_ids, sizes: unpadded })
 }
 
 struct State {

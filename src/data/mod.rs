@@ -4,6 +4,7 @@
 pub mod augment;
 pub mod dataset;
 pub mod loader;
+pub mod resize;
 pub mod sampler;
 
 pub use dataset::Dataset;

@@ -13,7 +13,7 @@ use tch::Device;
 
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::data::augment::{Transform, padded, render};
+use crate::data::augment::{Transform, batch, padded, render};
 use crate::error::{Error, Result};
 use crate::model::{Detector, head};
 use crate::train::to_device;
@@ -39,9 +39,11 @@ pub fn detect_record(detector: &Detector, data: &Dataset, index: usize, config: 
     let e = record.entry;
     let t = Transform::eval(e.width, e.height, &config.data);
     let (w, h) = padded([(t.width, t.height)].into_iter());
-    let mut pixels = vec![0f32; 3 * (w * h) as usize];
-    render(&record.decode()?, &t, (w, h), &mut pixels)?;
-    let input = tch::Tensor::from_slice(&pixels).view([1, 3, i64::from(h), i64::from(w)]);
+    let decoded = record.decode()?;
+    let input = batch(1, (w, h), |_, out| {
+        render(&decoded, &t, (w, h), out);
+        Ok(())
+    })?;
     let outputs = tch::no_grad(|| detector.forward(&to_device(&input, device), false));
     let (scores, boxes) = tch::no_grad(|| head::predictions(&outputs));
     let levels: Vec<usize> = outputs.sizes().iter().map(|(h, w)| (h * w) as usize).collect();
