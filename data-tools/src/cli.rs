@@ -67,7 +67,7 @@ struct PackArgs {
     /// Images that are missing, damaged or of another size than annotated
     #[arg(long, value_enum, default_value = "fail")]
     bad_images: BadImages,
-    /// Keep splits that an earlier run packed from the same annotations with the same options
+    /// Keep splits and shards that an earlier run finished from the same annotations with the same options
     #[arg(long)]
     resume: bool,
 }
@@ -208,6 +208,15 @@ fn pack(a: &PackArgs) -> Result<()> {
         }
         if !done.skipped.is_empty() {
             eprintln!("{split}: {} images left out", done.skipped.len());
+        }
+        if done.rotated > 0 {
+            eprintln!(
+                "{split}: {} images ask for a rotation (EXIF), which is ignored, as COCO's tools do: boxes belong to the stored pixels",
+                done.rotated
+            );
+        }
+        if done.reused > 0 {
+            eprintln!("{split}: {} shards kept from an interrupted run", done.reused);
         }
         let how =
             if done.kept { "kept from an earlier run".to_owned() } else { format!("{:.0} images/s", done.images as f64 / done.seconds) };

@@ -1,6 +1,7 @@
 //! `instances_*.json` read as a stream: one pass, no tree, polygons skipped.
 //!
-//! Memory is about 70 bytes an annotation; the text itself is memory-mapped.
+//! Memory is about 80 bytes an annotation. The text is memory-mapped, and what the parser has passed is given back to the
+//! system as it goes.
 
 use std::cell::Cell;
 use std::fmt;
@@ -9,6 +10,7 @@ use std::path::Path;
 
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 
@@ -26,7 +28,7 @@ pub struct Image {
 }
 
 /// One entry of `annotations`, without its polygons.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Annotation {
     /// COCO annotation id.
     pub id: i64,
@@ -37,15 +39,55 @@ pub struct Annotation {
     /// `[x, y, w, h]`, pixels.
     pub bbox: [f64; 4],
     /// Mask area in pixels; `w * h` where the file has none.
-    #[serde(default = "missing_area")]
     pub area: f64,
     /// 1 for a region of many objects.
-    #[serde(default)]
     pub iscrowd: u8,
 }
 
-fn missing_area() -> f64 {
-    f64::NAN
+/// An annotation as it stands in the file.
+#[derive(Deserialize)]
+struct AnnotationText<'t> {
+    id: i64,
+    image_id: i64,
+    category_id: i64,
+    bbox: [f64; 4],
+    area: Option<f64>,
+    #[serde(default)]
+    iscrowd: u8,
+    /// Never looked into: most of the file, and tells how far the parser is.
+    #[serde(borrow, default)]
+    segmentation: Option<&'t RawValue>,
+}
+
+/// What an entry of the file becomes.
+trait Entry<'t>: Deserialize<'t> {
+    type Kept;
+    fn keep(self, place: &Place) -> Self::Kept;
+}
+
+impl<'t> Entry<'t> for AnnotationText<'t> {
+    type Kept = Annotation;
+    fn keep(self, place: &Place) -> Annotation {
+        if let Some(polygons) = self.segmentation {
+            place.passed(polygons.get().as_bytes());
+        }
+        let Self { id, image_id, category_id, bbox, iscrowd, .. } = self;
+        Annotation { id, image_id, category_id, bbox, area: self.area.unwrap_or(bbox[2] * bbox[3]), iscrowd }
+    }
+}
+
+impl Entry<'_> for Image {
+    type Kept = Self;
+    fn keep(self, _: &Place) -> Self {
+        self
+    }
+}
+
+impl Entry<'_> for Category {
+    type Kept = Self;
+    fn keep(self, _: &Place) -> Self {
+        self
+    }
 }
 
 /// One entry of `categories`.
@@ -81,38 +123,54 @@ pub fn read(path: &Path) -> Result<Coco> {
     // meanwhile ends this process with SIGBUS, as it does for every program that maps its input.
     let text = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("cannot map", path))?;
     let _ = text.advise(memmap2::Advice::Sequential);
-    let at = Place::default();
+    let at = Place::new(&text);
     let mut reader = serde_json::Deserializer::from_slice(&text);
     let mut coco = Sections(&at).deserialize(&mut reader).map_err(|e| Error::data(path, at.to_string(), e.to_string()))?;
     reader.end().map_err(|e| Error::data(path, "after the last section", e.to_string()))?;
-    for a in &mut coco.annotations {
-        if a.area.is_nan() {
-            a.area = a.bbox[2] * a.bbox[3];
-        }
-    }
     coco.categories.sort_by_key(|c| c.id);
     Ok(coco)
 }
 
-/// Where the parser is, for messages.
-struct Place(Cell<(&'static str, usize)>);
+/// Where the parser is, for messages and for the text that is not needed any more.
+struct Place<'t> {
+    entry: Cell<(&'static str, usize)>,
+    text: &'t memmap2::Mmap,
+    /// Bytes at the front that were given back.
+    released: Cell<usize>,
+}
 
-impl Default for Place {
-    fn default() -> Self {
-        Self(Cell::new(("", 0)))
+/// Bytes of text that may lie passed and not yet given back.
+const WINDOW: usize = 32 << 20;
+
+impl<'t> Place<'t> {
+    fn new(text: &'t memmap2::Mmap) -> Self {
+        Self { entry: Cell::new(("", 0)), text, released: Cell::new(0) }
+    }
+
+    /// The parser has reached `here`, a piece of the text: pages before it need not stay in this process's memory.
+    fn passed(&self, here: &[u8]) {
+        let position = (here.as_ptr() as usize).wrapping_sub(self.text.as_ptr() as usize);
+        let from = self.released.get();
+        if position >= self.text.len() || position < from + WINDOW {
+            return;
+        }
+        let length = (position - from) / 4096 * 4096;
+        // SAFETY: a read-only file map: pages that are touched again (strings borrowed from there) come back from the file.
+        let _ = unsafe { self.text.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, length) };
+        self.released.set(from + length);
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.get() {
+        match self.entry.get() {
             ("", _) => f.write_str("top level"),
             (section, i) => write!(f, "{section}[{i}]"),
         }
     }
 }
 
-struct Sections<'p>(&'p Place);
+struct Sections<'p>(&'p Place<'p>);
 
 impl<'de> DeserializeSeed<'de> for Sections<'_> {
     type Value = Coco;
@@ -135,21 +193,25 @@ impl<'de> Visitor<'de> for Sections<'_> {
             match key.as_ref() {
                 "images" => {
                     seen[0] = true;
-                    map.next_value_seed(Entries { section: "images", place: self.0, into: &mut coco.images })?;
+                    map.next_value_seed(Entries::<Image> { section: "images", place: self.0, into: &mut coco.images })?;
                 }
                 "annotations" => {
                     seen[1] = true;
-                    map.next_value_seed(Entries { section: "annotations", place: self.0, into: &mut coco.annotations })?;
+                    map.next_value_seed(Entries::<AnnotationText<'de>> {
+                        section: "annotations",
+                        place: self.0,
+                        into: &mut coco.annotations,
+                    })?;
                 }
                 "categories" => {
                     seen[2] = true;
-                    map.next_value_seed(Entries { section: "categories", place: self.0, into: &mut coco.categories })?;
+                    map.next_value_seed(Entries::<Category> { section: "categories", place: self.0, into: &mut coco.categories })?;
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
-            self.0.0.set(("", 0));
+            self.0.entry.set(("", 0));
         }
         for (found, name) in seen.into_iter().zip(["images", "annotations", "categories"]) {
             if !found {
@@ -161,21 +223,21 @@ impl<'de> Visitor<'de> for Sections<'_> {
 }
 
 /// One array, pushed entry by entry.
-struct Entries<'a, 'p, T> {
+struct Entries<'a, 'p, 't, T: Entry<'t>> {
     section: &'static str,
-    place: &'p Place,
-    into: &'a mut Vec<T>,
+    place: &'p Place<'p>,
+    into: &'a mut Vec<T::Kept>,
 }
 
-impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Entries<'_, '_, T> {
+impl<'de, T: Entry<'de>> DeserializeSeed<'de> for Entries<'_, '_, 'de, T> {
     type Value = ();
     fn deserialize<D: serde::Deserializer<'de>>(self, d: D) -> std::result::Result<(), D::Error> {
-        self.place.0.set((self.section, 0));
+        self.place.entry.set((self.section, 0));
         d.deserialize_seq(self)
     }
 }
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<'_, '_, T> {
+impl<'de, T: Entry<'de>> Visitor<'de> for Entries<'_, '_, 'de, T> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,8 +246,8 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<'_, '_, T> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
         while let Some(entry) = seq.next_element::<T>()? {
-            self.into.push(entry);
-            self.place.0.set((self.section, self.into.len()));
+            self.into.push(entry.keep(self.place));
+            self.place.entry.set((self.section, self.into.len()));
         }
         Ok(())
     }

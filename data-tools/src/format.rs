@@ -152,7 +152,7 @@ impl ShardHeader {
 }
 
 /// Where a record is, and what the sampler must know of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// From the start of the shard, bytes.
     pub offset: u64,

@@ -56,6 +56,10 @@ pub struct Packed {
     pub bytes: u64,
     /// Seconds it took.
     pub seconds: f64,
+    /// Images whose EXIF data ask for a rotation, which is ignored.
+    pub rotated: usize,
+    /// Shards that an interrupted run had finished.
+    pub reused: usize,
     /// An earlier run had finished it.
     pub kept: bool,
 }
@@ -127,15 +131,16 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
     let coco = coco::read(&json)?;
     let (boxes, mut counts) = boxes_by_image(&coco, &json, options.bad_boxes)?;
     fs::create_dir_all(out).map_err(Error::io("cannot create folder", out))?;
-    let mut writer = SplitWriter::new(out, split, options.shard_size)?;
+    let mut writer = SplitWriter::new(out, split, &source, options.shard_size, options.resume)?;
+    let reused = writer.finished();
     bar.set_length(coco.images.len() as u64);
-    let mut skipped = vec![];
-    let mut images = 0;
-    let mut written = Counts::default();
+    bar.set_position(writer.next_image as u64);
+    let mut rotated = 0;
     let chunk = rayon::current_num_threads() * 8;
-    for at in (0..coco.images.len()).step_by(chunk) {
+    for at in (writer.next_image..coco.images.len()).step_by(chunk) {
         let range = at..(at + chunk).min(coco.images.len());
         let encoded: Vec<_> = range
+            .clone()
             .into_par_iter()
             .map(|i| {
                 let record = encode_image(&images_dir, &coco.images[i], &boxes[i], options);
@@ -143,27 +148,29 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
                 record
             })
             .collect();
-        for record in encoded {
+        for (i, record) in range.zip(encoded) {
             match record {
-                Ok((bytes, entry)) => {
-                    written.add(&entry);
-                    writer.push(&bytes, entry)?;
-                    images += 1;
+                Ok(encoded) => {
+                    rotated += usize::from(encoded.rotated);
+                    writer.push(i, &encoded.record, encoded.entry)?;
                 }
-                Err(e) => skipped.push(e),
+                Err(e) => writer.skipped.push(e),
             }
         }
-        if options.bad_images == BadImages::Fail && !skipped.is_empty() {
-            return Err(bad_images(&json, &skipped, &coco, &images_dir));
+        if options.bad_images == BadImages::Fail && !writer.skipped.is_empty() {
+            return Err(bad_images(&json, &writer, &coco, &images_dir));
         }
     }
+    let (images, skipped) = (writer.entries().len(), std::mem::take(&mut writer.skipped));
+    let mut written = Counts::default();
+    writer.entries().iter().for_each(|e| written.add(e));
     if images == 0 {
         return Err(Error::data(&json, "images", "none of the images could be used"));
     }
     (counts.boxes, counts.crowd, counts.empty_images) = (written.boxes, written.crowd, written.empty_images);
     let meta = Meta { split: split.to_owned(), categories: coco.categories, source };
     let bytes = writer.finish(&meta, options.codec.code())?;
-    Ok(Packed { images, counts, skipped, bytes, seconds: start.elapsed().as_secs_f64(), kept: false })
+    Ok(Packed { images, counts, skipped, bytes, seconds: start.elapsed().as_secs_f64(), rotated, reused, kept: false })
 }
 
 fn kept(done: &Split, start: Instant) -> Packed {
@@ -172,7 +179,7 @@ fn kept(done: &Split, start: Instant) -> Packed {
         counts.add(&e);
     }
     let bytes = done.shards().map(|(_, n)| n as u64).sum();
-    Packed { images: done.len(), counts, skipped: vec![], bytes, seconds: start.elapsed().as_secs_f64(), kept: true }
+    Packed { images: done.len(), counts, skipped: vec![], bytes, seconds: start.elapsed().as_secs_f64(), rotated: 0, reused: 0, kept: true }
 }
 
 /// Everything that decides what a pack holds, short of the images' own bytes.
@@ -205,17 +212,29 @@ fn checksum(path: &Path) -> Result<(u32, u64)> {
     }
 }
 
-fn bad_images(json: &Path, found: &[String], coco: &Coco, dir: &Path) -> Error {
+fn bad_images(json: &Path, writer: &SplitWriter, coco: &Coco, dir: &Path) -> Error {
     const SHOWN: usize = 5;
     let missing = coco.images.iter().filter(|i| !dir.join(&i.file_name).is_file()).count();
-    let mut text = found.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
+    let mut text = writer.skipped.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
     if missing > 1 {
         text = format!("{text}\n{missing} of the {} images listed in {} are missing", coco.images.len(), json.display());
     }
-    Error::Findings(text + "\nhint: --bad-images skip leaves such images out and counts them")
+    text += "\nhint: --bad-images skip leaves such images out and counts them";
+    if writer.finished() > 0 {
+        text += &format!("; {} finished shards are kept: --resume goes on behind them", writer.finished());
+    }
+    Error::Findings(text)
 }
 
-fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std::result::Result<(Vec<u8>, Entry), String> {
+/// An image as it goes into a shard.
+struct Encoded {
+    record: Vec<u8>,
+    entry: Entry,
+    /// Its EXIF data ask for a rotation.
+    rotated: bool,
+}
+
+fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std::result::Result<Encoded, String> {
     let path = dir.join(&image.file_name);
     let bytes = std::fs::read(&path).map_err(|e| format!("{}: image {} cannot be read: {e}", path.display(), image.id))?;
     let undecodable = |e: String| format!("{}: image {} cannot be decoded: {e}", path.display(), image.id);
@@ -229,6 +248,7 @@ fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std:
             image.height
         ));
     }
+    let rotated = is_jpeg(&bytes) && pixels::jpeg::is_rotated(&bytes);
     let mut boxes = boxes.to_vec();
     let too_large = o.max_side > 0 && image.width.max(image.height) > o.max_side;
     let (layout, size, pixels) = if o.codec == Codec::Jpeg && is_jpeg(&bytes) && !too_large {
@@ -259,7 +279,7 @@ fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std:
     let annotations = Annotations { file_name: image.file_name.clone(), boxes };
     let (record, crc) = encode_record(image.id, layout.code(), &annotations, &pixels, o.level).map_err(|e| e.to_string())?;
     entry.crc = crc;
-    Ok((record, entry))
+    Ok(Encoded { record, entry, rotated })
 }
 
 /// Down-samples to `max_side` (triangle filter) and scales the boxes with it.

@@ -6,6 +6,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::format::{Entry, HEADER, IndexHeader, Meta, ShardHeader, index_name, shard_name};
@@ -15,33 +16,104 @@ pub struct SplitWriter {
     out: PathBuf,
     aside: PathBuf,
     split: String,
+    source: String,
     shard_size: u64,
     current: Option<OpenShard>,
     shards: Vec<ShardHeader>,
     entries: Vec<Entry>,
+    /// Images left out so far, with the reason.
+    pub skipped: Vec<String>,
+    /// First image of the annotation file that is still to do.
+    pub next_image: usize,
+    whole: bool,
 }
 
 struct OpenShard {
     file: std::io::BufWriter<File>,
     path: PathBuf,
     header: ShardHeader,
+    first_entry: usize,
+}
+
+/// What is written beside a finished shard, so that an interrupted pack can go on behind it.
+#[derive(Serialize, Deserialize)]
+struct Finished {
+    source: String,
+    records: u64,
+    bytes: u64,
+    next_image: usize,
+    skipped: Vec<String>,
+    entries: Vec<Entry>,
 }
 
 impl SplitWriter {
-    /// Starts a split below `out`. Shards grow to about `shard_size` bytes.
-    pub fn new(out: &Path, split: &str, shard_size: u64) -> Result<Self> {
+    /// Starts a split below `out`. Shards grow to about `shard_size` bytes. With `resume` the shards that an interrupted
+    /// pack of the same `source` finished are kept, after every record of them was checked.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn new(out: &Path, split: &str, source: &str, shard_size: u64, resume: bool) -> Result<Self> {
         let aside = out.join(format!(".{split}.writing"));
-        if aside.exists() {
-            fs::remove_dir_all(&aside).map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &aside))?;
+        let mut writer = Self {
+            out: out.to_owned(),
+            aside,
+            split: split.to_owned(),
+            source: source.to_owned(),
+            shard_size,
+            current: None,
+            shards: vec![],
+            entries: vec![],
+            skipped: vec![],
+            next_image: 0,
+            whole: false,
+        };
+        if resume {
+            writer.take_finished();
+        } else if writer.aside.exists() {
+            fs::remove_dir_all(&writer.aside).map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &writer.aside))?;
         }
-        fs::create_dir_all(&aside).map_err(Error::io("cannot create folder", &aside))?;
-        Ok(Self { out: out.to_owned(), aside, split: split.to_owned(), shard_size, current: None, shards: vec![], entries: vec![] })
+        fs::create_dir_all(&writer.aside).map_err(Error::io("cannot create folder", &writer.aside))?;
+        Ok(writer)
     }
 
-    /// Appends a record; `entry`'s place (`shard`, `offset`, `length`) is filled in here.
-    pub fn push(&mut self, record: &[u8], mut entry: Entry) -> Result<()> {
+    /// Records that are done already.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Shards that are finished.
+    pub fn finished(&self) -> usize {
+        self.shards.len()
+    }
+
+    fn take_finished(&mut self) {
+        while let Some(f) = self.read_finished(self.shards.len() as u32) {
+            self.shards.push(ShardHeader { shard: self.shards.len() as u32, records: f.records, bytes: f.bytes });
+            self.entries.extend(f.entries);
+            (self.skipped, self.next_image) = (f.skipped, f.next_image);
+        }
+    }
+
+    /// A shard that is finished, whole and of this source; anything else is packed again.
+    fn read_finished(&self, shard: u32) -> Option<Finished> {
+        let f: Finished = serde_json::from_slice(&fs::read(self.aside.join(format!("{shard:05}.done"))).ok()?).ok()?;
+        let bytes = fs::read(self.aside.join(format!("{shard:05}"))).ok()?;
+        let header = ShardHeader::from_bytes(&bytes).ok()?;
+        let same = (header.shard, header.records, header.bytes) == (shard, f.records, f.bytes);
+        let fits = f.source == self.source && same && bytes.len() as u64 == f.bytes && f.entries.len() as u64 == f.records;
+        let record =
+            |e: &Entry| bytes.get(e.offset as usize..(e.offset + e.length) as usize).is_some_and(|r| crc32c::crc32c(&r[4..]) == e.crc);
+        (fits && f.entries.iter().all(record)).then_some(f)
+    }
+
+    /// Appends the record of image `image` of the annotation file; `entry`'s place is filled in here.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn push(&mut self, image: usize, record: &[u8], mut entry: Entry) -> Result<()> {
         let full = self.current.as_ref().is_some_and(|s| s.header.bytes + record.len() as u64 > self.shard_size);
         if full {
+            self.next_image = image;
             self.close_shard()?;
         }
         if self.current.is_none() {
@@ -65,7 +137,7 @@ impl SplitWriter {
         let file = File::create(&path).map_err(Error::io("cannot create", &path))?;
         let mut file = std::io::BufWriter::with_capacity(1 << 20, file);
         file.write_all(&[0; HEADER]).map_err(Error::io("cannot write", &path))?;
-        Ok(OpenShard { file, path, header: ShardHeader { shard, records: 0, bytes: HEADER as u64 } })
+        Ok(OpenShard { file, path, header: ShardHeader { shard, records: 0, bytes: HEADER as u64 }, first_entry: self.entries.len() })
     }
 
     fn close_shard(&mut self) -> Result<()> {
@@ -76,6 +148,19 @@ impl SplitWriter {
             file.write_all(&s.header.to_bytes()).map_err(Error::io("cannot write", &s.path))?;
             file.sync_all().map_err(Error::io("cannot sync", &s.path))?;
             self.shards.push(s.header);
+            let finished = Finished {
+                source: self.source.clone(),
+                records: s.header.records,
+                bytes: s.header.bytes,
+                next_image: self.next_image,
+                skipped: self.skipped.clone(),
+                entries: self.entries[s.first_entry..].to_vec(),
+            };
+            let text = serde_json::to_vec(&finished).map_err(|e| Error::Usage(e.to_string()))?;
+            let done = s.path.with_extension("done");
+            let aside = s.path.with_extension("part");
+            fs::write(&aside, text).map_err(Error::io("cannot write", &aside))?;
+            rename(&aside, &done)?;
         }
         Ok(())
     }
@@ -114,6 +199,7 @@ impl SplitWriter {
         file.sync_all().map_err(Error::io("cannot sync", &aside))?;
         rename(&aside, &self.out.join(index_name(&self.split)))?;
         sync_dir(&self.out)?;
+        self.whole = true;
         fs::remove_dir_all(&self.aside).map_err(Error::io("cannot remove", &self.aside))?;
         remove_older(&self.out, &self.split, &keep)?;
         Ok(self.shards.iter().map(|s| s.bytes).sum())
@@ -122,8 +208,12 @@ impl SplitWriter {
 
 impl Drop for SplitWriter {
     fn drop(&mut self) {
-        // A pack that failed leaves no half-written files; nothing to tell when there is nothing to remove.
-        let _ = fs::remove_dir_all(&self.aside);
+        // A pack that failed keeps its finished shards for `--resume`, aside, and nothing else.
+        if !self.whole && self.shards.is_empty() {
+            let _ = fs::remove_dir_all(&self.aside);
+        } else if let Some(open) = self.current.take() {
+            let _ = fs::remove_file(&open.path);
+        }
     }
 }
 

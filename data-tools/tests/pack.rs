@@ -168,6 +168,176 @@ fn every_flipped_byte_is_found() {
     ok(&["verify", path]);
 }
 
+/// The same in the program: 3,000 single flips anywhere in index and shard.
+#[test]
+fn every_flip_is_found_wherever_it_is() {
+    let set = Set::new();
+    ok(&[set.path(), "--split", "val2017"]);
+    let shards = set.file("shards");
+    let whole = files(&shards);
+    let mut state = 5u64;
+    for round in 0..3000 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (name, bytes) = &whole[round % whole.len()];
+        let (at, bit) = ((state >> 20) as usize % bytes.len(), (state >> 60) as u32 % 8);
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << bit;
+        std::fs::write(shards.join(name), &damaged).unwrap();
+        let found = dw_shards::Split::open(&shards, "val2017").map_or(true, |split| !split.verify(|| ()).is_empty());
+        assert!(found, "bit {bit} of byte {at} of {name}");
+        std::fs::write(shards.join(name), bytes).unwrap();
+    }
+}
+
+/// Killed at any moment: nothing half-written is taken for whole, and `--resume` ends with the very bytes of a pack
+/// that nobody disturbed.
+#[test]
+fn kill_9_and_resume() {
+    let set = Set { dir: tempfile::tempdir().unwrap() };
+    ok(&["synth", set.path(), "--images", "120", "--val", "1", "--seed", "2", "--classes", "3", "--side", "160"]);
+    let pack_args = |out: &Path| -> Vec<String> {
+        let args = [set.path(), "-o", out.to_str().unwrap(), "--split", "train2017", "--shard-size", "64KiB", "--resume"];
+        args.map(str::to_owned).to_vec()
+    };
+    let undisturbed = set.file("undisturbed");
+    let took = std::time::Instant::now();
+    ok(&pack_args(&undisturbed).iter().map(String::as_str).collect::<Vec<_>>());
+    let took = took.elapsed();
+    let mut kept = 0;
+    for round in 1..=8u32 {
+        let out = set.file(&format!("out{round}"));
+        for _ in 0..2 {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_dw-pack"))
+                .args(pack_args(&out))
+                .stderr(std::process::Stdio::null())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(took * round / 9);
+            // SIGKILL; it may have ended already.
+            let _ = child.kill();
+            child.wait().unwrap();
+            if let Ok(split) = dw_shards::Split::open(&out, "train2017") {
+                assert!(split.verify(|| ()).is_empty() && split.len() == 120, "what has an index is whole");
+            }
+        }
+        let last = pack(&pack_args(&out).iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(last.status.success());
+        kept += u32::from(String::from_utf8_lossy(&last.stderr).contains("shards kept from an interrupted run"));
+        assert!(files(&out) == files(&undisturbed), "round {round}");
+    }
+    assert!(kept > 0, "no round met a pack with finished shards");
+}
+
+/// A failing image late in a pack does not cost the shards before it.
+#[test]
+fn a_failed_pack_goes_on_behind_its_finished_shards() {
+    let set = Set::new();
+    let last = std::fs::read_dir(set.file("train2017")).unwrap().flatten().map(|e| e.path()).max().unwrap();
+    let whole = std::fs::read(&last).unwrap();
+    std::fs::write(&last, &whole[..whole.len() / 2]).unwrap();
+    let args = [set.path(), "--split", "train2017", "--shard-size", "32KiB", "--jobs", "1"];
+    let text = fails(&args, 3);
+    assert!(text.contains("finished shards are kept") && text.contains("--resume"), "{text}");
+    std::fs::write(&last, whole).unwrap();
+    let done = pack(&[&args[..], &["--resume"]].concat());
+    assert!(String::from_utf8_lossy(&done.stderr).contains("shards kept from an interrupted run"));
+    ok(&["verify", set.file("shards").to_str().unwrap()]);
+    assert_eq!(dw_shards::Split::open(&set.file("shards"), "train2017").unwrap().len(), 9);
+}
+
+/// Whatever boxes, labels, flags, ids and pixels go in come out: random sets, several codecs.
+#[test]
+fn what_goes_in_comes_out() {
+    let mut state = 11u64;
+    let mut random = |n: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % n
+    };
+    for round in 0..12 {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("annotations")).unwrap();
+        std::fs::create_dir_all(dir.path().join("s/deep")).unwrap();
+        let categories: Vec<i64> = (0..3).map(|k| k * 1000 + random(900) as i64 - 400).collect();
+        let (mut images, mut annotations, mut pictures) = (vec![], vec![], vec![]);
+        for i in 0..6i64 {
+            let (w, h) = (1 + random(90) as u32, 1 + random(70) as u32);
+            let id = i * 7 - 20;
+            let name = if i % 2 == 0 { format!("deep/{i}.png") } else { format!("{i}.jpg") };
+            let picture = image::RgbImage::from_fn(w, h, |_, _| image::Rgb([random(256) as u8, random(256) as u8, random(256) as u8]));
+            let path = dir.path().join("s").join(&name);
+            if i % 2 == 0 {
+                picture.save(&path).unwrap();
+            } else {
+                let rgb = dw_shards::pixels::Rgb { width: w as usize, height: h as usize, data: picture.into_raw() };
+                std::fs::write(&path, dw_shards::pixels::encode_jpeg(&rgb, 85).unwrap()).unwrap();
+            }
+            pictures.push(dw_shards::pixels::decode_file(&std::fs::read(&path).unwrap()).unwrap());
+            images.push(json!({"id": id, "file_name": name, "width": w, "height": h}));
+            for _ in 0..random(5) {
+                let (x, y) = (random(w as u64) as f64, random(h as u64) as f64);
+                let bbox = [x, y, (w as f64 - x) * 0.7, (h as f64 - y) / 3.0];
+                let n = annotations.len() as i64;
+                annotations.push(json!({"id": n * 3 - 4, "image_id": id, "category_id": categories[random(3) as usize], "bbox": bbox, "area": random(1000) as f64 / 7.0, "iscrowd": random(2)}));
+            }
+        }
+        let text = json!({"images": images, "annotations": annotations, "categories": categories.iter().map(|c| json!({"id": c, "name": format!("c{c}")})).collect::<Vec<_>>()});
+        std::fs::write(dir.path().join("annotations/instances_s.json"), text.to_string()).unwrap();
+        let codec = if round % 2 == 0 { "zstd" } else { "jpeg" };
+        ok(&[dir.path().to_str().unwrap(), "--pixels", codec]);
+        let split = dw_shards::Split::open(&dir.path().join("shards"), "s").unwrap();
+        assert_eq!(split.len(), 6);
+        for (i, picture) in pictures.iter().enumerate() {
+            let record = split.record(i).unwrap();
+            assert_eq!(
+                (record.entry.image_id, &record.annotations.file_name),
+                (images[i]["id"].as_i64().unwrap(), &images[i]["file_name"].as_str().unwrap().to_owned())
+            );
+            assert!(record.decode().unwrap() == *picture, "pixels of image {i}, {codec}");
+            let expected: Vec<&Value> = annotations.iter().filter(|a| a["image_id"] == images[i]["id"]).collect();
+            assert_eq!(record.annotations.boxes.len(), expected.len());
+            for (b, a) in record.annotations.boxes.iter().zip(expected) {
+                let category = split.categories()[b.label as usize].id;
+                let found = json!({"id": b.id, "image_id": images[i]["id"], "category_id": category, "bbox": b.bbox, "area": b.area, "iscrowd": u64::from(b.crowd)});
+                assert_eq!(found, *a);
+            }
+        }
+    }
+}
+
+/// EXIF rotation is told and ignored; CMYK becomes RGB.
+#[test]
+fn rotated_and_cmyk_jpegs() {
+    let set = Set::new();
+    let first = set.first_image();
+    let plain = std::fs::read(&first).unwrap();
+    // An APP1 segment with one tag: orientation 6.
+    let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    let mut rotated = plain[..2].to_vec();
+    rotated.extend([0xff, 0xe1]);
+    rotated.extend((exif.len() as u16 + 2).to_be_bytes());
+    rotated.extend(exif);
+    rotated.extend(&plain[2..]);
+    std::fs::write(&first, rotated).unwrap();
+    let done = pack(&[set.path(), "--split", "train2017"]);
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success() && text.contains("1 images ask for a rotation (EXIF), which is ignored"), "{text}");
+    let split = dw_shards::Split::open(&set.file("shards"), "train2017").unwrap();
+    let expected = dw_shards::pixels::decode_file(&plain).unwrap();
+    assert!((0..split.len()).any(|i| split.record(i).unwrap().decode().unwrap() == expected));
+
+    let cmyk = [[255u8, 255, 255, 255], [0, 255, 255, 255], [255, 255, 255, 0], [255, 0, 255, 128]];
+    let pixels: Vec<u8> = cmyk.iter().flat_map(|p| p.repeat(16 * 16)).collect();
+    let picture = turbojpeg::Image { pixels: &pixels[..], width: 16, pitch: 64, height: 64, format: turbojpeg::PixelFormat::CMYK };
+    let file = turbojpeg::compress(picture, 100, turbojpeg::Subsamp::None).unwrap();
+    let rgb = dw_shards::pixels::decode_file(&file).unwrap();
+    let near = |row: usize, colour: [u8; 3]| rgb.data[(row * 16 + 8) * 3..][..3].iter().zip(colour).all(|(a, b)| a.abs_diff(b) < 12);
+    assert!(
+        near(8, [255, 255, 255]) && near(24, [0, 255, 255]) && near(40, [0, 0, 0]) && near(56, [128, 0, 128]),
+        "inverted CMYK, as Adobe writes it"
+    );
+}
+
 #[test]
 fn damage_names_shard_record_and_offset() {
     let set = Set::new();

@@ -57,7 +57,7 @@ impl Pairs {
             labels: Tensor::from_slice(&self.labels),
             point: Tensor::from_slice(&self.point),
             gt: Tensor::from_slice(&self.gt),
-            target: Tensor::stack(&self.target.each_ref().map(|side| Tensor::from_slice(side)), 0),
+            target: Tensor::from_slice(&self.target.concat()).view([4, -1]),
             stride: Tensor::from_slice(&self.stride),
             cell: Tensor::from_slice(&self.cell),
             cell_flat: Tensor::from_slice(&self.cell_flat),

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use dw::eval::command::{Request, checkpoint, json_files};
 use dw::app;
+use dw::eval::command::{Request, checkpoint, json_files};
 
 const EXAMPLES: &str = "Examples:
   dw-eval work/dw_r50_fpn_1x                               the newest checkpoint of a run on its validation split

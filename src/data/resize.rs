@@ -37,7 +37,15 @@ impl Axis {
 
 /// Resizes `image` to `width` x `height`, mirrors it if `flip`, and writes `(value - mean) * scale` of each channel as
 /// interleaved rows of `stride` pixels into `out`; what lies beyond the image becomes 0.
-pub fn resize_into(image: &Rgb, (width, height): (usize, usize), flip: bool, mean: [f32; 3], scale: [f32; 3], stride: usize, out: &mut [f32]) {
+pub fn resize_into(
+    image: &Rgb,
+    (width, height): (usize, usize),
+    flip: bool,
+    mean: [f32; 3],
+    scale: [f32; 3],
+    stride: usize,
+    out: &mut [f32],
+) {
     let mut columns = Axis::new(image.width, width, true);
     if flip {
         columns.index.reverse();
@@ -131,7 +139,8 @@ mod tests {
     /// Against exact bilinear interpolation: never a whole step off.
     #[test]
     fn is_bilinear() {
-        for (n, (w, h, tw, th)) in [(13, 9, 40, 31), (40, 31, 13, 9), (5, 5, 5, 5), (1, 7, 6, 3), (64, 48, 107, 80)].into_iter().enumerate() {
+        for (n, (w, h, tw, th)) in [(13, 9, 40, 31), (40, 31, 13, 9), (5, 5, 5, 5), (1, 7, 6, 3), (64, 48, 107, 80)].into_iter().enumerate()
+        {
             let image = noise(w, h, n as u64);
             let found = resize(&image, tw, th, false);
             let axis = |i: usize, from: usize, to: usize| {
