@@ -72,8 +72,19 @@ pub struct DataConfig {
     pub filter_empty: bool,
     /// Consecutive positions that share a padded shape.
     pub group: usize,
+    /// Bring images of one orientation together in those groups: less padding.
+    #[serde(default)]
+    pub aspect_grouping: bool,
+    /// Parts of the data that nodes keep to (1: every node reads all): less to read and cache for each of many nodes. The
+    /// order depends on this number, not on how many nodes there are.
+    #[serde(default = "one")]
+    pub canonical_nodes: usize,
     /// Decoding threads of a rank (0: the node's cores shared among its ranks).
     pub workers: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl Default for DataConfig {
@@ -89,6 +100,8 @@ impl Default for DataConfig {
             limit: 0,
             filter_empty: true,
             group: 2,
+            aspect_grouping: false,
+            canonical_nodes: 1,
             workers: 0,
         }
     }
@@ -359,6 +372,7 @@ fn check(c: &Config) -> Result<()> {
     must(range, "data.multi_scale", "an empty list or [low, high] with 32 <= low <= high")?;
     must((0.0..=1.0).contains(&c.data.flip), "data.flip", "a probability, 0 to 1")?;
     must(c.data.group > 0, "data.group", "at least 1")?;
+    must(c.data.canonical_nodes > 0, "data.canonical_nodes", "at least 1")?;
     must(c.train.epochs > 0, "train.epochs", "at least 1")?;
     must(c.train.images_per_rank > 0, "train.images_per_rank", "at least 1")?;
     must(c.train.base_batch > 0, "train.base_batch", "at least 1")?;

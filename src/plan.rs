@@ -68,6 +68,13 @@ impl Plan {
             )));
         }
         config.train.images_per_rank = global_batch / ranks;
+        let nodes = config.data.canonical_nodes;
+        if !global_batch.is_multiple_of(nodes) || images.0 < nodes {
+            return Err(Error::Usage(format!(
+                "`data.canonical_nodes` = {nodes}: expected a number that divides the global batch ({global_batch}) and is at most the number of images ({})",
+                images.0
+            )));
+        }
         if config.model.init == "random" {
             config.model.frozen_stages = -1;
         }

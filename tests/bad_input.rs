@@ -146,4 +146,7 @@ fn a_run_goes_on_only_with_its_own_data_settings() {
     place.train(0, "w", &["train.max_steps=2", "eval.every_epochs=0"]);
     let text = fails(&mut train(&place, &["train.max_steps=4", "eval.every_epochs=0", "data.limit=5"]), 2);
     says(&text, &["cannot go on", "data.limit", "config.toml"]);
+    let mut other = launch(0, "dw-train");
+    let text = fails(other.args(place.train_args("w2", &["data.canonical_nodes=3"])), 2);
+    says(&text, &["data.canonical_nodes", "divides the global batch (2)"]);
 }

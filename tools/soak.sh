@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Long checks: `overfit` (real photos over-fitted by a small network: AP50 >= 0.60 on 16 of them) and `fuzz` (weight files
-# made of changed bytes, ten minutes). Without names: all of them.
+# Long checks: `overfit` (real photos over-fitted by a small network: AP50 >= 0.60 on 16 of them) and `fuzz` (the readers of
+# weight files, shards and annotations on changed bytes, ten minutes each). Without names: all of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-target/release}
@@ -30,9 +30,13 @@ fuzz() {
     cargo install --locked --quiet --root "$cache/tools" --version 0.13.2 cargo-fuzz || die "cargo-fuzz could not be installed"
   fi
   # The committed corpus is only read; what the fuzzer adds goes to a folder that git ignores.
-  mkdir -p "$out/corpus"
-  RUSTC_BOOTSTRAP=1 cargo fuzz run weights "$out/corpus" fuzz/corpus/weights -- -max_total_time="${FUZZ_SECONDS:-600}" -max_len=16384 \
-    -rss_limit_mb=2048 -timeout=20 -print_final_stats=1 2>&1 | tail -n 25 || die "the fuzzer found a file that crashes the reader"
+  for target in ${FUZZ_TARGETS:-weights shards coco}; do
+    mkdir -p "$out/corpus/$target"
+    RUSTC_BOOTSTRAP=1 cargo fuzz run "$target" "$out/corpus/$target" "fuzz/corpus/$target" -- -max_total_time="${FUZZ_SECONDS:-600}" \
+      -max_len=16384 -rss_limit_mb=4096 -timeout=20 -print_final_stats=1 >"$out/fuzz-$target.log" 2>&1 \
+      || { tail -n 30 "$out/fuzz-$target.log" >&2; die "the fuzzer found an input that crashes $target"; }
+    echo "soak: fuzz $target: $(grep -h -E '^Done|peak_rss' "$out/fuzz-$target.log" | tr '\n' ' ')"
+  done
 }
 
 for name in "${@:-overfit fuzz}"; do for step in $name; do "$step"; done; done

@@ -125,6 +125,8 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
         && let Ok(done) = Split::open(out, split)
         && done.meta.source == source
     {
+        // Killed after its index was in place: all is there but the cleaning.
+        SplitWriter::discard(out, split)?;
         return Ok(kept(&done, start));
     }
     let images_dir = image_dir(dir, split)?;
@@ -221,7 +223,8 @@ fn bad_images(json: &Path, writer: &SplitWriter, coco: &Coco, dir: &Path) -> Err
     }
     text += "\nhint: --bad-images skip leaves such images out and counts them";
     if writer.finished() > 0 {
-        text += &format!("; {} finished shards are kept: --resume goes on behind them", writer.finished());
+        let kept = format!("; {} finished shards are kept: --resume goes on behind them", writer.finished());
+        text.push_str(&kept);
     }
     Error::Findings(text)
 }

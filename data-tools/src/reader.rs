@@ -175,8 +175,8 @@ impl Split {
             ));
         };
         let place = || format!("record {i} at offset {}", entry.offset);
-        let range = entry.offset as usize..(entry.offset + entry.length) as usize;
-        let bytes = shard.get(range).ok_or_else(|| Error::data(path, place(), "lies beyond the end of the shard"))?;
+        let end = entry.offset.checked_add(entry.length);
+        let bytes = end.and_then(|end| shard.get(entry.offset as usize..end as usize)).ok_or_else(|| Error::data(path, place(), "lies beyond the end of the shard"))?;
         let (codec, annotations, pixels) = decode_record(bytes, &entry).map_err(|e| Error::data(path, place(), e))?;
         let layout = Layout::from_code(codec).ok_or_else(|| Error::data(path, place(), format!("unknown layout of pixels {codec}")))?;
         Ok(Record { entry, annotations, layout, pixels, place: (path, i) })
@@ -206,7 +206,7 @@ impl Split {
                             format!("expected it at offset {at}"),
                         ));
                     }
-                    at += e.length;
+                    at = at.saturating_add(e.length);
                 }
                 if at != bytes.len() as u64 {
                     return Some(Error::data(path, format!("offset {at}"), "bytes that belong to no record"));

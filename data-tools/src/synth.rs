@@ -221,7 +221,7 @@ impl Scene {
         let (cw, ch) = (w * 0.4, h * 0.3);
         let before = self.boxes.len();
         for _ in 0..18 {
-            let side = rng.random_range(10.0..18.0f32);
+            let side = rng.random_range(10.0..18.0f32).min(ch - 2.0);
             let at = [x + rng.random_range(0.0..cw - side), y + rng.random_range(0.0..ch - side), side, side];
             self.shape(rng, class, at);
         }

@@ -69,11 +69,23 @@ impl SplitWriter {
         };
         if resume {
             writer.take_finished();
-        } else if writer.aside.exists() {
-            fs::remove_dir_all(&writer.aside).map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &writer.aside))?;
+        } else {
+            Self::discard(out, split)?;
         }
         fs::create_dir_all(&writer.aside).map_err(Error::io("cannot create folder", &writer.aside))?;
         Ok(writer)
+    }
+
+    /// Removes what an interrupted pack left aside.
+    ///
+    /// # Errors
+    /// A folder that cannot be removed.
+    pub fn discard(out: &Path, split: &str) -> Result<()> {
+        let aside = out.join(format!(".{split}.writing"));
+        if !aside.exists() {
+            return Ok(());
+        }
+        fs::remove_dir_all(&aside).map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &aside))
     }
 
     /// Records that are done already.
@@ -102,7 +114,7 @@ impl SplitWriter {
         let same = (header.shard, header.records, header.bytes) == (shard, f.records, f.bytes);
         let fits = f.source == self.source && same && bytes.len() as u64 == f.bytes && f.entries.len() as u64 == f.records;
         let record =
-            |e: &Entry| bytes.get(e.offset as usize..(e.offset + e.length) as usize).is_some_and(|r| crc32c::crc32c(&r[4..]) == e.crc);
+            |e: &Entry| bytes.get(e.offset as usize..e.offset.saturating_add(e.length) as usize).is_some_and(|r| r.len() > 4 && crc32c::crc32c(&r[4..]) == e.crc);
         (fits && f.entries.iter().all(record)).then_some(f)
     }
 

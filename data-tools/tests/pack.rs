@@ -224,7 +224,10 @@ fn kill_9_and_resume() {
         let last = pack(&pack_args(&out).iter().map(String::as_str).collect::<Vec<_>>());
         assert!(last.status.success());
         kept += u32::from(String::from_utf8_lossy(&last.stderr).contains("shards kept from an interrupted run"));
+        let names = |list: Vec<(String, Vec<u8>)>| list.into_iter().map(|f| f.0).collect::<Vec<_>>();
+        assert_eq!(names(files(&out)), names(files(&undisturbed)), "round {round}");
         assert!(files(&out) == files(&undisturbed), "round {round}");
+        assert!(!out.join(".train2017.writing").exists(), "round {round}: leftovers");
     }
     assert!(kept > 0, "no round met a pack with finished shards");
 }
@@ -455,6 +458,8 @@ fn png_grey_and_max_side() {
 
 #[test]
 fn synth_is_repeatable_and_varied() {
+    let smallest = tempfile::tempdir().unwrap();
+    ok(&["synth", smallest.path().to_str().unwrap(), "--images", "60", "--val", "1", "--side", "64", "--classes", "1"]);
     let (a, b) = (Set::new(), Set::new());
     assert_eq!(files(&a.file("train2017")), files(&b.file("train2017")));
     assert_eq!(std::fs::read(a.json()).unwrap(), std::fs::read(b.json()).unwrap());

@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use super::augment::{Transform, batch, padded, render};
 use super::dataset::Dataset;
-use super::sampler::{Order, positions, steps_per_epoch};
+use super::sampler::{Arrangement, Order, positions, steps_per_epoch};
 use crate::assign::{DwConfig, PairTensors, PairsBuilder};
 use crate::boxes::level_sizes;
 use crate::config::DataConfig;
@@ -43,38 +43,79 @@ pub struct Recipe {
     pub rank: usize,
     /// Ranks.
     pub world: usize,
+    /// Page-locked memory, for copies to a GPU.
+    pub pin: bool,
 }
 
-/// Makes the batch of global step `step`: a pure function, called from any thread.
-///
-/// # Errors
-/// A damaged record.
-pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize) -> Result<Batch> {
-    let per_epoch = steps_per_epoch(dataset.len(), recipe.global_batch);
+/// What a rank's batch will be, before anything is decoded.
+#[derive(Debug, PartialEq)]
+pub struct Sketch {
+    /// Images with their change, in order.
+    pub images: Vec<(usize, Transform)>,
+    /// Size (w, h) of the tensor: the largest padded shape of its groups.
+    pub padded: (u32, u32),
+}
+
+/// The batch of a rank in global step `step`, for images of `size` (width, height): a pure function of seed, step and
+/// global batch. Each of the fixed groups of `data.group` consecutive positions has a padded shape of its own, which does
+/// not depend on the number of ranks either.
+pub fn sketch(recipe: &Recipe, order: &Order, images: usize, size: impl Fn(usize) -> (u32, u32), step: usize) -> Sketch {
+    let per_epoch = steps_per_epoch(images, recipe.global_batch);
     let (epoch, own) = (step / per_epoch, positions(step % per_epoch, recipe.rank, recipe.world, recipe.global_batch));
-    let transform = |position: usize| {
-        let e = dataset.split.entry(dataset.records[order.image(position)]);
-        Transform::train(e.width, e.height, &recipe.data, recipe.seed, epoch, position)
+    let change = |position: usize| {
+        let image = order.image(position);
+        let (w, h) = size(image);
+        (image, Transform::train(w, h, &recipe.data, recipe.seed, epoch, position))
     };
     // Whole groups decide the padded shape, also the part of them that other ranks have.
     let group = recipe.data.group;
     let around = own.start / group * group..own.end.next_multiple_of(group);
-    let (w, h) = padded(around.map(transform).map(|t| (t.width, t.height)));
+    let padded = padded(around.map(change).map(|(_, t)| (t.width, t.height)));
+    Sketch { images: own.map(change).collect(), padded }
+}
+
+/// Makes the batch of global step `step`: called from any thread.
+///
+/// # Errors
+/// A damaged record.
+pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize) -> Result<Batch> {
+    let size = |image: usize| {
+        let e = dataset.split.entry(dataset.records[image]);
+        (e.width, e.height)
+    };
+    let sketch = sketch(recipe, order, dataset.len(), size, step);
+    let (w, h) = sketch.padded;
     let sizes = level_sizes(i64::from(h), i64::from(w));
     let mut pairs = PairsBuilder::new(&sizes, dataset.categories().len() as i64, &recipe.assign);
-    let (mut image_ids, mut unpadded) = (vec![], vec![]);
-    let images = batch(own.len(), (w, h), |i, out| {
-        let position = own.start + i;
-        let record = dataset.split.record(dataset.records[order.image(position)])?;
-        let t = transform(position);
-        render(&record.decode()?, &t, (w, h), out);
+    let mut image_ids = vec![];
+    let images = batch(sketch.images.len(), (w, h), |i, out| {
+        let (image, t) = &sketch.images[i];
+        let record = dataset.split.record(dataset.records[*image])?;
+        render(&record.decode()?, t, (w, h), out);
         let (boxes, labels) = t.boxes(&record.annotations.boxes, record.entry.width, record.entry.height);
         pairs.image(&boxes, &labels);
         image_ids.push(record.entry.image_id);
-        unpadded.push((t.width, t.height));
         Ok(())
     })?;
-    Ok(Batch { images, pairs: pairs.finish().tensors(), image_ids, sizes: unpadded })
+    // Page-locked memory is copied to a GPU without a stop in between.
+    let images = if recipe.pin { images.pin_memory(tch::Device::Cuda(0)) } else { images };
+    let sizes = sketch.images.iter().map(|(_, t)| (t.width, t.height)).collect();
+    Ok(Batch { images, pairs: pairs.finish().tensors(), image_ids, sizes })
+}
+
+/// The order that a dataset is read in.
+fn arrangement(dataset: &Dataset, recipe: &Recipe) -> Arrangement {
+    let is_portrait = |&record: &usize| {
+        let e = dataset.split.entry(record);
+        e.height > e.width
+    };
+    Arrangement {
+        images: dataset.len(),
+        batch: recipe.global_batch,
+        nodes: recipe.data.canonical_nodes,
+        group: recipe.data.group,
+        portrait: recipe.data.aspect_grouping.then(|| Arc::new(dataset.records.iter().map(is_portrait).collect())),
+    }
 }
 
 struct State {
@@ -160,6 +201,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn work(shared: &Shared, dataset: &Dataset, recipe: &Recipe) {
     let per_epoch = steps_per_epoch(dataset.len(), recipe.global_batch);
+    let arrangement = arrangement(dataset, recipe);
     let mut order: Option<(usize, Order)> = None;
     loop {
         let step = {
@@ -178,12 +220,57 @@ fn work(shared: &Shared, dataset: &Dataset, recipe: &Recipe) {
         };
         let epoch = step / per_epoch;
         if order.as_ref().is_none_or(|o| o.0 != epoch) {
-            order = Some((epoch, Order::new(dataset.len(), recipe.seed, epoch)));
+            order = Some((epoch, Order::new(&arrangement, recipe.seed, epoch)));
         }
         if let Some((_, order)) = &order {
             let batch = make_batch(dataset, recipe, order, step);
             lock(&shared.state).ready.insert(step, batch);
             shared.changed.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pains 1 and 13, up to 4,096 ranks: the same images with the same flips, scales and group shapes at the same
+    /// positions, and no rank gets fewer.
+    #[test]
+    fn global_batches_do_not_depend_on_the_ranks() {
+        let size = |i: usize| (200 + (i * 37 % 500) as u32, 200 + (i * 53 % 400) as u32);
+        let data = DataConfig { multi_scale: vec![480, 960], aspect_grouping: true, ..DataConfig::default() };
+        for (images, batch, nodes) in [(10_007, 4096, 1), (10_007, 4096, 8), (501, 96, 4), (97, 60, 1), (13, 8, 2)] {
+            let data = DataConfig { canonical_nodes: nodes, ..data.clone() };
+            let portrait = Some(Arc::new((0..images).map(|i| size(i).1 > size(i).0).collect::<Vec<_>>()));
+            let a = Arrangement { images, batch, nodes, group: data.group, portrait };
+            let order = Order::new(&a, 9, 1);
+            let recipe = |rank, world| Recipe {
+                data: data.clone(),
+                assign: DwConfig::default(),
+                seed: 9,
+                global_batch: batch,
+                rank,
+                world,
+                pin: false,
+            };
+            let first = steps_per_epoch(images, batch);
+            for step in [first, 2 * first - 1] {
+                let whole = sketch(&recipe(0, 1), &order, images, size, step);
+                assert_eq!(whole.images.len(), batch);
+                for world in (1..=batch).filter(|n| batch % n == 0) {
+                    let parts: Vec<Sketch> = (0..world).map(|rank| sketch(&recipe(rank, world), &order, images, size, step)).collect();
+                    assert!(parts.iter().all(|p| p.images.len() == batch / world), "{world} ranks");
+                    let joined: Vec<_> = parts.iter().flat_map(|p| p.images.clone()).collect();
+                    assert!(joined == whole.images, "{images} images in batches of {batch}, {world} ranks");
+                    if batch / world == data.group {
+                        // A rank of one group pads to the group's own shape.
+                        for p in &parts {
+                            assert_eq!(p.padded, padded(p.images.iter().map(|(_, t)| (t.width, t.height))));
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -77,6 +77,7 @@ impl Run<'_> {
             global_batch: plan.global_batch,
             rank: plan.rank,
             world: plan.world,
+            pin: matches!(plan.device, Device::Cuda(_)),
         };
         let workers = if plan.config.data.workers == 0 { plan.threads } else { plan.config.data.workers };
         let mut loader = Loader::start(&self.train, &recipe, self.start..plan.total_steps, workers, PREFETCH.max(workers + 1));

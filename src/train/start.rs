@@ -10,7 +10,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::flat::Flat;
 use super::{Run, checkpoint::State, init};
 use crate::app;
-use crate::config::{self, Config};
+use crate::config::{self, Config, DataConfig};
 use crate::data::Dataset;
 use crate::data::dataset::same_categories;
 use crate::device::Choice;
@@ -177,9 +177,10 @@ fn check_resume(c: &Checkpoint, train: &Dataset, config: &Config) -> Result<()> 
         return differs(&format!("it began with seed {seed}, the configuration says {}", config.train.seed), "use the same `train.seed`");
     }
     let (old, new) = (&c.config.data, &config.data);
-    if (old.limit, old.filter_empty, old.group) != (new.limit, new.filter_empty, new.group) {
+    let deciding = |d: &DataConfig| (d.limit, d.filter_empty, d.group, d.aspect_grouping, d.canonical_nodes);
+    if deciding(old) != deciding(new) {
         return differs(
-            "`data.limit`, `data.filter_empty` or `data.group` differ",
+            "`data.limit`, `filter_empty`, `group`, `aspect_grouping` or `canonical_nodes` differ",
             "they decide which image comes when: set them as in that run's config.toml",
         );
     }
