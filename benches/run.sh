@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 bin=${BIN:-target/release}
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/dw"
 peer=${DW_PEERS:-../shared/peers}/torchvision_fcos.py
+data_peer=${DW_PEERS:-../shared/peers}/data_peers.py
 threads=$(nproc)
 out=bench-out
 rm -rf "$out"; mkdir -p "$out"
@@ -15,7 +16,7 @@ if [ -f "$peer" ] && [ ! -f "$cache/peers/.complete" ]; then
   echo "bench: the peer's Python packages into $cache/peers (a few minutes, once)"
   rm -rf "$cache/peers"
   python3 -m venv "$cache/peers"
-  "$cache/peers/bin/pip" install --quiet --disable-pip-version-check torch==2.11.0 torchvision==0.26.0 numpy
+  "$cache/peers/bin/pip" install --quiet --disable-pip-version-check torch==2.11.0 torchvision==0.26.0 numpy webdataset==1.0.2 pillow psutil simplejpeg msgspec
   touch "$cache/peers/.complete"
 fi
 cargo bench --locked --no-run --bench step --bench loss --bench loader 2>/dev/null
@@ -49,9 +50,26 @@ for codec in zstd jpeg; do
   "$bin/dw-pack" bench "$out/shards-$codec" --json >"$out/decode.all"
   head -n 1 "$out/decode.all" >"$out/decode.json"
   row "decode, one core, $codec" "$(field images_per_s_per_core <"$out/decode.json" | cut -d. -f1) images/s" "$(field bytes_per_image <"$out/decode.json") bytes an image"
-  cargo bench --locked --bench loader -- --data "$PWD/$out/shards-$codec" --threads "$threads" 2>/dev/null | grep '"dw loader"' >"$out/loader.json"
-  row "loader, short side 800, $threads threads, $codec" "$(field images_per_s <"$out/loader.json" | cut -c1-5) images/s" ""
+  for n in 1 "$threads"; do
+    cargo bench --locked --bench loader -- --data "$PWD/$out/shards-$codec" --threads "$n" 2>/dev/null | grep '"dw loader"' >"$out/loader.json"
+    row "read + transform to 800 x 1333, $n threads, $codec" "$(field images_per_s <"$out/loader.json" | cut -c1-5) images/s" "$(field images_per_cpu_s <"$out/loader.json" | cut -c1-5) images per CPU second, first batch $(field first_batch_s <"$out/loader.json" | cut -c1-5) s"
+  done
 done
+if [ -f "$data_peer" ] && [ -d "${DW_DATA:-../shared/data}/coco128" ] && "$python" -c 'import webdataset' 2>/dev/null; then
+  "$python" "$data_peer" mkset --src "$source" --out "$out/set" --n 512 >/dev/null 2>&1
+  "$python" "$data_peer" pack --peer wds_tv --coco "$out/set" --out "$out/wds" 2>/dev/null | tail -n 1 >"$out/wds.json"
+  row "webdataset: pack, JPEG bytes, not checked" "$(field img_per_s <"$out/wds.json") images/s" ""
+  for p in torch_tv wds_tv; do for mode in rgb det; do
+    "$python" "$data_peer" read --peer $p --coco "$out/set" --packed "$out/wds" --workers "$threads" --mode $mode --n 128 2>/dev/null | tail -n 1 >"$out/read.json" || continue
+    row "$p: read, $mode, $threads workers" "$(field img_per_s <"$out/read.json") images/s" "$(field img_per_cpu_s <"$out/read.json") images per CPU second, first batch $(field first_batch_s <"$out/read.json") s"
+  done; done
+fi
+row "open 100 GB of shards, 270,000 images" "$(cargo bench --locked -p dw-shards --bench open 2>/dev/null | grep "dw open" | field seconds_median | cut -c1-6) s" ""
+if [ -f "$data_peer" ] && [ -n "${DW_BENCH_JSON:-}" ]; then
+  [ -f "$DW_BENCH_JSON" ] || "$python" "$data_peer" json --gen "$DW_BENCH_JSON" >/dev/null
+  for i in 1 2 3; do cargo bench --locked -p dw-shards --bench json -- --annotations "$(realpath "$DW_BENCH_JSON")" 2>/dev/null | grep '"dw json' >>"$out/json.jsonl"; done
+  row "annotations of 472 MB" "$(field seconds <"$out/json.jsonl" | median | cut -c1-5) s" "peak $(field peak_mib <"$out/json.jsonl" | head -n 1) MiB"
+fi
 
 # Turn by turn, so that a change of the machine's speed meets both.
 for i in 1 2 3; do
