@@ -12,12 +12,12 @@ out=bench-out
 rm -rf "$out"; mkdir -p "$out"
 
 python="$cache/peers/bin/python"
-if [ -f "$peer" ] && [ ! -f "$cache/peers/.complete" ]; then
+if [ -f "$peer" ] && [ ! -f "$cache/peers/.complete-2" ]; then
   echo "bench: the peer's Python packages into $cache/peers (a few minutes, once)"
   rm -rf "$cache/peers"
   python3 -m venv "$cache/peers"
   "$cache/peers/bin/pip" install --quiet --disable-pip-version-check torch==2.11.0 torchvision==0.26.0 numpy webdataset==1.0.2 pillow psutil simplejpeg msgspec
-  touch "$cache/peers/.complete"
+  touch "$cache/peers/.complete-2"
 fi
 cargo bench --locked --no-run --bench step --bench loss --bench loader 2>/dev/null
 
@@ -102,5 +102,5 @@ for i in 1 2 3; do
   measured eval "$bin/dw-eval" "$out/run" --device cpu --json 2>/dev/null
   cat "$out/eval.cost" >>"$out/eval.all"
 done
-row "dw-eval, 128 images, small network" "$(cut -d' ' -f1 "$out/eval.all" | median) s" "peak $(cut -d' ' -f2 "$out/eval.cost") MiB"
+row "dw-eval, the validation split, small network" "$(cut -d' ' -f1 "$out/eval.all" | median) s" "peak $(cut -d' ' -f2 "$out/eval.cost") MiB"
 echo "bench: load $(cut -d' ' -f1 /proc/loadavg) after"

@@ -100,7 +100,7 @@ fn imagenet_weights_come_from_the_cache_or_the_network_or_say_what_is_missing() 
     let imagenet = |ranks: usize, work: &str, url: &str| {
         let mut c = launch(ranks, "dw-train");
         c.args(place.train_args(work, &STILL)).args(["--set", "model.init=imagenet", "--set", "model.norm=bn", "--set", "model.width=1"]);
-        c.env("XDG_CACHE_HOME", &cache).env("DW_WEIGHTS_URL", url);
+        c.env("XDG_CACHE_HOME", &cache).env("DW_WEIGHTS_URL", url).env_remove("http_proxy").env_remove("HTTP_PROXY");
         c
     };
     // Without a network: which file goes where, told once.

@@ -12,7 +12,7 @@ die() { echo "soak: error: $*" >&2; exit 1; }
 
 overfit() {
   [ -d "$data/coco128" ] || { echo "soak: error: no coco128 in $data" >&2; exit 2; }
-  rm -rf "$out"; mkdir -p "$out"
+  rm -rf "$out/shards" "$out/run"; mkdir -p "$out"
   "$bin/dw-pack" "$data/coco128" --split train2017 -o "$out/shards"
   local start seconds ap50
   start=$(date +%s)

@@ -54,5 +54,8 @@ fn main() {
         })
         .collect();
     times.sort_by(f64::total_cmp);
-    println!("{}", json!({"what": "dw open", "gigabytes": (SHARDS * bytes) as f64 / 1e9, "images": SHARDS * RECORDS, "seconds_median": times[2]}));
+    println!(
+        "{}",
+        json!({"what": "dw open", "gigabytes": (SHARDS * bytes) as f64 / 1e9, "images": SHARDS * RECORDS, "seconds_median": times[2]})
+    );
 }

@@ -137,7 +137,6 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
     let reused = writer.finished();
     bar.set_length(coco.images.len() as u64);
     bar.set_position(writer.next_image as u64);
-    let mut rotated = 0;
     let chunk = rayon::current_num_threads() * 8;
     for at in (writer.next_image..coco.images.len()).step_by(chunk) {
         let range = at..(at + chunk).min(coco.images.len());
@@ -150,20 +149,24 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
                 record
             })
             .collect();
+        let mut failed = vec![];
         for (i, record) in range.zip(encoded) {
             match record {
+                // Behind a bad image nothing is written: a shard that is finished must not lack one.
+                Ok(_) if !failed.is_empty() => {}
                 Ok(encoded) => {
-                    rotated += usize::from(encoded.rotated);
+                    writer.tally.rotated += usize::from(encoded.rotated);
                     writer.push(i, &encoded.record, encoded.entry)?;
                 }
-                Err(e) => writer.skipped.push(e),
+                Err(e) if options.bad_images == BadImages::Fail => failed.push(e),
+                Err(e) => writer.tally.skipped.push(e),
             }
         }
-        if options.bad_images == BadImages::Fail && !writer.skipped.is_empty() {
-            return Err(bad_images(&json, &writer, &coco, &images_dir));
+        if !failed.is_empty() {
+            return Err(bad_images(&json, &failed, writer.finished(), &coco, &images_dir));
         }
     }
-    let (images, skipped) = (writer.entries().len(), std::mem::take(&mut writer.skipped));
+    let (images, tally) = (writer.entries().len(), writer.tally.clone());
     let mut written = Counts::default();
     writer.entries().iter().for_each(|e| written.add(e));
     if images == 0 {
@@ -171,8 +174,9 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
     }
     (counts.boxes, counts.crowd, counts.empty_images) = (written.boxes, written.crowd, written.empty_images);
     let meta = Meta { split: split.to_owned(), categories: coco.categories, source };
-    let bytes = writer.finish(&meta, options.codec.code())?;
-    Ok(Packed { images, counts, skipped, bytes, seconds: start.elapsed().as_secs_f64(), rotated, reused, kept: false })
+    let bytes = writer.finish(&meta, options.codec.code(), coco.images.len())?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Packed { images, counts, skipped: tally.skipped, bytes, seconds, rotated: tally.rotated, reused, kept: false })
 }
 
 fn kept(done: &Split, start: Instant) -> Packed {
@@ -214,16 +218,16 @@ fn checksum(path: &Path) -> Result<(u32, u64)> {
     }
 }
 
-fn bad_images(json: &Path, writer: &SplitWriter, coco: &Coco, dir: &Path) -> Error {
+fn bad_images(json: &Path, failed: &[String], finished: usize, coco: &Coco, dir: &Path) -> Error {
     const SHOWN: usize = 5;
     let missing = coco.images.iter().filter(|i| !dir.join(&i.file_name).is_file()).count();
-    let mut text = writer.skipped.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
+    let mut text = failed.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
     if missing > 1 {
         text = format!("{text}\n{missing} of the {} images listed in {} are missing", coco.images.len(), json.display());
     }
     text += "\nhint: --bad-images skip leaves such images out and counts them";
-    if writer.finished() > 0 {
-        let kept = format!("; {} finished shards are kept: --resume goes on behind them", writer.finished());
+    if finished > 0 {
+        let kept = format!("; {finished} finished shards are kept: --resume goes on behind them");
         text.push_str(&kept);
     }
     Error::Findings(text)

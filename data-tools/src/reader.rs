@@ -176,7 +176,9 @@ impl Split {
         };
         let place = || format!("record {i} at offset {}", entry.offset);
         let end = entry.offset.checked_add(entry.length);
-        let bytes = end.and_then(|end| shard.get(entry.offset as usize..end as usize)).ok_or_else(|| Error::data(path, place(), "lies beyond the end of the shard"))?;
+        let bytes = end
+            .and_then(|end| shard.get(entry.offset as usize..end as usize))
+            .ok_or_else(|| Error::data(path, place(), "lies beyond the end of the shard"))?;
         let (codec, annotations, pixels) = decode_record(bytes, &entry).map_err(|e| Error::data(path, place(), e))?;
         let layout = Layout::from_code(codec).ok_or_else(|| Error::data(path, place(), format!("unknown layout of pixels {codec}")))?;
         Ok(Record { entry, annotations, layout, pixels, place: (path, i) })

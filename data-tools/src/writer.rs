@@ -21,11 +21,20 @@ pub struct SplitWriter {
     current: Option<OpenShard>,
     shards: Vec<ShardHeader>,
     entries: Vec<Entry>,
-    /// Images left out so far, with the reason.
-    pub skipped: Vec<String>,
+    /// What is told of the images when the split is done.
+    pub tally: Tally,
     /// First image of the annotation file that is still to do.
     pub next_image: usize,
     whole: bool,
+}
+
+/// What is told of images, beside their boxes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Tally {
+    /// Images left out, with the reason.
+    pub skipped: Vec<String>,
+    /// Images whose EXIF data ask for a rotation.
+    pub rotated: usize,
 }
 
 struct OpenShard {
@@ -41,8 +50,9 @@ struct Finished {
     source: String,
     records: u64,
     bytes: u64,
+    first_image: usize,
     next_image: usize,
-    skipped: Vec<String>,
+    tally: Tally,
     entries: Vec<Entry>,
 }
 
@@ -63,7 +73,7 @@ impl SplitWriter {
             current: None,
             shards: vec![],
             entries: vec![],
-            skipped: vec![],
+            tally: Tally::default(),
             next_image: 0,
             whole: false,
         };
@@ -102,7 +112,7 @@ impl SplitWriter {
         while let Some(f) = self.read_finished(self.shards.len() as u32) {
             self.shards.push(ShardHeader { shard: self.shards.len() as u32, records: f.records, bytes: f.bytes });
             self.entries.extend(f.entries);
-            (self.skipped, self.next_image) = (f.skipped, f.next_image);
+            (self.tally, self.next_image) = (f.tally, f.next_image);
         }
     }
 
@@ -112,9 +122,16 @@ impl SplitWriter {
         let bytes = fs::read(self.aside.join(format!("{shard:05}"))).ok()?;
         let header = ShardHeader::from_bytes(&bytes).ok()?;
         let same = (header.shard, header.records, header.bytes) == (shard, f.records, f.bytes);
-        let fits = f.source == self.source && same && bytes.len() as u64 == f.bytes && f.entries.len() as u64 == f.records;
-        let record =
-            |e: &Entry| bytes.get(e.offset as usize..e.offset.saturating_add(e.length) as usize).is_some_and(|r| r.len() > 4 && crc32c::crc32c(&r[4..]) == e.crc);
+        let fits = f.source == self.source
+            && f.first_image == self.next_image
+            && same
+            && bytes.len() as u64 == f.bytes
+            && f.entries.len() as u64 == f.records;
+        let record = |e: &Entry| {
+            bytes
+                .get(e.offset as usize..e.offset.saturating_add(e.length) as usize)
+                .is_some_and(|r| r.len() > 4 && crc32c::crc32c(&r[4..]) == e.crc)
+        };
         (fits && f.entries.iter().all(record)).then_some(f)
     }
 
@@ -125,8 +142,7 @@ impl SplitWriter {
     pub fn push(&mut self, image: usize, record: &[u8], mut entry: Entry) -> Result<()> {
         let full = self.current.as_ref().is_some_and(|s| s.header.bytes + record.len() as u64 > self.shard_size);
         if full {
-            self.next_image = image;
-            self.close_shard()?;
+            self.close_shard(image)?;
         }
         if self.current.is_none() {
             self.current = Some(self.open_shard()?);
@@ -152,7 +168,8 @@ impl SplitWriter {
         Ok(OpenShard { file, path, header: ShardHeader { shard, records: 0, bytes: HEADER as u64 }, first_entry: self.entries.len() })
     }
 
-    fn close_shard(&mut self) -> Result<()> {
+    /// Finishes the open shard; `next_image` is the first image behind it.
+    fn close_shard(&mut self, next_image: usize) -> Result<()> {
         if let Some(mut s) = self.current.take() {
             s.file.flush().map_err(Error::io("cannot write", &s.path))?;
             let file = s.file.get_mut();
@@ -164,8 +181,9 @@ impl SplitWriter {
                 source: self.source.clone(),
                 records: s.header.records,
                 bytes: s.header.bytes,
-                next_image: self.next_image,
-                skipped: self.skipped.clone(),
+                first_image: self.next_image,
+                next_image,
+                tally: self.tally.clone(),
                 entries: self.entries[s.first_entry..].to_vec(),
             };
             let text = serde_json::to_vec(&finished).map_err(|e| Error::Usage(e.to_string()))?;
@@ -173,14 +191,18 @@ impl SplitWriter {
             let aside = s.path.with_extension("part");
             fs::write(&aside, text).map_err(Error::io("cannot write", &aside))?;
             rename(&aside, &done)?;
+            self.next_image = next_image;
         }
         Ok(())
     }
 
-    /// Puts the shards in place, then the index, then removes the shards of an older pack of this split.
-    /// Returns the bytes of all shards.
-    pub fn finish(mut self, meta: &Meta, codec: u32) -> Result<u64> {
-        self.close_shard()?;
+    /// Puts the shards in place, then the index, then removes the shards of an older pack of this split. `images` is the
+    /// number of images of the annotation file. Returns the bytes of all shards.
+    ///
+    /// # Errors
+    /// A full disk, a folder that cannot be written.
+    pub fn finish(mut self, meta: &Meta, codec: u32, images: usize) -> Result<u64> {
+        self.close_shard(images)?;
         let mut body = Vec::with_capacity(self.entries.len() * HEADER + 4096);
         for e in &self.entries {
             body.extend(e.to_bytes());

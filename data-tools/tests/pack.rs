@@ -203,7 +203,6 @@ fn kill_9_and_resume() {
     let took = std::time::Instant::now();
     ok(&pack_args(&undisturbed).iter().map(String::as_str).collect::<Vec<_>>());
     let took = took.elapsed();
-    let mut kept = 0;
     for round in 1..=8u32 {
         let out = set.file(&format!("out{round}"));
         for _ in 0..2 {
@@ -223,13 +222,32 @@ fn kill_9_and_resume() {
         }
         let last = pack(&pack_args(&out).iter().map(String::as_str).collect::<Vec<_>>());
         assert!(last.status.success());
-        kept += u32::from(String::from_utf8_lossy(&last.stderr).contains("shards kept from an interrupted run"));
         let names = |list: Vec<(String, Vec<u8>)>| list.into_iter().map(|f| f.0).collect::<Vec<_>>();
         assert_eq!(names(files(&out)), names(files(&undisturbed)), "round {round}");
         assert!(files(&out) == files(&undisturbed), "round {round}");
         assert!(!out.join(".train2017.writing").exists(), "round {round}: leftovers");
     }
-    assert!(kept > 0, "no round met a pack with finished shards");
+}
+
+/// Stopped between its last shard and its index, a pack goes on without packing an image twice.
+#[test]
+fn a_pack_that_failed_at_the_very_end_goes_on() {
+    for shard_size in ["32KiB", "1MiB"] {
+        let set = Set::new();
+        let (one, two) = (set.file("one"), set.file("two"));
+        let args =
+            |out: &Path| [set.path(), "-o", out.to_str().unwrap(), "--split", "train2017", "--shard-size", shard_size].map(str::to_owned);
+        let run = |out: &Path, more: &[&str]| pack(&args(out).iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>());
+        assert!(run(&one, &[]).status.success());
+        let first = files(&one).into_iter().map(|f| f.0).find(|n| n.ends_with("-00000.dwshard")).unwrap();
+        // A folder stands where the first shard is to go.
+        std::fs::create_dir_all(two.join(&first).join("x")).unwrap();
+        assert_eq!(run(&two, &[]).status.code(), Some(3));
+        std::fs::remove_dir_all(two.join(&first)).unwrap();
+        let again = run(&two, &["--resume"]);
+        assert!(again.status.success() && String::from_utf8_lossy(&again.stderr).contains("shards kept from an interrupted run"));
+        assert!(files(&one) == files(&two), "{shard_size}");
+    }
 }
 
 /// A failing image late in a pack does not cost the shards before it.

@@ -12,6 +12,8 @@ use crate::boxes::iou_and_giou;
 /// Floor of areas in denominators: the released code's, and the paper reading's.
 const AREA_EPS: f64 = 1e-6;
 const PAPER_AREA_EPS: f64 = 1e-9;
+/// Largest distance that takes part in the loss, pixels.
+const LARGEST_SIDE: f64 = 1e9;
 /// Keeps 0 / 0 at 1 (FORMAT of the released code).
 const TINY: f64 = 1e-12;
 /// Factor of both positive terms in the released code.
@@ -60,7 +62,9 @@ pub struct Weights {
 /// every sum. Inputs must be on one device and of one kind.
 pub fn terms(config: &DwConfig, x: &Inputs) -> (Vec<Term>, Weights) {
     let (q, poison_q) = without_nan(&(x.cls.sigmoid() * x.objectness.sigmoid().unsqueeze(-1)));
+    // Sides beyond any image would overflow when they are multiplied, in f32.
     let (distances, poison_d) = without_nan(x.distances);
+    let distances = distances.clamp_max(LARGEST_SIDE);
     let (mut terms, weights) = match config.formula {
         Formula::Released => released(config, x, &q, &Geometry::new(&distances, x.pairs, AREA_EPS)),
         Formula::Paper => paper(config, x, &q, &Geometry::new(&distances, x.pairs, PAPER_AREA_EPS)),
@@ -122,7 +126,7 @@ fn bce(p: &Tensor, target: f64) -> Tensor {
     p.binary_cross_entropy::<Tensor>(&target, None, Reduction::None)
 }
 
-/// Numbers that are not NaN, and 0 or, where one was, NaN.
+/// Numbers without NaN, and 0 or, where one was NaN or infinite, NaN.
 ///
 /// libtorch's cross entropy refuses NaN (on a GPU by an assertion that kills the process). So it is taken out here and
 /// added to the terms, where the trainer finds and tells it.
@@ -221,4 +225,45 @@ fn paper(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weig
         Term { name: "loss_cls_neg", sum: cls_neg, denominator: boxes },
     ];
     (terms, Weights { positive: w_pos, negative: w_neg })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::assign::PairsBuilder;
+    use crate::boxes::level_sizes;
+
+    /// Pain 7: a prediction that is no number, or as good as infinite, never ends the process; NaN and infinity are told.
+    #[test]
+    fn bad_numbers_come_out_in_the_sums() {
+        let (sizes, options) = (level_sizes(64, 64), (Kind::Float, Device::Cpu));
+        let points: i64 = sizes.iter().map(|(h, w)| h * w).sum();
+        for formula in [Formula::Released, Formula::Paper] {
+            let rule = DwConfig { formula, ..DwConfig::default() };
+            let mut builder = PairsBuilder::new(&sizes, 3, &rule);
+            builder.image(&[[5.0, 5.0, 50.0, 60.0], [1.0, 2.0, 30.0, 30.0]], &[1, 1]);
+            let pairs = builder.finish().tensors();
+            let (mean, sigma) = (Tensor::zeros([3, 2], options), Tensor::ones([3, 2], options));
+            for (value, told) in [(f64::NAN, true), (f64::INFINITY, true), (1e25, false), (1e38, false), (1.0, false)] {
+                for which in 0..3 {
+                    let tensor = |n: usize, shape: &[i64]| {
+                        let t = Tensor::full(shape, 1.0, options);
+                        let _ = t.view([-1]).narrow(0, 9, 1).fill_(if n == which { value } else { 1.0 });
+                        t.set_requires_grad(true)
+                    };
+                    let (cls, distances, objectness) = (tensor(0, &[1, points, 3]), tensor(1, &[1, points, 4]), tensor(2, &[1, points]));
+                    let prior = CenterPrior { mean: &mean, sigma: &sigma };
+                    let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
+                    let (terms, _) = terms(&rule, &inputs);
+                    let sum: f64 = terms.iter().map(|t| t.sum.double_value(&[])).sum();
+                    // An infinite logit is a probability of 1.
+                    let expected = if told && (value.is_nan() || which == 1) { sum.is_nan() } else { sum.is_finite() };
+                    assert!(expected, "{formula:?}: {value} in input {which} gives {sum}");
+                    terms.iter().map(|t| &t.sum).fold(Tensor::from(0f32), |a, b| a + b).backward();
+                }
+            }
+        }
+    }
 }

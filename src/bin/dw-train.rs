@@ -13,7 +13,7 @@ const EXAMPLES: &str = "Examples:
   mpirun -n 8 dw-train dw_r50_fpn_1x                eight ranks on this node
   dw-train --set train.lr=0.02 --set model.refine=false
   dw-train my.toml --data /fast/shards --work-dir runs/a --resume auto
-  dw-train dw_r101_fpn_ms_2x --dry-run              print the resolved settings
+  dw-train dw_r101_fpn_mstrain_2x --dry-run              print the resolved settings
 
 Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost, 5 out of memory,
 70 a bug, 75 stopped by a signal after a checkpoint (run again to go on)";

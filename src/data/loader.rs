@@ -97,7 +97,7 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
         image_ids.push(record.entry.image_id);
         Ok(())
     })?;
-    // Page-locked memory is copied to a GPU without a stop in between.
+    // A GPU copies page-locked memory by itself.
     let images = if recipe.pin { images.pin_memory(tch::Device::Cuda(0)) } else { images };
     let sizes = sketch.images.iter().map(|(_, t)| (t.width, t.height)).collect();
     Ok(Batch { images, pairs: pairs.finish().tensors(), image_ids, sizes })

@@ -30,7 +30,7 @@ pub struct ModelConfig {
     pub norm: NormKind,
     /// Frozen stages (-1: none, 0: the stem, 1: and stage 1); nothing is frozen when training from random weights.
     pub frozen_stages: i64,
-    /// Stages with deformable 3x3 convolutions (DCNv2), by the feature map they make: 3 to 5.
+    /// Stages with deformable 3x3 convolutions (DCNv2), by the feature map they make: 2 to 5.
     #[serde(default)]
     pub dcn_stages: Vec<i64>,
     /// Deformable last convolution in both towers of the head.

@@ -16,6 +16,7 @@ use crate::model::{Detector, ModelConfig, NormKind, weights as by_name};
 /// A file that is missing, damaged, or of which nothing fits; no network where ImageNet weights must be fetched.
 pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &dyn Collectives) -> Result<()> {
     let path = match config.init.as_str() {
+        "random" if world.rank() > 0 => return Ok(()),
         "random" => {
             tracing::warn!(
                 "training from random weights: no stage of the backbone is frozen, and a good result takes far more epochs than from ImageNet weights"

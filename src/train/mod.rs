@@ -242,7 +242,8 @@ impl Run<'_> {
 
 /// Images to the device, channels-last: the layout of the weights.
 pub fn to_device(images: &Tensor, device: Device) -> Tensor {
-    images.to_device(device).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    // Page-locked images (the loader's, for a GPU) are copied while the host goes on.
+    images.to_device_(device, images.kind(), true, false).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
 /// Adds a contiguous buffer over all ranks, in place.

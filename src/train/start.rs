@@ -137,10 +137,12 @@ const COCO: (usize, usize, usize) = (117_266, 5_000, 80);
 #[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
 fn without_data(name: &str, config: Config, device: Choice, topology: &Topology, world: &mut Option<Box<dyn Collectives>>) -> Result<()> {
     let (train, val, classes) = COCO;
-    tracing::warn!(
-        "{} is not there: the settings are shown for COCO 2017 ({classes} classes, {train} and {val} images)",
-        config.data.shards.display()
-    );
+    if topology.rank == 0 {
+        tracing::warn!(
+            "{} is not there: the settings are shown for COCO 2017 ({classes} classes, {train} and {val} images)",
+            config.data.shards.display()
+        );
+    }
     let (device, threads) = app::device(device, config.train.threads, topology)?;
     let world: &dyn Collectives = &**world.insert(app::join(device)?);
     let plan = Plan::new(name, config, classes, (train, val), device, world, threads, None)?;

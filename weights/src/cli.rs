@@ -64,7 +64,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Convert { input, output } => {
             let weights = Weights::open(&input)?;
             convert(&weights, &output)?;
-            println!("{}: {} tensors", output.display(), weights.tensors.len());
+            let from = weights.wrapper.map_or_else(String::new, |w| format!(" of `{w}`; what else the file holds is left out"));
+            println!("{}: {} tensors{from}", output.display(), weights.tensors.len());
             Ok(())
         }
         Command::Fetch { name, to } => {

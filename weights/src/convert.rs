@@ -1,4 +1,4 @@
-//! Any weight file to `.safetensors`, names and numbers unchanged.
+//! Any weight file to `.safetensors`: the names of its state dict, the numbers unchanged.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

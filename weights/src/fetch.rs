@@ -81,6 +81,7 @@ impl Pinned {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(15)))
             .timeout_recv_response(Some(Duration::from_mins(1)))
+            .timeout_per_read(Some(Duration::from_mins(1)))
             .build()
             .into();
         let mut response = agent.get(&url).call().map_err(|e| failed(&e))?;
@@ -127,5 +128,5 @@ fn copy_hashed(mut from: impl Read, mut to: impl Write, progress: impl Fn(u64)) 
 /// Where weights are kept: `$XDG_CACHE_HOME/dw/weights`, or `~/.cache/dw/weights`.
 pub fn cache() -> PathBuf {
     let home = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache");
-    std::env::var_os("XDG_CACHE_HOME").map_or_else(home, Into::into).join("dw/weights")
+    std::env::var_os("XDG_CACHE_HOME").filter(|d| !d.is_empty()).map_or_else(home, Into::into).join("dw/weights")
 }

@@ -53,8 +53,9 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Opens a `.safetensors` or PyTorch file, or a checkpoint folder of ours. Names come without a wrapping
-    /// `state_dict.` or `module.`. Nothing in a pickle is executed: it is parsed as data.
+    /// Opens a `.safetensors` or PyTorch file, or a checkpoint folder of ours. Of a PyTorch file that holds other things,
+    /// too, only the weights are taken (`state_dict`), and names lose a leading `module.`. Nothing in a pickle is executed:
+    /// it is parsed as data.
     ///
     /// # Errors
     /// A missing file, another kind of file, a damaged one, one that claims more than it holds, one without tensors.
@@ -94,12 +95,13 @@ impl Weights {
             FileFormat::Tar => "PyTorch, before 0.1.10",
             FileFormat::Pickle => "pickle",
         };
+        // The dictionary itself must be there: names of a flat one may begin with the same word.
+        let below = |key: &&'static str| Some((*key, PytorchReader::with_top_level_key(path, key).ok().filter(|r| !r.is_empty())?));
+        let (wrapper, reader) = match WRAPPERS.iter().find_map(below) {
+            Some((key, inside)) => (Some(key), inside),
+            None => (None, reader),
+        };
         let mut found: BTreeMap<String, pytorch_reader::Tensor> = reader.into_tensors().into_iter().collect();
-        let inside = |names: &BTreeMap<_, _>, key: &str| names.keys().any(|n: &String| is_below(n, key));
-        let wrapper = WRAPPERS.into_iter().find(|key| inside(&found, key));
-        if let Some(key) = wrapper {
-            found = found.into_iter().filter_map(|(n, t)| Some((below(&n, key)?.to_owned(), t))).collect();
-        }
         if found.keys().all(|n| n.starts_with(PARALLEL)) {
             found = found.into_iter().map(|(n, t)| (n[PARALLEL.len()..].to_owned(), t)).collect();
         }
@@ -168,14 +170,6 @@ fn not_weights(start: &[u8]) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-fn below<'a>(name: &'a str, key: &str) -> Option<&'a str> {
-    name.strip_prefix(key)?.strip_prefix('.')
-}
-
-fn is_below(name: &str, key: &str) -> bool {
-    below(name, key).is_some()
 }
 
 fn dtype(d: DType) -> Dtype {

@@ -15,7 +15,15 @@ fn floats(w: &Weights, name: &str) -> Vec<f32> {
 }
 
 fn command(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_dw-weights")).args(args).env("DW_WEIGHTS_URL", "http://127.0.0.1:9/").output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_dw-weights"))
+        .args(args)
+        .env("DW_WEIGHTS_URL", "http://127.0.0.1:9/")
+        .env_remove("http_proxy")
+        .env_remove("HTTP_PROXY")
+        .env_remove("ALL_PROXY")
+        .env_remove("all_proxy")
+        .output()
+        .unwrap()
 }
 
 fn fails(args: &[&str], code: i32, words: &[&str]) {
@@ -174,6 +182,8 @@ fn fetch_checks_what_it_gets_and_keeps_nothing_else() {
     fails(&["fetch", "resnet18", "--to", to], 2, &["cannot fetch http://127.0.0.1:9/resnet18-f37072fd.pth", "put it into"]);
     let out = Command::new(env!("CARGO_BIN_EXE_dw-weights"))
         .args(["fetch", "resnet18", "--to", to])
+        .env_remove("http_proxy")
+        .env_remove("HTTP_PROXY")
         .env("DW_WEIGHTS_URL", serve(b"not those weights".to_vec(), 1))
         .output()
         .unwrap();

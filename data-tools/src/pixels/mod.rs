@@ -136,7 +136,7 @@ fn png(bytes: &[u8]) -> Result<&[u8], String> {
 /// What the decoder said.
 pub fn encode_zstd(bytes: &[u8], image: &Rgb, level: i32) -> Result<(Layout, Vec<u8>), String> {
     if is_jpeg(bytes)
-        && let Some((layout, mut planes)) = jpeg::planes(bytes)?
+        && let Ok(Some((layout, mut planes))) = jpeg::planes(bytes)
     {
         let size = (image.width, image.height);
         let mut back = vec![0; image.data.len()];
