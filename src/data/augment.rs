@@ -2,6 +2,7 @@
 
 use dw_shards::format::GtBox;
 use dw_shards::pixels::Rgb;
+use dw_shards::reader::Record;
 use tch::{Device, Kind, Tensor};
 
 use super::resize::resize_into;
@@ -84,6 +85,14 @@ pub fn padded(sizes: impl Iterator<Item = (u32, u32)>) -> (u32, u32) {
 /// Resizes, mirrors, normalises and pads into `out`: the image's `[H, W, 3]` of `padded` (w, h).
 pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [f32]) {
     resize_into(image, (t.width as usize, t.height as usize), t.flip, MEAN, STD.map(|s| 1.0 / s), padded.0 as usize, out);
+}
+
+/// A record's pixels for `t`: all of them, or as few as it needs where `data.scaled_decode` says so.
+///
+/// # Errors
+/// Damaged pixels.
+pub fn decode(record: &Record, t: &Transform, c: &DataConfig) -> Result<Rgb> {
+    Ok(if c.scaled_decode { record.decode_at_least(t.width as usize, t.height as usize)? } else { record.decode()? })
 }
 
 /// Images of one padded size (w, h) as the network wants them, `[B, 3, H, W]` with the channels innermost in memory;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tch::Tensor;
 
-use super::augment::{Transform, batch, padded, render};
+use super::augment::{Transform, batch, decode, padded, render};
 use super::dataset::Dataset;
 use super::sampler::{Arrangement, Order, positions, steps_per_epoch};
 use crate::assign::{DwConfig, PairTensors, PairsBuilder};
@@ -91,7 +91,7 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
     let images = batch(sketch.images.len(), (w, h), |i, out| {
         let (image, t) = &sketch.images[i];
         let record = dataset.split.record(dataset.records[*image])?;
-        render(&record.decode()?, t, (w, h), out);
+        render(&decode(&record, t, &recipe.data)?, t, (w, h), out);
         let (boxes, labels) = t.boxes(&record.annotations.boxes, record.entry.width, record.entry.height);
         pairs.image(&boxes, &labels);
         image_ids.push(record.entry.image_id);

@@ -13,7 +13,7 @@ use tch::Device;
 
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::data::augment::{Transform, batch, padded, render};
+use crate::data::augment::{Transform, batch, decode, padded, render};
 use crate::error::{Error, Result};
 use crate::model::{Detector, head};
 use crate::train::to_device;
@@ -39,7 +39,7 @@ pub fn detect_record(detector: &Detector, data: &Dataset, index: usize, config: 
     let e = record.entry;
     let t = Transform::eval(e.width, e.height, &config.data);
     let (w, h) = padded([(t.width, t.height)].into_iter());
-    let decoded = record.decode()?;
+    let decoded = decode(&record, &t, &config.data)?;
     let input = batch(1, (w, h), |_, out| {
         render(&decoded, &t, (w, h), out);
         Ok(())

@@ -57,11 +57,15 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb, String> {
     decode_scaled(bytes, ScalingFactor::ONE)
 }
 
-/// Decodes to RGB at a fraction of the size, which skips most of the work behind the entropy decoding.
+/// Decodes to RGB at `eighths` / 8 of the size (rounded up), which skips most of the work behind the entropy decoding.
 ///
 /// # Errors
 /// What libjpeg-turbo said.
-pub fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String> {
+pub fn decode_eighths(bytes: &[u8], eighths: usize) -> Result<Rgb, String> {
+    decode_scaled(bytes, ScalingFactor::new(eighths, 8))
+}
+
+fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String> {
     let header = header(bytes)?;
     sane(header.width, header.height)?;
     let (width, height) = (factor.scale(header.width), factor.scale(header.height));
@@ -83,7 +87,7 @@ pub fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String>
 /// # Errors
 /// What libjpeg-turbo said.
 pub fn check(bytes: &[u8]) -> Result<(), String> {
-    decode_scaled(bytes, ScalingFactor::ONE_EIGHTH).map(|_| ())
+    decode_eighths(bytes, 1).map(|_| ())
 }
 
 /// The file's own planes behind one another, without padding; `None` for colours or a subsampling that have no layout.

@@ -224,6 +224,24 @@ mod tests {
     }
 
     #[test]
+    fn a_scaled_decode_is_the_picture_in_small() {
+        let data = (0..64 * 48).flat_map(|i| [(i % 64 * 4) as u8, (i / 64 * 5) as u8, 128]).collect();
+        let image = Rgb { width: 64, height: 48, data };
+        let bytes = encode_jpeg(&image, 96).unwrap();
+        for eighths in 1..8 {
+            let small = jpeg::decode_eighths(&bytes, eighths).unwrap();
+            assert_eq!((small.width, small.height), (8 * eighths, 6 * eighths));
+            for (x, y) in [(0, 0), (small.width / 2, small.height / 2), (small.width - 1, small.height - 1)] {
+                let at = |i: usize, n: usize| (i as f64 + 0.5) * 8.0 / eighths as f64 * n as f64 - n as f64 / 2.0;
+                let p = &small.data[(y * small.width + x) * 3..][..3];
+                let off = (f64::from(p[0]) - at(x, 4)).abs().max((f64::from(p[1]) - at(y, 5)).abs());
+                assert!(off < 8.0, "{eighths} eighths at {x}, {y}: {p:?}, off by {off}");
+            }
+        }
+        assert_eq!(decode_file(&bytes).unwrap().width, 64, "the next decode is whole again");
+    }
+
+    #[test]
     fn truncated_jpeg_is_an_error() {
         let bytes = encode_jpeg(&noise(64, 64), 90).unwrap();
         assert!(decode_file(&bytes).is_ok() && jpeg::check(&bytes).is_ok());
