@@ -60,6 +60,10 @@ impl Weights {
     /// # Errors
     /// A missing file, another kind of file, a damaged one, one that claims more than it holds, one without tensors.
     pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() && !path.join(CHECKPOINT_MODEL).is_file() {
+            let text = format!("{}: a folder without {CHECKPOINT_MODEL}", path.display());
+            return Err(Error::Usage(format!("{text}\nhint: name a weight file or a checkpoint folder, as RUN/checkpoints/step-00001200")));
+        }
         let path = if path.is_dir() { path.join(CHECKPOINT_MODEL) } else { path.to_owned() };
         let mut file = std::fs::File::open(&path).map_err(|e| Error::Usage(format!("cannot open the weights {}: {e}", path.display())))?;
         let length = file.metadata().map_err(Error::io("cannot read", &path))?.len();
