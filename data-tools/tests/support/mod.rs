@@ -1,0 +1,85 @@
+//! What the tests of `dw-pack` share: the program, a drawn data set, folders as they are.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub fn pack(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_dw-pack")).args(args).output().expect("dw-pack starts")
+}
+
+pub fn ok(args: &[&str]) -> String {
+    let out = pack(args);
+    assert!(out.status.success(), "dw-pack {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Runs a command that must fail; returns what it said.
+pub fn fails(args: &[&str], code: i32) -> String {
+    let out = pack(args);
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(code), "dw-pack {args:?}: {text}");
+    assert!(text.starts_with("error: ") && !text.contains("panicked"), "{text}");
+    text
+}
+
+/// A way to spoil an annotation file.
+pub type Change = fn(&mut Value);
+
+/// A drawn data set of 9 + 3 pictures.
+pub struct Set {
+    pub dir: TempDir,
+}
+
+impl Set {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        ok(&["synth", dir.path().to_str().unwrap(), "--images", "9", "--val", "3", "--seed", "7", "--classes", "3", "--side", "96"]);
+        Self { dir }
+    }
+
+    pub fn path(&self) -> &str {
+        self.dir.path().to_str().unwrap()
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn json(&self) -> PathBuf {
+        self.file("annotations/instances_train2017.json")
+    }
+
+    pub fn edit(&self, change: impl FnOnce(&mut Value)) {
+        let mut v: Value = serde_json::from_slice(&std::fs::read(self.json()).unwrap()).unwrap();
+        change(&mut v);
+        std::fs::write(self.json(), v.to_string()).unwrap();
+    }
+
+    pub fn first_image(&self) -> PathBuf {
+        self.file("train2017/000000000001.jpg")
+    }
+
+    /// Packing must fail with words that name what is wrong, and leave an earlier pack as it was.
+    pub fn refuses(&self, words: &[&str]) {
+        let text = fails(&[self.path(), "-o", self.file("bad").to_str().unwrap()], 3);
+        for w in words {
+            assert!(text.contains(w), "expected `{w}` in: {text}");
+        }
+        let left: Vec<_> = std::fs::read_dir(self.file("bad")).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+        assert!(left.is_empty(), "half-written files: {left:?}");
+    }
+}
+
+pub fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .flatten()
+        .map(|e| (e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path()).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
