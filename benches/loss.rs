@@ -10,7 +10,7 @@ use std::time::Instant;
 use clap::Parser;
 use dw::assign::dw::{CenterPrior, Inputs, terms};
 use dw::assign::{DwConfig, Formula, PairsBuilder};
-use dw::boxes::{Points, level_sizes};
+use dw::boxes::{STRIDES, level_sizes};
 use dw::data::sampler::{stream, unit};
 use dw::loss::reduce;
 use dw_launch::Solo;
@@ -98,11 +98,12 @@ fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -
     let pairs_s = began.elapsed().as_secs_f64();
 
     let options = (Kind::Float, Device::Cpu);
-    let points = Points::new(&sizes, Kind::Float, Device::Cpu);
-    let p = points.xy.size()[0];
+    let p: i64 = sizes.iter().map(|(h, w)| h * w).sum();
+    let levels: Vec<Tensor> = sizes.iter().zip(STRIDES).map(|((h, w), s)| Tensor::full([h * w, 1], s, options)).collect();
+    let strides = Tensor::cat(&levels, 0);
     let cls = (Tensor::randn([IMAGES, p, CLASSES], options) - 3.0).set_requires_grad(true);
     let objectness = Tensor::randn([IMAGES, p], options).set_requires_grad(true);
-    let distances = (Tensor::rand([IMAGES, p, 4], options) * 8.0 * points.stride.view([1, -1, 1])).set_requires_grad(true);
+    let distances = (Tensor::rand([IMAGES, p, 4], options) * 8.0 * strides).set_requires_grad(true);
     let (mean, sigma) = (Tensor::zeros([CLASSES, 2], options), Tensor::full([CLASSES, 2], 1.11, options));
     let before = reset_peak_mib();
     let mut times = vec![];

@@ -15,19 +15,13 @@ pub fn level_sizes(height: i64, width: i64) -> [(i64, i64); 5] {
 pub struct Points {
     /// `[P, 2]`: x, y in pixels, `(i + 0.5) * stride`.
     pub xy: Tensor,
-    /// `[P]`: stride of each point's level, pixels.
-    pub stride: Tensor,
 }
 
 impl Points {
     /// Points of the given level sizes.
     pub fn new(sizes: &[(i64, i64)], kind: Kind, device: Device) -> Self {
-        let (mut xy, mut stride) = (vec![], vec![]);
-        for (&(h, w), &s) in sizes.iter().zip(&STRIDES) {
-            xy.push(level_points(h, w, s, kind, device));
-            stride.push(Tensor::full([h * w], s as f64, (kind, device)));
-        }
-        Self { xy: Tensor::cat(&xy, 0), stride: Tensor::cat(&stride, 0) }
+        let levels: Vec<Tensor> = sizes.iter().zip(&STRIDES).map(|(&(h, w), &s)| level_points(h, w, s, kind, device)).collect();
+        Self { xy: Tensor::cat(&levels, 0) }
     }
 }
 

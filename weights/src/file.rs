@@ -100,7 +100,11 @@ impl Weights {
             FileFormat::Pickle => "pickle",
         };
         // The dictionary itself must be there: names of a flat one may begin with the same word.
-        let below = |key: &&'static str| Some((*key, PytorchReader::with_top_level_key(path, key).ok().filter(|r| !r.is_empty())?));
+        let named = |key: &str| reader.tensors().keys().any(|n| n.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')));
+        let below = |key: &&'static str| {
+            let inside = named(key).then(|| PytorchReader::with_top_level_key(path, key).ok()).flatten();
+            Some((*key, inside.filter(|r| !r.is_empty())?))
+        };
         let (wrapper, reader) = match WRAPPERS.iter().find_map(below) {
             Some((key, inside)) => (Some(key), inside),
             None => (None, reader),
