@@ -13,7 +13,7 @@ use dw::assign::{DwConfig, Formula, PairsBuilder};
 use dw::boxes::{STRIDES, level_sizes};
 use dw::data::sampler::{stream, unit};
 use dw::loss::reduce;
-use dw_launch::Solo;
+use dw_launch::World;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -111,7 +111,7 @@ fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -
         let began = Instant::now();
         let prior = CenterPrior { mean: &mean, sigma: &sigma };
         let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
-        let loss = reduce(&terms(rule, &inputs).0, false, &Solo).expect("one process");
+        let loss = reduce(&terms(rule, &inputs).0, false, &World::solo()).expect("one process");
         let forward = began.elapsed().as_secs_f64();
         loss.local.backward();
         if n >= 2 {

@@ -15,7 +15,7 @@ use dw::loss::reduce;
 use dw::model::Detector;
 use dw::train::flat::Flat;
 use dw::train::{sgd, to_device};
-use dw_launch::Solo;
+use dw_launch::World;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -48,7 +48,7 @@ fn main() {
     tch::manual_seed(0);
     let mut net = Detector::new(&config::load(&a.config, &[]).expect("a configuration").model, 80, Kind::Float, Device::Cpu);
     let mut flat = Flat::new(&mut net.params);
-    let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), Device::Cpu);
+    let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), Device::Cpu, Kind::Float);
     let (sizes, rule) = (level_sizes(a.height, a.width), DwConfig::default());
     let mut rng = stream(&[1]);
     let mut draw = |low: f64, high: f64| low + unit(&mut rng) * (high - low).max(1.0);
@@ -64,6 +64,7 @@ fn main() {
         builder.image(&boxes, &labels);
     }
     let pairs = builder.finish().tensors();
+    let world = World::solo();
     let (mut times, mut parts) = (vec![], [0.0; 4]);
     for n in 0..a.steps + 2 {
         let mut marks = vec![Instant::now()];
@@ -73,7 +74,7 @@ fn main() {
         let (mean, sigma) = &net.head().prior;
         let prior = CenterPrior { mean, sigma };
         let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
-        let loss = reduce(&terms(&rule, &inputs).0, false, &Solo).expect("one process");
+        let loss = reduce(&terms(&rule, &inputs).0, false, &world).expect("one process");
         marks.push(Instant::now());
         loss.local.backward();
         marks.push(Instant::now());

@@ -3,9 +3,9 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use dw_launch::{Collectives, Op, Topology};
+use dw_launch::{Op, Topology, World};
 use tch::{Device, Kind};
 
 use dw_shards::coco::Category;
@@ -31,7 +31,7 @@ pub static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// Runs a program as one rank of a job. Errors are told once and end every rank.
 #[expect(clippy::print_stderr, reason = "the program's own last words")]
-pub fn run(main: impl FnOnce(&Topology, &mut Option<Box<dyn Collectives>>) -> Result<()>) -> ExitCode {
+pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ExitCode {
     let topology = Topology::from_env();
     let filter = tracing_subscriber::EnvFilter::try_from_env("DW_LOG").unwrap_or_else(|_| "info".into());
     // Other ranks speak only when something is wrong.
@@ -44,14 +44,23 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Box<dyn Collectives>>) -> Re
         .compact()
         .init();
     if topology.world == 1 {
-        dw_launch::abort::install_panic_hook(0, |code| dw_launch::Solo.abort(code));
+        dw_launch::abort::install_panic_hook(0, |code| dw_launch::Collectives::abort(&dw_launch::Solo, code));
     }
-    let mut world = None;
-    let Err(e) = main(&topology, &mut world) else { return ExitCode::SUCCESS };
+    dw_launch::lost_file::tell(topology.rank);
+    let mut world: Option<Arc<World>> = None;
+    let Err(e) = main(&topology, &mut world) else {
+        if let Some(world) = world {
+            world.leave(0);
+        }
+        return ExitCode::SUCCESS;
+    };
     if let Error::Preempted(text) = &e {
         // Decided together: every rank leaves by itself, no peer is waiting.
         if topology.rank == 0 {
             eprintln!("{text}");
+        }
+        if let Some(world) = world {
+            world.leave(75);
         }
         return ExitCode::from(75);
     }
@@ -62,7 +71,7 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Box<dyn Collectives>>) -> Re
     let place = if topology.world > 1 { format!("[rank {}] ", topology.rank) } else { String::new() };
     eprintln!("{place}error: {e}");
     match world {
-        Some(world) => world.abort(e.exit_code()),
+        Some(world) => world.abort(e.exit_code(), &e.to_string()),
         None => ExitCode::from(e.exit_code() as u8),
     }
 }
@@ -71,18 +80,21 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Box<dyn Collectives>>) -> Re
 ///
 /// # Errors
 /// No MPI or NCCL where they are needed.
-pub fn join(device: Device) -> Result<Box<dyn Collectives>> {
+pub fn join(device: Device) -> Result<Arc<World>> {
     let base = dw_launch::join()?;
+    let world = Arc::new(World::new(base.clone()));
     let cuda = f64::from(u8::from(matches!(device, Device::Cuda(_))));
     let mut lowest = [cuda, -cuda];
-    base.all_reduce(&mut lowest, Op::Min)?;
+    world.all_reduce(&mut lowest, Op::Min, "devices")?;
     if lowest[0] != -lowest[1] {
         return Err(Error::Usage("some ranks found a CUDA device and others did not\nhint: choose --device cpu or cuda for all".into()));
     }
-    if cuda == 1.0 && base.size() > 1 {
-        return Ok(Box::new(dw_launch::nccl::Nccl::join(base)?));
+    if let (Device::Cuda(index), true) = (device, base.size() > 1) {
+        let stream = crate::torch_ext::CudaSide::new(index).map_err(|e| Error::Usage(format!("no stream on CUDA device {index}: {e}")))?;
+        let nccl = dw_launch::nccl::Nccl::join(base, Box::new(stream))?;
+        return Ok(Arc::new(world.over(Arc::new(nccl))));
     }
-    Ok(base)
+    Ok(world)
 }
 
 /// Device and threads of this rank.

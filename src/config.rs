@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::assign::DwConfig;
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+
+mod sections;
+
+pub use sections::*;
 
 /// Configurations that are compiled in, by name.
 pub const BUILT_IN: &[(&str, &str)] = &[
@@ -29,194 +30,6 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("demo", include_str!("../configs/demo.toml")),
     ("smoke", include_str!("../configs/smoke.toml")),
 ];
-
-/// Everything that can be configured.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The network.
-    pub model: ModelConfig,
-    /// Images.
-    pub data: DataConfig,
-    /// Label assignment.
-    pub assign: DwConfig,
-    /// Optimisation.
-    pub train: TrainConfig,
-    /// Inference and the metric.
-    pub eval: EvalConfig,
-    /// Checkpoints.
-    pub checkpoint: CheckpointConfig,
-}
-
-/// `[data]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// Folder of shards.
-    pub shards: PathBuf,
-    /// Split to train on.
-    pub train_split: String,
-    /// Split to evaluate on.
-    pub val_split: String,
-    /// Shorter side of the network input, pixels.
-    pub short_side: u32,
-    /// Most pixels of the longer side.
-    pub long_side: u32,
-    /// `[low, high]`: draw the shorter side of training images from this range; empty: always `short_side`.
-    pub multi_scale: Vec<u32>,
-    /// Probability of a horizontal flip.
-    pub flip: f64,
-    /// Use only the first N images of a split (0: all).
-    pub limit: usize,
-    /// Do not train on images without boxes or with a side under 32 pixels.
-    pub filter_empty: bool,
-    /// Consecutive positions that share a padded shape.
-    pub group: usize,
-    /// Bring images of one orientation together in those groups: less padding.
-    #[serde(default)]
-    pub aspect_grouping: bool,
-    /// Decode JPEGs at a part of their size where the network's input is smaller: less work, other pixels than `false`
-    /// (which gives those of OpenCV). No effect on packs of the `zstd` codec.
-    #[serde(default)]
-    pub scaled_decode: bool,
-    /// Parts of the data that nodes keep to (1: every node reads all): less to read and cache for each of many nodes. The
-    /// order depends on this number, not on how many nodes there are.
-    #[serde(default = "one")]
-    pub canonical_nodes: usize,
-    /// Decoding threads of a rank (0: the node's cores shared among its ranks).
-    pub workers: usize,
-}
-
-fn one() -> usize {
-    1
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            shards: "coco/shards".into(),
-            train_split: "train2017".into(),
-            val_split: "val2017".into(),
-            short_side: 800,
-            long_side: 1333,
-            multi_scale: vec![],
-            flip: 0.5,
-            limit: 0,
-            filter_empty: true,
-            group: 2,
-            aspect_grouping: false,
-            scaled_decode: false,
-            canonical_nodes: 1,
-            workers: 0,
-        }
-    }
-}
-
-/// How the learning rate follows the global batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LrScaling {
-    /// In proportion to global batch / `base_batch`.
-    Linear,
-    /// As configured.
-    None,
-}
-
-/// `[train]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Passes over the data.
-    pub epochs: usize,
-    /// Stop after this many steps (0: whole schedule).
-    pub max_steps: usize,
-    /// Images of a rank in one step.
-    pub images_per_rank: usize,
-    /// Seed of weights, order and augmentation.
-    pub seed: u64,
-    /// Learning rate at `base_batch` images.
-    pub lr: f64,
-    /// Global batch that `lr` is meant for.
-    pub base_batch: usize,
-    /// How `lr` follows the global batch.
-    pub lr_scaling: LrScaling,
-    /// Epochs after which the rate is multiplied by `lr_decay`.
-    pub lr_steps: Vec<usize>,
-    /// Factor at each of `lr_steps`.
-    pub lr_decay: f64,
-    /// Steps of linear warm-up.
-    pub warmup_steps: usize,
-    /// Share of the rate at the first step of the warm-up.
-    pub warmup_ratio: f64,
-    /// SGD momentum.
-    pub momentum: f64,
-    /// Weight decay (not on norm layers).
-    pub weight_decay: f64,
-    /// Largest norm of the gradient (0: no clipping).
-    pub clip_norm: f64,
-    /// CPU threads of a rank (0: the node's cores shared among its ranks).
-    pub threads: usize,
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            epochs: 12,
-            max_steps: 0,
-            images_per_rank: 2,
-            seed: 0,
-            lr: 0.01,
-            base_batch: 16,
-            lr_scaling: LrScaling::Linear,
-            lr_steps: vec![8, 11],
-            lr_decay: 0.1,
-            warmup_steps: 1000,
-            warmup_ratio: 0.001,
-            momentum: 0.9,
-            weight_decay: 1e-4,
-            clip_norm: 0.0,
-            threads: 0,
-        }
-    }
-}
-
-/// `[eval]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvalConfig {
-    /// Evaluate after every N epochs, and at the end (0: never).
-    pub every_epochs: usize,
-    /// Smallest score (exclusive).
-    pub score_threshold: f64,
-    /// Most (point, class) pairs of a level.
-    pub per_level: usize,
-    /// NMS removes boxes that overlap a better one by more than this IoU.
-    pub nms_iou: f64,
-    /// Most detections of an image.
-    pub per_image: usize,
-}
-
-impl Default for EvalConfig {
-    fn default() -> Self {
-        Self { every_epochs: 1, score_threshold: 0.05, per_level: 1000, nms_iou: 0.6, per_image: 100 }
-    }
-}
-
-/// `[checkpoint]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CheckpointConfig {
-    /// Every N steps (0: after every epoch).
-    pub every_steps: usize,
-    /// Newest checkpoints to keep, beside the best.
-    pub keep: usize,
-}
-
-impl Default for CheckpointConfig {
-    fn default() -> Self {
-        Self { every_steps: 0, keep: 2 }
-    }
-}
 
 /// Reads a configuration by name or path, and lays `sets` (`key.path=value`) over it.
 ///
@@ -382,6 +195,9 @@ fn check(c: &Config) -> Result<()> {
     must(c.train.images_per_rank > 0, "train.images_per_rank", "at least 1")?;
     must(c.train.base_batch > 0, "train.base_batch", "at least 1")?;
     must(c.train.lr >= 0.0 && c.train.lr.is_finite(), "train.lr", "a number of at least 0")?;
+    must(c.train.bucket_mib > 0.0 && c.train.first_bucket_mib > 0.0, "train.bucket_mib and train.first_bucket_mib", "more than 0")?;
+    let deadlines = [c.train.step_deadline_s, c.train.start_deadline_s];
+    must(deadlines.iter().all(|s| (1.0..=1e6).contains(s)), "train.step_deadline_s and train.start_deadline_s", "1 to 1000000 seconds")?;
     must((0.0..1.0).contains(&c.train.momentum), "train.momentum", "at least 0 and below 1")?;
     must(c.eval.per_image > 0 && c.eval.per_level > 0, "eval.per_image and eval.per_level", "at least 1")?;
     must(c.checkpoint.keep > 0, "checkpoint.keep", "at least 1")?;

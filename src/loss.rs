@@ -1,6 +1,6 @@
 //! From local sums to the loss: one small all-reduce carries every term's sum and denominator.
 
-use dw_launch::{Collectives, Op};
+use dw_launch::{Op, World};
 use tch::Tensor;
 
 use crate::assign::Term;
@@ -29,11 +29,11 @@ impl Loss {
 ///
 /// # Errors
 /// A lost peer.
-pub fn reduce(terms: &[Term], stop: bool, world: &dyn Collectives) -> Result<Loss> {
+pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Loss> {
     let scalars: Vec<Tensor> = terms.iter().flat_map(|t| [t.sum.detach(), t.denominator.shallow_clone()]).collect();
     let mut host = Vec::<f64>::try_from(Tensor::stack(&scalars, 0).to_kind(tch::Kind::Double).to_device(tch::Device::Cpu))?;
     host.push(f64::from(u8::from(stop)));
-    world.all_reduce(&mut host, Op::Sum)?;
+    world.all_reduce(&mut host, Op::Sum, "loss")?;
     let mut local = Tensor::zeros_like(&terms[0].sum.detach());
     let mut values = vec![];
     for (t, pair) in terms.iter().zip(host.chunks_exact(2)) {

@@ -1,6 +1,6 @@
 //! A run's numbers, resolved from configuration, world and data: what is printed at the start and saved with the run.
 
-use dw_launch::Collectives;
+use dw_launch::World;
 use tch::Device;
 
 use crate::config::{Config, LrScaling};
@@ -54,7 +54,7 @@ impl Plan {
         classes: usize,
         images: (usize, usize),
         device: Device,
-        world: &dyn Collectives,
+        world: &World,
         threads: usize,
         saved_batch: Option<usize>,
     ) -> Result<Self> {

@@ -1,6 +1,7 @@
 //! Safe faces of `torch_ext.cpp`.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::NonNull;
 
 use tch::Tensor;
 
@@ -24,6 +25,17 @@ unsafe extern "C" {
         groups: i64,
         chunk: i64,
     ) -> *mut torch_sys::C_tensor;
+    fn dw_on_gradient(
+        param: *const torch_sys::C_tensor,
+        call: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+        drop: unsafe extern "C" fn(*mut c_void),
+    ) -> *mut c_void;
+    fn dw_forget_gradient(hook: *mut c_void);
+    fn dw_side_stream(index: i64) -> *mut c_void;
+    fn dw_side_drop(side: *mut c_void);
+    fn dw_side_handle(side: *const c_void) -> *mut c_void;
+    fn dw_side_order(side: *const c_void, side_waits: c_int) -> c_int;
     fn dw_last_error() -> *const c_char;
     fn dw_torch_version() -> *const c_char;
     fn dw_flush_denormals();
@@ -38,6 +50,92 @@ pub fn set_grad(param: &Tensor, grad: &Tensor) {
     // SAFETY: both pointers are live tensors for the whole call; the C++ side copies the handle.
     let code = unsafe { dw_set_grad(param.as_ptr(), grad.as_ptr()) };
     assert_eq!(code, 0, "libtorch refused a gradient buffer");
+}
+
+type Callback = Box<dyn Fn() + Send + Sync>;
+
+/// A callback after a parameter's gradient; ends with this value.
+#[derive(Debug)]
+pub struct GradientHook(NonNull<c_void>);
+
+// SAFETY: a reference-counted handle of libtorch, whose counts are atomic; dropping it is all that is done with it.
+unsafe impl Send for GradientHook {}
+
+/// Calls `callback` once in every backward, after the gradient of `param` is in its buffer: also for a weight that is used
+/// several times. On CUDA the gradient is then enqueued, and the caller is a thread of libtorch's.
+///
+/// # Panics
+/// When `param` does not require a gradient.
+pub fn on_gradient(param: &Tensor, callback: impl Fn() + Send + Sync + 'static) -> GradientHook {
+    unsafe extern "C" fn call(context: *mut c_void) {
+        // SAFETY: the pointer made below, not dropped before the last call.
+        unsafe { (*context.cast::<Callback>())() }
+    }
+    unsafe extern "C" fn drop(context: *mut c_void) {
+        // SAFETY: the pointer made below, given back once.
+        std::mem::drop(unsafe { Box::from_raw(context.cast::<Callback>()) });
+    }
+    let callback: Box<Callback> = Box::new(Box::new(callback));
+    // SAFETY: a live tensor; the C++ side owns the callback from here, also when it fails.
+    let hook = unsafe { dw_on_gradient(param.as_ptr(), call, Box::into_raw(callback).cast(), drop) };
+    let hook = NonNull::new(hook);
+    assert!(hook.is_some(), "gradient hook: {}", last_error());
+    GradientHook(hook.unwrap_or(NonNull::dangling()))
+}
+
+impl Drop for GradientHook {
+    fn drop(&mut self) {
+        // SAFETY: made by `dw_on_gradient`, given back once.
+        unsafe { dw_forget_gradient(self.0.as_ptr()) }
+    }
+}
+
+/// A high-priority stream of a CUDA device for communication.
+#[derive(Debug)]
+pub struct CudaSide(NonNull<c_void>);
+
+// SAFETY: stream handles and events of libtorch may be used from any thread.
+unsafe impl Send for CudaSide {}
+// SAFETY: as above; nothing in it changes.
+unsafe impl Sync for CudaSide {}
+
+impl CudaSide {
+    /// Takes a stream of device `index` from libtorch's pool.
+    ///
+    /// # Errors
+    /// No such device.
+    pub fn new(index: usize) -> Result<Self, String> {
+        // SAFETY: no preconditions; null on failure.
+        NonNull::new(unsafe { dw_side_stream(index as i64) }).map(Self).ok_or_else(last_error)
+    }
+
+    fn order(&self, side_waits: bool) {
+        // SAFETY: a live stream.
+        let code = unsafe { dw_side_order(self.0.as_ptr(), c_int::from(side_waits)) };
+        assert_eq!(code, 0, "libtorch cannot order two CUDA streams");
+    }
+}
+
+impl Drop for CudaSide {
+    fn drop(&mut self) {
+        // SAFETY: made by `dw_side_stream`, given back once.
+        unsafe { dw_side_drop(self.0.as_ptr()) }
+    }
+}
+
+impl dw_launch::nccl::SideStream for CudaSide {
+    fn handle(&self) -> *mut c_void {
+        // SAFETY: a live stream.
+        unsafe { dw_side_handle(self.0.as_ptr()) }
+    }
+
+    fn after_compute(&self) {
+        self.order(true);
+    }
+
+    fn before_compute(&self) {
+        self.order(false);
+    }
 }
 
 /// SGD in one pass over flat buffers of one shape, in place: v <- m v + (g + wd p); p <- p - lr v.

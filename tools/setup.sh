@@ -88,5 +88,16 @@ if [ "${1:-}" = tests ] && ! cargo nextest --version >/dev/null 2>&1 && [ ! -x "
   say "cargo-nextest $NEXTEST, the test runner (about 5 minutes)"
   cargo install --locked --quiet --root "$cache/tools" --version "$NEXTEST" cargo-nextest || die "cargo-nextest could not be installed" "cargo install --locked cargo-nextest"
 fi
+# NCCL and its header, for the tests of what a machine without a GPU can check; a CUDA install has them already.
+nccl="$cache/nccl-2.28.9"
+if [ "${1:-}" = tests ] && [ $kind = cpu ] && [ ! -f "$nccl/.complete" ]; then
+  say "NCCL 2.28.9 for the tests (200 MB) into $nccl"
+  rm -rf "$nccl"
+  if PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --target "$nccl" nvidia-nccl-cu13==2.28.9; then
+    touch "$nccl/.complete"
+  else
+    say "NCCL could not be fetched: its tests will check less"
+  fi
+fi
 cargo fetch --locked --quiet 2>/dev/null || die "crates could not be fetched" "check the network; cargo fetch --locked tells more"
 say "ready (libtorch $TORCH $kind)"

@@ -1,9 +1,18 @@
 //! Ends a job: a rank that fails must take its peers with it, or they wait in a collective for ever
 //! (an early return from `main`, or a panic that unwinds, would wait for them in MPI's finalizer).
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+
+use crate::watchdog::Watch;
 
 static AFTER_PANIC: OnceLock<fn(i32) -> !> = OnceLock::new();
+static WATCH: OnceLock<Arc<Watch>> = OnceLock::new();
+
+/// A panic is told to the supervisor's board, too.
+pub(crate) fn tell_board(watch: Arc<Watch>) {
+    // The first world of a process is the one that counts (tests make several).
+    let _ = WATCH.set(watch);
+}
 
 /// From now on a panic in any thread ends the whole job: exit code 5 when memory ran out, else 70 (a bug of ours).
 #[expect(clippy::print_stderr, reason = "the last words of a process")]
@@ -14,11 +23,21 @@ pub fn install_panic_hook(rank: usize, end: fn(i32) -> !) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default(info);
-        let text = info.payload_as_str().unwrap_or_default().to_lowercase();
-        let out_of_memory = ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|t| text.contains(t));
+        let text = info.payload_as_str().unwrap_or_default();
+        let small = text.to_lowercase();
+        let out_of_memory = ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|t| small.contains(t));
         let (code, what) = if out_of_memory { (5, "memory ran out") } else { (70, "this is a bug in dw") };
         eprintln!("error: rank {rank} panicked: {what} (exit code {code})");
+        if let Some(watch) = WATCH.get() {
+            watch.tell_end(code, &format!("panicked: {what}: {}", text.lines().next().unwrap_or_default()));
+        }
         if let Some(end) = AFTER_PANIC.get() {
+            // An abort that hangs must not keep the process alive.
+            std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_secs(3));
+                // SAFETY: ends the process without destructors, which may wait for peers.
+                unsafe { libc::_exit(code) }
+            });
             end(code);
         }
     }));

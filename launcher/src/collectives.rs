@@ -1,4 +1,7 @@
-//! What training asks of the other ranks. Every rank makes the same calls in the same order.
+//! What an implementation of collectives does: one trait, three implementations ([`Solo`], MPI, NCCL).
+//! Users of a job call [`crate::World`], which numbers, logs and watches these calls.
+
+use std::ffi::c_void;
 
 /// A collective that could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -19,34 +22,53 @@ pub enum Op {
     Max,
 }
 
-/// A contiguous buffer of numbers that a collective changes in place.
-#[derive(Debug, Clone, Copy)]
-pub enum Buffer {
-    /// `count` 32-bit floats in host memory.
-    HostF32 {
-        /// First number.
-        ptr: *mut f32,
-        /// Numbers.
-        count: usize,
-    },
-    /// `count` 64-bit floats in host memory.
-    HostF64 {
-        /// First number.
-        ptr: *mut f64,
-        /// Numbers.
-        count: usize,
-    },
-    /// `count` 32-bit floats on this rank's CUDA device.
-    CudaF32 {
-        /// First number.
-        ptr: *mut f32,
-        /// Numbers.
-        count: usize,
-    },
+/// Kind of a buffer's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Number {
+    /// 32-bit float.
+    F32,
+    /// 64-bit float.
+    F64,
+    /// The upper half of a 32-bit float. Sums only, added in f32 and rounded to nearest, ties to even.
+    Bf16,
 }
 
-/// One job's processes. `gradients` is the only call on the hot path.
-pub trait Collectives {
+impl Number {
+    /// Bytes of one.
+    pub fn width(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F64 => 8,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// Where a buffer lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// The host's.
+    Host,
+    /// This rank's CUDA device's.
+    Cuda,
+}
+
+/// A contiguous buffer of numbers that a collective changes in place.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffer {
+    /// First number.
+    pub ptr: *mut c_void,
+    /// Numbers.
+    pub count: usize,
+    /// Their kind.
+    pub number: Number,
+    /// Where they are.
+    pub memory: Memory,
+}
+
+/// How a job's processes talk. Every rank makes the same calls in the same order, one thread at a time; only
+/// [`Collectives::health`] and [`Collectives::abort`] may be called beside another call.
+pub trait Collectives: Send + Sync {
     /// `0..size`.
     fn rank(&self) -> usize;
 
@@ -56,14 +78,23 @@ pub trait Collectives {
     /// Name for the settings table, as "MPI (Open MPI 4.1.4)".
     fn name(&self) -> String;
 
-    /// Combines a device or host buffer over all ranks, in place.
+    /// Combines a buffer over all ranks, in place.
     ///
     /// # Safety
     /// The buffer must be valid for reads and writes of its `count` numbers until the call returns.
+    unsafe fn all_reduce(&self, buffer: Buffer, op: Op) -> Result<()>;
+
+    /// Starts to add a buffer over all ranks, in place, and returns at once.
     ///
-    /// # Errors
-    /// A lost peer, or a buffer this implementation has no way for.
-    unsafe fn all_reduce_raw(&self, buffer: Buffer, op: Op) -> Result<()>;
+    /// # Safety
+    /// The buffer must be valid, and nobody else may touch it, until [`Collectives::finish`] has returned.
+    unsafe fn start_sum(&self, buffer: Buffer) -> Result<()>;
+
+    /// Moves started sums on, where somebody must. Returns at once.
+    fn progress(&self) -> Result<()>;
+
+    /// Returns when all started sums are done; on a device, when what is enqueued from now on comes after them.
+    fn finish(&self) -> Result<()>;
 
     /// Every rank's bytes on rank 0 in rank order; empty on the others.
     fn gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
@@ -74,15 +105,16 @@ pub trait Collectives {
     /// Returns when every rank has called it.
     fn barrier(&self) -> Result<()>;
 
+    /// An error that happened behind the host's back.
+    fn health(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Leaves the job in peace; no call may follow.
+    fn leave(&self) {}
+
     /// Ends every rank of the job at once with this exit code.
     fn abort(&self, code: i32) -> !;
-
-    /// Combines host numbers over all ranks, in place.
-    fn all_reduce(&self, values: &mut [f64], op: Op) -> Result<()> {
-        let buffer = Buffer::HostF64 { ptr: values.as_mut_ptr(), count: values.len() };
-        // SAFETY: the slice is borrowed mutably for the whole call.
-        unsafe { self.all_reduce_raw(buffer, op) }
-    }
 }
 
 /// A job of one process.
@@ -102,7 +134,19 @@ impl Collectives for Solo {
         "none (one process)".into()
     }
 
-    unsafe fn all_reduce_raw(&self, _: Buffer, _: Op) -> Result<()> {
+    unsafe fn all_reduce(&self, _: Buffer, _: Op) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn start_sum(&self, _: Buffer) -> Result<()> {
+        Ok(())
+    }
+
+    fn progress(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
         Ok(())
     }
 

@@ -1,6 +1,7 @@
-//! Collectives in host memory over MPI. One thread calls MPI (level "funneled").
+//! Collectives in host memory over MPI. One thread at a time calls MPI (level "serialized").
 
 use std::ffi::{c_int, c_void};
+use std::sync::{Mutex, PoisonError};
 
 use mpi::environment::Universe;
 use mpi::ffi;
@@ -9,18 +10,31 @@ use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::traits::{CommunicatorCollectives, Equivalence, Root};
 use mpi::{Count, Threading};
 
-use crate::collectives::{Buffer, Collectives, Error, Op, Result};
+use crate::collectives::{Buffer, Collectives, Error, Memory, Number, Op, Result};
 
 unsafe extern "C" {
     /// `MPI_IN_PLACE`: a C macro with a cast, which the bindings cannot carry (see `in_place.c`).
     fn dw_mpi_in_place() -> *const c_void;
 }
 
+/// Most numbers of one call: MPI counts are 32-bit.
+const PIECE: usize = 1 << 30;
+
 /// MPI's world.
 pub struct Mpi {
     world: SimpleCommunicator,
-    _universe: Universe,
+    universe: Mutex<Option<Universe>>,
+    /// Adds bf16 numbers, which MPI does not know.
+    sum_bf16: ffi::MPI_Op,
+    under_way: Mutex<Vec<ffi::MPI_Request>>,
 }
+
+// SAFETY: MPI was initialised for calls from any thread, one at a time, which the trait asks of its callers; the handles
+// are plain values of the library. `abort` alone may come beside another call: the job ends with it in any case, and the
+// process ends itself when MPI does not.
+unsafe impl Send for Mpi {}
+// SAFETY: as above.
+unsafe impl Sync for Mpi {}
 
 impl Mpi {
     /// Initialises MPI and installs the panic hook that ends the job.
@@ -28,16 +42,70 @@ impl Mpi {
     /// # Errors
     /// MPI was initialised before, or gives fewer threads than asked for.
     pub fn join() -> Result<Self> {
-        let Some((universe, level)) = mpi::initialize_with_threading(Threading::Funneled) else {
+        let Some((universe, level)) = mpi::initialize_with_threading(Threading::Serialized) else {
             return Err(Error("MPI was initialised twice".into()));
         };
-        if level < Threading::Funneled {
-            return Err(Error(format!("MPI offers thread level {level:?}, expected at least Funneled")));
+        if level < Threading::Serialized {
+            return Err(Error(format!("MPI offers thread level {level:?}, expected at least Serialized")));
         }
         let world = universe.world();
         crate::abort::install_panic_hook(world.rank() as usize, end);
-        Ok(Self { world, _universe: universe })
+        // SAFETY: plain constant of the library, replaced by the call.
+        let mut sum_bf16 = unsafe { ffi::RSMPI_SUM };
+        // SAFETY: the function has the signature of `MPI_User_function`, adds in either order alike, and never unwinds.
+        let code = unsafe { ffi::MPI_Op_create(Some(add_bf16), 1, &raw mut sum_bf16) };
+        check(code, "MPI_Op_create")?;
+        Ok(Self { world, universe: Mutex::new(Some(universe)), sum_bf16, under_way: Mutex::default() })
     }
+
+    /// MPI's names of a buffer's kind and an operation.
+    fn names(&self, buffer: &Buffer, op: Op) -> Result<(ffi::MPI_Datatype, ffi::MPI_Op)> {
+        if buffer.memory == Memory::Cuda {
+            return Err(Error("MPI reduces host memory only; device memory goes over NCCL".into()));
+        }
+        let kind = match buffer.number {
+            Number::F32 => f32::equivalent_datatype().as_raw(),
+            Number::F64 => f64::equivalent_datatype().as_raw(),
+            Number::Bf16 => u16::equivalent_datatype().as_raw(),
+        };
+        // SAFETY: plain constants of the library.
+        let op = unsafe {
+            match (op, buffer.number) {
+                (Op::Sum, Number::Bf16) => self.sum_bf16,
+                (_, Number::Bf16) => return Err(Error(format!("bf16 numbers can be added only, asked for {op:?}"))),
+                (Op::Sum, _) => ffi::RSMPI_SUM,
+                (Op::Min, _) => ffi::RSMPI_MIN,
+                (Op::Max, _) => ffi::RSMPI_MAX,
+            }
+        };
+        Ok((kind, op))
+    }
+}
+
+/// Adds vectors of bf16 numbers: `MPI_User_function`.
+unsafe extern "C" fn add_bf16(from: *mut c_void, into: *mut c_void, count: *mut c_int, _: *mut ffi::MPI_Datatype) {
+    // SAFETY: MPI gives two buffers of `count` 16-bit numbers each.
+    let (from, into) = unsafe {
+        let count = *count as usize;
+        (std::slice::from_raw_parts(from.cast::<u16>(), count), std::slice::from_raw_parts_mut(into.cast::<u16>(), count))
+    };
+    for (a, b) in into.iter_mut().zip(from) {
+        *a = round_bf16(f32::from_bits(u32::from(*a) << 16) + f32::from_bits(u32::from(*b) << 16));
+    }
+}
+
+/// The nearest bf16 number, ties to even.
+fn round_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() {
+        // Rounding could carry a NaN over into an infinity.
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+fn check(code: c_int, what: &str) -> Result<()> {
+    if code == 0 { Ok(()) } else { Err(Error(format!("{what} failed with code {code}"))) }
 }
 
 fn end(code: i32) -> ! {
@@ -54,6 +122,16 @@ pub fn library_version() -> String {
     text.split(',').next().unwrap_or_default().trim().to_owned()
 }
 
+/// Calls `f(pointer, numbers)` for pieces that MPI can count.
+fn pieces(buffer: &Buffer, mut f: impl FnMut(*mut c_void, c_int) -> Result<()>) -> Result<()> {
+    for at in (0..buffer.count).step_by(PIECE) {
+        // SAFETY: `at` stays within the buffer, for which the caller vouches.
+        let ptr = unsafe { buffer.ptr.cast::<u8>().add(at * buffer.number.width()) };
+        f(ptr.cast(), (buffer.count - at).min(PIECE) as c_int)?;
+    }
+    Ok(())
+}
+
 impl Collectives for Mpi {
     fn rank(&self) -> usize {
         self.world.rank() as usize
@@ -67,32 +145,46 @@ impl Collectives for Mpi {
         format!("MPI ({})", library_version())
     }
 
-    unsafe fn all_reduce_raw(&self, buffer: Buffer, op: Op) -> Result<()> {
-        let (ptr, count, kind, width) = match buffer {
-            Buffer::HostF32 { ptr, count } => (ptr.cast::<c_void>(), count, f32::equivalent_datatype(), 4),
-            Buffer::HostF64 { ptr, count } => (ptr.cast::<c_void>(), count, f64::equivalent_datatype(), 8),
-            Buffer::CudaF32 { .. } => return Err(Error("MPI reduces host memory only; device memory goes over NCCL".into())),
-        };
-        // SAFETY: plain constants of the library.
-        let op = unsafe {
-            match op {
-                Op::Sum => ffi::RSMPI_SUM,
-                Op::Min => ffi::RSMPI_MIN,
-                Op::Max => ffi::RSMPI_MAX,
+    unsafe fn all_reduce(&self, buffer: Buffer, op: Op) -> Result<()> {
+        let (kind, op) = self.names(&buffer, op)?;
+        pieces(&buffer, |ptr, n| {
+            // SAFETY: the caller vouches for the buffer.
+            check(unsafe { ffi::MPI_Allreduce(dw_mpi_in_place(), ptr, n, kind, op, self.world.as_raw()) }, "MPI_Allreduce")
+        })
+    }
+
+    unsafe fn start_sum(&self, buffer: Buffer) -> Result<()> {
+        let (kind, op) = self.names(&buffer, Op::Sum)?;
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        pieces(&buffer, |ptr, n| {
+            // SAFETY: the caller vouches for the buffer until `finish` has returned, which forgets the request.
+            unsafe {
+                let mut request = ffi::RSMPI_REQUEST_NULL;
+                let code = ffi::MPI_Iallreduce(dw_mpi_in_place(), ptr, n, kind, op, self.world.as_raw(), &raw mut request);
+                check(code, "MPI_Iallreduce")?;
+                under_way.push(request);
             }
-        };
-        // MPI counts are 32-bit.
-        for at in (0..count).step_by(1 << 30) {
-            let n = (count - at).min(1 << 30) as c_int;
-            // SAFETY: the caller vouches for the buffer; `at` stays within it.
-            let code = unsafe {
-                ffi::MPI_Allreduce(dw_mpi_in_place(), ptr.cast::<u8>().add(at * width).cast(), n, kind.as_raw(), op, self.world.as_raw())
-            };
-            if code != 0 {
-                return Err(Error(format!("MPI_Allreduce failed with code {code}")));
-            }
+            Ok(())
+        })
+    }
+
+    fn progress(&self) -> Result<()> {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut done, count) = (0, under_way.len() as c_int);
+        if count == 0 {
+            return Ok(());
         }
-        Ok(())
+        // SAFETY: `count` live requests; those that are done become null requests, which the next call passes over.
+        check(unsafe { ffi::MPI_Testall(count, under_way.as_mut_ptr(), &raw mut done, ffi::RSMPI_STATUSES_IGNORE) }, "MPI_Testall")
+    }
+
+    fn finish(&self) -> Result<()> {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = under_way.len() as c_int;
+        // SAFETY: `count` live or null requests.
+        let code = unsafe { ffi::MPI_Waitall(count, under_way.as_mut_ptr(), ffi::RSMPI_STATUSES_IGNORE) };
+        under_way.clear();
+        check(code, "MPI_Waitall")
     }
 
     fn gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
@@ -138,7 +230,32 @@ impl Collectives for Mpi {
         Ok(())
     }
 
+    fn leave(&self) {
+        // Dropping the universe is MPI_Finalize.
+        drop(self.universe.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
     fn abort(&self, code: i32) -> ! {
         end(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_to_nearest_even_and_adds() {
+        let wide = |b: u16| f32::from_bits(u32::from(b) << 16);
+        assert_eq!(wide(round_bf16(1.0)), 1.0);
+        assert_eq!(wide(round_bf16(1.0 + 2f32.powi(-8))), 1.0, "a tie goes to the even neighbour");
+        assert_eq!(wide(round_bf16(1.0 + 3.0 * 2f32.powi(-8))), 1.0 + 2f32.powi(-6));
+        assert!(wide(round_bf16(f32::NAN)).is_nan());
+        assert_eq!(wide(round_bf16(f32::MAX)), f32::INFINITY);
+        let (mut from, mut into) = ([round_bf16(2.5), round_bf16(-1.0)], [round_bf16(0.5), round_bf16(1.0)]);
+        let mut n = 2;
+        // SAFETY: two buffers of two numbers.
+        unsafe { add_bf16(from.as_mut_ptr().cast(), into.as_mut_ptr().cast(), &raw mut n, std::ptr::null_mut()) };
+        assert_eq!(into.map(wide), [3.0, 0.0]);
     }
 }

@@ -16,50 +16,78 @@ pub struct Topology {
     pub local_world: usize,
 }
 
-/// Variables of rank, world, local rank, local world: Open MPI, MPICH's Hydra, srun.
+/// Variables of rank, world, local rank, local world: Open MPI's mpirun, MPICH's Hydra, srun.
 const LAUNCHERS: [[&str; 4]; 3] = [
     ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
+    ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""],
     ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"],
-    ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"],
 ];
 
 impl Topology {
     /// What the launcher says; one process where there is none.
     pub fn from_env() -> Self {
-        Self::from_vars(|name| env::var(name).ok()?.parse().ok())
+        Self::from_vars(|name| env::var(name).ok())
     }
 
-    fn from_vars(var: impl Fn(&str) -> Option<usize>) -> Self {
+    fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
+        let number = |name: &str| var(name)?.parse::<usize>().ok();
         for [rank, world, local_rank, local_world] in LAUNCHERS {
-            if let (Some(rank), Some(world)) = (var(rank), var(world)) {
-                let local_rank = var(local_rank).unwrap_or(rank);
-                return Self { rank, world, local_rank, local_world: var(local_world).unwrap_or(world) };
+            if let (Some(rank), Some(world)) = (number(rank), number(world)) {
+                let local_rank = number(local_rank).unwrap_or(rank);
+                let srun = || tasks_of_node(&var("SLURM_STEP_TASKS_PER_NODE")?, number("SLURM_NODEID")?);
+                let local_world = number(local_world).or_else(srun).unwrap_or(world);
+                return Self { rank, world, local_rank, local_world };
             }
         }
         Self { rank: 0, world: 1, local_rank: 0, local_world: 1 }
     }
 }
 
+/// Tasks of node `node` in SLURM's compressed list, as `8(x3),4`.
+fn tasks_of_node(list: &str, node: usize) -> Option<usize> {
+    let mut first = 0;
+    for part in list.split(',') {
+        let (tasks, nodes) = match part.split_once("(x") {
+            Some((tasks, nodes)) => (tasks, nodes.strip_suffix(')')?.parse().ok()?),
+            None => (part, 1),
+        };
+        first += nodes;
+        if node < first {
+            return tasks.parse().ok();
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn topology(vars: &[(&str, &str)]) -> Topology {
+        Topology::from_vars(|name| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_owned()))
+    }
+
     #[test]
     fn reads_each_launcher() {
-        let open_mpi = |n: &str| match n {
-            "OMPI_COMM_WORLD_RANK" => Some(3),
-            "OMPI_COMM_WORLD_SIZE" => Some(8),
-            "OMPI_COMM_WORLD_LOCAL_RANK" => Some(1),
-            "OMPI_COMM_WORLD_LOCAL_SIZE" => Some(2),
-            _ => None,
-        };
-        assert_eq!(Topology::from_vars(open_mpi), Topology { rank: 3, world: 8, local_rank: 1, local_world: 2 });
-        let srun = |n: &str| match n {
-            "SLURM_PROCID" => Some(1),
-            "SLURM_STEP_NUM_TASKS" => Some(4),
-            _ => None,
-        };
-        assert_eq!(Topology::from_vars(srun), Topology { rank: 1, world: 4, local_rank: 1, local_world: 4 });
-        assert_eq!(Topology::from_vars(|_| None).world, 1);
+        let open_mpi = [
+            ("OMPI_COMM_WORLD_RANK", "3"),
+            ("OMPI_COMM_WORLD_SIZE", "8"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
+            // mpirun within a batch script: the script's own place must not count.
+            ("SLURM_PROCID", "0"),
+        ];
+        assert_eq!(topology(&open_mpi), Topology { rank: 3, world: 8, local_rank: 1, local_world: 2 });
+        let srun = [
+            ("SLURM_PROCID", "9"),
+            ("SLURM_STEP_NUM_TASKS", "12"),
+            ("SLURM_LOCALID", "1"),
+            ("SLURM_NODEID", "2"),
+            ("SLURM_STEP_TASKS_PER_NODE", "4(x2),3,1"),
+        ];
+        assert_eq!(topology(&srun), Topology { rank: 9, world: 12, local_rank: 1, local_world: 3 });
+        assert_eq!(topology(&srun[..2]).local_world, 12);
+        assert_eq!(topology(&[("SLURM_PROCID", "0")]).world, 1, "a batch script itself");
+        assert_eq!(tasks_of_node("4(x2),3,1", 4), None);
     }
 }

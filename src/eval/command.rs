@@ -2,8 +2,9 @@
 #![expect(clippy::print_stdout, reason = "the command line's results")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use dw_launch::{Collectives, Topology};
+use dw_launch::{Topology, World};
 use serde_json::{Map, Value, json};
 
 use super::coco::{self, Params, Problem, Summary};
@@ -46,7 +47,7 @@ pub struct Request {
 ///
 /// # Errors
 /// A damaged checkpoint, other categories, bad data.
-pub fn checkpoint(r: &Request, topology: &Topology, world: &mut Option<Box<dyn Collectives>>) -> Result<()> {
+pub fn checkpoint(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
     let path = r.checkpoint.as_ref().ok_or_else(|| Error::Usage("expected a checkpoint".into()))?;
     let saved = app::Saved::find(path, r.config.as_deref(), &r.set)?;
     let mut config = saved.config.clone();
@@ -59,10 +60,10 @@ pub fn checkpoint(r: &Request, topology: &Topology, world: &mut Option<Box<dyn C
     let data = Dataset::open(&config.data.shards, &config.data.val_split, config.data.limit, false)?;
     let (device, _) = app::device(r.device, config.train.threads, topology)?;
     let detector = saved.detector(&data, device)?;
-    let world: &dyn Collectives = &**world.insert(app::join(device)?);
+    let world: &World = world.insert(app::join(device)?);
     let began = std::time::Instant::now();
     let report = evaluate(&detector, &data, &config, device, world)?;
-    world.barrier()?;
+    world.barrier("evaluation's end")?;
     let Some(report) = report else { return Ok(()) };
     let seconds = began.elapsed().as_secs_f64();
     tracing::info!("{} images of {} in {seconds:.1} s ({:.1} images/s)", data.len(), data.split.meta.split, data.len() as f64 / seconds);

@@ -7,9 +7,9 @@ pub mod detect;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dw_launch::Collectives;
+use dw_launch::World;
 use serde_json::json;
-use tch::Device;
+use tch::{Device, Kind};
 
 use crate::config::Config;
 use crate::data::Dataset;
@@ -44,12 +44,12 @@ pub fn detect_record(detector: &Detector, data: &Dataset, index: usize, config: 
         render(&decoded, &t, (w, h), out);
         Ok(())
     })?;
-    let outputs = tch::no_grad(|| detector.forward(&to_device(&input, device), false));
+    let outputs = tch::no_grad(|| detector.forward(&to_device(&input, device, detector.params.kind), false));
     let (scores, boxes) = tch::no_grad(|| head::predictions(&outputs));
     let levels: Vec<usize> = outputs.sizes().iter().map(|(h, w)| (h * w) as usize).collect();
     let image = detect::Image {
-        scores: &Vec::<f32>::try_from(scores.to_device(Device::Cpu).reshape([-1]))?,
-        boxes: &Vec::<f32>::try_from(boxes.to_device(Device::Cpu).contiguous().reshape([-1]))?,
+        scores: &Vec::<f32>::try_from(scores.to_device(Device::Cpu).to_kind(Kind::Float).reshape([-1]))?,
+        boxes: &Vec::<f32>::try_from(boxes.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().reshape([-1]))?,
         levels: &levels,
         size: (t.width as f32, t.height as f32),
         scale: (t.width as f32 / e.width as f32, t.height as f32 / e.height as f32),
@@ -61,7 +61,7 @@ pub fn detect_record(detector: &Detector, data: &Dataset, index: usize, config: 
 ///
 /// # Errors
 /// Bad data, a lost peer, images that were not counted exactly once.
-pub fn evaluate(detector: &Detector, data: &Dataset, config: &Config, device: Device, world: &dyn Collectives) -> Result<Option<Report>> {
+pub fn evaluate(detector: &Detector, data: &Dataset, config: &Config, device: Device, world: &World) -> Result<Option<Report>> {
     let detections = detect_all(detector, data, config, device, world)?;
     let Some(detections) = detections else { return Ok(None) };
     let truth = ground_truth(data)?;
@@ -131,13 +131,7 @@ const WIDTH: usize = 7;
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn detect_all(
-    detector: &Detector,
-    data: &Dataset,
-    config: &Config,
-    device: Device,
-    world: &dyn Collectives,
-) -> Result<Option<Vec<Detection>>> {
+pub fn detect_all(detector: &Detector, data: &Dataset, config: &Config, device: Device, world: &World) -> Result<Option<Vec<Detection>>> {
     let (rank, size, n) = (world.rank(), world.size(), data.len());
     let own = n * rank / size..n * (rank + 1) / size;
     let mut rows: Vec<f64> = vec![own.len() as f64];
@@ -147,7 +141,7 @@ pub fn detect_all(
             rows.extend([i as f64, f64::from(b.label), x1, y1, x2 - x1, y2 - y1, f64::from(b.score)]);
         }
     }
-    let gathered = world.gather_bytes(bytemuck::cast_slice(&rows))?;
+    let gathered = world.gather_bytes(bytemuck::cast_slice(&rows), "detections")?;
     if rank != 0 {
         return Ok(None);
     }

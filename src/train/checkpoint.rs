@@ -3,7 +3,7 @@
 //! Written aside, synced, renamed; `DONE` is the last file. A folder without it, or whose checksums do not hold, is
 //! never loaded (pain 14).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -11,9 +11,10 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::flat::Flat;
+use super::flat::{Flat, named};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
+use crate::model::params::Entry;
 use crate::model::{Params, weights};
 use dw_shards::coco::Category;
 use dw_weights::Weights;
@@ -69,8 +70,8 @@ fn bytes_of(t: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
     Ok((dtype, t.size().iter().map(|&n| n as usize).collect(), bytes))
 }
 
-fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, Tensor)>) -> Result<()> {
-    let data = tensors.map(|(n, t)| Ok((n.to_owned(), bytes_of(&t)?))).collect::<Result<Vec<_>>>()?;
+fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let data = tensors.iter().map(|(n, t)| Ok((n.to_owned(), bytes_of(t)?))).collect::<Result<Vec<_>>>()?;
     let problem = |e: safetensors::SafeTensorError| Error::Data(format!("cannot write {}: {e}", path.display()));
     let views = data
         .iter()
@@ -80,15 +81,44 @@ fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, Tensor
     safetensors::serialize_to_file(views, None, path).map_err(problem)
 }
 
-/// Writes the checkpoint of `state.step` below `dir`.
+/// All that a checkpoint holds, copied: training goes on while it is written.
+pub struct Snapshot {
+    state: State,
+    config: Config,
+    model: Vec<(String, Tensor)>,
+    momentum: Vec<(String, Tensor)>,
+}
+
+impl Snapshot {
+    /// Copies what the next step would change: two flat buffers and the statistics.
+    pub fn take(state: State, config: &Config, params: &Params, flat: &Flat) -> Self {
+        let (weights, momentum) = (flat.params.detach().copy(), flat.momentum.copy());
+        let trained: HashMap<String, Tensor> = named(&weights, &flat.slots).collect();
+        let tensor = |e: &Entry| match trained.get(&e.name) {
+            Some(t) => t.shallow_clone(),
+            None if e.buffer => e.tensor.copy(),
+            None => e.tensor.shallow_clone(),
+        };
+        let model = params.entries.iter().map(|e| (e.name.clone(), tensor(e))).collect();
+        Self { state, config: config.clone(), model, momentum: named(&momentum, &flat.slots).collect() }
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> usize {
+        self.state.step
+    }
+}
+
+/// Writes a checkpoint below `dir`.
 ///
 /// # Errors
 /// A full disk or a folder that cannot be written; nothing half-written is left.
-pub fn save(dir: &Path, state: &State, config: &Config, params: &Params, flat: &Flat) -> Result<PathBuf> {
+pub fn save(dir: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
     fs::create_dir_all(dir).map_err(Error::io("cannot create", dir))?;
-    let aside = dir.join(format!(".{}.writing", folder(state.step)));
-    let target = dir.join(folder(state.step));
-    let written = write_all(&aside, state, config, params, flat).and_then(|()| {
+    let step = snapshot.state.step;
+    let aside = dir.join(format!(".{}.writing", folder(step)));
+    let target = dir.join(folder(step));
+    let written = write_all(&aside, snapshot).and_then(|()| {
         if target.exists() {
             fs::remove_dir_all(&target).map_err(Error::io("cannot replace", &target))?;
         }
@@ -98,19 +128,22 @@ pub fn save(dir: &Path, state: &State, config: &Config, params: &Params, flat: &
     if let Err(e) = written {
         // The first error is the one to tell.
         let _ = fs::remove_dir_all(&aside);
-        return Err(e);
+        return Err(Error::Data(format!(
+            "checkpoint of step {step}: {e}\nhint: free space below {} or allow writing there, then run again: older checkpoints are whole; checkpoint.on_error = \"continue\" trains on without it",
+            dir.display()
+        )));
     }
     Ok(target)
 }
 
-fn write_all(aside: &Path, state: &State, config: &Config, params: &Params, flat: &Flat) -> Result<()> {
+fn write_all(aside: &Path, snapshot: &Snapshot) -> Result<()> {
+    let Snapshot { state, config, model, momentum } = snapshot;
     if aside.exists() {
         fs::remove_dir_all(aside).map_err(Error::io("cannot remove", aside))?;
     }
     fs::create_dir(aside).map_err(Error::io("cannot create", aside))?;
-    write_tensors(&aside.join(MODEL), params.entries.iter().map(|e| (e.name.as_str(), e.tensor.shallow_clone())))?;
-    let momentum = flat.momentum_by_name();
-    write_tensors(&aside.join(MOMENTUM), momentum.iter().map(|(n, t)| (n.as_str(), t.shallow_clone())))?;
+    write_tensors(&aside.join(MODEL), model)?;
+    write_tensors(&aside.join(MOMENTUM), momentum)?;
     let write = |name: &str, text: String| {
         let path = aside.join(name);
         fs::write(&path, text).map_err(Error::io("cannot write", &path))

@@ -46,6 +46,18 @@ fn view(buffer: &Tensor, slot: &Slot) -> Tensor {
     }
 }
 
+/// Each parameter's part of a buffer of this layout by name, in the parameter's own shape.
+pub fn named<'a>(buffer: &'a Tensor, slots: &'a [Slot]) -> impl Iterator<Item = (String, Tensor)> + 'a {
+    slots.iter().map(|s| (s.name.clone(), view(buffer, s)))
+}
+
+impl Slot {
+    /// Its numbers' place in the buffers.
+    pub fn range(&self) -> std::ops::Range<i64> {
+        self.offset..self.offset + self.numel
+    }
+}
+
 impl Flat {
     /// Moves the trained parameters of a network into flat buffers; the layers see the change.
     pub fn new(params: &mut Params) -> Self {
@@ -78,7 +90,7 @@ impl Flat {
 
     /// Each parameter's momentum by name, in the parameter's own shape.
     pub fn momentum_by_name(&self) -> Vec<(String, Tensor)> {
-        self.slots.iter().map(|s| (s.name.clone(), view(&self.momentum, s))).collect()
+        named(&self.momentum, &self.slots).collect()
     }
 
     /// Norm of the gradient of all parameters.

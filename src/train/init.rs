@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dw_launch::Collectives;
+use dw_launch::World;
 use dw_weights::Weights;
 use dw_weights::fetch::{Pinned, cache};
 
@@ -14,7 +14,7 @@ use crate::model::{Detector, ModelConfig, NormKind, weights as by_name};
 ///
 /// # Errors
 /// A file that is missing, damaged, or of which nothing fits; no network where ImageNet weights must be fetched.
-pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &dyn Collectives) -> Result<()> {
+pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> Result<()> {
     let path = match config.init.as_str() {
         "random" if world.rank() > 0 => return Ok(()),
         "random" => {
@@ -41,7 +41,7 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &dyn Collec
 }
 
 /// The pinned file of the backbone; rank 0 fetches it when it is not in the cache.
-fn imagenet(config: &ModelConfig, world: &dyn Collectives) -> Result<PathBuf> {
+fn imagenet(config: &ModelConfig, world: &World) -> Result<PathBuf> {
     let name = config.backbone.name();
     if (config.width - 1.0).abs() > 0.0 {
         let text = format!("model.init = \"imagenet\" needs model.width = 1, found {}", config.width);
@@ -56,7 +56,7 @@ fn imagenet(config: &ModelConfig, world: &dyn Collectives) -> Result<PathBuf> {
             said = format!("{e}\nhint: or start with --init random or --init FILE").into_bytes();
         }
     }
-    let said = world.broadcast_bytes(said)?;
+    let said = world.broadcast_bytes(said, "ImageNet weights")?;
     if !said.is_empty() {
         return Err(Error::Usage(format!("model.init = \"imagenet\": {}", String::from_utf8_lossy(&said))));
     }

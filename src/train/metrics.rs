@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub struct Metrics {
     file: File,
     path: PathBuf,
+    /// Length in whole rows.
+    whole: u64,
 }
 
 impl Metrics {
@@ -22,21 +24,29 @@ impl Metrics {
     pub fn open(path: &Path, resume: bool) -> Result<Self> {
         let io = |e| Error::io("cannot open", path)(e);
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
+        let mut whole = 0;
         if resume {
             let text = std::fs::read(path).map_err(Error::io("cannot read", path))?;
-            let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-            file.set_len(whole as u64).map_err(Error::io("cannot cut", path))?;
-        } else {
-            file.set_len(0).map_err(Error::io("cannot empty", path))?;
+            whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at as u64 + 1);
         }
-        Ok(Self { file, path: path.to_owned() })
+        file.set_len(whole).map_err(Error::io("cannot cut", path))?;
+        Ok(Self { file, path: path.to_owned(), whole })
     }
 
     /// Appends a row.
+    ///
+    /// # Errors
+    /// A full disk; the file then still ends with a whole row.
     pub fn row(&mut self, row: &Map<String, Value>) -> Result<()> {
         let mut line = Value::Object(row.clone()).to_string();
         line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(Error::io("cannot write", &self.path))
+        let written = self.file.write_all(line.as_bytes());
+        match written {
+            Ok(()) => self.whole += line.len() as u64,
+            // Whether this succeeds or not, the first error is the one to tell; a resume cuts the file, too.
+            Err(_) => drop(self.file.set_len(self.whole)),
+        }
+        written.map_err(Error::io("cannot write", &self.path))
     }
 }
 

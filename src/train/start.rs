@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use dw_launch::{Collectives, Topology};
-use tch::Kind;
+use dw_launch::{Topology, World};
 
 use super::checkpoint::{self, Checkpoint};
 use super::flat::Flat;
@@ -62,7 +62,7 @@ pub struct Request {
 /// # Errors
 /// Anything a user can get wrong, and what can go wrong on the way.
 #[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
-pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn Collectives>>) -> Result<()> {
+pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
     let mut config = config::load(&request.config, &request.sets)?;
     let name = Path::new(&request.config).file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
     let work_dir = request.work_dir.clone().unwrap_or_else(|| Path::new("work").join(&name));
@@ -93,14 +93,14 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn 
         )));
     }
     let (device, threads) = app::device(request.device, config.train.threads, topology)?;
-    let world: &dyn Collectives = &**world.insert(app::join(device)?);
-
-    agree(world, &format!("step {start}, data {:08x} ({} images), settings {config:?}", train.split.fingerprint(), train.len()))?;
+    let world = world.insert(app::join(device)?).clone();
+    world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
+    agree(&world, &format!("step {start}, data {:08x} ({} images), settings {config:?}", train.split.fingerprint(), train.len()))?;
     let images = (train.len(), val.as_ref().map_or(0, Dataset::len));
     let batch = from.as_ref().map(|c| c.state.global_batch);
-    let plan = Plan::new(&name, config, train.categories().len(), images, device, world, threads, batch)?;
+    let plan = Plan::new(&name, config, train.categories().len(), images, device, &world, threads, batch)?;
     tch::manual_seed(plan.config.train.seed as i64);
-    let mut detector = Detector::new(&plan.config.model, plan.classes, Kind::Float, device);
+    let mut detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
     if request.dry_run {
         if plan.rank == 0 {
             println!("{}", plan.table(&detector));
@@ -108,7 +108,7 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Box<dyn 
         return Ok(());
     }
     if from.is_none() {
-        init::weights(&mut detector, &plan.config.model, world)?;
+        init::weights(&mut detector, &plan.config.model, &world)?;
     }
     let flat = Flat::new(&mut detector.params);
     if let Some(c) = &from {
@@ -135,7 +135,7 @@ const COCO: (usize, usize, usize) = (117_266, 5_000, 80);
 
 /// The settings of a run whose data are not there yet, as if they were COCO's.
 #[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
-fn without_data(name: &str, config: Config, device: Choice, topology: &Topology, world: &mut Option<Box<dyn Collectives>>) -> Result<()> {
+fn without_data(name: &str, config: Config, device: Choice, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
     let (train, val, classes) = COCO;
     if topology.rank == 0 {
         tracing::warn!(
@@ -144,10 +144,10 @@ fn without_data(name: &str, config: Config, device: Choice, topology: &Topology,
         );
     }
     let (device, threads) = app::device(device, config.train.threads, topology)?;
-    let world: &dyn Collectives = &**world.insert(app::join(device)?);
-    let plan = Plan::new(name, config, classes, (train, val), device, world, threads, None)?;
+    let world = world.insert(app::join(device)?).clone();
+    let plan = Plan::new(name, config, classes, (train, val), device, &world, threads, None)?;
     if plan.rank == 0 {
-        let detector = Detector::new(&plan.config.model, plan.classes, Kind::Float, device);
+        let detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
         println!("{}", plan.table(&detector));
     }
     Ok(())
@@ -190,8 +190,8 @@ fn check_resume(c: &Checkpoint, train: &Dataset, config: &Config) -> Result<()> 
 }
 
 /// Every rank must have read the same: with a work directory or data of its own a node would train something else.
-fn agree(world: &dyn Collectives, mine: &str) -> Result<()> {
-    let first = world.broadcast_bytes(mine.as_bytes().to_vec())?;
+fn agree(world: &World, mine: &str) -> Result<()> {
+    let first = world.broadcast_bytes(mine.as_bytes().to_vec(), "settings")?;
     if first == mine.as_bytes() {
         return Ok(());
     }

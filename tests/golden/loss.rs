@@ -4,7 +4,7 @@ use dw::assign::dw::{CenterPrior, Inputs, Weights, terms};
 use dw::assign::{DwConfig, Formula, NegWeight, Pairs, Prior};
 use dw::loss::{Loss, reduce};
 use dw::model::Outputs;
-use dw_launch::Solo;
+use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
 use crate::case::{Case, close, group_within, number, within};
@@ -33,7 +33,7 @@ pub fn run(case: &Case, outputs: Outputs, rule: &DwConfig, prior: (&Tensor, &Ten
     };
     let (terms, weights) = terms(rule, &inputs);
     let negative_denominator = terms[2].denominator.double_value(&[]).max(1.0);
-    let loss = reduce(&terms, false, &Solo).map_err(|e| e.to_string())?;
+    let loss = reduce(&terms, false, &World::solo()).map_err(|e| e.to_string())?;
     loss.local.backward();
     Ok(Run { outputs, loss, negative_denominator, weights, pairs })
 }

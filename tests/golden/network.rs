@@ -207,7 +207,7 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     let start: Vec<Tensor> = net.params.entries.iter().map(|e| e.tensor.detach().copy()).collect();
     let (h, w) = (case.json["image_hw"][0].as_i64().unwrap_or(0), case.json["image_hw"][1].as_i64().unwrap_or(0));
     let image = fill("image", case.seed(), &[case.int("batch"), 3, h, w], &json!(["affine", -2.0, 4.0])).to_kind(kind);
-    let image = dw::train::to_device(&image, Device::Cpu);
+    let image = dw::train::to_device(&image, Device::Cpu, kind);
 
     let expected = &case.json["expected"];
     let (c, p) = net.features(&image, true);

@@ -1,0 +1,143 @@
+//! A SLURM batch script for one command, from the same text as `slurm/train_multinode.sbatch`, and its submission.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+
+use crate::collectives::{Error, Result};
+
+/// The script and what it sources, which a written script carries inside.
+const TEMPLATE: &str = include_str!("../../slurm/train_multinode.sbatch");
+const ENVIRONMENT: &str = include_str!("../../slurm/env.sh");
+
+/// What the batch script asks SLURM for.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "With --slurm")]
+pub struct Batch {
+    /// Time limit, as 12:00:00
+    #[arg(long, requires = "slurm")]
+    pub time: Option<String>,
+    /// Partition
+    #[arg(long, requires = "slurm")]
+    pub partition: Option<String>,
+    /// Account
+    #[arg(long, requires = "slurm")]
+    pub account: Option<String>,
+    /// GPUs of a node (0: none are asked for)
+    #[arg(long, requires = "slurm")]
+    pub gpus_per_node: Option<usize>,
+    /// Cores of a rank
+    #[arg(long, requires = "slurm")]
+    pub cpus_per_task: Option<usize>,
+    /// Name of the job
+    #[arg(long, requires = "slurm", default_value = "dw")]
+    pub job_name: String,
+    /// Where to write the script [default: dw-JOB_NAME.sbatch]
+    #[arg(long, requires = "slurm", value_name = "FILE")]
+    pub script: Option<PathBuf>,
+    /// Write the script and do not submit it
+    #[arg(long, requires = "slurm")]
+    pub no_submit: bool,
+}
+
+/// The script's text. `ranks` over all `nodes`; `program` as typed after `--`; `options` go to dw-launch inside the job.
+///
+/// # Errors
+/// Ranks that the nodes cannot share evenly.
+pub fn script(b: &Batch, ranks: usize, nodes: usize, options: &[String], program: &[String]) -> Result<String> {
+    if !ranks.is_multiple_of(nodes) {
+        return Err(Error(format!("-n {ranks} ranks cannot be shared evenly by --nodes {nodes}")));
+    }
+    let per_node = ranks / nodes;
+    let set = |name: &str, value: Option<String>| (name.to_owned(), value);
+    let gpus = b.gpus_per_node.unwrap_or(per_node);
+    let directives = [
+        set("job-name", Some(b.job_name.clone())),
+        set("nodes", Some(nodes.to_string())),
+        set("ntasks-per-node", Some(per_node.to_string())),
+        set("gpus-per-node", (gpus > 0).then(|| gpus.to_string())),
+        set("cpus-per-task", b.cpus_per_task.map(|n| n.to_string())),
+        set("time", b.time.clone()),
+        set("partition", b.partition.clone()),
+        set("account", b.account.clone()),
+    ];
+    let mut out = vec![];
+    for line in TEMPLATE.lines() {
+        // Its own values of these give way; the others (signal, requeue, output) stay.
+        let given = line.strip_prefix("#SBATCH --").and_then(|d| directives.iter().find(|(name, _)| d.split('=').next() == Some(name)));
+        match given {
+            Some((name, _)) if matches!(name.as_str(), "time") && b.time.is_none() => out.push(line.to_owned()),
+            Some((name, _)) if name == "cpus-per-task" && b.cpus_per_task.is_none() && gpus > 0 => out.push(line.to_owned()),
+            Some(_) => {}
+            None if line.starts_with("#!") => {
+                out.push(line.to_owned());
+                out.extend(directives.iter().filter_map(|(n, v)| v.as_ref().map(|v| format!("#SBATCH --{n}={v}"))));
+            }
+            None if line.starts_with("source ") => out.extend(ENVIRONMENT.lines().filter(|l| !l.starts_with("#!")).map(str::to_owned)),
+            None if line.starts_with("run ") => {
+                let words: Vec<String> = options.iter().chain(std::iter::once(&"--".to_owned())).chain(program).map(|w| quote(w)).collect();
+                out.push(format!("run dw-launch {}", words.join(" ")));
+            }
+            None => out.push(line.to_owned()),
+        }
+    }
+    Ok(out.join("\n") + "\n")
+}
+
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+/// Writes a script beside, then renames it.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".writing");
+    std::fs::write(&aside, text)
+        .and_then(|()| std::fs::rename(&aside, path))
+        .map_err(|e| Error(format!("cannot write the batch script {}: {e}", path.display())))
+}
+
+/// Submits a script; returns what sbatch says.
+///
+/// # Errors
+/// No sbatch, or a script that it refuses.
+pub fn submit(path: &Path) -> Result<String> {
+    let hint = format!("hint: the script is in {}; submit it where sbatch is", path.display());
+    let out = Command::new("sbatch").arg(path).output().map_err(|e| Error(format!("cannot run sbatch: {e}\n{hint}")))?;
+    let text = |b: &[u8]| String::from_utf8_lossy(b).trim().to_owned();
+    if out.status.success() {
+        Ok(text(&out.stdout))
+    } else {
+        Err(Error(format!("sbatch refused {}: {}", path.display(), text(&out.stderr))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_script_carries_the_request() {
+        let b = Batch { time: Some("1:00:00".into()), job_name: "r50".into(), ..Batch::default() };
+        let text = script(&b, 16, 2, &words("--max-restarts 2"), &words("dw-train dw_r50_fpn_1x --set a='x")).unwrap();
+        for line in
+            ["#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=8", "#SBATCH --gpus-per-node=8", "#SBATCH --time=1:00:00", "#SBATCH --requeue"]
+        {
+            assert_eq!(text.lines().filter(|l| *l == line).count(), 1, "{line}\n{text}");
+        }
+        assert!(text.contains(r"run dw-launch --max-restarts 2 -- dw-train dw_r50_fpn_1x --set 'a='\''x'"), "{text}");
+        assert!(!text.contains("source ") && text.starts_with("#!"), "it stands alone");
+        let cpu = script(&Batch { gpus_per_node: Some(0), ..Batch::default() }, 2, 1, &[], &words("true")).unwrap();
+        assert!(!cpu.contains("gpus-per-node"), "{cpu}");
+        assert!(script(&b, 3, 2, &[], &[]).unwrap_err().to_string().contains("evenly"));
+    }
+}

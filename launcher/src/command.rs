@@ -1,0 +1,263 @@
+//! The command that starts the ranks: mpirun or srun, with the flags that this machine needs.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::ValueEnum;
+
+use crate::collectives::{Error, Result};
+
+/// What starts the ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Starter {
+    /// srun inside a SLURM allocation whose srun speaks PMIx, else mpirun.
+    Auto,
+    /// Open MPI's mpirun.
+    Mpirun,
+    /// SLURM's srun.
+    Srun,
+}
+
+/// Binding of ranks to cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Bind {
+    /// None in containers and with more ranks than cores, else numa.
+    Auto,
+    /// Not at all.
+    None,
+    /// To a memory domain each.
+    Numa,
+    /// To their share of the cores.
+    Core,
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Ranks; by default one for each task or GPU.
+    pub ranks: Option<usize>,
+    /// Machines.
+    pub nodes: Option<usize>,
+    /// Hosts for mpirun, as `a:4,b:4`.
+    pub hosts: Option<String>,
+    /// What starts them.
+    pub starter: Starter,
+    /// Binding.
+    pub bind: Bind,
+    /// Threads of a rank; by default the node's cores shared.
+    pub threads: Option<usize>,
+    /// Program and arguments.
+    pub program: Vec<String>,
+}
+
+/// What decides the flags.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Cores this process may use.
+    pub cores: usize,
+    /// GPUs of this node.
+    pub gpus: usize,
+    /// Running as root.
+    pub root: bool,
+    /// In a container.
+    pub container: bool,
+    /// Inside a SLURM allocation: its tasks and nodes.
+    pub slurm: Option<(usize, usize)>,
+    /// srun speaks PMIx.
+    pub srun_pmix: bool,
+    /// Names of variables that the ranks should see.
+    pub variables: Vec<String>,
+}
+
+/// Prefixes of variables that the ranks of other nodes need, too.
+const EXPORTED: [&str; 8] = ["DW_", "NCCL_", "OMP_", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PATH", "RUST_", "XDG_CACHE_HOME"];
+
+impl Machine {
+    /// This machine.
+    pub fn here() -> Self {
+        let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
+        let slurm =
+            std::env::var_os("SLURM_JOB_ID").map(|_| (number("SLURM_NTASKS").unwrap_or(1), number("SLURM_JOB_NUM_NODES").unwrap_or(1)));
+        let gpus = output("nvidia-smi", &["-L"]).map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count());
+        let in_cgroup = std::fs::read_to_string("/proc/1/cgroup").is_ok_and(|t| t.contains("docker") || t.contains("kubepods"));
+        Self {
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            gpus,
+            // SAFETY: asks for a number.
+            root: unsafe { libc::geteuid() } == 0,
+            container: in_cgroup || ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists()),
+            srun_pmix: slurm.is_some() && output("srun", &["--mpi=list"]).is_some_and(|t| t.contains("pmix")),
+            slurm,
+            variables: std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect(),
+        }
+    }
+}
+
+/// What a program prints, on both streams; `None` where it is missing or fails.
+fn output(program: &str, args: &[&str]) -> Option<String> {
+    let out = Command::new(program).args(args).output().ok()?;
+    out.status.success().then(|| String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+}
+
+/// A command to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Ranks it starts.
+    pub ranks: usize,
+    /// Is it srun?
+    pub srun: bool,
+    /// Ranks on other machines than this one are possible.
+    pub remote: bool,
+    /// Program and arguments.
+    pub argv: Vec<OsString>,
+    /// Variables to set.
+    pub env: Vec<(String, String)>,
+}
+
+impl Launch {
+    /// Decides.
+    ///
+    /// # Errors
+    /// Requests that contradict each other or the machine.
+    pub fn new(r: &Request, m: &Machine) -> Result<Self> {
+        let srun = match r.starter {
+            Starter::Srun if m.slurm.is_none() => {
+                return Err(Error("srun needs a SLURM allocation\nhint: submit with `dw-launch --slurm ...`, or inside salloc".into()));
+            }
+            Starter::Srun => true,
+            Starter::Mpirun => false,
+            Starter::Auto => m.slurm.is_some() && m.srun_pmix && r.hosts.is_none(),
+        };
+        if r.ranks == Some(0) {
+            return Err(Error("-n 0: expected at least one rank".into()));
+        }
+        let nodes = r.nodes.or(m.slurm.map(|s| s.1)).unwrap_or(1).max(1);
+        if nodes > 1 && m.slurm.is_none() && r.hosts.is_none() {
+            return Err(Error(format!(
+                "--nodes {nodes}: outside of SLURM the machines must be named\nhint: --hosts a:8,b:8, or submit with --slurm"
+            )));
+        }
+        let named = r.hosts.as_deref().map(|h| h.split(',').map(|h| h.split_once(':').and_then(|s| s.1.parse().ok()).unwrap_or(1)).sum());
+        let ranks = r.ranks.or(named).or(m.slurm.map(|s| s.0)).unwrap_or((m.gpus * nodes).max(1));
+        let per_node = ranks.div_ceil(nodes.max(r.hosts.as_ref().map_or(1, |h| h.split(',').count())));
+        let threads = r.threads.unwrap_or((m.cores / per_node).max(1));
+        let crowded = per_node > m.cores;
+        let bind = match r.bind {
+            Bind::Auto if m.container || crowded => "none",
+            Bind::None => "none",
+            Bind::Auto | Bind::Numa => "numa",
+            Bind::Core => "core",
+        };
+        let mut env = vec![("OMP_NUM_THREADS".to_owned(), threads.to_string())];
+        let mut argv: Vec<OsString> = vec![];
+        let mut push = |words: &[&str]| argv.extend(words.iter().map(OsString::from));
+        if srun {
+            push(&["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--label", "--unbuffered"]);
+            push(&[&format!("--ntasks={ranks}"), &format!("--nodes={nodes}"), "--export=ALL"]);
+            // Binding follows the allocation; overcommit lets small tests run more tasks than cores.
+            if crowded {
+                push(&["--overcommit"]);
+            }
+        } else {
+            push(&["mpirun", "-n", &ranks.to_string(), "--tag-output"]);
+            if let Some(hosts) = &r.hosts {
+                push(&["--host", hosts]);
+            }
+            if crowded {
+                push(&["--oversubscribe"]);
+            }
+            push(&["--bind-to", bind]);
+            if m.root {
+                for name in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] {
+                    env.push((name.to_owned(), "1".to_owned()));
+                }
+            }
+            let board = [crate::board::VARIABLE.to_owned(), "OMP_NUM_THREADS".to_owned()];
+            let own = m.variables.iter().filter(|v| EXPORTED.iter().any(|p| v.starts_with(p))).cloned();
+            let mut exported: Vec<String> = own.chain(board).collect();
+            exported.sort();
+            exported.dedup();
+            for name in exported {
+                push(&["-x", &name]);
+            }
+        }
+        argv.extend(r.program.iter().enumerate().map(|(i, word)| if i == 0 { locate(word) } else { word.into() }));
+        let remote = srun || r.hosts.is_some() || m.slurm.is_some_and(|s| s.1 > 1);
+        Ok(Self { ranks, srun, remote, argv, env })
+    }
+
+    /// The command as one would type it.
+    pub fn line(&self) -> String {
+        let quote = |w: &OsString| {
+            let w = w.to_string_lossy();
+            let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
+            if !w.is_empty() && w.chars().all(plain) { w.into_owned() } else { format!("'{}'", w.replace('\'', r"'\''")) }
+        };
+        let env = self.env.iter().map(|(k, v)| format!("{k}={v}"));
+        env.chain(self.argv.iter().map(quote)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A program of ours lies beside this one; others are found as the shell finds them.
+fn locate(program: &str) -> OsString {
+    if program.contains('/') {
+        return program.into();
+    }
+    let beside: Option<PathBuf> = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(program)));
+    beside.filter(|p| p.is_file()).map_or_else(|| program.into(), Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine { cores: 64, gpus: 8, root: false, container: false, slurm: None, srun_pmix: false, variables: vec![] }
+    }
+
+    fn request() -> Request {
+        let program = vec!["dw-train".to_owned(), "a b".to_owned()];
+        Request { ranks: None, nodes: None, hosts: None, starter: Starter::Auto, bind: Bind::Auto, threads: None, program }
+    }
+
+    #[test]
+    fn one_node_gives_each_gpu_a_rank() {
+        let l = Launch::new(&request(), &machine()).unwrap();
+        assert_eq!((l.ranks, l.srun, l.remote), (8, false, false));
+        let line = l.line();
+        assert!(line.starts_with("OMP_NUM_THREADS=8 mpirun -n 8 --tag-output --bind-to numa"), "{line}");
+        assert!(line.ends_with("'a b'") && line.contains("-x DW_BOARD"), "{line}");
+    }
+
+    #[test]
+    fn root_containers_and_too_many_ranks() {
+        let m =
+            Machine { cores: 2, gpus: 0, root: true, container: true, variables: vec!["NCCL_DEBUG".into(), "HOME".into()], ..machine() };
+        let line = Launch::new(&Request { ranks: Some(3), ..request() }, &m).unwrap().line();
+        for word in ["OMPI_ALLOW_RUN_AS_ROOT=1", "--oversubscribe", "--bind-to none", "-x NCCL_DEBUG", "OMP_NUM_THREADS=1 "] {
+            assert!(line.contains(word), "{word}: {line}");
+        }
+        assert!(!line.contains("HOME"), "{line}");
+    }
+
+    #[test]
+    fn an_allocation_is_used_whole_by_srun_or_mpirun() {
+        let m = Machine { slurm: Some((16, 2)), srun_pmix: true, ..machine() };
+        let l = Launch::new(&request(), &m).unwrap();
+        assert!(l.srun && l.remote && l.ranks == 16);
+        assert!(l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"), "{}", l.line());
+        let l = Launch::new(&request(), &Machine { srun_pmix: false, ..m }).unwrap();
+        assert!(!l.srun && l.line().contains("mpirun -n 16 "), "{}", l.line());
+    }
+
+    #[test]
+    fn contradictions_are_told() {
+        let bad = |r: Request| Launch::new(&r, &machine()).unwrap_err().to_string();
+        assert!(bad(Request { nodes: Some(2), ..request() }).contains("--hosts"));
+        assert!(bad(Request { starter: Starter::Srun, ..request() }).contains("allocation"));
+        assert!(bad(Request { ranks: Some(0), ..request() }).contains("at least one"));
+        let two = Launch::new(&Request { hosts: Some("a:4,b:4".into()), ..request() }, &machine()).unwrap();
+        assert!(two.remote && two.ranks == 8 && two.line().contains("--host a:4,b:4"));
+    }
+}

@@ -1,0 +1,115 @@
+//! A memory-mapped file that is cut short or whose storage goes away is told by the system as SIGBUS, whose default is a
+//! death without a word. Here the rank names the file and ends with exit code 3.
+//!
+//! The handler calls only what POSIX allows in one: open, read, write, _exit.
+
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+static RANK: AtomicUsize = AtomicUsize::new(0);
+
+/// Names the file on SIGBUS from now on.
+pub fn tell(rank: usize) {
+    RANK.store(rank, Ordering::Relaxed);
+    // SAFETY: the handler has the signature that SA_SIGINFO asks for and calls async-signal-safe functions only.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigemptyset(&raw mut action.sa_mask);
+        libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut());
+    }
+}
+
+fn say(text: &[u8]) {
+    // SAFETY: writes bytes of a live slice.
+    unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+}
+
+extern "C" fn handler(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+    // SAFETY: the system gives a valid pointer.
+    let address = unsafe { (*info).si_addr() } as usize;
+    let mut digits = [0u8; 20];
+    say(b"error: rank ");
+    say(decimal(RANK.load(Ordering::Relaxed), &mut digits));
+    say(b" lost a mapped file: ");
+    let mut line = [0u8; 4352];
+    say(path_at(address, &mut line).unwrap_or(b"(unknown)"));
+    say(b"\nhint: it was cut short or its storage went away while it was read; check it with `dw-pack verify` (exit code 3)\n");
+    // SAFETY: ends the process at once; the launcher ends the peers.
+    unsafe { libc::_exit(3) }
+}
+
+fn decimal(mut n: usize, digits: &mut [u8; 20]) -> &[u8] {
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            return &digits[at..];
+        }
+    }
+}
+
+/// Path of the mapping that holds an address, from /proc/self/maps.
+fn path_at(address: usize, line: &mut [u8; 4352]) -> Option<&[u8]> {
+    // SAFETY: a constant path; the descriptor is read below and closed with the process.
+    let file = unsafe { libc::open(c"/proc/self/maps".as_ptr(), libc::O_RDONLY) };
+    let (mut chunk, mut len) = ([0u8; 4096], 0);
+    loop {
+        // SAFETY: reads into a live array of that length.
+        let n = unsafe { libc::read(file, chunk.as_mut_ptr().cast(), chunk.len()) };
+        if n <= 0 {
+            return None;
+        }
+        for &byte in &chunk[..n as usize] {
+            if byte != b'\n' {
+                if len < line.len() {
+                    line[len] = byte;
+                    len += 1;
+                }
+                continue;
+            }
+            if let Some(start) = path_in(&line[..len], address) {
+                return Some(&line[start..len]);
+            }
+            len = 0;
+        }
+    }
+}
+
+/// Where the path begins in a line `7f00-7fff r--s 00000000 08:01 123   /path`, if the line's range holds the address.
+fn path_in(line: &[u8], address: usize) -> Option<usize> {
+    let mut at = 0;
+    let mut number = |end: u8| {
+        let mut value = 0usize;
+        while at < line.len() && line[at] != end {
+            value = value << 4 | (line[at] as char).to_digit(16)? as usize;
+            at += 1;
+        }
+        at += 1;
+        Some(value)
+    };
+    let (first, last) = (number(b'-')?, number(b' ')?);
+    if !(first..last).contains(&address) {
+        return None;
+    }
+    line.iter().position(|&b| b == b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_path_of_an_address() {
+        let line = b"7f10-7f20 r--s 00000000 08:01 123   /data/a b.dwshard";
+        assert_eq!(path_in(line, 0x7f18).map(|at| &line[at..]), Some(&b"/data/a b.dwshard"[..]));
+        assert_eq!(path_in(line, 0x7f20), None);
+        assert_eq!(decimal(0, &mut [0; 20]), b"0");
+        assert_eq!(decimal(4096, &mut [0; 20]), b"4096");
+        let own = path_at(finds_the_path_of_an_address as *const () as usize, &mut [0; 4352]).map(<[u8]>::to_vec);
+        assert!(own.is_some_and(|p| p.starts_with(b"/")), "the test binary itself is mapped");
+    }
+}

@@ -1,0 +1,384 @@
+//! Runs a job and starts it again when a rank was lost: forwards output and signals, knows from the board who failed
+//! first, and never waits for a launcher that does not end.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::board::{Board, Seen, VARIABLE};
+use crate::collectives::{Error, Result};
+use crate::command::Launch;
+use crate::host;
+
+const POLL: Duration = Duration::from_millis(50);
+/// After the first failure the launcher gets this long to end the others.
+const TEAR_DOWN: Duration = Duration::from_secs(8);
+/// A rank that has said nothing for this long when another gave up waiting is the one behind.
+const SILENT: Duration = Duration::from_millis(2500);
+
+/// What to do beside the job.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Times to start again after a lost rank.
+    pub max_restarts: usize,
+    /// Pause before that.
+    pub restart_delay: Duration,
+    /// What a checkpoint may take after INT or TERM.
+    pub grace: Duration,
+    /// Leave standard output as the ranks write it.
+    pub raw_stdout: bool,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Exit code.
+    pub code: i32,
+    /// A rank was lost: starting again may help.
+    pub lost: bool,
+    /// What happened, for people.
+    pub text: String,
+}
+
+/// Signals that came to the supervisor, counted.
+struct Signals {
+    usr1: Arc<AtomicUsize>,
+    end: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+        let s = Self { usr1: Arc::default(), end: Arc::default() };
+        for (signal, counter) in [(SIGUSR1, &s.usr1), (SIGINT, &s.end), (SIGTERM, &s.end)] {
+            let counter = counter.clone();
+            let count = move || {
+                counter.fetch_add(1, Ordering::Relaxed);
+            };
+            // SAFETY: the handler only adds to an atomic number.
+            unsafe { signal_hook::low_level::register(signal, count) }.map_err(|e| Error(format!("cannot listen to signals: {e}")))?;
+        }
+        Ok(s)
+    }
+
+    fn any(&self) -> bool {
+        self.usr1.load(Ordering::Relaxed) + self.end.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// Runs the job to its end.
+///
+/// # Errors
+/// The launcher cannot be started.
+pub fn run(launch: &Launch, options: &Options) -> Result<i32> {
+    let signals = Signals::listen()?;
+    let mut launch = launch.clone();
+    for restarts in 0.. {
+        let verdict = attempt(&launch, options, &signals)?;
+        if !verdict.text.is_empty() {
+            say(&verdict.text);
+        }
+        if !verdict.lost || restarts == options.max_restarts || signals.any() {
+            if verdict.lost && options.max_restarts > 0 && restarts == options.max_restarts {
+                say(&format!("started again {restarts} times, as allowed by --max-restarts: giving up"));
+            }
+            return Ok(verdict.code);
+        }
+        say(&format!("starting again from the newest checkpoint ({} of {})", restarts + 1, options.max_restarts));
+        std::thread::sleep(options.restart_delay);
+        resume_automatically(&mut launch);
+    }
+    unreachable!("the loop ends at the last restart")
+}
+
+#[expect(clippy::print_stderr, reason = "the supervisor's log")]
+fn say(text: &str) {
+    eprintln!("dw-launch: {text}");
+}
+
+/// `--resume none` and `--resume PATH` are meant for the first start.
+fn resume_automatically(launch: &mut Launch) {
+    let words = &mut launch.argv;
+    for i in 0..words.len() {
+        let word = words[i].to_string_lossy().into_owned();
+        if word == "--resume" && i + 1 < words.len() {
+            words[i + 1] = "auto".into();
+        } else if word.starts_with("--resume=") {
+            words[i] = "--resume=auto".into();
+        }
+    }
+}
+
+fn attempt(launch: &Launch, options: &Options, signals: &Signals) -> Result<Verdict> {
+    let mut board = Board::open(!launch.remote).map_err(|e| Error(format!("cannot open the board: {e}")))?;
+    let hosts = if launch.remote { addresses() } else { vec![Ipv4Addr::LOCALHOST.to_string()] };
+    let address = board.variable(&hosts).map_err(|e| Error(format!("cannot open the board: {e}")))?;
+    let program = launch.argv[0].to_string_lossy().into_owned();
+    let mut child = Command::new(&launch.argv[0])
+        .args(&launch.argv[1..])
+        .envs(launch.env.iter().map(|(k, v)| (k, v)))
+        .env(VARIABLE, address)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // A Ctrl-C of the terminal comes to the supervisor alone, which asks for a checkpoint first.
+        .process_group(0)
+        .spawn()
+        .map_err(|e| {
+            Error(format!("cannot start {program}: {e}\nhint: `make setup` installs Open MPI; a module system may need `module load`"))
+        })?;
+    let cause = Arc::new(Mutex::new(None));
+    let readers = [
+        forward(child.stdout.take(), std::io::stdout(), options.raw_stdout, &cause),
+        forward(child.stderr.take(), std::io::stderr(), false, &cause),
+    ];
+    let (status, first) = watch(&mut child, &mut board, options, signals)?;
+    for reader in readers.into_iter().flatten() {
+        let _ = reader.join();
+    }
+    let cause = cause.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(verdict(status, first, &board, cause.as_deref()))
+}
+
+/// Waits for the end; returns it with the rank that failed first.
+fn watch(child: &mut Child, board: &mut Board, options: &Options, signals: &Signals) -> Result<(ExitStatus, Option<usize>)> {
+    let mut first: Option<(usize, Instant)> = None;
+    let mut asked: Option<Instant> = None;
+    let (mut usr1, mut ends) = (signals.usr1.load(Ordering::Relaxed), 0);
+    loop {
+        std::thread::sleep(POLL);
+        board.look();
+        if first.is_none() {
+            first = first_failure(board).map(|rank| (rank, Instant::now()));
+        }
+        if let Some(status) = child.try_wait().map_err(|e| Error(format!("cannot wait for the launcher: {e}")))? {
+            // What the ranks said last may still be on its way.
+            std::thread::sleep(POLL);
+            board.look();
+            return Ok((status, first.map(|f| f.0).or_else(|| first_failure(board))));
+        }
+        if signals.usr1.load(Ordering::Relaxed) > usr1 {
+            usr1 += 1;
+            signal(child, libc::SIGUSR1);
+        }
+        let now = signals.end.load(Ordering::Relaxed);
+        if now > ends {
+            ends = now;
+            if ends == 1 {
+                say(&format!("asking the ranks for a checkpoint; they have {} s (once more: end at once)", options.grace.as_secs()));
+                signal(child, libc::SIGUSR1);
+                asked = Some(Instant::now());
+            } else {
+                signal(child, libc::SIGTERM);
+                asked = Some(Instant::now().checked_sub(options.grace).unwrap_or_else(Instant::now));
+            }
+        }
+        let late = asked.is_some_and(|t| t.elapsed() > options.grace + TEAR_DOWN) || first.is_some_and(|f| f.1.elapsed() > TEAR_DOWN);
+        if late {
+            say("the launcher does not end: killing it");
+            kill_group(child);
+        } else if asked.is_some_and(|t| t.elapsed() > options.grace) && ends == 1 {
+            signal(child, libc::SIGTERM);
+            ends = usize::MAX;
+        }
+    }
+}
+
+fn signal(child: &Child, signal: i32) {
+    // SAFETY: the child is not reaped before its status was taken, so its number is still its own.
+    unsafe { libc::kill(child.id() as i32, signal) };
+}
+
+fn kill_group(child: &Child) {
+    // SAFETY: as above; the child leads a group of its own.
+    unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+}
+
+/// The rank that failed first: it said so, or its connection closed without a word.
+fn first_failure(board: &Board) -> Option<usize> {
+    let failed = |s: &Seen| match &s.state.end {
+        Some((0, _)) => None,
+        Some(_) => Some(s.at),
+        None => s.closed,
+    };
+    board.ranks.iter().filter_map(|(rank, s)| Some((failed(s)?, *rank))).min().map(|f| f.1)
+}
+
+fn verdict(status: ExitStatus, first: Option<usize>, board: &Board, cause: Option<&str>) -> Verdict {
+    let own = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    if own == 0 {
+        return Verdict { code: 0, lost: false, text: String::new() };
+    }
+    let Some(seen) = first.and_then(|rank| board.ranks.get(&rank)) else {
+        // Nobody was at the board: a mistake before the ranks joined, or another program.
+        let lost = own > 128 || own == 4;
+        let code = if lost { 4 } else { own };
+        let text = if code == 75 { String::new() } else { format!("the job ended with code {own}") };
+        return Verdict { code, lost, text };
+    };
+    let s = &seen.state;
+    let place = |s: &crate::board::State| format!("rank {} on {} (process {}, step {})", s.rank, s.host, s.pid, s.step);
+    let others = board.ranks.values().filter(|o| o.state.rank != s.rank);
+    match &s.end {
+        Some((75, _)) => Verdict { code: 75, lost: false, text: String::new() },
+        Some((4, why)) => {
+            let behind: Vec<String> = board
+                .ranks
+                .values()
+                .filter(|o| o.state.end.is_none() && (o.at + SILENT < seen.at || o.state.call < s.call))
+                .map(|o| {
+                    let silent = seen.at.saturating_duration_since(o.at).as_secs_f64();
+                    format!(
+                        "\n  behind: {}, silent for {silent:.1} s, its last collective #{} `{}`",
+                        place(&o.state),
+                        o.state.call,
+                        o.state.tag
+                    )
+                })
+                .collect();
+            Verdict { code: 4, lost: true, text: format!("{} gave up: {why}{}", place(s), behind.concat()) }
+        }
+        Some((code, why)) => Verdict {
+            code: *code,
+            lost: false,
+            text: format!("{} failed first, with code {code}: {}", place(s), why.lines().next().unwrap_or_default()),
+        },
+        None => {
+            let cause = cause.map_or_else(String::new, |c| format!(": {c}"));
+            let waiting: Vec<String> = others
+                .map(|o| {
+                    let w = o.state.waiting_s.map_or_else(String::new, |w| format!(" for {w:.1} s"));
+                    format!("\n  rank {} on {} was in collective #{} `{}`{w}", o.state.rank, o.state.host, o.state.call, o.state.tag)
+                })
+                .collect();
+            // An exit code that a process chose is told; one that stands for a signal, or none, means that it was lost.
+            let chosen = (1..128).contains(&own) && cause.is_empty() && own != 1;
+            let (code, lost) = if chosen { (own, own == 4) } else { (4, true) };
+            let last = format!("its last collective was #{} `{}`", s.call, s.tag);
+            Verdict { code, lost, text: format!("{} was lost{cause}; {last}{}", place(s), waiting.concat()) }
+        }
+    }
+}
+
+/// Copies a stream line by line, the rank in front.
+fn forward<R: Read + Send + 'static, W: Write + Send + 'static>(
+    from: Option<R>,
+    mut to: W,
+    raw: bool,
+    cause: &Arc<Mutex<Option<String>>>,
+) -> Option<JoinHandle<()>> {
+    let (from, cause) = (from?, cause.clone());
+    let copy = move || {
+        let mut lines = BufReader::new(from);
+        let mut line = vec![];
+        while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            let text = String::from_utf8_lossy(&line).into_owned();
+            if let Some(found) = death(&text) {
+                cause.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
+            }
+            let text = match untag(&text) {
+                Some((_, rest)) if raw => rest.to_owned(),
+                Some((rank, rest)) => format!("[{rank}] {rest}"),
+                None => text,
+            };
+            // A reader that has gone away does not end the training.
+            let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+            line.clear();
+        }
+    };
+    std::thread::Builder::new().name("dw-output".into()).spawn(copy).ok()
+}
+
+/// Rank and text of mpirun's `[1,RANK]<stderr>:text` or srun's `RANK: text`.
+fn untag(line: &str) -> Option<(usize, &str)> {
+    if let Some(rest) = line.strip_prefix('[') {
+        let (place, text) = rest.split_once("]<std")?;
+        let text = text.strip_prefix("out>:").or_else(|| text.strip_prefix("err>:"))?;
+        return Some((place.split_once(',')?.1.parse().ok()?, text));
+    }
+    let (rank, text) = line.trim_start().split_once(':')?;
+    Some((rank.parse().ok()?, text.strip_prefix(' ').unwrap_or(text)))
+}
+
+/// What a launcher says about a process that a signal ended.
+fn death(line: &str) -> Option<String> {
+    if let Some((_, rest)) = line.split_once(" exited on signal ") {
+        return Some(format!("signal {}", rest.trim().trim_end_matches('.')));
+    }
+    let killed = line.contains("srun: error:") && ["Killed", "Aborted", "Segmentation fault", "Bus error"].iter().any(|w| line.contains(w));
+    killed.then(|| line.trim().trim_start_matches("srun: error: ").to_owned())
+}
+
+/// Names by which other machines may reach this one.
+fn addresses() -> Vec<String> {
+    let mut found = vec![host()];
+    // The address of the interface that the default route uses; nothing is sent.
+    let routed = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|s| {
+        s.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        s.local_addr()
+    });
+    found.extend(routed.ok().map(|a| a.ip().to_string()));
+    found.push(Ipv4Addr::LOCALHOST.to_string());
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::board::State;
+
+    #[test]
+    fn output_shows_the_rank() {
+        assert_eq!(untag("[1,3]<stderr>:loss: 4\n"), Some((3, "loss: 4\n")));
+        assert_eq!(untag("[1,0]<stdout>:\n"), Some((0, "\n")));
+        assert_eq!(untag(" 5: text: more\n"), Some((5, "text: more\n")));
+        assert_eq!(untag("error: no such thing\n"), None);
+        assert_eq!(untag("[rank 1] error: x\n"), None);
+        let line = "mpirun noticed that process rank 1 with PID 0 on node n1 exited on signal 9 (Killed).\n";
+        assert_eq!(death(line).unwrap(), "signal 9 (Killed)");
+        assert_eq!(death("srun: error: n1: task 1: Killed\n").unwrap(), "n1: task 1: Killed");
+    }
+
+    fn seen(rank: usize, call: u64, ago_ms: u64, end: Option<(i32, &str)>, closed: bool) -> (usize, Seen) {
+        let at = Instant::now().checked_sub(Duration::from_millis(ago_ms)).unwrap();
+        let end = end.map(|(c, t)| (c, t.to_owned()));
+        let state = State { rank, host: format!("n{rank}"), pid: 9, step: 5, call, tag: "loss".into(), waiting_s: Some(0.5), end };
+        (rank, Seen { state, at, closed: closed.then_some(at) })
+    }
+
+    fn judge(code: i32, ranks: Vec<(usize, Seen)>) -> Verdict {
+        let mut board = Board::open(true).unwrap();
+        board.ranks = ranks.into_iter().collect();
+        verdict(ExitStatus::from_raw(code << 8), first_failure(&board), &board, None)
+    }
+
+    #[test]
+    fn the_first_failure_decides() {
+        let v = judge(137, vec![seen(0, 8, 100, None, true), seen(1, 7, 900, None, true)]);
+        assert_eq!((v.code, v.lost), (4, true));
+        assert!(v.text.contains("rank 1 on n1") && v.text.contains("rank 0 on n0 was in collective #8 `loss` for 0.5 s"), "{}", v.text);
+        let v = judge(3, vec![seen(0, 8, 100, None, true), seen(1, 7, 900, Some((3, "bad shard\nmore")), true)]);
+        assert_eq!((v.code, v.lost), (3, false));
+        assert!(v.text.contains("code 3: bad shard"), "{}", v.text);
+        let v = judge(4, vec![seen(0, 8, 100, Some((4, "waited 10.0 s")), false), seen(1, 7, 9000, None, false)]);
+        assert_eq!((v.code, v.lost), (4, true));
+        assert!(v.text.contains("behind: rank 1 on n1 (process 9, step 5), silent for 8.9 s"), "{}", v.text);
+        assert_eq!(judge(75, vec![seen(0, 8, 1, Some((75, "")), true)]).code, 75);
+        assert_eq!(judge(7, vec![seen(0, 8, 1, None, true)]).code, 7);
+        let v = judge(2, vec![]);
+        assert_eq!((v.code, v.lost), (2, false));
+    }
+
+    #[test]
+    fn a_restart_resumes() {
+        let argv = ["mpirun", "dw-train", "--resume", "none", "--resume=x"].map(Into::into).to_vec();
+        let mut launch = Launch { ranks: 1, srun: false, remote: false, argv, env: vec![] };
+        resume_automatically(&mut launch);
+        assert_eq!(launch.argv[3..], ["auto", "--resume=auto"].map(std::ffi::OsString::from));
+    }
+}
