@@ -30,7 +30,6 @@ pub static VERSION: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Runs a program as one rank of a job. Errors are told once and end every rank.
-#[expect(clippy::print_stderr, reason = "the program's own last words")]
 pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ExitCode {
     let topology = Topology::from_env();
     let filter = tracing_subscriber::EnvFilter::try_from_env("DW_LOG").unwrap_or_else(|_| "info".into());
@@ -57,7 +56,7 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) 
     if let Error::Preempted(text) = &e {
         // Decided together: every rank leaves by itself, no peer is waiting.
         if topology.rank == 0 {
-            eprintln!("{text}");
+            dw_launch::abort::last_words(text);
         }
         if let Some(world) = world {
             world.leave(75);
@@ -65,11 +64,13 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) 
         return ExitCode::from(75);
     }
     if topology.rank != 0 {
-        // Most mistakes are the same on every rank: rank 0 tells them, and its end takes the others along within seconds.
-        std::thread::sleep(std::time::Duration::from_secs(4));
+        // A mistake, or a verdict of all ranks, is the same everywhere: rank 0 tells it, and its end takes the others along
+        // within seconds. A file or memory may fail on one rank alone.
+        let same = world.is_none() || matches!(e, Error::Usage(_) | Error::NotFinite(_));
+        std::thread::sleep(std::time::Duration::from_secs(if same { 4 } else { 1 }));
     }
     let place = if topology.world > 1 { format!("[rank {}] ", topology.rank) } else { String::new() };
-    eprintln!("{place}error: {e}");
+    dw_launch::abort::last_words(&format!("{place}error: {e}"));
     match world {
         Some(world) => world.abort(e.exit_code(), &e.to_string()),
         None => ExitCode::from(e.exit_code() as u8),

@@ -30,8 +30,14 @@ pub enum Error {
     #[error("{0}")]
     Preempted(String),
     /// libtorch failed where it should not (exit code 5 when memory ran out, else 70).
-    #[error("libtorch: {0}")]
+    #[error("libtorch: {}", without_frames(&.0.to_string()))]
     Torch(#[from] tch::TchError),
+}
+
+/// libtorch puts its own stack behind what it says.
+fn without_frames(text: &str) -> String {
+    let frames = ["\nException raised from", "\nframe #0"].iter().filter_map(|mark| text.find(mark)).min();
+    text[..frames.unwrap_or(text.len())].trim_end().to_owned()
 }
 
 impl Error {

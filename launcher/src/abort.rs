@@ -1,6 +1,7 @@
 //! Ends a job: a rank that fails must take its peers with it, or they wait in a collective for ever
 //! (an early return from `main`, or a panic that unwinds, would wait for them in MPI's finalizer).
 
+use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
 use crate::watchdog::Watch;
@@ -14,8 +15,13 @@ pub(crate) fn tell_board(watch: Arc<Watch>) {
     let _ = WATCH.set(watch);
 }
 
+/// Writes to standard error in one piece: a launcher that puts the rank in front of every piece must not cut it up.
+pub fn last_words(text: &str) {
+    // Nobody is left to be told that standard error is closed.
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
 /// From now on a panic in any thread ends the whole job: exit code 5 when memory ran out, else 70 (a bug of ours).
-#[expect(clippy::print_stderr, reason = "the last words of a process")]
 pub fn install_panic_hook(rank: usize, end: fn(i32) -> !) {
     if AFTER_PANIC.set(end).is_err() {
         return;
@@ -27,7 +33,7 @@ pub fn install_panic_hook(rank: usize, end: fn(i32) -> !) {
         let small = text.to_lowercase();
         let out_of_memory = ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|t| small.contains(t));
         let (code, what) = if out_of_memory { (5, "memory ran out") } else { (70, "this is a bug in dw") };
-        eprintln!("error: rank {rank} panicked: {what} (exit code {code})");
+        last_words(&format!("error: rank {rank} panicked: {what} (exit code {code})"));
         if let Some(watch) = WATCH.get() {
             watch.tell_end(code, &format!("panicked: {what}: {}", text.lines().next().unwrap_or_default()));
         }

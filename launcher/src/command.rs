@@ -182,8 +182,10 @@ impl Launch {
                 push(&["-x", &name]);
             }
         }
-        argv.extend(r.program.iter().enumerate().map(|(i, word)| if i == 0 { locate(word) } else { word.into() }));
         let remote = srun || r.hosts.is_some() || m.slurm.is_some_and(|s| s.1 > 1);
+        for (i, word) in r.program.iter().enumerate() {
+            argv.push(if i == 0 { locate(word, remote)? } else { word.into() });
+        }
         Ok(Self { ranks, srun, remote, argv, env })
     }
 
@@ -199,13 +201,21 @@ impl Launch {
     }
 }
 
-/// A program of ours lies beside this one; others are found as the shell finds them.
-fn locate(program: &str) -> OsString {
-    if program.contains('/') {
-        return program.into();
-    }
+/// A program of ours lies beside this one; others are found as the shell finds them, on the machine where they run.
+fn locate(program: &str, remote: bool) -> Result<OsString> {
     let beside: Option<PathBuf> = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(program)));
-    beside.filter(|p| p.is_file()).map_or_else(|| program.into(), Into::into)
+    if let Some(beside) = beside.filter(|p| !program.contains('/') && p.is_file()) {
+        return Ok(beside.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        if program.contains('/') { Path::new(program).is_file() } else { std::env::split_paths(&path).any(|d| d.join(program).is_file()) };
+    if found || remote {
+        return Ok(program.into());
+    }
+    Err(Error(format!(
+        "no program `{program}`\nhint: after `--` come a program on PATH, or its path, and its arguments: dw-launch -n 2 -- dw-train"
+    )))
 }
 
 #[cfg(test)]
@@ -217,7 +227,7 @@ mod tests {
     }
 
     fn request() -> Request {
-        let program = vec!["dw-train".to_owned(), "a b".to_owned()];
+        let program = vec!["true".to_owned(), "a b".to_owned()];
         Request { ranks: None, nodes: None, hosts: None, starter: Starter::Auto, bind: Bind::Auto, threads: None, program }
     }
 

@@ -1,6 +1,7 @@
 //! Runs a job and starts it again when a rank was lost: forwards output and signals, knows from the board who failed
 //! first, and never waits for a launcher that does not end.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -137,30 +138,40 @@ fn attempt(launch: &Launch, options: &Options, signals: &Signals) -> Result<Verd
         forward(child.stdout.take(), std::io::stdout(), options.raw_stdout, &cause),
         forward(child.stderr.take(), std::io::stderr(), false, &cause),
     ];
-    let (status, first) = watch(&mut child, &mut board, options, signals)?;
+    let end = watch(&mut child, &mut board, options, signals)?;
     for reader in readers.into_iter().flatten() {
         let _ = reader.join();
     }
     let cause = cause.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(verdict(status, first, &board, cause.as_deref()))
+    Ok(verdict(&end, &board.ranks, cause.as_deref()))
 }
 
-/// Waits for the end; returns it with the rank that failed first.
-fn watch(child: &mut Child, board: &mut Board, options: &Options, signals: &Signals) -> Result<(ExitStatus, Option<usize>)> {
-    let mut first: Option<(usize, Instant)> = None;
+type Ranks = BTreeMap<usize, Seen>;
+
+/// How a launcher ended.
+struct End {
+    status: ExitStatus,
+    /// The rank that failed first, and what was known of all ranks then: a launcher that tears down wakes those that had
+    /// stopped.
+    first: Option<(usize, Ranks)>,
+}
+
+/// Waits for the end.
+fn watch(child: &mut Child, board: &mut Board, options: &Options, signals: &Signals) -> Result<End> {
+    let mut first: Option<(usize, Ranks, Instant)> = None;
+    let found = |board: &Board| Some((first_failure(&board.ranks)?, board.ranks.clone(), Instant::now()));
     let mut asked: Option<Instant> = None;
     let (mut usr1, mut ends) = (signals.usr1.load(Ordering::Relaxed), 0);
     loop {
         std::thread::sleep(POLL);
         board.look();
-        if first.is_none() {
-            first = first_failure(board).map(|rank| (rank, Instant::now()));
-        }
+        first = first.or_else(|| found(board));
         if let Some(status) = child.try_wait().map_err(|e| Error(format!("cannot wait for the launcher: {e}")))? {
             // What the ranks said last may still be on its way.
             std::thread::sleep(POLL);
             board.look();
-            return Ok((status, first.map(|f| f.0).or_else(|| first_failure(board))));
+            let first = first.or_else(|| found(board)).map(|(rank, then, _)| (rank, then));
+            return Ok(End { status, first });
         }
         if signals.usr1.load(Ordering::Relaxed) > usr1 {
             usr1 += 1;
@@ -178,7 +189,8 @@ fn watch(child: &mut Child, board: &mut Board, options: &Options, signals: &Sign
                 asked = Some(Instant::now().checked_sub(options.grace).unwrap_or_else(Instant::now));
             }
         }
-        let late = asked.is_some_and(|t| t.elapsed() > options.grace + TEAR_DOWN) || first.is_some_and(|f| f.1.elapsed() > TEAR_DOWN);
+        let late =
+            asked.is_some_and(|t| t.elapsed() > options.grace + TEAR_DOWN) || first.as_ref().is_some_and(|f| f.2.elapsed() > TEAR_DOWN);
         if late {
             say("the launcher does not end: killing it");
             kill_group(child);
@@ -200,21 +212,22 @@ fn kill_group(child: &Child) {
 }
 
 /// The rank that failed first: it said so, or its connection closed without a word.
-fn first_failure(board: &Board) -> Option<usize> {
+fn first_failure(ranks: &Ranks) -> Option<usize> {
     let failed = |s: &Seen| match &s.state.end {
         Some((0, _)) => None,
         Some(_) => Some(s.at),
         None => s.closed,
     };
-    board.ranks.iter().filter_map(|(rank, s)| Some((failed(s)?, *rank))).min().map(|f| f.1)
+    ranks.iter().filter_map(|(rank, s)| Some((failed(s)?, *rank))).min().map(|f| f.1)
 }
 
-fn verdict(status: ExitStatus, first: Option<usize>, board: &Board, cause: Option<&str>) -> Verdict {
-    let own = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+/// `ranks`: what is known of them in the end.
+fn verdict(end: &End, ranks: &Ranks, cause: Option<&str>) -> Verdict {
+    let own = end.status.code().unwrap_or_else(|| 128 + end.status.signal().unwrap_or(0));
     if own == 0 {
         return Verdict { code: 0, lost: false, text: String::new() };
     }
-    let Some(seen) = first.and_then(|rank| board.ranks.get(&rank)) else {
+    let Some((seen, then)) = end.first.as_ref().and_then(|(rank, then)| Some((ranks.get(rank)?, then))) else {
         // Nobody was at the board: a mistake before the ranks joined, or another program.
         let lost = own > 128 || own == 4;
         let code = if lost { 4 } else { own };
@@ -223,12 +236,11 @@ fn verdict(status: ExitStatus, first: Option<usize>, board: &Board, cause: Optio
     };
     let s = &seen.state;
     let place = |s: &crate::board::State| format!("rank {} on {} (process {}, step {})", s.rank, s.host, s.pid, s.step);
-    let others = board.ranks.values().filter(|o| o.state.rank != s.rank);
+    let others = ranks.values().filter(|o| o.state.rank != s.rank);
     match &s.end {
         Some((75, _)) => Verdict { code: 75, lost: false, text: String::new() },
         Some((4, why)) => {
-            let behind: Vec<String> = board
-                .ranks
+            let behind: Vec<String> = then
                 .values()
                 .filter(|o| o.state.end.is_none() && (o.at + SILENT < seen.at || o.state.call < s.call))
                 .map(|o| {
@@ -352,9 +364,9 @@ mod tests {
     }
 
     fn judge(code: i32, ranks: Vec<(usize, Seen)>) -> Verdict {
-        let mut board = Board::open(true).unwrap();
-        board.ranks = ranks.into_iter().collect();
-        verdict(ExitStatus::from_raw(code << 8), first_failure(&board), &board, None)
+        let ranks: Ranks = ranks.into_iter().collect();
+        let first = first_failure(&ranks).map(|rank| (rank, ranks.clone()));
+        verdict(&End { status: ExitStatus::from_raw(code << 8), first }, &ranks, None)
     }
 
     #[test]

@@ -145,13 +145,12 @@ impl Thread {
         }
     }
 
-    #[expect(clippy::print_stderr, reason = "the last words of a process")]
     fn end(&self, why: &str) -> ! {
         let (rank, host) = (self.watch.rank, host());
         let calls = self.watch.calls.dump(TOLD);
-        eprintln!(
+        crate::abort::last_words(&format!(
             "[rank {rank}] error: rank {rank} on {host} {why}: it ends the job (exit code 4)\nhint: a rank that says nothing here, or whose calls lag behind, is the one to look at\nlast calls of rank {rank}:\n{calls}"
-        );
+        ));
         self.watch.tell_end(4, why);
         std::thread::sleep(LAST_WORDS);
         end_hard(&self.how, 4)

@@ -1,8 +1,12 @@
 //! What the tests of the binaries share: a small drawn data set, processes, rows of metrics.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use tempfile::TempDir;
@@ -81,6 +85,12 @@ impl Place {
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 
+    /// Step of the newest checkpoint that is in place; 0 without any.
+    pub fn newest_step(&self, work: &str) -> usize {
+        let names = std::fs::read_dir(self.path(work) + "/checkpoints").into_iter().flatten().flatten();
+        names.filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max().unwrap_or(0)
+    }
+
     /// Losses of all steps, to the last bit.
     pub fn losses(&self, work: &str) -> Vec<String> {
         self.steps(work).iter().map(|r| r["loss"].to_string()).collect()
@@ -96,6 +106,86 @@ pub fn launch(ranks: usize, name: &str) -> Command {
     c.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     c.args(["-n", &ranks.to_string(), "--oversubscribe", "--bind-to", "none"]).arg(bin(name));
     c
+}
+
+/// `dw-launch OPTIONS -n RANKS -- NAME`; arguments of the program follow.
+pub fn dw_launch(ranks: usize, options: &[&str], name: &str) -> Command {
+    let mut c = Command::new(bin("dw-launch"));
+    c.args(options).args(["-n", &ranks.to_string(), "--", name]);
+    c
+}
+
+/// A job under way, whose standard error is read as it comes.
+pub struct Job {
+    child: Child,
+    text: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
+}
+
+impl Job {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let (lines, text) = (BufReader::new(child.stderr.take().unwrap()), Arc::new(Mutex::new(String::new())));
+        let into = text.clone();
+        let reader = std::thread::spawn(move || {
+            for line in lines.split(b'\n').map_while(Result::ok) {
+                *into.lock().unwrap() += &(String::from_utf8_lossy(&line).into_owned() + "\n");
+            }
+        });
+        Self { child, text, reader }
+    }
+
+    /// What it has said so far.
+    pub fn text(&self) -> String {
+        self.text.lock().unwrap().clone()
+    }
+
+    /// Waits until it says this.
+    pub fn until(&self, words: &str) {
+        self.until_true(&format!("`{words}`"), || self.text().contains(words));
+    }
+
+    /// Waits until something has happened.
+    pub fn until_true(&self, what: &str, done: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !done() {
+            assert!(began.elapsed() < Duration::from_mins(2), "waited in vain for {what}: {}", self.text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        run(Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]));
+    }
+
+    /// Waits for its end; returns exit code and standard error.
+    pub fn end(mut self, within: Duration) -> (Option<i32>, String) {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if began.elapsed() > within {
+                let _ = self.child.kill();
+                panic!("the job did not end within {within:?}: {}", self.text());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        self.reader.join().unwrap();
+        let text = self.text.lock().unwrap().clone();
+        (status.code(), text)
+    }
+}
+
+/// Processes whose command line holds this text.
+pub fn processes(text: &str) -> Vec<String> {
+    let out = Command::new("pgrep").args(["-f", text]).output().unwrap();
+    String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
+}
+
+/// A number of rounds from the environment: a few in CI, many in `make soak`.
+pub fn rounds(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).ok().map_or(usual, |v| v.parse().unwrap_or_else(|e| panic!("{variable}={v}: {e}")))
 }
 
 /// Runs to success; returns stdout.

@@ -1,0 +1,88 @@
+//! Checkpoints against kills, full disks and folders that cannot be written (pain 14). `DW_KILLS` sets the number of kills.
+
+mod support;
+
+use std::process::Command;
+use std::time::Duration;
+
+use support::{Job, Place, bin, launch, processes, rounds, says, stderr};
+
+/// Kill -9 of the whole job at moments all over a run that writes checkpoints all the time: each start finds a whole one, and
+/// the end is that of an undisturbed run, to the last bit.
+#[test]
+fn kills_at_any_moment_lose_nothing() {
+    let place = Place::new();
+    let kills = rounds("DW_KILLS", 5);
+    let steps = format!("train.max_steps={}", 8 * kills + 10);
+    let sets = ["eval.every_epochs=0", "checkpoint.every_steps=1", steps.as_str()];
+    place.train(2, "whole", &sets);
+    let (mut random, mut killed) = (0x2545_f491_4f6c_dd1du64, 0);
+    for kill in 0..kills {
+        // Xorshift: moments all over the run, the same every time.
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let job = Job::start(launch(2, "dw-train").args(place.train_args("w", &sets)));
+        if kill % 5 > 0 {
+            job.until(" INFO step ");
+        }
+        std::thread::sleep(Duration::from_millis(random % 700));
+        let _ = Command::new("pkill").args(["-KILL", "-f", &place.path("w")]).status();
+        let (code, text) = job.end(Duration::from_secs(20));
+        assert!(!text.contains("passing over"), "kill {kill}: {text}");
+        assert!(!text.contains("error: "), "kill {kill}: {text}");
+        killed += usize::from(code != Some(0));
+        while !processes(&place.path("w")).is_empty() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    assert!(killed * 2 > kills, "only {killed} of {kills} met a running job");
+    place.train(2, "w", &sets);
+    assert_eq!(place.losses("w"), place.losses("whole"));
+}
+
+/// Runs a shell line in a mount namespace of its own; `None` where the system does not allow that.
+fn in_own_mounts(line: &str) -> Option<std::process::Output> {
+    let options = ["-rm", "-m"].into_iter().find(|o| Command::new("unshare").args([o, "true"]).status().is_ok_and(|s| s.success()))?;
+    Some(Command::new("unshare").args([options, "sh", "-c", line]).output().unwrap())
+}
+
+fn line(place: &Place, work: &str, mount: &str, sets: &[&str]) -> String {
+    let args: Vec<String> = place.train_args(work, sets).iter().map(|a| format!("'{a}'")).collect();
+    let checkpoints = place.path(work) + "/checkpoints";
+    let shown = format!("ls -A '{checkpoints}'");
+    format!(
+        "mkdir -p '{checkpoints}' && {mount} '{checkpoints}' || exit 99; '{}' {}; code=$?; {shown}; exit $code",
+        bin("dw-train").display(),
+        args.join(" ")
+    )
+}
+
+/// A checkpoint of the smoke network is 6.7 MB: one fits, two do not.
+#[test]
+fn a_full_disk_ends_or_not_as_configured() {
+    let place = Place::new();
+    let run = |work: &str, mount: &str, on_error: &str| {
+        let on_error = format!("checkpoint.on_error={on_error}");
+        let sets = ["eval.every_epochs=0", "checkpoint.every_steps=4", "train.max_steps=12", &on_error];
+        let out = in_own_mounts(&line(&place, work, mount, &sets))?;
+        let text = stderr(&out);
+        assert_eq!(out.status.code(), Some(3), "{text}");
+        Some((text, String::from_utf8(out.stdout).unwrap()))
+    };
+    let small = "mount -t tmpfs -o size=10m none";
+    let Some((text, left)) = run("stop", small, "stop") else {
+        println!("skipped: no mount namespaces here");
+        return;
+    };
+    says(&text, &["error: checkpoint of step 8", "No space left on device", "hint: free space"]);
+    assert_eq!(left.trim(), "step-00000004", "the older one is whole, nothing half-written is left");
+    assert!(place.steps("stop").len() < 12);
+    let (text, left) = run("continue", small, "continue").unwrap();
+    says(&text, &["No space left on device", "training goes on without it", "error: checkpoint of step 12"]);
+    assert_eq!(left.trim(), "step-00000004");
+    assert_eq!(place.steps("continue").len(), 12);
+    let (text, left) = run("readonly", "mount -t tmpfs -o ro none", "stop").unwrap();
+    says(&text, &["error: checkpoint of step 4", "Read-only file system"]);
+    assert_eq!(left.trim(), "");
+}
