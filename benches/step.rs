@@ -1,21 +1,24 @@
-//! One training step on prepared images: forward, loss, backward, SGD; prints one JSON line.
+//! One training step on prepared images: forward, loss, backward with its all-reduce, SGD; prints one JSON line.
 //!
-//! The same network, sizes and number of boxes as the peer measured beside it.
+//! The same network, sizes and number of boxes as the peer measured beside it. Under mpirun the ranks add their gradients as
+//! in training; `--apart` leaves them independent of each other, but for starting together.
 #![expect(clippy::print_stdout, reason = "the result")]
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
 use dw::assign::dw::{CenterPrior, Inputs, terms};
 use dw::assign::{DwConfig, PairsBuilder};
 use dw::boxes::level_sizes;
-use dw::config;
+use dw::config::{self, TrainConfig};
 use dw::data::sampler::{stream, unit};
 use dw::loss::reduce;
 use dw::model::Detector;
+use dw::train::buckets::{Buckets, buffer_of};
 use dw::train::flat::Flat;
 use dw::train::{sgd, to_device};
-use dw_launch::World;
+use dw_launch::{Op, World};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -36,6 +39,9 @@ struct Args {
     steps: usize,
     #[arg(long, default_value_t = 2)]
     threads: i32,
+    /// Ranks that do not add their gradients: what several processes cost each other without any communication
+    #[arg(long)]
+    apart: bool,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -64,8 +70,11 @@ fn main() {
         builder.image(&boxes, &labels);
     }
     let pairs = builder.finish().tensors();
-    let world = World::solo();
-    let (mut times, mut parts) = (vec![], [0.0; 4]);
+    let job = Arc::new(World::new(dw_launch::join().expect("MPI")));
+    let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
+    let mut buckets = Buckets::new(&net.params, &flat, &TrainConfig::default(), &world);
+    job.barrier("start").expect("peers");
+    let (mut times, mut parts, mut costs) = (vec![], [0.0; 4], vec![]);
     for n in 0..a.steps + 2 {
         let mut marks = vec![Instant::now()];
         let out = net.forward(&images, true);
@@ -76,23 +85,52 @@ fn main() {
         let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
         let loss = reduce(&terms(&rule, &inputs).0, false, &world).expect("one process");
         marks.push(Instant::now());
-        loss.local.backward();
+        let cost = buckets.backward(&loss.local).expect("peers");
         marks.push(Instant::now());
         sgd::step(&mut flat, 1e-5, 0.9, 1e-4, 1.0);
         marks.push(Instant::now());
         if n >= 2 {
             times.push((marks[4] - marks[0]).as_secs_f64());
+            costs.push(cost.exposed_s);
             for (p, m) in parts.iter_mut().zip(marks.windows(2)) {
                 *p += (m[1] - m[0]).as_secs_f64() / a.steps as f64;
             }
         }
     }
-    times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
+    let median = middle(&mut times);
+    let ranks = world.size();
+    let (count, alone) = buckets.facts();
+    let exposed = middle(&mut costs);
+    let bare = bare_all_reduce(&flat.grads, &world);
+    job.barrier("end").expect("peers");
+    if job.rank() > 0 {
+        return job.leave(0);
+    }
     let row = json!({"what": "dw step", "config": a.config, "batch": a.batch, "height": a.height, "width": a.width, "threads": a.threads,
-        "step_s_median": median, "step_s_min": times[0], "images_per_s": a.batch as f64 / median, "forward_s": parts[0], "loss_s": parts[1],
-        "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib()});
+        "ranks": ranks, "apart": a.apart, "step_s_median": median, "step_s_min": times[0], "images_per_s": (a.batch * ranks as i64) as f64 / median, "forward_s": parts[0], "loss_s": parts[1],
+        "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib(), "buckets": count, "gradient_mib": flat.grads.numel() as f64 / 262_144.0,
+        "comm_exposed_s": exposed, "comm_alone_s": alone, "comm_hidden": 1.0 - exposed / alone.max(1e-12), "bare_all_reduce_s": bare});
     println!("{row}");
+    job.leave(0);
+}
+
+/// The middle of some numbers, which are sorted on the way.
+fn middle(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Seconds of one plain all-reduce of the whole buffer by all ranks at once: the median of five.
+fn bare_all_reduce(grads: &Tensor, world: &World) -> f64 {
+    let mut times = vec![];
+    for _ in 0..5 {
+        world.barrier("bare").expect("peers");
+        let began = Instant::now();
+        // SAFETY: the buffer is contiguous and lives through the call.
+        unsafe { world.all_reduce_raw(buffer_of(grads), Op::Sum, "bare") }.expect("peers");
+        times.push(began.elapsed().as_secs_f64());
+    }
+    middle(&mut times)
 }
 
 /// Largest resident memory of this process, MiB.

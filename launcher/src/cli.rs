@@ -1,7 +1,7 @@
 //! The command line of `dw-launch`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line's results and errors")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,8 +10,10 @@ use clap::{Args, Parser, Subcommand};
 use crate::batch::{self, Batch};
 use crate::collectives::{Error, Result};
 use crate::command::{Bind, Launch, Machine, Request, Starter};
+use crate::measure::{self, Fit};
 use crate::plan;
 use crate::supervisor::{self, Options};
+use crate::world::World;
 
 const EXAMPLES: &str = "Examples:
   dw-launch -n 8 -- dw-train dw_r50_fpn_1x           eight ranks on this node
@@ -21,6 +23,8 @@ const EXAMPLES: &str = "Examples:
                                                      write and submit a batch script
   dw-launch --raw-stdout -n 2 -- dw-eval work/a --json >ap.json
   dw-launch plan --gpus 8..512 --step-ms 180         what more GPUs would give
+  dw-launch --raw-stdout -n 2 -- dw-launch measure >link.jsonl
+  dw-launch plan --measured link.jsonl --step-ms 180 the same with this machine's own numbers
 
 Signals: USR1, TERM and INT ask all ranks for a checkpoint and exit code 75; a second TERM or INT ends them at once.
 Exit codes: those of the first rank that failed; 4 when a rank was lost or timed out; 75 stopped after a checkpoint.
@@ -42,10 +46,15 @@ enum Sub {
     Plan {
         #[command(flatten)]
         numbers: plan::Numbers,
+        /// Times of `dw-launch measure`: start-up time and bandwidth within a node are taken from them
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["node_us", "node_gbs"])]
+        measured: Option<PathBuf>,
         /// One JSON object a line
         #[arg(long)]
         json: bool,
     },
+    /// Time all-reduces of host memory between the ranks of a job (started by dw-launch or mpirun)
+    Measure,
 }
 
 #[derive(Debug, Args)]
@@ -97,7 +106,8 @@ impl Cli {
     /// Does what was asked; errors go to standard error.
     pub fn run(self) -> ExitCode {
         let done = match self.command {
-            Some(Sub::Plan { numbers, json }) => plan(&numbers, json),
+            Some(Sub::Plan { numbers, measured, json }) => plan(numbers, measured.as_deref(), json),
+            Some(Sub::Measure) => measure(),
             None => self.job.run(),
         };
         done.unwrap_or_else(|e| {
@@ -107,15 +117,39 @@ impl Cli {
     }
 }
 
-fn plan(numbers: &plan::Numbers, json: bool) -> Result<ExitCode> {
+fn plan(mut numbers: plan::Numbers, measured: Option<&Path>, json: bool) -> Result<ExitCode> {
+    if let Some(path) = measured {
+        let rows = measure::read(path)?;
+        let fit = Fit::new(&rows)?;
+        (numbers.node_us, numbers.node_gbs) = (fit.us, fit.gbs);
+        if !json {
+            println!("{}\n", measure::table(&rows, fit));
+        }
+    }
     numbers.check()?;
     if !json {
-        println!("{}", plan::table(numbers));
+        println!("{}", plan::table(&numbers));
         return Ok(ExitCode::SUCCESS);
     }
     for gpus in &numbers.gpus.0 {
-        println!("{}", serde_json::to_string(&plan::row(numbers, *gpus)).map_err(|e| Error(e.to_string()))?);
+        println!("{}", json_line(&plan::row(&numbers, *gpus))?);
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn json_line(row: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(row).map_err(|e| Error(e.to_string()))
+}
+
+fn measure() -> Result<ExitCode> {
+    let world = World::new(crate::join()?);
+    let rows = measure::all_reduces(&world)?;
+    if world.rank() == 0 {
+        for row in &rows {
+            println!("{}", json_line(row)?);
+        }
+    }
+    world.leave(0);
     Ok(ExitCode::SUCCESS)
 }
 

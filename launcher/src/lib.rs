@@ -7,7 +7,7 @@
 //! * [`calls`], [`watchdog`], [`abort`], [`signals`], [`lost_file`]: the last calls, deadlines, the end of a job
 //! * [`drill`]: faults on demand
 //! * [`cli`], [`command`], [`supervisor`], [`board`], [`batch`]: what `dw-launch` does beside the job
-//! * [`plan`]: what more GPUs would give
+//! * [`plan`]: what more GPUs would give, from numbers that [`measure`] has measured
 
 pub mod abort;
 pub mod batch;
@@ -18,6 +18,7 @@ pub mod collectives;
 pub mod command;
 pub mod drill;
 pub mod lost_file;
+pub mod measure;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
