@@ -9,7 +9,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 DW_GOLDENS ?= ../shared/goldens
 DW_DATA ?= ../shared/data
 
-.PHONY: test-setup help setup build demo test lint test-golden test-shared soak bench clean
+.PHONY: test-setup help setup build demo test lint test-golden test-shared soak bench gpu-check gpu-bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -46,6 +46,12 @@ soak: build ## long runs: over-fitting real photos, fuzzing (about 45 minutes)
 
 bench: build ## speed against the peers, in one run
 	@BIN=$(BIN) DW_DATA="$(DW_DATA)" benches/run.sh
+
+gpu-check: build ## on a machine with an NVIDIA GPU: the network, NCCL and a short training against the CPU
+	@DW_GPU=1 cargo test --locked --release --test gpu -- --test-threads 1
+
+gpu-bench: build ## on a machine with an NVIDIA GPU: step time against torchvision
+	@benches/gpu.sh
 
 clean: ## remove this clone's build and demo results (the machine's caches stay)
 	@rm -rf target demo-out soak-out bench-out

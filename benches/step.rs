@@ -8,17 +8,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
+use dw::app;
 use dw::assign::dw::{CenterPrior, Inputs, terms};
 use dw::assign::{DwConfig, PairsBuilder};
 use dw::boxes::level_sizes;
 use dw::config::{self, TrainConfig};
 use dw::data::sampler::{stream, unit};
+use dw::device::{self, Choice};
 use dw::loss::reduce;
 use dw::model::Detector;
 use dw::train::buckets::{Buckets, buffer_of};
 use dw::train::flat::Flat;
 use dw::train::{sgd, to_device};
-use dw_launch::{Op, World};
+use dw_launch::{Op, Topology, World};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -39,6 +41,9 @@ struct Args {
     steps: usize,
     #[arg(long, default_value_t = 2)]
     threads: i32,
+    /// Device: auto, cpu or cuda
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Choice,
     /// Ranks that do not add their gradients: what several processes cost each other without any communication
     #[arg(long)]
     apart: bool,
@@ -52,9 +57,10 @@ fn main() {
     tch::set_num_threads(a.threads);
     dw::torch_ext::flush_denormals();
     tch::manual_seed(0);
-    let mut net = Detector::new(&config::load(&a.config, &[]).expect("a configuration").model, 80, Kind::Float, Device::Cpu);
+    let device = device::pick(a.device, &Topology::from_env()).expect("the device");
+    let mut net = Detector::new(&config::load(&a.config, &[]).expect("a configuration").model, 80, Kind::Float, device);
     let mut flat = Flat::new(&mut net.params);
-    let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), Device::Cpu, Kind::Float);
+    let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), device, Kind::Float);
     let (sizes, rule) = (level_sizes(a.height, a.width), DwConfig::default());
     let mut rng = stream(&[1]);
     let mut draw = |low: f64, high: f64| low + unit(&mut rng) * (high - low).max(1.0);
@@ -69,26 +75,33 @@ fn main() {
         }
         builder.image(&boxes, &labels);
     }
-    let pairs = builder.finish().tensors();
-    let job = Arc::new(World::new(dw_launch::join().expect("MPI")));
+    let pairs = builder.finish().tensors().to(Kind::Float, device);
+    // What the host has enqueued counts when the device has done it.
+    let mark = || {
+        if let Device::Cuda(index) = device {
+            tch::Cuda::synchronize(index as i64);
+        }
+        Instant::now()
+    };
+    let job = app::join(device).expect("the other ranks");
     let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
     let mut buckets = Buckets::new(&net.params, &flat, &TrainConfig::default(), &world);
     job.barrier("start").expect("peers");
     let (mut times, mut parts, mut costs) = (vec![], [0.0; 4], vec![]);
     for n in 0..a.steps + 2 {
-        let mut marks = vec![Instant::now()];
+        let mut marks = vec![mark()];
         let out = net.forward(&images, true);
         let (cls, distances, objectness) = out.flatten();
-        marks.push(Instant::now());
+        marks.push(mark());
         let (mean, sigma) = &net.head().prior;
         let prior = CenterPrior { mean, sigma };
         let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
         let loss = reduce(&terms(&rule, &inputs).0, false, &world).expect("one process");
-        marks.push(Instant::now());
+        marks.push(mark());
         let cost = buckets.backward(&loss.local).expect("peers");
-        marks.push(Instant::now());
+        marks.push(mark());
         sgd::step(&mut flat, 1e-5, 0.9, 1e-4, 1.0);
-        marks.push(Instant::now());
+        marks.push(mark());
         if n >= 2 {
             times.push((marks[4] - marks[0]).as_secs_f64());
             costs.push(cost.exposed_s);
@@ -106,7 +119,7 @@ fn main() {
     if job.rank() > 0 {
         return job.leave(0);
     }
-    let row = json!({"what": "dw step", "config": a.config, "batch": a.batch, "height": a.height, "width": a.width, "threads": a.threads,
+    let row = json!({"what": "dw step", "config": a.config, "batch": a.batch, "height": a.height, "width": a.width, "threads": a.threads, "device": format!("{device:?}"),
         "ranks": ranks, "apart": a.apart, "step_s_median": median, "step_s_min": times[0], "images_per_s": (a.batch * ranks as i64) as f64 / median, "forward_s": parts[0], "loss_s": parts[1],
         "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib(), "buckets": count, "gradient_mib": flat.grads.numel() as f64 / 262_144.0,
         "comm_exposed_s": exposed, "comm_alone_s": alone, "comm_hidden": 1.0 - exposed / alone.max(1e-12), "bare_all_reduce_s": bare});
