@@ -24,18 +24,25 @@ fn main() -> ExitCode {
     let device = device::pick(Choice::Auto, &Topology::from_env()).unwrap_or(Device::Cpu);
     let mut trials = vec![];
     if let Device::Cuda(index) = device {
-        trials.push(Trial::test("network_and_gradients_are_the_cpus", move || Ok(network(device))));
-        trials.push(Trial::test("nccl_adds_what_one_rank_has", move || Ok(one_rank(index))));
-        trials.push(Trial::test("training_follows_the_cpu", || Ok(training(1))));
+        trials.push(trial("network_and_gradients_are_the_cpus", move || network(device)));
+        trials.push(trial("nccl_adds_what_one_rank_has", move || one_rank(index)));
+        trials.push(trial("training_follows_the_cpu", move || training(1)));
         // NCCL before 2.30 refuses two ranks on one device.
         let shares = nccl::version().is_some_and(|v| v.split('.').nth(1).and_then(|m| m.parse().ok()).unwrap_or(0) >= 30);
         if tch::Cuda::device_count() > 1 || shares {
-            trials.push(Trial::test("two_ranks_follow_the_cpu", || Ok(training(2))));
+            trials.push(trial("two_ranks_follow_the_cpu", move || training(2)));
         }
     } else if std::env::var_os("DW_GPU").is_some() {
         trials.push(Trial::test("a_cuda_device", || Err("libtorch sees no CUDA device (nvidia-smi; make setup)".into())));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn trial(name: &str, check: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        check();
+        Ok(())
+    })
 }
 
 /// Loss and all gradients of a small network on a device, in one vector.
@@ -101,7 +108,7 @@ fn training(ranks: usize) {
         let sets = ["eval.every_epochs=1", "train.max_steps=20", &format!("train.images_per_rank={}", 2 / ranks)];
         let mut args = place.train_args(device, &sets);
         let at = args.iter().position(|a| a == "cpu").unwrap();
-        args[at] = device.to_owned();
+        device.clone_into(&mut args[at]);
         run(launch(if ranks == 1 { 0 } else { ranks }, "dw-train").args(args).env("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
         place.steps(device).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
     };
