@@ -1,0 +1,18 @@
+//! COCO's detection metric, equal to pycocotools to the last bit.
+//!
+//! * [`coco`]: the metric on slices of boxes: matching, accumulation, the 12 numbers
+//! * [`json`]: ground truth and results from COCO's files, read in pieces
+//! * [`cli`]: what `dw-eval coco` takes and prints
+//! * [`error`]: what can go wrong, with exit codes
+
+pub mod cli;
+pub mod coco;
+pub mod error;
+pub mod json;
+
+pub use coco::matches::{Fate, Matches, matches};
+pub use coco::params::{Area, Params};
+pub use coco::summary::Summary;
+pub use coco::types::{Detection, GroundTruth, Problem};
+pub use coco::{Evaluation, evaluate};
+pub use error::{Error, Result};
