@@ -1,6 +1,9 @@
 //! What became of each box at one IoU threshold: for reports, not for the numbers.
 
+use super::groups::Groups;
+use super::matching::{Scenes, pairs};
 use super::params::Params;
+use super::ranking::Ranked;
 use super::types::Problem;
 
 /// What became of a detection.
@@ -31,6 +34,30 @@ pub struct Matches {
 ///
 /// Unlike in the numbers, annotation id 0 is nothing special here: its match is a hit.
 pub fn matches(problem: &Problem, params: &Params, iou: f64) -> Matches {
-    let _ = (problem, params, iou);
-    todo!()
+    let groups = Groups::new(problem);
+    let area = &params.areas[0];
+    let most = params.max_dets.last().copied().unwrap_or(0);
+    let mut out = Matches {
+        detections: vec![Fate::LeftOut; problem.detections.len()],
+        truth: vec![None; problem.truth.len()],
+        truth_ignored: vec![true; problem.truth.len()],
+    };
+    for k in 0..problem.categories.len() {
+        for &g in groups.truth.of(k).0 {
+            let truth = &problem.truth[g as usize];
+            out.truth_ignored[g as usize] = truth.crowd || area.excludes(truth.area);
+        }
+        let ranked = Ranked::new(problem.detections, groups.detections.of(k), groups.images, most);
+        for (&d, &size) in ranked.detection.iter().zip(&ranked.size) {
+            out.detections[d as usize] = if area.excludes(size) { Fate::Ignored(None) } else { Fate::False };
+        }
+        let scenes = Scenes::new(groups.truth.of(k), &ranked, groups.images);
+        // Pairs of a scene come best score first, so a crowd keeps its best.
+        for (position, g, ignored) in pairs(problem, area, iou, &ranked, &scenes) {
+            let d = ranked.detection[position as usize];
+            out.detections[d as usize] = if ignored { Fate::Ignored(Some(g)) } else { Fate::Hit(g) };
+            out.truth[g as usize].get_or_insert(d);
+        }
+    }
+    out
 }

@@ -1,9 +1,15 @@
 //! COCO's JSON files, with an error where pycocotools fails or miscounts.
 
-use std::path::Path;
+mod cursor;
+mod results;
+mod source;
+mod stream;
+mod truth;
 
-use crate::coco::types::{Detection, GroundTruth};
-use crate::error::Result;
+pub use results::results;
+pub use truth::truth;
+
+use crate::coco::types::GroundTruth;
 
 /// An image of a ground-truth file.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,22 +37,4 @@ pub struct Truth {
     pub names: Vec<String>,
     /// Boxes in file order.
     pub boxes: Vec<GroundTruth>,
-}
-
-/// Reads ground truth; warnings are counted into `warnings`.
-///
-/// # Errors
-/// Cut JSON, missing sections or fields, numbers that are not finite, duplicate annotation ids.
-pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
-    let _ = (path, warnings);
-    todo!()
-}
-
-/// Reads a results file against its ground truth; warnings are counted into `warnings`.
-///
-/// # Errors
-/// Not a list, an unknown image, a missing or wrongly typed field, a score or box that is not finite.
-pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result<Vec<Detection>> {
-    let _ = (path, truth, warnings);
-    todo!()
 }
