@@ -27,41 +27,57 @@ pub(crate) struct Curves {
 /// A true positive: precision up to there, and its score.
 type Point = (f64, f64);
 
-/// Adds the curves of a block of `thresholds` thresholds to `out`.
-pub(crate) fn accumulate(ranked: &Ranked, flags: &Flags, area: &Area, limit: usize, positives: usize, thresholds: usize, out: &mut Curves) {
+/// Counters of one limit.
+struct Tally {
+    /// False positives at single thresholds.
+    fp: Vec<u32>,
+    /// False positives at every threshold that this limit is the first to let in; most detections are such.
+    fp_every: u32,
+    /// Detections that this limit is the first to let in.
+    seen: u32,
+    /// `[T]`
+    points: Vec<Vec<Point>>,
+}
+
+/// Adds the curves of a block of `thresholds` thresholds to `out`, which has those of each limit.
+pub(crate) fn accumulate(ranked: &Ranked, flags: &Flags, area: &Area, positives: usize, thresholds: usize, out: &mut [Curves]) {
     let every = u32::MAX >> (u32::BITS as usize - thresholds);
-    let mut points: Vec<Vec<Point>> = vec![vec![]; thresholds];
-    // Most detections are false at every threshold: one counter for these.
-    let (mut fp, mut fp_every, mut seen) = (vec![0u32; thresholds], 0u32, 0u32);
-    for p in 0..ranked.len() {
-        if ranked.rank[p] as usize >= limit {
-            continue;
-        }
-        seen += 1;
-        let (hit, mut ignored) = (flags.hit[p], flags.ignored[p]);
-        if area.excludes(ranked.size[p]) {
-            ignored |= !hit;
-        }
+    let tally = |_| Tally { fp: vec![0; thresholds], fp_every: 0, seen: 0, points: vec![vec![]; thresholds] };
+    let mut tallies: Vec<Tally> = (0..out.len()).map(tally).collect();
+    let columns = ranked.level.iter().zip(&ranked.size).zip(&ranked.score).zip(flags.hit.iter().zip(&flags.ignored));
+    for (((&level, &size), &score), (&hit, &ignored)) in columns {
+        let level = level as usize;
+        let ignored = if area.excludes(size) { ignored | !hit } else { ignored };
         let (right, wrong) = (hit & !ignored, !hit & !ignored & every);
+        tallies[level].seen += 1;
         if right == 0 && (wrong == every || wrong == 0) {
-            fp_every += u32::from(wrong != 0);
+            tallies[level].fp_every += u32::from(wrong != 0);
             continue;
         }
-        for t in bits(wrong) {
-            fp[t] += 1;
-        }
-        for t in bits(right) {
-            let tp = f64::from(points[t].len() as u32 + 1);
-            let fp = f64::from(fp[t] + fp_every);
-            points[t].push((tp / (fp + tp + f64::EPSILON), ranked.score[p]));
+        let mut fp_every = tallies[..level].iter().map(|l| l.fp_every).sum::<u32>();
+        for tally in &mut tallies[level..] {
+            fp_every += tally.fp_every;
+            for t in bits(wrong) {
+                tally.fp[t] += 1;
+            }
+            for t in bits(right) {
+                let tp = f64::from(tally.points[t].len() as u32 + 1);
+                let fp = f64::from(tally.fp[t] + fp_every);
+                tally.points[t].push((tp / (fp + tp + f64::EPSILON), score));
+            }
         }
     }
-    out.seen = seen;
-    let first = if seen == 0 { 0.0 } else { ranked.score.first().copied().unwrap_or(0.0) };
-    for (t, points) in points.iter_mut().enumerate() {
-        out.tp.push(points.len() as u32);
-        out.fp.push(fp[t] + fp_every);
-        curve(points, positives as f64, first, out);
+    let first = ranked.score.first().copied().unwrap_or(0.0);
+    let (mut fp_every, mut seen) = (0, 0);
+    for (tally, out) in tallies.iter_mut().zip(out) {
+        fp_every += tally.fp_every;
+        seen += tally.seen;
+        out.seen = seen;
+        for (points, fp) in tally.points.iter_mut().zip(&tally.fp) {
+            out.tp.push(points.len() as u32);
+            out.fp.push(fp + fp_every);
+            curve(points, positives as f64, first, out);
+        }
     }
 }
 

@@ -36,7 +36,6 @@ pub struct Matches {
 pub fn matches(problem: &Problem, params: &Params, iou: f64) -> Matches {
     let groups = Groups::new(problem);
     let area = &params.areas[0];
-    let most = params.max_dets.last().copied().unwrap_or(0);
     let mut out = Matches {
         detections: vec![Fate::LeftOut; problem.detections.len()],
         truth: vec![None; problem.truth.len()],
@@ -47,7 +46,7 @@ pub fn matches(problem: &Problem, params: &Params, iou: f64) -> Matches {
             let truth = &problem.truth[g as usize];
             out.truth_ignored[g as usize] = truth.crowd || area.excludes(truth.area);
         }
-        let ranked = Ranked::new(problem.detections, groups.detections.of(k), groups.images, most);
+        let ranked = Ranked::new(problem.detections, groups.detections.of(k), groups.images, &params.max_dets);
         for (&d, &size) in ranked.detection.iter().zip(&ranked.size) {
             out.detections[d as usize] = if area.excludes(size) { Fate::Ignored(None) } else { Fate::False };
         }

@@ -54,7 +54,7 @@ pub struct AreaCounts {
 #[derive(Debug, Clone)]
 struct ClassArea {
     positives: usize,
-    /// For each limit; without ground truth that counts, only the counts of the last one.
+    /// For each limit; without ground truth that counts, only the counts mean something.
     curves: Vec<Curves>,
 }
 
@@ -162,8 +162,7 @@ fn count(problem: &Problem, groups: &Groups, k: usize) -> ClassCounts {
 
 /// Curves of category `k`, for each area range.
 fn category(problem: &Problem, params: &Params, groups: &Groups, k: usize) -> Vec<ClassArea> {
-    let most = params.max_dets.last().copied().unwrap_or(0);
-    let ranked = Ranked::new(problem.detections, groups.detections.of(k), groups.images, most);
+    let ranked = Ranked::new(problem.detections, groups.detections.of(k), groups.images, &params.max_dets);
     let scenes = Scenes::new(groups.truth.of(k), &ranked, groups.images);
     let counts = |a: &params::Area| {
         let truth = groups.truth.of(k).0.iter().map(|&g| &problem.truth[g as usize]);
@@ -174,11 +173,7 @@ fn category(problem: &Problem, params: &Params, groups: &Groups, k: usize) -> Ve
     for thresholds in params.iou.chunks(BLOCK) {
         let flags = matching::flags(problem, params, thresholds, &ranked, &scenes);
         out.par_iter_mut().enumerate().for_each(|(a, class)| {
-            let positives = class.positives;
-            // Without ground truth that counts there are no curves, only counts.
-            let skip = if positives == 0 { params.max_dets.len() - 1 } else { 0 };
-            let limits = params.max_dets.par_iter().zip(&mut class.curves).skip(skip);
-            limits.for_each(|(&limit, out)| accumulate(&ranked, &flags[a], &params.areas[a], limit, positives, thresholds.len(), out));
+            accumulate(&ranked, &flags[a], &params.areas[a], class.positives, thresholds.len(), &mut class.curves);
         });
     }
     out

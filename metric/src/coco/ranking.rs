@@ -12,8 +12,8 @@ pub(crate) struct Ranked {
     pub(crate) detection: Vec<u32>,
     /// Number of the image.
     pub(crate) image: Vec<u32>,
-    /// Place among its image's detections.
-    pub(crate) rank: Vec<u32>,
+    /// The first of the limits that it is within.
+    pub(crate) level: Vec<u16>,
     pub(crate) score: Vec<f64>,
     /// Area w * h.
     pub(crate) size: Vec<f64>,
@@ -30,8 +30,8 @@ fn descending(score: f64) -> u64 {
 }
 
 impl Ranked {
-    /// Ranks `boxes` (indices into `all`) on `images`, at most `most` an image.
-    pub(crate) fn new(all: &[Detection], (boxes, images): (&[u32], &[u32]), image_count: usize, most: usize) -> Self {
+    /// Ranks `boxes` (indices into `all`) on `images`; `limits` are numbers of detections an image, ascending.
+    pub(crate) fn new(all: &[Detection], (boxes, images): (&[u32], &[u32]), image_count: usize, limits: &[usize]) -> Self {
         let key = |(&n, &image): (&u32, &u32)| (descending(all[n as usize].score), u64::from(image) << 32 | u64::from(n));
         let mut keys: Vec<(u64, u64)> = boxes.iter().zip(images).map(key).collect();
         keys.sort_unstable();
@@ -39,21 +39,22 @@ impl Ranked {
         let mut out = Self {
             detection: Vec::with_capacity(keys.len()),
             image: Vec::with_capacity(keys.len()),
-            rank: Vec::with_capacity(keys.len()),
+            level: Vec::with_capacity(keys.len()),
             score: Vec::with_capacity(keys.len()),
             size: Vec::with_capacity(keys.len()),
         };
         for (_, place) in keys {
             let (image, n) = ((place >> 32) as u32, place as u32);
             let rank = seen[image as usize];
-            if rank as usize >= most {
+            let level = limits.iter().take_while(|&&limit| rank as usize >= limit).count();
+            if level == limits.len() {
                 continue;
             }
             seen[image as usize] += 1;
             let d = &all[n as usize];
             out.detection.push(n);
             out.image.push(image);
-            out.rank.push(rank);
+            out.level.push(level as u16);
             out.score.push(d.score);
             out.size.push(d.bbox[2] * d.bbox[3]);
         }

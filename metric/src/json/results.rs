@@ -3,6 +3,7 @@
 //! Each task takes a range of the file and starts at the first thing in it that looks like the border of two detections.
 //! Whether it is one shows when the task before ends exactly there; if not, that range is read again from where it did.
 
+use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -89,12 +90,13 @@ fn border(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Reads detections from `start` on, or from the first border in `range`; the last is the one that ends at or beyond `range`.
-fn piece(source: &Source, known: &Known, range: &std::ops::Range<u64>, start: Option<u64>) -> Piece {
-    let mut rows = vec![];
+fn piece(source: &Source, known: &Known, range: &Range<u64>, start: Option<u64>, window: &mut Vec<u8>) -> Piece {
+    // About 80 bytes a detection; a guess too low only costs time.
+    let mut rows = Vec::with_capacity((range.end - range.start) as usize / 80);
     let mut found = start;
     let mut read = || {
         let from = start.unwrap_or(range.start);
-        let mut stream = Stream::new(source, from, range.end.saturating_sub(from) as usize + BEYOND)?;
+        let mut stream = Stream::new(source, from, range.end.saturating_sub(from) as usize + BEYOND, window)?;
         if start.is_none() {
             let Some(n) = border(stream.window()) else { return Err(Fault::End) };
             stream.advance(n);
@@ -135,7 +137,10 @@ pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result
     let known = Known { images: Positions::new(&truth.images), categories: Positions::new(&truth.categories) };
     let bad = |item: &str, fault: Fault| error(path, item, fault, source.len());
     let whole = |fault| bad(WHOLE, fault);
-    let mut stream = Stream::new(&source, 0, BEYOND).map_err(whole)?;
+    let tasks = TASKS * rayon::current_num_threads();
+    // A window for each task of a round.
+    let mut windows = vec![vec![]; tasks];
+    let mut stream = Stream::new(&source, 0, BEYOND, &mut windows[0]).map_err(whole)?;
     let empty = stream.next(|c| {
         c.take(b'[', "a list of detections")?;
         let empty = c.peek()? == b']';
@@ -147,20 +152,21 @@ pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result
     // Where the next detection truly starts.
     let mut place = stream.place();
     let mut ended = empty;
-    let ranges: Vec<std::ops::Range<u64>> =
+    let ranges: Vec<Range<u64>> =
         (place..source.len()).step_by(RANGE as usize).map(|from| from..(from + RANGE).min(source.len())).collect();
-    for round in ranges.chunks(TASKS * rayon::current_num_threads()) {
+    for round in ranges.chunks(tasks) {
         if ended {
             break;
         }
-        let known_start = |range: &std::ops::Range<u64>| (range.start == place).then_some(place);
-        let pieces: Vec<Piece> = round.par_iter().map(|range| piece(&source, &known, range, known_start(range))).collect();
+        let known_start = |range: &Range<u64>| (range.start == place).then_some(place);
+        let pieces: Vec<Piece> =
+            round.par_iter().zip(&mut windows).map(|(range, window)| piece(&source, &known, range, known_start(range), window)).collect();
         for (range, mut found) in round.iter().zip(pieces) {
             if ended || (found.start != Some(place) && place > range.end) {
                 continue;
             }
             if found.start != Some(place) {
-                found = piece(&source, &known, range, Some(place));
+                found = piece(&source, &known, range, Some(place), &mut windows[0]);
             }
             rows.append(&mut found.rows);
             match found.end {
@@ -173,7 +179,7 @@ pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result
     if !ended {
         return Err(bad(&format!("{WHOLE}[{}]", rows.len()), Fault::End));
     }
-    Stream::new(&source, place, BEYOND).and_then(|mut s| s.finish()).map_err(whole)?;
+    Stream::new(&source, place, BEYOND, &mut windows[0]).and_then(|mut s| s.finish()).map_err(whole)?;
     warn(path, truth, &known, &rows, warnings);
     Ok(rows)
 }

@@ -13,7 +13,7 @@ const STEP: usize = 1 << 18;
 #[derive(Debug)]
 pub(crate) struct Stream<'a> {
     source: &'a Source,
-    window: Vec<u8>,
+    window: &'a mut Vec<u8>,
     /// Place of the window in the source.
     offset: u64,
     /// Next byte in the window.
@@ -21,10 +21,10 @@ pub(crate) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// From byte `offset` on, with a first window of `first` bytes.
-    pub(crate) fn new(source: &'a Source, offset: u64, first: usize) -> Parse<Self> {
-        let mut window = vec![];
-        source.append(offset, first, &mut window).map_err(Fault::Io)?;
+    /// From byte `offset` on, with a first window of `first` bytes in the memory of `window`.
+    pub(crate) fn new(source: &'a Source, offset: u64, first: usize, window: &'a mut Vec<u8>) -> Parse<Self> {
+        window.clear();
+        source.append(offset, first, window).map_err(Fault::Io)?;
         Ok(Self { source, window, offset, at: 0 })
     }
 
@@ -47,7 +47,7 @@ impl<'a> Stream<'a> {
     #[inline]
     pub(crate) fn next<T>(&mut self, mut read: impl FnMut(&mut Cursor) -> Parse<T>) -> Parse<T> {
         loop {
-            let mut cursor = Cursor { bytes: &self.window, at: self.at };
+            let mut cursor = Cursor { bytes: self.window, at: self.at };
             match read(&mut cursor) {
                 Ok(value) => {
                     self.at = cursor.at;
@@ -96,7 +96,7 @@ impl<'a> Stream<'a> {
         self.window.drain(..self.at);
         (self.offset, self.at) = (self.offset + self.at as u64, 0);
         let before = self.window.len();
-        self.source.append(end, STEP.max(before), &mut self.window).map_err(Fault::Io)?;
+        self.source.append(end, STEP.max(before), self.window).map_err(Fault::Io)?;
         Ok(self.window.len() > before)
     }
 }

@@ -79,7 +79,8 @@ pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
     let source = Source::open(path, WHOLE)?;
     let bad = |item: &str, fault: Fault| error(path, item, fault, source.len());
     let whole = |fault| bad(WHOLE, fault);
-    let mut stream = Stream::new(&source, 0, WINDOW).map_err(whole)?;
+    let mut window = vec![];
+    let mut stream = Stream::new(&source, 0, WINDOW, &mut window).map_err(whole)?;
     let (mut images, mut categories, mut annotations) = (None, None, None);
     let mut lacking = [0usize; 2];
     let expected = "an object with `images`, `annotations` and `categories`";
