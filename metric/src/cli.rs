@@ -78,7 +78,7 @@ pub fn run(r: &Request) -> Result<()> {
     if r.json {
         println!("{}", as_json(&result, &truth));
     } else {
-        print!("{}", as_text(&result, &truth, r.per_class));
+        println!("{}", as_text(&result, &truth, r.per_class));
     }
     Ok(())
 }
@@ -117,9 +117,9 @@ pub fn as_json(result: &Evaluation, truth: &Truth) -> Value {
 pub fn as_text(result: &Evaluation, truth: &Truth, per_class: bool) -> String {
     let named = result.named();
     let width = named.iter().map(|n| n.0.len()).max().unwrap_or(0).max(6);
-    let mut out: String = named.iter().map(|(name, value)| format!("{name:<width$} {value:.4}\n")).collect();
+    let mut lines: Vec<String> = named.iter().map(|(name, value)| format!("{name:<width$} {value:.4}")).collect();
     if !per_class {
-        return out;
+        return lines.join("\n");
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -134,6 +134,6 @@ pub fn as_text(result: &Evaluation, truth: &Truth, per_class: bool) -> String {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
-    out.push_str(&format!("\n{table}\n"));
-    out
+    lines.push(format!("\n{table}"));
+    lines.join("\n")
 }

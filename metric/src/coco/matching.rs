@@ -184,7 +184,9 @@ pub(crate) fn flags(problem: &Problem, params: &Params, thresholds: &[f64], rank
     };
     let task = |scenes: &[Scene]| {
         let (mut scratch, mut out) = (Scratch::default(), vec![]);
-        scenes.iter().for_each(|s| one(&mut scratch, &mut out, s));
+        for scene in scenes {
+            one(&mut scratch, &mut out, scene);
+        }
         out
     };
     let found: Vec<Vec<Flag>> = scenes.0.par_chunks(SCENES).map(task).collect();

@@ -83,10 +83,13 @@ impl<'a> Stream<'a> {
 
     /// Expects nothing but white space up to the end of the source.
     pub(crate) fn finish(&mut self) -> Parse<()> {
-        match self.next(|c| c.peek()) {
-            Ok(_) => self.next(|c| c.bad("the end of the file")),
+        let more = |c: &mut Cursor| {
+            c.peek()?;
+            Err(c.fault("expected the end of the file, found more".into()))
+        };
+        match self.next(more) {
             Err(Fault::End) => Ok(()),
-            Err(f) => Err(f),
+            other => other,
         }
     }
 

@@ -13,6 +13,16 @@ use crate::error::{Error, Result};
 /// First window of a file.
 const WINDOW: usize = 1 << 18;
 
+/// The name of a section.
+fn section(c: &mut Cursor) -> Parse<Vec<u8>> {
+    Ok(c.key()?.into_owned())
+}
+
+/// A section that is of no use here.
+fn other(c: &mut Cursor) -> Parse<()> {
+    c.skip()
+}
+
 fn image(c: &mut Cursor) -> Parse<Image> {
     let (mut id, mut file_name, mut width, mut height) = (None, None, None, None);
     c.object(|c, key| {
@@ -93,7 +103,7 @@ pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
         })
         .map_err(whole)?;
     while more {
-        let key = stream.next(|c| c.key().map(|k| k.into_owned())).map_err(whole)?;
+        let key = stream.next(section).map_err(whole)?;
         let in_list = |name: &'static str| move |(n, fault)| bad(&format!("{name}[{n}]"), fault);
         match &key[..] {
             b"images" => {
@@ -113,7 +123,7 @@ pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
                 };
                 stream.list(annotation, keep).map_err(in_list("annotations"))?;
             }
-            _ => stream.next(|c| c.skip()).map_err(|f| bad(&format!("`{}`", String::from_utf8_lossy(&key)), f))?,
+            _ => stream.next(other).map_err(|f| bad(&format!("`{}`", String::from_utf8_lossy(&key)), f))?,
         }
         more = stream.next(|c| c.more(b'}')).map_err(whole)?;
     }
