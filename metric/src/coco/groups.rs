@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use rayon::prelude::*;
+
 use super::types::Problem;
 
 /// From an id to its position in a list.
@@ -15,6 +17,9 @@ pub(crate) enum Positions {
 
 /// No position.
 const NONE: u32 = u32::MAX;
+
+/// Place of a box of an unknown category or image.
+const LEFT_OUT: (u32, u32) = (NONE, NONE);
 
 impl Positions {
     /// Of `ids`; of a repeated one, the first position.
@@ -63,23 +68,23 @@ pub(crate) struct Grouped {
 }
 
 impl Grouped {
-    /// A counting sort of `places`, which are (category, image), or `None` for boxes to leave out.
-    fn new(categories: usize, places: impl Iterator<Item = Option<(u32, u32)>> + Clone) -> Self {
+    /// A counting sort of `places`, which are (category, image), or [`LEFT_OUT`].
+    fn new(categories: usize, places: &[(u32, u32)]) -> Self {
+        // Shifted by two: counts, then sums, then where each category's next box goes.
         let mut starts = vec![0; categories + 2];
-        for (k, _) in places.clone().flatten() {
-            starts[k as usize + 2] += 1;
+        let kept = || places.iter().enumerate().filter(|(_, place)| **place != LEFT_OUT);
+        for (_, (k, _)) in kept() {
+            starts[*k as usize + 2] += 1;
         }
         for k in 2..starts.len() {
             starts[k] += starts[k - 1];
         }
         let total = starts[categories + 1];
         let (mut boxes, mut images) = (vec![0; total], vec![0; total]);
-        for (n, place) in places.enumerate() {
-            if let Some((k, i)) = place {
-                let at = &mut starts[k as usize + 1];
-                (boxes[*at], images[*at]) = (n as u32, i);
-                *at += 1;
-            }
+        for (n, &(k, image)) in kept() {
+            let at = &mut starts[k as usize + 1];
+            (boxes[*at], images[*at]) = (n as u32, image);
+            *at += 1;
         }
         Self { starts, boxes, images }
     }
@@ -107,12 +112,12 @@ impl Groups {
         images.dedup();
         let categories = Positions::new(problem.categories);
         let image = Positions::new(&images);
-        let place = |c: i64, i: i64| Some((categories.get(c)?, image.get(i)?));
+        let place = |c: i64, i: i64| categories.get(c).zip(image.get(i)).unwrap_or(LEFT_OUT);
         let k = problem.categories.len();
         Self {
             images: images.len(),
-            truth: Grouped::new(k, problem.truth.iter().map(|g| place(g.category_id, g.image_id))),
-            detections: Grouped::new(k, problem.detections.iter().map(|d| place(d.category_id, d.image_id))),
+            truth: Grouped::new(k, &problem.truth.par_iter().map(|g| place(g.category_id, g.image_id)).collect::<Vec<_>>()),
+            detections: Grouped::new(k, &problem.detections.par_iter().map(|d| place(d.category_id, d.image_id)).collect::<Vec<_>>()),
         }
     }
 }

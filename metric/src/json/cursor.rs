@@ -243,8 +243,8 @@ impl<'a> Cursor<'a> {
                 return self.bad(EXPECTED);
             }
         }
-        let text = std::str::from_utf8(&self.bytes[self.at..end]).ok();
-        let Some(value) = text.and_then(|t| t.parse::<f64>().ok()).filter(|v| v.is_finite()) else { return self.bad(EXPECTED) };
+        let value = fast_float2::parse::<f64, _>(&self.bytes[self.at..end]).ok().filter(|v| v.is_finite());
+        let Some(value) = value else { return self.bad(EXPECTED) };
         self.at = end;
         Ok(value)
     }

@@ -65,12 +65,19 @@ enum End {
     List(u64),
 }
 
-/// What a task read.
+/// What a task did.
 struct Piece {
     /// Where it started, if it found a start.
     start: Option<u64>,
-    rows: Vec<Detection>,
     end: Parse<End>,
+}
+
+/// Memory of a task, used again from round to round.
+#[derive(Default)]
+struct Memory {
+    window: Vec<u8>,
+    /// What it read.
+    rows: Vec<Detection>,
 }
 
 /// Place in `bytes` of the first `{` that follows `}` and `,`.
@@ -90,9 +97,9 @@ fn border(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Reads detections from `start` on, or from the first border in `range`; the last is the one that ends at or beyond `range`.
-fn piece(source: &Source, known: &Known, range: &Range<u64>, start: Option<u64>, window: &mut Vec<u8>) -> Piece {
-    // About 80 bytes a detection; a guess too low only costs time.
-    let mut rows = Vec::with_capacity((range.end - range.start) as usize / 80);
+fn piece(source: &Source, known: &Known, range: &Range<u64>, start: Option<u64>, memory: &mut Memory) -> Piece {
+    let Memory { window, rows } = memory;
+    rows.clear();
     let mut found = start;
     let mut read = || {
         let from = start.unwrap_or(range.start);
@@ -124,7 +131,7 @@ fn piece(source: &Source, known: &Known, range: &Range<u64>, start: Option<u64>,
         }
     };
     let end = read();
-    Piece { start: found, rows, end }
+    Piece { start: found, end }
 }
 
 /// Reads a results file against its ground truth; warnings are counted into `warnings`.
@@ -138,9 +145,8 @@ pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result
     let bad = |item: &str, fault: Fault| error(path, item, fault, source.len());
     let whole = |fault| bad(WHOLE, fault);
     let tasks = TASKS * rayon::current_num_threads();
-    // A window for each task of a round.
-    let mut windows = vec![vec![]; tasks];
-    let mut stream = Stream::new(&source, 0, BEYOND, &mut windows[0]).map_err(whole)?;
+    let mut memories: Vec<Memory> = (0..tasks).map(|_| Memory::default()).collect();
+    let mut stream = Stream::new(&source, 0, BEYOND, &mut memories[0].window).map_err(whole)?;
     let empty = stream.next(|c| {
         c.take(b'[', "a list of detections")?;
         let empty = c.peek()? == b']';
@@ -160,15 +166,15 @@ pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result
         }
         let known_start = |range: &Range<u64>| (range.start == place).then_some(place);
         let pieces: Vec<Piece> =
-            round.par_iter().zip(&mut windows).map(|(range, window)| piece(&source, &known, range, known_start(range), window)).collect();
-        for (range, mut found) in round.iter().zip(pieces) {
+            round.par_iter().zip(&mut memories).map(|(range, memory)| piece(&source, &known, range, known_start(range), memory)).collect();
+        for ((range, mut found), memory) in round.iter().zip(pieces).zip(&mut memories) {
             if ended || (found.start != Some(place) && place > range.end) {
                 continue;
             }
             if found.start != Some(place) {
-                found = piece(&source, &known, range, Some(place), &mut windows[0]);
+                found = piece(&source, &known, range, Some(place), memory);
             }
-            rows.append(&mut found.rows);
+            rows.append(&mut memory.rows);
             match found.end {
                 Ok(End::Next(next)) => place = next,
                 Ok(End::List(next)) => (place, ended) = (next, true),
@@ -179,7 +185,7 @@ pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result
     if !ended {
         return Err(bad(&format!("{WHOLE}[{}]", rows.len()), Fault::End));
     }
-    Stream::new(&source, place, BEYOND, &mut windows[0]).and_then(|mut s| s.finish()).map_err(whole)?;
+    Stream::new(&source, place, BEYOND, &mut memories[0].window).and_then(|mut s| s.finish()).map_err(whole)?;
     warn(path, truth, &known, &rows, warnings);
     Ok(rows)
 }
