@@ -58,6 +58,4 @@
     box.addEventListener("change", show);
     show();
   }
-  // Paper cannot unfold anything.
-  window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
 })();

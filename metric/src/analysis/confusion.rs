@@ -31,7 +31,9 @@ impl Confusion {
     pub fn pairs(&self) -> Vec<(usize, usize, usize)> {
         let places = (0..self.classes).flat_map(|t| (0..self.classes).map(move |f| (t, f))).filter(|(t, f)| t != f);
         let mut out: Vec<_> = places.map(|(t, f)| (t, f, self.get(t, f))).filter(|p| p.2 > 0).collect();
-        out.sort_by_key(|p| std::cmp::Reverse(p.2));
+        // Of equal counts, those that are more of their class.
+        let sums: Vec<usize> = (0..self.classes).map(|t| self.row_sum(t)).collect();
+        out.sort_by_key(|p| (std::cmp::Reverse(p.2), sums[p.0]));
         out
     }
 }

@@ -71,7 +71,7 @@ pub struct Cuts {
     pub all: Option<Cut>,
     /// Best F1 of each class.
     pub classes: Vec<Option<Cut>>,
-    /// All classes together, at scores of 0, 0.01 .. 1.
+    /// All classes together, at scores of 0, 0.01 .. 1; precision is NaN where no detection is left.
     pub curve: Vec<Cut>,
 }
 
@@ -92,7 +92,7 @@ pub fn cuts(scenes: &[Scene], classes: usize) -> Cuts {
     let curve = (0..=100).map(|i| f64::from(i) / 100.0).map(|score| {
         // The last step that keeps no score below this one.
         let kept = steps_of_all.partition_point(|c| c.score >= score);
-        let nothing = Cut { score, precision: if total > 0 { 1.0 } else { 0.0 }, recall: 0.0, f1: 0.0 };
+        let nothing = Cut { score, precision: f64::NAN, recall: 0.0, f1: 0.0 };
         kept.checked_sub(1).map_or(nothing, |i| Cut { score, ..steps_of_all[i] })
     });
     let curve = curve.collect();

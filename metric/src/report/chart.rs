@@ -113,16 +113,16 @@ fn draw<B: DrawingBackend<ErrorType = std::io::Error>>(
         .margin(fine(6.0))
         .margin_right(fine(14.0))
         .margin_top(fine(10.0))
-        .x_label_area_size(fine(42.0))
-        .y_label_area_size(fine(52.0))
+        .x_label_area_size(fine(38.0))
+        .y_label_area_size(fine(50.0))
         .build_cartesian_2d(axes.x.0.clone(), axes.y.0.clone())?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID.stroke_width(FINE as u32))
         .axis_style(INK.stroke_width(FINE as u32))
-        .label_style(text(12.0))
-        .axis_desc_style(text(13.0))
+        .label_style(text(12.5))
+        .axis_desc_style(text(13.5))
         .x_labels(axes.x_labels)
         .y_labels(6)
         .x_label_formatter(&|v| (axes.x_text)(*v))
@@ -134,7 +134,7 @@ fn draw<B: DrawingBackend<ErrorType = std::io::Error>>(
     for l in lines {
         chart.draw_series(LineSeries::new(l.points.iter().copied(), l.color.stroke_width(2 * FINE as u32)))?;
     }
-    let style = text(11.0).pos(Pos::new(HPos::Center, VPos::Bottom));
+    let style = text(11.5).pos(Pos::new(HPos::Center, VPos::Bottom));
     chart.draw_series(notes.iter().map(|n| Text::new(n.text.clone(), n.at, style.clone())))?;
     area.present()?;
     let at = |p| chart.plotting_area().map_coordinate(&p);

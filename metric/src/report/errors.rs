@@ -67,9 +67,9 @@ fn sentence(r: &Run) -> String {
     let worst = Kind::ALL.into_iter().reduce(|a, b| if t.gains[b as usize] > t.gains[a as usize] { b } else { a });
     let Some(worst) = worst.filter(|w| t.gains[*w as usize] >= 0.05) else { return String::new() };
     let ap50 = r.input.evaluation.ap_at(0.5);
-    let mut out = r.named(&format!("AP50 here is {:.1}", t.ap));
+    let mut out = format!("{}TIDE’s AP50 is {:.1}", if r.letter.is_empty() { String::new() } else { format!("{}: ", r.letter) }, t.ap);
     if ap50 >= 0.0 && (ap50 * 100.0 - t.ap).abs() >= 0.05 {
-        out += &format!(" (COCO’s is {}: see the notes at the end)", points(ap50));
+        out += &[" (COCO’s is ", &points(ap50), ": see the notes at the end)"].concat();
     }
     out + &format!("; mending {} errors would gain the most, {:.1} points.", worst.name().to_lowercase(), t.gains[worst as usize])
 }

@@ -9,7 +9,7 @@ use image::{ImageFormat, Rgba, RgbaImage};
 use super::Run;
 use super::format::{counted, short};
 use super::names::labels;
-use super::table::{Table, columns};
+use super::table::{Cell, Table, columns};
 use crate::analysis::confusion::Confusion;
 
 /// Classes up to which the matrix is a table.
@@ -107,7 +107,7 @@ fn picture(c: &Confusion) -> String {
 fn pairs(c: &Confusion, heads: &[String], id: usize) -> Table {
     let row = |&(t, f, n): &(usize, usize, usize)| {
         let share = format!("{:.1}", n as f64 / c.row_sum(t).max(1) as f64 * 100.0);
-        (heads[t].clone(), vec![heads[f].clone().into(), n.to_string().into(), share.into()])
+        (heads[t].clone(), vec![Cell { text: heads[f].clone(), class: "words" }, n.to_string().into(), share.into()])
     };
     Table {
         id: ["pairs-a", "pairs-b"][id % 2],

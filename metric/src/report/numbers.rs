@@ -5,6 +5,7 @@ use super::names::Class;
 use super::table::{Cell, Table, columns};
 use super::{Input, Run};
 use crate::Params;
+use crate::coco::summary::ClassRow;
 
 /// A line of the head: the same for all runs, or one value each.
 pub(super) struct Fact {
@@ -12,19 +13,22 @@ pub(super) struct Fact {
     pub values: Vec<String>,
 }
 
+/// A line of the head, and where its value comes from.
+type Own = (&'static str, fn(&Input) -> String);
+
 /// What was evaluated.
 pub(super) fn facts(runs: &[Run]) -> Vec<Fact> {
-    let own: [(&str, &dyn Fn(&Input) -> String); 10] = [
-        ("Data set", &|i| i.data.into()),
-        ("Date", &|i| i.date.into()),
-        ("Images", &|i| count(i.problem.images.len())),
-        ("Classes", &|i| count(i.problem.categories.len())),
-        ("Ground-truth boxes", &|i| count(i.evaluation.classes.iter().map(|c| c.truth).sum())),
-        ("Crowd regions", &|i| count(i.evaluation.classes.iter().map(|c| c.crowds).sum())),
-        ("Detections", &|i| count(i.evaluation.classes.iter().map(|c| c.detections).sum())),
-        ("IoU thresholds", &|i| list(&i.evaluation.params.iou)),
-        ("Area ranges", &|i| areas(&i.evaluation.params)),
-        ("Detections per image and class", &|i| limits(&i.evaluation.params)),
+    let own: [Own; 10] = [
+        ("Data set", |i| i.data.into()),
+        ("Date", |i| i.date.into()),
+        ("Images", |i| count(i.problem.images.len())),
+        ("Classes", |i| count(i.problem.categories.len())),
+        ("Ground-truth boxes", |i| count(i.evaluation.classes.iter().map(|c| c.truth).sum())),
+        ("Crowd regions", |i| count(i.evaluation.classes.iter().map(|c| c.crowds).sum())),
+        ("Detections", |i| count(i.evaluation.classes.iter().map(|c| c.detections).sum())),
+        ("IoU thresholds", |i| list(&i.evaluation.params.iou)),
+        ("Area ranges", |i| areas(&i.evaluation.params)),
+        ("Detections per image and class", |i| limits(&i.evaluation.params)),
     ];
     let mut out: Vec<Fact> = vec![];
     if runs.len() > 1 {
@@ -105,10 +109,13 @@ fn meaning(name: &str) -> String {
     }
 }
 
+/// A column: heading, meaning, value.
+type Metric = (&'static str, &'static str, fn(&ClassRow) -> f64);
+
 /// AP and AR class by class.
 pub(super) fn class_table(runs: &[Run], classes: &[Class]) -> Table {
     let rows: Vec<_> = runs.iter().map(|r| r.input.evaluation.class_rows()).collect();
-    let metrics: [(&str, &str, fn(&crate::coco::summary::ClassRow) -> f64); 4] = [
+    let metrics: [Metric; 4] = [
         ("AP", "average precision, mean over all IoU thresholds", |r| r.ap),
         ("AP50", "at IoU 0.50", |r| r.ap50),
         ("AP75", "at IoU 0.75", |r| r.ap75),

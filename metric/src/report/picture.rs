@@ -17,8 +17,9 @@ const SIDE: u32 = 520;
 const QUALITY: u8 = 76;
 /// Bytes of base64 text that all photos may take together; images beyond it are only listed.
 const BUDGET: usize = 4_500_000;
-/// Size of labels, pixels of the picture.
-const FONT: f64 = 13.0;
+/// Width of a picture on the page and size of its labels there, about.
+const SHOWN: f64 = 360.0;
+const FONT: f64 = 11.5;
 
 /// A photo that figures refer to.
 pub(super) struct Photo {
@@ -89,6 +90,8 @@ pub(super) struct Shot {
     pub photo: usize,
     pub width: u32,
     pub height: u32,
+    /// Size of the labels, units of the picture.
+    pub font: f64,
     pub shapes: Vec<Shape>,
     pub labels: Vec<Label>,
 }
@@ -143,9 +146,10 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64) -> Shot 
         let layer = if f.fate == Fate::False { "false" } else { "hit" };
         boxes.push((layer, f.bbox, format!("{} {:.2}", names[f.class], f.score)));
     }
+    let font = FONT * f64::from(photo.width) / SHOWN;
     let rank = |layer: &str| ["truth", "hit", "missed", "false"].iter().position(|l| *l == layer);
     boxes.sort_by_key(|b| rank(b.0));
-    let mut shot = Shot { photo: photo.id, width: photo.width, height: photo.height, shapes: vec![], labels: vec![] };
+    let mut shot = Shot { photo: photo.id, width: photo.width, height: photo.height, font, shapes: vec![], labels: vec![] };
     let pixels = |v: f64| format!("{v:.1}");
     let mut placed: Vec<[f64; 4]> = vec![];
     // Names of errors first: they are what the reader looks for.
@@ -159,7 +163,7 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64) -> Shot 
         };
         shot.shapes.push(Shape { layer, x: pixels(x), y: pixels(y), w: pixels(w), h: pixels(h), title: format!("{what}: {text}") });
         if *layer != "truth"
-            && let Some((lx, ly)) = room(&mut placed, [x, y, w, h], text, photo)
+            && let Some((lx, ly)) = room(&mut placed, [x, y, w, h], text, font, photo)
         {
             shot.labels.push(Label { layer, x: pixels(lx), y: pixels(ly), text: text.clone() });
         }
@@ -177,8 +181,8 @@ fn clip([x, y, w, h]: [f64; 4], photo: &Photo) -> [f64; 4] {
 }
 
 /// Where a label's baseline starts: above, inside or below its box, if no label is there already.
-fn room(placed: &mut Vec<[f64; 4]>, [x, y, _, h]: [f64; 4], text: &str, photo: &Photo) -> Option<(f64, f64)> {
-    let (width, height) = (text.chars().count() as f64 * FONT * 0.58 + 4.0, FONT + 3.0);
+fn room(placed: &mut Vec<[f64; 4]>, [x, y, _, h]: [f64; 4], text: &str, font: f64, photo: &Photo) -> Option<(f64, f64)> {
+    let (width, height) = (text.chars().count() as f64 * font * 0.62 + 4.0, font + 3.0);
     let left = x.min(f64::from(photo.width) - width).max(0.0);
     let tops = [y - height, y, y + h];
     let fits = |top: f64| {
@@ -187,7 +191,7 @@ fn room(placed: &mut Vec<[f64; 4]>, [x, y, _, h]: [f64; 4], text: &str, photo: &
     };
     let top = tops.into_iter().find(|t| fits(*t))?;
     placed.push([left, top, left + width, top + height]);
-    Some((left + 2.0, top + FONT - 1.0))
+    Some((left + 2.0, top + font - 1.0))
 }
 
 #[cfg(test)]
@@ -200,10 +204,10 @@ mod tests {
         assert_eq!(clip([-10., -10., 500., 500.], &photo), [1., 1., 98., 48.]);
         assert_eq!(clip([f64::NAN, 10., 5., 5.], &photo)[0], 1.0);
         let mut placed = vec![];
-        let first = room(&mut placed, [10., 20., 30., 10.], "a", &photo).unwrap();
-        let second = room(&mut placed, [10., 20., 30., 10.], "a", &photo).unwrap();
+        let first = room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo).unwrap();
+        let second = room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo).unwrap();
         assert!(first.1 < second.1 && placed[0][3] <= placed[1][1]);
-        room(&mut placed, [10., 20., 30., 10.], "a", &photo);
-        assert_eq!(room(&mut placed, [10., 20., 30., 10.], "a", &photo), None);
+        room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo);
+        assert_eq!(room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo), None);
     }
 }

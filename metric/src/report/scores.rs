@@ -11,7 +11,11 @@ use crate::analysis::score::{BINS, Cut};
 /// Precision, recall and F1 of all classes together against the score threshold.
 pub(super) fn threshold(run: &Run, id: usize) -> Figure {
     let curve = &run.analysis.cuts.curve;
-    let line = |value: fn(&Cut) -> f64, color, dashed| Line { points: curve.iter().map(|c| (c.score, value(c))).collect(), color, dashed };
+    let line = |value: fn(&Cut) -> f64, color, dashed| Line {
+        points: curve.iter().map(|c| (c.score, value(c))).filter(|p| !p.1.is_nan()).collect(),
+        color,
+        dashed,
+    };
     let t = run.analysis.threshold.clamp(0.0, 1.0);
     let lines = [
         line(|c| c.precision, BLUE, false),
@@ -71,7 +75,7 @@ pub(super) fn reliability(run: &Run, id: usize) -> Figure {
         format!("Expected calibration error: {e:.3} (mean distance of score and share, each bar by its number of detections).")
     });
     if c.outside > 0 {
-        note += &format!(" {} scores are no numbers between 0 and 1 and stand in the outermost bars.", count(c.outside));
+        note += &[" ", &count(c.outside), " scores are no numbers between 0 and 1 and stand in the outermost bars."].concat();
     }
     let row = |(i, b): (usize, &crate::analysis::score::Bin)| {
         let value = |v: f64| score((b.count > 0).then_some(v));
@@ -103,9 +107,12 @@ pub(super) fn reliability(run: &Run, id: usize) -> Figure {
     }
 }
 
+/// A column: heading, meaning, value.
+type Field = (&'static str, &'static str, fn(&Cut) -> f64);
+
 /// The threshold with the best F1 of each class.
 pub(super) fn class_table(runs: &[Run], classes: &[Class]) -> Table {
-    let fields: [(&str, &str, fn(&Cut) -> f64); 4] = [
+    let fields: [Field; 4] = [
         ("best score", "threshold with the best F1", |c| c.score),
         ("F1", "harmonic mean of precision and recall", |c| c.f1),
         ("precision", "", |c| c.precision),
