@@ -1,0 +1,211 @@
+//! Detections matched with ground truth, image by image, at each IoU threshold.
+
+use rayon::prelude::*;
+
+use super::params::{Area, Params};
+use super::ranking::Ranked;
+use super::types::{Detection, GroundTruth, Problem};
+
+/// Thresholds that one pass handles: one bit each.
+pub(crate) const BLOCK: usize = 32;
+
+/// Boxes of one category on one image.
+struct Scene {
+    /// Indices into the problem's ground truth, in the order of the input.
+    truth: Vec<u32>,
+    /// Positions in the category's ranking.
+    detections: Vec<u32>,
+}
+
+/// Images of one category that have ground truth; on all others nothing matches.
+pub(crate) struct Scenes(Vec<Scene>);
+
+impl Scenes {
+    pub(crate) fn new((truth, images): (&[u32], &[u32]), ranked: &Ranked, image_count: usize) -> Self {
+        const NONE: u32 = u32::MAX;
+        let mut scene_of = vec![NONE; image_count];
+        let mut scenes: Vec<Scene> = vec![];
+        for (&g, &image) in truth.iter().zip(images) {
+            let at = &mut scene_of[image as usize];
+            if *at == NONE {
+                *at = scenes.len() as u32;
+                scenes.push(Scene { truth: vec![], detections: vec![] });
+            }
+            scenes[*at as usize].truth.push(g);
+        }
+        for (position, &image) in ranked.image.iter().enumerate() {
+            let at = scene_of[image as usize];
+            if at != NONE {
+                scenes[at as usize].detections.push(position as u32);
+            }
+        }
+        Self(scenes)
+    }
+}
+
+/// IoU of a detection and ground truth; of a crowd, the share of the detection inside. No fused multiply-add: the bits count.
+fn iou(d: &Detection, g: &GroundTruth) -> f64 {
+    let [dx, dy, dw, dh] = d.bbox;
+    let [gx, gy, gw, gh] = g.bbox;
+    let w = (dx + dw).min(gx + gw) - dx.max(gx);
+    let h = (dy + dh).min(gy + gh) - dy.max(gy);
+    if w <= 0.0 || h <= 0.0 {
+        return 0.0;
+    }
+    let overlap = w * h;
+    let union = if g.crowd { dw * dh } else { dw * dh + gw * gh - overlap };
+    overlap / union
+}
+
+/// Memory that is used again from scene to scene.
+#[derive(Default)]
+struct Scratch {
+    /// Positions of detections that reach the lowest threshold, best first.
+    candidates: Vec<u32>,
+    /// Their best IoU.
+    best: Vec<f64>,
+    /// `[candidate][truth]`, truth in the order of the input.
+    ious: Vec<f64>,
+    row: Vec<f64>,
+    /// Ground truth, counted first: (number, ignored, crowd).
+    order: Vec<(u32, bool, bool)>,
+    taken: Vec<bool>,
+}
+
+impl Scratch {
+    /// Overlaps of one scene; `floor` is the lowest threshold.
+    fn overlaps(&mut self, problem: &Problem, ranked: &Ranked, scene: &Scene, floor: f64) {
+        self.candidates.clear();
+        self.best.clear();
+        self.ious.clear();
+        for &position in &scene.detections {
+            let d = &problem.detections[ranked.detection[position as usize] as usize];
+            self.row.clear();
+            self.row.extend(scene.truth.iter().map(|&g| iou(d, &problem.truth[g as usize])));
+            let best = self.row.iter().fold(f64::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+            if best >= floor {
+                self.candidates.push(position);
+                self.best.push(best);
+                self.ious.extend_from_slice(&self.row);
+            }
+        }
+    }
+
+    /// Matches the candidates for one area range; `found(threshold, candidate, truth number, ignored)` for each match.
+    fn matches(
+        &mut self,
+        problem: &Problem,
+        scene: &Scene,
+        area: &Area,
+        thresholds: &[f64],
+        mut found: impl FnMut(usize, usize, usize, bool),
+    ) {
+        self.order.clear();
+        self.order.extend(scene.truth.iter().enumerate().map(|(n, &g)| {
+            let g = &problem.truth[g as usize];
+            (n as u32, g.crowd || area.excludes(g.area), g.crowd)
+        }));
+        self.order.sort_by_key(|o| o.1);
+        let width = scene.truth.len();
+        for (t, &threshold) in thresholds.iter().enumerate() {
+            self.taken.clear();
+            self.taken.resize(width, false);
+            let start = slack(threshold);
+            for (c, row) in self.ious.chunks_exact(width).enumerate() {
+                if self.best[c] < start {
+                    continue;
+                }
+                let mut best = start;
+                let mut partner: Option<(u32, bool)> = None;
+                for &(n, ignored, crowd) in &self.order {
+                    if self.taken[n as usize] && !crowd {
+                        continue;
+                    }
+                    // A counted match is never given up for an ignored one, and those come last.
+                    if ignored && partner.is_some_and(|p| !p.1) {
+                        break;
+                    }
+                    // On equal IoU the later one wins.
+                    if row[n as usize] >= best {
+                        best = row[n as usize];
+                        partner = Some((n, ignored));
+                    }
+                }
+                if let Some((n, ignored)) = partner {
+                    self.taken[n as usize] = true;
+                    found(t, c, n as usize, ignored);
+                }
+            }
+        }
+    }
+}
+
+/// The IoU from which on a pair matches.
+fn slack(threshold: f64) -> f64 {
+    threshold.min(1.0 - 1e-10)
+}
+
+/// What matching says of a category's detections, by position, a bit for each threshold of a block.
+#[derive(Debug, Clone)]
+pub(crate) struct Flags {
+    /// Matched.
+    pub(crate) hit: Vec<u32>,
+    /// Matched with ground truth that does not count.
+    pub(crate) ignored: Vec<u32>,
+}
+
+/// Flags of one detection.
+struct Flag {
+    area: u32,
+    position: u32,
+    hit: u32,
+    ignored: u32,
+}
+
+/// Scenes that one task takes: enough to be worth it.
+const SCENES: usize = 64;
+
+/// Flags for each area range, at a block of thresholds.
+pub(crate) fn flags(problem: &Problem, params: &Params, thresholds: &[f64], ranked: &Ranked, scenes: &Scenes) -> Vec<Flags> {
+    let floor = slack(thresholds.iter().copied().fold(f64::INFINITY, f64::min));
+    let one = |scratch: &mut Scratch, out: &mut Vec<Flag>, scene: &Scene| {
+        scratch.overlaps(problem, ranked, scene, floor);
+        for (a, area) in params.areas.iter().enumerate() {
+            let first = out.len();
+            out.extend(scratch.candidates.iter().map(|&position| Flag { area: a as u32, position, hit: 0, ignored: 0 }));
+            scratch.matches(problem, scene, area, thresholds, |t, c, n, ignored| {
+                let flag = &mut out[first + c];
+                // pycocotools stores the annotation's id as the match, and 0 means none.
+                let counts = params.count_id_zero || problem.truth[scene.truth[n] as usize].id != 0;
+                flag.hit |= u32::from(counts) << t;
+                flag.ignored |= u32::from(ignored) << t;
+            });
+        }
+    };
+    let task = |scenes: &[Scene]| {
+        let (mut scratch, mut out) = (Scratch::default(), vec![]);
+        for scene in scenes {
+            one(&mut scratch, &mut out, scene);
+        }
+        out
+    };
+    let found: Vec<Vec<Flag>> = scenes.0.par_chunks(SCENES).map(task).collect();
+    let none = Flags { hit: vec![0; ranked.len()], ignored: vec![0; ranked.len()] };
+    let mut out = vec![none; params.areas.len()];
+    for f in found.into_iter().flatten() {
+        let (flags, p) = (&mut out[f.area as usize], f.position as usize);
+        (flags.hit[p], flags.ignored[p]) = (f.hit, f.ignored);
+    }
+    out
+}
+
+/// Pairs (position in the ranking, index of the ground truth, ignored) at one threshold and area range.
+pub(crate) fn pairs(problem: &Problem, area: &Area, threshold: f64, ranked: &Ranked, scenes: &Scenes) -> Vec<(u32, u32, bool)> {
+    let (mut scratch, mut out) = (Scratch::default(), vec![]);
+    for scene in &scenes.0 {
+        scratch.overlaps(problem, ranked, scene, slack(threshold));
+        let candidates = scratch.candidates.clone();
+        scratch.matches(problem, scene, area, &[threshold], |_, c, n, ignored| out.push((candidates[c], scene.truth[n], ignored)));
+    }
+    out
+}

@@ -1,0 +1,79 @@
+//! Detections of one category in the order in which they count: by score, then image, then place in the input.
+//!
+//! That one order holds all of pycocotools' three stable sorts: within an image it is score, then input; over images it
+//! is what sorting the images' lists one after another gives.
+
+use super::types::Detection;
+
+/// Detections of a category, best first, those beyond the limit of their image left out.
+#[derive(Debug, Default)]
+pub(crate) struct Ranked {
+    /// Index into the problem's detections.
+    pub(crate) detection: Vec<u32>,
+    /// Number of the image.
+    pub(crate) image: Vec<u32>,
+    /// The first of the limits that it is within.
+    pub(crate) level: Vec<u16>,
+    pub(crate) score: Vec<f64>,
+    /// Area w * h.
+    pub(crate) size: Vec<f64>,
+}
+
+/// A number that ascends as the score descends; equal scores (also 0 and -0) are equal, NaN is last.
+fn descending(score: f64) -> u64 {
+    if score.is_nan() {
+        return u64::MAX;
+    }
+    let bits = (score + 0.0).to_bits();
+    let ascending = if bits >> 63 == 1 { !bits } else { bits | 1 << 63 };
+    !ascending
+}
+
+impl Ranked {
+    /// Ranks `boxes` (indices into `all`) on `images`; `limits` are numbers of detections an image, ascending.
+    pub(crate) fn new(all: &[Detection], (boxes, images): (&[u32], &[u32]), image_count: usize, limits: &[usize]) -> Self {
+        let key = |(&n, &image): (&u32, &u32)| (descending(all[n as usize].score), u64::from(image) << 32 | u64::from(n));
+        let mut keys: Vec<(u64, u64)> = boxes.iter().zip(images).map(key).collect();
+        keys.sort_unstable();
+        let mut seen = vec![0u32; image_count];
+        let mut out = Self {
+            detection: Vec::with_capacity(keys.len()),
+            image: Vec::with_capacity(keys.len()),
+            level: Vec::with_capacity(keys.len()),
+            score: Vec::with_capacity(keys.len()),
+            size: Vec::with_capacity(keys.len()),
+        };
+        for (_, place) in keys {
+            let (image, n) = ((place >> 32) as u32, place as u32);
+            let rank = seen[image as usize];
+            let level = limits.iter().take_while(|&&limit| rank as usize >= limit).count();
+            if level == limits.len() {
+                continue;
+            }
+            seen[image as usize] += 1;
+            let d = &all[n as usize];
+            out.detection.push(n);
+            out.image.push(image);
+            out.level.push(level as u16);
+            out.score.push(d.score);
+            out.size.push(d.bbox[2] * d.bbox[3]);
+        }
+        out
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.detection.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_of_scores() {
+        let scores = [f64::INFINITY, 17.0, 1.0, 0.5, 1e-300, 0.0, -1e-9, -3.0, f64::NEG_INFINITY, f64::NAN];
+        assert!(scores.windows(2).all(|w| descending(w[0]) < descending(w[1])));
+        assert_eq!(descending(0.0), descending(-0.0));
+    }
+}

@@ -1,0 +1,185 @@
+//! The numbers people quote: COCO's 12, and each class.
+
+use super::Evaluation;
+use super::params::RECALLS;
+
+/// COCO's 12 numbers; -1 where there is nothing to find, or where the parameters leave the number out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(missing_docs, reason = "COCO's own names")]
+pub struct Summary {
+    pub ap: f64,
+    pub ap50: f64,
+    pub ap75: f64,
+    pub ap_small: f64,
+    pub ap_medium: f64,
+    pub ap_large: f64,
+    pub ar1: f64,
+    pub ar10: f64,
+    pub ar100: f64,
+    pub ar_small: f64,
+    pub ar_medium: f64,
+    pub ar_large: f64,
+}
+
+impl Summary {
+    /// With COCO's names, in COCO's order.
+    pub fn named(&self) -> [(&'static str, f64); 12] {
+        [
+            ("AP", self.ap),
+            ("AP50", self.ap50),
+            ("AP75", self.ap75),
+            ("APs", self.ap_small),
+            ("APm", self.ap_medium),
+            ("APl", self.ap_large),
+            ("AR1", self.ar1),
+            ("AR10", self.ar10),
+            ("AR100", self.ar100),
+            ("ARs", self.ar_small),
+            ("ARm", self.ar_medium),
+            ("ARl", self.ar_large),
+        ]
+    }
+}
+
+/// How one category did, over all areas unless said, at the largest limit; -1 without ground truth that counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClassRow {
+    /// Mean over all IoU thresholds.
+    pub ap: f64,
+    /// At IoU 0.5; -1 where that is no threshold.
+    pub ap50: f64,
+    /// At IoU 0.75; -1 where that is no threshold.
+    pub ap75: f64,
+    /// Recall, mean over all IoU thresholds.
+    pub ar: f64,
+    /// Ground truth that counts (no crowds).
+    pub truth: usize,
+    /// Crowd regions.
+    pub crowds: usize,
+    /// Detections, also those beyond the largest limit.
+    pub detections: usize,
+}
+
+/// Sum in numpy's order: blocks of 128 with eight running sums, halves above that. Equal sums to the last bit need it.
+fn pairwise_sum(v: &[f64]) -> f64 {
+    let n = v.len();
+    if n < 8 {
+        return v.iter().fold(-0.0, |a, b| a + b);
+    }
+    if n <= 128 {
+        let (blocks, rest) = v.as_chunks::<8>();
+        let mut r = blocks[0];
+        for b in &blocks[1..] {
+            for (r, b) in r.iter_mut().zip(b) {
+                *r += b;
+            }
+        }
+        let sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+        return rest.iter().fold(sum, |a, b| a + b);
+    }
+    let half = n / 2 - (n / 2) % 8;
+    pairwise_sum(&v[..half]) + pairwise_sum(&v[half..])
+}
+
+/// Mean of what is above -1, as numpy's; -1 where nothing is.
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let kept: Vec<f64> = values.filter(|&v| v > -1.0).collect();
+    if kept.is_empty() { -1.0 } else { pairwise_sum(&kept) / kept.len() as f64 }
+}
+
+impl Evaluation {
+    /// Indices of the thresholds that a number is of: all, or the one nearest to `iou` (none farther off than 1e-9).
+    fn thresholds(&self, iou: Option<f64>) -> Vec<usize> {
+        let all = 0..self.params.iou.len();
+        all.filter(|&t| iou.is_none_or(|v| (self.params.iou[t] - v).abs() < 1e-9)).collect()
+    }
+
+    /// AP at the largest limit: of one IoU threshold or all, of one category (index) or all; -1 where there is none.
+    pub fn ap(&self, iou: Option<f64>, area: usize, category: Option<usize>) -> f64 {
+        let m = self.params.max_dets.len() - 1;
+        let categories = category.map_or(0..self.categories.len(), |k| k..k + 1);
+        mean(self.thresholds(iou).into_iter().flat_map(|t| {
+            let categories = categories.clone();
+            (0..RECALLS).flat_map(move |r| categories.clone().map(move |k| self.precision_at(t, r, k, area, m)))
+        }))
+    }
+
+    /// AP over all areas and categories at one IoU threshold; -1 where it was not evaluated.
+    pub fn ap_at(&self, iou: f64) -> f64 {
+        self.ap(Some(iou), 0, None)
+    }
+
+    /// AR over all IoU thresholds; `limit` is an index into `max_dets`, `category` one into the categories.
+    pub fn ar(&self, area: usize, limit: usize, category: Option<usize>) -> f64 {
+        let categories = category.map_or(0..self.categories.len(), |k| k..k + 1);
+        let thresholds = 0..self.params.iou.len();
+        mean(thresholds.flat_map(|t| categories.clone().map(move |k| self.recall_at(t, k, area, limit))))
+    }
+
+    /// AP of each category over all thresholds; -1 without ground truth that counts.
+    pub fn per_class(&self) -> Vec<f64> {
+        (0..self.categories.len()).map(|k| self.ap(None, 0, Some(k))).collect()
+    }
+
+    /// More on each category.
+    pub fn class_rows(&self) -> Vec<ClassRow> {
+        let m = self.params.max_dets.len() - 1;
+        let row = |k: usize| ClassRow {
+            ap: self.ap(None, 0, Some(k)),
+            ap50: self.ap(Some(0.5), 0, Some(k)),
+            ap75: self.ap(Some(0.75), 0, Some(k)),
+            ar: self.ar(0, m, Some(k)),
+            truth: self.classes[k].truth,
+            crowds: self.classes[k].crowds,
+            detections: self.classes[k].detections,
+        };
+        (0..self.categories.len()).map(row).collect()
+    }
+
+    /// The 12 numbers; AP and the areas' AR are at the largest limit.
+    pub fn summary(&self) -> Summary {
+        let p = &self.params;
+        let last = p.max_dets.len() - 1;
+        let area = |name: &str| p.areas.iter().position(|a| a.name == name);
+        let ap = |name: &str| area(name).map_or(-1.0, |a| self.ap(None, a, None));
+        let ar = |name: &str| area(name).map_or(-1.0, |a| self.ar(a, last, None));
+        let at = |n: usize| p.max_dets.iter().position(|&m| m == n).map_or(-1.0, |m| self.ar(0, m, None));
+        Summary {
+            ap: self.ap(None, 0, None),
+            ap50: self.ap_at(0.5),
+            ap75: self.ap_at(0.75),
+            ap_small: ap("small"),
+            ap_medium: ap("medium"),
+            ap_large: ap("large"),
+            ar1: at(1),
+            ar10: at(10),
+            ar100: at(100),
+            ar_small: ar("small"),
+            ar_medium: ar("medium"),
+            ar_large: ar("large"),
+        }
+    }
+
+    /// The numbers that the parameters ask for, named as COCO's: `AP`, `AP50` and `AP75` where these are thresholds,
+    /// `APs` (small), `APm`, `APl`, `AP_<name>` for other areas, `AR<n>` for each limit, `ARs`, ..., `AR_<name>`.
+    /// With the default parameters these are [`Summary::named`].
+    pub fn named(&self) -> Vec<(String, f64)> {
+        let p = &self.params;
+        let mut out = vec![("AP".to_string(), self.ap(None, 0, None))];
+        for (name, iou) in [("AP50", 0.5), ("AP75", 0.75)] {
+            if !self.thresholds(Some(iou)).is_empty() {
+                out.push((name.into(), self.ap_at(iou)));
+            }
+        }
+        let short = |name: &str| match name {
+            "small" | "medium" | "large" => name[..1].to_string(),
+            _ => format!("_{name}"),
+        };
+        let areas = || p.areas.iter().enumerate().skip(1);
+        out.extend(areas().map(|(a, area)| (format!("AP{}", short(&area.name)), self.ap(None, a, None))));
+        out.extend(p.max_dets.iter().enumerate().map(|(m, n)| (format!("AR{n}"), self.ar(0, m, None))));
+        let last = p.max_dets.len() - 1;
+        out.extend(areas().map(|(a, area)| (format!("AR{}", short(&area.name)), self.ar(a, last, None))));
+        out
+    }
+}

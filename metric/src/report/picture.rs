@@ -1,0 +1,213 @@
+//! Photos with boxes: each photo once as a small JPEG, the boxes as vector graphics over it.
+
+use std::collections::HashMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use image::codecs::jpeg::JpegEncoder;
+use image::imageops::{FilterType, resize};
+
+use super::Run;
+use super::format::counted;
+use crate::analysis::image::ImageScore;
+use crate::analysis::scene::{Fate, Scene};
+
+/// Longest side in the page, pixels.
+const SIDE: u32 = 520;
+const QUALITY: u8 = 76;
+/// Bytes of base64 text that all photos may take together; images beyond it are only listed.
+const BUDGET: usize = 4_500_000;
+/// Width of a picture on the page and size of its labels there, about.
+const SHOWN: f64 = 360.0;
+const FONT: f64 = 11.5;
+
+/// A photo that figures refer to.
+pub(super) struct Photo {
+    pub id: usize,
+    pub width: u32,
+    pub height: u32,
+    /// Of the original's.
+    scale: f64,
+    pub jpeg: String,
+}
+
+/// The photos of a page.
+#[derive(Default)]
+pub(super) struct Album {
+    pub photos: Vec<Photo>,
+    /// By image id; `None` where there is no picture, or no room.
+    known: HashMap<i64, Option<usize>>,
+    bytes: usize,
+}
+
+impl Album {
+    /// The photo of an image, from the first run that has it.
+    fn photo(&mut self, runs: &[Run], image: i64) -> Option<usize> {
+        if let Some(known) = self.known.get(&image) {
+            return *known;
+        }
+        let found = if self.bytes < BUDGET { runs.iter().find_map(|r| (r.input.pictures?)(image)) } else { None };
+        let photo = found.and_then(|rgb| {
+            let scale = (f64::from(SIDE) / f64::from(rgb.width().max(rgb.height()).max(1))).min(1.0);
+            let to = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
+            let small = resize(&rgb, to(rgb.width()), to(rgb.height()), FilterType::Triangle);
+            let mut jpeg = vec![];
+            small.write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, QUALITY)).ok()?;
+            Some(Photo { id: self.photos.len(), width: small.width(), height: small.height(), scale, jpeg: STANDARD.encode(jpeg) })
+        });
+        let at = photo.map(|p| {
+            self.bytes += p.jpeg.len();
+            self.photos.push(p);
+            self.photos.len() - 1
+        });
+        self.known.insert(image, at);
+        at
+    }
+}
+
+/// A box over a photo.
+pub(super) struct Shape {
+    /// `truth`, `hit`, `false` or `missed`.
+    pub layer: &'static str,
+    pub x: String,
+    pub y: String,
+    pub w: String,
+    pub h: String,
+    /// Shown by pointing at it.
+    pub title: String,
+}
+
+/// A box's name, where it has room.
+pub(super) struct Label {
+    pub layer: &'static str,
+    pub x: String,
+    pub y: String,
+    pub text: String,
+}
+
+/// A photo with its boxes.
+pub(super) struct Shot {
+    pub photo: usize,
+    pub width: u32,
+    pub height: u32,
+    /// Size of the labels, units of the picture.
+    pub font: f64,
+    pub shapes: Vec<Shape>,
+    pub labels: Vec<Label>,
+}
+
+/// One image of a list.
+pub(super) struct Entry {
+    pub name: String,
+    pub f1: String,
+    pub hits: usize,
+    pub false_alarms: usize,
+    pub missed: usize,
+    /// Of which run, where there are two.
+    pub letter: &'static str,
+    pub shot: Option<Shot>,
+}
+
+impl Entry {
+    /// For those who cannot see the photo.
+    pub(super) fn alt(&self) -> String {
+        let found = counted(self.hits, "box found", "boxes found");
+        let wrong = counted(self.false_alarms, "false alarm", "false alarms");
+        format!("{} {}: {found}, {wrong}, {} missed", self.name, self.letter, self.missed)
+    }
+}
+
+/// An image as one run sees it.
+pub(super) fn entry(album: &mut Album, runs: &[Run], run: usize, score: ImageScore) -> Entry {
+    let r = &runs[run];
+    let scene = &r.analysis.scenes[score.scene];
+    let name = r.input.image_names.and_then(|n| n(scene.image)).unwrap_or_else(|| format!("image {}", scene.image));
+    let shot = album.photo(runs, scene.image).map(|p| draw(&album.photos[p], scene, &r.labels, r.analysis.threshold));
+    Entry {
+        name,
+        f1: super::format::score(score.f1()),
+        hits: score.hits,
+        false_alarms: score.false_alarms,
+        missed: score.missed,
+        letter: r.letter,
+        shot,
+    }
+}
+
+fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64) -> Shot {
+    // Layer, box, name; later ones lie on top.
+    let mut boxes: Vec<(&'static str, [f64; 4], String)> = vec![];
+    let found = |by: Option<usize>| by.is_some_and(|d| scene.found[d].score >= threshold);
+    for t in &scene.truth {
+        let layer = if found(t.by) { "truth" } else { "missed" };
+        boxes.push((layer, t.bbox, names[t.class].clone()));
+    }
+    for f in scene.found.iter().filter(|f| f.score >= threshold && f.fate != Fate::Ignored) {
+        let layer = if f.fate == Fate::False { "false" } else { "hit" };
+        boxes.push((layer, f.bbox, format!("{} {:.2}", names[f.class], f.score)));
+    }
+    let font = FONT * f64::from(photo.width) / SHOWN;
+    let rank = |layer: &str| ["truth", "hit", "missed", "false"].iter().position(|l| *l == layer);
+    boxes.sort_by_key(|b| rank(b.0));
+    let mut shot = Shot { photo: photo.id, width: photo.width, height: photo.height, font, shapes: vec![], labels: vec![] };
+    let pixels = |v: f64| format!("{v:.1}");
+    let mut placed: Vec<[f64; 4]> = vec![];
+    // Names of errors first: they are what the reader looks for.
+    for (layer, bbox, text) in boxes.iter().rev() {
+        let [x, y, w, h] = clip(bbox.map(|v| v * photo.scale), photo);
+        let what = match *layer {
+            "truth" => "ground truth, found",
+            "missed" => "missed",
+            "hit" => "found",
+            _ => "false alarm",
+        };
+        shot.shapes.push(Shape { layer, x: pixels(x), y: pixels(y), w: pixels(w), h: pixels(h), title: format!("{what}: {text}") });
+        if *layer != "truth"
+            && let Some((lx, ly)) = room(&mut placed, [x, y, w, h], text, font, photo)
+        {
+            shot.labels.push(Label { layer, x: pixels(lx), y: pixels(ly), text: text.clone() });
+        }
+    }
+    shot.shapes.reverse();
+    shot
+}
+
+/// Within the photo, so that lines stay visible.
+fn clip([x, y, w, h]: [f64; 4], photo: &Photo) -> [f64; 4] {
+    let (right, bottom) = (f64::from(photo.width) - 1.0, f64::from(photo.height) - 1.0);
+    let fit = |v: f64, most: f64| if v.is_finite() { v.clamp(1.0_f64.min(most), most) } else { 1.0 };
+    let (x1, y1, x2, y2) = (fit(x, right), fit(y, bottom), fit(x + w, right), fit(y + h, bottom));
+    [x1, y1, (x2 - x1).max(0.0), (y2 - y1).max(0.0)]
+}
+
+/// Where a label's baseline starts: above, inside or below its box, if no label is there already.
+fn room(placed: &mut Vec<[f64; 4]>, [x, y, _, h]: [f64; 4], text: &str, font: f64, photo: &Photo) -> Option<(f64, f64)> {
+    let (width, height) = (text.chars().count() as f64 * font * 0.62 + 4.0, font + 3.0);
+    let left = x.min(f64::from(photo.width) - width).max(0.0);
+    let tops = [y - height, y, y + h];
+    let fits = |top: f64| {
+        let inside = top >= 0.0 && top + height <= f64::from(photo.height);
+        inside && placed.iter().all(|p| left >= p[2] || left + width <= p[0] || top >= p[3] || top + height <= p[1])
+    };
+    let top = tops.into_iter().find(|t| fits(*t))?;
+    placed.push([left, top, left + width, top + height]);
+    Some((left + 2.0, top + font - 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_are_clipped_and_labels_do_not_overlap() {
+        let photo = Photo { id: 0, width: 100, height: 50, scale: 1.0, jpeg: String::new() };
+        assert_eq!(clip([-10., -10., 500., 500.], &photo), [1., 1., 98., 48.]);
+        assert_eq!(clip([f64::NAN, 10., 5., 5.], &photo)[0], 1.0);
+        let mut placed = vec![];
+        let first = room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo).unwrap();
+        let second = room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo).unwrap();
+        assert!(first.1 < second.1 && placed[0][3] <= placed[1][1]);
+        room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo);
+        assert_eq!(room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo), None);
+    }
+}

@@ -1,0 +1,61 @@
+"use strict";
+(() => {
+  // Tables: a heading sorts, largest first; again the other way. Names sort as words. Unknown numbers stay at the end.
+  const number = (text) => parseFloat(text.replace("−", "-"));
+  const value = (row, column) => row.cells[column].textContent.trim();
+  function sort(table, column) {
+    const heads = [...table.tHead.rows[0].cells];
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    const words = column === 0 ? rows.some((r) => Number.isNaN(number(value(r, 0)))) : rows.every((r) => Number.isNaN(number(value(r, column))));
+    const before = heads[column].getAttribute("aria-sort");
+    const up = before === "none" ? words || column === 0 : before === "descending";
+    const sign = up ? 1 : -1;
+    const keyed = rows.map((r) => [words ? value(r, column) : number(value(r, column)), r]);
+    keyed.sort(([a], [b]) => {
+      if (words) { return sign * a.localeCompare(b, undefined, { numeric: true }); }
+      if (Number.isNaN(a) || Number.isNaN(b)) { return Number.isNaN(a) - Number.isNaN(b); }
+      return sign * (a - b);
+    });
+    body.append(...keyed.map(([, r]) => r));
+    heads.forEach((h, i) => h.setAttribute("aria-sort", i === column ? (up ? "ascending" : "descending") : "none"));
+  }
+  for (const table of document.querySelectorAll("table.sortable")) {
+    [...table.tHead.rows[0].cells].forEach((head, i) => head.addEventListener("click", () => sort(table, i)));
+  }
+  for (const input of document.querySelectorAll("[data-filter]")) {
+    const rows = [...document.getElementById(input.dataset.filter).tBodies[0].rows];
+    const shown = document.querySelector(`[data-shown="${input.dataset.filter}"]`);
+    input.addEventListener("input", () => {
+      const text = input.value.trim().toLowerCase();
+      rows.forEach((r) => { r.hidden = !value(r, 0).toLowerCase().includes(text); });
+      shown.textContent = text ? `${rows.filter((r) => !r.hidden).length} of ${rows.length}` : "";
+    });
+  }
+
+  // Precision and recall of a class: the same lines with other points. Two characters a point, 4,096 steps.
+  const digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+  const { frame: [low, high], curves } = JSON.parse(document.getElementById("recall-data").textContent);
+  const select = document.getElementById("recall-class");
+  const lines = [...document.querySelectorAll("#recall .series")];
+  const mean = lines.map((l) => l.getAttribute("points"));
+  function points(text) {
+    const out = [];
+    for (let i = 0; 2 * i < text.length; i += 1) {
+      const y = (digits.indexOf(text[2 * i]) * 64 + digits.indexOf(text[2 * i + 1])) / 4095;
+      out.push(`${Math.round(low[0] + (high[0] - low[0]) * i / 100)},${Math.round(low[1] + (high[1] - low[1]) * y)}`);
+    }
+    return out.join(" ");
+  }
+  const draw = () => lines.forEach((l, i) => l.setAttribute("points", select.value === "" ? mean[i] : points(curves[select.value][i])));
+  select.addEventListener("change", draw);
+  // Browsers keep a choice over a reload.
+  draw();
+
+  // Layers of the images.
+  for (const box of document.querySelectorAll("[data-layer]")) {
+    const show = () => document.getElementById("images").classList.toggle(`hide-${box.dataset.layer}`, !box.checked);
+    box.addEventListener("change", show);
+    show();
+  }
+})();

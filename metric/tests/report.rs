@@ -1,0 +1,145 @@
+//! The report page: whole for any data, nothing from the data is read as markup, written whole or not at all.
+
+mod report_support;
+
+use dw_metric::report::{Input, render, write};
+use dw_metric::{Detection, GroundTruth, Params, evaluate};
+use report_support::{Data, evaluated, input};
+
+fn page(data: &Data) -> String {
+    let problem = data.problem();
+    let evaluation = evaluated(&problem);
+    render(&[input(data, &problem, &evaluation)]).unwrap()
+}
+
+/// Sections are there, elements that must pair do, and no number slipped through as `NaN`.
+fn sound(page: &str) {
+    for id in ["numbers", "errors", "by-class", "curves", "scores", "confusion", "sizes", "images", "notes"] {
+        assert_eq!(page.matches(&format!("id=\"{id}\"")).count(), 1, "{id}");
+    }
+    for tag in ["section", "table", "tr", "figure", "svg", "details", "script", "div", "select", "tbody"] {
+        let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+    for bad in [">NaN", ">inf", ">-1<", ">-1.000<", ">-100.0<", "http://", "https://", "url("] {
+        // The one address is the name of the format.
+        let page = page.replace("http://www.w3.org/2000/svg", "");
+        assert!(!page.contains(bad), "{bad}: {}", &page[page.find(bad).unwrap() - 100..][..200]);
+    }
+    assert!(page.ends_with("</html>"));
+}
+
+#[test]
+fn one_run_and_two() {
+    let (a, b) = (Data::new(12, 3, 0.5), Data::new(12, 3, 0.2));
+    let (p, q) = (a.problem(), b.problem());
+    let (e, f) = (evaluated(&p), evaluated(&q));
+    let one = render(&[input(&a, &p, &e)]).unwrap();
+    sound(&one);
+    assert!(one.contains("data:image/jpeg;base64,") && one.contains("Best images") && one.contains("2020-02-02"));
+    let two = render(&[input(&a, &p, &e), Input { title: "the other", ..input(&b, &q, &f) }]).unwrap();
+    sound(&two);
+    assert!(two.contains("Where the runs differ most") && two.contains("the other") && two.contains("Δ AP50"));
+    assert_eq!(render(&[]).unwrap_err().exit_code(), 2);
+    let three = [input(&a, &p, &e); 3];
+    assert_eq!(render(&three).unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn text_from_the_data_is_never_markup() {
+    let nasty = "<b>&\"x'</script><script>alert(1)</script>{{ 1 }}";
+    let mut data = Data::new(3, 2, 0.4);
+    data.names = vec![nasty.into(), "plain".into()];
+    let problem = data.problem();
+    let evaluation = evaluated(&problem);
+    let name = |_| Some(nasty.to_string());
+    let facts = [(nasty.to_string(), nasty.to_string())];
+    let clean = page(&Data { names: vec!["a".into(), "b".into()], ..Data::new(3, 2, 0.4) });
+    let base = input(&data, &problem, &evaluation);
+    let dirty = Input { title: nasty, data: nasty, date: nasty, facts: &facts, image_names: Some(&name), ..base };
+    let page = render(&[dirty]).unwrap();
+    sound(&page);
+    for bad in ["<b>&\"", "<b>&#38;", "alert(1)</script>", "'</"] {
+        assert!(!page.contains(bad), "{bad}: {}", &page[page.find(bad).unwrap() - 100..][..200]);
+    }
+    assert!(page.matches("alert(1)").count() > 9);
+    assert_eq!(page.matches("<script").count(), clean.matches("<script").count());
+}
+
+#[test]
+fn data_with_little_in_it() {
+    let full = || Data::new(5, 2, 0.4);
+    let cases: Vec<(&str, Data)> = vec![
+        ("no images", Data { images: vec![], ..full() }),
+        ("no classes", Data { categories: vec![], ..full() }),
+        ("nothing", Data { images: vec![], categories: vec![], truth: vec![], found: vec![], names: vec![] }),
+        ("no detections", Data { found: vec![], ..full() }),
+        ("no truth", Data { truth: vec![], ..full() }),
+        ("one class", Data::new(5, 1, 0.4)),
+        ("perfect", Data::new(5, 2, 0.0)),
+        ("useless", Data::new(5, 2, 40.0)),
+        ("namesakes", Data { names: vec!["same".into(), "same".into()], ..full() }),
+        ("no names", Data { names: vec![], ..full() }),
+    ];
+    for (what, data) in &cases {
+        println!("{what}");
+        sound(&page(data));
+    }
+    let (a, b) = (&cases[4].1, &cases[3].1);
+    let (p, q) = (a.problem(), b.problem());
+    let (e, f) = (evaluated(&p), evaluated(&q));
+    sound(&render(&[input(a, &p, &e), input(b, &q, &f)]).unwrap());
+}
+
+#[test]
+fn numbers_that_are_none() {
+    let mut data = Data::new(4, 2, 0.3);
+    let box_of = |bbox| Detection { image_id: 1, category_id: 2, bbox, score: 0.5 };
+    data.found.push(Detection { score: f64::NAN, ..box_of([0.; 4]) });
+    data.found.push(Detection { score: f64::INFINITY, ..box_of([f64::NAN; 4]) });
+    data.found.push(Detection { score: -3.0, ..box_of([1e300, 1e300, -5., 1e300]) });
+    data.truth.push(GroundTruth { id: 999, image_id: 1, category_id: 2, bbox: [f64::NAN; 4], area: f64::NAN, crowd: false });
+    sound(&page(&data));
+}
+
+#[test]
+fn other_parameters_and_runs_of_other_classes() {
+    let (a, b) = (Data::new(6, 3, 0.4), Data::new(4, 5, 0.4));
+    let (p, q) = (a.problem(), b.problem());
+    let params = Params { iou: vec![0.6], max_dets: vec![7], ..Params::default() };
+    let (e, f) = (evaluate(&p, &params), evaluated(&q));
+    sound(&render(&[input(&a, &p, &e)]).unwrap());
+    sound(&render(&[input(&a, &p, &e), input(&b, &q, &f)]).unwrap());
+    sound(&render(&[input(&b, &q, &f), input(&a, &p, &e)]).unwrap());
+}
+
+#[test]
+fn many_classes_stay_small() {
+    let data = Data::new(400, 1200, 0.4);
+    let problem = data.problem();
+    let evaluation = evaluated(&problem);
+    let page = render(&[Input { pictures: None, ..input(&data, &problem, &evaluation) }]).unwrap();
+    sound(&page);
+    assert!(page.len() < 4_000_000, "{}", page.len());
+    assert!(page.contains("kind 1200") && page.contains("data:image/png;base64,") && page.contains("image "));
+}
+
+#[test]
+fn written_whole_and_nothing_beside_it() {
+    let data = Data::new(3, 2, 0.4);
+    let problem = data.problem();
+    let evaluation = evaluated(&problem);
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("a/b");
+    let inputs = [input(&data, &problem, &evaluation)];
+    for _ in 0..2 {
+        let file = write(&to, &inputs).unwrap();
+        sound(&std::fs::read_to_string(&file).unwrap());
+        assert_eq!(std::fs::read_dir(&to).unwrap().count(), 1);
+    }
+    // A folder in the page's place: an error, and no rest of an attempt.
+    let blocked = folder.path().join("c");
+    std::fs::create_dir_all(blocked.join("index.html/x")).unwrap();
+    assert_eq!(write(&blocked, &inputs).unwrap_err().exit_code(), 2);
+    assert_eq!(std::fs::read_dir(&blocked).unwrap().count(), 1);
+}
