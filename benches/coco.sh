@@ -33,7 +33,7 @@ else
   fi
   gt="$data/gt.json" dt="$data/dt.json"
 fi
-cargo build --quiet --release -p dw-metric --bins --example metric
+cargo build --locked --quiet --release -p dw-metric --bins --example metric
 example="${CARGO_TARGET_DIR:-target}/release/examples/metric"
 
 out=$(mktemp -d)
@@ -56,8 +56,7 @@ PY
 for _ in $(seq "$runs"); do
   for peer in $peers; do "$python" "$scripts/coco_bench.py" "$peer" "$gt" "$dt" >>"$out/$peer" 2>/dev/null; done
   whole dw-metric "$example" "$gt" "$dt"
-  whole dw-coco "${CARGO_TARGET_DIR:-target}/release/dw-coco" --gt "$gt" --dt "$dt" --json
-  if [ -x "$bin/dw-eval" ]; then whole dw-eval "$bin/dw-eval" coco --gt "$gt" --dt "$dt" --json; fi
+  whole dw-eval "$bin/dw-eval" coco --gt "$gt" --dt "$dt" --json
 done
 
 echo "COCO metric: $(git rev-parse --short HEAD), $(date +%F), $(nproc) cores, $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)"
@@ -67,7 +66,7 @@ import json, pathlib, statistics, sys
 out, peers = pathlib.Path(sys.argv[1]), sys.argv[2:]
 rows = {p.name: [json.loads(line) for line in p.read_text().splitlines()] for p in sorted(out.iterdir())}
 mid = lambda name, key: statistics.median(r[key] for r in rows[name])
-ours = [n for n in ("dw-metric", "dw-coco", "dw-eval") if n in rows]
+ours = [n for n in ("dw-metric", "dw-eval") if n in rows]
 print(f"{'':<18}{'wall s':>9}{'CPU s':>9}{'peak MB':>9}   walls of the runs, load; largest difference of the 12 numbers")
 for name in peers + ours:
     diff = max(abs(a - b) for a, b in zip(rows[name][0]["stats"], rows[ours[0]][0]["stats"]))

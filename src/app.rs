@@ -164,7 +164,7 @@ impl Saved {
         } else {
             tracing::info!("{}: a weight file names no classes; taken in the order of the data's", self.weights.display());
         }
-        let mut detector = Detector::new(&self.config.model, data.categories().len(), Kind::Float, device);
+        let mut detector = Detector::new(&self.config.model, data.categories().len(), self.config.train.precision.kind(), device);
         let mut report = weights::load(&Weights::open(&self.weights)?, &mut detector.params)?;
         // A count of batches that nothing reads; files of older programs lack it.
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));

@@ -200,6 +200,7 @@ fn check(c: &Config) -> Result<()> {
     must(deadlines.iter().all(|s| (1.0..=1e6).contains(s)), "train.step_deadline_s and train.start_deadline_s", "1 to 1000000 seconds")?;
     must((0.0..1.0).contains(&c.train.momentum), "train.momentum", "at least 0 and below 1")?;
     must(c.eval.per_image > 0 && c.eval.per_level > 0, "eval.per_image and eval.per_level", "at least 1")?;
+    must(c.eval.batch > 0, "eval.batch", "at least 1")?;
     must(c.checkpoint.keep > 0, "checkpoint.keep", "at least 1")?;
     c.assign.check().map_err(|e| Error::Usage(format!("configuration: {e}")))
 }

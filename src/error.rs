@@ -20,6 +20,9 @@ pub enum Error {
     /// Weight files (exit code 2 or 3).
     #[error(transparent)]
     Weights(#[from] dw_weights::Error),
+    /// The metric's files and options (exit code 2 or 3).
+    #[error(transparent)]
+    Metric(#[from] dw_metric::Error),
     /// Another rank was lost, or a collective failed (exit code 4).
     #[error("{0}")]
     Peer(#[from] dw_launch::Error),
@@ -54,6 +57,7 @@ impl Error {
             Self::Data(_) | Self::NotFinite(_) => 3,
             Self::Shards(e) => e.exit_code() as i32,
             Self::Weights(e) => e.exit_code() as i32,
+            Self::Metric(e) => e.exit_code().into(),
             Self::Peer(_) => 4,
             Self::Preempted(_) => 75,
             Self::Torch(e) if e.to_string().contains("memory") => 5,

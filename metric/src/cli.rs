@@ -1,6 +1,7 @@
 //! The command line of `dw-eval coco`.
 #![expect(clippy::print_stdout, reason = "the command line's results")]
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
@@ -9,7 +10,16 @@ use crate::coco::params::{Params, area_ranges, iou_thresholds, max_dets};
 use crate::coco::types::Problem;
 use crate::coco::{Evaluation, evaluate};
 use crate::error::Result;
-use crate::json::{self, Truth};
+use crate::{json, report};
+
+/// Shown below the help of `dw-eval coco`.
+pub const EXAMPLES: &str = "Examples:
+  dw-eval coco --gt instances_val2017.json --dt results.json
+  dw-eval coco --gt gt.json --dt dt.json --json --max-dets 10,300
+  dw-eval coco --gt gt.json --dt dt.json --per-class --iou-thresholds 0.5:0.9:0.1 --area-ranges tiny:0..256,rest:256..inf
+  dw-eval coco --gt gt.json --dt a.json --compare b.json --report page --images val2017
+
+Exit codes: 0 done, 2 a mistake in the command, 3 bad data";
 
 /// A results file against a ground-truth file, with pycocotools' numbers.
 #[derive(Debug, Clone, clap::Args)]
@@ -26,6 +36,23 @@ pub struct Request {
     /// A table of each class: AP, AP50, AP75, AR, numbers of boxes
     #[arg(long)]
     pub per_class: bool,
+    /// What to evaluate
+    #[command(flatten)]
+    pub limits: Limits,
+    /// Write a page for people: index.html in this folder
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+    /// Other results on the same ground truth, side by side with --dt
+    #[arg(long, value_name = "DT2.json")]
+    pub compare: Option<PathBuf>,
+    /// Folder of the images, for the report's pictures
+    #[arg(long, value_name = "DIR", requires = "report")]
+    pub images: Option<PathBuf>,
+}
+
+/// Thresholds and limits as typed.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Limits {
     /// Detections of an (image, class) that count; AP is at the last [default: 1,10,100]
     #[arg(long, value_name = "N,..")]
     pub max_dets: Option<String>,
@@ -40,8 +67,8 @@ pub struct Request {
     pub count_id_zero: bool,
 }
 
-impl Request {
-    /// Thresholds and limits that the options ask for.
+impl Limits {
+    /// What the options ask for.
     ///
     /// # Errors
     /// Options that mean nothing.
@@ -60,27 +87,77 @@ impl Request {
     }
 }
 
-/// Evaluates and prints.
+/// Evaluates, prints, and writes the report.
 ///
 /// # Errors
-/// Bad options, bad files.
+/// Bad options, bad files, a report that cannot be written.
 pub fn run(r: &Request) -> Result<()> {
-    let params = r.params()?;
+    let params = r.limits.params()?;
     let mut warnings = vec![];
     let truth = json::truth(&r.gt, &mut warnings)?;
-    let detections = json::results(&r.dt, &truth, &mut warnings)?;
-    let problem = Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections: &detections };
-    let result = evaluate(&problem, &params);
-    warnings.extend(id_zero(&problem, &result));
+    let mut results = vec![];
+    for path in std::iter::once(&r.dt).chain(&r.compare) {
+        results.push((path, json::results(path, &truth, &mut warnings)?));
+    }
+    let problem = |detections| Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections };
+    let problems: Vec<Problem> = results.iter().map(|(_, d)| problem(d)).collect();
+    let found: Vec<Evaluation> = problems.iter().map(|p| evaluate(p, &params)).collect();
+    warnings.extend(id_zero(&problems[0], &found[0]));
     for w in warnings {
         tracing::warn!("{w}");
     }
-    if r.json {
-        println!("{}", as_json(&result, &truth));
-    } else {
-        println!("{}", as_text(&result, &truth, r.per_class));
-    }
+    let names = labels(&truth.names, &truth.categories);
+    print(&found.iter().collect::<Vec<_>>(), &names, r.json, r.per_class);
+    let Some(dir) = &r.report else { return Ok(()) };
+    let files: HashMap<i64, &str> = truth.files.iter().filter_map(|f| Some((f.id, f.file_name.as_deref()?))).collect();
+    let name = |id: i64| files.get(&id).map(|n| (*n).to_owned());
+    let picture = |id: i64| Some(image::open(r.images.as_ref()?.join(files.get(&id)?)).ok()?.to_rgb8());
+    let (data, date) = (r.gt.display().to_string(), today());
+    let titles: Vec<String> = results.iter().map(|(path, _)| path.display().to_string()).collect();
+    let input = |i: usize| report::Input {
+        title: &titles[i],
+        data: &data,
+        date: &date,
+        facts: &[],
+        problem: &problems[i],
+        evaluation: &found[i],
+        names: &names,
+        image_names: Some(&name),
+        pictures: if r.images.is_some() { Some(&picture) } else { None },
+    };
+    let page = report::write(dir, &(0..results.len()).map(input).collect::<Vec<_>>())?;
+    tracing::info!("report {}", page.display());
     Ok(())
+}
+
+/// Prints one evaluation, or two side by side, to standard output.
+pub fn print(found: &[&Evaluation], names: &[String], json: bool, per_class: bool) {
+    match found {
+        [a, b] if json => println!("{}", json!({"a": as_json(a, names), "b": as_json(b, names)})),
+        [a, b] => println!("{}", side_by_side(a, b, names, per_class)),
+        _ => {
+            for e in found {
+                if json {
+                    println!("{}", as_json(e, names));
+                } else {
+                    println!("{}", as_text(e, names, per_class));
+                }
+            }
+        }
+    }
+}
+
+/// Today's date in UTC, as 2026-01-31.
+pub fn today() -> String {
+    let mut text = [0u8; 11];
+    // SAFETY: both structures live through the calls, and the format writes ten characters and a zero.
+    let n = unsafe {
+        let now = libc::time(std::ptr::null_mut());
+        let mut parts: libc::tm = std::mem::zeroed();
+        libc::gmtime_r(&raw const now, &raw mut parts);
+        libc::strftime(text.as_mut_ptr().cast(), text.len(), c"%Y-%m-%d".as_ptr(), &raw const parts)
+    };
+    String::from_utf8_lossy(&text[..n]).into_owned()
 }
 
 /// What annotation id 0 does to AP: only where there is one is the problem evaluated twice.
@@ -99,41 +176,65 @@ pub fn id_zero(problem: &Problem, result: &Evaluation) -> Option<String> {
 }
 
 /// Names that are all different: a repeated one gets its id.
-fn labels(truth: &Truth) -> Vec<String> {
-    let repeated = |n: &String| truth.names.iter().filter(|m| *m == n).count() > 1;
+pub fn labels(names: &[String], categories: &[i64]) -> Vec<String> {
+    let repeated = |n: &String| names.iter().filter(|m| *m == n).count() > 1;
     let label = |(name, id): (&String, &i64)| if repeated(name) { format!("{name} (id {id})") } else { name.clone() };
-    truth.names.iter().zip(&truth.categories).map(label).collect()
+    names.iter().zip(categories).map(label).collect()
 }
 
 /// The numbers and AP of each class; floats in the shortest form that reads back the same.
-pub fn as_json(result: &Evaluation, truth: &Truth) -> Value {
+pub fn as_json(result: &Evaluation, names: &[String]) -> Value {
     let mut out: Map<String, Value> = result.named().into_iter().map(|(name, value)| (name, json!(value))).collect();
-    let classes: Map<String, Value> = labels(truth).into_iter().zip(result.per_class()).map(|(n, v)| (n, json!(v))).collect();
+    let classes: Map<String, Value> = names.iter().cloned().zip(result.per_class()).map(|(n, v)| (n, json!(v))).collect();
     out.insert("per_class".into(), Value::Object(classes));
     Value::Object(out)
 }
 
 /// The numbers, and a table of each class if asked for.
-pub fn as_text(result: &Evaluation, truth: &Truth, per_class: bool) -> String {
+pub fn as_text(result: &Evaluation, names: &[String], per_class: bool) -> String {
     let named = result.named();
     let width = named.iter().map(|n| n.0.len()).max().unwrap_or(0).max(6);
     let mut lines: Vec<String> = named.iter().map(|(name, value)| format!("{name:<width$} {value:.4}")).collect();
-    if !per_class {
-        return lines.join("\n");
+    if per_class {
+        let rows = names.iter().zip(result.class_rows()).map(|(name, row)| {
+            let mut cells = vec![name.clone()];
+            cells.extend([row.ap, row.ap50, row.ap75, row.ar].map(number));
+            cells.extend([row.truth, row.crowds, row.detections].map(|n| n.to_string()));
+            cells
+        });
+        lines.push(format!("\n{}", table(&["class", "AP", "AP50", "AP75", "AR", "truth", "crowds", "detections"], rows)));
     }
+    lines.join("\n")
+}
+
+/// Two evaluations and what the second has more.
+fn side_by_side(a: &Evaluation, b: &Evaluation, names: &[String], per_class: bool) -> String {
+    let row = |name: String, a: f64, b: f64| {
+        let delta = if a < 0.0 || b < 0.0 { "-".to_owned() } else { format!("{:+.4}", b - a) };
+        vec![name, number(a), number(b), delta]
+    };
+    let header = ["", "A", "B", "B - A"];
+    let mut out = table(&header, a.named().into_iter().zip(b.named()).map(|((n, a), (_, b))| row(n, a, b)));
+    if per_class {
+        let rows = names.iter().zip(a.per_class().into_iter().zip(b.per_class()));
+        out += &format!("\n\n{}", table(&header, rows.map(|(n, (a, b))| row(n.clone(), a, b))));
+    }
+    out
+}
+
+fn number(v: f64) -> String {
+    if v < 0.0 { "-".to_owned() } else { format!("{v:.4}") }
+}
+
+fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["class", "AP", "AP50", "AP75", "AR", "truth", "crowds", "detections"]);
-    for (name, row) in labels(truth).into_iter().zip(result.class_rows()) {
-        let number = |v: f64| if v < 0.0 { "-".to_string() } else { format!("{v:.4}") };
-        let mut cells = vec![name];
-        cells.extend([row.ap, row.ap50, row.ap75, row.ar].map(number));
-        cells.extend([row.truth, row.crowds, row.detections].map(|n| n.to_string()));
-        table.add_row(cells);
+    table.set_header(header);
+    for row in rows {
+        table.add_row(row);
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
-    lines.push(format!("\n{table}"));
-    lines.join("\n")
+    table.to_string()
 }

@@ -4,7 +4,7 @@ mod coco_support;
 
 use clap::Parser;
 use coco_support::{Files, results, truth};
-use dw_metric::cli::{Request, as_json, as_text};
+use dw_metric::cli::{Request, as_json, as_text, labels};
 use dw_metric::{Evaluation, Problem, evaluate, json};
 use serde_json::Value;
 
@@ -23,12 +23,12 @@ fn run(options: &[&str]) -> (Evaluation, json::Truth) {
     let truth = json::truth(&files.gt(), &mut vec![]).unwrap();
     let detections = json::results(&files.dt(), &truth, &mut vec![]).unwrap();
     let problem = Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections: &detections };
-    (evaluate(&problem, &request(options).params().unwrap()), truth)
+    (evaluate(&problem, &request(options).limits.params().unwrap()), truth)
 }
 
 fn keys(options: &[&str]) -> Vec<String> {
     let (e, truth) = run(options);
-    as_json(&e, &truth).as_object().unwrap().keys().cloned().collect()
+    as_json(&e, &labels(&truth.names, &truth.categories)).as_object().unwrap().keys().cloned().collect()
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn keys_that_scripts_rely_on() {
     let usual = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "per_class"];
     assert_eq!(keys(&[]), usual);
     let (e, truth) = run(&[]);
-    let out = as_json(&e, &truth);
+    let out = as_json(&e, &labels(&truth.names, &truth.categories));
     let names: Vec<&String> = out["per_class"].as_object().unwrap().keys().collect();
     assert_eq!(names, ["cup", "cat"]);
     assert_eq!(out["APl"], Value::from(-1.0), "nothing large");
@@ -70,7 +70,7 @@ fn ap_is_at_the_largest_limit() {
 #[test]
 fn a_mistake_in_an_option_is_a_usage_error() {
     for options in [["--max-dets", "10,1"], ["--iou-thresholds", "1.5"], ["--area-ranges", "small"]] {
-        let e = request(&options).params().unwrap_err();
+        let e = request(&options).limits.params().unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains(options[0]), "{e}");
     }
     assert!(Cli::try_parse_from(["coco", "--gt", "a"]).is_err());
@@ -79,11 +79,11 @@ fn a_mistake_in_an_option_is_a_usage_error() {
 #[test]
 fn the_table_of_classes() {
     let (e, truth) = run(&[]);
-    let text = as_text(&e, &truth, true);
+    let text = as_text(&e, &labels(&truth.names, &truth.categories), true);
     let cup = text.lines().find(|l| l.trim().starts_with("cup")).unwrap();
     let cells: Vec<&str> = cup.split_whitespace().collect();
     assert_eq!(cells, ["cup", "1.0000", "1.0000", "1.0000", "1.0000", "2", "0", "2"]);
-    assert!(!as_text(&e, &truth, false).contains("cup"));
+    assert!(!as_text(&e, &labels(&truth.names, &truth.categories), false).contains("cup"));
 }
 
 /// Two categories of one name do not hide each other.
@@ -91,7 +91,7 @@ fn the_table_of_classes() {
 fn repeated_names_get_their_ids() {
     let (e, mut truth) = run(&[]);
     truth.names[1] = "cup".into();
-    let out = as_json(&e, &truth);
+    let out = as_json(&e, &labels(&truth.names, &truth.categories));
     let names: Vec<&String> = out["per_class"].as_object().unwrap().keys().collect();
     assert_eq!(names, ["cup (id 3)", "cup (id 7)"]);
 }

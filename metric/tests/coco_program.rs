@@ -1,4 +1,4 @@
-//! `dw-coco` as a program: where its words go and how it ends.
+//! `dw-eval coco` as a program: where its words go and how it ends.
 
 mod coco_support;
 
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use coco_support::{Files, results, truth};
 
 fn program(files: &Files, options: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_dw-coco")).arg("--gt").arg(files.gt()).arg("--dt").arg(files.dt()).args(options).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_dw-eval")).arg("coco").arg("--gt").arg(files.gt()).arg("--dt").arg(files.dt()).args(options).output().unwrap()
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn exit_codes() {
 fn a_pipe_as_results() {
     let files = Files::new(truth().to_string(), results().to_string());
     let line =
-        format!("cat {} | {} --gt {} --dt /dev/stdin --json", files.dt().display(), env!("CARGO_BIN_EXE_dw-coco"), files.gt().display());
+        format!("cat {} | {} coco --gt {} --dt /dev/stdin --json", files.dt().display(), env!("CARGO_BIN_EXE_dw-eval"), files.gt().display());
     let piped = Command::new("sh").arg("-c").arg(line).output().unwrap();
     assert_eq!(piped.status.code(), Some(0));
     assert_eq!(piped.stdout, program(&files, &["--json"]).stdout);

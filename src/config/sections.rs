@@ -214,11 +214,16 @@ pub struct EvalConfig {
     pub nms_iou: f64,
     /// Most detections of an image.
     pub per_image: usize,
+    /// Images that go through the network together. With more than 1 an image's padding, and so its numbers a little, depend
+    /// on its neighbours.
+    pub batch: usize,
+    /// Detect on the mirrored image, too, and let NMS choose among both.
+    pub flip: bool,
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { every_epochs: 1, score_threshold: 0.05, per_level: 1000, nms_iou: 0.6, per_image: 100 }
+        Self { every_epochs: 1, score_threshold: 0.05, per_level: 1000, nms_iou: 0.6, per_image: 100, batch: 1, flip: false }
     }
 }
 

@@ -1,15 +1,18 @@
-//! What `dw-eval` does: a checkpoint on a split, or two JSON files against each other.
-#![expect(clippy::print_stdout, reason = "the command line's results")]
+//! What `dw-eval` does with a network: a checkpoint on a split, or two of them side by side.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use dw_launch::{Topology, World};
-use serde_json::{Map, Value, json};
+use dw_metric::cli::{Limits, labels, print, today};
+use dw_metric::report;
+use tch::Device;
 
-use super::coco::{self, Params, Problem, Summary};
-use super::{coco_json, evaluate, results_json};
-use crate::app;
+use super::infer::{Spent, detect_all};
+use super::{Report, Truth, evaluate, results_json};
+use crate::app::{self, Saved};
+use crate::config::Config;
 use crate::data::Dataset;
 use crate::device::Choice;
 use crate::error::{Error, Result};
@@ -18,8 +21,11 @@ use crate::error::{Error, Result};
 #[derive(Debug, clap::Args)]
 pub struct Request {
     /// Checkpoint folder, work directory (its newest checkpoint), or weight file
-    #[arg(required = true)]
+    #[arg(required_unless_present = "compare")]
     pub checkpoint: Option<PathBuf>,
+    /// Two of these, side by side
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["checkpoint", "dt_out"])]
+    pub compare: Vec<PathBuf>,
     /// Configuration that a weight file belongs to
     #[arg(long)]
     pub config: Option<String>,
@@ -32,47 +38,180 @@ pub struct Request {
     /// Split [default: the run's data.val_split]
     #[arg(long)]
     pub split: Option<String>,
-    /// Write the detections in COCO's results format
+    /// Write the detections in COCO's results format (what the test-dev server takes)
     #[arg(long, value_name = "FILE")]
     pub dt_out: Option<PathBuf>,
+    /// Write a page for people: index.html in this folder
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+    /// Images that go through the network together [default: eval.batch]
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Short and long side of the network's input, as 800x1333 [default: data.short_side, data.long_side]
+    #[arg(long, value_name = "SHORTxLONG", value_parser = scale)]
+    pub scale: Option<(u32, u32)>,
+    /// Detect on the mirrored image, too
+    #[arg(long)]
+    pub flip: bool,
+    /// What to evaluate
+    #[command(flatten)]
+    pub limits: Limits,
     /// Numbers as JSON
     #[arg(long)]
     pub json: bool,
+    /// AP of each class, too
+    #[arg(long)]
+    pub per_class: bool,
     /// Device
     #[arg(long, value_enum, default_value = "auto")]
     pub device: Choice,
 }
 
-/// Evaluates a checkpoint on all ranks.
+fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
+    let sides = text.split_once('x').and_then(|(short, long)| Some((short.parse().ok()?, long.parse().ok()?)));
+    sides.filter(|(short, long)| (32..=*long).contains(short)).ok_or_else(|| "expected SHORTxLONG, as 800x1333, at least 32".into())
+}
+
+impl Request {
+    /// Weights with the configuration that the options make of theirs.
+    fn saved(&self, path: &Path) -> Result<(Saved, Config)> {
+        let saved = Saved::find(path, self.config.as_deref(), &self.set)?;
+        let mut config = saved.config.clone();
+        if let Some(d) = &self.data {
+            config.data.shards.clone_from(d);
+        }
+        if let Some(s) = &self.split {
+            config.data.val_split.clone_from(s);
+        }
+        if let Some((short, long)) = self.scale {
+            (config.data.short_side, config.data.long_side) = (short, long);
+        }
+        config.eval.batch = self.batch.unwrap_or(config.eval.batch).max(1);
+        config.eval.flip |= self.flip;
+        Ok((saved, config))
+    }
+}
+
+/// Evaluates on all ranks.
 ///
 /// # Errors
 /// A damaged checkpoint, other categories, bad data.
-pub fn checkpoint(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
-    let path = r.checkpoint.as_ref().ok_or_else(|| Error::Usage("expected a checkpoint".into()))?;
-    let saved = app::Saved::find(path, r.config.as_deref(), &r.set)?;
-    let mut config = saved.config.clone();
-    if let Some(d) = &r.data {
-        config.data.shards.clone_from(d);
+pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
+    let params = r.limits.params()?;
+    let paths: Vec<&PathBuf> = if r.compare.is_empty() { r.checkpoint.iter().collect() } else { r.compare.iter().collect() };
+    let all = paths.iter().map(|p| r.saved(p)).collect::<Result<Vec<_>>>()?;
+    let mut device = None;
+    let mut reports = vec![];
+    let mut data = None;
+    for (saved, config) in &all {
+        let d = Dataset::open(&config.data.shards, &config.data.val_split, config.data.limit, false)?;
+        if let Some(first) = data.as_ref().filter(|first: &&Dataset| first.split.fingerprint() != d.split.fingerprint()) {
+            let (a, b) = (&first.split.meta.split, &d.split.meta.split);
+            return Err(Error::Usage(format!("the runs are of different data ({a} and {b})\nhint: --data and --split name one split for both")));
+        }
+        let device = match device {
+            Some(known) => known,
+            None => *device.insert(app::device(r.device, config.train.threads, topology)?.0),
+        };
+        let detector = saved.detector(&d, device)?;
+        let world = match world {
+            Some(world) => world.clone(),
+            None => world.insert(app::join(device)?).clone(),
+        };
+        if Truth::new(&d)?.boxes.is_empty() {
+            without_truth(r, &detector, &d, config, device, &world)?;
+            return Ok(());
+        }
+        let began = Instant::now();
+        let report = evaluate(&detector, &d, config, &params, device, &world)?;
+        world.barrier("evaluation's end")?;
+        if let Some(report) = report {
+            tell(&d, &report.spent, Some(report.matching_s), began.elapsed().as_secs_f64());
+            reports.push(report);
+        }
+        data.get_or_insert(d);
     }
-    if let Some(s) = &r.split {
-        config.data.val_split.clone_from(s);
-    }
-    let data = Dataset::open(&config.data.shards, &config.data.val_split, config.data.limit, false)?;
-    let (device, _) = app::device(r.device, config.train.threads, topology)?;
-    let detector = saved.detector(&data, device)?;
-    let world: &World = world.insert(app::join(device)?);
-    let began = std::time::Instant::now();
-    let report = evaluate(&detector, &data, &config, device, world)?;
-    world.barrier("evaluation's end")?;
-    let Some(report) = report else { return Ok(()) };
-    let seconds = began.elapsed().as_secs_f64();
-    tracing::info!("{} images of {} in {seconds:.1} s ({:.1} images/s)", data.len(), data.split.meta.split, data.len() as f64 / seconds);
+    let (Some(data), false) = (data, reports.is_empty()) else { return Ok(()) };
     if let Some(path) = &r.dt_out {
-        write_whole(path, &results_json(&report.detections).to_string())?;
+        write_whole(path, &results_json(&reports[0].detections).to_string())?;
     }
-    let names: Vec<String> = data.categories().iter().map(|c| c.name.clone()).collect();
-    print(&report.summary, &names, &report.per_class, r.json, r.json);
+    let names = labels(&reports[0].truth.names, &reports[0].truth.categories);
+    print(&reports.iter().map(|r| &r.evaluation).collect::<Vec<_>>(), &names, r.json, r.per_class || r.json);
+    if let Some(dir) = &r.report {
+        page(dir, &paths, &all, &data, &reports, &names)?;
+    }
     Ok(())
+}
+
+/// A split without any box, as test-dev: the results file is all there is to get.
+fn without_truth(r: &Request, detector: &crate::model::Detector, data: &Dataset, config: &Config, device: Device, world: &World) -> Result<()> {
+    let split = &data.split.meta.split;
+    let Some(path) = &r.dt_out else {
+        return Err(Error::Usage(format!(
+            "split `{split}` has no ground truth to evaluate against\nhint: --dt-out detections_{split}_NAME_results.json writes what the server takes"
+        )));
+    };
+    let began = Instant::now();
+    let found = detect_all(detector, data, config, device, world)?;
+    world.barrier("evaluation's end")?;
+    if let Some((detections, spent)) = found {
+        tell(data, &spent, None, began.elapsed().as_secs_f64());
+        write_whole(path, &results_json(&detections).to_string())?;
+        tracing::info!("no ground truth in `{split}`: {} detections in {}, no numbers", detections.len(), path.display());
+    }
+    Ok(())
+}
+
+/// Speed, and where the time went.
+fn tell(data: &Dataset, spent: &Spent, matching_s: Option<f64>, seconds: f64) {
+    let Spent { decode_s, network_s, nms_s } = *spent;
+    let share = |s: f64| 100.0 * s / (decode_s + network_s + nms_s).max(1e-9);
+    let matching = matching_s.map_or_else(String::new, |s| format!("; matching {s:.2} s"));
+    tracing::info!(
+        "{} images of {} in {seconds:.1} s ({:.1} images/s): network {:.1} %, decoding {:.1} %, NMS {:.2} % of the ranks' time{matching}",
+        data.len(),
+        data.split.meta.split,
+        data.len() as f64 / seconds,
+        share(network_s),
+        share(decode_s),
+        share(nms_s),
+    );
+}
+
+fn page(dir: &Path, paths: &[&PathBuf], saved: &[(Saved, Config)], data: &Dataset, reports: &[Report], names: &[String]) -> Result<()> {
+    let place = |id: i64| data.records.iter().copied().find(|&i| data.split.entry(i).image_id == id);
+    let name = |id: i64| Some(data.split.record(place(id)?).ok()?.annotations.file_name.clone());
+    let picture = |id: i64| {
+        let pixels = data.split.record(place(id)?).ok()?.decode().ok()?;
+        image::RgbImage::from_raw(pixels.width as u32, pixels.height as u32, pixels.data)
+    };
+    let titles: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    let facts: Vec<Vec<(String, String)>> = saved.iter().map(|(_, c)| facts(c)).collect();
+    let problems: Vec<_> = reports.iter().map(|r| r.truth.problem(&r.detections)).collect();
+    let date = today();
+    let input = |i: usize| report::Input {
+        title: &titles[i],
+        data: &data.split.meta.split,
+        date: &date,
+        facts: &facts[i],
+        problem: &problems[i],
+        evaluation: &reports[i].evaluation,
+        names,
+        image_names: Some(&name),
+        pictures: Some(&picture),
+    };
+    let page = report::write(dir, &(0..reports.len()).map(input).collect::<Vec<_>>())?;
+    tracing::info!("report {}", page.display());
+    Ok(())
+}
+
+/// How it was detected.
+fn facts(c: &Config) -> Vec<(String, String)> {
+    let e = &c.eval;
+    let network = format!("{} x {}, {} channels, refinement {}", c.model.backbone.name(), c.model.width, c.model.channels, c.model.refine);
+    let input = format!("short side {}, long side at most {}{}", c.data.short_side, c.data.long_side, if e.flip { ", and mirrored" } else { "" });
+    let rule = format!("score above {}, NMS at {}, {} an image", e.score_threshold, e.nms_iou, e.per_image);
+    [("network", network), ("input", input), ("detections", rule)].map(|(n, v)| (n.to_owned(), v)).to_vec()
 }
 
 /// Writes aside, then renames.
@@ -81,42 +220,4 @@ fn write_whole(path: &Path, text: &str) -> Result<()> {
     aside.push(".writing");
     let aside = PathBuf::from(aside);
     fs_err::write(&aside, text).and_then(|()| fs_err::rename(&aside, path)).map_err(Error::io("cannot write", path))
-}
-
-/// Evaluates a results file against a ground-truth file.
-///
-/// # Errors
-/// Bad files.
-pub fn json_files(gt: &Path, dt: &Path, as_json: bool, per_class: bool, count_id_zero: bool) -> Result<()> {
-    let mut warnings = vec![];
-    let truth = coco_json::truth(gt, &mut warnings)?;
-    let detections = coco_json::results(dt, &truth, &mut warnings)?;
-    for w in warnings {
-        tracing::warn!("{w}");
-    }
-    let problem = Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections: &detections };
-    let result = coco::evaluate(&problem, &Params { count_id_zero, ..Params::default() });
-    print(&result.summary(), &truth.names, &result.per_class(), as_json, per_class || as_json);
-    Ok(())
-}
-
-fn print(summary: &Summary, names: &[String], per_class: &[f64], as_json: bool, with_classes: bool) {
-    if as_json {
-        let mut out = Map::new();
-        for (name, value) in summary.named() {
-            out.insert(name.into(), json!(value));
-        }
-        let classes: Map<String, Value> = names.iter().zip(per_class).map(|(n, v)| (n.clone(), json!(v))).collect();
-        out.insert("per_class".into(), Value::Object(classes));
-        println!("{}", Value::Object(out));
-        return;
-    }
-    for (name, value) in summary.named() {
-        println!("{name:<6} {value:.4}");
-    }
-    if with_classes {
-        for (name, value) in names.iter().zip(per_class) {
-            println!("  {name:<20} {value:.4}");
-        }
-    }
 }

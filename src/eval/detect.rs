@@ -33,8 +33,14 @@ const SHIFT_BELOW: usize = 10_000;
 
 /// Detections, best first.
 pub fn detect(image: &Image, c: &EvalConfig) -> Vec<Box> {
+    select(candidates(image, c, false), c)
+}
+
+/// What is above the threshold, the best of each level, clipped and in pixels of the original image; `mirrored`: the network saw
+/// the image's mirror image.
+pub fn candidates(image: &Image, c: &EvalConfig, mirrored: bool) -> Vec<Box> {
     let classes = image.scores.len() * 4 / image.boxes.len().max(1);
-    let mut candidates = vec![];
+    let mut found = vec![];
     let mut base = 0;
     for &n in image.levels {
         let mut level: Vec<(f32, usize)> = image.scores[base * classes..(base + n) * classes]
@@ -46,23 +52,25 @@ pub fn detect(image: &Image, c: &EvalConfig) -> Vec<Box> {
         // Total order: by score, then by place, so that ties do not depend on the sort.
         level.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         level.truncate(c.per_level);
-        candidates.extend(level);
+        found.extend(level);
         base += n;
     }
     let (w, h) = image.size;
-    let mut boxes: Vec<Box> = candidates
-        .into_iter()
-        .map(|(score, i)| {
-            let b = &image.boxes[i / classes * 4..][..4];
-            let x = |v: f32| v.clamp(0.0, w) / image.scale.0;
-            let y = |v: f32| v.clamp(0.0, h) / image.scale.1;
-            Box { bbox: [x(b[0]), y(b[1]), x(b[2]), y(b[3])], score, label: (i % classes) as u32 }
-        })
-        .collect();
+    let convert = |(score, i): (f32, usize)| {
+        let b = &image.boxes[i / classes * 4..][..4];
+        let (left, right) = if mirrored { (w - b[2], w - b[0]) } else { (b[0], b[2]) };
+        let x = |v: f32| v.clamp(0.0, w) / image.scale.0;
+        let y = |v: f32| v.clamp(0.0, h) / image.scale.1;
+        Box { bbox: [x(left), y(b[1]), x(right), y(b[3])], score, label: (i % classes) as u32 }
+    };
+    found.into_iter().map(convert).collect()
+}
+
+/// NMS and the limit of an image; best first.
+pub fn select(boxes: Vec<Box>, c: &EvalConfig) -> Vec<Box> {
     let mut keep = nms(&boxes, c.nms_iou, boxes.len() < SHIFT_BELOW);
     keep.truncate(c.per_image);
-    boxes = keep.into_iter().map(|i| boxes[i]).collect();
-    boxes
+    keep.into_iter().map(|i| boxes[i]).collect()
 }
 
 /// Greedy NMS inside each class; indices of the boxes kept, best first, ties in input order.
@@ -111,6 +119,15 @@ mod tests {
         assert_eq!(nms(&[b(0.0, 0.5, 0), b(0.0, 0.5, 0)], 0.6, true), [0], "ties: the first stays");
         assert_eq!(nms(&[Box { bbox: [0.0; 4], ..b(0.0, 0.5, 0) }; 2], 0.6, true), [0, 1], "no area: not suppressed");
         assert!(nms(&[], 0.6, true).is_empty());
+    }
+
+    #[test]
+    fn a_mirrored_view_gives_the_same_boxes() {
+        let image = |boxes| Image { scores: &[0.9], boxes, levels: &[1], size: (200.0, 100.0), scale: (2.0, 1.0) };
+        let c = EvalConfig::default();
+        let seen = candidates(&image(&[20.0, 30.0, 80.0, 90.0]), &c, false);
+        assert_eq!(candidates(&image(&[120.0, 30.0, 180.0, 90.0]), &c, true), seen);
+        assert_eq!(select([seen.clone(), seen.clone()].concat(), &c), seen, "both views find it once");
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::app;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::eval::{detect, detect_record};
+use crate::eval::detect;
+use crate::eval::infer::{Spent, detect_records};
 use crate::model::Detector;
 
 /// Height of a picture in the sheet, pixels.
@@ -81,7 +82,7 @@ struct Cell {
 }
 
 fn cell(detector: &Detector, data: &Dataset, index: usize, config: &Config, o: &Options) -> Result<Cell> {
-    let found = detect_record(detector, data, index, config, Device::Cpu)?;
+    let found = detect_records(detector, data, &[index], config, Device::Cpu, &mut Spent::default())?.remove(0);
     let record = data.split.record(index)?;
     let image = record.decode()?;
     let scale = CELL / image.height as f64;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use dw_launch::drill::{self, Drill};
 use dw_launch::{Op, World, signals};
+use dw_metric::Params;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -252,11 +253,11 @@ impl Run<'_> {
         let t = &self.plan.config.train;
         // Ranks come to the gathering at different times, and matching is rank 0's alone (pain 5).
         self.patience(t.start_deadline_s);
-        let report = eval::evaluate(&self.detector, val, &self.plan.config, self.plan.device, &self.world)?;
+        let report = eval::evaluate(&self.detector, val, &self.plan.config, &Params::default(), self.plan.device, &self.world)?;
         self.world.barrier("evaluation's end")?;
         self.patience(t.step_deadline_s);
         let (Some(report), Some(metrics)) = (report, metrics) else { return Ok(None) };
-        let s = &report.summary;
+        let s = report.evaluation.summary();
         let mut row = Map::new();
         row.insert("step".into(), json!(step));
         row.insert("epoch".into(), json!(epoch));

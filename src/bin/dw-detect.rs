@@ -1,15 +1,18 @@
-//! `dw-eval`: COCO's 12 numbers of a checkpoint, or of a results file.
+//! `dw-detect`: what `dw-eval` becomes when it needs a network. Its help is that of `dw-eval` as a whole.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dw::app;
-use dw::eval::command::{Request, checkpoint, json_files};
+use dw::eval::command::{Request, run};
+use dw_metric::cli;
 
 const EXAMPLES: &str = "Examples:
   dw-eval work/dw_r50_fpn_1x                               the newest checkpoint of a run on its validation split
   mpirun -n 8 dw-eval work/a/checkpoints/step-00090000 --dt-out results.json
+  dw-eval work/a --report page                             a page for people: page/index.html
+  dw-eval --compare work/a work/b --report page
+  dw-eval work/a --split test-dev2017 --dt-out detections_test-dev2017_a_results.json
   dw-eval epoch_12.pth --config dw_r50_fpn_1x --data coco/shards    a weight file, also mmdetection's
   dw-eval coco --gt instances_val2017.json --dt results.json --json
 
@@ -23,35 +26,20 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    run: Request,
+    request: Request,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// A results file against a ground-truth file, as pycocotools does it
-    Coco {
-        /// Ground truth (instances_*.json)
-        #[arg(long)]
-        gt: PathBuf,
-        /// Results
-        #[arg(long)]
-        dt: PathBuf,
-        /// Numbers as JSON, with AP of each class
-        #[arg(long)]
-        json: bool,
-        /// AP of each class, too
-        #[arg(long)]
-        per_class: bool,
-        /// Count matches with annotation id 0, which pycocotools loses
-        #[arg(long)]
-        count_id_zero: bool,
-    },
+    #[command(after_help = cli::EXAMPLES)]
+    Coco(cli::Request),
 }
 
 fn main() -> ExitCode {
-    let Cli { command, run } = Cli::parse();
+    let Cli { command, request } = Cli::parse();
     app::run(|topology, world| match command {
-        Some(Command::Coco { gt, dt, json, per_class, count_id_zero }) => json_files(&gt, &dt, json, per_class, count_id_zero),
-        None => checkpoint(&run, topology, world),
+        Some(Command::Coco(r)) => Ok(cli::run(&r)?),
+        None => run(&request, topology, world),
     })
 }
