@@ -134,7 +134,7 @@ pub(super) fn class_table(runs: &[Run], classes: &[Class]) -> Table {
         }
     }
     heads.push(("boxes".into(), "ground truth without crowds"));
-    heads.extend(runs.iter().map(|r| (r.named("detections"), "all, also those beyond the limits")));
+    heads.extend(runs.iter().map(|r| (r.named("dets"), "detections: all, also those beyond the limits")));
     let row = |c: &Class| {
         let of: Vec<_> = c.places.iter().zip(&rows).map(|(k, rows)| k.map(|k| &rows[k])).collect();
         let mut cells: Vec<Cell> = vec![];

@@ -75,7 +75,7 @@ pub(super) fn render(runs: &[Run]) -> Result<String> {
         sizes: each(sizes::histogram).collect(),
         album,
         galleries,
-        threshold: runs.iter().map(|r| r.named(&format::short(r.analysis.threshold))).collect(),
+        threshold: runs.iter().map(|r| [r.letter, " ", &format::short(r.analysis.threshold)].concat().trim().to_string()).collect(),
         runs,
     };
     page.render().map_err(|e| Error::Data(format!("cannot write the report: {e}")))

@@ -17,8 +17,9 @@ const SIDE: u32 = 520;
 const QUALITY: u8 = 76;
 /// Bytes of base64 text that all photos may take together; images beyond it are only listed.
 const BUDGET: usize = 4_500_000;
-/// Width of a picture on the page and size of its labels there, about.
-const SHOWN: f64 = 360.0;
+/// Width of a picture on the page, about: of a single run, and of two side by side.
+const SHOWN: [f64; 2] = [360.0, 280.0];
+/// Size of labels there.
 const FONT: f64 = 11.5;
 
 /// A photo that figures refer to.
@@ -122,7 +123,9 @@ pub(super) fn entry(album: &mut Album, runs: &[Run], run: usize, score: ImageSco
     let r = &runs[run];
     let scene = &r.analysis.scenes[score.scene];
     let name = r.input.image_names.and_then(|n| n(scene.image)).unwrap_or_else(|| format!("image {}", scene.image));
-    let shot = album.photo(runs, scene.image).map(|p| draw(&album.photos[p], scene, &r.labels, r.analysis.threshold));
+    let shot = album
+        .photo(runs, scene.image)
+        .map(|p| draw(&album.photos[p], scene, &r.labels, r.analysis.threshold, SHOWN[usize::from(runs.len() > 1)]));
     Entry {
         name,
         f1: super::format::score(score.f1()),
@@ -134,7 +137,7 @@ pub(super) fn entry(album: &mut Album, runs: &[Run], run: usize, score: ImageSco
     }
 }
 
-fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64) -> Shot {
+fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f64) -> Shot {
     // Layer, box, name; later ones lie on top.
     let mut boxes: Vec<(&'static str, [f64; 4], String)> = vec![];
     let found = |by: Option<usize>| by.is_some_and(|d| scene.found[d].score >= threshold);
@@ -146,7 +149,7 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64) -> Shot 
         let layer = if f.fate == Fate::False { "false" } else { "hit" };
         boxes.push((layer, f.bbox, format!("{} {:.2}", names[f.class], f.score)));
     }
-    let font = FONT * f64::from(photo.width) / SHOWN;
+    let font = FONT * f64::from(photo.width) / shown;
     let rank = |layer: &str| ["truth", "hit", "missed", "false"].iter().position(|l| *l == layer);
     boxes.sort_by_key(|b| rank(b.0));
     let mut shot = Shot { photo: photo.id, width: photo.width, height: photo.height, font, shapes: vec![], labels: vec![] };
