@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
 
 use dw_launch::{Op, Topology, World};
-use tch::{Device, Kind};
+use tch::Device;
 
 use dw_shards::coco::Category;
 use dw_weights::Weights;

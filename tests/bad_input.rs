@@ -99,10 +99,10 @@ fn results_and_truth_files() {
         fails(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt]), code)
     };
     says(&coco("{}", 3), &["dt.json", "expected a list"]);
-    says(&coco(r#"[{"image_id":5,"category_id":1,"bbox":[0,0,1,1],"score":1}]"#, 3), &["results[0]", "`image_id` 5"]);
-    says(&coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1],"score":1}]"#, 3), &["results[0]", "length 3"]);
+    says(&coco(r#"[{"image_id":5,"category_id":1,"bbox":[0,0,1,1],"score":1}]"#, 3), &["results[0]", "`image_id`", "found 5"]);
+    says(&coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1],"score":1}]"#, 3), &["results[0]", "`bbox`", "found 3"]);
     says(&coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1,1]}]"#, 3), &["results[0]", "score"]);
-    says(&coco("[{", 3), &["EOF"]);
+    says(&coco("[{", 3), &["results[0]", "the file ends", "hint: "]);
     std::fs::write(&dt, "[]").unwrap();
     assert!(run(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt, "--json"])).contains("\"AP\":0.0"));
 }

@@ -154,6 +154,7 @@ mod tests {
             images: vec![Image { id: 5, file_name: "a.jpg".into(), width: 10, height: 8 }],
             annotations: vec![Annotation { id: 1, image_id: 5, category_id: 3, bbox, area: 1.0, iscrowd: 0 }],
             categories: vec![Category { id: 3, name: "x".into() }],
+            images_alone: false,
         }
     }
 

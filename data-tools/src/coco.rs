@@ -99,6 +99,9 @@ pub struct Category {
     pub name: String,
 }
 
+/// Beginning of the names of files that list images without any boxes, as COCO's test sets.
+pub const IMAGES_ALONE: &str = "image_info_";
+
 /// A whole annotation file.
 #[derive(Debug, Default)]
 pub struct Coco {
@@ -108,6 +111,8 @@ pub struct Coco {
     pub annotations: Vec<Annotation>,
     /// Ascending by id: a category's position is its label.
     pub categories: Vec<Category>,
+    /// The file has no section `annotations`.
+    pub images_alone: bool,
 }
 
 /// Reads an annotation file.
@@ -127,6 +132,9 @@ pub fn read(path: &Path) -> Result<Coco> {
     let mut reader = serde_json::Deserializer::from_slice(&text);
     let mut coco = Sections(&at).deserialize(&mut reader).map_err(|e| Error::data(path, at.to_string(), e.to_string()))?;
     reader.end().map_err(|e| Error::data(path, "after the last section", e.to_string()))?;
+    if coco.images_alone && !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(IMAGES_ALONE)) {
+        return Err(Error::data(path, "whole file", "missing section `annotations`"));
+    }
     coco.categories.sort_by_key(|c| c.id);
     Ok(coco)
 }
@@ -213,7 +221,8 @@ impl<'de> Visitor<'de> for Sections<'_> {
             }
             self.0.entry.set(("", 0));
         }
-        for (found, name) in seen.into_iter().zip(["images", "annotations", "categories"]) {
+        coco.images_alone = !seen[1];
+        for (found, name) in [(seen[0], "images"), (seen[2], "categories")] {
             if !found {
                 return Err(serde::de::Error::custom(format!("missing section `{name}`")));
             }
@@ -285,6 +294,8 @@ mod tests {
         assert!(e.contains("annotations[0]") && e.contains("EOF"), "{e}");
         let e = parse(r#"{"images":[],"annotations":[]}"#).unwrap_err().to_string();
         assert!(e.contains("missing section `categories`"), "{e}");
+        let e = parse(r#"{"images":[],"categories":[]}"#).unwrap_err().to_string();
+        assert!(e.contains("missing section `annotations`"), "{e}");
         let e = parse("[]").unwrap_err().to_string();
         assert!(e.contains("expected an object"), "{e}");
     }

@@ -64,7 +64,16 @@ pub struct Packed {
     pub kept: bool,
 }
 
-/// The splits of a COCO folder: every `annotations/instances_NAME.json`, or the named ones.
+/// Beginnings of annotation files: with boxes, and lists of images alone (COCO's test sets), which are packed when named.
+const FILES: [&str; 2] = ["instances_", coco::IMAGES_ALONE];
+
+/// The annotation file of a split.
+fn annotation_file(dir: &Path, split: &str) -> PathBuf {
+    let path = |start: &str| dir.join("annotations").join(format!("{start}{split}.json"));
+    FILES.map(path).into_iter().find(|p| p.is_file()).unwrap_or_else(|| path(FILES[0]))
+}
+
+/// The splits of a COCO folder: every `annotations/instances_NAME.json`, or the named ones (also `image_info_NAME.json`).
 ///
 /// # Errors
 /// No such folder, no annotation file, a name that has none.
@@ -78,24 +87,30 @@ pub fn find_splits(dir: &Path, only: &[String]) -> Result<Vec<String>> {
         return Err(Error::Usage(format!("cannot pack {}: it has no folder `annotations`\nhint: {text}", dir.display())));
     }
     let files = fs::read_dir(&annotations).map_err(Error::io("cannot list", &annotations))?;
-    let mut found: Vec<String> = files
-        .flatten()
-        .filter_map(|f| Some(f.file_name().to_str()?.strip_prefix("instances_")?.strip_suffix(".json")?.to_owned()))
-        .collect();
+    let files: Vec<String> = files.flatten().filter_map(|f| f.file_name().into_string().ok()).collect();
+    let splits =
+        |start: &str| files.iter().filter_map(|f| Some(f.strip_prefix(start)?.strip_suffix(".json")?.to_owned())).collect::<Vec<_>>();
+    let [mut found, images_alone] = FILES.map(splits);
     found.sort();
-    if found.is_empty() {
+    if found.is_empty() && only.is_empty() {
         return Err(Error::Usage(format!("cannot pack {}: found no instances_SPLIT.json", annotations.display())));
     }
     for name in only {
-        if !found.contains(name) {
-            return Err(Error::Usage(format!("no split `{name}` in {}: it holds {}", annotations.display(), found.join(", "))));
+        if !found.contains(name) && !images_alone.contains(name) {
+            let all = [found, images_alone].concat();
+            return Err(Error::Usage(format!("no split `{name}` in {}: it holds {}", annotations.display(), all.join(", "))));
         }
     }
     Ok(if only.is_empty() { found } else { only.to_vec() })
 }
 
-/// Image folder of a split: `DIR/SPLIT`, or that of a shorter name (`val2017` for `val2017_crowd`).
+/// Image folder of a split: `DIR/SPLIT`, or that of a shorter name (`val2017` for `val2017_crowd`, `test2017` for
+/// `test-dev2017`).
 fn image_dir(dir: &Path, split: &str) -> Result<PathBuf> {
+    let whole = dir.join(split.replace("-dev", ""));
+    if !dir.join(split).is_dir() && whole.is_dir() {
+        return Ok(whole);
+    }
     let mut name = split;
     loop {
         let path = dir.join(name);
@@ -119,7 +134,7 @@ fn image_dir(dir: &Path, split: &str) -> Result<PathBuf> {
 /// Anything wrong with the annotations, and images under the policies; what was packed before stays as it was.
 pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &ProgressBar) -> Result<Packed> {
     let start = Instant::now();
-    let json = dir.join("annotations").join(format!("instances_{split}.json"));
+    let json = annotation_file(dir, split);
     let source = fingerprint(&json, options)?;
     if options.resume
         && let Ok(done) = Split::open(out, split)

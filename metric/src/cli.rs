@@ -214,12 +214,12 @@ fn side_by_side(a: &Evaluation, b: &Evaluation, names: &[String], per_class: boo
         vec![name, number(a), number(b), delta]
     };
     let header = ["", "A", "B", "B - A"];
-    let mut out = table(&header, a.named().into_iter().zip(b.named()).map(|((n, a), (_, b))| row(n, a, b)));
+    let mut tables = vec![table(&header, a.named().into_iter().zip(b.named()).map(|((n, a), (_, b))| row(n, a, b)))];
     if per_class {
         let rows = names.iter().zip(a.per_class().into_iter().zip(b.per_class()));
-        out += &format!("\n\n{}", table(&header, rows.map(|(n, (a, b))| row(n.clone(), a, b))));
+        tables.push(table(&header, rows.map(|(n, (a, b))| row(n.clone(), a, b))));
     }
-    out
+    tables.join("\n\n")
 }
 
 fn number(v: f64) -> String {

@@ -7,7 +7,15 @@ use std::process::{Command, Output};
 use coco_support::{Files, results, truth};
 
 fn program(files: &Files, options: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_dw-eval")).arg("coco").arg("--gt").arg(files.gt()).arg("--dt").arg(files.dt()).args(options).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_dw-eval"))
+        .arg("coco")
+        .arg("--gt")
+        .arg(files.gt())
+        .arg("--dt")
+        .arg(files.dt())
+        .args(options)
+        .output()
+        .unwrap()
 }
 
 #[test]
@@ -35,8 +43,12 @@ fn exit_codes() {
 #[test]
 fn a_pipe_as_results() {
     let files = Files::new(truth().to_string(), results().to_string());
-    let line =
-        format!("cat {} | {} coco --gt {} --dt /dev/stdin --json", files.dt().display(), env!("CARGO_BIN_EXE_dw-eval"), files.gt().display());
+    let line = format!(
+        "cat {} | {} coco --gt {} --dt /dev/stdin --json",
+        files.dt().display(),
+        env!("CARGO_BIN_EXE_dw-eval"),
+        files.gt().display()
+    );
     let piped = Command::new("sh").arg("-c").arg(line).output().unwrap();
     assert_eq!(piped.status.code(), Some(0));
     assert_eq!(piped.stdout, program(&files, &["--json"]).stdout);

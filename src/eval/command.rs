@@ -107,7 +107,9 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
         let d = Dataset::open(&config.data.shards, &config.data.val_split, config.data.limit, false)?;
         if let Some(first) = data.as_ref().filter(|first: &&Dataset| first.split.fingerprint() != d.split.fingerprint()) {
             let (a, b) = (&first.split.meta.split, &d.split.meta.split);
-            return Err(Error::Usage(format!("the runs are of different data ({a} and {b})\nhint: --data and --split name one split for both")));
+            return Err(Error::Usage(format!(
+                "the runs are of different data ({a} and {b})\nhint: --data and --split name one split for both"
+            )));
         }
         let device = match device {
             Some(known) => known,
@@ -144,7 +146,14 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
 }
 
 /// A split without any box, as test-dev: the results file is all there is to get.
-fn without_truth(r: &Request, detector: &crate::model::Detector, data: &Dataset, config: &Config, device: Device, world: &World) -> Result<()> {
+fn without_truth(
+    r: &Request,
+    detector: &crate::model::Detector,
+    data: &Dataset,
+    config: &Config,
+    device: Device,
+    world: &World,
+) -> Result<()> {
     let split = &data.split.meta.split;
     let Some(path) = &r.dt_out else {
         return Err(Error::Usage(format!(
@@ -209,7 +218,8 @@ fn page(dir: &Path, paths: &[&PathBuf], saved: &[(Saved, Config)], data: &Datase
 fn facts(c: &Config) -> Vec<(String, String)> {
     let e = &c.eval;
     let network = format!("{} x {}, {} channels, refinement {}", c.model.backbone.name(), c.model.width, c.model.channels, c.model.refine);
-    let input = format!("short side {}, long side at most {}{}", c.data.short_side, c.data.long_side, if e.flip { ", and mirrored" } else { "" });
+    let input =
+        format!("short side {}, long side at most {}{}", c.data.short_side, c.data.long_side, if e.flip { ", and mirrored" } else { "" });
     let rule = format!("score above {}, NMS at {}, {} an image", e.score_threshold, e.nms_iou, e.per_image);
     [("network", network), ("input", input), ("detections", rule)].map(|(n, v)| (n.to_owned(), v)).to_vec()
 }

@@ -33,7 +33,7 @@ const SHIFT_BELOW: usize = 10_000;
 
 /// Detections, best first.
 pub fn detect(image: &Image, c: &EvalConfig) -> Vec<Box> {
-    select(candidates(image, c, false), c)
+    select(&candidates(image, c, false), c)
 }
 
 /// What is above the threshold, the best of each level, clipped and in pixels of the original image; `mirrored`: the network saw
@@ -67,8 +67,8 @@ pub fn candidates(image: &Image, c: &EvalConfig, mirrored: bool) -> Vec<Box> {
 }
 
 /// NMS and the limit of an image; best first.
-pub fn select(boxes: Vec<Box>, c: &EvalConfig) -> Vec<Box> {
-    let mut keep = nms(&boxes, c.nms_iou, boxes.len() < SHIFT_BELOW);
+pub fn select(boxes: &[Box], c: &EvalConfig) -> Vec<Box> {
+    let mut keep = nms(boxes, c.nms_iou, boxes.len() < SHIFT_BELOW);
     keep.truncate(c.per_image);
     keep.into_iter().map(|i| boxes[i]).collect()
 }
@@ -127,7 +127,7 @@ mod tests {
         let c = EvalConfig::default();
         let seen = candidates(&image(&[20.0, 30.0, 80.0, 90.0]), &c, false);
         assert_eq!(candidates(&image(&[120.0, 30.0, 180.0, 90.0]), &c, true), seen);
-        assert_eq!(select([seen.clone(), seen.clone()].concat(), &c), seen, "both views find it once");
+        assert_eq!(select(&[seen.clone(), seen.clone()].concat(), &c), seen, "both views find it once");
     }
 
     #[test]

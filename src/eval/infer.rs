@@ -39,7 +39,14 @@ impl Spent {
 ///
 /// # Errors
 /// A damaged record.
-pub fn detect_records(detector: &Detector, data: &Dataset, records: &[usize], config: &Config, device: Device, spent: &mut Spent) -> Result<Vec<Vec<Box>>> {
+pub fn detect_records(
+    detector: &Detector,
+    data: &Dataset,
+    records: &[usize],
+    config: &Config,
+    device: Device,
+    spent: &mut Spent,
+) -> Result<Vec<Vec<Box>>> {
     let mut clock = Clock(Instant::now());
     let records = records.iter().map(|&i| data.split.record(i)).collect::<std::result::Result<Vec<_>, _>>()?;
     let views: Vec<Transform> = records.iter().map(|r| Transform::eval(r.entry.width, r.entry.height, &config.data)).collect();
@@ -72,7 +79,7 @@ pub fn detect_records(detector: &Detector, data: &Dataset, records: &[usize], co
         }
         spent.nms_s += clock.lap();
     }
-    let found = candidates.into_iter().map(|c| detect::select(c, &config.eval)).collect();
+    let found = candidates.iter().map(|c| detect::select(c, &config.eval)).collect();
     spent.nms_s += clock.lap();
     Ok(found)
 }
@@ -152,7 +159,13 @@ const WIDTH: usize = 7;
 ///
 /// # Errors
 /// Bad data, a lost peer, images that were not counted exactly once.
-pub fn detect_all(detector: &Detector, data: &Dataset, config: &Config, device: Device, world: &World) -> Result<Option<(Vec<Detection>, Spent)>> {
+pub fn detect_all(
+    detector: &Detector,
+    data: &Dataset,
+    config: &Config,
+    device: Device,
+    world: &World,
+) -> Result<Option<(Vec<Detection>, Spent)>> {
     let (rank, size, groups) = (world.rank(), world.size(), data.len().div_ceil(config.eval.batch));
     let own = groups * rank / size..groups * (rank + 1) / size;
     let (found, spent) = detect_range(detector, data, own, config, device)?;

@@ -82,7 +82,14 @@ pub struct Report {
 ///
 /// # Errors
 /// Bad data, a lost peer, images that were not counted exactly once.
-pub fn evaluate(detector: &Detector, data: &Dataset, config: &Config, params: &Params, device: Device, world: &World) -> Result<Option<Report>> {
+pub fn evaluate(
+    detector: &Detector,
+    data: &Dataset,
+    config: &Config,
+    params: &Params,
+    device: Device,
+    world: &World,
+) -> Result<Option<Report>> {
     let Some((detections, spent)) = infer::detect_all(detector, data, config, device, world)? else { return Ok(None) };
     let began = Instant::now();
     let truth = Truth::new(data)?;

@@ -22,6 +22,7 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
         per_level: number(&t["nms_pre"]) as usize,
         nms_iou: number(&t["nms"]["iou_threshold"]),
         per_image: number(&t["max_per_img"]) as usize,
+        ..EvalConfig::default()
     };
     let list = |t: Tensor| Vec::<f32>::try_from(t.contiguous().reshape([-1])).map_err(|e| e.to_string());
     for image in 0..case.int("batch") {

@@ -41,7 +41,11 @@ pub fn check(case: &Path) -> Result<(), String> {
     // -1 is written as a whole number there.
     let equal = |what: &str, found: f64, wanted: &Value| {
         // Sums of numbers that are equal to the bit: numpy's order of adding is its own affair.
-        if wanted.as_f64().is_some_and(|w| (w - found).abs() <= 1e-12) { Ok(()) } else { Err(format!("{what}: expected {wanted}, found {found}")) }
+        if wanted.as_f64().is_some_and(|w| (w - found).abs() <= 1e-12) {
+            Ok(())
+        } else {
+            Err(format!("{what}: expected {wanted}, found {found}"))
+        }
     };
     for (name, found) in e.summary().named() {
         equal(name, found, &expected["stats"][name])?;
