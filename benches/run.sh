@@ -19,7 +19,7 @@ if [ -f "$peer" ] && [ ! -f "$cache/peers/.complete-2" ]; then
   "$cache/peers/bin/pip" install --quiet --disable-pip-version-check torch==2.11.0 torchvision==0.26.0 numpy webdataset==1.0.2 pillow psutil simplejpeg msgspec
   touch "$cache/peers/.complete-2"
 fi
-cargo bench --locked --no-run --bench step --bench loss --bench loader 2>/dev/null
+cargo bench --locked --no-run --bench step --bench loss --bench loader --bench nms 2>/dev/null
 
 field() { sed "s/.*\"$1\": *\([0-9.eE+-]*\).*/\1/"; }
 row() { printf '%-58s %12s  %s\n' "$1" "$2" "$3"; }
@@ -103,4 +103,10 @@ for i in 1 2 3; do
   cat "$out/eval.cost" >>"$out/eval.all"
 done
 row "dw-eval, the validation split, small network" "$(cut -d' ' -f1 "$out/eval.all" | median) s" "peak $(cut -d' ' -f2 "$out/eval.cost") MiB"
+cargo bench --locked --bench nms 2>/dev/null | grep '"dw nms' >"$out/nms.jsonl"
+for classes in 80 1; do
+  row "NMS, 5,000 candidates, $classes classes" "$(grep "\"classes\":$classes," "$out/nms.jsonl" | field ms_median | cut -c1-5) ms" "one thread, one image"
+done
+benches/ranks.sh
+benches/coco.sh
 echo "bench: load $(cut -d' ' -f1 /proc/loadavg) after"

@@ -20,7 +20,7 @@ stage() { # NAME TEXT COMMAND...: runs it and remembers the seconds
   end=$(date +%s.%N)
   stages+="${stages:+,}\"$name\":$(awk "BEGIN { printf \"%.2f\", $end - $start }")"
 }
-evaluate() { $mpirun "$bin/dw-eval" "$out/run" --device cpu --json --dt-out "$out/results.json" >"$out/eval.json"; }
+evaluate() { $mpirun "$bin/dw-eval" "$out/run" --device cpu --json --dt-out "$out/results.json" --report "$out/report" >"$out/eval.json"; }
 
 stage synth "drawing 600 + 100 pictures" "$bin/dw-pack" synth "$out/shapes" --images 600 --val 100 --seed 1 --classes 6
 stage pack "packing" "$bin/dw-pack" "$out/shapes"
@@ -35,4 +35,4 @@ json=$(cat "$out/eval.json")
 echo "${json%\}},\"seconds\":{$stages},\"images_per_s\":$rate}" >"$out/summary.json"
 ap50=$(sed 's/.*"AP50":\([0-9.eE+-]*\).*/\1/' "$out/eval.json")
 echo "demo: AP50 $ap50 on the validation split, $rate images/s in training, seconds: $stages"
-echo "demo: look at $out/pred.png and $out/curves.png; numbers are in $out/summary.json"
+echo "demo: look at $out/pred.png, $out/curves.png and the page $out/report/index.html; numbers are in $out/summary.json"
