@@ -22,6 +22,9 @@ const TEAR_DOWN: Duration = Duration::from_secs(8);
 /// A rank that has said nothing for this long when another gave up waiting is the one behind.
 const SILENT: Duration = Duration::from_millis(2500);
 
+/// What launchers call the signal that asks for a checkpoint.
+const USR1: &str = "User defined signal 1";
+
 /// What to do beside the job.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -227,6 +230,11 @@ fn verdict(end: &End, ranks: &Ranks, cause: Option<&str>) -> Verdict {
     if own == 0 {
         return Verdict { code: 0, lost: false, text: String::new() };
     }
+    // Ranks that are still starting up do not listen yet.
+    if (own == 128 + libc::SIGUSR1 || cause.is_some_and(|c| c.contains(USR1))) && !ranks.values().any(|r| r.state.end.is_some()) {
+        let text = "the request for a checkpoint ended ranks that had not begun to train: run again".to_owned();
+        return Verdict { code: 75, lost: false, text };
+    }
     let Some((seen, then)) = end.first.as_ref().and_then(|(rank, then)| Some((ranks.get(rank)?, then))) else {
         // Nobody was at the board: a mistake before the ranks joined, or another program.
         let lost = own > 128 || own == 4;
@@ -322,7 +330,8 @@ fn death(line: &str) -> Option<String> {
     if let Some((_, rest)) = line.split_once(" exited on signal ") {
         return Some(format!("signal {}", rest.trim().trim_end_matches('.')));
     }
-    let killed = line.contains("srun: error:") && ["Killed", "Aborted", "Segmentation fault", "Bus error"].iter().any(|w| line.contains(w));
+    let words = ["Killed", "Aborted", "Segmentation fault", "Bus error", USR1];
+    let killed = line.contains("srun: error:") && words.iter().any(|w| line.contains(w));
     killed.then(|| line.trim().trim_start_matches("srun: error: ").to_owned())
 }
 
@@ -354,6 +363,9 @@ mod tests {
         let line = "mpirun noticed that process rank 1 with PID 0 on node n1 exited on signal 9 (Killed).\n";
         assert_eq!(death(line).unwrap(), "signal 9 (Killed)");
         assert_eq!(death("srun: error: n1: task 1: Killed\n").unwrap(), "n1: task 1: Killed");
+        let line = "srun: error: n1: tasks 0-1: User defined signal 1\n";
+        let v = verdict(&End { status: ExitStatus::from_raw(138 << 8), first: None }, &Ranks::new(), death(line).as_deref());
+        assert_eq!((v.code, v.lost), (75, false), "{}", v.text);
     }
 
     fn seen(rank: usize, call: u64, ago_ms: u64, end: Option<(i32, &str)>, closed: bool) -> (usize, Seen) {
