@@ -264,6 +264,8 @@ cut() {
   same cut
 }
 
+no_daemon() { ! pgrep -x orted --ns "$(cat "$dir/slurm/run/dwn2.pid")" --nslist net >/dev/null; }
+
 # The same without SLURM, and for good.
 cut_hosts() {
   arguments hosts train.step_deadline_s=8
@@ -280,6 +282,7 @@ cut_hosts() {
   echo "cluster: cut_hosts: code 4 after $((SECONDS - began)) s"
   until_true 30 "the end of all ranks" gone dw-train "$dir/hosts"
   link up
+  until_true 60 "the end of mpirun's daemon on the other host" no_daemon
   says 'rank 0 on dwn1 .*gave up: waited ' 'behind: rank 1 on dwn2 '
 }
 

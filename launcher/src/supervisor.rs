@@ -19,6 +19,8 @@ use crate::host;
 const POLL: Duration = Duration::from_millis(50);
 /// After the first failure the launcher gets this long to end the others.
 const TEAR_DOWN: Duration = Duration::from_secs(8);
+/// What the ranks wrote may take this long to come after the launcher's end.
+const LAST_OUTPUT: Duration = Duration::from_secs(3);
 /// A rank that has said nothing for this long when another gave up waiting is the one behind.
 const SILENT: Duration = Duration::from_millis(2500);
 
@@ -142,8 +144,12 @@ fn attempt(launch: &Launch, options: &Options, signals: &Signals) -> Result<Verd
         forward(child.stderr.take(), std::io::stderr(), false, &cause),
     ];
     let end = watch(&mut child, &mut board, options, signals)?;
+    // Not for ever: what the launcher started (an ssh to a host that is gone) may hold its output open.
+    let ended = Instant::now();
     for reader in readers.into_iter().flatten() {
-        let _ = reader.join();
+        while !reader.is_finished() && ended.elapsed() < LAST_OUTPUT {
+            std::thread::sleep(POLL);
+        }
     }
     let cause = cause.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(verdict(&end, &board.ranks, cause.as_deref()))
@@ -396,6 +402,18 @@ mod tests {
         assert_eq!(judge(7, vec![seen(0, 8, 1, None, true)]).code, 7);
         let v = judge(2, vec![]);
         assert_eq!((v.code, v.lost), (2, false));
+    }
+
+    /// An ssh of mpirun's to a host that is gone lives on and holds the launcher's output open.
+    #[test]
+    fn a_helper_that_stays_is_not_waited_for() {
+        let argv = ["sh", "-c", "setsid sleep 30 & exit 3"].map(Into::into).to_vec();
+        let launch = Launch { ranks: 1, srun: false, remote: false, argv, env: vec![] };
+        let options = Options { max_restarts: 0, restart_delay: Duration::ZERO, grace: Duration::ZERO, raw_stdout: false };
+        let began = Instant::now();
+        let v = attempt(&launch, &options, &Signals { usr1: Arc::default(), end: Arc::default() }).unwrap();
+        assert_eq!(v.code, 3);
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     }
 
     #[test]
