@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$(realpath "${BIN:-target/release}")
 dir=${TMPDIR:-/tmp}/dw-cluster
-all=(checked one_node written warning early cancel requeue array two_nodes two_nodes_mpirun killed cut cut_hosts pack)
+all=(checked one_node written warning early cancel requeue array two_nodes two_nodes_mpirun killed cut node_lost cut_hosts pack mistake)
 steps=80
 log=''
 mkdir -p "$dir"
@@ -264,6 +264,20 @@ cut() {
   same cut
 }
 
+# A host stays away until SLURM gives it up and sends the job back into the queue; it goes on when the host is there again.
+node_lost() {
+  arguments node_lost train.step_deadline_s=8
+  submit train_multinode --ntasks-per-node=1 -- "${arguments[@]}"
+  until_true 60 "a checkpoint" saved node_lost
+  link down
+  until_true 120 "a requeue" requeued "$job"
+  link up
+  end "$job" COMPLETED 0:0 1
+  says 'DUE TO NODE FAILURE' 'going on from '
+  same node_lost
+}
+requeued() { [ "$(field "$1" Restarts)" = 1 ]; }
+
 no_daemon() { ! pgrep -x orted --ns "$(cat "$dir/slurm/run/dwn2.pid")" --nslist net >/dev/null; }
 
 # The same without SLURM, and for good.
@@ -305,6 +319,15 @@ pack() {
   says 'start 0: exit code 138' 'start 1: exit code 0'
   diff -r "$dir/expected" "$dir/packed" >/dev/null || fail "the shards are not those of an undisturbed run"
   dw-pack verify "$dir/packed" >/dev/null 2>&1 || fail "dw-pack verify"
+}
+
+# A mistake ends the job at once with its own code; nothing is tried again.
+mistake() {
+  arguments mistake train.epoch=3
+  submit train_1node --ntasks-per-node=2 -- "${arguments[@]}"
+  end "$job" FAILED 2:0 0
+  says 'train.epoch' 'start 0: exit code 2'
+  ! said 'starting again' || fail "a mistake was tried again"
 }
 
 current=prepare

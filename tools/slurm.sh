@@ -99,7 +99,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=12
 MinJobAge=900
-SlurmdTimeout=300
+SlurmdTimeout=40
 NodeName=${node}[1-$nodes] NodeAddr=$net.[1-$nodes] Port=$((port + 1)) CPUs=$cpus RealMemory=2000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=5 State=UP
 END

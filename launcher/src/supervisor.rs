@@ -138,10 +138,10 @@ fn attempt(launch: &Launch, options: &Options, signals: &Signals) -> Result<Verd
         .map_err(|e| {
             Error(format!("cannot start {program}: {e}\nhint: `make setup` installs Open MPI; a module system may need `module load`"))
         })?;
-    let cause = Arc::new(Mutex::new(None));
+    let said = Arc::new(Mutex::new(Said::default()));
     let readers = [
-        forward(child.stdout.take(), std::io::stdout(), options.raw_stdout, &cause),
-        forward(child.stderr.take(), std::io::stderr(), false, &cause),
+        forward(child.stdout.take(), std::io::stdout(), options.raw_stdout, &said),
+        forward(child.stderr.take(), std::io::stderr(), false, &said),
     ];
     let end = watch(&mut child, &mut board, options, signals)?;
     // Not for ever: what the launcher started (an ssh to a host that is gone) may hold its output open.
@@ -151,11 +151,20 @@ fn attempt(launch: &Launch, options: &Options, signals: &Signals) -> Result<Verd
             std::thread::sleep(POLL);
         }
     }
-    let cause = cause.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(verdict(&end, &board.ranks, cause.as_deref()))
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(verdict(&end, &board.ranks, &said))
 }
 
 type Ranks = BTreeMap<usize, Seen>;
+
+/// What a launcher said about processes that ended.
+#[derive(Debug, Clone, Default)]
+struct Said {
+    /// How a signal ended the first of those that one ended.
+    death: Option<String>,
+    /// Exit code of the first that chose one: srun's own is often that of the ranks it ended then.
+    code: Option<i32>,
+}
 
 /// How a launcher ended.
 struct End {
@@ -231,11 +240,13 @@ fn first_failure(ranks: &Ranks) -> Option<usize> {
 }
 
 /// `ranks`: what is known of them in the end.
-fn verdict(end: &End, ranks: &Ranks, cause: Option<&str>) -> Verdict {
+fn verdict(end: &End, ranks: &Ranks, said: &Said) -> Verdict {
     let own = end.status.code().unwrap_or_else(|| 128 + end.status.signal().unwrap_or(0));
     if own == 0 {
         return Verdict { code: 0, lost: false, text: String::new() };
     }
+    let cause = said.death.as_deref();
+    let own = said.code.filter(|_| cause.is_none()).unwrap_or(own);
     // Ranks that are still starting up do not listen yet.
     if (own == 128 + libc::SIGUSR1 || cause.is_some_and(|c| c.contains(USR1))) && !ranks.values().any(|r| r.state.end.is_some()) {
         let text = "the request for a checkpoint ended ranks that had not begun to train: run again".to_owned();
@@ -296,16 +307,19 @@ fn forward<R: Read + Send + 'static, W: Write + Send + 'static>(
     from: Option<R>,
     mut to: W,
     raw: bool,
-    cause: &Arc<Mutex<Option<String>>>,
+    said: &Arc<Mutex<Said>>,
 ) -> Option<JoinHandle<()>> {
-    let (from, cause) = (from?, cause.clone());
+    let (from, said) = (from?, said.clone());
     let copy = move || {
         let mut lines = BufReader::new(from);
         let mut line = vec![];
         while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
             let text = String::from_utf8_lossy(&line).into_owned();
-            if let Some(found) = death(&text) {
-                cause.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
+            let (killed, code) = (death(&text), exit_code(&text));
+            if killed.is_some() || code.is_some() {
+                let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+                let first = said.clone();
+                *said = Said { death: first.death.or(killed), code: first.code.or(code) };
             }
             let text = match untag(&text) {
                 Some((_, rest)) if raw => rest.to_owned(),
@@ -341,6 +355,11 @@ fn death(line: &str) -> Option<String> {
     killed.then(|| line.trim().trim_start_matches("srun: error: ").to_owned())
 }
 
+/// What srun says about a task that ended by itself.
+fn exit_code(line: &str) -> Option<i32> {
+    line.strip_prefix("srun: error: ")?.split_once(": Exited with exit code ")?.1.trim().parse().ok()
+}
+
 /// Names by which other machines may reach this one.
 fn addresses() -> Vec<String> {
     let mut found = vec![host()];
@@ -370,8 +389,12 @@ mod tests {
         assert_eq!(death(line).unwrap(), "signal 9 (Killed)");
         assert_eq!(death("srun: error: n1: task 1: Killed\n").unwrap(), "n1: task 1: Killed");
         let line = "srun: error: n1: tasks 0-1: User defined signal 1\n";
-        let v = verdict(&End { status: ExitStatus::from_raw(138 << 8), first: None }, &Ranks::new(), death(line).as_deref());
+        let v = verdict(&End { status: ExitStatus::from_raw(138 << 8), first: None }, &Ranks::new(), &Said { death: death(line), code: None });
         assert_eq!((v.code, v.lost), (75, false), "{}", v.text);
+        // A mistake of rank 0, for which srun ends the others.
+        let said = Said { death: None, code: exit_code("srun: error: n1: task 0: Exited with exit code 2\n") };
+        let v = verdict(&End { status: ExitStatus::from_raw(143 << 8), first: None }, &Ranks::new(), &said);
+        assert_eq!((v.code, v.lost), (2, false), "{}", v.text);
     }
 
     fn seen(rank: usize, call: u64, ago_ms: u64, end: Option<(i32, &str)>, closed: bool) -> (usize, Seen) {
@@ -384,7 +407,7 @@ mod tests {
     fn judge(code: i32, ranks: Vec<(usize, Seen)>) -> Verdict {
         let ranks: Ranks = ranks.into_iter().collect();
         let first = first_failure(&ranks).map(|rank| (rank, ranks.clone()));
-        verdict(&End { status: ExitStatus::from_raw(code << 8), first }, &ranks, None)
+        verdict(&End { status: ExitStatus::from_raw(code << 8), first }, &ranks, &Said::default())
     }
 
     #[test]
