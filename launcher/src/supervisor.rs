@@ -389,7 +389,8 @@ mod tests {
         assert_eq!(death(line).unwrap(), "signal 9 (Killed)");
         assert_eq!(death("srun: error: n1: task 1: Killed\n").unwrap(), "n1: task 1: Killed");
         let line = "srun: error: n1: tasks 0-1: User defined signal 1\n";
-        let v = verdict(&End { status: ExitStatus::from_raw(138 << 8), first: None }, &Ranks::new(), &Said { death: death(line), code: None });
+        let v =
+            verdict(&End { status: ExitStatus::from_raw(138 << 8), first: None }, &Ranks::new(), &Said { death: death(line), code: None });
         assert_eq!((v.code, v.lost), (75, false), "{}", v.text);
         // A mistake of rank 0, for which srun ends the others.
         let said = Said { death: None, code: exit_code("srun: error: n1: task 0: Exited with exit code 2\n") };
