@@ -9,20 +9,27 @@
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 
 # Runs a command in the background so that the shell can take signals: SLURM's early warning (USR1, see --signal) and its
-# end (TERM) go on to it as a request for a checkpoint. Exit code 75 means that there is one and more to do: the job goes
-# back into the queue and is started again under the same number. Array tasks queue themselves only.
+# end (TERM) go on to it as a request for a checkpoint. After a warning, exit code 75 means that there is one and more to do:
+# the job goes back into the queue and is started again under the same number. Array tasks queue themselves only. A TERM
+# alone is scancel, which is meant, or SLURM's own requeue: neither needs ours.
+# %a in an argument becomes the array task's number: sbatch --array=0-4 ... --set train.seed=%a --work-dir work/seed%a
 run() {
+  [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "${@//%a/$SLURM_ARRAY_TASK_ID}"
+  local pid='' code caught warned=''
+  trap 'caught=yes warned=yes; echo "$(date "+%F %T") job ${SLURM_JOB_ID:-none}: asked for a checkpoint (USR1)"; kill -USR1 $pid 2>/dev/null' USR1
+  trap 'caught=yes; echo "$(date "+%F %T") job ${SLURM_JOB_ID:-none}: asked to end (TERM)"; kill -USR1 $pid 2>/dev/null' TERM
   "$@" &
-  local pid=$! code
-  trap 'kill -USR1 $pid 2>/dev/null' USR1 TERM
+  pid=$!
   while :; do
-    wait "$pid"; code=$?
-    # A wait that a signal interrupted says 128 + signal while the command lives on.
-    kill -0 "$pid" 2>/dev/null || break
+    caught=''
+    # A wait that a signal cut short says 128 + signal while the command lives on.
+    wait "$pid" && code=0 || code=$?
+    [ -n "$caught" ] || break
   done
   trap - USR1 TERM
   echo "$(date '+%F %T') job ${SLURM_JOB_ID:-none}, start ${SLURM_RESTART_COUNT:-0}: exit code $code"
-  if [ "$code" -eq 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+  # 138: a command that does not know the signal, or not yet, was ended by it.
+  if [ -n "$warned" ] && [ -n "${SLURM_JOB_ID:-}" ] && [[ $code = 75 || $code = 138 ]]; then
     local id=$SLURM_JOB_ID
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || id=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
     # Requeueing ends this script from outside; without the pause it might end by itself first and count as done.

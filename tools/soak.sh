@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Long checks: `overfit` (real photos over-fitted by a small network: AP50 >= 0.60 on 16 of them) and `fuzz` (the readers of
-# weight files, shards and annotations on changed bytes, ten minutes each). Without names: all of them.
+# weight files, shards and annotations on changed bytes, ten minutes each); `cluster`, which needs root: SLURM, several
+# hosts. Without names: all of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-target/release}
@@ -39,4 +40,6 @@ fuzz() {
   done
 }
 
-for name in "${@:-overfit fuzz}"; do for step in $name; do "$step"; done; done
+cluster() { BIN=$bin tools/cluster-tests.sh; }
+
+for name in "${@:-overfit fuzz cluster}"; do for step in $name; do "$step"; done; done

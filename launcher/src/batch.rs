@@ -79,6 +79,8 @@ pub fn script(b: &Batch, ranks: usize, nodes: usize, options: &[String], program
                 let words: Vec<String> = options.iter().chain(std::iter::once(&"--".to_owned())).chain(program).map(|w| quote(w)).collect();
                 out.push(format!("run dw-launch {}", words.join(" ")));
             }
+            // What it says about itself is about the file in slurm/.
+            None if line.starts_with("# ") => {}
             None => out.push(line.to_owned()),
         }
     }
@@ -135,7 +137,7 @@ mod tests {
             assert_eq!(text.lines().filter(|l| *l == line).count(), 1, "{line}\n{text}");
         }
         assert!(text.contains(r"run dw-launch --max-restarts 2 -- dw-train dw_r50_fpn_1x --set 'a='\''x'"), "{text}");
-        assert!(!text.contains("source ") && text.starts_with("#!"), "it stands alone");
+        assert!(!text.contains("source ") && !text.contains("slurm/env.sh") && text.starts_with("#!"), "it stands alone");
         let cpu = script(&Batch { gpus_per_node: Some(0), ..Batch::default() }, 2, 1, &[], &words("true")).unwrap();
         assert!(!cpu.contains("gpus-per-node"), "{cpu}");
         assert!(script(&b, 3, 2, &[], &[]).unwrap_err().to_string().contains("evenly"));

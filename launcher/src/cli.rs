@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::batch::{self, Batch};
 use crate::collectives::{Error, Result};
@@ -66,7 +66,7 @@ struct Job {
     #[arg(long, value_name = "N")]
     nodes: Option<usize>,
     /// Machines and their ranks for mpirun over ssh, as a:8,b:8
-    #[arg(long, value_name = "HOST:N,...")]
+    #[arg(long, value_name = "HOST:N,...", conflicts_with = "slurm")]
     hosts: Option<String>,
     /// What starts the ranks
     #[arg(long, value_enum, default_value = "auto")]
@@ -193,6 +193,13 @@ impl Job {
         }
         if let Some(t) = self.threads {
             inner.extend(["--threads".to_owned(), t.to_string()]);
+        }
+        let name = |v: Option<clap::builder::PossibleValue>| v.map(|v| v.get_name().to_owned());
+        if self.starter != Starter::Auto {
+            inner.extend(name(self.starter.to_possible_value()).into_iter().flat_map(|v| ["--starter".to_owned(), v]));
+        }
+        if self.bind != Bind::Auto {
+            inner.extend(name(self.bind.to_possible_value()).into_iter().flat_map(|v| ["--bind".to_owned(), v]));
         }
         let text = batch::script(&self.batch, ranks, nodes, &inner, &self.program)?;
         if self.dry_run {

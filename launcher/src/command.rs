@@ -64,6 +64,8 @@ pub struct Machine {
     pub container: bool,
     /// Inside a SLURM allocation: its tasks and nodes.
     pub slurm: Option<(usize, usize)>,
+    /// Cores of a task that the allocation was asked for.
+    pub slurm_cores: Option<usize>,
     /// srun speaks PMIx.
     pub srun_pmix: bool,
     /// Names of variables that the ranks should see.
@@ -89,6 +91,7 @@ impl Machine {
             container: in_cgroup || ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists()),
             srun_pmix: slurm.is_some() && output("srun", &["--mpi=list"]).is_some_and(|t| t.contains("pmix")),
             slurm,
+            slurm_cores: number("SLURM_CPUS_PER_TASK"),
             variables: std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect(),
         }
     }
@@ -158,6 +161,9 @@ impl Launch {
             // Binding follows the allocation; overcommit lets small tests run more tasks than cores.
             if crowded {
                 push(&["--overcommit"]);
+            } else if let Some(cores) = m.slurm_cores.filter(|_| m.slurm.is_some_and(|s| ranks <= s.0)) {
+                // From SLURM 22.05 on srun does not take this over from sbatch: a rank would be bound to one core.
+                push(&[&format!("--cpus-per-task={cores}")]);
             }
         } else {
             push(&["mpirun", "-n", &ranks.to_string(), "--tag-output"]);
@@ -223,7 +229,7 @@ mod tests {
     use super::*;
 
     fn machine() -> Machine {
-        Machine { cores: 64, gpus: 8, root: false, container: false, slurm: None, srun_pmix: false, variables: vec![] }
+        Machine { cores: 64, gpus: 8, root: false, container: false, slurm: None, slurm_cores: None, srun_pmix: false, variables: vec![] }
     }
 
     fn request() -> Request {
@@ -257,6 +263,11 @@ mod tests {
         let l = Launch::new(&request(), &m).unwrap();
         assert!(l.srun && l.remote && l.ranks == 16);
         assert!(l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"), "{}", l.line());
+        assert!(!l.line().contains("--cpus-per-task"), "{}", l.line());
+        let m = Machine { slurm_cores: Some(8), ..m };
+        assert!(Launch::new(&request(), &m).unwrap().line().contains("--cpus-per-task=8 "));
+        let more = Request { ranks: Some(32), ..request() };
+        assert!(!Launch::new(&more, &m).unwrap().line().contains("--cpus-per-task"), "more than the allocation has");
         let l = Launch::new(&request(), &Machine { srun_pmix: false, ..m }).unwrap();
         assert!(!l.srun && l.line().contains("mpirun -n 16 "), "{}", l.line());
     }

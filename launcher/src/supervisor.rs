@@ -19,8 +19,13 @@ use crate::host;
 const POLL: Duration = Duration::from_millis(50);
 /// After the first failure the launcher gets this long to end the others.
 const TEAR_DOWN: Duration = Duration::from_secs(8);
+/// What the ranks wrote may take this long to come after the launcher's end.
+const LAST_OUTPUT: Duration = Duration::from_secs(3);
 /// A rank that has said nothing for this long when another gave up waiting is the one behind.
 const SILENT: Duration = Duration::from_millis(2500);
+
+/// What launchers call the signal that asks for a checkpoint.
+const USR1: &str = "User defined signal 1";
 
 /// What to do beside the job.
 #[derive(Debug, Clone)]
@@ -133,20 +138,33 @@ fn attempt(launch: &Launch, options: &Options, signals: &Signals) -> Result<Verd
         .map_err(|e| {
             Error(format!("cannot start {program}: {e}\nhint: `make setup` installs Open MPI; a module system may need `module load`"))
         })?;
-    let cause = Arc::new(Mutex::new(None));
+    let said = Arc::new(Mutex::new(Said::default()));
     let readers = [
-        forward(child.stdout.take(), std::io::stdout(), options.raw_stdout, &cause),
-        forward(child.stderr.take(), std::io::stderr(), false, &cause),
+        forward(child.stdout.take(), std::io::stdout(), options.raw_stdout, &said),
+        forward(child.stderr.take(), std::io::stderr(), false, &said),
     ];
     let end = watch(&mut child, &mut board, options, signals)?;
+    // Not for ever: what the launcher started (an ssh to a host that is gone) may hold its output open.
+    let ended = Instant::now();
     for reader in readers.into_iter().flatten() {
-        let _ = reader.join();
+        while !reader.is_finished() && ended.elapsed() < LAST_OUTPUT {
+            std::thread::sleep(POLL);
+        }
     }
-    let cause = cause.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(verdict(&end, &board.ranks, cause.as_deref()))
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(verdict(&end, &board.ranks, &said))
 }
 
 type Ranks = BTreeMap<usize, Seen>;
+
+/// What a launcher said about processes that ended.
+#[derive(Debug, Clone, Default)]
+struct Said {
+    /// How a signal ended the first of those that one ended.
+    death: Option<String>,
+    /// Exit code of the first that chose one: srun's own is often that of the ranks it ended then.
+    code: Option<i32>,
+}
 
 /// How a launcher ended.
 struct End {
@@ -222,10 +240,17 @@ fn first_failure(ranks: &Ranks) -> Option<usize> {
 }
 
 /// `ranks`: what is known of them in the end.
-fn verdict(end: &End, ranks: &Ranks, cause: Option<&str>) -> Verdict {
+fn verdict(end: &End, ranks: &Ranks, said: &Said) -> Verdict {
     let own = end.status.code().unwrap_or_else(|| 128 + end.status.signal().unwrap_or(0));
     if own == 0 {
         return Verdict { code: 0, lost: false, text: String::new() };
+    }
+    let cause = said.death.as_deref();
+    let own = said.code.filter(|_| cause.is_none()).unwrap_or(own);
+    // Ranks that are still starting up do not listen yet.
+    if (own == 128 + libc::SIGUSR1 || cause.is_some_and(|c| c.contains(USR1))) && !ranks.values().any(|r| r.state.end.is_some()) {
+        let text = "the request for a checkpoint ended ranks that had not begun to train: run again".to_owned();
+        return Verdict { code: 75, lost: false, text };
     }
     let Some((seen, then)) = end.first.as_ref().and_then(|(rank, then)| Some((ranks.get(rank)?, then))) else {
         // Nobody was at the board: a mistake before the ranks joined, or another program.
@@ -282,16 +307,19 @@ fn forward<R: Read + Send + 'static, W: Write + Send + 'static>(
     from: Option<R>,
     mut to: W,
     raw: bool,
-    cause: &Arc<Mutex<Option<String>>>,
+    said: &Arc<Mutex<Said>>,
 ) -> Option<JoinHandle<()>> {
-    let (from, cause) = (from?, cause.clone());
+    let (from, said) = (from?, said.clone());
     let copy = move || {
         let mut lines = BufReader::new(from);
         let mut line = vec![];
         while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
             let text = String::from_utf8_lossy(&line).into_owned();
-            if let Some(found) = death(&text) {
-                cause.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
+            let (killed, code) = (death(&text), exit_code(&text));
+            if killed.is_some() || code.is_some() {
+                let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+                let first = said.clone();
+                *said = Said { death: first.death.or(killed), code: first.code.or(code) };
             }
             let text = match untag(&text) {
                 Some((_, rest)) if raw => rest.to_owned(),
@@ -322,8 +350,14 @@ fn death(line: &str) -> Option<String> {
     if let Some((_, rest)) = line.split_once(" exited on signal ") {
         return Some(format!("signal {}", rest.trim().trim_end_matches('.')));
     }
-    let killed = line.contains("srun: error:") && ["Killed", "Aborted", "Segmentation fault", "Bus error"].iter().any(|w| line.contains(w));
+    let words = ["Killed", "Aborted", "Segmentation fault", "Bus error", USR1];
+    let killed = line.contains("srun: error:") && words.iter().any(|w| line.contains(w));
     killed.then(|| line.trim().trim_start_matches("srun: error: ").to_owned())
+}
+
+/// What srun says about a task that ended by itself.
+fn exit_code(line: &str) -> Option<i32> {
+    line.strip_prefix("srun: error: ")?.split_once(": Exited with exit code ")?.1.trim().parse().ok()
 }
 
 /// Names by which other machines may reach this one.
@@ -354,6 +388,14 @@ mod tests {
         let line = "mpirun noticed that process rank 1 with PID 0 on node n1 exited on signal 9 (Killed).\n";
         assert_eq!(death(line).unwrap(), "signal 9 (Killed)");
         assert_eq!(death("srun: error: n1: task 1: Killed\n").unwrap(), "n1: task 1: Killed");
+        let line = "srun: error: n1: tasks 0-1: User defined signal 1\n";
+        let v =
+            verdict(&End { status: ExitStatus::from_raw(138 << 8), first: None }, &Ranks::new(), &Said { death: death(line), code: None });
+        assert_eq!((v.code, v.lost), (75, false), "{}", v.text);
+        // A mistake of rank 0, for which srun ends the others.
+        let said = Said { death: None, code: exit_code("srun: error: n1: task 0: Exited with exit code 2\n") };
+        let v = verdict(&End { status: ExitStatus::from_raw(143 << 8), first: None }, &Ranks::new(), &said);
+        assert_eq!((v.code, v.lost), (2, false), "{}", v.text);
     }
 
     fn seen(rank: usize, call: u64, ago_ms: u64, end: Option<(i32, &str)>, closed: bool) -> (usize, Seen) {
@@ -366,7 +408,7 @@ mod tests {
     fn judge(code: i32, ranks: Vec<(usize, Seen)>) -> Verdict {
         let ranks: Ranks = ranks.into_iter().collect();
         let first = first_failure(&ranks).map(|rank| (rank, ranks.clone()));
-        verdict(&End { status: ExitStatus::from_raw(code << 8), first }, &ranks, None)
+        verdict(&End { status: ExitStatus::from_raw(code << 8), first }, &ranks, &Said::default())
     }
 
     #[test]
@@ -384,6 +426,18 @@ mod tests {
         assert_eq!(judge(7, vec![seen(0, 8, 1, None, true)]).code, 7);
         let v = judge(2, vec![]);
         assert_eq!((v.code, v.lost), (2, false));
+    }
+
+    /// An ssh of mpirun's to a host that is gone lives on and holds the launcher's output open.
+    #[test]
+    fn a_helper_that_stays_is_not_waited_for() {
+        let argv = ["sh", "-c", "setsid sleep 30 & exit 3"].map(Into::into).to_vec();
+        let launch = Launch { ranks: 1, srun: false, remote: false, argv, env: vec![] };
+        let options = Options { max_restarts: 0, restart_delay: Duration::ZERO, grace: Duration::ZERO, raw_stdout: false };
+        let began = Instant::now();
+        let v = attempt(&launch, &options, &Signals { usr1: Arc::default(), end: Arc::default() }).unwrap();
+        assert_eq!(v.code, 3);
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     }
 
     #[test]
