@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dw_launch::{Topology, World};
+use dw_launch::{Topology, World, signals};
 
 use super::checkpoint::{self, Checkpoint};
 use super::flat::Flat;
@@ -63,6 +63,8 @@ pub struct Request {
 /// Anything a user can get wrong, and what can go wrong on the way.
 #[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
 pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
+    // From here on a signal asks for a checkpoint, and not only once the loop runs.
+    signals::listen().map_err(Error::io("cannot listen to", Path::new("signals")))?;
     let mut config = config::load(&request.config, &request.sets)?;
     let name = Path::new(&request.config).file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
     let work_dir = request.work_dir.clone().unwrap_or_else(|| Path::new("work").join(&name));
