@@ -41,7 +41,7 @@ test-shared: test-setup build ## golden numbers and real photos below ../shared,
 	@if [ -d "$(DW_GOLDENS)" ]; then DW_GOLDENS="$(abspath $(DW_GOLDENS))" cargo nextest run --locked --release --test golden; else echo "test-shared: no golden data in $(DW_GOLDENS)"; fi
 	@if [ -d "$(DW_DATA)" ]; then DW_DATA="$(abspath $(DW_DATA))" cargo nextest run --locked --release --test shared; else echo "test-shared: no photos in $(DW_DATA)"; fi
 
-soak: build ## long runs: over-fitting real photos, fuzzing (about 45 minutes)
+soak: build ## long runs: over-fitting, faults, kills, SLURM, fuzzing (about 75 minutes)
 	@BIN=$(BIN) DW_DATA="$(DW_DATA)" tools/soak.sh
 
 bench: build ## speed against the peers, in one run

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Long checks: `overfit` (real photos over-fitted by a small network: AP50 >= 0.60 on 16 of them) and `fuzz` (the readers of
-# weight files, shards and annotations on changed bytes, ten minutes each); `cluster`, which needs root: SLURM, several
-# hosts. Without names: all of them.
+# Long checks. `overfit`: real photos over-fitted by a small network, AP50 >= 0.60 on 16 of them; `faults`: every way a rank
+# can fail, 20 times; `kills`: 50 kills of a run that writes checkpoints all the time; `cluster`, which needs root: SLURM,
+# several hosts; `fuzz`: the readers of weight files, shards and annotations on changed bytes, ten minutes each. Without names:
+# all of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-target/release}
@@ -40,6 +41,15 @@ fuzz() {
   done
 }
 
+# Tests of the suite with more rounds, stopped by nothing but themselves.
+rounds() { # TEST-BINARY TEST WORDS
+  local start; start=$(date +%s)
+  cargo test --locked --release --test "$1" -- --exact "$2" --nocapture >"$out/$2.log" 2>&1 || { tail -n 30 "$out/$2.log" >&2; die "$3"; }
+  echo "soak: $3: all passed, $(($(date +%s) - start)) s"
+}
+faults() { mkdir -p "$out"; DW_FAULT_ROUNDS=${DW_FAULT_ROUNDS:-20} rounds faults a_failing_rank_ends_the_job_and_loses_nothing "six faults under mpirun and dw-launch, ${DW_FAULT_ROUNDS:-20} times"; }
+kills() { mkdir -p "$out"; DW_KILLS=${DW_KILLS:-50} rounds resume kills_at_any_moment_lose_nothing "${DW_KILLS:-50} kills at any moment"; }
+
 cluster() { BIN=$bin tools/cluster-tests.sh; }
 
-for name in "${@:-overfit fuzz cluster}"; do for step in $name; do "$step"; done; done
+for name in "${@:-overfit faults kills cluster fuzz}"; do for step in $name; do "$step"; done; done
