@@ -42,6 +42,7 @@ impl Mpi {
     /// # Errors
     /// MPI was initialised before, or gives fewer threads than asked for.
     pub fn join() -> Result<Self> {
+        prefer_rings();
         let Some((universe, level)) = mpi::initialize_with_threading(Threading::Serialized) else {
             return Err(Error("MPI was initialised twice".into()));
         };
@@ -102,6 +103,17 @@ fn round_bf16(x: f32) -> u16 {
         return (bits >> 16) as u16 | 0x40;
     }
     ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// Open MPI's own choice for a non-blocking all-reduce of two or three ranks sends the whole buffer there and back; its ring
+/// is as fast as the blocking call. What the user has set stays.
+fn prefer_rings() {
+    const CHOICE: &str = "OMPI_MCA_coll_libnbc_iallreduce_algorithm";
+    const RING: &str = "1";
+    if std::env::var_os(CHOICE).is_none() {
+        // SAFETY: called once, while the process joins its job; no other thread of ours reads or writes the environment then.
+        unsafe { std::env::set_var(CHOICE, RING) };
+    }
 }
 
 fn check(code: c_int, what: &str) -> Result<()> {
