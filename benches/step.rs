@@ -83,7 +83,7 @@ fn main() {
         }
         Instant::now()
     };
-    let job = app::join(device).expect("the other ranks");
+    let job = app::join(device, &mut None).expect("the other ranks");
     let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
     let mut buckets = Buckets::new(&net.params, &flat, &TrainConfig::default(), &world);
     job.barrier("start").expect("peers");

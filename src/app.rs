@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
 
+use dw_launch::nccl::{Library, Nccl};
 use dw_launch::{Op, Topology, World};
 use tch::Device;
 
@@ -31,6 +32,7 @@ pub static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// Runs a program as one rank of a job. Errors are told once and end every rank.
 pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ExitCode {
+    dw_launch::prepare();
     let topology = Topology::from_env();
     let filter = tracing_subscriber::EnvFilter::try_from_env("DW_LOG").unwrap_or_else(|_| "info".into());
     // Other ranks speak only when something is wrong.
@@ -65,9 +67,14 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) 
     }
     if topology.rank != 0 {
         // A mistake, or a verdict of all ranks, is the same everywhere: rank 0 tells it, and its end takes the others along
-        // within seconds. A file or memory may fail on one rank alone.
-        let same = world.is_none() || matches!(e, Error::Usage(_) | Error::NotFinite(_));
-        std::thread::sleep(std::time::Duration::from_secs(if same { 4 } else { 1 }));
+        // within seconds, or, where it still writes a checkpoint, after that. A file or memory may fail on one rank alone.
+        let patience = match e {
+            Error::NotFinite(_) => 60,
+            Error::Usage(_) => 4,
+            _ if world.is_none() => 4,
+            _ => 1,
+        };
+        std::thread::sleep(std::time::Duration::from_secs(patience));
     }
     let place = if topology.world > 1 { format!("[rank {}] ", topology.rank) } else { String::new() };
     dw_launch::abort::last_words(&format!("{place}error: {e}"));
@@ -77,25 +84,45 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) 
     }
 }
 
-/// Joins the job on a device: NCCL on CUDA with several ranks, MPI or nothing on the CPU.
+/// Joins the job on a device: NCCL on CUDA with several ranks, MPI or nothing on the CPU. `place` has the job from the first
+/// moment on, so that an error can end it.
 ///
 /// # Errors
-/// No MPI or NCCL where they are needed.
-pub fn join(device: Device) -> Result<Arc<World>> {
-    let base = dw_launch::join()?;
-    let world = Arc::new(World::new(base.clone()));
+/// No MPI or NCCL where they are needed; a peer that was lost on the way.
+pub fn join(device: Device, place: &mut Option<Arc<World>>) -> Result<Arc<World>> {
+    // A set-up that cannot work is the user's to mend: starting again would not help.
+    let setup = |e: dw_launch::Error| Error::Usage(e.0);
+    let world = place.insert(Arc::new(World::new(dw_launch::join().map_err(setup)?))).clone();
+    tell_places(&world)?;
     let cuda = f64::from(u8::from(matches!(device, Device::Cuda(_))));
     let mut lowest = [cuda, -cuda];
     world.all_reduce(&mut lowest, Op::Min, "devices")?;
     if lowest[0] != -lowest[1] {
         return Err(Error::Usage("some ranks found a CUDA device and others did not\nhint: choose --device cpu or cuda for all".into()));
     }
-    if let (Device::Cuda(index), true) = (device, base.size() > 1) {
-        let stream = crate::torch_ext::CudaSide::new(index).map_err(|e| Error::Usage(format!("no stream on CUDA device {index}: {e}")))?;
-        let nccl = dw_launch::nccl::Nccl::join(base, Box::new(stream))?;
-        return Ok(Arc::new(world.over(Arc::new(nccl))));
+    let (Device::Cuda(index), true) = (device, world.size() > 1) else { return Ok(world) };
+    let stream = crate::torch_ext::CudaSide::new(index).map_err(|e| Error::Usage(format!("no stream on CUDA device {index}: {e}")))?;
+    let library = world.together("opening NCCL", |base| Library::open_on_all(&*base)).map_err(setup)?;
+    let nccl = world.together("joining NCCL", |base| Nccl::join(library, base, Box::new(stream)))?;
+    Ok(place.insert(Arc::new(world.over(Arc::new(nccl)))).clone())
+}
+
+/// Says which ranks are where and which network they were told to use: the first thing to look at when a job is slow or hangs.
+fn tell_places(world: &World) -> Result<()> {
+    let hosts = world.gather_bytes(dw_launch::host().as_bytes(), "hosts")?;
+    if world.rank() > 0 || world.size() == 1 {
+        return Ok(());
     }
-    Ok(world)
+    let names: Vec<String> = hosts.iter().map(|h| String::from_utf8_lossy(h).into_owned()).collect();
+    let mut places: Vec<String> = vec![];
+    for part in names.chunk_by(|a, b| a == b) {
+        places.push(format!("{} on {}", part.len(), part[0]));
+    }
+    let networks = ["OMPI_MCA_btl_tcp_if_include", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"];
+    let set: Vec<String> = networks.iter().filter_map(|n| Some(format!("{n}={}", std::env::var(n).ok()?))).collect();
+    let network = if set.is_empty() { "network chosen by the libraries".to_owned() } else { set.join(", ") };
+    tracing::info!("ranks in order: {}; {network}", places.join(", "));
+    Ok(())
 }
 
 /// Device and threads of this rank.

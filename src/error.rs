@@ -60,7 +60,7 @@ impl Error {
             Self::Metric(e) => e.exit_code().into(),
             Self::Peer(_) => 4,
             Self::Preempted(_) => 75,
-            Self::Torch(e) if e.to_string().contains("memory") => 5,
+            Self::Torch(e) if dw_launch::abort::out_of_memory(&e.to_string()) => 5,
             Self::Torch(_) => 70,
         }
     }

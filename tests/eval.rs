@@ -50,7 +50,7 @@ fn a_split_without_ground_truth_gives_the_results_file() {
     run(Command::new(bin("dw-pack")).args([&place.path("coco"), "--split", "test-dev2017"]));
     let dt = place.path("dt.json");
     let args = [&place.path("w"), "--device", "cpu", "--split", "test-dev2017"];
-    says(&fails(launch(0, "dw-eval").args(args), 2), &["no ground truth", "--dt-out"]);
+    says(&fails(launch(0, "dw-eval").args(args), 2), &["none of the 7 images", "--dt-out"]);
     assert_eq!(run(launch(2, "dw-eval").args(args).args(["--dt-out", &dt])), "");
     let rows: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(dt).unwrap()).unwrap();
     assert!(!rows.is_empty() && rows.iter().all(|r| r["bbox"].as_array().unwrap().len() == 4 && r["image_id"].is_i64()));

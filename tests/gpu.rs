@@ -14,7 +14,7 @@ use dw::model::Detector;
 use dw::torch_ext::CudaSide;
 use dw::train::buckets::buffer_of;
 use dw::train::to_device;
-use dw_launch::nccl::{self, Nccl};
+use dw_launch::nccl::{self, Library, Nccl};
 use dw_launch::{Collectives, Op, Solo, Topology, World};
 use libtest_mimic::{Arguments, Trial};
 use support::{Place, launch, run};
@@ -86,7 +86,8 @@ fn network(device: Device) {
 
 fn one_rank(index: usize) {
     let stream = CudaSide::new(index).unwrap();
-    let nccl: Arc<dyn Collectives> = Arc::new(Nccl::join(Arc::new(Solo), Box::new(stream)).unwrap());
+    let library = Library::open_on_all(&Solo).unwrap();
+    let nccl: Arc<dyn Collectives> = Arc::new(Nccl::join(library, Arc::new(Solo), Box::new(stream)).unwrap());
     let world = World::new(nccl);
     for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
         let t = Tensor::rand([1 << 20], (kind, Device::Cuda(index)));
@@ -112,8 +113,13 @@ fn training(ranks: usize) {
         run(launch(if ranks == 1 { 0 } else { ranks }, "dw-train").args(args).env("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
         place.steps(device).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
     };
-    let (cpu, cuda) = (losses("cpu", 1), losses("cuda", ranks));
+    // The same ranks on both: a sum that NCCL gets wrong shows in every later loss.
+    let (cpu, cuda) = (losses("cpu", ranks), losses("cuda", ranks));
     assert_eq!(cuda.len(), 20);
-    assert!((cpu[0] - cuda[0]).abs() <= 1e-3 * cpu[0], "first loss {} on the CPU, {} on the device", cpu[0], cuda[0]);
+    for (step, (a, b)) in cpu.iter().zip(&cuda).enumerate() {
+        // Rounding grows with the steps; a gradient that is off by a factor shows at once.
+        let tolerance = if step == 0 { 1e-3 } else { 0.02 };
+        assert!((a - b).abs() <= tolerance * a, "step {step}: loss {a} on the CPU, {b} on the device");
+    }
     assert!(cuda[19] < cuda[0], "{cuda:?}");
 }

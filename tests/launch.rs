@@ -42,7 +42,7 @@ fn a_lost_rank_costs_time_and_nothing_else() {
 fn restarts_end_somewhere() {
     let place = Place::new();
     let mut command = dw_launch(2, &["--max-restarts", "1", "--restart-delay", "0"], "dw-train");
-    command.args(place.train_args("w", &sets(&["train.max_steps=9"]))).env("DW_FAULT", "kill@1:6");
+    command.args(place.train_args("w", &sets(&["train.max_steps=9"]))).env("DW_FAULT", "kill@1:6!");
     let (code, text) = Job::start(&mut command).end(Duration::from_mins(1));
     assert_eq!(code, Some(4), "{text}");
     says(&text, &["(1 of 1)", "started again 1 times, as allowed by --max-restarts: giving up"]);

@@ -41,6 +41,33 @@ fn kills_at_any_moment_lose_nothing() {
     assert_eq!(place.losses("w"), place.losses("whole"));
 }
 
+/// An evaluation that a run did not get to, or that a signal ended, is made up by the next start, with the same numbers.
+#[test]
+fn a_missed_evaluation_is_made_up() {
+    let place = Place::of(14, 300);
+    let sets = ["train.epochs=1"];
+    place.train(2, "whole", &sets);
+    let ap = |work: &str| place.rows(work).into_iter().find(|r| r.contains_key("AP")).map(|r| r["AP"].clone());
+    assert!(ap("whole").is_some());
+    // As after a kill in the evaluation at the run's very end.
+    let metrics = place.path("whole") + "/metrics.jsonl";
+    let text = std::fs::read_to_string(&metrics).unwrap();
+    let left: Vec<&str> = text.split_inclusive('\n').filter(|l| !l.contains("\"AP\"")).collect();
+    std::fs::write(&metrics, left.concat()).unwrap();
+    place.train(2, "whole", &sets);
+    let made_up = ap("whole");
+    assert!(made_up.is_some());
+    let job = Job::start(launch(2, "dw-train").args(place.train_args("w", &sets)));
+    job.until(" INFO checkpoint ");
+    job.signal("USR1");
+    let (code, text) = job.end(Duration::from_mins(1));
+    assert_eq!((code, ap("w")), (Some(75), None), "{text}");
+    place.train(2, "w", &sets);
+    assert_eq!(ap("w"), made_up);
+    place.train(2, "w", &sets);
+    assert_eq!(place.rows("w").iter().filter(|r| r.contains_key("AP")).count(), 1, "and once is enough");
+}
+
 /// Runs a shell line in a mount namespace of its own; `None` where the system does not allow that.
 fn in_own_mounts(line: &str) -> Option<std::process::Output> {
     let options = ["-rm", "-m"].into_iter().find(|o| Command::new("unshare").args([o, "true"]).status().is_ok_and(|s| s.success()))?;

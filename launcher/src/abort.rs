@@ -15,6 +15,12 @@ pub(crate) fn tell_board(watch: Arc<Watch>) {
     let _ = WATCH.set(watch);
 }
 
+/// Does a library's error say that memory ran out? (Others speak of memory, too: an illegal access is a bug.)
+pub fn out_of_memory(text: &str) -> bool {
+    let text = text.to_lowercase();
+    ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|t| text.contains(t))
+}
+
 /// Writes to standard error in one piece: a launcher that puts the rank in front of every piece must not cut it up.
 pub fn last_words(text: &str) {
     // Nobody is left to be told that standard error is closed.
@@ -30,9 +36,7 @@ pub fn install_panic_hook(rank: usize, end: fn(i32) -> !) {
     std::panic::set_hook(Box::new(move |info| {
         default(info);
         let text = info.payload_as_str().unwrap_or_default();
-        let small = text.to_lowercase();
-        let out_of_memory = ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|t| small.contains(t));
-        let (code, what) = if out_of_memory { (5, "memory ran out") } else { (70, "this is a bug in dw") };
+        let (code, what) = if out_of_memory(text) { (5, "memory ran out") } else { (70, "this is a bug in dw") };
         last_words(&format!("error: rank {rank} panicked: {what} (exit code {code})"));
         if let Some(watch) = WATCH.get() {
             watch.tell_end(code, &format!("panicked: {what}: {}", text.lines().next().unwrap_or_default()));

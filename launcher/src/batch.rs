@@ -6,6 +6,7 @@ use std::process::Command;
 use clap::Args;
 
 use crate::collectives::{Error, Result};
+use crate::command::quote;
 
 /// The script and what it sources, which a written script carries inside.
 const TEMPLATE: &str = include_str!("../../slurm/train_multinode.sbatch");
@@ -62,6 +63,11 @@ pub fn script(b: &Batch, ranks: usize, nodes: usize, options: &[String], program
         set("partition", b.partition.clone()),
         set("account", b.account.clone()),
     ];
+    for (name, value) in &directives {
+        if let Some(v) = value.as_ref().filter(|v| v.contains(char::is_whitespace)) {
+            return Err(Error(format!("--{name} `{v}`: a batch script's directive takes no white space")));
+        }
+    }
     let mut out = vec![];
     for line in TEMPLATE.lines() {
         // Its own values of these give way; the others (signal, requeue, output) stay.
@@ -85,11 +91,6 @@ pub fn script(b: &Batch, ranks: usize, nodes: usize, options: &[String], program
         }
     }
     Ok(out.join("\n") + "\n")
-}
-
-fn quote(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// Writes a script beside, then renames it.
@@ -140,6 +141,8 @@ mod tests {
         assert!(!text.contains("source ") && !text.contains("slurm/env.sh") && text.starts_with("#!"), "it stands alone");
         let cpu = script(&Batch { gpus_per_node: Some(0), ..Batch::default() }, 2, 1, &[], &words("true")).unwrap();
         assert!(!cpu.contains("gpus-per-node"), "{cpu}");
+        let spaced = Batch { job_name: "a b".into(), ..Batch::default() };
+        assert!(script(&spaced, 2, 1, &[], &[]).unwrap_err().to_string().contains("--job-name `a b`"));
         assert!(script(&b, 3, 2, &[], &[]).unwrap_err().to_string().contains("evenly"));
     }
 }

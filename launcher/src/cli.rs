@@ -28,7 +28,7 @@ const EXAMPLES: &str = "Examples:
 
 Signals: USR1, TERM and INT ask all ranks for a checkpoint and exit code 75; a second TERM or INT ends them at once.
 Exit codes: those of the first rank that failed; 4 when a rank was lost or timed out; 75 stopped after a checkpoint.
-DW_FAULT=kill@1:20 rehearses a fault: rank 1 dies at step 20 (also panic, exit, stop, oom, nan).";
+DW_FAULT=kill@1:20 rehearses a fault: rank 1 dies at step 20 (also panic, exit, stop, oom, nan; again after a restart with kill@1:20!).";
 
 /// Start ranks with the flags this machine needs, stay with them, start again when one is lost.
 #[derive(Debug, Parser)]
@@ -86,6 +86,9 @@ struct Job {
     /// Seconds that a checkpoint may take after TERM or INT
     #[arg(long, value_name = "S", default_value_t = 60)]
     grace: u64,
+    /// Seconds from the first failure until what is left of the job is ended by force
+    #[arg(long, value_name = "S", default_value_t = 8)]
+    tear_down: u64,
     /// Standard output as the ranks write it, without `[rank]`
     #[arg(long)]
     raw_stdout: bool,
@@ -142,6 +145,7 @@ fn json_line(row: &impl serde::Serialize) -> Result<String> {
 }
 
 fn measure() -> Result<ExitCode> {
+    crate::prepare();
     let world = World::new(crate::join()?);
     let rows = measure::all_reduces(&world)?;
     if world.rank() == 0 {
@@ -176,6 +180,7 @@ impl Job {
             max_restarts: self.max_restarts,
             restart_delay: Duration::from_secs_f64(self.restart_delay.clamp(0.0, 3600.0)),
             grace: Duration::from_secs(self.grace),
+            tear_down: Duration::from_secs(self.tear_down),
             raw_stdout: self.raw_stdout,
         };
         Ok(ExitCode::from(supervisor::run(&launch, &options)? as u8))
@@ -188,8 +193,15 @@ impl Job {
             .or(self.batch.gpus_per_node.map(|g| g.max(1) * nodes))
             .ok_or_else(|| Error("--slurm: how many ranks?\nhint: -n 16 --nodes 2, or --gpus-per-node 8 --nodes 2".into()))?;
         let mut inner = vec![];
-        for (name, value) in [("--max-restarts", self.max_restarts.to_string()), ("--grace", self.grace.to_string())] {
-            inner.extend([name.to_owned(), value]);
+        let numbers = [
+            ("--max-restarts", self.max_restarts.to_string()),
+            ("--restart-delay", self.restart_delay.to_string()),
+            ("--grace", self.grace.to_string()),
+            ("--tear-down", self.tear_down.to_string()),
+        ];
+        inner.extend(numbers.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+        if self.raw_stdout {
+            inner.push("--raw-stdout".to_owned());
         }
         if let Some(t) = self.threads {
             inner.extend(["--threads".to_owned(), t.to_string()]);

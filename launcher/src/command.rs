@@ -62,8 +62,10 @@ pub struct Machine {
     pub root: bool,
     /// In a container.
     pub container: bool,
-    /// Inside a SLURM allocation: its tasks and nodes.
-    pub slurm: Option<(usize, usize)>,
+    /// Inside a SLURM allocation: its tasks, where it was asked for some, and nodes.
+    pub slurm: Option<(Option<usize>, usize)>,
+    /// Memory domains of this node.
+    pub domains: usize,
     /// Cores of a task that the allocation was asked for.
     pub slurm_cores: Option<usize>,
     /// srun speaks PMIx.
@@ -79,8 +81,9 @@ impl Machine {
     /// This machine.
     pub fn here() -> Self {
         let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
-        let slurm =
-            std::env::var_os("SLURM_JOB_ID").map(|_| (number("SLURM_NTASKS").unwrap_or(1), number("SLURM_JOB_NUM_NODES").unwrap_or(1)));
+        let slurm = std::env::var_os("SLURM_JOB_ID").map(|_| (number("SLURM_NTASKS"), number("SLURM_JOB_NUM_NODES").unwrap_or(1)));
+        let nodes = std::fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
+        let domains = nodes.filter(|e| e.file_name().to_string_lossy().strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok()));
         let gpus = output("nvidia-smi", &["-L"]).map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count());
         let in_cgroup = std::fs::read_to_string("/proc/1/cgroup").is_ok_and(|t| t.contains("docker") || t.contains("kubepods"));
         Self {
@@ -91,6 +94,7 @@ impl Machine {
             container: in_cgroup || ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists()),
             srun_pmix: slurm.is_some() && output("srun", &["--mpi=list"]).is_some_and(|t| t.contains("pmix")),
             slurm,
+            domains: domains.count().max(1),
             slurm_cores: number("SLURM_CPUS_PER_TASK"),
             variables: std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect(),
         }
@@ -116,6 +120,8 @@ pub struct Launch {
     pub argv: Vec<OsString>,
     /// Variables to set.
     pub env: Vec<(String, String)>,
+    /// Variables to take away.
+    pub without: Vec<String>,
 }
 
 impl Launch {
@@ -142,12 +148,13 @@ impl Launch {
             )));
         }
         let named = r.hosts.as_deref().map(|h| h.split(',').map(|h| h.split_once(':').and_then(|s| s.1.parse().ok()).unwrap_or(1)).sum());
-        let ranks = r.ranks.or(named).or(m.slurm.map(|s| s.0)).unwrap_or((m.gpus * nodes).max(1));
+        let ranks = r.ranks.or(named).or(m.slurm.and_then(|s| s.0)).unwrap_or((m.gpus * nodes).max(1));
         let per_node = ranks.div_ceil(nodes.max(r.hosts.as_ref().map_or(1, |h| h.split(',').count())));
         let threads = r.threads.unwrap_or((m.cores / per_node).max(1));
         let crowded = per_node > m.cores;
         let bind = match r.bind {
-            Bind::Auto if m.container || crowded => "none",
+            // With fewer ranks than domains the cores of the others would idle.
+            Bind::Auto if m.container || crowded || per_node < m.domains => "none",
             Bind::None => "none",
             Bind::Auto | Bind::Numa => "numa",
             Bind::Core => "core",
@@ -156,12 +163,13 @@ impl Launch {
         let mut argv: Vec<OsString> = vec![];
         let mut push = |words: &[&str]| argv.extend(words.iter().map(OsString::from));
         if srun {
-            push(&["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--label", "--unbuffered"]);
+            // Overlap: a shell of `srun --pty` holds the allocation's cores already.
+            push(&["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--label", "--unbuffered", "--overlap"]);
             push(&[&format!("--ntasks={ranks}"), &format!("--nodes={nodes}"), "--export=ALL"]);
             // Binding follows the allocation; overcommit lets small tests run more tasks than cores.
             if crowded {
                 push(&["--overcommit"]);
-            } else if let Some(cores) = m.slurm_cores.filter(|_| m.slurm.is_some_and(|s| ranks <= s.0)) {
+            } else if let Some(cores) = m.slurm_cores.filter(|_| m.slurm.and_then(|s| s.0).is_some_and(|tasks| ranks <= tasks)) {
                 // From SLURM 22.05 on srun does not take this over from sbatch: a rank would be bound to one core.
                 push(&[&format!("--cpus-per-task={cores}")]);
             }
@@ -192,19 +200,20 @@ impl Launch {
         for (i, word) in r.program.iter().enumerate() {
             argv.push(if i == 0 { locate(word, remote)? } else { word.into() });
         }
-        Ok(Self { ranks, srun, remote, argv, env })
+        Ok(Self { ranks, srun, remote, argv, env, without: vec![] })
     }
 
     /// The command as one would type it.
     pub fn line(&self) -> String {
-        let quote = |w: &OsString| {
-            let w = w.to_string_lossy();
-            let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
-            if !w.is_empty() && w.chars().all(plain) { w.into_owned() } else { format!("'{}'", w.replace('\'', r"'\''")) }
-        };
         let env = self.env.iter().map(|(k, v)| format!("{k}={v}"));
-        env.chain(self.argv.iter().map(quote)).collect::<Vec<_>>().join(" ")
+        env.chain(self.argv.iter().map(|w| quote(&w.to_string_lossy()))).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// A word as a shell reads it.
+pub(crate) fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// A program of ours lies beside this one; others are found as the shell finds them, on the machine where they run.
@@ -229,7 +238,17 @@ mod tests {
     use super::*;
 
     fn machine() -> Machine {
-        Machine { cores: 64, gpus: 8, root: false, container: false, slurm: None, slurm_cores: None, srun_pmix: false, variables: vec![] }
+        Machine {
+            cores: 64,
+            gpus: 8,
+            root: false,
+            container: false,
+            slurm: None,
+            domains: 8,
+            slurm_cores: None,
+            srun_pmix: false,
+            variables: vec![],
+        }
     }
 
     fn request() -> Request {
@@ -259,10 +278,14 @@ mod tests {
 
     #[test]
     fn an_allocation_is_used_whole_by_srun_or_mpirun() {
-        let m = Machine { slurm: Some((16, 2)), srun_pmix: true, ..machine() };
+        let m = Machine { slurm: Some((Some(16), 2)), srun_pmix: true, ..machine() };
         let l = Launch::new(&request(), &m).unwrap();
         assert!(l.srun && l.remote && l.ranks == 16);
-        assert!(l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"), "{}", l.line());
+        assert!(
+            l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --overlap --ntasks=16 --nodes=2"),
+            "{}",
+            l.line()
+        );
         assert!(!l.line().contains("--cpus-per-task"), "{}", l.line());
         let m = Machine { slurm_cores: Some(8), ..m };
         assert!(Launch::new(&request(), &m).unwrap().line().contains("--cpus-per-task=8 "));

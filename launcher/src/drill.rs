@@ -1,10 +1,13 @@
 //! Faults on demand, to see on one's own cluster how a job ends: `DW_FAULT=KIND@RANK:STEP` makes that rank fail at that
-//! step. Kinds: `panic`, `exit` (code 7), `kill`, `stop` (SIGSTOP), `oom`, `nan`.
+//! step. Kinds: `panic`, `exit` (code 7), `kill`, `stop` (SIGSTOP), `oom`, `nan`. A restarted job is spared, unless `!` follows.
 
 use crate::collectives::{Error, Result};
 
 /// The variable.
 pub const VARIABLE: &str = "DW_FAULT";
+
+/// Behind a fault that comes again after a restart.
+pub const ALWAYS: char = '!';
 
 /// What happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +45,7 @@ impl Drill {
 
     fn parse(text: &str) -> Result<Self> {
         let bad = || Error(format!("{VARIABLE}={text}: expected KIND@RANK:STEP with KIND panic, exit, kill, stop, oom or nan"));
-        let (kind, place) = text.split_once('@').ok_or_else(bad)?;
+        let (kind, place) = text.strip_suffix(ALWAYS).unwrap_or(text).split_once('@').ok_or_else(bad)?;
         let (rank, step) = place.split_once(':').ok_or_else(bad)?;
         let kind = match kind {
             "panic" => Kind::Panic,
@@ -86,7 +89,7 @@ mod tests {
         for bad in ["kill", "kill@1", "fire@1:2", "kill@one:2"] {
             assert!(Drill::parse(bad).unwrap_err().to_string().contains("KIND@RANK:STEP"), "{bad}");
         }
-        assert_eq!(Drill::parse("oom@1:2").unwrap().at(1, 2), Some(Kind::Oom));
+        assert_eq!(Drill::parse("oom@1:2!").unwrap().at(1, 2), Some(Kind::Oom));
         assert_eq!(Drill::parse("oom@1:2").unwrap().at(0, 2), None);
     }
 }

@@ -39,6 +39,12 @@ pub use world::World;
 /// Text of `--version`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("DW_GIT"), ")");
 
+/// Settings of the process for the libraries that it will open; to be called first in `main`, before any thread starts.
+pub fn prepare() {
+    #[cfg(feature = "mpi")]
+    mpi::prefer_rings();
+}
+
 /// Joins the job: MPI where a launcher started several processes, else one process.
 ///
 /// # Errors

@@ -6,6 +6,9 @@
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Where libraries keep memory that processes share; containers often have little of it.
+const SHARED_MEMORY: &[u8] = b"/dev/shm/";
+
 static RANK: AtomicUsize = AtomicUsize::new(0);
 
 /// Names the file on SIGBUS from now on.
@@ -34,7 +37,13 @@ extern "C" fn handler(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
     say(decimal(RANK.load(Ordering::Relaxed), &mut digits));
     say(b" lost a mapped file: ");
     let mut line = [0u8; 4352];
-    say(path_at(address, &mut line).unwrap_or(b"(unknown)"));
+    let path = path_at(address, &mut line).unwrap_or(b"(unknown)");
+    say(path);
+    if path.starts_with(SHARED_MEMORY) {
+        say(b"\nhint: shared memory is full: give the container more, as --shm-size=8g or --ipc=host (exit code 5)\n");
+        // SAFETY: as below.
+        unsafe { libc::_exit(5) }
+    }
     say(b"\nhint: it was cut short or its storage went away while it was read; check it with `dw-pack verify` (exit code 3)\n");
     // SAFETY: ends the process at once; the launcher ends the peers.
     unsafe { libc::_exit(3) }

@@ -42,7 +42,6 @@ impl Mpi {
     /// # Errors
     /// MPI was initialised before, or gives fewer threads than asked for.
     pub fn join() -> Result<Self> {
-        prefer_rings();
         let Some((universe, level)) = mpi::initialize_with_threading(Threading::Serialized) else {
             return Err(Error("MPI was initialised twice".into()));
         };
@@ -107,11 +106,11 @@ fn round_bf16(x: f32) -> u16 {
 
 /// Open MPI's own choice for a non-blocking all-reduce of two or three ranks sends the whole buffer there and back; its ring
 /// is as fast as the blocking call. What the user has set stays.
-fn prefer_rings() {
+pub(crate) fn prefer_rings() {
     const CHOICE: &str = "OMPI_MCA_coll_libnbc_iallreduce_algorithm";
     const RING: &str = "1";
     if std::env::var_os(CHOICE).is_none() {
-        // SAFETY: called once, while the process joins its job; no other thread of ours reads or writes the environment then.
+        // SAFETY: `prepare` asks its callers to come before any other thread is there.
         unsafe { std::env::set_var(CHOICE, RING) };
     }
 }
@@ -200,6 +199,9 @@ impl Collectives for Mpi {
     }
 
     fn gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        // An empty vector's address is MPI_IN_PLACE's.
+        static NOTHING: [u8; 1] = [0];
+        let bytes = if bytes.is_empty() { &NOTHING[..0] } else { bytes };
         let root = self.world.process_at_rank(0);
         let len =
             Count::try_from(bytes.len()).map_err(|_| Error(format!("cannot gather {} bytes of one rank: more than 2 GiB", bytes.len())))?;
@@ -233,7 +235,9 @@ impl Collectives for Mpi {
         let mut len = bytes.len() as u64;
         root.broadcast_into(&mut len);
         let mut bytes = if self.rank() == 0 { bytes } else { vec![0; len as usize] };
-        root.broadcast_into(&mut bytes[..]);
+        if len > 0 {
+            root.broadcast_into(&mut bytes[..]);
+        }
         Ok(bytes)
     }
 

@@ -7,11 +7,10 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use libloading::os::unix::Library;
+use libloading::os::unix::Library as Dynamic;
 
 use crate::collectives::{Buffer, Collectives, Error, Memory, Number, Op, Result};
 
@@ -20,6 +19,8 @@ const LIBRARY: &str = "libnccl.so.2";
 /// What joining may take: large jobs open thousands of connections.
 const JOIN: Duration = Duration::from_mins(5);
 const POLL: Duration = Duration::from_millis(2);
+/// Up to here a wait does not sleep.
+const SPIN: Duration = Duration::from_millis(5);
 
 /// `ncclUniqueId` of nccl.h: 128 bytes, passed by value.
 #[repr(C)]
@@ -86,7 +87,7 @@ impl Api {
         let name = path.display();
         let hint = "hint: it comes with the CUDA install of libtorch (make setup on a machine with an NVIDIA driver)";
         // SAFETY: NCCL's initialisers have no preconditions.
-        let library = unsafe { Library::new(path) }.map_err(|e| Error(format!("cannot open NCCL ({name}): {e}\n{hint}")))?;
+        let library = unsafe { Dynamic::new(path) }.map_err(|e| Error(format!("cannot open NCCL ({name}): {e}\n{hint}")))?;
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the field's type is the function's signature in nccl.h, unchanged since it was introduced.
@@ -155,6 +156,30 @@ pub trait SideStream: Send + Sync {
     fn before_compute(&self);
 }
 
+/// The opened library.
+pub struct Library(Api);
+
+impl std::fmt::Debug for Library {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NCCL")
+    }
+}
+
+impl Library {
+    /// Opens it on all ranks of `base`, or on none: one that gave up alone would leave the others waiting.
+    ///
+    /// # Errors
+    /// Every rank gets the same text: which ranks have no NCCL, and why.
+    pub fn open_on_all(base: &dyn Collectives) -> Result<Self> {
+        let api = Api::open(Path::new(LIBRARY));
+        let mine = api.as_ref().err().map(|e| format!("rank {} on {}: {e}", base.rank(), crate::host())).unwrap_or_default();
+        let all = base.gather_bytes(mine.as_bytes())?;
+        let text: Vec<String> = all.iter().filter(|t| !t.is_empty()).map(|t| String::from_utf8_lossy(t).into_owned()).collect();
+        let text = base.broadcast_bytes(text.join("\n").into_bytes())?;
+        if text.is_empty() { Ok(Self(api?)) } else { Err(Error(String::from_utf8_lossy(&text).into_owned())) }
+    }
+}
+
 /// NCCL for device buffers over another communicator for all else.
 pub struct Nccl {
     api: Api,
@@ -162,7 +187,7 @@ pub struct Nccl {
     base: Arc<dyn Collectives>,
     stream: Box<dyn SideStream>,
     /// The communicator was given up; nobody may use it again.
-    dead: AtomicBool,
+    dead: Mutex<bool>,
 }
 
 // SAFETY: NCCL's calls on one communicator may come from any thread, one at a time, which the trait asks of its callers;
@@ -175,37 +200,26 @@ impl Nccl {
     /// Joins all ranks of `base` into one NCCL communicator. This rank's CUDA device must be current.
     ///
     /// # Errors
-    /// No NCCL on the machine, or an initialisation that failed or took too long.
-    pub fn join(base: Arc<dyn Collectives>, stream: Box<dyn SideStream>) -> Result<Self> {
-        // All ranks open the library or none goes on: one that gave up alone would leave the others waiting.
-        let api = Api::open(Path::new(LIBRARY));
-        let id = api.as_ref().map_err(|e| Error(e.0.clone())).and_then(|a| if base.rank() == 0 { a.id().map(Some) } else { Ok(None) });
-        let mut ready = [f64::from(u8::from(id.is_ok()))];
-        let buffer = Buffer { ptr: ready.as_mut_ptr().cast(), count: 1, number: Number::F64, memory: Memory::Host };
-        // SAFETY: `ready` is borrowed for the whole call.
-        unsafe { base.all_reduce(buffer, Op::Min) }?;
-        let (api, id) = (api?, id?);
-        if ready[0] == 0.0 {
-            return Err(Error("another rank could not open NCCL".into()));
-        }
+    /// An initialisation that failed or took too long: the caller ends the job, since others may wait inside NCCL.
+    pub fn join(library: Library, base: Arc<dyn Collectives>, stream: Box<dyn SideStream>) -> Result<Self> {
+        let api = library.0;
+        let own = if base.rank() == 0 { api.id()?.internal.to_vec() } else { vec![] };
         let mut all = UniqueId { internal: [0; 128] };
-        all.internal.copy_from_slice(&base.broadcast_bytes(id.map(|i| i.internal.to_vec()).unwrap_or_default())?);
+        all.internal.copy_from_slice(&base.broadcast_bytes(own)?);
         let (mut comm, mut config): (Comm, _) = (std::ptr::null_mut(), Config::non_blocking());
         // SAFETY: `comm` and `config` outlive the call; every rank of `base` makes it with the same id and size.
         let code = unsafe { (api.init_rank)(&raw mut comm, base.size() as c_int, all, base.rank() as c_int, &raw mut config) };
-        let nccl = Self { api, comm, base, stream, dead: AtomicBool::new(false) };
-        let joined =
-            if code == IN_PROGRESS { nccl.settle("joining the ranks", JOIN) } else { nccl.api.check(code, "joining the ranks", comm) };
-        if let Err(e) = joined {
-            // The others may be waiting inside NCCL: end them, too.
-            tracing::error!("{e}");
-            nccl.base.abort(4);
+        let nccl = Self { api, comm, base, stream, dead: Mutex::new(false) };
+        if code == IN_PROGRESS {
+            nccl.settle("joining the ranks")?;
+        } else {
+            nccl.api.check(code, "joining the ranks", comm)?;
         }
         Ok(nccl)
     }
 
     /// Waits until the communicator has done what it was asked in the background.
-    fn settle(&self, doing: &str, deadline: Duration) -> Result<()> {
+    fn settle(&self, doing: &str) -> Result<()> {
         let began = Instant::now();
         loop {
             let mut state = SUCCESS;
@@ -213,8 +227,10 @@ impl Nccl {
             let code = unsafe { (self.api.async_error)(self.comm, &raw mut state) };
             self.api.check(code, doing, self.comm)?;
             match state {
-                IN_PROGRESS if began.elapsed() < deadline => std::thread::sleep(POLL),
-                IN_PROGRESS => return Err(Error(format!("NCCL: {doing} took more than {} s", deadline.as_secs()))),
+                // Enqueueing takes microseconds, and backward waits for it; joining takes seconds.
+                IN_PROGRESS if began.elapsed() < SPIN => std::thread::yield_now(),
+                IN_PROGRESS if began.elapsed() < JOIN => std::thread::sleep(POLL),
+                IN_PROGRESS => return Err(Error(format!("NCCL: {doing} took more than {} s", JOIN.as_secs()))),
                 code => return self.api.check(code, doing, self.comm),
             }
         }
@@ -237,12 +253,13 @@ impl Nccl {
         let (ptr, stream) = (buffer.ptr, self.stream.handle());
         // SAFETY: the caller vouches for the buffer until the sum is finished.
         let code = unsafe { (self.api.all_reduce)(ptr, ptr, buffer.count, kind, op, self.comm, stream) };
-        // The first call of a kind opens connections in the background.
-        if code == IN_PROGRESS { self.settle("all-reduce", JOIN) } else { self.api.check(code, "all-reduce", self.comm) }
+        // A thread of the library enqueues it, and opens connections before the first.
+        if code == IN_PROGRESS { self.settle("all-reduce") } else { self.api.check(code, "all-reduce", self.comm) }
     }
 
     fn give_up(&self) {
-        if !self.dead.swap(true, Ordering::SeqCst) && !self.comm.is_null() {
+        let mut dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut dead, true) && !self.comm.is_null() {
             // Abort, not destroy: destroy waits for peers, which may be gone.
             // SAFETY: made by `ncclCommInitRankConfig`, and not used again.
             unsafe { (self.api.abort)(self.comm) };
@@ -307,7 +324,9 @@ impl Collectives for Nccl {
     }
 
     fn health(&self) -> Result<()> {
-        if self.dead.load(Ordering::SeqCst) {
+        // Held while the communicator is being given up, which may take long: there is nothing to look at then.
+        let Ok(dead) = self.dead.try_lock() else { return Ok(()) };
+        if *dead {
             return Ok(());
         }
         let mut state = SUCCESS;

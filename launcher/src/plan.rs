@@ -75,6 +75,9 @@ fn gpus(text: &str) -> std::result::Result<Gpus, String> {
     let number = |t: &str| t.trim().parse::<usize>().ok().filter(|n| *n > 0).ok_or(format!("`{t}`: expected a number of GPUs"));
     if let Some((from, to)) = text.split_once("..") {
         let (from, to) = (number(from)?, number(to)?);
+        if from > to {
+            return Err(format!("`{text}`: expected FROM..TO with the smaller number first"));
+        }
         return Ok(Gpus(std::iter::successors(Some(from), |n| Some(n * 2)).take_while(|n| *n <= to).collect()));
     }
     text.split(',').map(number).collect::<std::result::Result<_, _>>().map(Gpus)
@@ -253,7 +256,7 @@ mod tests {
         for pair in rows.windows(2) {
             assert!(pair[1].efficiency <= pair[0].efficiency && pair[1].images_per_s > pair[0].images_per_s, "{pair:?}");
         }
-        assert!(gpus("8,24").unwrap() == Gpus(vec![8, 24]) && gpus("0").is_err() && gpus("x..8").is_err());
+        assert!(gpus("8,24").unwrap() == Gpus(vec![8, 24]) && gpus("0").is_err() && gpus("16..8").is_err() && gpus("x..8").is_err());
         assert!(table(&Numbers { gpus: Gpus(vec![8]), ..n }).contains("12 epochs"));
     }
 }

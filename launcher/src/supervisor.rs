@@ -14,11 +14,14 @@ use std::time::{Duration, Instant};
 use crate::board::{Board, Seen, VARIABLE};
 use crate::collectives::{Error, Result};
 use crate::command::Launch;
+use crate::drill;
 use crate::host;
 
 const POLL: Duration = Duration::from_millis(50);
-/// After the first failure the launcher gets this long to end the others.
-const TEAR_DOWN: Duration = Duration::from_secs(8);
+/// From the request to end to the end by force.
+const KILL_AFTER: Duration = Duration::from_secs(2);
+/// A rank whose connection closed has this long to connect again.
+const COMES_BACK: Duration = Duration::from_secs(1);
 /// What the ranks wrote may take this long to come after the launcher's end.
 const LAST_OUTPUT: Duration = Duration::from_secs(3);
 /// A rank that has said nothing for this long when another gave up waiting is the one behind.
@@ -36,6 +39,8 @@ pub struct Options {
     pub restart_delay: Duration,
     /// What a checkpoint may take after INT or TERM.
     pub grace: Duration,
+    /// After the first failure the launcher gets this long to end the others.
+    pub tear_down: Duration,
     /// Leave standard output as the ranks write it.
     pub raw_stdout: bool,
 }
@@ -59,9 +64,9 @@ struct Signals {
 
 impl Signals {
     fn listen() -> Result<Self> {
-        use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
         let s = Self { usr1: Arc::default(), end: Arc::default() };
-        for (signal, counter) in [(SIGUSR1, &s.usr1), (SIGINT, &s.end), (SIGTERM, &s.end)] {
+        for (signal, counter) in [(SIGUSR1, &s.usr1), (SIGINT, &s.end), (SIGTERM, &s.end), (SIGHUP, &s.end)] {
             let counter = counter.clone();
             let count = move || {
                 counter.fetch_add(1, Ordering::Relaxed);
@@ -97,7 +102,13 @@ pub fn run(launch: &Launch, options: &Options) -> Result<i32> {
         }
         say(&format!("starting again from the newest checkpoint ({} of {})", restarts + 1, options.max_restarts));
         std::thread::sleep(options.restart_delay);
+        if signals.any() {
+            // The checkpoint that was asked for is there already.
+            say("asked to end while nothing ran: run again to go on");
+            return Ok(75);
+        }
         resume_automatically(&mut launch);
+        drop_drill(&mut launch);
     }
     unreachable!("the loop ends at the last restart")
 }
@@ -120,12 +131,27 @@ fn resume_automatically(launch: &mut Launch) {
     }
 }
 
+/// A rehearsed fault is meant for the first start, unless it says otherwise (`kill@1:20!`).
+fn drop_drill(launch: &mut Launch) {
+    if std::env::var(drill::VARIABLE).is_ok_and(|v| v.ends_with(drill::ALWAYS)) {
+        return;
+    }
+    launch.without.push(drill::VARIABLE.to_owned());
+    while let Some(i) = launch.argv.windows(2).position(|w| w[0] == "-x" && w[1] == drill::VARIABLE) {
+        launch.argv.drain(i..i + 2);
+    }
+}
+
 fn attempt(launch: &Launch, options: &Options, signals: &Signals) -> Result<Verdict> {
     let mut board = Board::open(!launch.remote).map_err(|e| Error(format!("cannot open the board: {e}")))?;
     let hosts = if launch.remote { addresses() } else { vec![Ipv4Addr::LOCALHOST.to_string()] };
     let address = board.variable(&hosts).map_err(|e| Error(format!("cannot open the board: {e}")))?;
     let program = launch.argv[0].to_string_lossy().into_owned();
-    let mut child = Command::new(&launch.argv[0])
+    let mut command = Command::new(&launch.argv[0]);
+    for name in &launch.without {
+        command.env_remove(name);
+    }
+    let mut child = command
         .args(&launch.argv[1..])
         .envs(launch.env.iter().map(|(k, v)| (k, v)))
         .env(VARIABLE, address)
@@ -177,18 +203,19 @@ struct End {
 /// Waits for the end.
 fn watch(child: &mut Child, board: &mut Board, options: &Options, signals: &Signals) -> Result<End> {
     let mut first: Option<(usize, Ranks, Instant)> = None;
-    let found = |board: &Board| Some((first_failure(&board.ranks)?, board.ranks.clone(), Instant::now()));
+    let found = |board: &Board, until| Some((first_failure(&board.ranks, until)?, board.ranks.clone(), Instant::now()));
+    let mut killing: Option<Instant> = None;
     let mut asked: Option<Instant> = None;
     let (mut usr1, mut ends) = (signals.usr1.load(Ordering::Relaxed), 0);
     loop {
         std::thread::sleep(POLL);
         board.look();
-        first = first.or_else(|| found(board));
+        first = first.or_else(|| found(board, Some(Instant::now())));
         if let Some(status) = child.try_wait().map_err(|e| Error(format!("cannot wait for the launcher: {e}")))? {
             // What the ranks said last may still be on its way.
             std::thread::sleep(POLL);
             board.look();
-            let first = first.or_else(|| found(board)).map(|(rank, then, _)| (rank, then));
+            let first = first.or_else(|| found(board, None)).map(|(rank, then, _)| (rank, then));
             return Ok(End { status, first });
         }
         if signals.usr1.load(Ordering::Relaxed) > usr1 {
@@ -207,11 +234,17 @@ fn watch(child: &mut Child, board: &mut Board, options: &Options, signals: &Sign
                 asked = Some(Instant::now().checked_sub(options.grace).unwrap_or_else(Instant::now));
             }
         }
-        let late =
-            asked.is_some_and(|t| t.elapsed() > options.grace + TEAR_DOWN) || first.as_ref().is_some_and(|f| f.2.elapsed() > TEAR_DOWN);
-        if late {
-            say("the launcher does not end: killing it");
-            kill_group(child);
+        let late = asked.is_some_and(|t| t.elapsed() > options.grace + options.tear_down)
+            || first.as_ref().is_some_and(|f| f.2.elapsed() > options.tear_down);
+        if let Some(began) = killing {
+            if began.elapsed() > KILL_AFTER {
+                signal_group(child, libc::SIGKILL);
+            }
+        } else if late {
+            say("the launcher does not end: ending it");
+            // srun ends its remote tasks only if it may.
+            signal_group(child, libc::SIGTERM);
+            killing = Some(Instant::now());
         } else if asked.is_some_and(|t| t.elapsed() > options.grace) && ends == 1 {
             signal(child, libc::SIGTERM);
             ends = usize::MAX;
@@ -224,18 +257,20 @@ fn signal(child: &Child, signal: i32) {
     unsafe { libc::kill(child.id() as i32, signal) };
 }
 
-fn kill_group(child: &Child) {
+fn signal_group(child: &Child, signal: i32) {
     // SAFETY: as above; the child leads a group of its own.
-    unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+    unsafe { libc::kill(-(child.id() as i32), signal) };
 }
 
-/// The rank that failed first: it said so, or its connection closed without a word.
-fn first_failure(ranks: &Ranks) -> Option<usize> {
+/// The rank that failed first, up to a moment or ever: it said so, or its connection closed without a word and did not come
+/// back. A word counts before a silence: what a launcher ends in a hurry says nothing.
+fn first_failure(ranks: &Ranks, until: Option<Instant>) -> Option<usize> {
     let failed = |s: &Seen| match &s.state.end {
         Some((0, _)) => None,
         Some(_) => Some(s.at),
-        None => s.closed,
+        None => s.closed.map(|at| at + COMES_BACK),
     };
+    let failed = |s: &Seen| failed(s).filter(|at| until.is_none_or(|u| *at <= u));
     ranks.iter().filter_map(|(rank, s)| Some((failed(s)?, *rank))).min().map(|f| f.1)
 }
 
@@ -249,7 +284,7 @@ fn verdict(end: &End, ranks: &Ranks, said: &Said) -> Verdict {
     let own = said.code.filter(|_| cause.is_none()).unwrap_or(own);
     // Ranks that are still starting up do not listen yet.
     if (own == 128 + libc::SIGUSR1 || cause.is_some_and(|c| c.contains(USR1))) && !ranks.values().any(|r| r.state.end.is_some()) {
-        let text = "the request for a checkpoint ended ranks that had not begun to train: run again".to_owned();
+        let text = "the signal ended ranks that were not training yet, or have nothing to save: run again".to_owned();
         return Verdict { code: 75, lost: false, text };
     }
     let Some((seen, then)) = end.first.as_ref().and_then(|(rank, then)| Some((ranks.get(rank)?, then))) else {
@@ -407,7 +442,7 @@ mod tests {
 
     fn judge(code: i32, ranks: Vec<(usize, Seen)>) -> Verdict {
         let ranks: Ranks = ranks.into_iter().collect();
-        let first = first_failure(&ranks).map(|rank| (rank, ranks.clone()));
+        let first = first_failure(&ranks, None).map(|rank| (rank, ranks.clone()));
         verdict(&End { status: ExitStatus::from_raw(code << 8), first }, &ranks, &Said::default())
     }
 
@@ -432,8 +467,9 @@ mod tests {
     #[test]
     fn a_helper_that_stays_is_not_waited_for() {
         let argv = ["sh", "-c", "setsid sleep 30 & exit 3"].map(Into::into).to_vec();
-        let launch = Launch { ranks: 1, srun: false, remote: false, argv, env: vec![] };
-        let options = Options { max_restarts: 0, restart_delay: Duration::ZERO, grace: Duration::ZERO, raw_stdout: false };
+        let launch = Launch { ranks: 1, srun: false, remote: false, argv, env: vec![], without: vec![] };
+        let options =
+            Options { max_restarts: 0, restart_delay: Duration::ZERO, grace: Duration::ZERO, tear_down: Duration::ZERO, raw_stdout: false };
         let began = Instant::now();
         let v = attempt(&launch, &options, &Signals { usr1: Arc::default(), end: Arc::default() }).unwrap();
         assert_eq!(v.code, 3);
@@ -443,7 +479,7 @@ mod tests {
     #[test]
     fn a_restart_resumes() {
         let argv = ["mpirun", "dw-train", "--resume", "none", "--resume=x"].map(Into::into).to_vec();
-        let mut launch = Launch { ranks: 1, srun: false, remote: false, argv, env: vec![] };
+        let mut launch = Launch { ranks: 1, srun: false, remote: false, argv, env: vec![], without: vec![] };
         resume_automatically(&mut launch);
         assert_eq!(launch.argv[3..], ["auto", "--resume=auto"].map(std::ffi::OsString::from));
     }

@@ -69,8 +69,8 @@ impl Watch {
     fn tell(&self, state: &State) {
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         if board.as_mut().is_some_and(|b| b.tell(state).is_err()) {
-            // The supervisor is gone; training goes on without it.
-            *board = None;
+            // A supervisor that was stopped for a while is there again; without one training goes on all the same.
+            *board = Client::from_env().filter(|_| state.end.is_none());
         }
     }
 

@@ -154,7 +154,15 @@ impl World {
         self.call(tag, 0, || self.how.barrier())
     }
 
-    /// The same job with the same watchdog over an implementation that has `how` underneath.
+    /// What all ranks do together outside of this type (joining another library), logged and watched as any call.
+    ///
+    /// # Errors
+    /// Those of `f`, which gets the implementation below.
+    pub fn together<T>(&self, tag: impl Into<Tag>, f: impl FnOnce(Arc<dyn Collectives>) -> Result<T>) -> Result<T> {
+        self.call(tag, 0, || f(self.how.clone()))
+    }
+
+    /// The same job with the same watchdog over an implementation that has the present one underneath.
     #[must_use]
     pub fn over(&self, how: Arc<dyn Collectives>) -> Self {
         self.watch.also_watch(&how);

@@ -2,20 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
-
-use dw_launch::{Topology, World};
-use dw_metric::cli::{Limits, labels, print, today};
-use dw_metric::report;
-use tch::Device;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use super::infer::{Spent, detect_all};
-use super::{Report, Truth, evaluate, results_json};
+use super::{Job, Report, Truth, evaluate, results_json};
 use crate::app::{self, Saved};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::device::Choice;
 use crate::error::{Error, Result};
+use crate::model::Detector;
+use dw_launch::{Topology, World};
+use dw_metric::cli::{Limits, labels, print, today};
+use dw_metric::report;
 
 /// Evaluation of a checkpoint.
 #[derive(Debug, clap::Args)]
@@ -118,14 +118,16 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
         let detector = saved.detector(&d, device)?;
         let world = match world {
             Some(world) => world.clone(),
-            None => world.insert(app::join(device)?).clone(),
+            None => app::join(device, world)?,
         };
+        world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
+        // Signals end this program as any other: it has nothing to save.
+        let job = Job { data: &d, config, device, world: &world, stop: &AtomicBool::new(false) };
         if Truth::new(&d)?.boxes.is_empty() {
-            without_truth(r, &detector, &d, config, device, &world)?;
-            return Ok(());
+            return without_truth(r, &detector, &job);
         }
         let began = Instant::now();
-        let report = evaluate(&detector, &d, config, &params, device, &world)?;
+        let report = evaluate(&detector, &job, &params)?;
         world.barrier("evaluation's end")?;
         if let Some(report) = report {
             tell(&d, &report.spent, Some(report.matching_s), began.elapsed().as_secs_f64());
@@ -146,23 +148,18 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
 }
 
 /// A split without any box, as test-dev: the results file is all there is to get.
-fn without_truth(
-    r: &Request,
-    detector: &crate::model::Detector,
-    data: &Dataset,
-    config: &Config,
-    device: Device,
-    world: &World,
-) -> Result<()> {
+fn without_truth(r: &Request, detector: &Detector, job: &Job) -> Result<()> {
+    let data = job.data;
     let split = &data.split.meta.split;
     let Some(path) = &r.dt_out else {
         return Err(Error::Usage(format!(
-            "split `{split}` has no ground truth to evaluate against\nhint: --dt-out detections_{split}_NAME_results.json writes what the server takes"
+            "none of the {} images of split `{split}` has a box to evaluate against\nhint: --dt-out detections_{split}_NAME_results.json writes what the server takes",
+            data.len()
         )));
     };
     let began = Instant::now();
-    let found = detect_all(detector, data, config, device, world)?;
-    world.barrier("evaluation's end")?;
+    let found = detect_all(detector, job)?;
+    job.world.barrier("evaluation's end")?;
     if let Some((detections, spent)) = found {
         tell(data, &spent, None, began.elapsed().as_secs_f64());
         write_whole(path, &results_json(&detections).to_string())?;

@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use dw_launch::{Op, World};
+use dw_launch::Op;
 use dw_metric::Detection;
 use tch::{Device, Kind, Tensor};
 
+use super::Job;
 use super::detect::{self, Box};
 use crate::config::Config;
 use crate::data::Dataset;
@@ -119,7 +120,8 @@ type Found = Vec<(usize, Vec<Box>)>;
 ///
 /// On the CPU one thread works on one group: faster than many threads on one, and the result does not depend on the
 /// number of threads, which changes the rounding of libtorch's convolutions.
-fn detect_range(detector: &Detector, data: &Dataset, groups: Range<usize>, config: &Config, device: Device) -> Result<(Found, Spent)> {
+fn detect_range(detector: &Detector, job: &Job, groups: Range<usize>) -> Result<(Found, Spent)> {
+    let Job { data, config, device, stop, .. } = *job;
     let threads = if device == Device::Cpu { tch::get_num_threads().max(1) } else { 1 };
     let (shared, next, end, size) = (Shared(detector), AtomicUsize::new(groups.start), groups.end, config.eval.batch);
     let work = || {
@@ -128,7 +130,7 @@ fn detect_range(detector: &Detector, data: &Dataset, groups: Range<usize>, confi
         let (mut found, mut spent) = (vec![], Spent::default());
         loop {
             let group = next.fetch_add(1, Ordering::Relaxed);
-            if group >= end {
+            if group >= end || stop.load(Ordering::Relaxed) {
                 return Ok((found, spent));
             }
             let images = group * size..((group + 1) * size).min(data.len());
@@ -158,17 +160,12 @@ const WIDTH: usize = 7;
 /// Detections of all images on rank 0, image by image in the dataset's order whatever the number of ranks, with what they cost.
 ///
 /// # Errors
-/// Bad data, a lost peer, images that were not counted exactly once.
-pub fn detect_all(
-    detector: &Detector,
-    data: &Dataset,
-    config: &Config,
-    device: Device,
-    world: &World,
-) -> Result<Option<(Vec<Detection>, Spent)>> {
+/// Bad data, a lost peer, images that were not counted exactly once, a signal.
+pub fn detect_all(detector: &Detector, job: &Job) -> Result<Option<(Vec<Detection>, Spent)>> {
+    let Job { data, config, world, stop, .. } = *job;
     let (rank, size, groups) = (world.rank(), world.size(), data.len().div_ceil(config.eval.batch));
     let own = groups * rank / size..groups * (rank + 1) / size;
-    let (found, spent) = detect_range(detector, data, own, config, device)?;
+    let (found, spent) = detect_range(detector, job, own)?;
     let mut rows: Vec<f64> = vec![found.len() as f64];
     for (i, boxes) in found {
         for b in boxes {
@@ -176,8 +173,11 @@ pub fn detect_all(
             rows.extend([i as f64, f64::from(b.label), x1, y1, x2 - x1, y2 - y1, f64::from(b.score)]);
         }
     }
-    let mut cost = [spent.decode_s, spent.network_s, spent.nms_s];
+    let mut cost = [spent.decode_s, spent.network_s, spent.nms_s, f64::from(u8::from(stop.load(Ordering::Relaxed)))];
     world.all_reduce(&mut cost, Op::Sum, "evaluation's cost")?;
+    if cost[3] > 0.0 {
+        return Err(Error::Preempted("stopped by a signal in an evaluation, which the next start makes up: run again to go on".into()));
+    }
     let gathered = world.gather_bytes(bytemuck::cast_slice(&rows), "detections")?;
     if rank != 0 {
         return Ok(None);
@@ -195,6 +195,6 @@ pub fn detect_all(
     if counted != data.len() {
         return Err(Error::Data(format!("evaluation covered {counted} of {} images: ranks disagree about the data", data.len())));
     }
-    let [decode_s, network_s, nms_s] = cost;
+    let [decode_s, network_s, nms_s, _] = cost;
     Ok(Some((all, Spent { decode_s, network_s, nms_s })))
 }

@@ -5,6 +5,7 @@ pub mod command;
 pub mod detect;
 pub mod infer;
 
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use dw_launch::World;
@@ -78,21 +79,29 @@ pub struct Report {
     pub matching_s: f64,
 }
 
+/// What is evaluated where.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// Images.
+    pub data: &'a Dataset,
+    /// How to detect.
+    pub config: &'a Config,
+    /// This rank's device.
+    pub device: Device,
+    /// All ranks.
+    pub world: &'a World,
+    /// Set by a signal: the ranks end together before they are through.
+    pub stop: &'a AtomicBool,
+}
+
 /// Evaluates on all ranks; rank 0 gets the report.
 ///
 /// # Errors
-/// Bad data, a lost peer, images that were not counted exactly once.
-pub fn evaluate(
-    detector: &Detector,
-    data: &Dataset,
-    config: &Config,
-    params: &Params,
-    device: Device,
-    world: &World,
-) -> Result<Option<Report>> {
-    let Some((detections, spent)) = infer::detect_all(detector, data, config, device, world)? else { return Ok(None) };
+/// Bad data, a lost peer, images that were not counted exactly once, a signal.
+pub fn evaluate(detector: &Detector, job: &Job, params: &Params) -> Result<Option<Report>> {
+    let Some((detections, spent)) = infer::detect_all(detector, job)? else { return Ok(None) };
     let began = Instant::now();
-    let truth = Truth::new(data)?;
+    let truth = Truth::new(job.data)?;
     let evaluation = dw_metric::evaluate(&truth.problem(&detections), params);
     Ok(Some(Report { evaluation, truth, detections, spent, matching_s: began.elapsed().as_secs_f64() }))
 }

@@ -28,9 +28,10 @@ pub struct Buckets {
 /// What communication cost in one step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Cost {
-    /// Seconds that the step waited for it, calls during backward included.
+    /// Seconds that the host waited for it, calls during backward included. On a GPU the device waits, not the host: these are
+    /// then the seconds that enqueueing took.
     pub exposed_s: f64,
-    /// Share of its time that backward hid; `None` until that is known.
+    /// Share of its time that backward hid; `None` until that is known, and on a GPU.
     pub hidden: Option<f64>,
 }
 
@@ -134,6 +135,10 @@ impl Buckets {
         loss.backward();
         let mut s = self.shared.state();
         s.live = false;
+        if measure {
+            // Else the fastest rank would take its waiting for the others for communication.
+            self.shared.world.barrier("measuring")?;
+        }
         let began = Instant::now();
         while s.next < self.shared.ranges.len() {
             self.shared.send(&mut s)?;
@@ -150,7 +155,8 @@ impl Buckets {
             self.alone_s = exposed_s;
         }
         self.steps += 1;
-        let hidden = (self.steps > 2 && self.alone_s > 0.0).then(|| (1.0 - exposed_s / self.alone_s).max(0.0));
+        let on_host = !matches!(s.grads.device(), Device::Cuda(_));
+        let hidden = (on_host && self.steps > 2 && self.alone_s > 0.0).then(|| (1.0 - exposed_s / self.alone_s).max(0.0));
         Ok(Cost { exposed_s, hidden })
     }
 

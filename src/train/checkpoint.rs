@@ -184,7 +184,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
             path.display()
         )));
     }
-    if !path.join(DONE).is_file() {
+    if !is_whole(path) {
         return Err(Error::Data(format!("{}: not a whole checkpoint: it has no file {DONE}", path.display())));
     }
     let text = |name: &str| fs::read_to_string(path.join(name)).map_err(|e| Error::Data(format!("checkpoint: {e}")));
@@ -224,17 +224,27 @@ pub fn newest(dir: &Path) -> Option<Checkpoint> {
 
 /// The newest step that has a whole checkpoint below `dir`, by its name alone.
 pub fn newest_step(dir: &Path) -> Option<usize> {
-    steps(dir).into_iter().find(|(_, path)| path.join(DONE).is_file()).map(|(step, _)| step)
+    steps(dir).into_iter().find(|(_, path)| is_whole(path)).map(|(step, _)| step)
 }
 
-/// Removes what a killed process left half-written.
+/// Is there a whole checkpoint of a step below `dir`?
+pub fn exists(dir: &Path, step: usize) -> bool {
+    is_whole(&dir.join(folder(step)))
+}
+
+/// Is the folder's last file there?
+pub fn is_whole(path: &Path) -> bool {
+    path.join(DONE).is_file()
+}
+
+/// Removes what a killed process left half-written or half-removed.
 ///
 /// # Errors
 /// A folder that cannot be removed.
 pub fn clean(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(".step-") && name.ends_with(".writing") {
+        if name.starts_with(".step-") && (name.ends_with(".writing") || name.ends_with(".removing")) {
             fs::remove_dir_all(entry.path()).map_err(Error::io("cannot remove", &entry.path()))?;
         }
     }
@@ -246,10 +256,12 @@ pub fn clean(dir: &Path) -> Result<()> {
 /// # Errors
 /// A folder that cannot be removed.
 pub fn prune(dir: &Path, last: usize, keep: usize, best: Option<usize>) -> Result<()> {
-    let whole = steps(dir).into_iter().filter(|(step, path)| *step <= last && path.join(DONE).is_file());
+    let whole = steps(dir).into_iter().filter(|(step, path)| *step <= last && is_whole(path));
     for (step, path) in whole.skip(keep) {
         if Some(step) != best {
-            fs::remove_dir_all(&path).map_err(Error::io("cannot remove", &path))?;
+            // A kill in between leaves no folder that looks like a checkpoint and is none.
+            let aside = dir.join(format!(".{}.removing", folder(step)));
+            fs::rename(&path, &aside).and_then(|()| fs::remove_dir_all(&aside)).map_err(Error::io("cannot remove", &path))?;
         }
     }
     Ok(())

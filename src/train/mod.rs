@@ -14,7 +14,7 @@ pub mod start;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dw_launch::drill::{self, Drill};
@@ -89,12 +89,21 @@ impl Run<'_> {
             pin: matches!(plan.device, Device::Cuda(_)),
         };
         let workers = if plan.config.data.workers == 0 { plan.threads } else { plan.config.data.workers };
-        let mut loader = Loader::start(&self.train, &recipe, self.start..plan.total_steps, workers, PREFETCH.max(workers + 1));
         let mut buckets = Buckets::new(&self.detector.params, &self.flat, &plan.config.train, &self.world);
         let lead = plan.rank == 0;
         let mut metrics = if lead { Some(Metrics::open(&self.work_dir.join("metrics.jsonl"), self.start > 0)?) } else { None };
         let mut best = if lead { self.best_so_far()? } else { None };
         let mut saver = Saver::new(self.work_dir.join("checkpoints"), &plan.config.checkpoint);
+        if let Some(ap) = self.make_up(&mut metrics, &mut saver, &stop)?
+            && best.is_none_or(|b| ap > b.0)
+        {
+            best = Some((ap, self.start));
+        }
+        if self.start >= plan.total_steps {
+            tracing::info!("nothing more to do: {} of {} steps are done", self.start, plan.total_steps);
+            return Ok(());
+        }
+        let mut loader = Loader::start(&self.train, &recipe, self.start..plan.total_steps, workers, PREFETCH.max(workers + 1));
         let mut progress = Progress::new(self.start, plan.total_steps);
         for step in self.start..plan.total_steps {
             self.world.at_step(step);
@@ -102,7 +111,14 @@ impl Run<'_> {
             let began = Instant::now();
             let Some(batch) = loader.next_batch() else { break };
             let data_s = loader.waited_s;
-            let done = self.step(step, &batch?, &mut buckets, stop.load(Ordering::Relaxed), fault)?;
+            let done = match self.step(step, &batch?, &mut buckets, stop.load(Ordering::Relaxed), fault) {
+                Err(e @ Error::NotFinite(_)) => {
+                    // The last good checkpoint may be half-way to the disk; its own error, if any, matters less than this one.
+                    let _ = saver.finish();
+                    return Err(e);
+                }
+                done => done?,
+            };
             let step_s = began.elapsed().as_secs_f64();
             if step == self.start {
                 // From the first whole step on, all ranks are known to be there and warm.
@@ -117,24 +133,50 @@ impl Run<'_> {
             let last = step + 1 == plan.total_steps;
             let epoch_end = (step + 1).is_multiple_of(plan.steps_per_epoch);
             let every = plan.config.checkpoint.every_steps;
-            let eval_every = plan.config.eval.every_epochs;
-            let evaluate = eval_every > 0 && (last || (epoch_end && (epoch + 1).is_multiple_of(eval_every)));
+            let evaluate = self.evaluates_after(step);
             let preempted = done.loss.stop_votes > 0;
-            if lead && (last || preempted || evaluate || (every > 0 && (step + 1).is_multiple_of(every)) || (every == 0 && epoch_end)) {
-                saver.save(self.snapshot(step + 1), best.map(|b| b.1))?;
+            let periodic = (every > 0 && (step + 1).is_multiple_of(every)) || (every == 0 && epoch_end);
+            if lead && (last || preempted || evaluate || periodic) {
+                saver.save(|| self.snapshot(step + 1), best.map(|b| b.1), !(last || preempted || evaluate))?;
             }
-            if preempted && !last {
+            if preempted && (!last || evaluate) {
+                // An evaluation that is due here is made up by the next start.
                 self.settle(&mut saver)?;
                 return Err(Error::Preempted(format!("stopped by a signal; checkpoint of step {} written, run again to go on", step + 1)));
             }
             if evaluate
-                && let Some(ap) = self.evaluate(step, epoch, metrics.as_mut(), &saver)?
+                && let Some(ap) = self.evaluate(step, metrics.as_mut(), &mut saver, &stop)?
                 && best.is_none_or(|b| ap > b.0)
             {
                 best = Some((ap, step + 1));
             }
         }
         self.settle(&mut saver)
+    }
+
+    /// Is there to be an evaluation behind this step?
+    fn evaluates_after(&self, step: usize) -> bool {
+        let (plan, every) = (self.plan, self.plan.config.eval.every_epochs);
+        let epochs = (step + 1) / plan.steps_per_epoch;
+        let epoch_end = (step + 1).is_multiple_of(plan.steps_per_epoch);
+        every > 0 && self.val.is_some() && (step + 1 == plan.total_steps || (epoch_end && epochs.is_multiple_of(every)))
+    }
+
+    /// The evaluation of the checkpoint that the run goes on from, if it was due and the run ended before it.
+    fn make_up(&self, metrics: &mut Option<Metrics>, saver: &mut Saver, stop: &AtomicBool) -> Result<Option<f64>> {
+        if self.start == 0 || !self.evaluates_after(self.start - 1) {
+            return Ok(None);
+        }
+        let mut missing = vec![];
+        if self.plan.rank == 0 {
+            let is_it = |r: &Map<String, Value>| r.contains_key("AP") && r["step"].as_u64() == Some(self.start as u64 - 1);
+            missing.push(u8::from(!metrics::read(&self.work_dir.join("metrics.jsonl"))?.iter().any(is_it)));
+        }
+        if self.world.broadcast_bytes(missing, "evaluation to make up")? != [1] {
+            return Ok(None);
+        }
+        tracing::info!("evaluating the checkpoint of step {}, which the run before did not get to", self.start);
+        self.evaluate(self.start - 1, metrics.as_mut(), saver, stop)
     }
 
     /// No rank leaves before the last checkpoint is on disk: a launcher may end the job when the first one does.
@@ -232,7 +274,9 @@ impl Run<'_> {
         }
         let rows = metrics::read(&self.work_dir.join("metrics.jsonl"))?;
         let found = rows.iter().filter_map(|r| Some((r.get("AP")?.as_f64()?, r.get("step")?.as_u64()? as usize + 1)));
-        Ok(found.filter(|f| f.1 <= self.start).max_by(|a, b| a.0.total_cmp(&b.0)))
+        // As in training: a later checkpoint must be better. One that is gone is no candidate.
+        let there = |f: &(f64, usize)| f.1 <= self.start && checkpoint::exists(&self.work_dir.join("checkpoints"), f.1);
+        Ok(found.filter(there).reduce(|best, f| if f.0 > best.0 { f } else { best }))
     }
 
     fn snapshot(&self, step: usize) -> Snapshot {
@@ -247,13 +291,20 @@ impl Run<'_> {
     }
 
     /// AP on rank 0.
-    fn evaluate(&self, step: usize, epoch: usize, metrics: Option<&mut Metrics>, saver: &Saver) -> Result<Option<f64>> {
+    fn evaluate(&self, step: usize, metrics: Option<&mut Metrics>, saver: &mut Saver, stop: &AtomicBool) -> Result<Option<f64>> {
         let Some(val) = &self.val else { return Ok(None) };
-        let began = Instant::now();
+        let (began, epoch) = (Instant::now(), step / self.plan.steps_per_epoch);
         let t = &self.plan.config.train;
         // Ranks come to the gathering at different times, and matching is rank 0's alone (pain 5).
         self.patience(t.start_deadline_s);
-        let report = eval::evaluate(&self.detector, val, &self.plan.config, &Params::default(), self.plan.device, &self.world)?;
+        let job = eval::Job { data: val, config: &self.plan.config, device: self.plan.device, world: &self.world, stop };
+        let report = match eval::evaluate(&self.detector, &job, &Params::default()) {
+            Err(e @ Error::Preempted(_)) => {
+                self.settle(saver)?;
+                return Err(e);
+            }
+            report => report?,
+        };
         self.world.barrier("evaluation's end")?;
         self.patience(t.step_deadline_s);
         let (Some(report), Some(metrics)) = (report, metrics) else { return Ok(None) };

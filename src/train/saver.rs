@@ -22,14 +22,19 @@ impl Saver {
         Self { dir, keep: config.keep, on_error: config.on_error, writing: None }
     }
 
-    /// Begins to write; waits for the write before, if that is still under way. `best`: the step whose checkpoint is kept.
+    /// Begins to write. A write that is still under way is waited for, unless this one may be left out: then it is, where the run
+    /// is to go on without. `best`: the step whose checkpoint is kept.
     ///
     /// # Errors
     /// The write before failed, and the run is to end then.
-    pub fn save(&mut self, snapshot: Snapshot, best: Option<usize>) -> Result<()> {
+    pub fn save(&mut self, snapshot: impl FnOnce() -> Snapshot, best: Option<usize>, may_skip: bool) -> Result<()> {
+        if may_skip && self.on_error == OnError::Continue && self.writing.as_ref().is_some_and(|w| !w.is_finished()) {
+            tracing::warn!("the checkpoint before is still being written: this one is left out");
+            return Ok(());
+        }
         let before = self.wait();
         self.tolerate(before)?;
-        let (dir, keep) = (self.dir.clone(), self.keep);
+        let (dir, keep, snapshot) = (self.dir.clone(), self.keep, snapshot());
         let write = move || {
             let (began, step) = (Instant::now(), snapshot.step());
             let path = checkpoint::save(&dir, &snapshot)?;

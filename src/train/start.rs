@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dw_launch::{Topology, World, signals};
 
@@ -74,12 +74,11 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
     let d = &config.data;
     let train = Arc::new(Dataset::open(&d.shards, &d.train_split, d.limit, d.filter_empty)?);
     let val = validation(&config, &train)?;
-    let from = match &request.resume {
-        Resume::None => None,
-        Resume::Auto => checkpoint::newest(&work_dir.join("checkpoints")),
-        Resume::Path(path) => Some(app::find_checkpoint(path)?),
-    };
     let checkpoints = work_dir.join("checkpoints");
+    let (device, threads) = app::device(request.device, config.train.threads, topology)?;
+    let world = app::join(device, world)?;
+    world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
+    let from = choose(&request.resume, &checkpoints, &world)?;
     if let Some(c) = &from {
         check_resume(c, &train, &config)?;
         // The start lies behind; whether stages are frozen hangs on it.
@@ -94,9 +93,6 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
             checkpoints.display()
         )));
     }
-    let (device, threads) = app::device(request.device, config.train.threads, topology)?;
-    let world = world.insert(app::join(device)?).clone();
-    world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
     agree(&world, &format!("step {start}, data {:08x} ({} images), settings {config:?}", train.split.fingerprint(), train.len()))?;
     let images = (train.len(), val.as_ref().map_or(0, Dataset::len));
     let batch = from.as_ref().map(|c| c.state.global_batch);
@@ -125,11 +121,32 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
         prepare_work_dir(&work_dir, &plan, &detector)?;
         checkpoint::clean(&checkpoints)?;
     }
-    if start >= plan.total_steps {
-        tracing::info!("nothing to do: {start} of {} steps are done", plan.total_steps);
-        return Ok(());
-    }
     Run { plan: &plan, world, train, val, detector, flat, start, work_dir }.train()
+}
+
+/// What another rank's file system may take to show what rank 0 sees (attribute caches of NFS hold for a minute).
+const APPEARS: Duration = Duration::from_secs(90);
+
+/// The checkpoint to go on from, which rank 0 chooses for all.
+fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Option<Checkpoint>> {
+    let mine = match resume {
+        _ if world.rank() > 0 => None,
+        Resume::None => None,
+        Resume::Auto => checkpoint::newest(checkpoints),
+        Resume::Path(path) => Some(app::find_checkpoint(path)?),
+    };
+    let path = mine.as_ref().map(|c| c.path.as_os_str().as_encoded_bytes().to_vec()).unwrap_or_default();
+    let path = world.broadcast_bytes(path, "checkpoint")?;
+    if world.rank() == 0 || path.is_empty() {
+        return Ok(mine);
+    }
+    // SAFETY: rank 0's own encoding of a path, by the same program.
+    let path = PathBuf::from(unsafe { std::ffi::OsString::from_encoded_bytes_unchecked(path) });
+    let began = Instant::now();
+    while !checkpoint::is_whole(&path) && began.elapsed() < APPEARS {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    checkpoint::open(&path).map(Some)
 }
 
 /// Images of COCO 2017 that have boxes, of its validation split, and its categories.
@@ -146,7 +163,7 @@ fn without_data(name: &str, config: Config, device: Choice, topology: &Topology,
         );
     }
     let (device, threads) = app::device(device, config.train.threads, topology)?;
-    let world = world.insert(app::join(device)?).clone();
+    let world = app::join(device, world)?;
     let plan = Plan::new(name, config, classes, (train, val), device, &world, threads, None)?;
     if plan.rank == 0 {
         let detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
