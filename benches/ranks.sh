@@ -37,6 +37,7 @@ exposed=$(value together comm_exposed_s) alone=$(value together comm_alone_s) ba
 row "communication the step waits for" "$(printf %.3f "$exposed") s" "$(over "100 * ($alone - $exposed)" "$alone" 0) % hidden of $(printf %.3f "$alone") s that the buckets take with nothing beside them"
 row "bare MPI_Allreduce of the same $(value together gradient_mib | cut -d. -f1) MiB" "$(printf %.3f "$bare") s" "bandwidth of the buckets / bare = $(over "$bare" "$alone" 2)"
 
+[ -z "${STEP_ONLY:-}" ] || exit 0
 # Checkpoints: a run that writes one every tenth step against one that writes none, every other setting equal.
 "$bin/dw-pack" synth "$out/coco" --images 16 --val 4 --side 256 --classes 3 >/dev/null
 "$bin/dw-pack" "$out/coco" >/dev/null 2>&1

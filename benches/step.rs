@@ -53,6 +53,7 @@ struct Args {
 }
 
 fn main() {
+    dw_launch::prepare();
     let a = Args::parse();
     tch::set_num_threads(a.threads);
     dw::torch_ext::flush_denormals();
