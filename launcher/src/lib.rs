@@ -6,7 +6,7 @@
 //! * [`mpi`]: host memory over MPI (feature `mpi`); [`nccl`]: device memory over NCCL, opened at run time
 //! * [`calls`], [`watchdog`], [`abort`], [`signals`], [`lost_file`]: the last calls, deadlines, the end of a job
 //! * [`drill`]: faults on demand
-//! * [`cli`], [`command`], [`supervisor`], [`board`], [`batch`]: what `dw-launch` does beside the job
+//! * [`cli`], [`command`], [`supervisor`], `output`, [`board`], [`batch`]: what `dw-launch` does beside the job
 //! * [`plan`]: what more GPUs would give, from numbers that [`measure`] has measured
 
 pub mod abort;
@@ -22,6 +22,7 @@ pub mod measure;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
+mod output;
 pub mod plan;
 pub mod signals;
 pub mod supervisor;

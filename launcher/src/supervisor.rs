@@ -2,13 +2,11 @@
 //! first, and never waits for a launcher that does not end.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::board::{Board, Seen, VARIABLE};
@@ -16,6 +14,7 @@ use crate::collectives::{Error, Result};
 use crate::command::Launch;
 use crate::drill;
 use crate::host;
+use crate::output::{Said, USR1, forward};
 
 const POLL: Duration = Duration::from_millis(50);
 /// From the request to end to the end by force.
@@ -26,9 +25,6 @@ const COMES_BACK: Duration = Duration::from_secs(1);
 const LAST_OUTPUT: Duration = Duration::from_secs(3);
 /// A rank that has said nothing for this long when another gave up waiting is the one behind.
 const SILENT: Duration = Duration::from_millis(2500);
-
-/// What launchers call the signal that asks for a checkpoint.
-const USR1: &str = "User defined signal 1";
 
 /// What to do beside the job.
 #[derive(Debug, Clone)]
@@ -183,15 +179,6 @@ fn attempt(launch: &Launch, options: &Options, signals: &Signals) -> Result<Verd
 
 type Ranks = BTreeMap<usize, Seen>;
 
-/// What a launcher said about processes that ended.
-#[derive(Debug, Clone, Default)]
-struct Said {
-    /// How a signal ended the first of those that one ended.
-    death: Option<String>,
-    /// Exit code of the first that chose one: srun's own is often that of the ranks it ended then.
-    code: Option<i32>,
-}
-
 /// How a launcher ended.
 struct End {
     status: ExitStatus,
@@ -337,64 +324,6 @@ fn verdict(end: &End, ranks: &Ranks, said: &Said) -> Verdict {
     }
 }
 
-/// Copies a stream line by line, the rank in front.
-fn forward<R: Read + Send + 'static, W: Write + Send + 'static>(
-    from: Option<R>,
-    mut to: W,
-    raw: bool,
-    said: &Arc<Mutex<Said>>,
-) -> Option<JoinHandle<()>> {
-    let (from, said) = (from?, said.clone());
-    let copy = move || {
-        let mut lines = BufReader::new(from);
-        let mut line = vec![];
-        while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-            let text = String::from_utf8_lossy(&line).into_owned();
-            let (killed, code) = (death(&text), exit_code(&text));
-            if killed.is_some() || code.is_some() {
-                let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-                let first = said.clone();
-                *said = Said { death: first.death.or(killed), code: first.code.or(code) };
-            }
-            let text = match untag(&text) {
-                Some((_, rest)) if raw => rest.to_owned(),
-                Some((rank, rest)) => format!("[{rank}] {rest}"),
-                None => text,
-            };
-            // A reader that has gone away does not end the training.
-            let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
-            line.clear();
-        }
-    };
-    std::thread::Builder::new().name("dw-output".into()).spawn(copy).ok()
-}
-
-/// Rank and text of mpirun's `[1,RANK]<stderr>:text` or srun's `RANK: text`.
-fn untag(line: &str) -> Option<(usize, &str)> {
-    if let Some(rest) = line.strip_prefix('[') {
-        let (place, text) = rest.split_once("]<std")?;
-        let text = text.strip_prefix("out>:").or_else(|| text.strip_prefix("err>:"))?;
-        return Some((place.split_once(',')?.1.parse().ok()?, text));
-    }
-    let (rank, text) = line.trim_start().split_once(':')?;
-    Some((rank.parse().ok()?, text.strip_prefix(' ').unwrap_or(text)))
-}
-
-/// What a launcher says about a process that a signal ended.
-fn death(line: &str) -> Option<String> {
-    if let Some((_, rest)) = line.split_once(" exited on signal ") {
-        return Some(format!("signal {}", rest.trim().trim_end_matches('.')));
-    }
-    let words = ["Killed", "Aborted", "Segmentation fault", "Bus error", USR1];
-    let killed = line.contains("srun: error:") && words.iter().any(|w| line.contains(w));
-    killed.then(|| line.trim().trim_start_matches("srun: error: ").to_owned())
-}
-
-/// What srun says about a task that ended by itself.
-fn exit_code(line: &str) -> Option<i32> {
-    line.strip_prefix("srun: error: ")?.split_once(": Exited with exit code ")?.1.trim().parse().ok()
-}
-
 /// Names by which other machines may reach this one.
 fn addresses() -> Vec<String> {
     let mut found = vec![host()];
@@ -412,17 +341,10 @@ fn addresses() -> Vec<String> {
 mod tests {
     use super::*;
     use crate::board::State;
+    use crate::output::{death, exit_code};
 
     #[test]
-    fn output_shows_the_rank() {
-        assert_eq!(untag("[1,3]<stderr>:loss: 4\n"), Some((3, "loss: 4\n")));
-        assert_eq!(untag("[1,0]<stdout>:\n"), Some((0, "\n")));
-        assert_eq!(untag(" 5: text: more\n"), Some((5, "text: more\n")));
-        assert_eq!(untag("error: no such thing\n"), None);
-        assert_eq!(untag("[rank 1] error: x\n"), None);
-        let line = "mpirun noticed that process rank 1 with PID 0 on node n1 exited on signal 9 (Killed).\n";
-        assert_eq!(death(line).unwrap(), "signal 9 (Killed)");
-        assert_eq!(death("srun: error: n1: task 1: Killed\n").unwrap(), "n1: task 1: Killed");
+    fn what_a_launcher_says_decides_where_no_rank_has_spoken() {
         let line = "srun: error: n1: tasks 0-1: User defined signal 1\n";
         let v =
             verdict(&End { status: ExitStatus::from_raw(138 << 8), first: None }, &Ranks::new(), &Said { death: death(line), code: None });
