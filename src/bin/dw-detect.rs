@@ -20,7 +20,7 @@ Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost";
 
 /// Evaluate a detector with COCO's metric.
 #[derive(Debug, Parser)]
-#[command(name = "dw-eval", version = app::VERSION.as_str(), after_help = EXAMPLES,
+#[command(name = "dw-eval", bin_name = "dw-eval", version = app::VERSION.as_str(), after_help = EXAMPLES,
           args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
