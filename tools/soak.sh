@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Long checks. `overfit`: real photos over-fitted by a small network, AP50 >= 0.60 on 16 of them; `faults`: every way a rank
 # can fail, 20 times; `kills`: 50 kills of a run that writes checkpoints all the time; `cluster`, which needs root: SLURM,
-# several hosts; `fuzz`: the readers of weight files, shards and annotations on changed bytes, ten minutes each. Without names:
+# several hosts; `fuzz`: the readers of weight files, shards, annotations and results on changed bytes, ten minutes each. Without names:
 # all of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,7 +32,7 @@ fuzz() {
     cargo install --locked --quiet --root "$cache/tools" --version 0.13.2 cargo-fuzz || die "cargo-fuzz could not be installed"
   fi
   # The committed corpus is only read; what the fuzzer adds goes to a folder that git ignores.
-  for target in ${FUZZ_TARGETS:-weights shards coco}; do
+  for target in ${FUZZ_TARGETS:-weights shards coco metric}; do
     mkdir -p "$out/corpus/$target"
     RUSTC_BOOTSTRAP=1 cargo fuzz run "$target" "$out/corpus/$target" "fuzz/corpus/$target" -- -max_total_time="${FUZZ_SECONDS:-600}" \
       -max_len=16384 -rss_limit_mb=4096 -timeout=20 -print_final_stats=1 >"$out/fuzz-$target.log" 2>&1 \

@@ -163,8 +163,8 @@ impl Launch {
         let mut argv: Vec<OsString> = vec![];
         let mut push = |words: &[&str]| argv.extend(words.iter().map(OsString::from));
         if srun {
-            // Overlap: a shell of `srun --pty` holds the allocation's cores already.
-            push(&["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--label", "--unbuffered", "--overlap"]);
+            // No --overlap: what is left of a lost step must be gone before a restart writes to the same work directory.
+            push(&["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--label", "--unbuffered"]);
             push(&[&format!("--ntasks={ranks}"), &format!("--nodes={nodes}"), "--export=ALL"]);
             // Binding follows the allocation; overcommit lets small tests run more tasks than cores.
             if crowded {
@@ -282,7 +282,7 @@ mod tests {
         let l = Launch::new(&request(), &m).unwrap();
         assert!(l.srun && l.remote && l.ranks == 16);
         assert!(
-            l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --overlap --ntasks=16 --nodes=2"),
+            l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"),
             "{}",
             l.line()
         );
