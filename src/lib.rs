@@ -10,7 +10,7 @@
 //! * [`assign`]: label assignment; both DW formulas
 //! * [`loss`]: local sums to the global loss
 //! * [`train`]: the loop, SGD on flat buffers, schedule, checkpoints, metrics
-//! * [`eval`]: detections and COCO's metric
+//! * [`eval`]: detections on all ranks, `dw-eval` with a network (the metric and its report are the crate `dw-metric`)
 //! * [`show`]: pictures of predictions and curves
 //! * [`device`], [`torch_ext`]: CPU or CUDA, and what the libtorch bindings lack
 //! * [`app`]: what the binaries share

@@ -281,11 +281,7 @@ mod tests {
         let m = Machine { slurm: Some((Some(16), 2)), srun_pmix: true, ..machine() };
         let l = Launch::new(&request(), &m).unwrap();
         assert!(l.srun && l.remote && l.ranks == 16);
-        assert!(
-            l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"),
-            "{}",
-            l.line()
-        );
+        assert!(l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"), "{}", l.line());
         assert!(!l.line().contains("--cpus-per-task"), "{}", l.line());
         let m = Machine { slurm_cores: Some(8), ..m };
         assert!(Launch::new(&request(), &m).unwrap().line().contains("--cpus-per-task=8 "));
