@@ -176,7 +176,10 @@ impl Run<'_> {
             return Ok(None);
         }
         tracing::info!("evaluating the checkpoint of step {}, which the run before did not get to", self.start);
-        self.evaluate(self.start - 1, metrics.as_mut(), saver, stop)
+        let ap = self.evaluate(self.start - 1, metrics.as_mut(), saver, stop)?;
+        // The first step is still to come, and it is slow.
+        self.patience(self.plan.config.train.start_deadline_s);
+        Ok(ap)
     }
 
     /// No rank leaves before the last checkpoint is on disk: a launcher may end the job when the first one does.
