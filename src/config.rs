@@ -9,7 +9,10 @@ use toml::{Table, Value};
 
 use crate::error::{Error, Result};
 
+mod check;
+pub mod identity;
 mod sections;
+mod suggest;
 
 pub use sections::*;
 
@@ -59,10 +62,11 @@ fn finish(mut merged: Table, what: &str, sets: &[String]) -> Result<Config> {
         insert_path(&mut layer, key, value);
         overlay(&mut merged, &layer, "", &format!("--set {set}"))?;
     }
+    check::finite(&merged)?;
     let config: Config = Value::Table(merged)
         .try_into()
         .map_err(|e: toml::de::Error| Error::Usage(format!("{what}: {}", e.to_string().trim().replace('\n', " "))))?;
-    check(&config)?;
+    check::ranges(&config)?;
     Ok(config)
 }
 
@@ -121,8 +125,10 @@ fn overlay(under: &mut Table, layer: &Table, prefix: &str, origin: &str) -> Resu
     for (key, value) in layer {
         let full = format!("{prefix}{key}");
         let Some(old) = under.get_mut(key) else {
-            let hint = nearest(&full).map_or_else(String::new, |k| format!("\nhint: did you mean `{k}`?"));
-            return Err(Error::Usage(format!("{origin}: unknown key `{full}`{hint}")));
+            // Of an unknown section the first key inside is what was meant.
+            let inside = value.as_table().and_then(|t| t.keys().next()).map_or_else(String::new, |k| format!(".{k}"));
+            let hint = suggest::hint(&format!("{full}{inside}"));
+            return Err(Error::Usage(format!("{origin}: unknown key `{full}`\nhint: {hint}")));
         };
         match (old, value) {
             (Value::Table(old), Value::Table(new)) => overlay(old, new, &format!("{full}."), origin)?,
@@ -166,45 +172,6 @@ pub fn keys() -> Vec<String> {
     out
 }
 
-fn nearest(key: &str) -> Option<String> {
-    // The last part counts twice: `train.learning_rate`, but also `data.lr` for `train.lr`.
-    let tail = |k: &str| k.rsplit('.').next().unwrap_or_default().to_owned();
-    let score = |k: &String| strsim::jaro_winkler(k, key) + strsim::jaro_winkler(&tail(k), &tail(key));
-    keys().into_iter().max_by(|a, b| score(a).total_cmp(&score(b)))
-}
-
-fn check(c: &Config) -> Result<()> {
-    let must = |ok: bool, key: &str, expected: &str| {
-        if ok { Ok(()) } else { Err(Error::Usage(format!("configuration: `{key}`: expected {expected}"))) }
-    };
-    must(c.model.width > 0.0 && c.model.width <= 8.0, "model.width", "a number above 0 and at most 8")?;
-    must(c.model.channels > 0 && c.model.channels % 8 == 0, "model.channels", "a positive multiple of 8")?;
-    must((-1..=4).contains(&c.model.frozen_stages), "model.frozen_stages", "-1 to 4")?;
-    let stages = &c.model.dcn_stages;
-    must(stages.iter().all(|s| (2..=5).contains(s)), "model.dcn_stages", "a list of feature maps, 2 to 5, as [3, 4, 5]")?;
-    must(stages.is_empty() || c.model.backbone.bottleneck(), "model.dcn_stages", "[] for this backbone: it has no bottlenecks")?;
-    must(c.data.short_side >= 32, "data.short_side", "at least 32")?;
-    must((c.data.short_side..=8192).contains(&c.data.long_side), "data.long_side", "data.short_side to 8192")?;
-    let scales = &c.data.multi_scale;
-    let range = scales.is_empty() || (scales.len() == 2 && scales[0] <= scales[1] && scales[0] >= 32);
-    must(range, "data.multi_scale", "an empty list or [low, high] with 32 <= low <= high")?;
-    must((0.0..=1.0).contains(&c.data.flip), "data.flip", "a probability, 0 to 1")?;
-    must(c.data.group > 0, "data.group", "at least 1")?;
-    must(c.data.canonical_nodes > 0, "data.canonical_nodes", "at least 1")?;
-    must(c.train.epochs > 0, "train.epochs", "at least 1")?;
-    must(c.train.images_per_rank > 0, "train.images_per_rank", "at least 1")?;
-    must(c.train.base_batch > 0, "train.base_batch", "at least 1")?;
-    must(c.train.lr >= 0.0 && c.train.lr.is_finite(), "train.lr", "a number of at least 0")?;
-    must(c.train.bucket_mib > 0.0 && c.train.first_bucket_mib > 0.0, "train.bucket_mib and train.first_bucket_mib", "more than 0")?;
-    let deadlines = [c.train.step_deadline_s, c.train.start_deadline_s];
-    must(deadlines.iter().all(|s| (1.0..=1e6).contains(s)), "train.step_deadline_s and train.start_deadline_s", "1 to 1000000 seconds")?;
-    must((0.0..1.0).contains(&c.train.momentum), "train.momentum", "at least 0 and below 1")?;
-    must(c.eval.per_image > 0 && c.eval.per_level > 0, "eval.per_image and eval.per_level", "at least 1")?;
-    must(c.eval.batch > 0, "eval.batch", "at least 1")?;
-    must(c.checkpoint.keep > 0, "checkpoint.keep", "at least 1")?;
-    c.assign.check().map_err(|e| Error::Usage(format!("configuration: {e}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,8 +201,19 @@ mod tests {
         assert!(e.contains("`train.lr`: expected a number, found a text"), "{e}");
         let e = bad("model.backbone=resnet42");
         assert!(e.contains("resnet42") && e.contains("resnet50"), "{e}");
-        let e = bad("data.flip=1.5");
-        assert!(e.contains("data.flip"), "{e}");
+        for (set, key) in [
+            ("data.flip=1.5", "`data.flip`"),
+            ("assign.beta=nan", "`assign.beta`: expected a finite number, found NaN"),
+            ("train.lr=inf", "`train.lr`: expected a finite number"),
+            ("train.clip_norm=-1", "`train.clip_norm`"),
+            ("train.lr_steps=[8, 12]", "`train.lr_steps`: a drop after epoch 12 would never come"),
+            ("train.lr_steps=[8, 3]", "`train.lr_steps`"),
+            ("eval.nms_iou=2", "`eval.nms_iou`"),
+            ("assign.prior_value=0.5", "`assign.prior_value`"),
+        ] {
+            let e = bad(set);
+            assert!(e.contains(key), "{set}: {e}");
+        }
         assert!(load("no_such", &[]).unwrap_err().to_string().contains("dw_r50_fpn_1x"));
     }
 }

@@ -109,11 +109,12 @@ impl Default for DwConfig {
 }
 
 impl DwConfig {
-    /// Combinations that mean nothing.
+    /// Refuses values and combinations that mean nothing.
+    ///
+    /// # Errors
+    /// The key, what it must be (with its unit), and what it is.
     pub fn check(&self) -> Result<(), String> {
-        if self.prior != Prior::Soft && self.prior_value <= 0.0 {
-            return Err("`assign.prior_value`: expected a number above 0 for this `assign.prior`".into());
-        }
+        self.check_prior()?;
         if self.beta <= 0.0 || self.mu <= 0.0 || self.gamma1 <= 0.0 || self.gamma2 <= 0.0 {
             return Err("`assign.beta`, `mu`, `gamma1`, `gamma2`: expected numbers above 0".into());
         }
@@ -127,4 +128,51 @@ impl DwConfig {
         }
         Ok(())
     }
+
+    /// `prior_value` has another unit under each formula and prior.
+    fn check_prior(&self) -> Result<(), String> {
+        let v = self.prior_value;
+        let expected = match (self.prior, self.formula) {
+            (Prior::Soft, _) if v == 0.0 => return Ok(()),
+            (Prior::Soft, _) => "0: `assign.prior` = \"soft\" has no threshold",
+            (Prior::Threshold, Formula::Released) if v > 0.0 && v < 1.0 => return Ok(()),
+            (Prior::Threshold, Formula::Released) => {
+                "a prior above 0 and below 1: with the released formula a point takes part where its \
+                 prior exp(-d^2 / 2) is larger, d in strides from the box's centre"
+            }
+            (Prior::Threshold, Formula::Paper) if v > 0.0 && v <= LARGEST_RADIUS => return Ok(()),
+            (Prior::Threshold, Formula::Paper) => {
+                "a distance above 0 and at most 1000 strides: with the paper's formula a point takes \
+                 part where it is nearer to the box's centre"
+            }
+            (Prior::Topk, _) if v.fract() == 0.0 && (1.0..=MOST_POINTS).contains(&v) => return Ok(()),
+            (Prior::Topk, _) => "a whole number of points on each level, 1 to 10000",
+        };
+        Err(format!("`assign.prior_value`: expected {expected}; found {v}"))
+    }
+
+    /// What a valid threshold leaves out, where it leaves out whole boxes: a box's centre is at most
+    /// half a stride from the nearest point along each axis, so a stricter threshold excludes every
+    /// point of some boxes.
+    pub fn caution(&self) -> Option<String> {
+        let nearest = std::f64::consts::FRAC_1_SQRT_2;
+        let strict = match (self.prior, self.formula) {
+            (Prior::Threshold, Formula::Released) => self.prior_value > (-nearest * nearest / 2.0).exp(),
+            (Prior::Threshold, Formula::Paper) => self.prior_value < nearest,
+            _ => false,
+        };
+        strict.then(|| {
+            format!(
+                "assign.prior_value = {} excludes every point of boxes whose centre lies between \
+                 points: they are not trained on (a prior of at most 0.77, or a distance of at least \
+                 0.71 strides, keeps a point of every box on every level)",
+                self.prior_value
+            )
+        })
+    }
 }
+
+/// Largest distance of `prior = "threshold"`, strides: beyond any image.
+const LARGEST_RADIUS: f64 = 1000.0;
+/// Most points of a level for `prior = "topk"`.
+const MOST_POINTS: f64 = 10_000.0;

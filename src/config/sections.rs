@@ -31,9 +31,9 @@ pub struct Config {
 pub struct DataConfig {
     /// Folder of shards.
     pub shards: PathBuf,
-    /// Split to train on.
+    /// Split to train on; empty: `train2017`, or the only split whose name begins with `train`.
     pub train_split: String,
-    /// Split to evaluate on.
+    /// Split to evaluate on; empty: `val2017`, or the only split whose name begins with `val`.
     pub val_split: String,
     /// Shorter side of the network input, pixels.
     pub short_side: u32,
@@ -65,8 +65,8 @@ impl Default for DataConfig {
     fn default() -> Self {
         Self {
             shards: "coco/shards".into(),
-            train_split: "train2017".into(),
-            val_split: "val2017".into(),
+            train_split: String::new(),
+            val_split: String::new(),
             short_side: 800,
             long_side: 1333,
             multi_scale: vec![],
@@ -233,6 +233,8 @@ impl Default for EvalConfig {
 pub struct CheckpointConfig {
     /// Every N steps (0: after every epoch).
     pub every_steps: usize,
+    /// Besides, when this many minutes have passed since the last one (0: not by time).
+    pub every_minutes: f64,
     /// Newest checkpoints to keep, beside the best.
     pub keep: usize,
     /// What a checkpoint that cannot be written means for the run (the last one, and one asked for by a signal, always end it
@@ -253,6 +255,6 @@ pub enum OnError {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: 0, keep: 2, on_error: OnError::Stop }
+        Self { every_steps: 0, every_minutes: 10.0, keep: 2, on_error: OnError::Stop }
     }
 }

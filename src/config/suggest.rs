@@ -1,0 +1,115 @@
+//! What to say about a key that does not exist: the nearest valid one, or what another program's name
+//! for it corresponds to here.
+
+use super::keys;
+
+/// Names that other trainers use (mmdetection, Detectron2, torchvision's references, YOLO), in lower
+/// case with underscores, and what they are called here.
+const ELSEWHERE: &[(&[&str], &str)] = &[
+    (&["batch_size", "batch", "samples_per_gpu", "imgs_per_gpu", "ims_per_batch", "images_per_gpu"], "train.images_per_rank"),
+    (&["max_epochs", "num_epochs", "total_epochs", "n_epochs"], "train.epochs"),
+    (&["learning_rate", "base_lr", "lr0", "initial_lr"], "train.lr"),
+    (&["milestones", "step", "steps", "lr_milestones"], "train.lr_steps"),
+    (&["gamma", "lr_gamma"], "train.lr_decay"),
+    (&["warmup_iters", "warmup_iterations", "warmup"], "train.warmup_steps"),
+    (&["max_iters", "max_iter", "num_steps", "total_steps"], "train.max_steps"),
+    (&["wd"], "train.weight_decay"),
+    (&["grad_clip", "clip_grad", "max_norm", "gradient_clip_val", "clip_gradients"], "train.clip_norm"),
+    (&["amp", "fp16", "bf16", "half", "mixed_precision", "dtype"], "train.precision"),
+    (&["random_seed"], "train.seed"),
+    (&["num_workers", "workers_per_gpu", "n_workers"], "data.workers"),
+    (&["imgsz", "img_size", "image_size", "img_scale", "input_size", "min_size"], "data.short_side"),
+    (&["max_size"], "data.long_side"),
+    (&["data_root", "dataset", "data_dir", "data_path", "root"], "data.shards"),
+    (&["flip_prob", "flip_ratio", "fliplr"], "data.flip"),
+    (&["pretrained", "weights", "load_from", "init_cfg"], "model.init"),
+    (&["depth", "arch"], "model.backbone"),
+    (&["score_thr", "score_thresh", "conf", "conf_thres"], "eval.score_threshold"),
+    (&["iou_thr", "iou_thres", "iou_threshold", "nms_thresh"], "eval.nms_iou"),
+    (&["max_per_img", "max_det", "max_dets", "detections_per_img"], "eval.per_image"),
+    (&["nms_pre", "topk_candidates"], "eval.per_level"),
+    (&["eval_interval", "val_interval"], "eval.every_epochs"),
+    (&["save_interval", "save_period", "checkpoint_interval", "checkpoint_period"], "checkpoint.every_steps"),
+    (&["max_keep_ckpts", "save_total_limit"], "checkpoint.keep"),
+];
+
+/// Names that stand for something which is no key here.
+const NO_KEY: &[(&[&str], &str)] = &[
+    (&["num_classes", "classes", "nc", "class_names"], "the classes come from the packed data (`dw-pack info OUT`)"),
+    (
+        &["accumulate", "accumulation_steps", "gradient_accumulation_steps", "accumulate_grad_batches"],
+        "gradients are not accumulated over steps; the global batch is train.images_per_rank x ranks",
+    ),
+    (&["optimizer", "optim"], "the optimiser is SGD with train.momentum and train.weight_decay"),
+    (&["gpus", "num_gpus", "gpu_ids", "devices", "world_size"], "the launcher decides: mpirun -n N, or dw-launch -n N"),
+    (&["device"], "use the option --device"),
+    (&["work_dir", "output_dir", "save_dir", "project"], "use the option --work-dir"),
+    (&["resume", "resume_from"], "use the option --resume"),
+];
+
+/// Similarity (1: equal) from which a key counts as a slip of the pen.
+const NEAR: f64 = 0.75;
+
+/// The hint for the unknown key `key`, as `train.learning_rate`.
+pub(super) fn hint(key: &str) -> String {
+    let name = last(key).to_lowercase().replace('-', "_");
+    let in_table = |table: &[(&[&str], &'static str)]| table.iter().find(|(names, _)| names.contains(&&*name)).map(|f| f.1);
+    if let Some(text) = in_table(NO_KEY) {
+        return text.to_owned();
+    }
+    if let Some(ours) = in_table(ELSEWHERE) {
+        return format!("it is called `{ours}` here");
+    }
+    if let Some(near) = nearest(key) {
+        return format!("did you mean `{near}`?");
+    }
+    let section = key.split('.').next().unwrap_or_default();
+    let inside: Vec<String> = keys().into_iter().filter(|k| k.split('.').next() == Some(section)).collect();
+    if inside.is_empty() {
+        "the sections are model, data, assign, train, eval and checkpoint".to_owned()
+    } else {
+        format!("the keys there are {}", inside.join(", "))
+    }
+}
+
+fn last(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or_default()
+}
+
+/// The most similar valid key, by its whole path or by its last part (`data.lr` for `train.lr`).
+fn nearest(key: &str) -> Option<String> {
+    let alike = strsim::normalized_damerau_levenshtein;
+    let section = |k: &str| k.split('.').next().unwrap_or_default().to_owned();
+    let score = |k: &str| {
+        // The same name in another section is as near as a slip in the same one.
+        let bonus = if section(k) == section(key) { 0.05 } else { 0.0 };
+        alike(last(k), last(key)) + if alike(&section(k), &section(key)) < NEAR { 0.0 } else { bonus + 0.01 }
+    };
+    let all = keys().into_iter().map(|k| (score(&k), k));
+    all.filter(|(score, _)| *score >= NEAR).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_names_and_names_used_elsewhere() {
+        for (typed, expected) in [
+            ("train.epoch", "`train.epochs`"),
+            ("train.warmup_step", "`train.warmup_steps`"),
+            ("data.lr", "`train.lr`"),
+            ("modle.width", "`model.width`"),
+            ("train.batch_size", "`train.images_per_rank`"),
+            ("train.amp", "`train.precision`"),
+            ("model.num_classes", "dw-pack info"),
+            ("train.learning_rate", "`train.lr`"),
+            ("train.accumulate", "not accumulated"),
+        ] {
+            assert!(hint(typed).contains(expected), "{typed}: {}", hint(typed));
+        }
+        let far = hint("train.zebra");
+        assert!(!far.contains("did you mean") && far.contains("train.warmup_ratio"), "{far}");
+        assert!(hint("zebra.x").contains("sections"), "{}", hint("zebra.x"));
+    }
+}
