@@ -39,7 +39,7 @@ fn main() {
     let mut rates = vec![];
     for _ in 0..3 {
         let (start, cpu) = (Instant::now(), cpu_s());
-        let mut loader = Loader::start(&dataset, &recipe, 0..a.steps, a.threads, 4);
+        let mut loader = Loader::start(&dataset, &recipe, 0..a.steps, a.threads, 4).unwrap_or_else(|e| panic!("{e}"));
         let (mut images, mut first) = (0, 0.0);
         while let Some(batch) = loader.next_batch() {
             images += batch.unwrap_or_else(|e| panic!("{e}")).image_ids.len();

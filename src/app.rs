@@ -32,6 +32,7 @@ pub static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// Runs a program as one rank of a job. Errors are told once and end every rank.
 pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ExitCode {
+    crate::threads::wait_passively();
     dw_launch::prepare();
     let topology = Topology::from_env();
     let filter = tracing_subscriber::EnvFilter::try_from_env("DW_LOG").unwrap_or_else(|_| "info".into());
@@ -125,16 +126,16 @@ fn tell_places(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Device and threads of this rank.
+/// This rank's device; libtorch gets `threads` threads on the CPU.
 ///
 /// # Errors
-/// CUDA was asked for and cannot be had.
-pub fn device(choice: device::Choice, threads: usize, topology: &Topology) -> Result<(Device, usize)> {
+/// CUDA was asked for and cannot be had; the machine does not give that many threads.
+pub fn device(choice: device::Choice, threads: usize, topology: &Topology) -> Result<Device> {
     let device = device::pick(choice, topology)?;
-    let threads = device::threads(threads, topology);
+    crate::threads::probe(threads)?;
     tch::set_num_threads(threads as i32);
     crate::torch_ext::flush_denormals();
-    Ok((device, threads))
+    Ok(device)
 }
 
 /// A checkpoint by its folder, or the newest of a work directory.

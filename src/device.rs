@@ -1,4 +1,4 @@
-//! The device a rank computes on, and its threads.
+//! The device a rank computes on.
 
 use dw_launch::Topology;
 use tch::Device;
@@ -64,16 +64,4 @@ fn set_current(index: usize) {
             set(index as i32);
         }
     }
-}
-
-/// Threads a rank may use: the node's cores shared among its ranks.
-pub fn threads(configured: usize, topology: &Topology) -> usize {
-    if configured > 0 {
-        return configured;
-    }
-    // A launcher may have bound this rank to some cores already: those are its own.
-    let bound = std::thread::available_parallelism().map_or(1, usize::from);
-    // SAFETY: asks the system for a number; no preconditions.
-    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;
-    bound.min(online / topology.local_world).max(1)
 }

@@ -32,6 +32,9 @@ pub enum Error {
     /// A checkpoint was written because the job was told to end (exit code 75: run again).
     #[error("{0}")]
     Preempted(String),
+    /// The machine refused threads or memory (exit code 5).
+    #[error("{0}")]
+    Resources(String),
     /// libtorch failed where it should not (exit code 5 when memory ran out, else 70).
     #[error("libtorch: {}", without_frames(&.0.to_string()))]
     Torch(#[from] tch::TchError),
@@ -60,6 +63,7 @@ impl Error {
             Self::Metric(e) => e.exit_code().into(),
             Self::Peer(_) => 4,
             Self::Preempted(_) => 75,
+            Self::Resources(_) => 5,
             Self::Torch(e) if dw_launch::abort::out_of_memory(&e.to_string()) => 5,
             Self::Torch(_) => 70,
         }

@@ -12,7 +12,7 @@
 //! * [`train`]: the loop, SGD on flat buffers, schedule, checkpoints, metrics
 //! * [`eval`]: detections on all ranks, `dw-eval` with a network (the metric and its report are the crate `dw-metric`)
 //! * [`show`]: pictures of predictions and curves
-//! * [`device`], [`torch_ext`]: CPU or CUDA, and what the libtorch bindings lack
+//! * [`device`], [`threads`], [`torch_ext`]: CPU or CUDA, CPU threads, and what the libtorch bindings lack
 //! * [`app`]: what the binaries share
 
 pub mod app;
@@ -27,6 +27,7 @@ pub mod loss;
 pub mod model;
 pub mod plan;
 pub mod show;
+pub mod threads;
 pub mod torch_ext;
 pub mod train;
 

@@ -22,6 +22,12 @@ impl Loss {
     pub fn total(&self) -> f64 {
         self.terms.iter().map(|t| t.1).sum()
     }
+
+    /// Whether no point of the global batch had a positive weight: then both positive terms, sums of
+    /// weights times numbers above 0, are exactly 0.
+    pub fn without_positive(&self) -> bool {
+        self.terms.iter().filter(|t| ["loss_cls_pos", "loss_loc"].contains(&t.0)).all(|t| t.1 == 0.0)
+    }
 }
 
 /// Adds sums and denominators of all ranks; each denominator is at least 1 after that (the reference clamps the mean

@@ -43,40 +43,28 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Resolves a configuration. `saved_batch` is the global batch of the checkpoint a run goes on from.
+    /// Resolves a configuration for a global batch (images), which the ranks share evenly.
     ///
     /// # Errors
-    /// A global batch that the ranks cannot share.
+    /// Parts of the data (`data.canonical_nodes`) that do not fit the batch or the number of images.
     #[expect(clippy::too_many_arguments, reason = "one value for each thing a run depends on")]
     pub fn new(
         name: &str,
-        mut config: Config,
+        config: Config,
         classes: usize,
         images: (usize, usize),
         device: Device,
         world: &World,
         threads: usize,
-        saved_batch: Option<usize>,
+        global_batch: usize,
     ) -> Result<Self> {
         let ranks = world.size();
-        let global_batch = saved_batch.unwrap_or(config.train.images_per_rank * ranks);
-        if !global_batch.is_multiple_of(ranks) {
-            let fits: Vec<String> = (1..=global_batch).filter(|n| global_batch.is_multiple_of(*n)).map(|n| n.to_string()).collect();
-            return Err(Error::Usage(format!(
-                "cannot resume on {ranks} ranks: the checkpoint's global batch of {global_batch} images must be shared evenly\nhint: use {} ranks",
-                fits.join(", ")
-            )));
-        }
-        config.train.images_per_rank = global_batch / ranks;
         let nodes = config.data.canonical_nodes;
         if !global_batch.is_multiple_of(nodes) || images.0 < nodes {
             return Err(Error::Usage(format!(
                 "`data.canonical_nodes` = {nodes}: expected a number that divides the global batch ({global_batch}) and is at most the number of images ({})",
                 images.0
             )));
-        }
-        if config.model.init == "random" {
-            config.model.frozen_stages = -1;
         }
         let steps = steps_per_epoch(images.0, global_batch);
         let all = steps * config.train.epochs;
@@ -164,7 +152,7 @@ impl Plan {
                 ),
             ),
             ("ranks", format!("{} on {:?}, {} threads each, collectives: {}", self.world, self.device, self.threads, self.collectives)),
-            ("global batch", format!("{} = {} images x {} ranks", self.global_batch, t.images_per_rank, self.world)),
+            ("global batch", format!("{} = {} images x {} ranks", self.global_batch, self.global_batch / self.world, self.world)),
             (
                 "learning rate",
                 format!(

@@ -15,7 +15,7 @@ fn train(place: &Place, sets: &[&str]) -> Command {
 #[test]
 fn configuration_mistakes_name_key_and_nearest() {
     let place = Place::new();
-    says(&fails(&mut train(&place, &["train.learning_rate=1"]), 2), &["unknown key `train.learning_rate`", "did you mean `train.l"]);
+    says(&fails(&mut train(&place, &["train.learning_rate=1"]), 2), &["unknown key `train.learning_rate`", "`train.lr`"]);
     says(&fails(&mut train(&place, &["data.flip=often"]), 2), &["`data.flip`", "expected a number", "often"]);
     let file = place.path("my.toml");
     std::fs::write(&file, "base = \"smoke\"\n[model]\nwidht = 0.5\n").unwrap();
@@ -60,7 +60,7 @@ fn checkpoints_of_another_architecture_or_damaged() {
     let place = Place::new();
     place.train(0, "w", &["train.max_steps=2", "eval.every_epochs=0"]);
     let text = fails(&mut train(&place, &["train.max_steps=4", "model.channels=64"]), 2);
-    says(&text, &["another architecture", "neck.lateral_convs.0.conv.weight", "hint:"]);
+    says(&text, &["model.channels: 32 -> 64", "hint:"]);
     let folder = &files(&(place.path("w") + "/checkpoints"), "")[0];
     let eval = || {
         let mut c = launch(0, "dw-eval");
@@ -145,8 +145,104 @@ fn a_run_goes_on_only_with_its_own_data_settings() {
     let place = Place::new();
     place.train(0, "w", &["train.max_steps=2", "eval.every_epochs=0"]);
     let text = fails(&mut train(&place, &["train.max_steps=4", "eval.every_epochs=0", "data.limit=5"]), 2);
-    says(&text, &["cannot go on", "data.limit", "config.toml"]);
+    says(&text, &["cannot go on", "data.limit: 0 -> 5", "config.toml"]);
     let mut other = launch(0, "dw-train");
     let text = fails(other.args(place.train_args("w2", &["data.canonical_nodes=3"])), 2);
     says(&text, &["data.canonical_nodes", "divides the global batch (2)"]);
+}
+
+/// More threads than four a core are refused before any starts; a dry run only warns.
+#[test]
+fn too_many_threads() {
+    let place = Place::new();
+    for key in ["train.threads", "data.workers"] {
+        let set = format!("{key}=100000");
+        says(&fails(&mut train(&place, &[&set]), 2), &[key, "100000", "cores", "hint:"]);
+        let dry = train(&place, &[&set]).arg("--dry-run").output().unwrap();
+        assert!(dry.status.success() && support::stderr(&dry).contains(key), "{}", support::stderr(&dry));
+    }
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let some = format!("train.threads={}", cores + 1);
+    let out = train(&place, &[&some, "train.max_steps=1", "eval.every_epochs=0"]).output().unwrap();
+    assert!(out.status.success(), "{}", support::stderr(&out));
+    says(&support::stderr(&out), &["WARN train.threads", "more threads than the machine has cores"]);
+    // A configuration of a large machine is evaluated on a small one.
+    run(launch(0, "dw-eval").args([&place.path("w"), "--set", "train.threads=4000"]));
+}
+
+/// A machine that gives no more threads: code 5, and no hanging process.
+#[test]
+fn threads_that_the_machine_refuses() {
+    let place = Place::new();
+    let args = place.train_args("w", &["train.max_steps=1", "eval.every_epochs=0", "data.workers=8"]);
+    // Every thread's stack is larger than the memory that the process may map.
+    let out = Command::new(bin("dw-train")).args(args).env("RUST_MIN_STACK", (1u64 << 46).to_string()).output().unwrap();
+    let text = support::stderr(&out);
+    assert_eq!(out.status.code(), Some(5), "{text}");
+    says(&text, &["thread", "hint:"]);
+}
+
+/// Splits by other names: named in the error, or taken where there is no doubt.
+#[test]
+fn splits_called_train_and_val() {
+    let place = Place::new();
+    for (old, new) in [("train2017", "train"), ("val2017", "valid")] {
+        let coco = |name: &str| place.path("coco") + "/" + name;
+        std::fs::rename(coco(old), coco(new)).unwrap();
+        let json = |name: &str| coco(&format!("annotations/instances_{name}.json"));
+        std::fs::rename(json(old), json(new)).unwrap();
+    }
+    std::fs::remove_dir_all(place.shards()).unwrap();
+    run(Command::new(bin("dw-pack")).arg(place.path("coco")));
+    let out = train(&place, &["train.epochs=1"]).output().unwrap();
+    let text = support::stderr(&out);
+    assert!(out.status.success(), "{text}");
+    says(&text, &["data.train_split: taking `train`", "data.val_split: taking `valid`"]);
+    says(&fails(&mut train(&place, &["data.train_split=train2017"]), 2), &["no split `train2017`", "data.train_split=train"]);
+    // Two that could be meant.
+    let json = |name: &str| place.path(&format!("coco/annotations/instances_{name}.json"));
+    std::fs::copy(json("train"), json("train_b")).unwrap();
+    run(Command::new(bin("dw-pack")).arg(place.path("coco")));
+    says(&fails(&mut train(&place, &[]), 2), &["train, train_b", "data.train_split="]);
+}
+
+/// Numbers that no training can use, with their key.
+#[test]
+fn numbers_that_are_not_finite_or_come_too_late() {
+    let place = Place::new();
+    for (set, words) in [
+        ("assign.beta=nan", "assign.beta"),
+        ("train.lr=inf", "train.lr"),
+        ("train.lr_steps=[5]", "train.lr_steps"),
+        ("train.accumulate=4", "not accumulated"),
+    ] {
+        says(&fails(&mut train(&place, &[set]), 2), &[words]);
+    }
+    let never = ["assign.prior=threshold", "assign.prior_value=1.5"];
+    says(&fails(&mut train(&place, &never), 2), &["assign.prior_value", "above 0 and below 1"]);
+}
+
+/// A threshold that no point passes: every step is counted, and fifty of them are explained.
+#[test]
+fn a_threshold_that_no_point_passes() {
+    let place = Place::new();
+    let sets = ["assign.prior=threshold", "assign.prior_value=0.999999", "eval.every_epochs=0", "train.max_steps=55", "train.epochs=90"];
+    let out = train(&place, &sets).output().unwrap();
+    let text = support::stderr(&out);
+    assert!(out.status.success(), "{text}");
+    says(&text, &["excludes every point of boxes", "no point has had a positive weight for 50 steps", "55 of 55 steps"]);
+    assert!(place.rows("w").iter().all(|r| r["no_positive"] == 1));
+    place.train(0, "v", &["eval.every_epochs=0", "train.max_steps=3"]);
+    assert!(place.rows("v").iter().all(|r| r["no_positive"] == 0));
+}
+
+/// Output files are looked at before the evaluation, and the numbers come whatever becomes of them.
+#[test]
+fn results_into_a_missing_folder() {
+    let place = Place::new();
+    place.train(0, "w", &["train.epochs=1"]);
+    let mut c = launch(0, "dw-eval");
+    let text = fails(c.args([&place.path("w"), "--dt-out", &place.path("no/such/dt.json")]), 2);
+    says(&text, &["--dt-out", "no/such/dt.json", "hint:"]);
+    assert!(!text.contains("images of val2017"), "before the evaluation: {text}");
 }

@@ -203,3 +203,29 @@ fn other_backbones_train_and_resume() {
     let mut c = launch(0, "dw-train");
     says(&fails(c.args(place.train_args("w", &["model.dcn_stages=[3]"])), 2), &["model.dcn_stages", "no bottlenecks"]);
 }
+
+/// Weights of another network: a frozen tensor that would stay random is refused, others are told by part.
+#[test]
+fn weights_that_fit_in_part() {
+    let place = Place::new();
+    place.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
+    let file = checkpoint(&place, "w").join("model.safetensors");
+    let train = |work: &str, sets: &[&str], file: &Path| {
+        let mut c = launch(0, "dw-train");
+        c.args(place.train_args(work, &[&["train.max_steps=1", "eval.every_epochs=0"], sets].concat())).arg("--init").arg(file);
+        c
+    };
+    let said = fails(&mut train("a", &["model.backbone=resnet50", "model.frozen_stages=1"], &file), 2);
+    says(&said, &["would stay at random values", "backbone ", " of ", "model.frozen_stages=-1"]);
+    let out = train("b", &["model.backbone=resnet50"], &file).output().unwrap();
+    assert!(out.status.success(), "{}", support::stderr(&out));
+    says(&support::stderr(&out), &["WARN", "does not fit the whole network", "backbone ", "neck ", "bbox_head "]);
+    // A number that is none.
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let bad = place.path("nan.safetensors");
+    std::fs::write(&bad, bytes).unwrap();
+    says(&fails(&mut train("c", &[], Path::new(&bad)), 3), &["nan.safetensors", "not finite"]);
+    assert!(!Path::new(&place.path("c/config.toml")).exists(), "before anything is written");
+}

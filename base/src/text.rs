@@ -52,8 +52,7 @@ impl fmt::Write for Filter<'_, '_> {
 /// Control characters (C0, DEL and C1), line and paragraph separators, and the marks that reorder the
 /// text around them (Unicode bidirectional controls), with which one name can pass for another.
 pub fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Prints `error: ...` on standard error in one piece.

@@ -138,7 +138,7 @@ impl DwConfig {
             (Prior::Threshold, Formula::Released) if v > 0.0 && v < 1.0 => return Ok(()),
             (Prior::Threshold, Formula::Released) => {
                 "a prior above 0 and below 1: with the released formula a point takes part where its \
-                 prior exp(-d^2 / 2) is larger, d in strides from the box's centre"
+                 prior exp(-d^2 / 2.46) is larger, d in strides from the box's centre"
             }
             (Prior::Threshold, Formula::Paper) if v > 0.0 && v <= LARGEST_RADIUS => return Ok(()),
             (Prior::Threshold, Formula::Paper) => {
@@ -157,14 +157,14 @@ impl DwConfig {
     pub fn caution(&self) -> Option<String> {
         let nearest = std::f64::consts::FRAC_1_SQRT_2;
         let strict = match (self.prior, self.formula) {
-            (Prior::Threshold, Formula::Released) => self.prior_value > (-nearest * nearest / 2.0).exp(),
+            (Prior::Threshold, Formula::Released) => self.prior_value > (-nearest * nearest / 2.46).exp(),
             (Prior::Threshold, Formula::Paper) => self.prior_value < nearest,
             _ => false,
         };
         strict.then(|| {
             format!(
                 "assign.prior_value = {} excludes every point of boxes whose centre lies between \
-                 points: they are not trained on (a prior of at most 0.77, or a distance of at least \
+                 points: they are not trained on (a prior of at most 0.81, or a distance of at least \
                  0.71 strides, keeps a point of every box on every level)",
                 self.prior_value
             )

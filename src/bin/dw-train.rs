@@ -37,6 +37,9 @@ struct Cli {
     /// Checkpoint to go on from: auto (the newest of the work directory), none, or a path
     #[arg(long, default_value = "auto", value_name = "auto|none|PATH")]
     resume: Resume,
+    /// Go on although settings that decide the result differ from the checkpoint's
+    #[arg(long)]
+    resume_with_changes: bool,
     /// Starting weights (`model.init`): imagenet, random, or a file
     #[arg(long, value_name = "imagenet|random|FILE")]
     init: Option<String>,
@@ -54,7 +57,8 @@ fn main() -> ExitCode {
     // A path goes in as a TOML literal, so that no character of it has a meaning.
     sets.extend(cli.data.map(|d| format!("data.shards='''{}'''", d.display())));
     sets.extend(cli.init.map(|i| format!("model.init='''{i}'''")));
-    let Cli { config, work_dir, resume, device, dry_run, .. } = Cli { set: vec![], data: None, init: None, ..cli };
-    let request = Request { config, sets, work_dir, resume, device, dry_run };
+    let Cli { config, work_dir, resume, resume_with_changes: with_changes, device, dry_run, .. } =
+        Cli { set: vec![], data: None, init: None, ..cli };
+    let request = Request { config, sets, work_dir, resume, with_changes, device, dry_run };
     app::run(|topology, world| train(&request, topology, world))
 }

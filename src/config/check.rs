@@ -9,9 +9,7 @@ use crate::error::{Error, Result};
 pub(super) fn finite(merged: &Table) -> Result<()> {
     fn walk(key: &str, value: &Value) -> Result<()> {
         match value {
-            Value::Float(v) if !v.is_finite() => {
-                Err(Error::Usage(format!("configuration: `{key}`: expected a finite number, found {v}")))
-            }
+            Value::Float(v) if !v.is_finite() => Err(Error::Usage(format!("configuration: `{key}`: expected a finite number, found {v}"))),
             Value::Table(inner) => inner.iter().try_for_each(|(k, v)| walk(&format!("{key}.{k}"), v)),
             Value::Array(list) => list.iter().try_for_each(|v| walk(key, v)),
             _ => Ok(()),

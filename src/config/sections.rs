@@ -25,6 +25,15 @@ pub struct Config {
     pub checkpoint: CheckpointConfig,
 }
 
+impl Config {
+    /// Settles what follows from other settings: random weights freeze no stage of the backbone.
+    pub fn resolve(&mut self) {
+        if self.model.init == "random" {
+            self.model.frozen_stages = -1;
+        }
+    }
+}
+
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

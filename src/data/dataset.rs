@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use dw_base::text::shown;
 use dw_shards::Split;
 use dw_shards::coco::Category;
 
@@ -56,12 +57,38 @@ impl Dataset {
     }
 }
 
-/// Two tables of categories must be equal (pain 9: else AP is 0 and nobody knows why).
+/// The split to use: `asked` where it is named; else `usual`; else the only one whose name begins with
+/// `prefix`, which is logged. `key` is the setting that names it.
+///
+/// # Errors
+/// No such split, or several that could be meant.
+pub fn choose_split(shards: &Path, asked: &str, usual: &str, prefix: &str, key: &str) -> Result<String> {
+    let names = dw_shards::reader::split_names(shards)?;
+    let wanted = if asked.is_empty() { usual } else { asked };
+    if names.iter().any(|n| n == wanted) {
+        return Ok(wanted.to_owned());
+    }
+    let alike: Vec<&String> = names.iter().filter(|n| n.starts_with(prefix)).collect();
+    if let ([only], true) = (&alike[..], asked.is_empty()) {
+        tracing::info!("{key}: taking `{}`, the only split of {} that begins with `{prefix}`", shown(only), shards.display());
+        return Ok((*only).clone());
+    }
+    let held = shown(names.join(", ")).to_string();
+    let example = alike.first().or(names.first().as_ref()).map_or(usual, |n| n);
+    Err(Error::Usage(format!(
+        "no split `{}` in {}: it holds {held}\nhint: name it, as --set {key}={}",
+        shown(wanted),
+        shards.display(),
+        shown(example)
+    )))
+}
+
+/// Two tables of categories must be equal (else labels would mean other classes, and AP would be near 0 without a reason given).
 ///
 /// # Errors
 /// The first category that differs.
 pub fn same_categories(a: &[Category], b: &[Category], what_a: &str, what_b: &str) -> Result<()> {
-    let text = |c: Option<&Category>| c.map_or_else(|| "nothing".to_owned(), |c| format!("{} `{}`", c.id, c.name));
+    let text = |c: Option<&Category>| c.map_or_else(|| "nothing".to_owned(), |c| format!("{} `{}`", c.id, shown(&c.name)));
     for i in 0..a.len().max(b.len()) {
         if a.get(i) != b.get(i) {
             let (x, y) = (text(a.get(i)), text(b.get(i)));

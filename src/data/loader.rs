@@ -14,6 +14,7 @@ use crate::assign::{DwConfig, PairTensors, PairsBuilder};
 use crate::boxes::level_sizes;
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
+use crate::threads::refused;
 
 /// What a rank trains on in one step.
 #[derive(Debug)]
@@ -144,16 +145,20 @@ pub struct Loader {
 
 impl Loader {
     /// Starts `threads` threads that stay at most `ahead` steps before the consumer.
-    pub fn start(dataset: &Arc<Dataset>, recipe: &Recipe, steps: std::ops::Range<usize>, threads: usize, ahead: usize) -> Self {
+    ///
+    /// # Errors
+    /// The machine does not give a thread.
+    pub fn start(dataset: &Arc<Dataset>, recipe: &Recipe, steps: std::ops::Range<usize>, threads: usize, ahead: usize) -> Result<Self> {
         let state = State { next: steps.start, wanted: steps.start, ready: BTreeMap::new(), closed: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), last: steps.end, ahead });
-        let threads = (0..threads.max(1))
-            .map(|_| {
-                let (shared, dataset, recipe) = (shared.clone(), dataset.clone(), recipe.clone());
-                std::thread::spawn(move || work(&shared, &dataset, &recipe))
-            })
-            .collect();
-        Self { shared, threads, waited_s: 0.0 }
+        let mut loader = Self { shared, threads: vec![], waited_s: 0.0 };
+        for i in 0..threads.max(1) {
+            let (shared, dataset, recipe) = (loader.shared.clone(), dataset.clone(), recipe.clone());
+            let thread = std::thread::Builder::new().name(format!("dw-loader-{i}"));
+            let thread = thread.spawn(move || work(&shared, &dataset, &recipe));
+            loader.threads.push(thread.map_err(|e| refused("a thread that prepares batches", &e))?);
+        }
+        Ok(loader)
     }
 
     /// The next step's batch; `None` after the last.

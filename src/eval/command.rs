@@ -1,5 +1,6 @@
 //! What `dw-eval` does with a network: a checkpoint on a split, or two of them side by side.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,12 +11,15 @@ use super::{Job, Report, evaluate, results_json};
 use crate::app::{self, Saved};
 use crate::config::Config;
 use crate::data::Dataset;
+use crate::data::dataset::choose_split;
 use crate::device::Choice;
 use crate::error::{Error, Result};
 use crate::model::Detector;
+use crate::threads::for_this_machine;
+use dw_base::file::write_atomically;
 use dw_launch::{Topology, World};
 use dw_metric::cli::{Limits, labels, print, today};
-use dw_metric::report;
+use dw_metric::{Detection, report};
 
 /// Evaluation of a checkpoint.
 #[derive(Debug, clap::Args)]
@@ -100,11 +104,14 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
     let params = r.limits.params()?;
     let paths: Vec<&PathBuf> = if r.compare.is_empty() { r.checkpoint.iter().collect() } else { r.compare.iter().collect() };
     let all = paths.iter().map(|p| r.saved(p)).collect::<Result<Vec<_>>>()?;
+    check_outputs(r, topology)?;
     let mut device = None;
     let mut reports = vec![];
     let mut data = None;
     for (saved, config) in &all {
-        let d = Dataset::open(&config.data.shards, &config.data.val_split, config.data.limit, false)?;
+        let d = &config.data;
+        let split = choose_split(&d.shards, &d.val_split, "val2017", "val", "data.val_split")?;
+        let d = Dataset::open(&d.shards, &split, d.limit, false)?;
         if let Some(first) = data.as_ref().filter(|first: &&Dataset| first.split.fingerprint() != d.split.fingerprint()) {
             let (a, b) = (&first.split.meta.split, &d.split.meta.split);
             return Err(Error::Usage(format!(
@@ -113,7 +120,7 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
         }
         let device = match device {
             Some(known) => known,
-            None => *device.insert(app::device(r.device, config.train.threads, topology)?.0),
+            None => *device.insert(app::device(r.device, for_this_machine(config.train.threads, topology), topology)?),
         };
         let detector = saved.detector(&d, device)?;
         let world = match world {
@@ -137,15 +144,39 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
         data.get_or_insert(d);
     }
     let (Some(data), false) = (data, reports.is_empty()) else { return Ok(()) };
-    if let Some(path) = &r.dt_out {
-        write_whole(path, &results_json(&reports[0].detections).to_string())?;
-    }
     let names = labels(&reports[0].truth.names, &reports[0].truth.categories);
     print(&reports.iter().map(|r| &r.evaluation).collect::<Vec<_>>(), &names, r.json, r.per_class || r.json);
+    // The numbers are out whatever becomes of the files, and one file that fails does not cost the other.
+    let written = r.dt_out.as_ref().map_or(Ok(()), |path| write_results(path, &reports[0].detections));
     if let Some(dir) = &r.report {
         page(dir, &paths, &all, &data, &reports, &names)?;
     }
+    written
+}
+
+/// Finds out before the evaluation whether its files can be written.
+fn check_outputs(r: &Request, topology: &Topology) -> Result<()> {
+    if topology.rank > 0 {
+        return Ok(());
+    }
+    if let Some(path) = &r.dt_out {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if path.is_dir() {
+            return Err(Error::Usage(format!("--dt-out {}: is a folder, expected a file", path.display())));
+        }
+        can_write(folder, "--dt-out", path)?;
+    }
+    if let Some(dir) = &r.report {
+        fs_err::create_dir_all(dir).map_err(|e| Error::Usage(format!("--report {}: {e}", dir.display())))?;
+        can_write(dir, "--report", dir)?;
+    }
     Ok(())
+}
+
+/// Whether a file can be made in `folder`: makes one without a name.
+fn can_write(folder: &Path, option: &str, path: &Path) -> Result<()> {
+    let problem = |e| Error::Usage(format!("{option} {}: cannot write there: {e}\nhint: make the folder first", path.display()));
+    tempfile::tempfile_in(folder).map(drop).map_err(problem)
 }
 
 /// A split without any box, as test-dev: the results file is all there is to get.
@@ -163,7 +194,7 @@ fn without_truth(r: &Request, detector: &Detector, job: &Job) -> Result<()> {
     job.world.barrier("evaluation's end")?;
     if let Some((detections, spent)) = found {
         tell(data, &spent, None, began.elapsed().as_secs_f64());
-        write_whole(path, &results_json(&detections).to_string())?;
+        write_results(path, &detections)?;
         tracing::info!("no ground truth in `{split}`: {} detections in {}, no numbers", detections.len(), path.display());
     }
     Ok(())
@@ -222,10 +253,8 @@ fn facts(c: &Config) -> Vec<(String, String)> {
     [("network", network), ("input", input), ("detections", rule)].map(|(n, v)| (n.to_owned(), v)).to_vec()
 }
 
-/// Writes aside, then renames.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".writing");
-    let aside = PathBuf::from(aside);
-    fs_err::write(&aside, text).and_then(|()| fs_err::rename(&aside, path)).map_err(Error::io("cannot write", path))
+/// Writes detections in COCO's results format.
+fn write_results(path: &Path, detections: &[Detection]) -> Result<()> {
+    let text = results_json(detections).to_string();
+    write_atomically(path, |file| file.write_all(text.as_bytes())).map_err(Error::io("cannot write", path))
 }

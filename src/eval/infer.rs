@@ -139,9 +139,11 @@ fn detect_range(detector: &Detector, job: &Job, groups: Range<usize>) -> Result<
         }
     };
     let parts: Vec<Result<(Found, Spent)>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, work);
+        let workers: Vec<_> = (0..threads).map(start).collect();
         let ended = |_| Err(Error::Data("a thread of the evaluation ended early".into()));
-        workers.into_iter().map(|w| w.join().unwrap_or_else(ended)).collect()
+        let refused = |e| Err(crate::threads::refused("a thread of the evaluation", &e));
+        workers.into_iter().map(|w| w.map_or_else(refused, |w| w.join().unwrap_or_else(ended))).collect()
     });
     tch::set_num_threads(threads);
     let (mut all, mut spent) = (vec![], Spent::default());

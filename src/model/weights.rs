@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use dw_base::text::shown;
 use dw_weights::{Dtype, Weights};
 use tch::{Kind, Tensor};
 
@@ -63,7 +64,13 @@ fn tensor(file: &Weights, name: &str) -> Result<Tensor> {
     let kind = kind(t.dtype)
         .ok_or_else(|| Error::Data(format!("{}: `{name}`: numbers of type {:?} cannot be used", file.path.display(), t.dtype)))?;
     let shape: Vec<i64> = t.shape.iter().map(|&n| n as i64).collect();
-    Ok(Tensor::f_from_data_size(&file.read(name)?, &shape, kind)?)
+    let tensor = Tensor::f_from_data_size(&file.read(name)?, &shape, kind)?;
+    let finite = !tensor.is_floating_point() || tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1;
+    if finite { Ok(tensor) } else { Err(Error::Data(not_finite(file, name))) }
+}
+
+fn not_finite(file: &Weights, name: &str) -> String {
+    format!("{}: `{}` holds numbers that are not finite (NaN or infinity): a training that diverged?", file.path.display(), shown(name))
 }
 
 /// All tensors of a weight file by name.

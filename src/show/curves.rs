@@ -23,7 +23,6 @@ type Series = Vec<(String, Vec<(f64, f64)>)>;
 pub fn draw(run: &Path, out: &Path) -> Result<()> {
     let file = if run.is_dir() { run.join("metrics.jsonl") } else { run.to_owned() };
     let rows = metrics::read(&file)?;
-    // A resumed run repeats steps: the later row holds.
     let loss_names = ["loss", "loss_cls_pos", "loss_loc", "loss_cls_neg"];
     let losses = series(&rows, &loss_names);
     if losses.iter().all(|s| s.1.is_empty()) {
@@ -37,8 +36,9 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
         root.fill(&WHITE).map_err(failed)?;
         let (top, bottom) = root.split_vertically(HEIGHT * 6 / 10);
         let highest = losses.iter().flat_map(|s| smooth(&s.1)).map(|p| p.1).fold(0.0, f64::max);
-        panel(&top, "loss (running mean)", &losses.iter().map(|(n, p)| (n.clone(), smooth(p))).collect(), highest * 1.05)?;
-        panel(&bottom, "AP on the validation split", &aps, 1.0)?;
+        panel(&top, "loss (running mean)", &losses.iter().map(|(n, p)| (n.clone(), smooth(p))).collect(), highest * 1.05, 8)?;
+        // 0 to 1 in tenths.
+        panel(&bottom, "AP on the validation split", &aps, 1.0, 11)?;
         root.present().map_err(failed)?;
     }
     save_png(out, WIDTH, HEIGHT, &pixels)
@@ -70,7 +70,7 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str, lines: &Series, top: f64) -> Result<()> {
+fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str, lines: &Series, top: f64, labels: usize) -> Result<()> {
     let last = lines.iter().filter_map(|s| s.1.last()).map(|p| p.0).fold(1.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 20))
@@ -82,6 +82,8 @@ fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str,
     chart
         .configure_mesh()
         .x_desc("step")
+        .y_labels(labels)
+        .y_label_formatter(&|y| format!("{y:.1}"))
         .x_label_formatter(&|x| format!("{x:.0}"))
         .label_style(("sans-serif", 14))
         .light_line_style(WHITE)

@@ -1,6 +1,7 @@
-//! Pictures for people: predictions on images ([`pred`]), losses and AP over steps ([`curves`]).
+//! Pictures for people: predictions on images ([`pred`], with [`labels`]), losses and AP over steps ([`curves`]).
 
 pub mod curves;
+pub mod labels;
 pub mod pred;
 
 use std::sync::Once;

@@ -142,8 +142,6 @@ fn write_all(aside: &Path, snapshot: &Snapshot) -> Result<()> {
         fs::remove_dir_all(aside).map_err(Error::io("cannot remove", aside))?;
     }
     fs::create_dir(aside).map_err(Error::io("cannot create", aside))?;
-    write_tensors(&aside.join(MODEL), model)?;
-    write_tensors(&aside.join(MOMENTUM), momentum)?;
     let write = |name: &str, text: String| {
         let path = aside.join(name);
         fs::write(&path, text).map_err(Error::io("cannot write", &path))
@@ -151,6 +149,13 @@ fn write_all(aside: &Path, snapshot: &Snapshot) -> Result<()> {
     let json = |e: serde_json::Error| Error::Data(format!("cannot write {}: {e}", aside.display()));
     write(STATE, serde_json::to_string_pretty(state).map_err(json)? + "\n")?;
     write(CONFIG, toml::to_string(config).map_err(|e| Error::Data(format!("cannot write {}: {e}", aside.display())))?)?;
+    let mode = fs::metadata(aside.join(STATE)).map_err(Error::io("cannot read", aside))?.permissions();
+    for (name, tensors) in [(MODEL, model), (MOMENTUM, momentum)] {
+        let path = aside.join(name);
+        write_tensors(&path, tensors)?;
+        // The library makes the file private to its owner.
+        fs::set_permissions(&path, mode.clone()).map_err(Error::io("cannot write", &path))?;
+    }
     let mut manifest = BTreeMap::new();
     for name in [MODEL, MOMENTUM, STATE, CONFIG] {
         let path = aside.join(name);

@@ -1,5 +1,6 @@
 //! Starting weights: random, ImageNet's from the cache or the network, or any weight file.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use dw_launch::World;
@@ -8,7 +9,9 @@ use dw_weights::fetch::{Pinned, cache};
 
 use crate::app;
 use crate::error::{Error, Result};
-use crate::model::{Detector, ModelConfig, NormKind, weights as by_name};
+use crate::model::params::Entry;
+use crate::model::weights::{self as by_name, LoadReport};
+use crate::model::{Detector, ModelConfig, NormKind, Params};
 
 /// Puts the starting weights of `model.init` into a network; every rank calls it.
 ///
@@ -36,8 +39,60 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     if report.matched == 0 {
         return Err(Error::Usage(format!("{}: none of its tensors fits the network: {report}", path.display())));
     }
+    let parts = by_part(&detector.params, &report);
+    let frozen = frozen_and_absent(&detector.params, &report, config.norm);
+    if let Some(first) = frozen.first() {
+        return Err(Error::Usage(format!(
+            "{}: {} tensors that are not trained would stay at random values, the first is `{first}`: of {parts}\nhint: a file of this backbone ({}), or model.frozen_stages=-1{}",
+            path.display(),
+            frozen.len(),
+            config.backbone.name(),
+            if config.norm == NormKind::FrozenBn { " with model.norm=bn or gn" } else { "" }
+        )));
+    }
     tracing::info!("{} ({}): {report}", path.display(), file.container);
+    // A backbone's file rightly says nothing about neck and head; a part that it gives, it must give whole.
+    if counts(&detector.params, &report).iter().any(|(part, found, all)| found < all && (*found > 0 || *part == PARTS[0])) {
+        tracing::warn!("{}: does not fit the whole network: of {parts}; the rest starts at random values", path.display());
+    }
     Ok(())
+}
+
+/// Parts of a network by the beginning of their names.
+const PARTS: [&str; 3] = ["backbone", "neck", "bbox_head"];
+
+/// Of each part: tensors that were loaded, and all. Counters that nothing reads are left out.
+fn counts(params: &Params, report: &LoadReport) -> Vec<(&'static str, usize, usize)> {
+    let absent = absent(report);
+    let count = |part: &'static str| {
+        let names: Vec<&str> = params.entries.iter().map(|e| e.name.as_str()).filter(|n| n.starts_with(part) && !is_counter(n)).collect();
+        (part, names.iter().filter(|n| !absent.contains(*n)).count(), names.len())
+    };
+    PARTS.map(count).to_vec()
+}
+
+fn by_part(params: &Params, report: &LoadReport) -> String {
+    let text: Vec<String> = counts(params, report).iter().map(|(part, found, all)| format!("{part} {found} of {all}")).collect();
+    format!("{} tensors were found", text.join(", "))
+}
+
+/// Names of the network's tensors that the file lacks or has in another shape.
+fn absent(report: &LoadReport) -> HashSet<&str> {
+    // A reshaped entry goes on with both shapes in parentheses.
+    let reshaped = report.reshaped.iter().map(|t| t.split(" (").next().unwrap_or(t));
+    report.missing.iter().map(String::as_str).chain(reshaped).collect()
+}
+
+fn is_counter(name: &str) -> bool {
+    name.ends_with(".num_batches_tracked")
+}
+
+/// Tensors of the backbone that no step changes, and that the file does not give.
+fn frozen_and_absent<'a>(params: &'a Params, report: &LoadReport, norm: NormKind) -> Vec<&'a str> {
+    let absent = absent(report);
+    let frozen = |e: &&Entry| !e.trainable && (!e.buffer || norm == NormKind::FrozenBn) && !is_counter(&e.name);
+    let of_backbone = params.entries.iter().filter(|e| e.name.starts_with(PARTS[0])).filter(frozen);
+    of_backbone.map(|e| e.name.as_str()).filter(|n| absent.contains(n)).collect()
 }
 
 /// The pinned file of the backbone; rank 0 fetches it when it is not in the cache.

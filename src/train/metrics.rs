@@ -1,4 +1,5 @@
-//! `metrics.jsonl`: one object a step, one an evaluation.
+//! `metrics.jsonl`: one object a step, one an evaluation. Steps and epochs count from 1, as in log
+//! lines and in the names of checkpoints.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -12,33 +13,33 @@ use crate::error::{Error, Result};
 pub struct Metrics {
     file: File,
     path: PathBuf,
+    /// Number of this start of the run, from 1.
+    attempt: usize,
     /// Length in whole rows.
     whole: u64,
 }
 
 impl Metrics {
-    /// Opens the file; `resume` goes on after its last whole line, else it starts empty.
+    /// Opens the file of a run whose first `start` steps are done, in its start number `attempt`. Rows
+    /// of later steps, which the checkpoint does not contain, and a cut last line are removed.
     ///
     /// # Errors
-    /// A file that cannot be written.
-    pub fn open(path: &Path, resume: bool) -> Result<Self> {
+    /// A file that cannot be written, or a line that is not an object.
+    pub fn open(path: &Path, start: usize, attempt: usize) -> Result<Self> {
         let io = |e| Error::io("cannot open", path)(e);
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
-        let mut whole = 0;
-        if resume {
-            let text = std::fs::read(path).map_err(Error::io("cannot read", path))?;
-            whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at as u64 + 1);
-        }
+        let whole = if start == 0 { 0 } else { length_up_to(path, start)? };
         file.set_len(whole).map_err(Error::io("cannot cut", path))?;
-        Ok(Self { file, path: path.to_owned(), whole })
+        Ok(Self { file, path: path.to_owned(), attempt, whole })
     }
 
-    /// Appends a row.
+    /// Appends a row, and the attempt to it.
     ///
     /// # Errors
     /// A full disk; the file then still ends with a whole row.
-    pub fn row(&mut self, row: &Map<String, Value>) -> Result<()> {
-        let mut line = Value::Object(row.clone()).to_string();
+    pub fn row(&mut self, mut row: Map<String, Value>) -> Result<()> {
+        row.insert("attempt".into(), self.attempt.into());
+        let mut line = Value::Object(row).to_string();
         line.push('\n');
         let written = self.file.write_all(line.as_bytes());
         match written {
@@ -48,6 +49,32 @@ impl Metrics {
         }
         written.map_err(Error::io("cannot write", &self.path))
     }
+
+    /// Puts what was written on disk: a checkpoint must not outlive the rows of its steps.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("cannot sync", &self.path))
+    }
+}
+
+/// Bytes of the rows up to step `last`.
+fn length_up_to(path: &Path, last: usize) -> Result<u64> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("cannot read", path))?;
+    let mut length = 0;
+    for (n, line) in text.split_inclusive('\n').enumerate().filter(|(_, l)| l.ends_with('\n')) {
+        let row = parse(path, n, line)?;
+        if row.get("step").and_then(Value::as_u64).is_some_and(|step| step > last as u64) {
+            break;
+        }
+        length += line.len() as u64;
+    }
+    Ok(length)
+}
+
+fn parse(path: &Path, n: usize, line: &str) -> Result<Map<String, Value>> {
+    serde_json::from_str(line).map_err(|e| Error::Data(format!("{}: line {}: {e}", path.display(), n + 1)))
 }
 
 /// Rows of a file; a cut last line is left out.
@@ -57,28 +84,35 @@ impl Metrics {
 pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let text = fs_err::read_to_string(path).map_err(|e| Error::Usage(format!("cannot read metrics: {e}")))?;
     let whole = text.rfind('\n').map_or("", |at| &text[..at]);
-    whole
-        .lines()
-        .enumerate()
-        .map(|(n, line)| serde_json::from_str(line).map_err(|e| Error::Data(format!("{}: line {}: {e}", path.display(), n + 1))))
-        .collect()
+    whole.lines().enumerate().map(|(n, line)| parse(path, n, line)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn row(step: usize) -> Map<String, Value> {
+        serde_json::json!({"step": step, "loss": 0.5}).as_object().unwrap().clone()
+    }
+
     #[test]
-    fn resume_cuts_a_half_line() {
+    fn a_resume_cuts_what_the_checkpoint_does_not_hold() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.jsonl");
-        fs_err::write(&path, "{\"step\":0}\n{\"st").unwrap();
-        assert_eq!(read(&path).unwrap().len(), 1);
-        let mut m = Metrics::open(&path, true).unwrap();
-        let row = serde_json::json!({"step": 1, "loss": 0.1});
-        m.row(row.as_object().unwrap()).unwrap();
-        assert_eq!(fs_err::read_to_string(&path).unwrap(), "{\"step\":0}\n{\"step\":1,\"loss\":0.1}\n");
-        Metrics::open(&path, false).unwrap();
+        let mut m = Metrics::open(&path, 0, 1).unwrap();
+        (1..=5).for_each(|step| m.row(row(step)).unwrap());
+        m.row(serde_json::json!({"step": 5, "AP": 0.1}).as_object().unwrap().clone()).unwrap();
+        let half = fs_err::read_to_string(&path).unwrap() + "{\"st";
+        fs_err::write(&path, half).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 6);
+        let steps = || read(&path).unwrap().iter().map(|r| r["step"].as_u64().unwrap()).collect::<Vec<_>>();
+        drop(Metrics::open(&path, 5, 2).unwrap());
+        assert_eq!(steps(), [1, 2, 3, 4, 5, 5], "the evaluation of the checkpoint stays");
+        let mut m = Metrics::open(&path, 3, 3).unwrap();
+        m.row(row(4)).unwrap();
+        assert_eq!(steps(), [1, 2, 3, 4]);
+        assert_eq!(read(&path).unwrap()[3]["attempt"], 3);
+        drop(Metrics::open(&path, 0, 1).unwrap());
         assert_eq!(fs_err::read_to_string(&path).unwrap(), "");
     }
 }

@@ -5,12 +5,16 @@ pub mod buckets;
 pub mod checkpoint;
 pub mod flat;
 pub mod init;
+pub mod lock;
 pub mod metrics;
 pub mod progress;
+pub mod resume;
 pub mod saver;
 pub mod schedule;
 pub mod sgd;
 pub mod start;
+pub mod unmatched;
+pub mod work_dir;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +40,8 @@ use checkpoint::Snapshot;
 use flat::Flat;
 use metrics::Metrics;
 use progress::Progress;
-use saver::Saver;
+use saver::{Output, Saver};
+use unmatched::Unmatched;
 
 /// Steps that the loader may be ahead.
 const PREFETCH: usize = 4;
@@ -59,6 +64,8 @@ pub struct Run<'a> {
     pub start: usize,
     /// Where results go.
     pub work_dir: PathBuf,
+    /// Number of this start of the run, from 1.
+    pub attempt: usize,
 }
 
 /// What one step measured.
@@ -91,7 +98,7 @@ impl Run<'_> {
         let workers = if plan.config.data.workers == 0 { plan.threads } else { plan.config.data.workers };
         let mut buckets = Buckets::new(&self.detector.params, &self.flat, &plan.config.train, &self.world);
         let lead = plan.rank == 0;
-        let mut metrics = if lead { Some(Metrics::open(&self.work_dir.join("metrics.jsonl"), self.start > 0)?) } else { None };
+        let mut metrics = if lead { Some(Metrics::open(&self.work_dir.join("metrics.jsonl"), self.start, self.attempt)?) } else { None };
         let mut best = if lead { self.best_so_far()? } else { None };
         let mut saver = Saver::new(self.work_dir.join("checkpoints"), &plan.config.checkpoint);
         if let Some(ap) = self.make_up(&mut metrics, &mut saver, &stop)?
@@ -103,11 +110,13 @@ impl Run<'_> {
             tracing::info!("nothing more to do: {} of {} steps are done", self.start, plan.total_steps);
             return Ok(());
         }
-        let mut loader = Loader::start(&self.train, &recipe, self.start..plan.total_steps, workers, PREFETCH.max(workers + 1));
+        let steps = self.start..plan.total_steps;
+        let mut loader = Loader::start(&self.train, &recipe, steps, workers, PREFETCH.max(workers + 1))?;
+        let mut unmatched = Unmatched::default();
         let mut progress = Progress::new(self.start, plan.total_steps);
         for step in self.start..plan.total_steps {
-            self.world.at_step(step);
-            let fault = drill.and_then(|d| d.at(plan.rank, step));
+            self.world.at_step(step + 1);
+            let fault = drill.and_then(|d| d.at(plan.rank, step + 1));
             let began = Instant::now();
             let Some(batch) = loader.next_batch() else { break };
             let data_s = loader.waited_s;
@@ -126,7 +135,10 @@ impl Run<'_> {
             }
             let epoch = step / plan.steps_per_epoch;
             if let Some(m) = &mut metrics {
-                saver.tolerate(m.row(&step_row(step, epoch, &done, data_s, step_s, plan.global_batch)))?;
+                saver.tolerate(Output::Row, m.row(step_row(step, epoch, &done, data_s, step_s, plan.global_batch)))?;
+                if let Some(warning) = unmatched.see(done.loss.without_positive()) {
+                    tracing::warn!("{warning}");
+                }
                 progress.log(step, epoch, &done.loss, done.lr, plan.global_batch);
             }
             saver.look()?;
@@ -135,8 +147,14 @@ impl Run<'_> {
             let every = plan.config.checkpoint.every_steps;
             let evaluate = self.evaluates_after(step);
             let preempted = done.loss.stop_votes > 0;
-            let periodic = (every > 0 && (step + 1).is_multiple_of(every)) || (every == 0 && epoch_end);
+            let minutes = plan.config.checkpoint.every_minutes;
+            let periodic = (every > 0 && (step + 1).is_multiple_of(every))
+                || (every == 0 && epoch_end)
+                || (minutes > 0.0 && saver.age().as_secs_f64() >= 60.0 * minutes);
             if lead && (last || preempted || evaluate || periodic) {
+                if let Some(m) = &metrics {
+                    saver.tolerate(Output::Row, m.sync())?;
+                }
                 saver.save(|| self.snapshot(step + 1), best.map(|b| b.1), !(last || preempted || evaluate))?;
             }
             if preempted && (!last || evaluate) {
@@ -150,6 +168,9 @@ impl Run<'_> {
             {
                 best = Some((ap, step + 1));
             }
+        }
+        if unmatched.total() > 0 {
+            tracing::warn!("{} of {} steps had no positive weight", unmatched.total(), plan.total_steps - self.start);
         }
         self.settle(&mut saver)
     }
@@ -169,7 +190,7 @@ impl Run<'_> {
         }
         let mut missing = vec![];
         if self.plan.rank == 0 {
-            let is_it = |r: &Map<String, Value>| r.contains_key("AP") && r["step"].as_u64() == Some(self.start as u64 - 1);
+            let is_it = |r: &Map<String, Value>| r.contains_key("AP") && r["step"].as_u64() == Some(self.start as u64);
             missing.push(u8::from(!metrics::read(&self.work_dir.join("metrics.jsonl"))?.iter().any(is_it)));
         }
         if self.world.broadcast_bytes(missing, "evaluation to make up")? != [1] {
@@ -265,8 +286,14 @@ impl Run<'_> {
         let terms: Vec<String> = loss.terms.iter().map(|(n, v)| format!("{n} {v}")).collect();
         let what = grad_norm.map_or_else(|| "the loss".to_owned(), |n| format!("the gradient's norm ({n})"));
         Error::NotFinite(format!(
-            "step {step}: {what} is not a finite number: {}; images {images:?}\nhint: lower train.lr, lengthen train.warmup_steps or set train.clip_norm; the last checkpoint is whole",
-            terms.join(", ")
+            "step {}: {what} is not a finite number: {}; images {images:?}\nhint: lower train.lr, lengthen train.warmup_steps or set train.clip_norm; {}",
+            step + 1,
+            terms.join(", "),
+            if step > self.start || self.start > 0 {
+                "the last checkpoint is whole"
+            } else {
+                "it is the first step: look at the starting weights"
+            },
         ))
     }
 
@@ -276,7 +303,7 @@ impl Run<'_> {
             return Ok(None);
         }
         let rows = metrics::read(&self.work_dir.join("metrics.jsonl"))?;
-        let found = rows.iter().filter_map(|r| Some((r.get("AP")?.as_f64()?, r.get("step")?.as_u64()? as usize + 1)));
+        let found = rows.iter().filter_map(|r| Some((r.get("AP")?.as_f64()?, r.get("step")?.as_u64()? as usize)));
         // As in training: a later checkpoint must be better. One that is gone is no candidate.
         let there = |f: &(f64, usize)| f.1 <= self.start && checkpoint::exists(&self.work_dir.join("checkpoints"), f.1);
         Ok(found.filter(there).reduce(|best, f| if f.0 > best.0 { f } else { best }))
@@ -293,12 +320,12 @@ impl Run<'_> {
         Snapshot::take(state, &self.plan.config, &self.detector.params, &self.flat)
     }
 
-    /// AP on rank 0.
+    /// AP on rank 0, after step `step` (from 0).
     fn evaluate(&self, step: usize, metrics: Option<&mut Metrics>, saver: &mut Saver, stop: &AtomicBool) -> Result<Option<f64>> {
         let Some(val) = &self.val else { return Ok(None) };
         let (began, epoch) = (Instant::now(), step / self.plan.steps_per_epoch);
         let t = &self.plan.config.train;
-        // Ranks come to the gathering at different times, and matching is rank 0's alone (pain 5).
+        // Ranks come to the gathering at different times, and matching is rank 0's alone (a deadline for steps would end a sound job).
         self.patience(t.start_deadline_s);
         let job = eval::Job { data: val, config: &self.plan.config, device: self.plan.device, world: &self.world, stop };
         let report = match eval::evaluate(&self.detector, &job, &Params::default()) {
@@ -313,13 +340,13 @@ impl Run<'_> {
         let (Some(report), Some(metrics)) = (report, metrics) else { return Ok(None) };
         let s = report.evaluation.summary();
         let mut row = Map::new();
-        row.insert("step".into(), json!(step));
-        row.insert("epoch".into(), json!(epoch));
+        row.insert("step".into(), json!(step + 1));
+        row.insert("epoch".into(), json!(epoch + 1));
         for (name, value) in s.named() {
             row.insert(name.into(), json!(value));
         }
         row.insert("eval_s".into(), json!(began.elapsed().as_secs_f64()));
-        saver.tolerate(metrics.row(&row))?;
+        saver.tolerate(Output::Row, metrics.row(row))?;
         tracing::info!(
             "epoch {}: AP {:.3}, AP50 {:.3}, AP75 {:.3} ({:.0} s)",
             epoch + 1,
@@ -341,12 +368,13 @@ pub fn to_device(images: &Tensor, device: Device, kind: Kind) -> Tensor {
 
 fn step_row(step: usize, epoch: usize, s: &Step, data_s: f64, step_s: f64, images: usize) -> Map<String, Value> {
     let mut row = Map::new();
-    row.insert("step".into(), json!(step));
-    row.insert("epoch".into(), json!(epoch));
+    row.insert("step".into(), json!(step + 1));
+    row.insert("epoch".into(), json!(epoch + 1));
     row.insert("loss".into(), json!(s.loss.total()));
     for (name, value) in &s.loss.terms {
         row.insert((*name).into(), json!(value));
     }
+    row.insert("no_positive".into(), json!(u8::from(s.loss.without_positive())));
     row.insert("grad_norm".into(), json!(s.grad_norm));
     row.insert("lr".into(), json!(s.lr));
     row.insert("data_s".into(), json!(data_s));

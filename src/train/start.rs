@@ -2,43 +2,24 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dw_launch::{Topology, World, signals};
+use tch::Device;
 
-use super::checkpoint::{self, Checkpoint};
 use super::flat::Flat;
-use super::{Run, checkpoint::State, init};
+use super::lock::Lock;
+pub use super::resume::Resume;
+use super::{Run, checkpoint, init, resume, work_dir};
 use crate::app;
-use crate::config::{self, Config, DataConfig};
+use crate::config::{self, Config};
 use crate::data::Dataset;
-use crate::data::dataset::same_categories;
+use crate::data::dataset::{choose_split, same_categories};
 use crate::device::Choice;
 use crate::error::{Error, Result};
 use crate::model::Detector;
 use crate::plan::Plan;
-
-/// Which checkpoint to go on from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Resume {
-    /// The newest of the work directory, if there is one.
-    Auto,
-    /// Start anew.
-    None,
-    /// This one.
-    Path(PathBuf),
-}
-
-impl std::str::FromStr for Resume {
-    type Err = std::convert::Infallible;
-    fn from_str(s: &str) -> std::result::Result<Self, Self::Err> {
-        Ok(match s {
-            "auto" => Self::Auto,
-            "none" => Self::None,
-            path => Self::Path(path.into()),
-        })
-    }
-}
+use crate::threads;
 
 /// What `dw-train` was asked for.
 #[derive(Debug)]
@@ -51,6 +32,8 @@ pub struct Request {
     pub work_dir: Option<PathBuf>,
     /// Which checkpoint to go on from.
     pub resume: Resume,
+    /// Go on although settings that decide the result differ.
+    pub with_changes: bool,
     /// Device.
     pub device: Choice,
     /// Resolve and print everything, then end.
@@ -66,22 +49,25 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
     // From here on a signal asks for a checkpoint, and not only once the loop runs.
     signals::listen().map_err(Error::io("cannot listen to", Path::new("signals")))?;
     let mut config = config::load(&request.config, &request.sets)?;
+    config.resolve();
     let name = Path::new(&request.config).file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
     let work_dir = request.work_dir.clone().unwrap_or_else(|| Path::new("work").join(&name));
+    let threads = threads_of(&config, topology, request.dry_run)?;
     if request.dry_run && !config.data.shards.exists() {
-        return without_data(&name, config, request.device, topology, world);
+        return without_data(&name, config, request.device, threads, topology, world);
     }
-    let d = &config.data;
-    let train = Arc::new(Dataset::open(&d.shards, &d.train_split, d.limit, d.filter_empty)?);
-    let val = validation(&config, &train)?;
+    let (train, val) = open_data(&mut config)?;
     let checkpoints = work_dir.join("checkpoints");
-    let (device, threads) = app::device(request.device, config.train.threads, topology)?;
+    let device = device_of(request, threads, topology)?;
     let world = app::join(device, world)?;
     world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
-    let from = choose(&request.resume, &checkpoints, &world)?;
+    // Held to the end of this function: until the run has ended.
+    let _lock = lock(&work_dir, request.dry_run, &world)?;
+    let from = resume::choose(&request.resume, &checkpoints, &world)?;
+    let mut global_batch = config.train.images_per_rank * world.size();
     if let Some(c) = &from {
-        check_resume(c, &train, &config)?;
-        // The start lies behind; whether stages are frozen hangs on it.
+        global_batch = resume::check(c, &train, &config, world.size(), request.with_changes)?;
+        // The starting weights were loaded then; which stages are frozen follows from them.
         config.model.init.clone_from(&c.config.model.init);
     }
     let start = from.as_ref().map_or(0, |c| c.state.step);
@@ -95,8 +81,7 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
     }
     agree(&world, &format!("step {start}, data {:08x} ({} images), settings {config:?}", train.split.fingerprint(), train.len()))?;
     let images = (train.len(), val.as_ref().map_or(0, Dataset::len));
-    let batch = from.as_ref().map(|c| c.state.global_batch);
-    let plan = Plan::new(&name, config, train.categories().len(), images, device, &world, threads, batch)?;
+    let plan = Plan::new(&name, config, train.categories().len(), images, device, &world, threads, global_batch)?;
     tch::manual_seed(plan.config.train.seed as i64);
     let mut detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
     if request.dry_run {
@@ -111,50 +96,64 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
     let flat = Flat::new(&mut detector.params);
     if let Some(c) = &from {
         c.load(&mut detector.params, Some(&flat))?;
-        if c.config.model != plan.config.model {
-            let text = format!("it is of {:?}, the configuration asks for {:?}", c.config.model, plan.config.model);
-            return Err(Error::Usage(format!("cannot go on from {}: {text}", c.path.display())));
-        }
         tracing::info!("going on from {} (step {start})", c.path.display());
     }
-    if plan.rank == 0 {
-        prepare_work_dir(&work_dir, &plan, &detector)?;
-        checkpoint::clean(&checkpoints)?;
-    }
-    Run { plan: &plan, world, train, val, detector, flat, start, work_dir }.train()
+    let attempt = if plan.rank == 0 { prepare_work_dir(&work_dir, start, &plan, &detector)? } else { 0 };
+    Run { plan: &plan, world, train, val, detector, flat, start, work_dir, attempt }.train()
 }
 
-/// What another rank's file system may take to show what rank 0 sees (attribute caches of NFS hold for a minute).
-const APPEARS: Duration = Duration::from_secs(90);
-
-/// The checkpoint to go on from, which rank 0 chooses for all.
-fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Option<Checkpoint>> {
-    let mine = match resume {
-        _ if world.rank() > 0 => None,
-        Resume::None => None,
-        Resume::Auto => checkpoint::newest(checkpoints),
-        Resume::Path(path) => Some(app::find_checkpoint(path)?),
-    };
-    let path = mine.as_ref().map(|c| c.path.as_os_str().as_encoded_bytes().to_vec()).unwrap_or_default();
-    let path = world.broadcast_bytes(path, "checkpoint")?;
-    if world.rank() == 0 || path.is_empty() {
-        return Ok(mine);
-    }
-    // SAFETY: rank 0's own encoding of a path, by the same program.
-    let path = PathBuf::from(unsafe { std::ffi::OsString::from_encoded_bytes_unchecked(path) });
-    let began = Instant::now();
-    while !checkpoint::is_whole(&path) && began.elapsed() < APPEARS {
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    checkpoint::open(&path).map(Some)
+/// Threads of this rank, after a look at what the machine has.
+fn threads_of(config: &Config, topology: &Topology, dry_run: bool) -> Result<usize> {
+    threads::check("train.threads", config.train.threads, topology, dry_run)?;
+    threads::check("data.workers", config.data.workers, topology, dry_run)?;
+    Ok(threads::resolve(config.train.threads, topology))
 }
+
+/// This rank's device. A dry run computes nothing: it starts no threads.
+fn device_of(request: &Request, threads: usize, topology: &Topology) -> Result<Device> {
+    app::device(request.device, if request.dry_run { 1 } else { threads }, topology)
+}
+
+/// Takes the work directory for this run, on rank 0.
+fn lock(work_dir: &Path, dry_run: bool, world: &World) -> Result<Option<Lock>> {
+    if dry_run || world.rank() > 0 {
+        return Ok(None);
+    }
+    fs_err::create_dir_all(work_dir).map_err(Error::io("cannot create the work directory", work_dir))?;
+    Lock::take(work_dir).map(Some)
+}
+
+/// Opens training and validation split, and puts their names and the folder's whole path into the
+/// configuration, as the run's files keep them.
+fn open_data(config: &mut Config) -> Result<(Arc<Dataset>, Option<Dataset>)> {
+    let d = &mut config.data;
+    d.train_split = choose_split(&d.shards, &d.train_split, USUAL.0, "train", "data.train_split")?;
+    if config.eval.every_epochs > 0 {
+        d.val_split = choose_split(&d.shards, &d.val_split, USUAL.1, "val", "data.val_split")?;
+    }
+    // Found again from wherever the run is evaluated.
+    d.shards = std::path::absolute(&d.shards).map_err(Error::io("cannot find", &d.shards))?;
+    let train = Arc::new(Dataset::open(&d.shards, &d.train_split, d.limit, d.filter_empty)?);
+    let val = validation(config, &train)?;
+    Ok((train, val))
+}
+
+/// Splits of COCO 2017.
+const USUAL: (&str, &str) = ("train2017", "val2017");
 
 /// Images of COCO 2017 that have boxes, of its validation split, and its categories.
 const COCO: (usize, usize, usize) = (117_266, 5_000, 80);
 
 /// The settings of a run whose data are not there yet, as if they were COCO's.
 #[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
-fn without_data(name: &str, config: Config, device: Choice, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
+fn without_data(
+    name: &str,
+    mut config: Config,
+    device: Choice,
+    threads: usize,
+    topology: &Topology,
+    world: &mut Option<Arc<World>>,
+) -> Result<()> {
     let (train, val, classes) = COCO;
     if topology.rank == 0 {
         tracing::warn!(
@@ -162,9 +161,15 @@ fn without_data(name: &str, config: Config, device: Choice, topology: &Topology,
             config.data.shards.display()
         );
     }
-    let (device, threads) = app::device(device, config.train.threads, topology)?;
+    for (name, usual) in [(&mut config.data.train_split, USUAL.0), (&mut config.data.val_split, USUAL.1)] {
+        if name.is_empty() {
+            usual.clone_into(name);
+        }
+    }
+    let device = app::device(device, 1, topology)?;
     let world = app::join(device, world)?;
-    let plan = Plan::new(name, config, classes, (train, val), device, &world, threads, None)?;
+    let global_batch = config.train.images_per_rank * world.size();
+    let plan = Plan::new(name, config, classes, (train, val), device, &world, threads, global_batch)?;
     if plan.rank == 0 {
         let detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
         println!("{}", plan.table(&detector));
@@ -183,31 +188,6 @@ fn validation(config: &Config, train: &Dataset) -> Result<Option<Dataset>> {
     Ok(Some(val))
 }
 
-/// A run goes on only with the data, seed and network it began with (the network's shape is checked on loading).
-fn check_resume(c: &Checkpoint, train: &Dataset, config: &Config) -> Result<()> {
-    let State { data, seed, ref categories, .. } = c.state;
-    same_categories(categories, train.categories(), "the checkpoint", "the data")?;
-    let differs = |what: &str, hint: &str| Err(Error::Usage(format!("cannot go on from {}: {what}\nhint: {hint}", c.path.display())));
-    if data != train.split.fingerprint() {
-        return differs(
-            "the training data are not those it began with",
-            "pack the same data with the same options, or start anew with --resume none",
-        );
-    }
-    if seed != config.train.seed {
-        return differs(&format!("it began with seed {seed}, the configuration says {}", config.train.seed), "use the same `train.seed`");
-    }
-    let (old, new) = (&c.config.data, &config.data);
-    let deciding = |d: &DataConfig| (d.limit, d.filter_empty, d.group, d.aspect_grouping, d.canonical_nodes);
-    if deciding(old) != deciding(new) {
-        return differs(
-            "`data.limit`, `filter_empty`, `group`, `aspect_grouping` or `canonical_nodes` differ",
-            "they decide which image comes when: set them as in that run's config.toml",
-        );
-    }
-    Ok(())
-}
-
 /// Every rank must have read the same: with a work directory or data of its own a node would train something else.
 fn agree(world: &World, mine: &str) -> Result<()> {
     let first = world.broadcast_bytes(mine.as_bytes().to_vec(), "settings")?;
@@ -221,14 +201,18 @@ fn agree(world: &World, mine: &str) -> Result<()> {
     )))
 }
 
-fn prepare_work_dir(dir: &Path, plan: &Plan, detector: &Detector) -> Result<()> {
-    fs_err::create_dir_all(dir).map_err(Error::io("cannot create the work directory", dir))?;
+/// Makes the work directory ready, and leaves the settings of this start in it unless there is nothing
+/// more to do. Returns the number of the start.
+fn prepare_work_dir(dir: &Path, start: usize, plan: &Plan, detector: &Detector) -> Result<usize> {
+    checkpoint::clean(&dir.join("checkpoints"))?;
     let table = plan.table(detector);
     tracing::info!("settings\n{table}");
-    let saved = toml::to_string(&plan.config).map_err(|e| Error::Usage(format!("cannot save the configuration: {e}")))?;
-    for (name, text) in [("config.toml", saved), ("settings.txt", table + "\n")] {
-        let path = dir.join(name);
-        fs_err::write(&path, text).map_err(Error::io("cannot write", &path))?;
+    if let Some(caution) = plan.config.assign.caution() {
+        tracing::warn!("{caution}");
     }
-    Ok(())
+    if start >= plan.total_steps {
+        return Ok(work_dir::attempts(dir).max(1));
+    }
+    let saved = toml::to_string(&plan.config).map_err(|e| Error::Usage(format!("cannot save the configuration: {e}")))?;
+    work_dir::record(dir, &saved, &(table + "\n"))
 }
