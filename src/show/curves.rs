@@ -77,13 +77,13 @@ fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str,
         .margin(10)
         .x_label_area_size(35)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..last, 0.0..top.max(1e-3))
+        .build_cartesian_2d(0.0..last * 1.02, 0.0..top.max(1e-3))
         .map_err(failed)?;
     chart
         .configure_mesh()
         .x_desc("step")
         .y_labels(labels)
-        .y_label_formatter(&|y| format!("{y:.1}"))
+        .y_label_formatter(&|y| format!("{y:.0$}", if top < 0.8 { 2 } else { 1 }))
         .x_label_formatter(&|x| format!("{x:.0}"))
         .label_style(("sans-serif", 14))
         .light_line_style(WHITE)
