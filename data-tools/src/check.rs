@@ -40,7 +40,11 @@ pub struct Counts {
 /// # Errors
 /// No images or categories, duplicate ids, annotations of unknown images or categories, images without size,
 /// and bad boxes under [`BadBoxes::Fail`].
-pub fn boxes_by_image(coco: &Coco, file: &Path, policy: BadBoxes) -> Result<(Vec<Vec<GtBox>>, Counts)> {
+pub fn boxes_by_image(
+    coco: &Coco,
+    file: &Path,
+    policy: BadBoxes,
+) -> Result<(Vec<Vec<GtBox>>, Counts)> {
     if coco.images.is_empty() {
         return Err(Error::data(file, "images", "expected at least one image, found none"));
     }
@@ -52,21 +56,34 @@ pub fn boxes_by_image(coco: &Coco, file: &Path, policy: BadBoxes) -> Result<(Vec
     unique(file, "annotations", coco.annotations.iter().map(|a| a.id))?;
     for (n, image) in coco.images.iter().enumerate() {
         if image.width == 0 || image.height == 0 {
-            let problem = format!("`width` and `height` of image {} must not be 0, found {} x {}", image.id, image.width, image.height);
+            let problem = format!(
+                "`width` and `height` of image {} must not be 0, found {} x {}",
+                image.id, image.width, image.height
+            );
             return Err(Error::data(file, format!("images[{n}]"), problem));
         }
     }
-    let place: HashMap<i64, usize> = coco.images.iter().enumerate().map(|(n, i)| (i.id, n)).collect();
-    let label: HashMap<i64, u32> = coco.categories.iter().enumerate().map(|(n, c)| (c.id, n as u32)).collect();
+    let place: HashMap<i64, usize> =
+        coco.images.iter().enumerate().map(|(n, i)| (i.id, n)).collect();
+    let label: HashMap<i64, u32> =
+        coco.categories.iter().enumerate().map(|(n, c)| (c.id, n as u32)).collect();
     let mut boxes = vec![vec![]; coco.images.len()];
     let mut counts = Counts::default();
     for (n, a) in coco.annotations.iter().enumerate() {
         let at = || format!("annotations[{n}] (id {})", a.id);
         let Some(&i) = place.get(&a.image_id) else {
-            return Err(Error::data(file, at(), format!("`image_id` {} is not among the file's images", a.image_id)));
+            return Err(Error::data(
+                file,
+                at(),
+                format!("`image_id` {} is not among the file's images", a.image_id),
+            ));
         };
         let Some(&label) = label.get(&a.category_id) else {
-            return Err(Error::data(file, at(), format!("`category_id` {} is not among the file's categories", a.category_id)));
+            return Err(Error::data(
+                file,
+                at(),
+                format!("`category_id` {} is not among the file's categories", a.category_id),
+            ));
         };
         let image = &coco.images[i];
         let (w, h) = (image.width as f64, image.height as f64);
@@ -115,7 +132,11 @@ fn unique(file: &Path, section: &str, ids: impl Iterator<Item = i64>) -> Result<
     let mut seen = HashSet::new();
     for (n, id) in ids.enumerate() {
         if !seen.insert(id) {
-            return Err(Error::data(file, format!("{section}[{n}]"), format!("`id` {id} was used before; ids must be unique")));
+            return Err(Error::data(
+                file,
+                format!("{section}[{n}]"),
+                format!("`id` {id} was used before; ids must be unique"),
+            ));
         }
     }
     Ok(())
@@ -152,7 +173,14 @@ mod tests {
     fn coco(bbox: [f64; 4]) -> Coco {
         Coco {
             images: vec![Image { id: 5, file_name: "a.jpg".into(), width: 10, height: 8 }],
-            annotations: vec![Annotation { id: 1, image_id: 5, category_id: 3, bbox, area: 1.0, iscrowd: 0 }],
+            annotations: vec![Annotation {
+                id: 1,
+                image_id: 5,
+                category_id: 3,
+                bbox,
+                area: 1.0,
+                iscrowd: 0,
+            }],
             categories: vec![Category { id: 3, name: "x".into() }],
             images_alone: false,
         }
@@ -165,7 +193,11 @@ mod tests {
     /// Pain 8: bad boxes give NaN in other trainers.
     #[test]
     fn policies_on_bad_boxes() {
-        for (bbox, field) in [([1.0, 1.0, 0.0, 2.0], "area"), ([1.0, 1.0, -3.0, 2.0], "area"), ([11.0, 1.0, 2.0, 2.0], "outside")] {
+        for (bbox, field) in [
+            ([1.0, 1.0, 0.0, 2.0], "area"),
+            ([1.0, 1.0, -3.0, 2.0], "area"),
+            ([11.0, 1.0, 2.0, 2.0], "outside"),
+        ] {
             let (boxes, counts) = run(&coco(bbox), BadBoxes::Drop).unwrap();
             assert!(boxes[0].is_empty() && counts.without_area + counts.outside == 1, "{bbox:?}");
             assert!(run(&coco(bbox), BadBoxes::Fail).unwrap_err().to_string().contains(field));

@@ -126,7 +126,8 @@ enum Command {
 
 fn parse_size(text: &str) -> std::result::Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| format!("expected a size as 256MiB, found `{text}`"))?;
+    let number: u64 =
+        text[..digits].parse().map_err(|_| format!("expected a size as 256MiB, found `{text}`"))?;
     let unit = match text[digits..].trim() {
         "" | "B" => 1,
         "kB" | "KB" => 1000,
@@ -154,7 +155,11 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Command::Verify { out }) => verify(&out),
         Some(Command::Synth { dir, images, val, seed, classes, side }) => {
             let bar = progress("draw", (images + val) as u64);
-            synth::write(&dir, &synth::Options { train: images, val, classes, seed, side }, || bar.inc(1))?;
+            synth::write(
+                &dir,
+                &synth::Options { train: images, val, classes, seed, side },
+                || bar.inc(1),
+            )?;
             bar.finish_and_clear();
             println!("{}: {images} + {val} pictures of {classes} classes", dir.display());
             Ok(())
@@ -164,7 +169,11 @@ pub fn run(cli: Cli) -> Result<()> {
                 let bar = progress(&split.meta.split, split.len() as u64);
                 let n = export::export_split(&split, &dir, || bar.inc(1))?;
                 bar.finish_and_clear();
-                println!("{}: {n} images to {}", split.meta.split, dir.join(&split.meta.split).display());
+                println!(
+                    "{}: {n} images to {}",
+                    split.meta.split,
+                    dir.join(&split.meta.split).display()
+                );
             }
             Ok(())
         }
@@ -174,7 +183,8 @@ pub fn run(cli: Cli) -> Result<()> {
 
 /// A bar with images/s and ETA; hidden where stderr is not a terminal.
 fn progress(name: &str, images: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:>12} [{bar:30}] {pos}/{len} {per_sec:.0} ETA {eta}");
+    let style =
+        ProgressStyle::with_template("{prefix:>12} [{bar:30}] {pos}/{len} {per_sec:.0} ETA {eta}");
     let bar = ProgressBar::new(images).with_prefix(name.to_owned());
     match style {
         Ok(style) => bar.with_style(style.progress_chars("=> ")),
@@ -185,7 +195,10 @@ fn progress(name: &str, images: u64) -> ProgressBar {
 fn pack(a: &PackArgs) -> Result<()> {
     let Some(dir) = &a.dir else { return Err(Error::Usage("expected a COCO folder".into())) };
     let out = a.out.clone().unwrap_or_else(|| dir.join("shards"));
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(a.jobs).build().map_err(|e| Error::Usage(format!("--jobs: {e}")))?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(a.jobs)
+        .build()
+        .map_err(|e| Error::Usage(format!("--jobs: {e}")))?;
     let options = pack::Options {
         codec: a.pixels,
         level: a.level,
@@ -218,8 +231,11 @@ fn pack(a: &PackArgs) -> Result<()> {
         if done.reused > 0 {
             eprintln!("{split}: {} shards kept from an interrupted run", done.reused);
         }
-        let how =
-            if done.kept { "kept from an earlier run".to_owned() } else { format!("{:.0} images/s", done.images as f64 / done.seconds) };
+        let how = if done.kept {
+            "kept from an earlier run".to_owned()
+        } else {
+            format!("{:.0} images/s", done.images as f64 / done.seconds)
+        };
         println!(
             "{split}: {} images ({} empty), {} boxes, {} crowd, {:.1} MB, {how}",
             done.images,
@@ -237,19 +253,29 @@ fn info(out: &Path, as_json: bool) -> Result<()> {
     let splits = open_all(out)?;
     let mut rows = serde_json::Map::new();
     for s in &splits {
-        let (boxes, crowd) = s.entries().fold((0u64, 0u64), |(b, c), e| (b + e.boxes as u64, c + e.crowd as u64));
+        let (boxes, crowd) =
+            s.entries().fold((0u64, 0u64), |(b, c), e| (b + e.boxes as u64, c + e.crowd as u64));
         let bytes: usize = s.shards().map(|(_, n)| n).sum();
         let row = json!({"images": s.len(), "boxes": boxes, "crowd": crowd, "shards": s.shards().count(), "bytes": bytes});
         rows.insert(s.meta.split.clone(), row);
     }
-    let categories: Vec<_> =
-        splits.first().map_or(vec![], |s| s.categories().iter().map(|c| json!({"id": c.id, "name": c.name})).collect());
+    let categories: Vec<_> = splits.first().map_or(vec![], |s| {
+        s.categories().iter().map(|c| json!({"id": c.id, "name": c.name})).collect()
+    });
     let pixels = splits.first().map_or("", |s| s.codec.name());
     if as_json {
-        println!("{}", json!({"version": crate::format::VERSION, "pixels": pixels, "categories": categories, "splits": rows}));
+        println!(
+            "{}",
+            json!({"version": crate::format::VERSION, "pixels": pixels, "categories": categories, "splits": rows})
+        );
         return Ok(());
     }
-    println!("{}: format {}, pixels {pixels}, {} categories", out.display(), crate::format::VERSION, categories.len());
+    println!(
+        "{}: format {}, pixels {pixels}, {} categories",
+        out.display(),
+        crate::format::VERSION,
+        categories.len()
+    );
     for (name, row) in &rows {
         println!(
             "  {name}: {} images, {} boxes, {} crowd, {} shards, {:.1} MB",
@@ -279,7 +305,11 @@ fn verify(out: &Path) -> Result<()> {
         bar.finish_and_clear();
         if found.is_empty() {
             let rate = bytes as f64 / 1e9 / start.elapsed().as_secs_f64().max(1e-9);
-            println!("{name}: {} images, {} shards, all whole ({rate:.2} GB/s)", split.len(), split.shards().count());
+            println!(
+                "{name}: {} images, {} shards, all whole ({rate:.2} GB/s)",
+                split.len(),
+                split.shards().count()
+            );
         }
         bad.extend(found.iter().map(ToString::to_string));
     }

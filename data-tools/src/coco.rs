@@ -72,7 +72,14 @@ impl<'t> Entry<'t> for AnnotationText<'t> {
             place.passed(polygons.get().as_bytes());
         }
         let Self { id, image_id, category_id, bbox, iscrowd, .. } = self;
-        Annotation { id, image_id, category_id, bbox, area: self.area.unwrap_or(bbox[2] * bbox[3]), iscrowd }
+        Annotation {
+            id,
+            image_id,
+            category_id,
+            bbox,
+            area: self.area.unwrap_or(bbox[2] * bbox[3]),
+            iscrowd,
+        }
     }
 }
 
@@ -122,7 +129,11 @@ pub struct Coco {
 pub fn read(path: &Path) -> Result<Coco> {
     let file = File::open(path).map_err(Error::io("cannot open", path))?;
     if file.metadata().map_err(Error::io("cannot read", path))?.len() == 0 {
-        return Err(Error::data(path, "whole file", "expected COCO annotations (JSON), found an empty file"));
+        return Err(Error::data(
+            path,
+            "whole file",
+            "expected COCO annotations (JSON), found an empty file",
+        ));
     }
     // SAFETY: the map is read-only and lives as long as this function; a file that another process cuts
     // meanwhile ends this process with SIGBUS, as it does for every program that maps its input.
@@ -130,9 +141,13 @@ pub fn read(path: &Path) -> Result<Coco> {
     let _ = text.advise(memmap2::Advice::Sequential);
     let at = Place::new(&text);
     let mut reader = serde_json::Deserializer::from_slice(&text);
-    let mut coco = Sections(&at).deserialize(&mut reader).map_err(|e| Error::data(path, at.to_string(), e.to_string()))?;
+    let mut coco = Sections(&at)
+        .deserialize(&mut reader)
+        .map_err(|e| Error::data(path, at.to_string(), e.to_string()))?;
     reader.end().map_err(|e| Error::data(path, "after the last section", e.to_string()))?;
-    if coco.images_alone && !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(IMAGES_ALONE)) {
+    if coco.images_alone
+        && !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(IMAGES_ALONE))
+    {
         return Err(Error::data(path, "whole file", "missing section `annotations`"));
     }
     coco.categories.sort_by_key(|c| c.id);
@@ -164,7 +179,9 @@ impl<'t> Place<'t> {
         }
         let length = (position - from) / 4096 * 4096;
         // SAFETY: a read-only file map: pages that are touched again (strings borrowed from there) come back from the file.
-        let _ = unsafe { self.text.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, length) };
+        let _ = unsafe {
+            self.text.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, length)
+        };
         self.released.set(from + length);
     }
 }
@@ -201,7 +218,11 @@ impl<'de> Visitor<'de> for Sections<'_> {
             match key.as_ref() {
                 "images" => {
                     seen[0] = true;
-                    map.next_value_seed(Entries::<Image> { section: "images", place: self.0, into: &mut coco.images })?;
+                    map.next_value_seed(Entries::<Image> {
+                        section: "images",
+                        place: self.0,
+                        into: &mut coco.images,
+                    })?;
                 }
                 "annotations" => {
                     seen[1] = true;
@@ -213,7 +234,11 @@ impl<'de> Visitor<'de> for Sections<'_> {
                 }
                 "categories" => {
                     seen[2] = true;
-                    map.next_value_seed(Entries::<Category> { section: "categories", place: self.0, into: &mut coco.categories })?;
+                    map.next_value_seed(Entries::<Category> {
+                        section: "categories",
+                        place: self.0,
+                        into: &mut coco.categories,
+                    })?;
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -281,7 +306,11 @@ mod tests {
                 "images":[{"id":3,"file_name":"a.jpg","width":10,"height":20}]}"#,
         )
         .unwrap();
-        assert_eq!(coco.categories.iter().map(|c| c.id).collect::<Vec<_>>(), [2, 9], "labels follow ascending ids");
+        assert_eq!(
+            coco.categories.iter().map(|c| c.id).collect::<Vec<_>>(),
+            [2, 9],
+            "labels follow ascending ids"
+        );
         assert_eq!(coco.annotations[0].area, 14.0, "area falls back to w * h");
     }
 

@@ -20,7 +20,10 @@ pub fn export_split(split: &Split, dir: &Path, tick: impl Fn() + Sync) -> Result
     let images_dir = dir.join(name);
     let json_path = dir.join("annotations").join(format!("instances_{name}.json"));
     if json_path.exists() {
-        return Err(Error::Usage(format!("cannot export: {} exists already\nhint: choose an empty folder", json_path.display())));
+        return Err(Error::Usage(format!(
+            "cannot export: {} exists already\nhint: choose an empty folder",
+            json_path.display()
+        )));
     }
     for d in [&images_dir, &dir.join("annotations")] {
         fs::create_dir_all(d).map_err(Error::io("cannot create folder", d))?;
@@ -38,7 +41,11 @@ pub fn export_split(split: &Split, dir: &Path, tick: impl Fn() + Sync) -> Result
         entries.push(image);
         annotations.extend(boxes);
     }
-    let categories: Vec<_> = split.categories().iter().map(|c| json!({"id": c.id, "name": c.name, "supercategory": ""})).collect();
+    let categories: Vec<_> = split
+        .categories()
+        .iter()
+        .map(|c| json!({"id": c.id, "name": c.name, "supercategory": ""}))
+        .collect();
     let coco = json!({"info": {}, "licenses": [], "images": entries, "annotations": annotations, "categories": categories});
     let text = serde_json::to_vec(&coco).map_err(|e| Error::Usage(e.to_string()))?;
     fs::write(&json_path, text).map_err(Error::io("cannot write", &json_path))?;
@@ -54,22 +61,36 @@ fn export_image(split: &Split, i: usize, dir: &Path) -> Result<Exported> {
         file_name = Path::new(&file_name).with_extension("png").to_string_lossy().into_owned();
     }
     let relative = Path::new(&file_name);
-    if relative.is_absolute() || relative.components().any(|c| c == std::path::Component::ParentDir) {
-        return Err(Error::data(dir, format!("record {i}"), format!("`file_name` {file_name} would leave the folder")));
+    if relative.is_absolute() || relative.components().any(|c| c == std::path::Component::ParentDir)
+    {
+        return Err(Error::data(
+            dir,
+            format!("record {i}"),
+            format!("`file_name` {file_name} would leave the folder"),
+        ));
     }
     let path = dir.join(relative);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(Error::io("cannot create folder", parent))?;
     }
     if path.exists() {
-        return Err(Error::Usage(format!("cannot export: {} exists already\nhint: choose an empty folder", path.display())));
+        return Err(Error::Usage(format!(
+            "cannot export: {} exists already\nhint: choose an empty folder",
+            path.display()
+        )));
     }
     if record.layout == Layout::Jpeg {
         fs::write(&path, record.pixels).map_err(Error::io("cannot write", &path))?;
     } else {
         let rgb = record.decode()?;
-        image::save_buffer(&path, &rgb.data, rgb.width as u32, rgb.height as u32, image::ColorType::Rgb8)
-            .map_err(|e| Error::data(&path, "PNG", e.to_string()))?;
+        image::save_buffer(
+            &path,
+            &rgb.data,
+            rgb.width as u32,
+            rgb.height as u32,
+            image::ColorType::Rgb8,
+        )
+        .map_err(|e| Error::data(&path, "PNG", e.to_string()))?;
     }
     let e = record.entry;
     let boxes = record
@@ -81,5 +102,8 @@ fn export_image(split: &Split, i: usize, dir: &Path) -> Result<Exported> {
                    "area": b.area, "iscrowd": u8::from(b.crowd), "segmentation": []})
         })
         .collect();
-    Ok((json!({"id": e.image_id, "file_name": file_name, "width": e.width, "height": e.height}), boxes))
+    Ok((
+        json!({"id": e.image_id, "file_name": file_name, "width": e.width, "height": e.height}),
+        boxes,
+    ))
 }

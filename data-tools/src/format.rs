@@ -56,7 +56,9 @@ fn unseal(bytes: &[u8], magic: [u8; 8], what: &str) -> Result<(), String> {
     }
     let version = u32_at(bytes, 8);
     if version != VERSION {
-        return Err(format!("expected format version {VERSION}, found {version}; pack the data again with this version"));
+        return Err(format!(
+            "expected format version {VERSION}, found {version}; pack the data again with this version"
+        ));
     }
     if crc32c::crc32c(&bytes[..60]) != u32_at(bytes, 60) {
         return Err("header checksum does not match: the file is damaged".into());
@@ -110,9 +112,15 @@ impl IndexHeader {
             body_crc: u32_at(file, 40),
             tag: u32_at(file, 44),
         };
-        let body = u128::from(h.records) * HEADER as u128 + u128::from(h.shards) * 16 + u128::from(h.meta_len);
+        let body = u128::from(h.records) * HEADER as u128
+            + u128::from(h.shards) * 16
+            + u128::from(h.meta_len);
         if body + HEADER as u128 != file.len() as u128 {
-            return Err(format!("expected {} bytes, found {}: the file was cut or extended", body + HEADER as u128, file.len()));
+            return Err(format!(
+                "expected {} bytes, found {}: the file was cut or extended",
+                body + HEADER as u128,
+                file.len()
+            ));
         }
         if crc32c::crc32c(&file[HEADER..]) != h.body_crc {
             return Err("checksum does not match: the file is damaged".into());
@@ -181,7 +189,10 @@ impl Entry {
         e[..8].copy_from_slice(&self.offset.to_le_bytes());
         e[8..16].copy_from_slice(&self.length.to_le_bytes());
         e[16..24].copy_from_slice(&self.image_id.to_le_bytes());
-        for (i, v) in [self.shard, self.width, self.height, self.boxes, self.crowd, self.crc].into_iter().enumerate() {
+        for (i, v) in [self.shard, self.width, self.height, self.boxes, self.crowd, self.crc]
+            .into_iter()
+            .enumerate()
+        {
             e[24 + 4 * i..28 + 4 * i].copy_from_slice(&v.to_le_bytes());
         }
         e
@@ -280,7 +291,13 @@ impl Annotations {
 }
 
 /// A record as bytes; returns them with their checksum.
-pub fn encode_record(image_id: i64, codec: u32, annotations: &Annotations, pixels: &[u8], level: i32) -> std::io::Result<(Vec<u8>, u32)> {
+pub fn encode_record(
+    image_id: i64,
+    codec: u32,
+    annotations: &Annotations,
+    pixels: &[u8],
+    level: i32,
+) -> std::io::Result<(Vec<u8>, u32)> {
     let raw = annotations.to_bytes();
     let packed = zstd::bulk::compress(&raw, level)?;
     let mut out = Vec::with_capacity(RECORD_HEADER + packed.len() + pixels.len() + 8);
@@ -302,22 +319,34 @@ pub fn encode_record(image_id: i64, codec: u32, annotations: &Annotations, pixel
 ///
 /// # Errors
 /// A checksum or a length that does not hold.
-pub fn decode_record<'a>(record: &'a [u8], entry: &Entry) -> Result<(u32, Annotations, &'a [u8]), String> {
+pub fn decode_record<'a>(
+    record: &'a [u8],
+    entry: &Entry,
+) -> Result<(u32, Annotations, &'a [u8]), String> {
     if record.len() < RECORD_HEADER {
         return Err(format!("expected at least {RECORD_HEADER} bytes, found {}", record.len()));
     }
     let crc = crc32c::crc32c(&record[4..]);
     if crc != u32_at(record, 0) || crc != entry.crc {
-        return Err(format!("checksum does not match: expected {:08x}, found {crc:08x}; the data is damaged", entry.crc));
+        return Err(format!(
+            "checksum does not match: expected {:08x}, found {crc:08x}; the data is damaged",
+            entry.crc
+        ));
     }
     let (ann_len, raw_len) = (u32_at(record, 16) as usize, u32_at(record, 20) as usize);
     let pixel_len = u64_at(record, 24) as usize;
     let end = RECORD_HEADER.checked_add(ann_len).and_then(|n| n.checked_add(pixel_len));
-    if u64_at(record, 8) as i64 != entry.image_id || end.is_none_or(|n| n.next_multiple_of(8) != record.len()) {
+    if u64_at(record, 8) as i64 != entry.image_id
+        || end.is_none_or(|n| n.next_multiple_of(8) != record.len())
+    {
         return Err("the record's header and the index disagree".into());
     }
     let frame = &record[RECORD_HEADER..RECORD_HEADER + ann_len];
     let raw = zstd::bulk::decompress(frame, raw_len).map_err(|e| format!("annotations: {e}"))?;
     let annotations = Annotations::from_bytes(&raw).ok_or("annotations: malformed")?;
-    Ok((u32_at(record, 4), annotations, &record[RECORD_HEADER + ann_len..RECORD_HEADER + ann_len + pixel_len]))
+    Ok((
+        u32_at(record, 4),
+        annotations,
+        &record[RECORD_HEADER + ann_len..RECORD_HEADER + ann_len + pixel_len],
+    ))
 }

@@ -80,25 +80,43 @@ fn annotation_file(dir: &Path, split: &str) -> PathBuf {
 pub fn find_splits(dir: &Path, only: &[String]) -> Result<Vec<String>> {
     let annotations = dir.join("annotations");
     if !dir.is_dir() {
-        return Err(Error::Usage(format!("cannot pack {}: the folder does not exist", dir.display())));
+        return Err(Error::Usage(format!(
+            "cannot pack {}: the folder does not exist",
+            dir.display()
+        )));
     }
     if !annotations.is_dir() {
         let text = "expected a COCO folder with annotations/instances_SPLIT.json and a folder SPLIT of images";
-        return Err(Error::Usage(format!("cannot pack {}: it has no folder `annotations`\nhint: {text}", dir.display())));
+        return Err(Error::Usage(format!(
+            "cannot pack {}: it has no folder `annotations`\nhint: {text}",
+            dir.display()
+        )));
     }
     let files = fs::read_dir(&annotations).map_err(Error::io("cannot list", &annotations))?;
-    let files: Vec<String> = files.flatten().filter_map(|f| f.file_name().into_string().ok()).collect();
-    let splits =
-        |start: &str| files.iter().filter_map(|f| Some(f.strip_prefix(start)?.strip_suffix(".json")?.to_owned())).collect::<Vec<_>>();
+    let files: Vec<String> =
+        files.flatten().filter_map(|f| f.file_name().into_string().ok()).collect();
+    let splits = |start: &str| {
+        files
+            .iter()
+            .filter_map(|f| Some(f.strip_prefix(start)?.strip_suffix(".json")?.to_owned()))
+            .collect::<Vec<_>>()
+    };
     let [mut found, images_alone] = FILES.map(splits);
     found.sort();
     if found.is_empty() && only.is_empty() {
-        return Err(Error::Usage(format!("cannot pack {}: found no instances_SPLIT.json", annotations.display())));
+        return Err(Error::Usage(format!(
+            "cannot pack {}: found no instances_SPLIT.json",
+            annotations.display()
+        )));
     }
     for name in only {
         if !found.contains(name) && !images_alone.contains(name) {
             let all = [found, images_alone].concat();
-            return Err(Error::Usage(format!("no split `{name}` in {}: it holds {}", annotations.display(), all.join(", "))));
+            return Err(Error::Usage(format!(
+                "no split `{name}` in {}: it holds {}",
+                annotations.display(),
+                all.join(", ")
+            )));
         }
     }
     Ok(if only.is_empty() { found } else { only.to_vec() })
@@ -132,7 +150,13 @@ fn image_dir(dir: &Path, split: &str) -> Result<PathBuf> {
 ///
 /// # Errors
 /// Anything wrong with the annotations, and images under the policies; what was packed before stays as it was.
-pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &ProgressBar) -> Result<Packed> {
+pub fn pack_split(
+    dir: &Path,
+    split: &str,
+    out: &Path,
+    options: &Options,
+    bar: &ProgressBar,
+) -> Result<Packed> {
     let start = Instant::now();
     let json = annotation_file(dir, split);
     let source = fingerprint(&json, options)?;
@@ -187,11 +211,21 @@ pub fn pack_split(dir: &Path, split: &str, out: &Path, options: &Options, bar: &
     if images == 0 {
         return Err(Error::data(&json, "images", "none of the images could be used"));
     }
-    (counts.boxes, counts.crowd, counts.empty_images) = (written.boxes, written.crowd, written.empty_images);
+    (counts.boxes, counts.crowd, counts.empty_images) =
+        (written.boxes, written.crowd, written.empty_images);
     let meta = Meta { split: split.to_owned(), categories: coco.categories, source };
     let bytes = writer.finish(&meta, options.codec.code(), coco.images.len())?;
     let seconds = start.elapsed().as_secs_f64();
-    Ok(Packed { images, counts, skipped: tally.skipped, bytes, seconds, rotated: tally.rotated, reused, kept: false })
+    Ok(Packed {
+        images,
+        counts,
+        skipped: tally.skipped,
+        bytes,
+        seconds,
+        rotated: tally.rotated,
+        reused,
+        kept: false,
+    })
 }
 
 fn kept(done: &Split, start: Instant) -> Packed {
@@ -200,7 +234,16 @@ fn kept(done: &Split, start: Instant) -> Packed {
         counts.add(&e);
     }
     let bytes = done.shards().map(|(_, n)| n as u64).sum();
-    Packed { images: done.len(), counts, skipped: vec![], bytes, seconds: start.elapsed().as_secs_f64(), rotated: 0, reused: 0, kept: true }
+    Packed {
+        images: done.len(),
+        counts,
+        skipped: vec![],
+        bytes,
+        seconds: start.elapsed().as_secs_f64(),
+        rotated: 0,
+        reused: 0,
+        kept: true,
+    }
 }
 
 /// Everything that decides what a pack holds, short of the images' own bytes.
@@ -238,7 +281,11 @@ fn bad_images(json: &Path, failed: &[String], finished: usize, coco: &Coco, dir:
     let missing = coco.images.iter().filter(|i| !dir.join(&i.file_name).is_file()).count();
     let mut text = failed.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
     if missing > 1 {
-        text = format!("{text}\n{missing} of the {} images listed in {} are missing", coco.images.len(), json.display());
+        text = format!(
+            "{text}\n{missing} of the {} images listed in {} are missing",
+            coco.images.len(),
+            json.display()
+        );
     }
     text += "\nhint: --bad-images skip leaves such images out and counts them";
     if finished > 0 {
@@ -256,10 +303,17 @@ struct Encoded {
     rotated: bool,
 }
 
-fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std::result::Result<Encoded, String> {
+fn encode_image(
+    dir: &Path,
+    image: &Image,
+    boxes: &[GtBox],
+    o: &Options,
+) -> std::result::Result<Encoded, String> {
     let path = dir.join(&image.file_name);
-    let bytes = std::fs::read(&path).map_err(|e| format!("{}: image {} cannot be read: {e}", path.display(), image.id))?;
-    let undecodable = |e: String| format!("{}: image {} cannot be decoded: {e}", path.display(), image.id);
+    let bytes = std::fs::read(&path)
+        .map_err(|e| format!("{}: image {} cannot be read: {e}", path.display(), image.id))?;
+    let undecodable =
+        |e: String| format!("{}: image {} cannot be decoded: {e}", path.display(), image.id);
     let (width, height) = pixels::file_size(&bytes).map_err(undecodable)?;
     if (width, height) != (image.width as usize, image.height as usize) {
         return Err(format!(
@@ -299,7 +353,8 @@ fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std:
         crc: 0,
     };
     let annotations = Annotations { file_name: image.file_name.clone(), boxes };
-    let (record, crc) = encode_record(image.id, layout.code(), &annotations, &pixels, o.level).map_err(|e| e.to_string())?;
+    let (record, crc) = encode_record(image.id, layout.code(), &annotations, &pixels, o.level)
+        .map_err(|e| e.to_string())?;
     entry.crc = crc;
     Ok(Encoded { record, entry, rotated })
 }
@@ -307,9 +362,12 @@ fn encode_image(dir: &Path, image: &Image, boxes: &[GtBox], o: &Options) -> std:
 /// Down-samples to `max_side` (triangle filter) and scales the boxes with it.
 fn shrink(rgb: &Rgb, max_side: u32, boxes: &mut [GtBox]) -> std::result::Result<Rgb, String> {
     let scale = max_side as f64 / rgb.width.max(rgb.height) as f64;
-    let (w, h) = ((rgb.width as f64 * scale).round().max(1.0), (rgb.height as f64 * scale).round().max(1.0));
-    let source = image::RgbImage::from_raw(rgb.width as u32, rgb.height as u32, rgb.data.clone()).ok_or("image of odd size")?;
-    let small = image::imageops::resize(&source, w as u32, h as u32, image::imageops::FilterType::Triangle);
+    let (w, h) =
+        ((rgb.width as f64 * scale).round().max(1.0), (rgb.height as f64 * scale).round().max(1.0));
+    let source = image::RgbImage::from_raw(rgb.width as u32, rgb.height as u32, rgb.data.clone())
+        .ok_or("image of odd size")?;
+    let small =
+        image::imageops::resize(&source, w as u32, h as u32, image::imageops::FilterType::Triangle);
     let (sx, sy) = (w / rgb.width as f64, h / rgb.height as f64);
     for b in boxes {
         b.bbox = [b.bbox[0] * sx, b.bbox[1] * sy, b.bbox[2] * sx, b.bbox[3] * sy];

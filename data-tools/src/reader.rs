@@ -8,7 +8,9 @@ use rayon::prelude::*;
 
 use crate::coco::Category;
 use crate::error::{Error, Result};
-use crate::format::{Annotations, Entry, HEADER, IndexHeader, Meta, ShardHeader, decode_record, shard_name};
+use crate::format::{
+    Annotations, Entry, HEADER, IndexHeader, Meta, ShardHeader, decode_record, shard_name,
+};
 use crate::pixels::{self, Codec, Layout, Rgb};
 
 /// One split of a packed data set. Cheap to share between threads; all processes of a node share one page-cache copy.
@@ -44,13 +46,20 @@ impl Record<'_> {
     /// As [`Record::decode`].
     pub fn decode_at_least(&self, width: usize, height: usize) -> Result<Rgb> {
         let (w, h) = (self.entry.width as usize, self.entry.height as usize);
-        let fits = |eighths: &usize| (w * eighths).div_ceil(8) >= width && (h * eighths).div_ceil(8) >= height;
+        let fits = |eighths: &usize| {
+            (w * eighths).div_ceil(8) >= width && (h * eighths).div_ceil(8) >= height
+        };
         match (1..8).find(fits) {
             Some(eighths) if self.layout == Layout::Jpeg && pixels::is_jpeg(self.pixels) => {
-                let problem = |e: String| format!("cannot decode the pixels of `{}`: {e}", self.annotations.file_name);
+                let problem = |e: String| {
+                    format!("cannot decode the pixels of `{}`: {e}", self.annotations.file_name)
+                };
                 let found = pixels::file_size(self.pixels).map_err(|e| self.bad(problem(e)))?;
                 if found != (w, h) {
-                    return Err(self.bad(problem(format!("expected {w} x {h} pixels, found {} x {}", found.0, found.1))));
+                    return Err(self.bad(problem(format!(
+                        "expected {w} x {h} pixels, found {} x {}",
+                        found.0, found.1
+                    ))));
                 }
                 pixels::jpeg::decode_eighths(self.pixels, eighths).map_err(|e| self.bad(problem(e)))
             }
@@ -59,7 +68,11 @@ impl Record<'_> {
     }
 
     fn bad(&self, problem: String) -> Error {
-        Error::data(self.place.0, format!("record {} at offset {}", self.place.1, self.entry.offset), problem)
+        Error::data(
+            self.place.0,
+            format!("record {} at offset {}", self.place.1, self.entry.offset),
+            problem,
+        )
     }
 
     /// Decodes the pixels.
@@ -95,8 +108,10 @@ pub fn split_names(dir: &Path) -> Result<Vec<String>> {
         )));
     }
     let files = fs_err::read_dir(dir).map_err(Error::io("cannot list", dir))?;
-    let mut names: Vec<String> =
-        files.flatten().filter_map(|f| Some(f.file_name().to_str()?.strip_suffix(".dwindex")?.to_owned())).collect();
+    let mut names: Vec<String> = files
+        .flatten()
+        .filter_map(|f| Some(f.file_name().to_str()?.strip_suffix(".dwindex")?.to_owned()))
+        .collect();
     names.sort();
     if names.is_empty() {
         return Err(Error::Usage(format!(
@@ -120,14 +135,21 @@ impl Split {
     pub fn open(dir: &Path, name: &str) -> Result<Self> {
         let names = split_names(dir)?;
         if !names.iter().any(|n| n == name) {
-            return Err(Error::Usage(format!("no split `{name}` in {}: it holds {}", dir.display(), names.join(", "))));
+            return Err(Error::Usage(format!(
+                "no split `{name}` in {}: it holds {}",
+                dir.display(),
+                names.join(", ")
+            )));
         }
         let path = dir.join(crate::format::index_name(name));
         let index = map(&path)?;
         let header = IndexHeader::from_bytes(&index).map_err(|e| Error::data(&path, "index", e))?;
         let meta_at = index.len() - header.meta_len as usize;
-        let meta: Meta = serde_json::from_slice(&index[meta_at..]).map_err(|e| Error::data(&path, "meta", e.to_string()))?;
-        let codec = Codec::from_code(header.codec).ok_or_else(|| Error::data(&path, "codec", format!("unknown codec {}", header.codec)))?;
+        let meta: Meta = serde_json::from_slice(&index[meta_at..])
+            .map_err(|e| Error::data(&path, "meta", e.to_string()))?;
+        let codec = Codec::from_code(header.codec).ok_or_else(|| {
+            Error::data(&path, "codec", format!("unknown codec {}", header.codec))
+        })?;
         let table = &index[meta_at - 16 * header.shards as usize..meta_at];
         let mut shards = Vec::with_capacity(header.shards as usize);
         for (i, row) in table.chunks_exact(16).enumerate() {
@@ -135,10 +157,14 @@ impl Split {
             let path = dir.join(shard_name(name, header.tag, i as u32));
             let bytes = map(&path)?;
             if bytes.len() as u64 != expected {
-                let problem = format!("expected {expected} bytes, found {}: the file was cut or extended", bytes.len());
+                let problem = format!(
+                    "expected {expected} bytes, found {}: the file was cut or extended",
+                    bytes.len()
+                );
                 return Err(Error::data(&path, "shard", problem));
             }
-            let head = ShardHeader::from_bytes(&bytes).map_err(|e| Error::data(&path, "header", e))?;
+            let head =
+                ShardHeader::from_bytes(&bytes).map_err(|e| Error::data(&path, "header", e))?;
             if head.bytes != expected || head.shard != i as u32 {
                 return Err(Error::data(&path, "header", "does not belong to this index"));
             }
@@ -204,8 +230,11 @@ impl Split {
         let bytes = end
             .and_then(|end| shard.get(entry.offset as usize..end as usize))
             .ok_or_else(|| Error::data(path, place(), "lies beyond the end of the shard"))?;
-        let (codec, annotations, pixels) = decode_record(bytes, &entry).map_err(|e| Error::data(path, place(), e))?;
-        let layout = Layout::from_code(codec).ok_or_else(|| Error::data(path, place(), format!("unknown layout of pixels {codec}")))?;
+        let (codec, annotations, pixels) =
+            decode_record(bytes, &entry).map_err(|e| Error::data(path, place(), e))?;
+        let layout = Layout::from_code(codec).ok_or_else(|| {
+            Error::data(path, place(), format!("unknown layout of pixels {codec}"))
+        })?;
         Ok(Record { entry, annotations, layout, pixels, place: (path, i) })
     }
 
@@ -236,7 +265,11 @@ impl Split {
                     at = at.saturating_add(e.length);
                 }
                 if at != bytes.len() as u64 {
-                    return Some(Error::data(path, format!("offset {at}"), "bytes that belong to no record"));
+                    return Some(Error::data(
+                        path,
+                        format!("offset {at}"),
+                        "bytes that belong to no record",
+                    ));
                 }
                 let check = |&i: &usize| {
                     tick();

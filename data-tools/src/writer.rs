@@ -62,7 +62,13 @@ impl SplitWriter {
     ///
     /// # Errors
     /// A folder that cannot be written.
-    pub fn new(out: &Path, split: &str, source: &str, shard_size: u64, resume: bool) -> Result<Self> {
+    pub fn new(
+        out: &Path,
+        split: &str,
+        source: &str,
+        shard_size: u64,
+        resume: bool,
+    ) -> Result<Self> {
         let aside = out.join(format!(".{split}.writing"));
         let mut writer = Self {
             out: out.to_owned(),
@@ -82,7 +88,8 @@ impl SplitWriter {
         } else {
             Self::discard(out, split)?;
         }
-        fs::create_dir_all(&writer.aside).map_err(Error::io("cannot create folder", &writer.aside))?;
+        fs::create_dir_all(&writer.aside)
+            .map_err(Error::io("cannot create folder", &writer.aside))?;
         Ok(writer)
     }
 
@@ -95,7 +102,8 @@ impl SplitWriter {
         if !aside.exists() {
             return Ok(());
         }
-        fs::remove_dir_all(&aside).map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &aside))
+        fs::remove_dir_all(&aside)
+            .map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &aside))
     }
 
     /// Records that are done already.
@@ -110,7 +118,11 @@ impl SplitWriter {
 
     fn take_finished(&mut self) {
         while let Some(f) = self.read_finished(self.shards.len() as u32) {
-            self.shards.push(ShardHeader { shard: self.shards.len() as u32, records: f.records, bytes: f.bytes });
+            self.shards.push(ShardHeader {
+                shard: self.shards.len() as u32,
+                records: f.records,
+                bytes: f.bytes,
+            });
             self.entries.extend(f.entries);
             (self.tally, self.next_image) = (f.tally, f.next_image);
         }
@@ -118,7 +130,9 @@ impl SplitWriter {
 
     /// A shard that is finished, whole and of this source; anything else is packed again.
     fn read_finished(&self, shard: u32) -> Option<Finished> {
-        let f: Finished = serde_json::from_slice(&fs::read(self.aside.join(format!("{shard:05}.done"))).ok()?).ok()?;
+        let f: Finished =
+            serde_json::from_slice(&fs::read(self.aside.join(format!("{shard:05}.done"))).ok()?)
+                .ok()?;
         let bytes = fs::read(self.aside.join(format!("{shard:05}"))).ok()?;
         let header = ShardHeader::from_bytes(&bytes).ok()?;
         let same = (header.shard, header.records, header.bytes) == (shard, f.records, f.bytes);
@@ -140,7 +154,10 @@ impl SplitWriter {
     /// # Errors
     /// A full disk.
     pub fn push(&mut self, image: usize, record: &[u8], mut entry: Entry) -> Result<()> {
-        let full = self.current.as_ref().is_some_and(|s| s.header.bytes + record.len() as u64 > self.shard_size);
+        let full = self
+            .current
+            .as_ref()
+            .is_some_and(|s| s.header.bytes + record.len() as u64 > self.shard_size);
         if full {
             self.close_shard(image)?;
         }
@@ -165,7 +182,12 @@ impl SplitWriter {
         let file = File::create(&path).map_err(Error::io("cannot create", &path))?;
         let mut file = std::io::BufWriter::with_capacity(1 << 20, file);
         file.write_all(&[0; HEADER]).map_err(Error::io("cannot write", &path))?;
-        Ok(OpenShard { file, path, header: ShardHeader { shard, records: 0, bytes: HEADER as u64 }, first_entry: self.entries.len() })
+        Ok(OpenShard {
+            file,
+            path,
+            header: ShardHeader { shard, records: 0, bytes: HEADER as u64 },
+            first_entry: self.entries.len(),
+        })
     }
 
     /// Finishes the open shard; `next_image` is the first image behind it.
@@ -211,7 +233,9 @@ impl SplitWriter {
             body.extend(s.bytes.to_le_bytes());
             body.extend(s.records.to_le_bytes());
         }
-        let meta = serde_json::to_vec(meta).map_err(|e| Error::Usage(format!("cannot write the index of `{}`: {e}", self.split)))?;
+        let meta = serde_json::to_vec(meta).map_err(|e| {
+            Error::Usage(format!("cannot write the index of `{}`: {e}", self.split))
+        })?;
         body.extend(&meta);
         let body_crc = crc32c::crc32c(&body);
         let header = IndexHeader {
@@ -222,14 +246,17 @@ impl SplitWriter {
             meta_len: meta.len() as u64,
             body_crc,
         };
-        let keep: Vec<String> = (0..self.shards.len()).map(|i| shard_name(&self.split, header.tag, i as u32)).collect();
+        let keep: Vec<String> =
+            (0..self.shards.len()).map(|i| shard_name(&self.split, header.tag, i as u32)).collect();
         for (i, name) in keep.iter().enumerate() {
             rename(&self.aside.join(format!("{i:05}")), &self.out.join(name))?;
         }
         sync_dir(&self.out)?;
         let aside = self.aside.join("index");
         let mut file = File::create(&aside).map_err(Error::io("cannot create", &aside))?;
-        file.write_all(&header.to_bytes()).and_then(|()| file.write_all(&body)).map_err(Error::io("cannot write", &aside))?;
+        file.write_all(&header.to_bytes())
+            .and_then(|()| file.write_all(&body))
+            .map_err(Error::io("cannot write", &aside))?;
         file.sync_all().map_err(Error::io("cannot sync", &aside))?;
         rename(&aside, &self.out.join(index_name(&self.split)))?;
         sync_dir(&self.out)?;
@@ -264,7 +291,9 @@ fn remove_older(out: &Path, split: &str, keep: &[String]) -> Result<()> {
     for file in fs::read_dir(out).map_err(Error::io("cannot list", out))?.flatten() {
         let name = file.file_name().to_string_lossy().into_owned();
         // SPLIT-xxxxxxxx-nnnnn.dwshard exactly: another split's name may begin with this one's.
-        let ours = name.strip_prefix(split).is_some_and(|rest| rest.len() == "-xxxxxxxx-nnnnn.dwshard".len());
+        let ours = name
+            .strip_prefix(split)
+            .is_some_and(|rest| rest.len() == "-xxxxxxxx-nnnnn.dwshard".len());
         if ours && name.ends_with(".dwshard") && !keep.contains(&name) {
             fs::remove_file(file.path()).map_err(Error::io("cannot remove", &file.path()))?;
         }

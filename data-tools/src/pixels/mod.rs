@@ -64,11 +64,16 @@ pub enum Layout {
 }
 
 impl Layout {
-    const ALL: [Self; 6] = [Self::Rgb, Self::Jpeg, Self::Ycc444, Self::Ycc422, Self::Ycc420, Self::Grey];
+    const ALL: [Self; 6] =
+        [Self::Rgb, Self::Jpeg, Self::Ycc444, Self::Ycc422, Self::Ycc420, Self::Grey];
 
     /// Number in a record.
     pub fn code(self) -> u32 {
-        Self::ALL.into_iter().zip(1..).find_map(|(l, n)| (l == self).then_some(n)).unwrap_or_default()
+        Self::ALL
+            .into_iter()
+            .zip(1..)
+            .find_map(|(l, n)| (l == self).then_some(n))
+            .unwrap_or_default()
     }
 
     /// From the number in a record.
@@ -107,7 +112,8 @@ pub fn file_size(bytes: &[u8]) -> Result<(usize, usize), String> {
     if is_jpeg(bytes) {
         return jpeg::header(bytes).map(|h| (h.width, h.height));
     }
-    let reader = image::ImageReader::with_format(std::io::Cursor::new(png(bytes)?), image::ImageFormat::Png);
+    let reader =
+        image::ImageReader::with_format(std::io::Cursor::new(png(bytes)?), image::ImageFormat::Png);
     reader.into_dimensions().map(|(w, h)| (w as usize, h as usize)).map_err(|e| e.to_string())
 }
 
@@ -121,7 +127,9 @@ pub fn decode_file(bytes: &[u8]) -> Result<Rgb, String> {
     }
     let (width, height) = file_size(bytes)?;
     sane(width, height)?;
-    let image = image::load_from_memory_with_format(png(bytes)?, image::ImageFormat::Png).map_err(|e| e.to_string())?.to_rgb8();
+    let image = image::load_from_memory_with_format(png(bytes)?, image::ImageFormat::Png)
+        .map_err(|e| e.to_string())?
+        .to_rgb8();
     Ok(Rgb { width, height, data: image.into_raw() })
 }
 
@@ -174,7 +182,8 @@ mod tests {
         Rgb { width, height, data }
     }
 
-    const SHAPES: [(usize, usize); 9] = [(1, 1), (1, 9), (9, 1), (2, 2), (3, 5), (4, 4), (64, 48), (33, 17), (34, 50)];
+    const SHAPES: [(usize, usize); 9] =
+        [(1, 1), (1, 9), (9, 1), (2, 2), (3, 5), (4, 4), (64, 48), (33, 17), (34, 50)];
 
     #[test]
     fn rgb_planes_are_lossless_for_every_shape() {
@@ -202,7 +211,10 @@ mod tests {
                     let image = decode_file(&file).unwrap();
                     let (layout, bytes) = encode_zstd(&file, &image, 1).unwrap();
                     assert_eq!(layout, expected, "{w} x {h}, {subsamp:?}");
-                    assert!(decode(layout, &bytes, w, h).unwrap() == image, "{w} x {h}, {subsamp:?}");
+                    assert!(
+                        decode(layout, &bytes, w, h).unwrap() == image,
+                        "{w} x {h}, {subsamp:?}"
+                    );
                 }
             }
         }
@@ -225,16 +237,22 @@ mod tests {
 
     #[test]
     fn a_scaled_decode_is_the_picture_in_small() {
-        let data = (0..64 * 48).flat_map(|i| [(i % 64 * 4) as u8, (i / 64 * 5) as u8, 128]).collect();
+        let data =
+            (0..64 * 48).flat_map(|i| [(i % 64 * 4) as u8, (i / 64 * 5) as u8, 128]).collect();
         let image = Rgb { width: 64, height: 48, data };
         let bytes = encode_jpeg(&image, 96).unwrap();
         for eighths in 1..8 {
             let small = jpeg::decode_eighths(&bytes, eighths).unwrap();
             assert_eq!((small.width, small.height), (8 * eighths, 6 * eighths));
-            for (x, y) in [(0, 0), (small.width / 2, small.height / 2), (small.width - 1, small.height - 1)] {
-                let at = |i: usize, n: usize| (i as f64 + 0.5) * 8.0 / eighths as f64 * n as f64 - n as f64 / 2.0;
+            for (x, y) in
+                [(0, 0), (small.width / 2, small.height / 2), (small.width - 1, small.height - 1)]
+            {
+                let at = |i: usize, n: usize| {
+                    (i as f64 + 0.5) * 8.0 / eighths as f64 * n as f64 - n as f64 / 2.0
+                };
                 let p = &small.data[(y * small.width + x) * 3..][..3];
-                let off = (f64::from(p[0]) - at(x, 4)).abs().max((f64::from(p[1]) - at(y, 5)).abs());
+                let off =
+                    (f64::from(p[0]) - at(x, 4)).abs().max((f64::from(p[1]) - at(y, 5)).abs());
                 assert!(off < 8.0, "{eighths} eighths at {x}, {y}: {p:?}, off by {off}");
             }
         }
@@ -257,6 +275,9 @@ mod tests {
         for layout in Layout::ALL {
             assert_eq!(Layout::from_code(layout.code()), Some(layout));
         }
-        assert_eq!((Layout::Jpeg.code(), Layout::from_code(0), Layout::from_code(7)), (2, None, None));
+        assert_eq!(
+            (Layout::Jpeg.code(), Layout::from_code(0), Layout::from_code(7)),
+            (2, None, None)
+        );
     }
 }

@@ -17,7 +17,9 @@ pub fn sizes(layout: Layout, (w, h): (usize, usize)) -> Vec<(usize, usize)> {
         Layout::Grey => vec![(w, h)],
         Layout::Rgb | Layout::Jpeg | Layout::Ycc444 => vec![(w, h); 3],
         Layout::Ycc422 => vec![(w, h), (w.div_ceil(2), h), (w.div_ceil(2), h)],
-        Layout::Ycc420 => vec![(w, h), (w.div_ceil(2), h.div_ceil(2)), (w.div_ceil(2), h.div_ceil(2))],
+        Layout::Ycc420 => {
+            vec![(w, h), (w.div_ceil(2), h.div_ceil(2)), (w.div_ceil(2), h.div_ceil(2))]
+        }
     }
 }
 

@@ -37,7 +37,20 @@ pub struct Set {
 impl Set {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        ok(&["synth", dir.path().to_str().unwrap(), "--images", "9", "--val", "3", "--seed", "7", "--classes", "3", "--side", "96"]);
+        ok(&[
+            "synth",
+            dir.path().to_str().unwrap(),
+            "--images",
+            "9",
+            "--val",
+            "3",
+            "--seed",
+            "7",
+            "--classes",
+            "3",
+            "--side",
+            "96",
+        ]);
         Self { dir }
     }
 
@@ -69,7 +82,12 @@ impl Set {
         for w in words {
             assert!(text.contains(w), "expected `{w}` in: {text}");
         }
-        let left: Vec<_> = std::fs::read_dir(self.file("bad")).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+        let left: Vec<_> = std::fs::read_dir(self.file("bad"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name())
+            .collect();
         assert!(left.is_empty(), "half-written files: {left:?}");
     }
 }
