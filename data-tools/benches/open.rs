@@ -4,7 +4,8 @@
 use std::io::Write;
 use std::time::Instant;
 
-use dw_shards::format::{Entry, IndexHeader, Meta, ShardHeader, index_name, shard_name};
+use dw_shards::coco::Category;
+use dw_shards::format::{Entry, IndexHeader, Meta, ShardHeader, VERSION, index_name, shard_name};
 use serde_json::json;
 
 const SHARDS: u64 = 400;
@@ -27,18 +28,24 @@ fn main() {
                 boxes: 7,
                 crowd: 0,
                 crc: 0,
+                original_width: 640,
+                original_height: 480,
             };
             entries.extend(e.to_bytes());
         }
         table.extend(bytes.to_le_bytes());
         table.extend(RECORDS.to_le_bytes());
     }
-    let meta =
-        serde_json::to_vec(&Meta { split: "s".into(), categories: vec![], source: String::new() })
-            .unwrap_or_default();
+    let meta = serde_json::to_vec(&Meta {
+        split: "s".into(),
+        categories: vec![Category { id: 1, name: "x".into() }],
+        source: String::new(),
+    })
+    .unwrap_or_default();
     let body = [entries, table, meta.clone()].concat();
     let crc = crc32c::crc32c(&body);
     let header = IndexHeader {
+        version: VERSION,
         codec: 1,
         tag: crc,
         records: SHARDS * RECORDS,

@@ -37,7 +37,7 @@ pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8
                 line,
             ),
             Layout::Ycc444 => {
-                convert(first_plane, &first[row(first, w, y)], &second[row(second, w, y)], line)
+                convert(first_plane, &first[row(first, w, y)], &second[row(second, w, y)], line);
             }
             Layout::Ycc422 => {
                 for (plane, wide) in [first, second].into_iter().zip(&mut wide) {

@@ -33,15 +33,6 @@ pub fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
-/// Whether the EXIF data ask for a rotation or a mirroring when shown (COCO's tools ignore that, and so do we).
-pub fn is_rotated(bytes: &[u8]) -> bool {
-    let exif = exif::Reader::new().read_from_container(&mut std::io::Cursor::new(bytes));
-    let orientation = exif
-        .ok()
-        .and_then(|e| e.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0));
-    orientation.is_some_and(|o| o != 1)
-}
-
 /// Size, colours and subsampling.
 ///
 /// # Errors

@@ -97,7 +97,7 @@ pub struct Rgb {
 const MOST_PIXELS: usize = 1 << 28;
 
 /// Checks a size before anything of it is allocated.
-fn sane(width: usize, height: usize) -> Result<usize, String> {
+pub(crate) fn sane(width: usize, height: usize) -> Result<usize, String> {
     match width.checked_mul(height) {
         Some(n) if n > 0 && n <= MOST_PIXELS => Ok(n),
         _ => Err(format!("an image of {width} x {height} pixels is beyond what can be handled")),
@@ -117,20 +117,49 @@ pub fn file_size(bytes: &[u8]) -> Result<(usize, usize), String> {
     reader.into_dimensions().map(|(w, h)| (w as usize, h as usize)).map_err(|e| e.to_string())
 }
 
-/// Decodes a JPEG or PNG file's bytes (grey and CMYK become RGB; EXIF orientation is ignored, as COCO's tools do).
+/// EXIF orientation of a JPEG or PNG file, 1 to 8: 1 is as stored, 5 to 8 exchange width and height when
+/// shown. COCO's tools ignore it, and so does [`decode_file`]. `None` where the file says nothing.
+pub fn orientation(bytes: &[u8]) -> Option<u32> {
+    let exif = exif::Reader::new().read_from_container(&mut std::io::Cursor::new(bytes)).ok()?;
+    exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0)
+}
+
+/// Decodes a JPEG or PNG file's bytes (grey and CMYK become RGB; EXIF orientation is ignored, as COCO's
+/// tools do).
 ///
 /// # Errors
 /// What the decoder said, in its own words.
 pub fn decode_file(bytes: &[u8]) -> Result<Rgb, String> {
+    decode_with_depth(bytes).map(|(rgb, _)| rgb)
+}
+
+/// As [`decode_file`]; of a PNG with 16 bits a sample, which is scaled to 8, also the highest sample
+/// (without alpha).
+///
+/// # Errors
+/// What the decoder said, in its own words.
+pub fn decode_with_depth(bytes: &[u8]) -> Result<(Rgb, Option<u16>), String> {
     if is_jpeg(bytes) {
-        return jpeg::decode(bytes);
+        return jpeg::decode(bytes).map(|rgb| (rgb, None));
     }
     let (width, height) = file_size(bytes)?;
     sane(width, height)?;
     let image = image::load_from_memory_with_format(png(bytes)?, image::ImageFormat::Png)
-        .map_err(|e| e.to_string())?
-        .to_rgb8();
-    Ok(Rgb { width, height, data: image.into_raw() })
+        .map_err(|e| e.to_string())?;
+    let highest = highest_of_16_bits(&image);
+    Ok((Rgb { width, height, data: image.into_rgb8().into_raw() }, highest))
+}
+
+fn highest_of_16_bits(image: &image::DynamicImage) -> Option<u16> {
+    use image::DynamicImage::{ImageLuma16, ImageLumaA16, ImageRgb16, ImageRgba16};
+    let (samples, channels, colours) = match image {
+        ImageLuma16(i) => (i.as_raw(), 1, 1),
+        ImageLumaA16(i) => (i.as_raw(), 2, 1),
+        ImageRgb16(i) => (i.as_raw(), 3, 3),
+        ImageRgba16(i) => (i.as_raw(), 4, 3),
+        _ => return None,
+    };
+    samples.chunks_exact(channels).flat_map(|pixel| &pixel[..colours]).copied().max()
 }
 
 fn png(bytes: &[u8]) -> Result<&[u8], String> {
@@ -166,10 +195,28 @@ pub fn decode(layout: Layout, bytes: &[u8], width: usize, height: usize) -> Resu
     if layout != Layout::Jpeg {
         return planes::decode(layout, bytes, width, height);
     }
-    match file_size(bytes)? {
-        found if found == (width, height) => decode_file(bytes),
-        (w, h) => Err(format!("expected {width} x {height} pixels, found {w} x {h}")),
+    check(layout, bytes, width, height)?;
+    jpeg::decode(bytes)
+}
+
+/// Checks by their header that a record's pixels are of `layout` and `width` x `height`.
+///
+/// # Errors
+/// What was expected and what was found.
+pub fn check(layout: Layout, bytes: &[u8], width: usize, height: usize) -> Result<(), String> {
+    sane(width, height)?;
+    if layout != Layout::Jpeg {
+        return planes::check(layout, bytes, width, height);
     }
+    if !is_jpeg(bytes) {
+        return Err("expected a JPEG file, found something else".into());
+    }
+    let found = jpeg::header(bytes)?;
+    if (found.width, found.height) != (width, height) {
+        let (w, h) = (found.width, found.height);
+        return Err(format!("expected {width} x {height} pixels, found {w} x {h}"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
