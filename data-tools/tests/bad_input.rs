@@ -155,3 +155,95 @@ fn bad_boxes_follow_the_policy() {
         "{told}"
     );
 }
+
+/// A JPEG with one EXIF tag: orientation 6.
+fn with_orientation(plain: &[u8]) -> Vec<u8> {
+    let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    let mut rotated = plain[..2].to_vec();
+    rotated.extend([0xff, 0xe1]);
+    rotated.extend((exif.len() as u16 + 2).to_be_bytes());
+    rotated.extend(exif);
+    rotated.extend(&plain[2..]);
+    rotated
+}
+
+#[test]
+fn annotations_of_the_rotated_photo_are_told_from_other_sizes() {
+    let set = Set::new();
+    let plain = std::fs::read(set.first_image()).unwrap();
+    set.edit(|v| {
+        let (w, h) = (v["images"][0]["width"].clone(), v["images"][0]["height"].clone());
+        assert_ne!(w, h);
+        (v["images"][0]["width"], v["images"][0]["height"]) = (h, w);
+    });
+    let text = fails(&[set.path(), "--split", "train2017"], 3);
+    assert!(text.contains("expected") && !text.contains("EXIF"), "no EXIF, no word of it: {text}");
+    std::fs::write(set.first_image(), with_orientation(&plain)).unwrap();
+    let text = fails(&[set.path(), "--split", "train2017"], 3);
+    for word in ["000000000001.jpg", "EXIF", "orientation 6", "rotated photo", "-auto-orient"] {
+        assert!(text.contains(word), "expected `{word}` in: {text}");
+    }
+}
+
+#[test]
+fn pngs_of_16_bits_are_counted() {
+    let set = Set::new();
+    let sizes: [(&str, u16); 3] = [("dark.png", 4095), ("full.png", 65535), ("alpha.png", 900)];
+    for (n, (name, highest)) in sizes.into_iter().enumerate() {
+        let path = set.file("train2017").join(name);
+        if name == "alpha.png" {
+            let pixel = image::Rgba([highest, 3, 2, u16::MAX]);
+            let picture: image::ImageBuffer<_, Vec<u16>> =
+                image::ImageBuffer::from_pixel(8, 6, pixel);
+            picture.save(path).unwrap();
+        } else {
+            let picture: image::ImageBuffer<_, Vec<u16>> =
+                image::ImageBuffer::from_pixel(8, 6, image::Luma([highest]));
+            picture.save(path).unwrap();
+        }
+        let id = 90 + n;
+        let entry = json!({"id": id, "file_name": name, "width": 8, "height": 6});
+        set.edit(|v| v["images"].as_array_mut().unwrap().push(entry));
+    }
+    let out = pack(&[set.path(), "--split", "train2017"]);
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{text}");
+    assert!(text.contains("3 PNG files have 16 bits a sample, which were scaled to 8"), "{text}");
+    assert!(text.contains("2 of these hold no value above 4095"), "{text}");
+    assert_eq!(text.matches("nearly black").count(), 1, "said once: {text}");
+}
+
+/// What other tools write is accepted by the program as it stands.
+#[test]
+fn floats_flags_and_a_byte_order_mark_make_the_same_pack() {
+    let set = Set::new();
+    let (one, two) = (set.file("one"), set.file("two"));
+    let pack_into = |out: &std::path::Path| {
+        support::ok(&[set.path(), "-o", out.to_str().unwrap(), "--split", "train2017"]);
+        let split = dw_shards::Split::open(out, "train2017").unwrap();
+        let record = |i| split.record(i).unwrap().annotations;
+        (0..split.len()).map(record).collect::<Vec<_>>()
+    };
+    let plain = pack_into(&one);
+    set.edit(|v| {
+        for section in ["images", "annotations", "categories"] {
+            for entry in v[section].as_array_mut().unwrap() {
+                for field in ["id", "image_id", "category_id", "width", "height"] {
+                    if let Some(n) = entry.get(field).and_then(serde_json::Value::as_i64) {
+                        entry[field] = json!(n as f64);
+                    }
+                }
+                if let Some(n) = entry.get("iscrowd").and_then(serde_json::Value::as_i64) {
+                    entry["iscrowd"] = json!(n == 1);
+                }
+            }
+        }
+    });
+    let text = std::fs::read_to_string(set.json()).unwrap();
+    assert!(text.contains("\"id\":1.0") && text.contains("\"iscrowd\":false"));
+    std::fs::write(set.json(), format!("\u{feff}{text}")).unwrap();
+    assert_eq!(pack_into(&two), plain);
+    set.edit_text(|t| t.replacen("\"image_id\":1.0", "\"image_id\":1.5", 1));
+    let text = fails(&[set.path(), "--split", "train2017"], 3);
+    assert!(text.contains("`image_id`: expected a whole number, found 1.5"), "{text}");
+}
