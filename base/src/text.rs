@@ -55,6 +55,21 @@ pub fn is_unsafe(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Serialised JSON that is safe to print and means the same: what [`is_unsafe`] names becomes `\uXXXX`.
+/// Line breaks and tabs stay; in JSON they stand between values alone.
+pub fn json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_unsafe(c) && !matches!(c, '\n' | '\r' | '\t') {
+            // All of them lie in the basic plane, so that one unit of UTF-16 is enough.
+            let _ = write!(out, "\\u{:04x}", c as u32);
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 /// Prints `error: ...` on standard error in one piece.
 pub fn print_error(error: &dyn Display) {
     // Nobody is left to be told that standard error is closed.
@@ -70,6 +85,8 @@ mod tests {
         let name = "a\u{1b}]0;title\u{7}\r\n\u{9b}31m\u{202e}gpj.jpg";
         assert_eq!(shown(name).to_string(), r"a\u{1b}]0;title\u{7}\r\n\u{9b}31m\u{202e}gpj.jpg");
         assert_eq!(lines("error: a\u{1b}[2J\nhint:\tb").to_string(), "error: a\\u{1b}[2J\nhint:\tb");
+        let raw = "{\n\"a\u{9b}\": \"\u{7f}\u{202e}Ü\"}";
+        assert_eq!(json(raw), "{\n\"a\\u009b\": \"\\u007f\\u202eÜ\"}");
         assert_eq!(shown("Straße 鳥 😀").to_string(), "Straße 鳥 😀", "other alphabets stay readable");
     }
 }

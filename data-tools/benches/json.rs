@@ -23,7 +23,8 @@ fn main() {
     let seconds = start.elapsed().as_secs_f64();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
-    let peak_mib = peak.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 1024;
+    let peak_mib =
+        peak.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 1024;
     println!(
         "{}",
         json!({"what": "dw json", "seconds": seconds, "peak_mib": peak_mib, "images": coco.images.len(), "annotations": coco.annotations.len()})

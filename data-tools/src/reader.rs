@@ -1,15 +1,17 @@
 //! Reads shards: opening maps the files and checks the index; a record is checked when it is read.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use dw_base::text::shown;
 use memmap2::Mmap;
-use rayon::prelude::*;
 
 use crate::coco::Category;
 use crate::error::{Error, Result};
-use crate::format::{Annotations, Entry, HEADER, IndexHeader, Meta, ShardHeader, decode_record, shard_name};
+use crate::format::{
+    Annotations, Entry, HEADER, IndexHeader, Meta, ShardHeader, decode_record, shard_name,
+};
 use crate::pixels::{self, Codec, Layout, Rgb};
+use crate::{input, meaning};
 
 /// One split of a packed data set. Cheap to share between threads; all processes of a node share one page-cache copy.
 pub struct Split {
@@ -18,8 +20,9 @@ pub struct Split {
     /// Codec that was asked for.
     pub codec: Codec,
     index: Mmap,
-    header: IndexHeader,
-    shards: Vec<(PathBuf, Mmap)>,
+    path: PathBuf,
+    pub(crate) header: IndexHeader,
+    pub(crate) shards: Vec<(PathBuf, Mmap)>,
 }
 
 /// One image with its boxes; the pixels are still compressed.
@@ -37,29 +40,24 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// Decodes the pixels, a JPEG at the smallest multiple of an eighth of its size that is at least `width` x `height`:
-    /// less work where the image will be shrunk, and other pixels than [`Record::decode`] gives.
+    /// Decodes the pixels, a JPEG at the smallest multiple of an eighth of its size that is at least
+    /// `width` x `height`: less work where the image will be shrunk, and other pixels than
+    /// [`Record::decode`] gives.
     ///
     /// # Errors
     /// As [`Record::decode`].
     pub fn decode_at_least(&self, width: usize, height: usize) -> Result<Rgb> {
-        let (w, h) = (self.entry.width as usize, self.entry.height as usize);
-        let fits = |eighths: &usize| (w * eighths).div_ceil(8) >= width && (h * eighths).div_ceil(8) >= height;
+        let (w, h) = self.size();
+        let fits = |eighths: &usize| {
+            (w * eighths).div_ceil(8) >= width && (h * eighths).div_ceil(8) >= height
+        };
         match (1..8).find(fits) {
-            Some(eighths) if self.layout == Layout::Jpeg && pixels::is_jpeg(self.pixels) => {
-                let problem = |e: String| format!("cannot decode the pixels of `{}`: {e}", self.annotations.file_name);
-                let found = pixels::file_size(self.pixels).map_err(|e| self.bad(problem(e)))?;
-                if found != (w, h) {
-                    return Err(self.bad(problem(format!("expected {w} x {h} pixels, found {} x {}", found.0, found.1))));
-                }
-                pixels::jpeg::decode_eighths(self.pixels, eighths).map_err(|e| self.bad(problem(e)))
+            Some(eighths) if self.layout == Layout::Jpeg => {
+                self.check_pixels()?;
+                pixels::jpeg::decode_eighths(self.pixels, eighths).map_err(|e| self.undecodable(&e))
             }
             _ => self.decode(),
         }
-    }
-
-    fn bad(&self, problem: String) -> Error {
-        Error::data(self.place.0, format!("record {} at offset {}", self.place.1, self.entry.offset), problem)
     }
 
     /// Decodes the pixels.
@@ -67,19 +65,40 @@ impl Record<'_> {
     /// # Errors
     /// Pixels that cannot be decoded, or of another size than the index says.
     pub fn decode(&self) -> Result<Rgb> {
-        let (w, h) = (self.entry.width as usize, self.entry.height as usize);
-        let decoded = pixels::decode(self.layout, self.pixels, w, h);
-        let problem = match decoded {
-            Ok(image) => return Ok(image),
-            Err(e) => format!("cannot decode the pixels of `{}`: {e}", self.annotations.file_name),
-        };
-        Err(self.bad(problem))
+        let (w, h) = self.size();
+        pixels::decode(self.layout, self.pixels, w, h).map_err(|e| self.undecodable(&e))
+    }
+
+    /// Checks kind and size of the pixels by their header, without decoding them.
+    ///
+    /// # Errors
+    /// A layout 2 that is no JPEG, or pixels of another size than the index says.
+    pub fn check_pixels(&self) -> Result<()> {
+        let (w, h) = self.size();
+        pixels::check(self.layout, self.pixels, w, h).map_err(|e| self.undecodable(&e))
+    }
+
+    /// Stored (width, height).
+    fn size(&self) -> (usize, usize) {
+        (self.entry.width as usize, self.entry.height as usize)
+    }
+
+    fn undecodable(&self, e: &str) -> Error {
+        let name = shown(&self.annotations.file_name);
+        self.bad(format!("cannot decode the pixels of `{name}`: {e}"))
+    }
+
+    /// An error that names this record.
+    pub(crate) fn bad(&self, problem: impl Into<String>) -> Error {
+        let place = format!("record {} at offset {}", self.place.1, self.entry.offset);
+        Error::data(self.place.0, place, problem)
     }
 }
 
 fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(Error::io("cannot open", path))?;
-    // SAFETY: shards are written once, aside, and renamed; nothing of ours changes a file that has its final name.
+    let file = input::open(path).map_err(Error::io("cannot open", path))?;
+    // SAFETY: shards are written once, aside, and renamed; nothing of ours changes a file that has
+    // its final name.
     unsafe { Mmap::map(&file) }.map_err(Error::io("cannot map", path))
 }
 
@@ -91,17 +110,19 @@ pub fn split_names(dir: &Path) -> Result<Vec<String>> {
     if !dir.is_dir() {
         return Err(Error::Usage(format!(
             "no packed data in {}: the folder does not exist\nhint: pack it first: dw-pack coco/",
-            dir.display()
+            shown(dir.display())
         )));
     }
     let files = fs_err::read_dir(dir).map_err(Error::io("cannot list", dir))?;
-    let mut names: Vec<String> =
-        files.flatten().filter_map(|f| Some(f.file_name().to_str()?.strip_suffix(".dwindex")?.to_owned())).collect();
+    let mut names: Vec<String> = files
+        .flatten()
+        .filter_map(|f| Some(f.file_name().to_str()?.strip_suffix(".dwindex")?.to_owned()))
+        .collect();
     names.sort();
     if names.is_empty() {
         return Err(Error::Usage(format!(
             "no packed data in {}: expected files named SPLIT.dwindex\nhint: pack it first: dw-pack coco/",
-            dir.display()
+            shown(dir.display())
         )));
     }
     Ok(names)
@@ -120,14 +141,26 @@ impl Split {
     pub fn open(dir: &Path, name: &str) -> Result<Self> {
         let names = split_names(dir)?;
         if !names.iter().any(|n| n == name) {
-            return Err(Error::Usage(format!("no split `{name}` in {}: it holds {}", dir.display(), names.join(", "))));
+            return Err(Error::Usage(format!(
+                "no split `{}` in {}: it holds {}",
+                shown(name),
+                shown(dir.display()),
+                shown(names.join(", "))
+            )));
         }
         let path = dir.join(crate::format::index_name(name));
+        meaning::split_name(name)
+            .map_err(|e| Error::data(&path, "file name", format!("the split's name {e}")))?;
         let index = map(&path)?;
         let header = IndexHeader::from_bytes(&index).map_err(|e| Error::data(&path, "index", e))?;
         let meta_at = index.len() - header.meta_len as usize;
-        let meta: Meta = serde_json::from_slice(&index[meta_at..]).map_err(|e| Error::data(&path, "meta", e.to_string()))?;
-        let codec = Codec::from_code(header.codec).ok_or_else(|| Error::data(&path, "codec", format!("unknown codec {}", header.codec)))?;
+        let meta: Meta = serde_json::from_slice(&index[meta_at..])
+            .map_err(|e| Error::data(&path, "meta", e.to_string()))?;
+        meaning::meta(&meta, name, header.version)
+            .map_err(|(field, problem)| Error::data(&path, field, problem))?;
+        let codec = Codec::from_code(header.codec).ok_or_else(|| {
+            Error::data(&path, "codec", format!("unknown codec {}", header.codec))
+        })?;
         let table = &index[meta_at - 16 * header.shards as usize..meta_at];
         let mut shards = Vec::with_capacity(header.shards as usize);
         for (i, row) in table.chunks_exact(16).enumerate() {
@@ -135,16 +168,35 @@ impl Split {
             let path = dir.join(shard_name(name, header.tag, i as u32));
             let bytes = map(&path)?;
             if bytes.len() as u64 != expected {
-                let problem = format!("expected {expected} bytes, found {}: the file was cut or extended", bytes.len());
+                let problem = format!(
+                    "expected {expected} bytes, found {}: the file was cut or extended",
+                    bytes.len()
+                );
                 return Err(Error::data(&path, "shard", problem));
             }
-            let head = ShardHeader::from_bytes(&bytes).map_err(|e| Error::data(&path, "header", e))?;
+            let head =
+                ShardHeader::from_bytes(&bytes).map_err(|e| Error::data(&path, "header", e))?;
             if head.bytes != expected || head.shard != i as u32 {
                 return Err(Error::data(&path, "header", "does not belong to this index"));
             }
             shards.push((path, bytes));
         }
-        Ok(Self { meta, codec, index, header, shards })
+        let split = Self { meta, codec, index, path, header, shards };
+        for (i, e) in split.entries().enumerate() {
+            meaning::entry(&e, split.shards.len())
+                .map_err(|problem| Error::data(&split.path, format!("entry {i}"), problem))?;
+        }
+        Ok(split)
+    }
+
+    /// Version of the index's format.
+    pub fn version(&self) -> u32 {
+        self.header.version
+    }
+
+    /// The index file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Number of records.
@@ -178,72 +230,43 @@ impl Split {
     /// When `i` is not below [`Split::len`].
     pub fn entry(&self, i: usize) -> Entry {
         assert!(i < self.len(), "record {i} of {}", self.len());
-        Entry::from_bytes(&self.index[HEADER * (i + 1)..HEADER * (i + 2)])
+        Entry::from_bytes(&self.index[HEADER * (i + 1)..HEADER * (i + 2)], self.header.version)
     }
 
     /// All entries in order.
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
-        self.index[HEADER..HEADER * (self.len() + 1)].chunks_exact(HEADER).map(Entry::from_bytes)
+        let entries = self.index[HEADER..HEADER * (self.len() + 1)].chunks_exact(HEADER);
+        entries.map(|e| Entry::from_bytes(e, self.header.version))
     }
 
-    /// Record `i`, checked against its checksum.
+    /// Number of records in a shard, as the index has it.
+    pub(crate) fn records_in_shard(&self, shard: usize) -> u64 {
+        let at = HEADER * (self.len() + 1) + 16 * shard + 8;
+        self.index[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default()
+    }
+
+    /// Record `i`, checked against its checksum; labels and boxes against categories and sizes.
     ///
     /// # Errors
-    /// Damage, with shard, record and offset.
+    /// Damage or a box that means nothing, with shard, record and offset.
     pub fn record(&self, i: usize) -> Result<Record<'_>> {
         let entry = self.entry(i);
         let Some((path, shard)) = self.shards.get(entry.shard as usize) else {
-            return Err(Error::data(
-                Path::new(&self.meta.split),
-                format!("record {i}"),
-                format!("names shard {}, which the index lacks", entry.shard),
-            ));
+            let problem = format!("names shard {}, which the index lacks", entry.shard);
+            return Err(Error::data(&self.path, format!("entry {i}"), problem));
         };
         let place = || format!("record {i} at offset {}", entry.offset);
         let end = entry.offset.checked_add(entry.length);
         let bytes = end
             .and_then(|end| shard.get(entry.offset as usize..end as usize))
             .ok_or_else(|| Error::data(path, place(), "lies beyond the end of the shard"))?;
-        let (codec, annotations, pixels) = decode_record(bytes, &entry).map_err(|e| Error::data(path, place(), e))?;
-        let layout = Layout::from_code(codec).ok_or_else(|| Error::data(path, place(), format!("unknown layout of pixels {codec}")))?;
+        let (codec, annotations, pixels) =
+            decode_record(bytes, &entry).map_err(|e| Error::data(path, place(), e))?;
+        let layout = Layout::from_code(codec).ok_or_else(|| {
+            Error::data(path, place(), format!("unknown layout of pixels {codec}"))
+        })?;
+        meaning::annotations(&annotations, &entry, self.meta.categories.len())
+            .map_err(|e| Error::data(path, place(), e))?;
         Ok(Record { entry, annotations, layout, pixels, place: (path, i) })
-    }
-
-    /// Checks every byte of every shard on all cores; returns the first problem of each shard.
-    pub fn verify(&self, tick: impl Fn() + Sync) -> Vec<Error> {
-        let mut by_shard: Vec<Vec<usize>> = vec![vec![]; self.shards.len()];
-        for (i, e) in self.entries().enumerate() {
-            match by_shard.get_mut(e.shard as usize) {
-                Some(list) => list.push(i),
-                None => return self.record(i).err().into_iter().collect(),
-            }
-        }
-        by_shard
-            .par_iter()
-            .enumerate()
-            .filter_map(|(s, records)| {
-                let (path, bytes) = &self.shards[s];
-                let mut at = HEADER as u64;
-                for &i in records {
-                    let e = self.entry(i);
-                    if e.offset != at {
-                        return Some(Error::data(
-                            path,
-                            format!("record {i} at offset {}", e.offset),
-                            format!("expected it at offset {at}"),
-                        ));
-                    }
-                    at = at.saturating_add(e.length);
-                }
-                if at != bytes.len() as u64 {
-                    return Some(Error::data(path, format!("offset {at}"), "bytes that belong to no record"));
-                }
-                let check = |&i: &usize| {
-                    tick();
-                    self.record(i).err()
-                };
-                records.par_iter().map(check).find_first(Option::is_some).flatten()
-            })
-            .collect()
     }
 }

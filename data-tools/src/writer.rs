@@ -1,15 +1,19 @@
 //! One split's shards and index: written aside, synced, renamed; the index last, so that a pack
 //! that was interrupted at any moment leaves what was there before.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use dw_base::text::shown;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::format::{Entry, HEADER, IndexHeader, Meta, ShardHeader, index_name, shard_name};
+use crate::format::{
+    Entry, HEADER, IndexHeader, Meta, ShardHeader, VERSION, index_name, shard_name,
+};
+use crate::input;
 
 /// Writes the records of one split in order.
 pub struct SplitWriter {
@@ -26,15 +30,21 @@ pub struct SplitWriter {
     /// First image of the annotation file that is still to do.
     pub next_image: usize,
     whole: bool,
+    /// Held for as long as this lives.
+    _lock: Option<File>,
 }
 
 /// What is told of images, beside their boxes.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Images left out, with the reason.
     pub skipped: Vec<String>,
     /// Images whose EXIF data ask for a rotation.
     pub rotated: usize,
+    /// PNG files of 16 bits a sample, scaled to 8.
+    pub deep: usize,
+    /// Those among them whose values are all below 4096: they come out nearly black.
+    pub dark: usize,
 }
 
 struct OpenShard {
@@ -61,9 +71,20 @@ impl SplitWriter {
     /// pack of the same `source` finished are kept, after every record of them was checked.
     ///
     /// # Errors
-    /// A folder that cannot be written.
-    pub fn new(out: &Path, split: &str, source: &str, shard_size: u64, resume: bool) -> Result<Self> {
+    /// A folder that cannot be written, or that another process is writing.
+    pub fn new(
+        out: &Path,
+        split: &str,
+        source: &str,
+        shard_size: u64,
+        resume: bool,
+    ) -> Result<Self> {
         let aside = out.join(format!(".{split}.writing"));
+        if !resume {
+            Self::discard(out, split)?;
+        }
+        fs::create_dir_all(&aside).map_err(Error::io("cannot create folder", &aside))?;
+        let lock = lock(&aside)?;
         let mut writer = Self {
             out: out.to_owned(),
             aside,
@@ -76,26 +97,26 @@ impl SplitWriter {
             tally: Tally::default(),
             next_image: 0,
             whole: false,
+            _lock: lock,
         };
         if resume {
             writer.take_finished();
-        } else {
-            Self::discard(out, split)?;
         }
-        fs::create_dir_all(&writer.aside).map_err(Error::io("cannot create folder", &writer.aside))?;
         Ok(writer)
     }
 
     /// Removes what an interrupted pack left aside.
     ///
     /// # Errors
-    /// A folder that cannot be removed.
+    /// A folder that cannot be removed, or that another process is writing.
     pub fn discard(out: &Path, split: &str) -> Result<()> {
         let aside = out.join(format!(".{split}.writing"));
         if !aside.exists() {
             return Ok(());
         }
-        fs::remove_dir_all(&aside).map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &aside))
+        let _lock = lock(&aside)?;
+        fs::remove_dir_all(&aside)
+            .map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &aside))
     }
 
     /// Records that are done already.
@@ -110,7 +131,11 @@ impl SplitWriter {
 
     fn take_finished(&mut self) {
         while let Some(f) = self.read_finished(self.shards.len() as u32) {
-            self.shards.push(ShardHeader { shard: self.shards.len() as u32, records: f.records, bytes: f.bytes });
+            self.shards.push(ShardHeader {
+                shard: self.shards.len() as u32,
+                records: f.records,
+                bytes: f.bytes,
+            });
             self.entries.extend(f.entries);
             (self.tally, self.next_image) = (f.tally, f.next_image);
         }
@@ -118,8 +143,9 @@ impl SplitWriter {
 
     /// A shard that is finished, whole and of this source; anything else is packed again.
     fn read_finished(&self, shard: u32) -> Option<Finished> {
-        let f: Finished = serde_json::from_slice(&fs::read(self.aside.join(format!("{shard:05}.done"))).ok()?).ok()?;
-        let bytes = fs::read(self.aside.join(format!("{shard:05}"))).ok()?;
+        let read = |name: String| input::read(&self.aside.join(name), u64::MAX).ok();
+        let f: Finished = serde_json::from_slice(&read(format!("{shard:05}.done"))?).ok()?;
+        let bytes = read(format!("{shard:05}"))?;
         let header = ShardHeader::from_bytes(&bytes).ok()?;
         let same = (header.shard, header.records, header.bytes) == (shard, f.records, f.bytes);
         let fits = f.source == self.source
@@ -140,7 +166,10 @@ impl SplitWriter {
     /// # Errors
     /// A full disk.
     pub fn push(&mut self, image: usize, record: &[u8], mut entry: Entry) -> Result<()> {
-        let full = self.current.as_ref().is_some_and(|s| s.header.bytes + record.len() as u64 > self.shard_size);
+        let full = self
+            .current
+            .as_ref()
+            .is_some_and(|s| s.header.bytes + record.len() as u64 > self.shard_size);
         if full {
             self.close_shard(image)?;
         }
@@ -162,10 +191,15 @@ impl SplitWriter {
     fn open_shard(&self) -> Result<OpenShard> {
         let shard = self.shards.len() as u32;
         let path = self.aside.join(format!("{shard:05}"));
-        let file = File::create(&path).map_err(Error::io("cannot create", &path))?;
+        let file = create(&path)?;
         let mut file = std::io::BufWriter::with_capacity(1 << 20, file);
         file.write_all(&[0; HEADER]).map_err(Error::io("cannot write", &path))?;
-        Ok(OpenShard { file, path, header: ShardHeader { shard, records: 0, bytes: HEADER as u64 }, first_entry: self.entries.len() })
+        Ok(OpenShard {
+            file,
+            path,
+            header: ShardHeader { shard, records: 0, bytes: HEADER as u64 },
+            first_entry: self.entries.len(),
+        })
     }
 
     /// Finishes the open shard; `next_image` is the first image behind it.
@@ -211,10 +245,13 @@ impl SplitWriter {
             body.extend(s.bytes.to_le_bytes());
             body.extend(s.records.to_le_bytes());
         }
-        let meta = serde_json::to_vec(meta).map_err(|e| Error::Usage(format!("cannot write the index of `{}`: {e}", self.split)))?;
+        let meta = serde_json::to_vec(meta).map_err(|e| {
+            Error::Usage(format!("cannot write the index of `{}`: {e}", self.split))
+        })?;
         body.extend(&meta);
         let body_crc = crc32c::crc32c(&body);
         let header = IndexHeader {
+            version: VERSION,
             codec,
             tag: body_crc,
             records: self.entries.len() as u64,
@@ -222,14 +259,17 @@ impl SplitWriter {
             meta_len: meta.len() as u64,
             body_crc,
         };
-        let keep: Vec<String> = (0..self.shards.len()).map(|i| shard_name(&self.split, header.tag, i as u32)).collect();
+        let keep: Vec<String> =
+            (0..self.shards.len()).map(|i| shard_name(&self.split, header.tag, i as u32)).collect();
         for (i, name) in keep.iter().enumerate() {
             rename(&self.aside.join(format!("{i:05}")), &self.out.join(name))?;
         }
         sync_dir(&self.out)?;
         let aside = self.aside.join("index");
-        let mut file = File::create(&aside).map_err(Error::io("cannot create", &aside))?;
-        file.write_all(&header.to_bytes()).and_then(|()| file.write_all(&body)).map_err(Error::io("cannot write", &aside))?;
+        let mut file = create(&aside)?;
+        file.write_all(&header.to_bytes())
+            .and_then(|()| file.write_all(&body))
+            .map_err(Error::io("cannot write", &aside))?;
         file.sync_all().map_err(Error::io("cannot sync", &aside))?;
         rename(&aside, &self.out.join(index_name(&self.split)))?;
         sync_dir(&self.out)?;
@@ -251,6 +291,30 @@ impl Drop for SplitWriter {
     }
 }
 
+/// A new, empty file; an older one of that name is removed, a link is not followed.
+fn create(path: &Path) -> Result<File> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("cannot remove", path)(e))
+        }
+        _ => File::create_new(path).map_err(Error::io("cannot create", path)),
+    }
+}
+
+/// Keeps other processes from writing the same split; `None` where the file system has no locks.
+fn lock(aside: &Path) -> Result<Option<File>> {
+    let folder = File::open(aside).map_err(Error::io("cannot open", aside))?;
+    match folder.try_lock() {
+        Ok(()) => Ok(Some(folder)),
+        Err(TryLockError::WouldBlock) => Err(Error::Usage(format!(
+            "another dw-pack is writing this split (it holds {})\n\
+             hint: wait until it ends, or choose another folder with --out",
+            shown(aside.display())
+        ))),
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
 fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::io("cannot rename into", to))
 }
@@ -264,7 +328,9 @@ fn remove_older(out: &Path, split: &str, keep: &[String]) -> Result<()> {
     for file in fs::read_dir(out).map_err(Error::io("cannot list", out))?.flatten() {
         let name = file.file_name().to_string_lossy().into_owned();
         // SPLIT-xxxxxxxx-nnnnn.dwshard exactly: another split's name may begin with this one's.
-        let ours = name.strip_prefix(split).is_some_and(|rest| rest.len() == "-xxxxxxxx-nnnnn.dwshard".len());
+        let ours = name
+            .strip_prefix(split)
+            .is_some_and(|rest| rest.len() == "-xxxxxxxx-nnnnn.dwshard".len());
         if ours && name.ends_with(".dwshard") && !keep.contains(&name) {
             fs::remove_file(file.path()).map_err(Error::io("cannot remove", &file.path()))?;
         }

@@ -25,9 +25,31 @@ fn packing_again_replaces_and_resume_keeps() {
 #[test]
 fn kill_9_and_resume() {
     let set = Set { dir: tempfile::tempdir().unwrap() };
-    ok(&["synth", set.path(), "--images", "120", "--val", "1", "--seed", "2", "--classes", "3", "--side", "160"]);
+    ok(&[
+        "synth",
+        set.path(),
+        "--images",
+        "120",
+        "--val",
+        "1",
+        "--seed",
+        "2",
+        "--classes",
+        "3",
+        "--side",
+        "160",
+    ]);
     let pack_args = |out: &Path| -> Vec<String> {
-        let args = [set.path(), "-o", out.to_str().unwrap(), "--split", "train2017", "--shard-size", "64KiB", "--resume"];
+        let args = [
+            set.path(),
+            "-o",
+            out.to_str().unwrap(),
+            "--split",
+            "train2017",
+            "--shard-size",
+            "64KiB",
+            "--resume",
+        ];
         args.map(str::to_owned).to_vec()
     };
     let undisturbed = set.file("undisturbed");
@@ -48,12 +70,16 @@ fn kill_9_and_resume() {
             let _ = child.kill();
             child.wait().unwrap();
             if let Ok(split) = dw_shards::Split::open(&out, "train2017") {
-                assert!(split.verify(|| ()).is_empty() && split.len() == 120, "what has an index is whole");
+                assert!(
+                    split.verify(|| ()).is_empty() && split.len() == 120,
+                    "what has an index is whole"
+                );
             }
         }
         let last = pack(&pack_args(&out).iter().map(String::as_str).collect::<Vec<_>>());
         assert!(last.status.success());
-        let names = |list: Vec<(String, Vec<u8>)>| list.into_iter().map(|f| f.0).collect::<Vec<_>>();
+        let names =
+            |list: Vec<(String, Vec<u8>)>| list.into_iter().map(|f| f.0).collect::<Vec<_>>();
         assert_eq!(names(files(&out)), names(files(&undisturbed)), "round {round}");
         assert!(files(&out) == files(&undisturbed), "round {round}");
         assert!(!out.join(".train2017.writing").exists(), "round {round}: leftovers");
@@ -66,17 +92,40 @@ fn a_pack_that_failed_at_the_very_end_goes_on() {
     for shard_size in ["32KiB", "1MiB"] {
         let set = Set::new();
         let (one, two) = (set.file("one"), set.file("two"));
-        let args =
-            |out: &Path| [set.path(), "-o", out.to_str().unwrap(), "--split", "train2017", "--shard-size", shard_size].map(str::to_owned);
-        let run = |out: &Path, more: &[&str]| pack(&args(out).iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>());
+        let args = |out: &Path| {
+            [
+                set.path(),
+                "-o",
+                out.to_str().unwrap(),
+                "--split",
+                "train2017",
+                "--shard-size",
+                shard_size,
+            ]
+            .map(str::to_owned)
+        };
+        let run = |out: &Path, more: &[&str]| {
+            pack(
+                &args(out)
+                    .iter()
+                    .map(String::as_str)
+                    .chain(more.iter().copied())
+                    .collect::<Vec<_>>(),
+            )
+        };
         assert!(run(&one, &[]).status.success());
-        let first = files(&one).into_iter().map(|f| f.0).find(|n| n.ends_with("-00000.dwshard")).unwrap();
+        let first =
+            files(&one).into_iter().map(|f| f.0).find(|n| n.ends_with("-00000.dwshard")).unwrap();
         // A folder stands where the first shard is to go.
         std::fs::create_dir_all(two.join(&first).join("x")).unwrap();
         assert_eq!(run(&two, &[]).status.code(), Some(3));
         std::fs::remove_dir_all(two.join(&first)).unwrap();
         let again = run(&two, &["--resume"]);
-        assert!(again.status.success() && String::from_utf8_lossy(&again.stderr).contains("shards kept from an interrupted run"));
+        assert!(
+            again.status.success()
+                && String::from_utf8_lossy(&again.stderr)
+                    .contains("shards kept from an interrupted run")
+        );
         assert!(files(&one) == files(&two), "{shard_size}");
     }
 }
@@ -85,7 +134,12 @@ fn a_pack_that_failed_at_the_very_end_goes_on() {
 #[test]
 fn a_failed_pack_goes_on_behind_its_finished_shards() {
     let set = Set::new();
-    let last = std::fs::read_dir(set.file("train2017")).unwrap().flatten().map(|e| e.path()).max().unwrap();
+    let last = std::fs::read_dir(set.file("train2017"))
+        .unwrap()
+        .flatten()
+        .map(|e| e.path())
+        .max()
+        .unwrap();
     let whole = std::fs::read(&last).unwrap();
     std::fs::write(&last, &whole[..whole.len() / 2]).unwrap();
     let args = [set.path(), "--split", "train2017", "--shard-size", "32KiB", "--jobs", "1"];

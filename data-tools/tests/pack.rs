@@ -1,11 +1,11 @@
-//! `dw-pack` as a user meets it: the whole way there and back, and every kind of bad input.
+//! `dw-pack` as a user meets it: the whole way there and back.
 
 mod support;
 
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{Change, Set, fails, files, ok, pack};
+use support::{Set, fails, files, ok, pack};
 
 #[test]
 fn two_runs_are_byte_identical_whatever_the_jobs() {
@@ -26,9 +26,16 @@ fn jpeg_bytes_and_boxes_come_back_identical() {
     ok(&["verify", shards.to_str().unwrap()]);
     ok(&["export", shards.to_str().unwrap(), back.to_str().unwrap()]);
     assert_eq!(files(&set.file("train2017")), files(&back.join("train2017")));
-    let read =
-        |p: &Path| -> Value { serde_json::from_slice(&std::fs::read(p.join("annotations/instances_train2017.json")).unwrap()).unwrap() };
-    let key = |a: &Value| json!([a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"], a["iscrowd"]]).to_string();
+    let read = |p: &Path| -> Value {
+        serde_json::from_slice(
+            &std::fs::read(p.join("annotations/instances_train2017.json")).unwrap(),
+        )
+        .unwrap()
+    };
+    let key = |a: &Value| {
+        json!([a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"], a["iscrowd"]])
+            .to_string()
+    };
     let keys = |v: &Value| {
         let mut k: Vec<_> = v["annotations"].as_array().unwrap().iter().map(key).collect();
         k.sort();
@@ -42,15 +49,18 @@ fn info_counts_what_is_there() {
     let set = Set::new();
     let text = ok(&[set.path()]);
     assert!(text.contains("packed into"));
-    let info: Value = serde_json::from_str(&ok(&["info", set.file("shards").to_str().unwrap(), "--json"])).unwrap();
+    let info: Value =
+        serde_json::from_str(&ok(&["info", set.file("shards").to_str().unwrap(), "--json"]))
+            .unwrap();
     let coco: Value = serde_json::from_slice(&std::fs::read(set.json()).unwrap()).unwrap();
-    let crowd = coco["annotations"].as_array().unwrap().iter().filter(|a| a["iscrowd"] == 1).count();
+    let crowd =
+        coco["annotations"].as_array().unwrap().iter().filter(|a| a["iscrowd"] == 1).count();
     let train = &info["splits"]["train2017"];
     assert_eq!(train["images"], 9);
     assert_eq!(train["crowd"], crowd);
     assert_eq!(train["boxes"], coco["annotations"].as_array().unwrap().len() - crowd);
     assert_eq!(info["categories"][1], json!({"id": 3, "name": "square"}));
-    assert_eq!(info["version"], 1);
+    assert_eq!((&info["version"], &train["shrunken"]), (&json!(2), &json!(0)));
 }
 
 /// Pain 19: every byte is under a checksum; damage is found, named and never decoded.
@@ -88,13 +98,15 @@ fn every_flip_is_found_wherever_it_is() {
     let whole = files(&shards);
     let mut state = 5u64;
     for round in 0..3000 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let (name, bytes) = &whole[round % whole.len()];
         let (at, bit) = ((state >> 20) as usize % bytes.len(), (state >> 60) as u32 % 8);
         let mut damaged = bytes.clone();
         damaged[at] ^= 1 << bit;
         std::fs::write(shards.join(name), &damaged).unwrap();
-        let found = dw_shards::Split::open(&shards, "val2017").map_or(true, |split| !split.verify(|| ()).is_empty());
+        let found = dw_shards::Split::open(&shards, "val2017")
+            .map_or(true, |split| !split.verify(|| ()).is_empty());
         assert!(found, "bit {bit} of byte {at} of {name}");
         std::fs::write(shards.join(name), bytes).unwrap();
     }
@@ -105,7 +117,8 @@ fn every_flip_is_found_wherever_it_is() {
 fn what_goes_in_comes_out() {
     let mut state = 11u64;
     let mut random = |n: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % n
     };
     for round in 0..12 {
@@ -118,12 +131,18 @@ fn what_goes_in_comes_out() {
             let (w, h) = (1 + random(90) as u32, 1 + random(70) as u32);
             let id = i * 7 - 20;
             let name = if i % 2 == 0 { format!("deep/{i}.png") } else { format!("{i}.jpg") };
-            let picture = image::RgbImage::from_fn(w, h, |_, _| image::Rgb([random(256) as u8, random(256) as u8, random(256) as u8]));
+            let picture = image::RgbImage::from_fn(w, h, |_, _| {
+                image::Rgb([random(256) as u8, random(256) as u8, random(256) as u8])
+            });
             let path = dir.path().join("s").join(&name);
             if i % 2 == 0 {
                 picture.save(&path).unwrap();
             } else {
-                let rgb = dw_shards::pixels::Rgb { width: w as usize, height: h as usize, data: picture.into_raw() };
+                let rgb = dw_shards::pixels::Rgb {
+                    width: w as usize,
+                    height: h as usize,
+                    data: picture.into_raw(),
+                };
                 std::fs::write(&path, dw_shards::pixels::encode_jpeg(&rgb, 85).unwrap()).unwrap();
             }
             pictures.push(dw_shards::pixels::decode_file(&std::fs::read(&path).unwrap()).unwrap());
@@ -145,10 +164,14 @@ fn what_goes_in_comes_out() {
             let record = split.record(i).unwrap();
             assert_eq!(
                 (record.entry.image_id, &record.annotations.file_name),
-                (images[i]["id"].as_i64().unwrap(), &images[i]["file_name"].as_str().unwrap().to_owned())
+                (
+                    images[i]["id"].as_i64().unwrap(),
+                    &images[i]["file_name"].as_str().unwrap().to_owned()
+                )
             );
             assert!(record.decode().unwrap() == *picture, "pixels of image {i}, {codec}");
-            let expected: Vec<&Value> = annotations.iter().filter(|a| a["image_id"] == images[i]["id"]).collect();
+            let expected: Vec<&Value> =
+                annotations.iter().filter(|a| a["image_id"] == images[i]["id"]).collect();
             assert_eq!(record.annotations.boxes.len(), expected.len());
             for (b, a) in record.annotations.boxes.iter().zip(expected) {
                 let category = split.categories()[b.label as usize].id;
@@ -159,122 +182,23 @@ fn what_goes_in_comes_out() {
     }
 }
 
-/// EXIF rotation is told and ignored; CMYK becomes RGB.
-#[test]
-fn rotated_and_cmyk_jpegs() {
-    let set = Set::new();
-    let first = set.first_image();
-    let plain = std::fs::read(&first).unwrap();
-    // An APP1 segment with one tag: orientation 6.
-    let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
-    let mut rotated = plain[..2].to_vec();
-    rotated.extend([0xff, 0xe1]);
-    rotated.extend((exif.len() as u16 + 2).to_be_bytes());
-    rotated.extend(exif);
-    rotated.extend(&plain[2..]);
-    std::fs::write(&first, rotated).unwrap();
-    let done = pack(&[set.path(), "--split", "train2017"]);
-    let text = String::from_utf8_lossy(&done.stderr).into_owned();
-    assert!(done.status.success() && text.contains("1 images ask for a rotation (EXIF), which is ignored"), "{text}");
-    let split = dw_shards::Split::open(&set.file("shards"), "train2017").unwrap();
-    let expected = dw_shards::pixels::decode_file(&plain).unwrap();
-    assert!((0..split.len()).any(|i| split.record(i).unwrap().decode().unwrap() == expected));
-
-    let cmyk = [[255u8, 255, 255, 255], [0, 255, 255, 255], [255, 255, 255, 0], [255, 0, 255, 128]];
-    let pixels: Vec<u8> = cmyk.iter().flat_map(|p| p.repeat(16 * 16)).collect();
-    let picture = turbojpeg::Image { pixels: &pixels[..], width: 16, pitch: 64, height: 64, format: turbojpeg::PixelFormat::CMYK };
-    let file = turbojpeg::compress(picture, 100, turbojpeg::Subsamp::None).unwrap();
-    let rgb = dw_shards::pixels::decode_file(&file).unwrap();
-    let near = |row: usize, colour: [u8; 3]| rgb.data[(row * 16 + 8) * 3..][..3].iter().zip(colour).all(|(a, b)| a.abs_diff(b) < 12);
-    assert!(
-        near(8, [255, 255, 255]) && near(24, [0, 255, 255]) && near(40, [0, 0, 0]) && near(56, [128, 0, 128]),
-        "inverted CMYK, as Adobe writes it"
-    );
-}
-
 #[test]
 fn damage_names_shard_record_and_offset() {
     let set = Set::new();
     ok(&[set.path(), "--split", "train2017"]);
-    let (name, mut bytes) = files(&set.file("shards")).into_iter().find(|f| f.0.ends_with(".dwshard")).unwrap();
+    let (name, mut bytes) =
+        files(&set.file("shards")).into_iter().find(|f| f.0.ends_with(".dwshard")).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(set.file("shards").join(&name), bytes).unwrap();
     let text = fails(&["verify", set.file("shards").to_str().unwrap()], 3);
-    assert!(text.contains(&name) && text.contains("record") && text.contains("at offset") && text.contains("damaged"), "{text}");
-}
-
-#[test]
-fn missing_folders_and_files() {
-    let set = Set::new();
-    let text = fails(&["/no/such/coco"], 2);
-    assert!(text.contains("/no/such/coco") && text.contains("does not exist"), "{text}");
-    assert!(fails(&[set.file("train2017").to_str().unwrap()], 2).contains("annotations"));
-    assert!(fails(&[set.path(), "--split", "test"], 2).contains("it holds train2017, val2017"));
-    assert!(fails(&["info", set.path()], 2).contains("hint: pack it first"));
-    std::fs::remove_dir_all(set.file("val2017")).unwrap();
-    assert!(fails(&[set.path(), "--split", "val2017"], 2).contains("val2017"));
-}
-
-#[test]
-fn cut_or_empty_json() {
-    let set = Set::new();
-    let text = std::fs::read(set.json()).unwrap();
-    std::fs::write(set.json(), &text[..text.len() / 2]).unwrap();
-    set.refuses(&["instances_train2017.json", "EOF", "line 1 column"]);
-    std::fs::write(set.json(), "").unwrap();
-    set.refuses(&["empty file"]);
-}
-
-#[test]
-fn images_that_are_absent_truncated_or_of_another_size() {
-    let set = Set::new();
-    let whole = std::fs::read(set.first_image()).unwrap();
-    std::fs::write(set.first_image(), &whole[..whole.len() / 2]).unwrap();
-    set.refuses(&["000000000001.jpg", "cannot be decoded"]);
-    std::fs::remove_file(set.first_image()).unwrap();
-    set.refuses(&["000000000001.jpg", "No such file", "hint: --bad-images skip"]);
-    std::fs::copy(set.file("train2017/000000000002.jpg"), set.first_image()).unwrap();
-    set.edit(|v| v["images"][0]["width"] = json!(97));
-    set.refuses(&["000000000001.jpg", "expected 97 x"]);
-    let out = pack(&[set.path(), "--bad-images", "skip", "--split", "train2017"]);
-    assert!(out.status.success());
-    assert!(String::from_utf8_lossy(&out.stdout).contains("8 images"));
-    assert!(String::from_utf8_lossy(&out.stderr).contains("1 images left out"));
-}
-
-#[test]
-fn annotations_of_unknown_things_and_duplicate_ids() {
-    let set = Set::new();
-    let original = std::fs::read(set.json()).unwrap();
-    let cases: [(&str, Change, &[&str]); 6] = [
-        ("image", |v| v["annotations"][2]["image_id"] = json!(999), &["annotations[2]", "`image_id` 999"]),
-        ("category", |v| v["annotations"][2]["category_id"] = json!(4), &["annotations[2]", "`category_id` 4"]),
-        ("annotation id", |v| v["annotations"][1]["id"] = v["annotations"][0]["id"].clone(), &["annotations[1]", "unique"]),
-        ("image id", |v| v["images"][1]["id"] = v["images"][0]["id"].clone(), &["images[1]", "unique"]),
-        ("empty split", |v| v["images"] = json!([]), &["images", "at least one"]),
-        ("field", |v| v["annotations"][3]["bbox"] = json!([1, 2, 3]), &["annotations[3]", "length 3"]),
-    ];
-    for (_, change, words) in cases {
-        std::fs::write(set.json(), &original).unwrap();
-        set.edit(change);
-        set.refuses(words);
-    }
-}
-
-#[test]
-fn bad_boxes_follow_the_policy() {
-    let set = Set::new();
-    set.edit(|v| {
-        v["annotations"][0]["bbox"] = json!([5, 5, -3, 4]);
-        v["annotations"][1]["bbox"] = json!([5, 5, 0, 4]);
-        v["annotations"][2]["bbox"] = json!([500, 5, 3, 4]);
-    });
-    let text = fails(&[set.path(), "--bad-boxes", "fail"], 3);
-    assert!(text.contains("annotations[0]") && text.contains("[5, 5, -3, 4]") && text.contains("no area"), "{text}");
-    let out = pack(&[set.path()]);
-    let told = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.success() && told.contains("2 boxes without area: left out") && told.contains("1 boxes outside"), "{told}");
+    assert!(
+        text.contains(&name)
+            && text.contains("record")
+            && text.contains("at offset")
+            && text.contains("damaged"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -294,23 +218,52 @@ fn png_grey_and_max_side() {
     let rgb = last.decode().unwrap();
     assert_eq!((rgb.width, rgb.height), (60, 40));
     assert!(rgb.data.chunks_exact(3).all(|p| p[0] == p[1] && p[1] == p[2]));
-    assert_eq!(last.annotations.boxes[0].bbox, [30.0, 20.0, 15.0, 10.0]);
+    assert_eq!(last.annotations.boxes[0].bbox, [60.0, 40.0, 30.0, 20.0], "pixels of the original");
+    assert_eq!(last.entry.original(), (120, 80));
 }
 
 #[test]
 fn synth_is_repeatable_and_varied() {
     let smallest = tempfile::tempdir().unwrap();
-    ok(&["synth", smallest.path().to_str().unwrap(), "--images", "60", "--val", "1", "--side", "64", "--classes", "1"]);
+    ok(&[
+        "synth",
+        smallest.path().to_str().unwrap(),
+        "--images",
+        "60",
+        "--val",
+        "1",
+        "--side",
+        "64",
+        "--classes",
+        "1",
+    ]);
     let (a, b) = (Set::new(), Set::new());
     assert_eq!(files(&a.file("train2017")), files(&b.file("train2017")));
     assert_eq!(std::fs::read(a.json()).unwrap(), std::fs::read(b.json()).unwrap());
     let dir = tempfile::tempdir().unwrap();
-    ok(&["synth", dir.path().to_str().unwrap(), "--images", "150", "--val", "0", "--classes", "20"]);
-    let v: Value = serde_json::from_slice(&std::fs::read(dir.path().join("annotations/instances_train2017.json")).unwrap()).unwrap();
+    ok(&[
+        "synth",
+        dir.path().to_str().unwrap(),
+        "--images",
+        "150",
+        "--val",
+        "0",
+        "--classes",
+        "20",
+    ]);
+    let v: Value = serde_json::from_slice(
+        &std::fs::read(dir.path().join("annotations/instances_train2017.json")).unwrap(),
+    )
+    .unwrap();
     let boxes = v["annotations"].as_array().unwrap();
     let area = |b: &Value| b["bbox"][2].as_f64().unwrap() * b["bbox"][3].as_f64().unwrap();
-    let of = |low: f64, high: f64| boxes.iter().filter(|b| b["iscrowd"] == 0 && (low..high).contains(&area(b))).count();
-    assert!(of(0.0, 1024.0) > 50 && of(1024.0, 9216.0) > 50 && of(9216.0, 1e9) > 30, "all three COCO sizes");
+    let of = |low: f64, high: f64| {
+        boxes.iter().filter(|b| b["iscrowd"] == 0 && (low..high).contains(&area(b))).count()
+    };
+    assert!(
+        of(0.0, 1024.0) > 50 && of(1024.0, 9216.0) > 50 && of(9216.0, 1e9) > 30,
+        "all three COCO sizes"
+    );
     assert!(boxes.iter().any(|b| b["iscrowd"] == 1), "crowds");
     let with: std::collections::HashSet<_> = boxes.iter().map(|b| b["image_id"].as_i64()).collect();
     assert!(with.len() < 150, "empty images");

@@ -9,6 +9,9 @@ use std::sync::LazyLock;
 use dw_shards::Split;
 use libfuzzer_sys::fuzz_target;
 
+/// The corpus's packs are of this split, and a pack is refused under another name.
+const SPLIT: &str = "train2017";
+
 static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = PathBuf::from(format!("/dev/shm/dw-fuzz-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("memory file system");
@@ -45,10 +48,10 @@ fuzz_target!(|data: &[u8]| {
     let head = crc32c::crc32c(&shard[..60]);
     put(&mut shard, 60, head);
     let tag = u32::from_le_bytes(index[44..48].try_into().unwrap_or_default());
-    let path = DIR.join(format!("s-{tag:08x}-00000.dwshard"));
-    std::fs::write(DIR.join("s.dwindex"), &index).expect("write");
+    let path = DIR.join(format!("{SPLIT}-{tag:08x}-00000.dwshard"));
+    std::fs::write(DIR.join(format!("{SPLIT}.dwindex")), &index).expect("write");
     std::fs::write(&path, &shard).expect("write");
-    if let Ok(split) = Split::open(&DIR, "s") {
+    if let Ok(split) = Split::open(&DIR, SPLIT) {
         for i in 0..split.len().min(8) {
             if let Ok(record) = split.record(i) {
                 let _ = record.decode();

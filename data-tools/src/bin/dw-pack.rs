@@ -1,5 +1,4 @@
 //! `dw-pack`: a COCO folder to shards, and tools around them.
-#![expect(clippy::print_stderr, reason = "the command line's own output")]
 
 use std::process::ExitCode;
 
@@ -14,7 +13,7 @@ fn main() -> ExitCode {
     match dw_shards::cli::run(dw_shards::cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            dw_base::text::print_error(&e);
             ExitCode::from(e.exit_code())
         }
     }

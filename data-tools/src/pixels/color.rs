@@ -30,8 +30,15 @@ pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8
         let first_plane = &planes[row(planes, w, y)];
         match layout {
             Layout::Grey => line.chunks_exact_mut(3).zip(first_plane).for_each(|(p, v)| p.fill(*v)),
-            Layout::Rgb | Layout::Jpeg => from_differences(first_plane, &first[row(first, w, y)], &second[row(second, w, y)], line),
-            Layout::Ycc444 => convert(first_plane, &first[row(first, w, y)], &second[row(second, w, y)], line),
+            Layout::Rgb | Layout::Jpeg => from_differences(
+                first_plane,
+                &first[row(first, w, y)],
+                &second[row(second, w, y)],
+                line,
+            ),
+            Layout::Ycc444 => {
+                convert(first_plane, &first[row(first, w, y)], &second[row(second, w, y)], line);
+            }
             Layout::Ycc422 => {
                 for (plane, wide) in [first, second].into_iter().zip(&mut wide) {
                     widen(&plane[row(plane, chroma.0, y)], wide);
@@ -41,9 +48,14 @@ pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8
             Layout::Ycc420 => {
                 // The nearer chroma row, and the next one on the pixel's side; the outermost rows repeat.
                 let near = y / 2;
-                let far = if y % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(chroma.1 - 1) };
+                let far =
+                    if y % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(chroma.1 - 1) };
                 for (plane, wide) in [first, second].into_iter().zip(&mut wide) {
-                    widen_both(&plane[row(plane, chroma.0, near)], &plane[row(plane, chroma.0, far)], wide);
+                    widen_both(
+                        &plane[row(plane, chroma.0, near)],
+                        &plane[row(plane, chroma.0, far)],
+                        wide,
+                    );
                 }
                 convert(first_plane, &wide[0][..w], &wide[1][..w], line);
             }

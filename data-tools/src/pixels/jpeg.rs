@@ -2,7 +2,10 @@
 
 use std::cell::RefCell;
 
-use turbojpeg::{Colorspace, Compressor, DecompressHeader, Decompressor, PixelFormat, ScalingFactor, Subsamp, YuvImage};
+use turbojpeg::{
+    Colorspace, Compressor, DecompressHeader, Decompressor, PixelFormat, ScalingFactor, Subsamp,
+    YuvImage,
+};
 
 use super::{Layout, Rgb, planes, sane};
 
@@ -28,13 +31,6 @@ fn with<T>(f: impl FnOnce(&mut Decompressor) -> turbojpeg::Result<T>) -> Result<
 /// Whether the bytes start like a JPEG file.
 pub fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
-}
-
-/// Whether the EXIF data ask for a rotation or a mirroring when shown (COCO's tools ignore that, and so do we).
-pub fn is_rotated(bytes: &[u8]) -> bool {
-    let exif = exif::Reader::new().read_from_container(&mut std::io::Cursor::new(bytes));
-    let orientation = exif.ok().and_then(|e| e.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0));
-    orientation.is_some_and(|o| o != 1)
 }
 
 /// Size, colours and subsampling.
@@ -69,15 +65,22 @@ fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String> {
     let header = header(bytes)?;
     sane(header.width, header.height)?;
     let (width, height) = (factor.scale(header.width), factor.scale(header.height));
-    let (format, depth) = if is_cmyk(&header) { (PixelFormat::CMYK, 4) } else { (PixelFormat::RGB, 3) };
+    let (format, depth) =
+        if is_cmyk(&header) { (PixelFormat::CMYK, 4) } else { (PixelFormat::RGB, 3) };
     let mut data = vec![0; width * height * depth];
     with(|d| {
         d.set_scaling_factor(factor)?;
-        d.decompress(bytes, turbojpeg::Image { pixels: &mut data[..], width, pitch: width * depth, height, format })
+        d.decompress(
+            bytes,
+            turbojpeg::Image { pixels: &mut data[..], width, pitch: width * depth, height, format },
+        )
     })?;
     if depth == 4 {
         // Adobe writes CMYK inverted: 255 means no ink.
-        data = data.chunks_exact(4).flat_map(|p| [0, 1, 2].map(|c| ((p[c] as u32 * p[3] as u32 + 127) / 255) as u8)).collect();
+        data = data
+            .chunks_exact(4)
+            .flat_map(|p| [0, 1, 2].map(|c| ((p[c] as u32 * p[3] as u32 + 127) / 255) as u8))
+            .collect();
     }
     Ok(Rgb { width, height, data })
 }
@@ -105,9 +108,15 @@ pub fn planes(bytes: &[u8]) -> Result<Option<(Layout, Vec<u8>)>, String> {
     };
     let (width, height) = (h.width, h.height);
     sane(width, height)?;
-    let length = turbojpeg::yuv_pixels_len(width, 1, height, h.subsamp).map_err(|e| e.to_string())?;
+    let length =
+        turbojpeg::yuv_pixels_len(width, 1, height, h.subsamp).map_err(|e| e.to_string())?;
     let mut padded = vec![0; length];
-    with(|d| d.decompress_to_yuv(bytes, YuvImage { pixels: &mut padded[..], width, align: 1, height, subsamp: h.subsamp }))?;
+    with(|d| {
+        d.decompress_to_yuv(
+            bytes,
+            YuvImage { pixels: &mut padded[..], width, align: 1, height, subsamp: h.subsamp },
+        )
+    })?;
     // With subsampled chroma libjpeg-turbo pads the luma plane to whole chroma samples.
     let sizes = planes::sizes(layout, (width, height));
     let chroma: usize = sizes[1..].iter().map(|(w, h)| w * h).sum();

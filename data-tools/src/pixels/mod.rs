@@ -64,11 +64,16 @@ pub enum Layout {
 }
 
 impl Layout {
-    const ALL: [Self; 6] = [Self::Rgb, Self::Jpeg, Self::Ycc444, Self::Ycc422, Self::Ycc420, Self::Grey];
+    const ALL: [Self; 6] =
+        [Self::Rgb, Self::Jpeg, Self::Ycc444, Self::Ycc422, Self::Ycc420, Self::Grey];
 
     /// Number in a record.
     pub fn code(self) -> u32 {
-        Self::ALL.into_iter().zip(1..).find_map(|(l, n)| (l == self).then_some(n)).unwrap_or_default()
+        Self::ALL
+            .into_iter()
+            .zip(1..)
+            .find_map(|(l, n)| (l == self).then_some(n))
+            .unwrap_or_default()
     }
 
     /// From the number in a record.
@@ -92,7 +97,7 @@ pub struct Rgb {
 const MOST_PIXELS: usize = 1 << 28;
 
 /// Checks a size before anything of it is allocated.
-fn sane(width: usize, height: usize) -> Result<usize, String> {
+pub(crate) fn sane(width: usize, height: usize) -> Result<usize, String> {
     match width.checked_mul(height) {
         Some(n) if n > 0 && n <= MOST_PIXELS => Ok(n),
         _ => Err(format!("an image of {width} x {height} pixels is beyond what can be handled")),
@@ -107,22 +112,54 @@ pub fn file_size(bytes: &[u8]) -> Result<(usize, usize), String> {
     if is_jpeg(bytes) {
         return jpeg::header(bytes).map(|h| (h.width, h.height));
     }
-    let reader = image::ImageReader::with_format(std::io::Cursor::new(png(bytes)?), image::ImageFormat::Png);
+    let reader =
+        image::ImageReader::with_format(std::io::Cursor::new(png(bytes)?), image::ImageFormat::Png);
     reader.into_dimensions().map(|(w, h)| (w as usize, h as usize)).map_err(|e| e.to_string())
 }
 
-/// Decodes a JPEG or PNG file's bytes (grey and CMYK become RGB; EXIF orientation is ignored, as COCO's tools do).
+/// EXIF orientation of a JPEG or PNG file, 1 to 8: 1 is as stored, 5 to 8 exchange width and height when
+/// shown. COCO's tools ignore it, and so does [`decode_file`]. `None` where the file says nothing.
+pub fn orientation(bytes: &[u8]) -> Option<u32> {
+    let exif = exif::Reader::new().read_from_container(&mut std::io::Cursor::new(bytes)).ok()?;
+    exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0)
+}
+
+/// Decodes a JPEG or PNG file's bytes (grey and CMYK become RGB; EXIF orientation is ignored, as COCO's
+/// tools do).
 ///
 /// # Errors
 /// What the decoder said, in its own words.
 pub fn decode_file(bytes: &[u8]) -> Result<Rgb, String> {
+    decode_with_depth(bytes).map(|(rgb, _)| rgb)
+}
+
+/// As [`decode_file`]; of a PNG with 16 bits a sample, which is scaled to 8, also the highest sample
+/// (without alpha).
+///
+/// # Errors
+/// What the decoder said, in its own words.
+pub fn decode_with_depth(bytes: &[u8]) -> Result<(Rgb, Option<u16>), String> {
     if is_jpeg(bytes) {
-        return jpeg::decode(bytes);
+        return jpeg::decode(bytes).map(|rgb| (rgb, None));
     }
     let (width, height) = file_size(bytes)?;
     sane(width, height)?;
-    let image = image::load_from_memory_with_format(png(bytes)?, image::ImageFormat::Png).map_err(|e| e.to_string())?.to_rgb8();
-    Ok(Rgb { width, height, data: image.into_raw() })
+    let image = image::load_from_memory_with_format(png(bytes)?, image::ImageFormat::Png)
+        .map_err(|e| e.to_string())?;
+    let highest = highest_of_16_bits(&image);
+    Ok((Rgb { width, height, data: image.into_rgb8().into_raw() }, highest))
+}
+
+fn highest_of_16_bits(image: &image::DynamicImage) -> Option<u16> {
+    use image::DynamicImage::{ImageLuma16, ImageLumaA16, ImageRgb16, ImageRgba16};
+    let (samples, channels, colours) = match image {
+        ImageLuma16(i) => (i.as_raw(), 1, 1),
+        ImageLumaA16(i) => (i.as_raw(), 2, 1),
+        ImageRgb16(i) => (i.as_raw(), 3, 3),
+        ImageRgba16(i) => (i.as_raw(), 4, 3),
+        _ => return None,
+    };
+    samples.chunks_exact(channels).flat_map(|pixel| &pixel[..colours]).copied().max()
 }
 
 fn png(bytes: &[u8]) -> Result<&[u8], String> {
@@ -158,10 +195,28 @@ pub fn decode(layout: Layout, bytes: &[u8], width: usize, height: usize) -> Resu
     if layout != Layout::Jpeg {
         return planes::decode(layout, bytes, width, height);
     }
-    match file_size(bytes)? {
-        found if found == (width, height) => decode_file(bytes),
-        (w, h) => Err(format!("expected {width} x {height} pixels, found {w} x {h}")),
+    check(layout, bytes, width, height)?;
+    jpeg::decode(bytes)
+}
+
+/// Checks by their header that a record's pixels are of `layout` and `width` x `height`.
+///
+/// # Errors
+/// What was expected and what was found.
+pub fn check(layout: Layout, bytes: &[u8], width: usize, height: usize) -> Result<(), String> {
+    sane(width, height)?;
+    if layout != Layout::Jpeg {
+        return planes::check(layout, bytes, width, height);
     }
+    if !is_jpeg(bytes) {
+        return Err("expected a JPEG file, found something else".into());
+    }
+    let found = jpeg::header(bytes)?;
+    if (found.width, found.height) != (width, height) {
+        let (w, h) = (found.width, found.height);
+        return Err(format!("expected {width} x {height} pixels, found {w} x {h}"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -174,7 +229,8 @@ mod tests {
         Rgb { width, height, data }
     }
 
-    const SHAPES: [(usize, usize); 9] = [(1, 1), (1, 9), (9, 1), (2, 2), (3, 5), (4, 4), (64, 48), (33, 17), (34, 50)];
+    const SHAPES: [(usize, usize); 9] =
+        [(1, 1), (1, 9), (9, 1), (2, 2), (3, 5), (4, 4), (64, 48), (33, 17), (34, 50)];
 
     #[test]
     fn rgb_planes_are_lossless_for_every_shape() {
@@ -202,7 +258,10 @@ mod tests {
                     let image = decode_file(&file).unwrap();
                     let (layout, bytes) = encode_zstd(&file, &image, 1).unwrap();
                     assert_eq!(layout, expected, "{w} x {h}, {subsamp:?}");
-                    assert!(decode(layout, &bytes, w, h).unwrap() == image, "{w} x {h}, {subsamp:?}");
+                    assert!(
+                        decode(layout, &bytes, w, h).unwrap() == image,
+                        "{w} x {h}, {subsamp:?}"
+                    );
                 }
             }
         }
@@ -225,16 +284,22 @@ mod tests {
 
     #[test]
     fn a_scaled_decode_is_the_picture_in_small() {
-        let data = (0..64 * 48).flat_map(|i| [(i % 64 * 4) as u8, (i / 64 * 5) as u8, 128]).collect();
+        let data =
+            (0..64 * 48).flat_map(|i| [(i % 64 * 4) as u8, (i / 64 * 5) as u8, 128]).collect();
         let image = Rgb { width: 64, height: 48, data };
         let bytes = encode_jpeg(&image, 96).unwrap();
         for eighths in 1..8 {
             let small = jpeg::decode_eighths(&bytes, eighths).unwrap();
             assert_eq!((small.width, small.height), (8 * eighths, 6 * eighths));
-            for (x, y) in [(0, 0), (small.width / 2, small.height / 2), (small.width - 1, small.height - 1)] {
-                let at = |i: usize, n: usize| (i as f64 + 0.5) * 8.0 / eighths as f64 * n as f64 - n as f64 / 2.0;
+            for (x, y) in
+                [(0, 0), (small.width / 2, small.height / 2), (small.width - 1, small.height - 1)]
+            {
+                let at = |i: usize, n: usize| {
+                    (i as f64 + 0.5) * 8.0 / eighths as f64 * n as f64 - n as f64 / 2.0
+                };
                 let p = &small.data[(y * small.width + x) * 3..][..3];
-                let off = (f64::from(p[0]) - at(x, 4)).abs().max((f64::from(p[1]) - at(y, 5)).abs());
+                let off =
+                    (f64::from(p[0]) - at(x, 4)).abs().max((f64::from(p[1]) - at(y, 5)).abs());
                 assert!(off < 8.0, "{eighths} eighths at {x}, {y}: {p:?}, off by {off}");
             }
         }
@@ -257,6 +322,9 @@ mod tests {
         for layout in Layout::ALL {
             assert_eq!(Layout::from_code(layout.code()), Some(layout));
         }
-        assert_eq!((Layout::Jpeg.code(), Layout::from_code(0), Layout::from_code(7)), (2, None, None));
+        assert_eq!(
+            (Layout::Jpeg.code(), Layout::from_code(0), Layout::from_code(7)),
+            (2, None, None)
+        );
     }
 }

@@ -17,7 +17,9 @@ pub fn sizes(layout: Layout, (w, h): (usize, usize)) -> Vec<(usize, usize)> {
         Layout::Grey => vec![(w, h)],
         Layout::Rgb | Layout::Jpeg | Layout::Ycc444 => vec![(w, h); 3],
         Layout::Ycc422 => vec![(w, h), (w.div_ceil(2), h), (w.div_ceil(2), h)],
-        Layout::Ycc420 => vec![(w, h), (w.div_ceil(2), h.div_ceil(2)), (w.div_ceil(2), h.div_ceil(2))],
+        Layout::Ycc420 => {
+            vec![(w, h), (w.div_ceil(2), h.div_ceil(2)), (w.div_ceil(2), h.div_ceil(2))]
+        }
     }
 }
 
@@ -79,19 +81,39 @@ pub fn encode_rgb(image: &Rgb, level: i32) -> Result<Vec<u8>, String> {
     compress(&planes, level)
 }
 
+/// Bytes of all planes of an image.
+fn length(layout: Layout, size: (usize, usize)) -> usize {
+    sizes(layout, size).iter().map(|(w, h)| w * h).sum()
+}
+
+/// Checks that `bytes` are one zstd frame, which says that it holds the planes of an image of
+/// `width` x `height`.
+///
+/// # Errors
+/// What was expected and what was found.
+pub fn check(layout: Layout, bytes: &[u8], width: usize, height: usize) -> Result<(), String> {
+    let expected = length(layout, (width, height));
+    match zstd::zstd_safe::get_frame_content_size(bytes) {
+        Ok(Some(said)) if said == expected as u64 => {}
+        Ok(Some(said)) => return Err(format!("expected {expected} bytes of pixels, found {said}")),
+        _ => return Err("expected a zstd frame with its size, found something else".into()),
+    }
+    match zstd::zstd_safe::find_frame_compressed_size(bytes) {
+        Ok(n) if n == bytes.len() => Ok(()),
+        Ok(n) => Err(format!("expected a zstd frame of {} bytes, found one of {n}", bytes.len())),
+        Err(_) => Err("the zstd frame is damaged".into()),
+    }
+}
+
 /// Decodes planes of any layout but a JPEG's.
 ///
 /// # Errors
 /// A damaged frame, or one of another size than `width` x `height`.
 pub fn decode(layout: Layout, bytes: &[u8], width: usize, height: usize) -> Result<Rgb, String> {
     let size = (width, height);
-    let expected: usize = sizes(layout, size).iter().map(|(w, h)| w * h).sum();
-    // The frame's own word first: a short frame must not make anyone allocate for a large image.
-    if let Ok(Some(said)) = zstd::zstd_safe::get_frame_content_size(bytes)
-        && said != expected as u64
-    {
-        return Err(format!("expected {expected} bytes of pixels, found {said}"));
-    }
+    let expected = length(layout, size);
+    // First of all: a short frame must not make anyone allocate for a large image.
+    check(layout, bytes, width, height)?;
     PLANES.with_borrow_mut(|planes| {
         planes.resize(expected, 0);
         let found = UNZSTD.with_borrow_mut(|slot| {

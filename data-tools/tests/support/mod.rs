@@ -1,6 +1,8 @@
 //! What the tests of `dw-pack` share: the program, a drawn data set, folders as they are.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod craft;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -9,6 +11,24 @@ use tempfile::TempDir;
 
 pub fn pack(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_dw-pack")).args(args).output().expect("dw-pack starts")
+}
+
+/// As [`pack`], with a deadline and variables of the environment.
+pub fn pack_within(args: &[&str], variables: &[(&str, &str)], seconds: u64) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dw-pack"));
+    command.args(args).envs(variables.iter().copied());
+    let pipes = || std::process::Stdio::piped();
+    let mut child = command.stdout(pipes()).stderr(pipes()).spawn().expect("dw-pack starts");
+    let start = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed().as_secs() >= seconds {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("dw-pack {args:?} takes longer than {seconds} s");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
 }
 
 pub fn ok(args: &[&str]) -> String {
@@ -37,7 +57,20 @@ pub struct Set {
 impl Set {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        ok(&["synth", dir.path().to_str().unwrap(), "--images", "9", "--val", "3", "--seed", "7", "--classes", "3", "--side", "96"]);
+        ok(&[
+            "synth",
+            dir.path().to_str().unwrap(),
+            "--images",
+            "9",
+            "--val",
+            "3",
+            "--seed",
+            "7",
+            "--classes",
+            "3",
+            "--side",
+            "96",
+        ]);
         Self { dir }
     }
 
@@ -59,6 +92,11 @@ impl Set {
         std::fs::write(self.json(), v.to_string()).unwrap();
     }
 
+    pub fn edit_text(&self, change: impl FnOnce(String) -> String) {
+        let text = std::fs::read_to_string(self.json()).unwrap();
+        std::fs::write(self.json(), change(text)).unwrap();
+    }
+
     pub fn first_image(&self) -> PathBuf {
         self.file("train2017/000000000001.jpg")
     }
@@ -69,7 +107,12 @@ impl Set {
         for w in words {
             assert!(text.contains(w), "expected `{w}` in: {text}");
         }
-        let left: Vec<_> = std::fs::read_dir(self.file("bad")).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+        let left: Vec<_> = std::fs::read_dir(self.file("bad"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name())
+            .collect();
         assert!(left.is_empty(), "half-written files: {left:?}");
     }
 }

@@ -13,17 +13,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
+use crate::input;
+
+mod numbers;
 
 /// One entry of `images`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Image {
     /// COCO image id.
+    #[serde(deserialize_with = "numbers::id")]
     pub id: i64,
     /// Name below the split's image folder.
     pub file_name: String,
     /// Pixels.
+    #[serde(deserialize_with = "numbers::width")]
     pub width: u32,
     /// Pixels.
+    #[serde(deserialize_with = "numbers::height")]
     pub height: u32,
 }
 
@@ -40,20 +46,23 @@ pub struct Annotation {
     pub bbox: [f64; 4],
     /// Mask area in pixels; `w * h` where the file has none.
     pub area: f64,
-    /// 1 for a region of many objects.
-    pub iscrowd: u8,
+    /// A region of many objects.
+    pub iscrowd: bool,
 }
 
 /// An annotation as it stands in the file.
 #[derive(Deserialize)]
 struct AnnotationText<'t> {
+    #[serde(deserialize_with = "numbers::id")]
     id: i64,
+    #[serde(deserialize_with = "numbers::image_id")]
     image_id: i64,
+    #[serde(deserialize_with = "numbers::category_id")]
     category_id: i64,
     bbox: [f64; 4],
     area: Option<f64>,
-    #[serde(default)]
-    iscrowd: u8,
+    #[serde(default, deserialize_with = "numbers::iscrowd")]
+    iscrowd: bool,
     /// Never looked into: most of the file, and tells how far the parser is.
     #[serde(borrow, default)]
     segmentation: Option<&'t RawValue>,
@@ -72,7 +81,14 @@ impl<'t> Entry<'t> for AnnotationText<'t> {
             place.passed(polygons.get().as_bytes());
         }
         let Self { id, image_id, category_id, bbox, iscrowd, .. } = self;
-        Annotation { id, image_id, category_id, bbox, area: self.area.unwrap_or(bbox[2] * bbox[3]), iscrowd }
+        Annotation {
+            id,
+            image_id,
+            category_id,
+            bbox,
+            area: self.area.unwrap_or(bbox[2] * bbox[3]),
+            iscrowd,
+        }
     }
 }
 
@@ -94,6 +110,7 @@ impl Entry<'_> for Category {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Category {
     /// COCO category id (sparse).
+    #[serde(deserialize_with = "numbers::id")]
     pub id: i64,
     /// Name.
     pub name: String,
@@ -115,24 +132,53 @@ pub struct Coco {
     pub images_alone: bool,
 }
 
+/// Opens an annotation file.
+///
+/// # Errors
+/// Anything but a regular file, such as a pipe: the file is read more than once.
+pub(crate) fn open(path: &Path) -> Result<File> {
+    input::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidInput => {
+            Error::data(path, "whole file", format!("{e}\nhint: save the annotations as a file"))
+        }
+        _ => Error::io("cannot open", path)(e),
+    })
+}
+
 /// Reads an annotation file.
 ///
 /// # Errors
-/// Cut or malformed JSON, a missing section or field, a wrong type: with the entry's number, line and column.
+/// Anything but a regular file; cut or malformed JSON, a missing or doubled section, a missing field, a
+/// wrong type: with the entry's number, line and column.
 pub fn read(path: &Path) -> Result<Coco> {
-    let file = File::open(path).map_err(Error::io("cannot open", path))?;
+    let file = open(path)?;
     if file.metadata().map_err(Error::io("cannot read", path))?.len() == 0 {
-        return Err(Error::data(path, "whole file", "expected COCO annotations (JSON), found an empty file"));
+        return Err(Error::data(
+            path,
+            "whole file",
+            "expected COCO annotations (JSON), found an empty file",
+        ));
     }
     // SAFETY: the map is read-only and lives as long as this function; a file that another process cuts
     // meanwhile ends this process with SIGBUS, as it does for every program that maps its input.
     let text = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("cannot map", path))?;
     let _ = text.advise(memmap2::Advice::Sequential);
     let at = Place::new(&text);
-    let mut reader = serde_json::Deserializer::from_slice(&text);
-    let mut coco = Sections(&at).deserialize(&mut reader).map_err(|e| Error::data(path, at.to_string(), e.to_string()))?;
+    let json = match &text[..] {
+        [0xef, 0xbb, 0xbf, rest @ ..] => rest,
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            return Err(Error::data(path, "whole file", "expected UTF-8, found UTF-16"));
+        }
+        all => all,
+    };
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let mut coco = Sections(&at)
+        .deserialize(&mut reader)
+        .map_err(|e| Error::data(path, at.to_string(), e.to_string()))?;
     reader.end().map_err(|e| Error::data(path, "after the last section", e.to_string()))?;
-    if coco.images_alone && !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(IMAGES_ALONE)) {
+    if coco.images_alone
+        && !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(IMAGES_ALONE))
+    {
         return Err(Error::data(path, "whole file", "missing section `annotations`"));
     }
     coco.categories.sort_by_key(|c| c.id);
@@ -164,7 +210,9 @@ impl<'t> Place<'t> {
         }
         let length = (position - from) / 4096 * 4096;
         // SAFETY: a read-only file map: pages that are touched again (strings borrowed from there) come back from the file.
-        let _ = unsafe { self.text.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, length) };
+        let _ = unsafe {
+            self.text.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, length)
+        };
         self.released.set(from + length);
     }
 }
@@ -200,11 +248,15 @@ impl<'de> Visitor<'de> for Sections<'_> {
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             match key.as_ref() {
                 "images" => {
-                    seen[0] = true;
-                    map.next_value_seed(Entries::<Image> { section: "images", place: self.0, into: &mut coco.images })?;
+                    once(&mut seen[0], "images")?;
+                    map.next_value_seed(Entries::<Image> {
+                        section: "images",
+                        place: self.0,
+                        into: &mut coco.images,
+                    })?;
                 }
                 "annotations" => {
-                    seen[1] = true;
+                    once(&mut seen[1], "annotations")?;
                     map.next_value_seed(Entries::<AnnotationText<'de>> {
                         section: "annotations",
                         place: self.0,
@@ -212,8 +264,12 @@ impl<'de> Visitor<'de> for Sections<'_> {
                     })?;
                 }
                 "categories" => {
-                    seen[2] = true;
-                    map.next_value_seed(Entries::<Category> { section: "categories", place: self.0, into: &mut coco.categories })?;
+                    once(&mut seen[2], "categories")?;
+                    map.next_value_seed(Entries::<Category> {
+                        section: "categories",
+                        place: self.0,
+                        into: &mut coco.categories,
+                    })?;
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -229,6 +285,14 @@ impl<'de> Visitor<'de> for Sections<'_> {
         }
         Ok(coco)
     }
+}
+
+/// A second section of the same name would be added to the first.
+fn once<E: serde::de::Error>(seen: &mut bool, section: &str) -> std::result::Result<(), E> {
+    if std::mem::replace(seen, true) {
+        return Err(E::custom(format!("section `{section}` stands twice")));
+    }
+    Ok(())
 }
 
 /// One array, pushed entry by entry.
@@ -263,40 +327,4 @@ impl<'de, T: Entry<'de>> Visitor<'de> for Entries<'_, '_, 'de, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Coco> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("instances_x.json");
-        fs_err::write(&path, text).unwrap();
-        read(&path)
-    }
-
-    #[test]
-    fn sections_in_any_order_and_unknown_fields() {
-        let coco = parse(
-            r#"{"info":{"x":[1]},"annotations":[{"id":7,"image_id":3,"category_id":9,"bbox":[1,2,3.5,4],"segmentation":[[1,2]]}],
-                "categories":[{"id":9,"name":"b"},{"id":2,"name":"a","supercategory":"s"}],
-                "images":[{"id":3,"file_name":"a.jpg","width":10,"height":20}]}"#,
-        )
-        .unwrap();
-        assert_eq!(coco.categories.iter().map(|c| c.id).collect::<Vec<_>>(), [2, 9], "labels follow ascending ids");
-        assert_eq!(coco.annotations[0].area, 14.0, "area falls back to w * h");
-    }
-
-    #[test]
-    fn messages_name_entry_and_field() {
-        let text = r#"{"images":[],"categories":[],"annotations":[{"id":1,"image_id":1,"category_id":1,"bbox":[0,0,1,1]},{"id":2,"image_id":1,"bbox":[0,0,1,1]}]}"#;
-        let e = parse(text).unwrap_err().to_string();
-        assert!(e.contains("annotations[1]") && e.contains("category_id"), "{e}");
-        let e = parse(&text[..text.len() / 2]).unwrap_err().to_string();
-        assert!(e.contains("annotations[0]") && e.contains("EOF"), "{e}");
-        let e = parse(r#"{"images":[],"annotations":[]}"#).unwrap_err().to_string();
-        assert!(e.contains("missing section `categories`"), "{e}");
-        let e = parse(r#"{"images":[],"categories":[]}"#).unwrap_err().to_string();
-        assert!(e.contains("missing section `annotations`"), "{e}");
-        let e = parse("[]").unwrap_err().to_string();
-        assert!(e.contains("expected an object"), "{e}");
-    }
-}
+mod tests;

@@ -9,10 +9,14 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use tiny_skia::{Color, FillRule, Paint, PathBuilder, Pixmap, Rect, Stroke, Transform};
+use tiny_skia::{Color, FillRule, PathBuilder, Pixmap, Rect, Stroke, Transform};
 
 use crate::error::{Error, Result};
 use crate::pixels::{Rgb, encode_jpeg};
+
+mod outline;
+
+use outline::{outline, paint};
 
 /// What to draw.
 #[derive(Debug, Clone, Copy)]
@@ -60,10 +64,20 @@ pub fn write(dir: &Path, o: &Options, tick: impl Fn() + Sync) -> Result<()> {
     Ok(())
 }
 
-fn write_split(dir: &Path, split: &str, count: usize, first_id: i64, o: &Options, tick: &(impl Fn() + Sync)) -> Result<()> {
+fn write_split(
+    dir: &Path,
+    split: &str,
+    count: usize,
+    first_id: i64,
+    o: &Options,
+    tick: &(impl Fn() + Sync),
+) -> Result<()> {
     let json_path = dir.join("annotations").join(format!("instances_{split}.json"));
     if json_path.exists() {
-        return Err(Error::Usage(format!("cannot draw: {} exists already\nhint: choose an empty folder", json_path.display())));
+        return Err(Error::Usage(format!(
+            "cannot draw: {} exists already\nhint: choose an empty folder",
+            json_path.display()
+        )));
     }
     for d in [&dir.join(split), &dir.join("annotations")] {
         fs::create_dir_all(d).map_err(Error::io("cannot create folder", d))?;
@@ -83,15 +97,18 @@ fn write_split(dir: &Path, split: &str, count: usize, first_id: i64, o: &Options
             Ok((image, scene.annotations(id)))
         })
         .collect::<Result<_>>()?;
-    let (images, mut annotations): (Vec<_>, Vec<_>) = drawn.into_iter().fold((vec![], vec![]), |(mut i, mut a), (image, boxes)| {
-        i.push(image);
-        a.extend(boxes);
-        (i, a)
-    });
+    let (images, mut annotations): (Vec<_>, Vec<_>) =
+        drawn.into_iter().fold((vec![], vec![]), |(mut i, mut a), (image, boxes)| {
+            i.push(image);
+            a.extend(boxes);
+            (i, a)
+        });
     for (n, a) in annotations.iter_mut().enumerate() {
         a["id"] = json!(first_id + n as i64);
     }
-    let categories: Vec<_> = (0..o.classes).map(|c| json!({"id": 2 * c + 1, "name": class_name(c), "supercategory": "shape"})).collect();
+    let categories: Vec<_> = (0..o.classes)
+        .map(|c| json!({"id": 2 * c + 1, "name": class_name(c), "supercategory": "shape"}))
+        .collect();
     let coco = json!({"info": {"description": "drawn by dw-pack synth", "seed": o.seed}, "licenses": [], "images": images,
                       "annotations": annotations, "categories": categories});
     let text = serde_json::to_vec(&coco).map_err(|e| Error::Usage(e.to_string()))?;
@@ -121,7 +138,8 @@ impl Scene {
     fn draw(rng: &mut impl Rng, o: &Options) -> Result<Self> {
         let short = o.side * rng.random_range(65..=100) / 100;
         let (w, h) = if rng.random_bool(0.5) { (o.side, short) } else { (short, o.side) };
-        let pixmap = Pixmap::new(w, h).ok_or_else(|| Error::Usage(format!("--side: cannot draw {w} x {h} pixels")))?;
+        let pixmap = Pixmap::new(w, h)
+            .ok_or_else(|| Error::Usage(format!("--side: cannot draw {w} x {h} pixels")))?;
         let mut scene = Self { pixmap, boxes: vec![] };
         scene.background(rng);
         let kind = rng.random_range(0..100);
@@ -144,8 +162,12 @@ impl Scene {
         for i in 0..bands {
             let t = i as f32 / bands as f32;
             let mix = |a: f32, b: f32| a + (b - a) * t;
-            let color =
-                Color::from_rgba(mix(top.red(), bottom.red()), mix(top.green(), bottom.green()), mix(top.blue(), bottom.blue()), 1.0);
+            let color = Color::from_rgba(
+                mix(top.red(), bottom.red()),
+                mix(top.green(), bottom.green()),
+                mix(top.blue(), bottom.blue()),
+                1.0,
+            );
             let rect = Rect::from_xywh(0.0, h * t, w, h / bands as f32 + 1.0);
             if let (Some(color), Some(rect)) = (color, rect) {
                 self.pixmap.fill_rect(rect, &paint(color), Transform::identity(), None);
@@ -154,9 +176,19 @@ impl Scene {
         for _ in 0..14 {
             let mut color = any_color(rng, 0.2, 0.8);
             color.set_alpha(0.18);
-            let (x, y, r) = (rng.random_range(0.0..w), rng.random_range(0.0..h), rng.random_range(0.05..0.25) * w);
+            let (x, y, r) = (
+                rng.random_range(0.0..w),
+                rng.random_range(0.0..h),
+                rng.random_range(0.05..0.25) * w,
+            );
             if let Some(blob) = PathBuilder::from_circle(x, y, r) {
-                self.pixmap.fill_path(&blob, &paint(color), FillRule::Winding, Transform::identity(), None);
+                self.pixmap.fill_path(
+                    &blob,
+                    &paint(color),
+                    FillRule::Winding,
+                    Transform::identity(),
+                    None,
+                );
             }
         }
         let (angle, gap) = (rng.random_range(0.0..PI), rng.random_range(8.0f32..24.0));
@@ -193,7 +225,8 @@ impl Scene {
                 _ => rng.random_range(96.0..160.0f32),
             };
             let side = side.min(0.7 * w.min(h));
-            let (bw, bh) = (side * rng.random_range(0.8..1.2f32), side * rng.random_range(0.8..1.2f32));
+            let (bw, bh) =
+                (side * rng.random_range(0.8..1.2f32), side * rng.random_range(0.8..1.2f32));
             if bw + 4.0 >= w || bh + 4.0 >= h {
                 continue;
             }
@@ -222,7 +255,12 @@ impl Scene {
         let before = self.boxes.len();
         for _ in 0..18 {
             let side = rng.random_range(10.0..18.0f32).min(ch - 2.0);
-            let at = [x + rng.random_range(0.0..cw - side), y + rng.random_range(0.0..ch - side), side, side];
+            let at = [
+                x + rng.random_range(0.0..cw - side),
+                y + rng.random_range(0.0..ch - side),
+                side,
+                side,
+            ];
             self.shape(rng, class, at);
         }
         let area = self.boxes.drain(before..).map(|d| d.area).sum();
@@ -231,20 +269,38 @@ impl Scene {
 
     fn shape(&mut self, rng: &mut impl Rng, class: usize, [x, y, w, h]: [f32; 4]) {
         // Far from mid-grey, so that an object stands out of its background.
-        let color = if rng.random_bool(0.5) { any_color(rng, 0.0, 0.3) } else { any_color(rng, 0.7, 1.0) };
+        let color =
+            if rng.random_bool(0.5) { any_color(rng, 0.0, 0.3) } else { any_color(rng, 0.7, 1.0) };
         let edge = if color.red() > 0.5 { Color::BLACK } else { Color::WHITE };
         let Some(path) = outline(class % SHAPES.len(), [x, y, w, h]) else { return };
         let bounds = path.bounds();
         let style = class / SHAPES.len();
         if style < 3 {
-            self.pixmap.fill_path(&path, &paint(color), FillRule::EvenOdd, Transform::identity(), None);
+            self.pixmap.fill_path(
+                &path,
+                &paint(color),
+                FillRule::EvenOdd,
+                Transform::identity(),
+                None,
+            );
         }
         self.texture(style, &path, edge);
         let width = if style == 3 { (w.min(h) * 0.12).max(1.5) } else { 1.0 };
         let stroke = Stroke { width, ..Stroke::default() };
-        self.pixmap.stroke_path(&path, &paint(if style == 3 { color } else { edge }), &stroke, Transform::identity(), None);
+        self.pixmap.stroke_path(
+            &path,
+            &paint(if style == 3 { color } else { edge }),
+            &stroke,
+            Transform::identity(),
+            None,
+        );
         let half = width / 2.0;
-        let bbox = [bounds.left() - half, bounds.top() - half, bounds.width() + width, bounds.height() + width];
+        let bbox = [
+            bounds.left() - half,
+            bounds.top() - half,
+            bounds.width() + width,
+            bounds.height() + width,
+        ];
         let (iw, ih) = (self.pixmap.width() as f32, self.pixmap.height() as f32);
         let (x1, y1) = (bbox[0].max(0.0), bbox[1].max(0.0));
         let bbox = [x1, y1, (bbox[0] + bbox[2]).min(iw) - x1, (bbox[1] + bbox[3]).min(ih) - y1];
@@ -252,7 +308,9 @@ impl Scene {
     }
 
     fn texture(&mut self, style: usize, path: &tiny_skia::Path, color: Color) {
-        let Some(mut mask) = tiny_skia::Mask::new(self.pixmap.width(), self.pixmap.height()) else { return };
+        let Some(mut mask) = tiny_skia::Mask::new(self.pixmap.width(), self.pixmap.height()) else {
+            return;
+        };
         if !(1..=2).contains(&style) {
             return;
         }
@@ -276,7 +334,13 @@ impl Scene {
             y += gap;
         }
         if let Some(marks) = marks.finish() {
-            self.pixmap.fill_path(&marks, &paint(color), FillRule::Winding, Transform::identity(), Some(&mask));
+            self.pixmap.fill_path(
+                &marks,
+                &paint(color),
+                FillRule::Winding,
+                Transform::identity(),
+                Some(&mask),
+            );
         }
     }
 
@@ -294,57 +358,4 @@ impl Scene {
         };
         self.boxes.iter().map(entry).collect()
     }
-}
-
-fn paint(color: Color) -> Paint<'static> {
-    let mut paint = Paint { anti_alias: true, ..Paint::default() };
-    paint.set_color(color);
-    paint
-}
-
-/// Outline of a shape that fills the box `[x, y, w, h]`.
-fn outline(shape: usize, [x, y, w, h]: [f32; 4]) -> Option<tiny_skia::Path> {
-    let mut p = PathBuilder::new();
-    let at = |u: f32, v: f32| (x + u * w, y + v * h);
-    let mut polygon = |points: &[(f32, f32)]| {
-        for (i, &(u, v)) in points.iter().enumerate() {
-            let (px, py) = at(u, v);
-            if i == 0 { p.move_to(px, py) } else { p.line_to(px, py) }
-        }
-        p.close();
-    };
-    match shape {
-        1 => polygon(&[(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]),
-        2 => polygon(&[(0.5, 0.0), (1.0, 1.0), (0.0, 1.0)]),
-        3 => {
-            let points: Vec<_> = (0..10)
-                .map(|i| {
-                    let (r, a) = (if i % 2 == 0 { 0.5 } else { 0.2 }, PI * (i as f32 / 5.0 - 0.5));
-                    (0.5 + r * a.cos(), 0.5 + r * a.sin())
-                })
-                .collect();
-            polygon(&points);
-        }
-        5 => {
-            let (a, b) = (0.35, 0.65);
-            polygon(&[(a, 0.0), (b, 0.0), (b, a), (1.0, a), (1.0, b), (b, b), (b, 1.0), (a, 1.0), (a, b), (0.0, b), (0.0, a), (a, a)]);
-        }
-        7 => polygon(&[(0.0, 0.0), (0.4, 0.0), (0.7, 0.4), (0.5, 0.5), (1.0, 1.0), (0.5, 1.0), (0.2, 0.6), (0.4, 0.5)]),
-        6 => {
-            let (x0, y0) = at(0.8, 0.0);
-            p.move_to(x0, y0);
-            let (c1, c2, e) = (at(-0.25, 0.0), at(-0.25, 1.0), at(0.8, 1.0));
-            p.cubic_to(c1.0, c1.1, c2.0, c2.1, e.0, e.1);
-            let (c1, c2) = (at(0.25, 0.85), at(0.25, 0.15));
-            p.cubic_to(c1.0, c1.1, c2.0, c2.1, x0, y0);
-            p.close();
-        }
-        _ => {
-            p.push_oval(Rect::from_xywh(x, y, w, h)?);
-            if shape == 4 {
-                p.push_oval(Rect::from_xywh(x + 0.25 * w, y + 0.25 * h, 0.5 * w, 0.5 * h)?);
-            }
-        }
-    }
-    p.finish()
 }

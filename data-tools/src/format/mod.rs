@@ -13,15 +13,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::coco::Category;
 
-/// Version of this layout.
-pub const VERSION: u32 = 1;
+mod record;
+
+pub use record::{Annotations, GtBox, decode_record, encode_record};
+
+/// Version of the index that is written. Version 1, which had no original sizes, is read as well.
+pub const VERSION: u32 = 2;
+/// Version of the shards: their bytes are the same under both versions of the index.
+pub const SHARD_VERSION: u32 = 1;
 /// Length of the headers of index and shards, and of an index entry.
 pub const HEADER: usize = 64;
 /// Length of a record's header.
 pub const RECORD_HEADER: usize = 32;
 const INDEX_MAGIC: [u8; 8] = *b"DWINDEX\0";
 const SHARD_MAGIC: [u8; 8] = *b"DWSHARD\0";
-const BOX: usize = 56;
 
 /// File name of a split's index.
 pub fn index_name(split: &str) -> String {
@@ -47,7 +52,13 @@ fn seal(mut header: [u8; HEADER]) -> [u8; HEADER] {
     header
 }
 
-fn unseal(bytes: &[u8], magic: [u8; 8], what: &str) -> Result<(), String> {
+/// Checks a header; returns its version, which must be among `versions`.
+fn unseal(
+    bytes: &[u8],
+    magic: [u8; 8],
+    versions: std::ops::RangeInclusive<u32>,
+    what: &str,
+) -> Result<u32, String> {
     if bytes.len() < HEADER {
         return Err(format!("expected at least {HEADER} bytes, found {}", bytes.len()));
     }
@@ -55,18 +66,23 @@ fn unseal(bytes: &[u8], magic: [u8; 8], what: &str) -> Result<(), String> {
         return Err(format!("not a {what} (its first 8 bytes differ)"));
     }
     let version = u32_at(bytes, 8);
-    if version != VERSION {
-        return Err(format!("expected format version {VERSION}, found {version}; pack the data again with this version"));
+    if !versions.contains(&version) {
+        return Err(format!(
+            "expected format version {}, found {version}\nhint: pack the data again with this version",
+            versions.end()
+        ));
     }
     if crc32c::crc32c(&bytes[..60]) != u32_at(bytes, 60) {
         return Err("header checksum does not match: the file is damaged".into());
     }
-    Ok(())
+    Ok(version)
 }
 
 /// Header of an index file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexHeader {
+    /// Format version, 1 or [`VERSION`].
+    pub version: u32,
     /// [`crate::pixels::Codec::code`] asked for; single records may differ (a PNG in a `jpeg` pack).
     pub codec: u32,
     /// Tag in the shards' names.
@@ -86,7 +102,7 @@ impl IndexHeader {
     pub fn to_bytes(&self) -> [u8; HEADER] {
         let mut h = [0; HEADER];
         h[..8].copy_from_slice(&INDEX_MAGIC);
-        h[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        h[8..12].copy_from_slice(&self.version.to_le_bytes());
         h[12..16].copy_from_slice(&self.codec.to_le_bytes());
         h[16..24].copy_from_slice(&self.records.to_le_bytes());
         h[24..32].copy_from_slice(&self.shards.to_le_bytes());
@@ -101,8 +117,8 @@ impl IndexHeader {
     /// # Errors
     /// What differs from a whole index file.
     pub fn from_bytes(file: &[u8]) -> Result<Self, String> {
-        unseal(file, INDEX_MAGIC, "dw index")?;
         let h = Self {
+            version: unseal(file, INDEX_MAGIC, 1..=VERSION, "dw index")?,
             codec: u32_at(file, 12),
             records: u64_at(file, 16),
             shards: u64_at(file, 24),
@@ -110,9 +126,15 @@ impl IndexHeader {
             body_crc: u32_at(file, 40),
             tag: u32_at(file, 44),
         };
-        let body = u128::from(h.records) * HEADER as u128 + u128::from(h.shards) * 16 + u128::from(h.meta_len);
+        let body = u128::from(h.records) * HEADER as u128
+            + u128::from(h.shards) * 16
+            + u128::from(h.meta_len);
         if body + HEADER as u128 != file.len() as u128 {
-            return Err(format!("expected {} bytes, found {}: the file was cut or extended", body + HEADER as u128, file.len()));
+            return Err(format!(
+                "expected {} bytes, found {}: the file was cut or extended",
+                body + HEADER as u128,
+                file.len()
+            ));
         }
         if crc32c::crc32c(&file[HEADER..]) != h.body_crc {
             return Err("checksum does not match: the file is damaged".into());
@@ -137,7 +159,7 @@ impl ShardHeader {
     pub fn to_bytes(&self) -> [u8; HEADER] {
         let mut h = [0; HEADER];
         h[..8].copy_from_slice(&SHARD_MAGIC);
-        h[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        h[8..12].copy_from_slice(&SHARD_VERSION.to_le_bytes());
         h[12..16].copy_from_slice(&self.shard.to_le_bytes());
         h[16..24].copy_from_slice(&self.records.to_le_bytes());
         h[24..32].copy_from_slice(&self.bytes.to_le_bytes());
@@ -146,7 +168,7 @@ impl ShardHeader {
 
     /// From the file's bytes.
     pub fn from_bytes(file: &[u8]) -> Result<Self, String> {
-        unseal(file, SHARD_MAGIC, "dw shard")?;
+        unseal(file, SHARD_MAGIC, SHARD_VERSION..=SHARD_VERSION, "dw shard")?;
         Ok(Self { shard: u32_at(file, 12), records: u64_at(file, 16), bytes: u64_at(file, 24) })
     }
 }
@@ -162,9 +184,9 @@ pub struct Entry {
     pub image_id: i64,
     /// Shard's position.
     pub shard: u32,
-    /// Pixels.
+    /// Of the stored pixels.
     pub width: u32,
-    /// Pixels.
+    /// Of the stored pixels.
     pub height: u32,
     /// Boxes to train on.
     pub boxes: u32,
@@ -172,6 +194,10 @@ pub struct Entry {
     pub crowd: u32,
     /// The record's checksum.
     pub crc: u32,
+    /// Of the source image, in whose pixels the boxes are. At least `width`.
+    pub original_width: u32,
+    /// Of the source image. At least `height`.
+    pub original_height: u32,
 }
 
 impl Entry {
@@ -181,25 +207,51 @@ impl Entry {
         e[..8].copy_from_slice(&self.offset.to_le_bytes());
         e[8..16].copy_from_slice(&self.length.to_le_bytes());
         e[16..24].copy_from_slice(&self.image_id.to_le_bytes());
-        for (i, v) in [self.shard, self.width, self.height, self.boxes, self.crowd, self.crc].into_iter().enumerate() {
-            e[24 + 4 * i..28 + 4 * i].copy_from_slice(&v.to_le_bytes());
+        let numbers = [
+            self.shard,
+            self.width,
+            self.height,
+            self.boxes,
+            self.crowd,
+            self.crc,
+            self.original_width,
+            self.original_height,
+        ];
+        for (place, v) in e[24..].chunks_exact_mut(4).zip(numbers) {
+            place.copy_from_slice(&v.to_le_bytes());
         }
         e
     }
 
-    /// From 64 bytes (already under the index's checksum).
-    pub fn from_bytes(e: &[u8]) -> Self {
+    /// From the 64 bytes of an index of `version` (already under the index's checksum). In version 1
+    /// the original size is the stored size.
+    pub fn from_bytes(e: &[u8], version: u32) -> Self {
+        let (width, height) = (u32_at(e, 28), u32_at(e, 32));
+        let (original_width, original_height) =
+            if version == 1 { (width, height) } else { (u32_at(e, 48), u32_at(e, 52)) };
         Self {
             offset: u64_at(e, 0),
             length: u64_at(e, 8),
             image_id: u64_at(e, 16) as i64,
             shard: u32_at(e, 24),
-            width: u32_at(e, 28),
-            height: u32_at(e, 32),
+            width,
+            height,
             boxes: u32_at(e, 36),
             crowd: u32_at(e, 40),
             crc: u32_at(e, 44),
+            original_width,
+            original_height,
         }
+    }
+
+    /// Size (width, height) of the source image, in whose pixels boxes and areas are.
+    pub fn original(&self) -> (u32, u32) {
+        (self.original_width, self.original_height)
+    }
+
+    /// Whether the stored pixels are a smaller copy of the source image (`--max-side`).
+    pub fn is_shrunken(&self) -> bool {
+        self.original() != (self.width, self.height)
     }
 }
 
@@ -212,112 +264,4 @@ pub struct Meta {
     pub categories: Vec<Category>,
     /// Fingerprint of the annotation file and of the options that shaped the pack (`--resume` compares it).
     pub source: String,
-}
-
-/// A box as COCO has it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GtBox {
-    /// COCO annotation id.
-    pub id: i64,
-    /// `[x, y, w, h]`, pixels of the stored image.
-    pub bbox: [f64; 4],
-    /// Mask area in pixels.
-    pub area: f64,
-    /// `0..C`.
-    pub label: u32,
-    /// A region of many objects: never trained on, ignored by the metric.
-    pub crowd: bool,
-}
-
-/// A record's annotations before compression.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Annotations {
-    /// Name below the split's image folder.
-    pub file_name: String,
-    /// In file order.
-    pub boxes: Vec<GtBox>,
-}
-
-impl Annotations {
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(8 + self.file_name.len() + BOX * self.boxes.len());
-        out.extend((self.file_name.len() as u32).to_le_bytes());
-        out.extend(self.file_name.as_bytes());
-        out.extend((self.boxes.len() as u32).to_le_bytes());
-        for b in &self.boxes {
-            out.extend(b.id.to_le_bytes());
-            for v in b.bbox.into_iter().chain([b.area]) {
-                out.extend(v.to_le_bytes());
-            }
-            out.extend(b.label.to_le_bytes());
-            out.extend(u32::from(b.crowd).to_le_bytes());
-        }
-        out
-    }
-
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let name_len = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-        let file_name = std::str::from_utf8(bytes.get(4..4 + name_len)?).ok()?.to_owned();
-        let rest = bytes.get(4 + name_len..)?;
-        let count = u32::from_le_bytes(rest.get(..4)?.try_into().ok()?) as usize;
-        let rest = rest.get(4..)?;
-        if rest.len() != count.checked_mul(BOX)? {
-            return None;
-        }
-        let f = |b: &[u8], i: usize| f64::from_bits(u64_at(b, 8 * i));
-        let boxes = rest
-            .chunks_exact(BOX)
-            .map(|b| GtBox {
-                id: u64_at(b, 0) as i64,
-                bbox: [f(b, 1), f(b, 2), f(b, 3), f(b, 4)],
-                area: f(b, 5),
-                label: u32_at(b, 48),
-                crowd: u32_at(b, 52) != 0,
-            })
-            .collect();
-        Some(Self { file_name, boxes })
-    }
-}
-
-/// A record as bytes; returns them with their checksum.
-pub fn encode_record(image_id: i64, codec: u32, annotations: &Annotations, pixels: &[u8], level: i32) -> std::io::Result<(Vec<u8>, u32)> {
-    let raw = annotations.to_bytes();
-    let packed = zstd::bulk::compress(&raw, level)?;
-    let mut out = Vec::with_capacity(RECORD_HEADER + packed.len() + pixels.len() + 8);
-    out.extend([0; 4]);
-    out.extend(codec.to_le_bytes());
-    out.extend(image_id.to_le_bytes());
-    out.extend((packed.len() as u32).to_le_bytes());
-    out.extend((raw.len() as u32).to_le_bytes());
-    out.extend((pixels.len() as u64).to_le_bytes());
-    out.extend(packed);
-    out.extend(pixels);
-    out.resize(out.len().next_multiple_of(8), 0);
-    let crc = crc32c::crc32c(&out[4..]);
-    out[..4].copy_from_slice(&crc.to_le_bytes());
-    Ok((out, crc))
-}
-
-/// A record's parts: codec, annotations, pixel bytes.
-///
-/// # Errors
-/// A checksum or a length that does not hold.
-pub fn decode_record<'a>(record: &'a [u8], entry: &Entry) -> Result<(u32, Annotations, &'a [u8]), String> {
-    if record.len() < RECORD_HEADER {
-        return Err(format!("expected at least {RECORD_HEADER} bytes, found {}", record.len()));
-    }
-    let crc = crc32c::crc32c(&record[4..]);
-    if crc != u32_at(record, 0) || crc != entry.crc {
-        return Err(format!("checksum does not match: expected {:08x}, found {crc:08x}; the data is damaged", entry.crc));
-    }
-    let (ann_len, raw_len) = (u32_at(record, 16) as usize, u32_at(record, 20) as usize);
-    let pixel_len = u64_at(record, 24) as usize;
-    let end = RECORD_HEADER.checked_add(ann_len).and_then(|n| n.checked_add(pixel_len));
-    if u64_at(record, 8) as i64 != entry.image_id || end.is_none_or(|n| n.next_multiple_of(8) != record.len()) {
-        return Err("the record's header and the index disagree".into());
-    }
-    let frame = &record[RECORD_HEADER..RECORD_HEADER + ann_len];
-    let raw = zstd::bulk::decompress(frame, raw_len).map_err(|e| format!("annotations: {e}"))?;
-    let annotations = Annotations::from_bytes(&raw).ok_or("annotations: malformed")?;
-    Ok((u32_at(record, 4), annotations, &record[RECORD_HEADER + ann_len..RECORD_HEADER + ann_len + pixel_len]))
 }

@@ -1,0 +1,163 @@
+//! What looks at packed data: `info`, `verify`, `export`, `bench`.
+
+use std::path::Path;
+use std::time::Instant;
+
+use dw_base::text::{self, shown};
+use serde_json::{Value, json};
+
+use super::progress;
+use crate::error::{Error, Result};
+use crate::reader::Split;
+use crate::{export, open_all};
+
+/// Prints JSON that no terminal takes for a command.
+fn print_json(value: &Value) {
+    println!("{}", text::json(&value.to_string()));
+}
+
+/// One split's numbers. Beside the JSON: the longest side among images that are stored smaller.
+fn row(s: &Split) -> (Value, u32) {
+    let (mut boxes, mut crowd, mut shrunken, mut longest) = (0u64, 0u64, 0u64, 0);
+    for e in s.entries() {
+        boxes += u64::from(e.boxes);
+        crowd += u64::from(e.crowd);
+        if e.is_shrunken() {
+            shrunken += 1;
+            longest = longest.max(e.width).max(e.height);
+        }
+    }
+    let bytes: usize = s.shards().map(|(_, n)| n).sum();
+    let row = json!({"images": s.len(), "boxes": boxes, "crowd": crowd, "shards": s.shards().count(),
+                     "bytes": bytes, "shrunken": shrunken});
+    (row, longest)
+}
+
+pub(super) fn info(out: &Path, as_json: bool) -> Result<()> {
+    let splits = open_all(out)?;
+    let category = |c: &crate::coco::Category| json!({"id": c.id, "name": c.name});
+    let categories: Vec<_> =
+        splits.first().map_or(vec![], |s| s.categories().iter().map(category).collect());
+    let pixels = splits.first().map_or("", |s| s.codec.name());
+    let version = splits.iter().map(Split::version).max();
+    if as_json {
+        let rows: serde_json::Map<_, _> =
+            splits.iter().map(|s| (s.meta.split.clone(), row(s).0)).collect();
+        print_json(&json!({"version": version, "pixels": pixels, "categories": categories,
+                           "splits": rows}));
+        return Ok(());
+    }
+    println!(
+        "{}: format {}, pixels {pixels}, {} categories",
+        shown(out.display()),
+        version.unwrap_or_default(),
+        categories.len()
+    );
+    for s in &splits {
+        let (row, longest) = row(s);
+        let shrunken = match row["shrunken"].as_u64() {
+            None | Some(0) => String::new(),
+            Some(n) => format!(
+                ", {n} images stored smaller (longer side at most {longest} pixels; boxes are in \
+                 pixels of the originals)"
+            ),
+        };
+        println!(
+            "  {}: {} images, {} boxes, {} crowd, {} shards, {:.1} MB{shrunken}",
+            shown(&s.meta.split),
+            row["images"],
+            row["boxes"],
+            row["crowd"],
+            row["shards"],
+            row["bytes"].as_f64().unwrap_or(0.0) / 1e6
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn verify(out: &Path) -> Result<()> {
+    let mut bad = vec![];
+    for name in crate::reader::split_names(out)? {
+        let split = match Split::open(out, &name) {
+            Ok(split) => split,
+            Err(e) => {
+                bad.push(e.to_string());
+                continue;
+            }
+        };
+        let bar = progress(&name, split.len() as u64);
+        let (start, bytes) = (Instant::now(), split.shards().map(|(_, n)| n).sum::<usize>());
+        let found = split.verify(|| bar.inc(1));
+        bar.finish_and_clear();
+        if found.is_empty() {
+            let rate = bytes as f64 / 1e9 / start.elapsed().as_secs_f64().max(1e-9);
+            println!(
+                "{}: {} images, {} shards, all whole ({rate:.2} GB/s)",
+                shown(&name),
+                split.len(),
+                split.shards().count()
+            );
+        }
+        bad.extend(found.iter().map(ToString::to_string));
+    }
+    if bad.is_empty() { Ok(()) } else { Err(Error::Findings(bad.join("\n"))) }
+}
+
+pub(super) fn export(out: &Path, dir: &Path) -> Result<()> {
+    let splits = open_all(out)?;
+    export::prepare(dir)?;
+    for split in splits {
+        let name = shown(&split.meta.split);
+        let bar = progress(&split.meta.split, split.len() as u64);
+        let done = export::export_split(&split, dir, || bar.inc(1));
+        bar.finish_and_clear();
+        let done = done?;
+        if done.shrunken > 0 {
+            eprintln!(
+                "{name}: {} images are stored smaller than their originals: boxes and areas are \
+                 written in pixels of the stored images",
+                done.shrunken
+            );
+        }
+        if done.renamed > 0 {
+            eprintln!(
+                "{name}: {} images had the name of another: their image id was put behind it",
+                done.renamed
+            );
+        }
+        let to = dir.join(&split.meta.split);
+        println!("{name}: {} images to {}", done.images, shown(to.display()));
+    }
+    Ok(())
+}
+
+pub(super) fn bench(out: &Path, as_json: bool) -> Result<()> {
+    for split in open_all(out)? {
+        let mut times = vec![];
+        let mut pixels = 0usize;
+        for _ in 0..3 {
+            let start = Instant::now();
+            pixels = 0;
+            for i in 0..split.len().min(512) {
+                pixels += split.record(i)?.decode()?.data.len() / 3;
+            }
+            times.push(start.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        let images = split.len().min(512);
+        let (rate, mpx) = (images as f64 / times[1], pixels as f64 / 1e6 / times[1]);
+        let bytes = split.shards().map(|(_, n)| n).sum::<usize>() / split.len().max(1);
+        if as_json {
+            print_json(&json!({"split": split.meta.split, "pixels": split.codec.name(),
+                               "images_per_s_per_core": rate, "megapixels_per_s": mpx,
+                               "bytes_per_image": bytes}));
+        } else {
+            println!(
+                "{}: {rate:.0} images/s on one core ({mpx:.0} Mpx/s), {bytes} bytes an image, codec {}",
+                shown(&split.meta.split),
+                split.codec.name()
+            );
+        }
+    }
+    Ok(())
+}
