@@ -36,10 +36,14 @@ pub fn install_panic_hook(rank: usize, end: fn(i32) -> !) {
     std::panic::set_hook(Box::new(move |info| {
         default(info);
         let text = info.payload_as_str().unwrap_or_default();
-        let (code, what) = if out_of_memory(text) { (5, "memory ran out") } else { (70, "this is a bug in dw") };
+        let (code, what) =
+            if out_of_memory(text) { (5, "memory ran out") } else { (70, "this is a bug in dw") };
         last_words(&format!("error: rank {rank} panicked: {what} (exit code {code})"));
         if let Some(watch) = WATCH.get() {
-            watch.tell_end(code, &format!("panicked: {what}: {}", text.lines().next().unwrap_or_default()));
+            watch.tell_end(
+                code,
+                &format!("panicked: {what}: {}", text.lines().next().unwrap_or_default()),
+            );
         }
         if let Some(end) = AFTER_PANIC.get() {
             // An abort that hangs must not keep the process alive.

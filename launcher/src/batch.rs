@@ -46,7 +46,13 @@ pub struct Batch {
 ///
 /// # Errors
 /// Ranks that the nodes cannot share evenly.
-pub fn script(b: &Batch, ranks: usize, nodes: usize, options: &[String], program: &[String]) -> Result<String> {
+pub fn script(
+    b: &Batch,
+    ranks: usize,
+    nodes: usize,
+    options: &[String],
+    program: &[String],
+) -> Result<String> {
     if !ranks.is_multiple_of(nodes) {
         return Err(Error(format!("-n {ranks} ranks cannot be shared evenly by --nodes {nodes}")));
     }
@@ -65,24 +71,43 @@ pub fn script(b: &Batch, ranks: usize, nodes: usize, options: &[String], program
     ];
     for (name, value) in &directives {
         if let Some(v) = value.as_ref().filter(|v| v.contains(char::is_whitespace)) {
-            return Err(Error(format!("--{name} `{v}`: a batch script's directive takes no white space")));
+            return Err(Error(format!(
+                "--{name} `{v}`: a batch script's directive takes no white space"
+            )));
         }
     }
     let mut out = vec![];
     for line in TEMPLATE.lines() {
         // Its own values of these give way; the others (signal, requeue, output) stay.
-        let given = line.strip_prefix("#SBATCH --").and_then(|d| directives.iter().find(|(name, _)| d.split('=').next() == Some(name)));
+        let given = line
+            .strip_prefix("#SBATCH --")
+            .and_then(|d| directives.iter().find(|(name, _)| d.split('=').next() == Some(name)));
         match given {
-            Some((name, _)) if matches!(name.as_str(), "time") && b.time.is_none() => out.push(line.to_owned()),
-            Some((name, _)) if name == "cpus-per-task" && b.cpus_per_task.is_none() && gpus > 0 => out.push(line.to_owned()),
+            Some((name, _)) if matches!(name.as_str(), "time") && b.time.is_none() => {
+                out.push(line.to_owned())
+            }
+            Some((name, _)) if name == "cpus-per-task" && b.cpus_per_task.is_none() && gpus > 0 => {
+                out.push(line.to_owned())
+            }
             Some(_) => {}
             None if line.starts_with("#!") => {
                 out.push(line.to_owned());
-                out.extend(directives.iter().filter_map(|(n, v)| v.as_ref().map(|v| format!("#SBATCH --{n}={v}"))));
+                out.extend(
+                    directives
+                        .iter()
+                        .filter_map(|(n, v)| v.as_ref().map(|v| format!("#SBATCH --{n}={v}"))),
+                );
             }
-            None if line.starts_with("source ") => out.extend(ENVIRONMENT.lines().filter(|l| !l.starts_with("#!")).map(str::to_owned)),
+            None if line.starts_with("source ") => {
+                out.extend(ENVIRONMENT.lines().filter(|l| !l.starts_with("#!")).map(str::to_owned))
+            }
             None if line.starts_with("run ") => {
-                let words: Vec<String> = options.iter().chain(std::iter::once(&"--".to_owned())).chain(program).map(|w| quote(w)).collect();
+                let words: Vec<String> = options
+                    .iter()
+                    .chain(std::iter::once(&"--".to_owned()))
+                    .chain(program)
+                    .map(|w| quote(w))
+                    .collect();
                 out.push(format!("run dw-launch {}", words.join(" ")));
             }
             // What it says about itself is about the file in slurm/.
@@ -111,7 +136,10 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 /// No sbatch, or a script that it refuses.
 pub fn submit(path: &Path) -> Result<String> {
     let hint = format!("hint: the script is in {}; submit it where sbatch is", path.display());
-    let out = Command::new("sbatch").arg(path).output().map_err(|e| Error(format!("cannot run sbatch: {e}\n{hint}")))?;
+    let out = Command::new("sbatch")
+        .arg(path)
+        .output()
+        .map_err(|e| Error(format!("cannot run sbatch: {e}\n{hint}")))?;
     let text = |b: &[u8]| String::from_utf8_lossy(b).trim().to_owned();
     if out.status.success() {
         Ok(text(&out.stdout))
@@ -131,18 +159,46 @@ mod tests {
     #[test]
     fn a_script_carries_the_request() {
         let b = Batch { time: Some("1:00:00".into()), job_name: "r50".into(), ..Batch::default() };
-        let text = script(&b, 16, 2, &words("--max-restarts 2"), &words("dw-train dw_r50_fpn_1x --set a='x")).unwrap();
-        for line in
-            ["#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=8", "#SBATCH --gpus-per-node=8", "#SBATCH --time=1:00:00", "#SBATCH --requeue"]
-        {
+        let text = script(
+            &b,
+            16,
+            2,
+            &words("--max-restarts 2"),
+            &words("dw-train dw_r50_fpn_1x --set a='x"),
+        )
+        .unwrap();
+        for line in [
+            "#SBATCH --nodes=2",
+            "#SBATCH --ntasks-per-node=8",
+            "#SBATCH --gpus-per-node=8",
+            "#SBATCH --time=1:00:00",
+            "#SBATCH --requeue",
+        ] {
             assert_eq!(text.lines().filter(|l| *l == line).count(), 1, "{line}\n{text}");
         }
-        assert!(text.contains(r"run dw-launch --max-restarts 2 -- dw-train dw_r50_fpn_1x --set 'a='\''x'"), "{text}");
-        assert!(!text.contains("source ") && !text.contains("slurm/env.sh") && text.starts_with("#!"), "it stands alone");
-        let cpu = script(&Batch { gpus_per_node: Some(0), ..Batch::default() }, 2, 1, &[], &words("true")).unwrap();
+        assert!(
+            text.contains(
+                r"run dw-launch --max-restarts 2 -- dw-train dw_r50_fpn_1x --set 'a='\''x'"
+            ),
+            "{text}"
+        );
+        assert!(
+            !text.contains("source ") && !text.contains("slurm/env.sh") && text.starts_with("#!"),
+            "it stands alone"
+        );
+        let cpu = script(
+            &Batch { gpus_per_node: Some(0), ..Batch::default() },
+            2,
+            1,
+            &[],
+            &words("true"),
+        )
+        .unwrap();
         assert!(!cpu.contains("gpus-per-node"), "{cpu}");
         let spaced = Batch { job_name: "a b".into(), ..Batch::default() };
-        assert!(script(&spaced, 2, 1, &[], &[]).unwrap_err().to_string().contains("--job-name `a b`"));
+        assert!(
+            script(&spaced, 2, 1, &[], &[]).unwrap_err().to_string().contains("--job-name `a b`")
+        );
         assert!(script(&b, 3, 2, &[], &[]).unwrap_err().to_string().contains("evenly"));
     }
 }

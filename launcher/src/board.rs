@@ -110,7 +110,10 @@ impl Board {
     /// # Errors
     /// No port.
     pub fn open(local: bool) -> std::io::Result<Self> {
-        let listener = TcpListener::bind((if local { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED }, 0))?;
+        let listener = TcpListener::bind((
+            if local { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED },
+            0,
+        ))?;
         listener.set_nonblocking(true)?;
         let mut random = [0u8; 16];
         std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
@@ -180,7 +183,16 @@ mod tests {
     use super::*;
 
     fn state(rank: usize, call: u64) -> State {
-        State { rank, host: "n1".into(), pid: 7, step: 3, call, tag: "gradients 2".into(), waiting_s: Some(1.5), end: None }
+        State {
+            rank,
+            host: "n1".into(),
+            pid: 7,
+            step: 3,
+            call,
+            tag: "gradients 2".into(),
+            waiting_s: Some(1.5),
+            end: None,
+        }
     }
 
     fn until(board: &mut Board, done: impl Fn(&Board) -> bool) {

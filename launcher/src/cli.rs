@@ -1,5 +1,9 @@
 //! The command line of `dw-launch`.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line's results and errors")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line's results and errors"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -208,17 +212,29 @@ impl Job {
         }
         let name = |v: Option<clap::builder::PossibleValue>| v.map(|v| v.get_name().to_owned());
         if self.starter != Starter::Auto {
-            inner.extend(name(self.starter.to_possible_value()).into_iter().flat_map(|v| ["--starter".to_owned(), v]));
+            inner.extend(
+                name(self.starter.to_possible_value())
+                    .into_iter()
+                    .flat_map(|v| ["--starter".to_owned(), v]),
+            );
         }
         if self.bind != Bind::Auto {
-            inner.extend(name(self.bind.to_possible_value()).into_iter().flat_map(|v| ["--bind".to_owned(), v]));
+            inner.extend(
+                name(self.bind.to_possible_value())
+                    .into_iter()
+                    .flat_map(|v| ["--bind".to_owned(), v]),
+            );
         }
         let text = batch::script(&self.batch, ranks, nodes, &inner, &self.program)?;
         if self.dry_run {
             print!("{text}");
             return Ok(ExitCode::SUCCESS);
         }
-        let path = self.batch.script.clone().unwrap_or_else(|| PathBuf::from(format!("dw-{}.sbatch", self.batch.job_name)));
+        let path = self
+            .batch
+            .script
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(format!("dw-{}.sbatch", self.batch.job_name)));
         batch::write(&path, &text)?;
         if self.batch.no_submit {
             println!("{}", path.display());

@@ -75,28 +75,49 @@ pub struct Machine {
 }
 
 /// Prefixes of variables that the ranks of other nodes need, too.
-const EXPORTED: [&str; 8] = ["DW_", "NCCL_", "OMP_", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PATH", "RUST_", "XDG_CACHE_HOME"];
+const EXPORTED: [&str; 8] = [
+    "DW_",
+    "NCCL_",
+    "OMP_",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "RUST_",
+    "XDG_CACHE_HOME",
+];
 
 impl Machine {
     /// This machine.
     pub fn here() -> Self {
         let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
-        let slurm = std::env::var_os("SLURM_JOB_ID").map(|_| (number("SLURM_NTASKS"), number("SLURM_JOB_NUM_NODES").unwrap_or(1)));
+        let slurm = std::env::var_os("SLURM_JOB_ID")
+            .map(|_| (number("SLURM_NTASKS"), number("SLURM_JOB_NUM_NODES").unwrap_or(1)));
         let nodes = std::fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
-        let domains = nodes.filter(|e| e.file_name().to_string_lossy().strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok()));
-        let gpus = output("nvidia-smi", &["-L"]).map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count());
-        let in_cgroup = std::fs::read_to_string("/proc/1/cgroup").is_ok_and(|t| t.contains("docker") || t.contains("kubepods"));
+        let domains = nodes.filter(|e| {
+            e.file_name()
+                .to_string_lossy()
+                .strip_prefix("node")
+                .is_some_and(|n| n.parse::<u32>().is_ok())
+        });
+        let gpus = output("nvidia-smi", &["-L"])
+            .map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count());
+        let in_cgroup = std::fs::read_to_string("/proc/1/cgroup")
+            .is_ok_and(|t| t.contains("docker") || t.contains("kubepods"));
         Self {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             gpus,
             // SAFETY: asks for a number.
             root: unsafe { libc::geteuid() } == 0,
-            container: in_cgroup || ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists()),
-            srun_pmix: slurm.is_some() && output("srun", &["--mpi=list"]).is_some_and(|t| t.contains("pmix")),
+            container: in_cgroup
+                || ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists()),
+            srun_pmix: slurm.is_some()
+                && output("srun", &["--mpi=list"]).is_some_and(|t| t.contains("pmix")),
             slurm,
             domains: domains.count().max(1),
             slurm_cores: number("SLURM_CPUS_PER_TASK"),
-            variables: std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect(),
+            variables: std::env::vars_os()
+                .filter_map(|(name, _)| name.into_string().ok())
+                .collect(),
         }
     }
 }
@@ -104,7 +125,9 @@ impl Machine {
 /// What a program prints, on both streams; `None` where it is missing or fails.
 fn output(program: &str, args: &[&str]) -> Option<String> {
     let out = Command::new(program).args(args).output().ok()?;
-    out.status.success().then(|| String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+    out.status
+        .success()
+        .then(|| String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
 }
 
 /// A command to start.
@@ -147,9 +170,15 @@ impl Launch {
                 "--nodes {nodes}: outside of SLURM the machines must be named\nhint: --hosts a:8,b:8, or submit with --slurm"
             )));
         }
-        let named = r.hosts.as_deref().map(|h| h.split(',').map(|h| h.split_once(':').and_then(|s| s.1.parse().ok()).unwrap_or(1)).sum());
-        let ranks = r.ranks.or(named).or(m.slurm.and_then(|s| s.0)).unwrap_or((m.gpus * nodes).max(1));
-        let per_node = ranks.div_ceil(nodes.max(r.hosts.as_ref().map_or(1, |h| h.split(',').count())));
+        let named = r.hosts.as_deref().map(|h| {
+            h.split(',')
+                .map(|h| h.split_once(':').and_then(|s| s.1.parse().ok()).unwrap_or(1))
+                .sum()
+        });
+        let ranks =
+            r.ranks.or(named).or(m.slurm.and_then(|s| s.0)).unwrap_or((m.gpus * nodes).max(1));
+        let per_node =
+            ranks.div_ceil(nodes.max(r.hosts.as_ref().map_or(1, |h| h.split(',').count())));
         let threads = r.threads.unwrap_or((m.cores / per_node).max(1));
         let crowded = per_node > m.cores;
         let bind = match r.bind {
@@ -169,7 +198,10 @@ impl Launch {
             // Binding follows the allocation; overcommit lets small tests run more tasks than cores.
             if crowded {
                 push(&["--overcommit"]);
-            } else if let Some(cores) = m.slurm_cores.filter(|_| m.slurm.and_then(|s| s.0).is_some_and(|tasks| ranks <= tasks)) {
+            } else if let Some(cores) = m
+                .slurm_cores
+                .filter(|_| m.slurm.and_then(|s| s.0).is_some_and(|tasks| ranks <= tasks))
+            {
                 // From SLURM 22.05 on srun does not take this over from sbatch: a rank would be bound to one core.
                 push(&[&format!("--cpus-per-task={cores}")]);
             }
@@ -188,7 +220,8 @@ impl Launch {
                 }
             }
             let board = [crate::board::VARIABLE.to_owned(), "OMP_NUM_THREADS".to_owned()];
-            let own = m.variables.iter().filter(|v| EXPORTED.iter().any(|p| v.starts_with(p))).cloned();
+            let own =
+                m.variables.iter().filter(|v| EXPORTED.iter().any(|p| v.starts_with(p))).cloned();
             let mut exported: Vec<String> = own.chain(board).collect();
             exported.sort();
             exported.dedup();
@@ -206,25 +239,35 @@ impl Launch {
     /// The command as one would type it.
     pub fn line(&self) -> String {
         let env = self.env.iter().map(|(k, v)| format!("{k}={v}"));
-        env.chain(self.argv.iter().map(|w| quote(&w.to_string_lossy()))).collect::<Vec<_>>().join(" ")
+        env.chain(self.argv.iter().map(|w| quote(&w.to_string_lossy())))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }
 
 /// A word as a shell reads it.
 pub(crate) fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// A program of ours lies beside this one; others are found as the shell finds them, on the machine where they run.
 fn locate(program: &str, remote: bool) -> Result<OsString> {
-    let beside: Option<PathBuf> = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(program)));
+    let beside: Option<PathBuf> =
+        std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(program)));
     if let Some(beside) = beside.filter(|p| !program.contains('/') && p.is_file()) {
         return Ok(beside.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found =
-        if program.contains('/') { Path::new(program).is_file() } else { std::env::split_paths(&path).any(|d| d.join(program).is_file()) };
+    let found = if program.contains('/') {
+        Path::new(program).is_file()
+    } else {
+        std::env::split_paths(&path).any(|d| d.join(program).is_file())
+    };
     if found || remote {
         return Ok(program.into());
     }
@@ -253,7 +296,15 @@ mod tests {
 
     fn request() -> Request {
         let program = vec!["true".to_owned(), "a b".to_owned()];
-        Request { ranks: None, nodes: None, hosts: None, starter: Starter::Auto, bind: Bind::Auto, threads: None, program }
+        Request {
+            ranks: None,
+            nodes: None,
+            hosts: None,
+            starter: Starter::Auto,
+            bind: Bind::Auto,
+            threads: None,
+            program,
+        }
     }
 
     #[test]
@@ -261,16 +312,31 @@ mod tests {
         let l = Launch::new(&request(), &machine()).unwrap();
         assert_eq!((l.ranks, l.srun, l.remote), (8, false, false));
         let line = l.line();
-        assert!(line.starts_with("OMP_NUM_THREADS=8 mpirun -n 8 --tag-output --bind-to numa"), "{line}");
+        assert!(
+            line.starts_with("OMP_NUM_THREADS=8 mpirun -n 8 --tag-output --bind-to numa"),
+            "{line}"
+        );
         assert!(line.ends_with("'a b'") && line.contains("-x DW_BOARD"), "{line}");
     }
 
     #[test]
     fn root_containers_and_too_many_ranks() {
-        let m =
-            Machine { cores: 2, gpus: 0, root: true, container: true, variables: vec!["NCCL_DEBUG".into(), "HOME".into()], ..machine() };
+        let m = Machine {
+            cores: 2,
+            gpus: 0,
+            root: true,
+            container: true,
+            variables: vec!["NCCL_DEBUG".into(), "HOME".into()],
+            ..machine()
+        };
         let line = Launch::new(&Request { ranks: Some(3), ..request() }, &m).unwrap().line();
-        for word in ["OMPI_ALLOW_RUN_AS_ROOT=1", "--oversubscribe", "--bind-to none", "-x NCCL_DEBUG", "OMP_NUM_THREADS=1 "] {
+        for word in [
+            "OMPI_ALLOW_RUN_AS_ROOT=1",
+            "--oversubscribe",
+            "--bind-to none",
+            "-x NCCL_DEBUG",
+            "OMP_NUM_THREADS=1 ",
+        ] {
             assert!(line.contains(word), "{word}: {line}");
         }
         assert!(!line.contains("HOME"), "{line}");
@@ -281,12 +347,21 @@ mod tests {
         let m = Machine { slurm: Some((Some(16), 2)), srun_pmix: true, ..machine() };
         let l = Launch::new(&request(), &m).unwrap();
         assert!(l.srun && l.remote && l.ranks == 16);
-        assert!(l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"), "{}", l.line());
+        assert!(
+            l.line().contains(
+                "srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"
+            ),
+            "{}",
+            l.line()
+        );
         assert!(!l.line().contains("--cpus-per-task"), "{}", l.line());
         let m = Machine { slurm_cores: Some(8), ..m };
         assert!(Launch::new(&request(), &m).unwrap().line().contains("--cpus-per-task=8 "));
         let more = Request { ranks: Some(32), ..request() };
-        assert!(!Launch::new(&more, &m).unwrap().line().contains("--cpus-per-task"), "more than the allocation has");
+        assert!(
+            !Launch::new(&more, &m).unwrap().line().contains("--cpus-per-task"),
+            "more than the allocation has"
+        );
         let l = Launch::new(&request(), &Machine { srun_pmix: false, ..m }).unwrap();
         assert!(!l.srun && l.line().contains("mpirun -n 16 "), "{}", l.line());
     }
@@ -297,7 +372,8 @@ mod tests {
         assert!(bad(Request { nodes: Some(2), ..request() }).contains("--hosts"));
         assert!(bad(Request { starter: Starter::Srun, ..request() }).contains("allocation"));
         assert!(bad(Request { ranks: Some(0), ..request() }).contains("at least one"));
-        let two = Launch::new(&Request { hosts: Some("a:4,b:4".into()), ..request() }, &machine()).unwrap();
+        let two = Launch::new(&Request { hosts: Some("a:4,b:4".into()), ..request() }, &machine())
+            .unwrap();
         assert!(two.remote && two.ranks == 8 && two.line().contains("--host a:4,b:4"));
     }
 }

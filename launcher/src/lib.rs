@@ -81,5 +81,9 @@ pub fn host() -> String {
     // SAFETY: the buffer is as long as said; the call ends the name with a zero where it fits.
     let code = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len()) };
     let end = name.iter().position(|&b| b == 0).unwrap_or(name.len());
-    if code == 0 { String::from_utf8_lossy(&name[..end]).into_owned() } else { "unknown host".into() }
+    if code == 0 {
+        String::from_utf8_lossy(&name[..end]).into_owned()
+    } else {
+        "unknown host".into()
+    }
 }

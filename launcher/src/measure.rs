@@ -36,7 +36,12 @@ pub fn all_reduces(world: &World) -> Result<Vec<Measured>> {
         for _ in 0..REPEATS {
             world.barrier("measuring")?;
             let began = Instant::now();
-            let buffer = Buffer { ptr: numbers.as_mut_ptr().cast(), count: numbers.len(), number: Number::F32, memory: Memory::Host };
+            let buffer = Buffer {
+                ptr: numbers.as_mut_ptr().cast(),
+                count: numbers.len(),
+                number: Number::F32,
+                memory: Memory::Host,
+            };
             // SAFETY: `numbers` is borrowed mutably by nobody else and outlives the call.
             unsafe { world.all_reduce_raw(buffer, Op::Max, "measuring") }?;
             times.push(began.elapsed().as_secs_f64());
@@ -77,7 +82,11 @@ impl Fit {
         let fewest = rows.iter().map(|r| r.ranks).filter(|n| *n > 1).min().unwrap_or(0);
         let rows = || rows.iter().filter(|r| r.ranks == fewest);
         let alpha = middle(rows().filter(|r| r.bytes <= SMALL).map(|r| r.seconds / terms(r)[0]));
-        let per_byte = middle(rows().filter(|r| r.bytes >= LARGE).map(|r| (r.seconds - alpha * terms(r)[0]) / terms(r)[1]));
+        let per_byte = middle(
+            rows()
+                .filter(|r| r.bytes >= LARGE)
+                .map(|r| (r.seconds - alpha * terms(r)[0]) / terms(r)[1]),
+        );
         if !(alpha > 0.0 && per_byte > 0.0) {
             return Err(Error(
                 "no start-up time and bandwidth explain the measured times: expected rows of two or more ranks, small and large\nhint: measure again with nothing else running: dw-launch --raw-stdout -n 2 -- dw-launch measure >link.jsonl"
@@ -106,8 +115,12 @@ fn middle(values: impl Iterator<Item = f64>) -> f64 {
 /// # Errors
 /// A missing file or a line of another form.
 pub fn read(path: &Path) -> Result<Vec<Measured>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error(format!("cannot read {}: {e}", path.display())))?;
-    let row = |(n, line)| serde_json::from_str(line).map_err(|e| Error(format!("{}: line {}: {e}", path.display(), n + 1usize)));
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error(format!("cannot read {}: {e}", path.display())))?;
+    let row = |(n, line)| {
+        serde_json::from_str(line)
+            .map_err(|e| Error(format!("{}: line {}: {e}", path.display(), n + 1usize)))
+    };
     text.lines().enumerate().map(row).collect()
 }
 

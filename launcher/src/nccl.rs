@@ -76,7 +76,15 @@ struct Api {
     unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
     init_rank: unsafe extern "C" fn(*mut Comm, c_int, UniqueId, c_int, *mut Config) -> c_int,
     async_error: unsafe extern "C" fn(Comm, *mut c_int) -> c_int,
-    all_reduce: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int,
+    all_reduce: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        c_int,
+        c_int,
+        Comm,
+        Stream,
+    ) -> c_int,
     abort: unsafe extern "C" fn(Comm) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     last_error: unsafe extern "C" fn(Comm) -> *const c_char,
@@ -87,7 +95,8 @@ impl Api {
         let name = path.display();
         let hint = "hint: it comes with the CUDA install of libtorch (make setup on a machine with an NVIDIA driver)";
         // SAFETY: NCCL's initialisers have no preconditions.
-        let library = unsafe { Dynamic::new(path) }.map_err(|e| Error(format!("cannot open NCCL ({name}): {e}\n{hint}")))?;
+        let library = unsafe { Dynamic::new(path) }
+            .map_err(|e| Error(format!("cannot open NCCL ({name}): {e}\n{hint}")))?;
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the field's type is the function's signature in nccl.h, unchanged since it was introduced.
@@ -116,7 +125,11 @@ impl Api {
     fn version(&self) -> Result<String> {
         let mut v = 0;
         // SAFETY: `v` outlives the call.
-        self.check(unsafe { (self.version)(&raw mut v) }, "reading the version", std::ptr::null_mut())?;
+        self.check(
+            unsafe { (self.version)(&raw mut v) },
+            "reading the version",
+            std::ptr::null_mut(),
+        )?;
         Ok(format!("{}.{}.{}", v / 10000, v / 100 % 100, v % 100))
     }
 
@@ -134,10 +147,13 @@ impl Api {
         // SAFETY: both functions return C strings that live on; the second takes a null communicator, too.
         let texts = unsafe { [(self.error_string)(code), (self.last_error)(comm)] };
         // SAFETY: as above.
-        let read = |p: *const c_char| unsafe { CStr::from_ptr(p) }.to_string_lossy().trim().to_owned();
+        let read =
+            |p: *const c_char| unsafe { CStr::from_ptr(p) }.to_string_lossy().trim().to_owned();
         let [text, detail] = texts.map(|p| if p.is_null() { String::new() } else { read(p) });
         let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
-        Err(Error(format!("NCCL: {doing} failed with code {code}: {text}{detail}\nhint: NCCL_DEBUG=INFO tells more")))
+        Err(Error(format!(
+            "NCCL: {doing} failed with code {code}: {text}{detail}\nhint: NCCL_DEBUG=INFO tells more"
+        )))
     }
 }
 
@@ -172,11 +188,23 @@ impl Library {
     /// Every rank gets the same text: which ranks have no NCCL, and why.
     pub fn open_on_all(base: &dyn Collectives) -> Result<Self> {
         let api = Api::open(Path::new(LIBRARY));
-        let mine = api.as_ref().err().map(|e| format!("rank {} on {}: {e}", base.rank(), crate::host())).unwrap_or_default();
+        let mine = api
+            .as_ref()
+            .err()
+            .map(|e| format!("rank {} on {}: {e}", base.rank(), crate::host()))
+            .unwrap_or_default();
         let all = base.gather_bytes(mine.as_bytes())?;
-        let text: Vec<String> = all.iter().filter(|t| !t.is_empty()).map(|t| String::from_utf8_lossy(t).into_owned()).collect();
+        let text: Vec<String> = all
+            .iter()
+            .filter(|t| !t.is_empty())
+            .map(|t| String::from_utf8_lossy(t).into_owned())
+            .collect();
         let text = base.broadcast_bytes(text.join("\n").into_bytes())?;
-        if text.is_empty() { Ok(Self(api?)) } else { Err(Error(String::from_utf8_lossy(&text).into_owned())) }
+        if text.is_empty() {
+            Ok(Self(api?))
+        } else {
+            Err(Error(String::from_utf8_lossy(&text).into_owned()))
+        }
     }
 }
 
@@ -201,14 +229,26 @@ impl Nccl {
     ///
     /// # Errors
     /// An initialisation that failed or took too long: the caller ends the job, since others may wait inside NCCL.
-    pub fn join(library: Library, base: Arc<dyn Collectives>, stream: Box<dyn SideStream>) -> Result<Self> {
+    pub fn join(
+        library: Library,
+        base: Arc<dyn Collectives>,
+        stream: Box<dyn SideStream>,
+    ) -> Result<Self> {
         let api = library.0;
         let own = if base.rank() == 0 { api.id()?.internal.to_vec() } else { vec![] };
         let mut all = UniqueId { internal: [0; 128] };
         all.internal.copy_from_slice(&base.broadcast_bytes(own)?);
         let (mut comm, mut config): (Comm, _) = (std::ptr::null_mut(), Config::non_blocking());
         // SAFETY: `comm` and `config` outlive the call; every rank of `base` makes it with the same id and size.
-        let code = unsafe { (api.init_rank)(&raw mut comm, base.size() as c_int, all, base.rank() as c_int, &raw mut config) };
+        let code = unsafe {
+            (api.init_rank)(
+                &raw mut comm,
+                base.size() as c_int,
+                all,
+                base.rank() as c_int,
+                &raw mut config,
+            )
+        };
         let nccl = Self { api, comm, base, stream, dead: Mutex::new(false) };
         if code == IN_PROGRESS {
             nccl.settle("joining the ranks")?;
@@ -230,7 +270,9 @@ impl Nccl {
                 // Enqueueing takes microseconds, and backward waits for it; joining takes seconds.
                 IN_PROGRESS if began.elapsed() < SPIN => std::thread::yield_now(),
                 IN_PROGRESS if began.elapsed() < JOIN => std::thread::sleep(POLL),
-                IN_PROGRESS => return Err(Error(format!("NCCL: {doing} took more than {} s", JOIN.as_secs()))),
+                IN_PROGRESS => {
+                    return Err(Error(format!("NCCL: {doing} took more than {} s", JOIN.as_secs())));
+                }
                 code => return self.api.check(code, doing, self.comm),
             }
         }
@@ -252,9 +294,14 @@ impl Nccl {
         self.stream.after_compute();
         let (ptr, stream) = (buffer.ptr, self.stream.handle());
         // SAFETY: the caller vouches for the buffer until the sum is finished.
-        let code = unsafe { (self.api.all_reduce)(ptr, ptr, buffer.count, kind, op, self.comm, stream) };
+        let code =
+            unsafe { (self.api.all_reduce)(ptr, ptr, buffer.count, kind, op, self.comm, stream) };
         // A thread of the library enqueues it, and opens connections before the first.
-        if code == IN_PROGRESS { self.settle("all-reduce") } else { self.api.check(code, "all-reduce", self.comm) }
+        if code == IN_PROGRESS {
+            self.settle("all-reduce")
+        } else {
+            self.api.check(code, "all-reduce", self.comm)
+        }
     }
 
     fn give_up(&self) {
@@ -333,7 +380,11 @@ impl Collectives for Nccl {
         // SAFETY: the communicator is alive until `give_up`, `state` outlives the call.
         let code = unsafe { (self.api.async_error)(self.comm, &raw mut state) };
         let state = if code == SUCCESS { state } else { code };
-        if state == IN_PROGRESS { Ok(()) } else { self.api.check(state, "a collective in the background", self.comm) }
+        if state == IN_PROGRESS {
+            Ok(())
+        } else {
+            self.api.check(state, "a collective in the background", self.comm)
+        }
     }
 
     fn leave(&self) {
@@ -353,7 +404,8 @@ mod tests {
 
     #[test]
     fn a_missing_library_is_an_error_with_a_hint() {
-        let e = Api::open(Path::new("/nowhere/libnccl.so.2")).err().map(|e| e.0).unwrap_or_default();
+        let e =
+            Api::open(Path::new("/nowhere/libnccl.so.2")).err().map(|e| e.0).unwrap_or_default();
         assert!(e.contains("/nowhere/libnccl.so.2") && e.contains("hint:"), "{e}");
     }
 
@@ -361,7 +413,10 @@ mod tests {
     fn a_library_without_the_functions_is_named() {
         // Any shared library that is not NCCL.
         let e = Api::open(Path::new("libc.so.6")).err().map(|e| e.0).unwrap_or_default();
-        assert!(e.contains("libc.so.6 has no function ncclGetVersion") && e.contains("2.18"), "{e}");
+        assert!(
+            e.contains("libc.so.6 has no function ncclGetVersion") && e.contains("2.18"),
+            "{e}"
+        );
     }
 
     #[test]
@@ -376,8 +431,10 @@ mod tests {
     /// Without a GPU this is as far as NCCL goes: it opens, knows its version, makes ids, and refuses to join in words.
     #[test]
     fn the_real_library_where_there_is_one() {
-        let cache = std::env::var_os("XDG_CACHE_HOME")
-            .map_or_else(|| Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache"), std::path::PathBuf::from);
+        let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+            || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
+            std::path::PathBuf::from,
+        );
         // `tools/setup.sh tests` brings it; elsewhere the system's.
         let fetched = cache.join("dw/nccl-2.28.9/nvidia/nccl/lib").join(LIBRARY);
         let api = match Api::open(if fetched.is_file() { &fetched } else { Path::new(LIBRARY) }) {

@@ -72,7 +72,12 @@ pub(crate) fn death(line: &str) -> Option<String> {
 
 /// What srun says about a task that ended by itself.
 pub(crate) fn exit_code(line: &str) -> Option<i32> {
-    line.strip_prefix("srun: error: ")?.split_once(": Exited with exit code ")?.1.trim().parse().ok()
+    line.strip_prefix("srun: error: ")?
+        .split_once(": Exited with exit code ")?
+        .1
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]

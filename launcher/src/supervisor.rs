@@ -62,13 +62,16 @@ impl Signals {
     fn listen() -> Result<Self> {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
         let s = Self { usr1: Arc::default(), end: Arc::default() };
-        for (signal, counter) in [(SIGUSR1, &s.usr1), (SIGINT, &s.end), (SIGTERM, &s.end), (SIGHUP, &s.end)] {
+        for (signal, counter) in
+            [(SIGUSR1, &s.usr1), (SIGINT, &s.end), (SIGTERM, &s.end), (SIGHUP, &s.end)]
+        {
             let counter = counter.clone();
             let count = move || {
                 counter.fetch_add(1, Ordering::Relaxed);
             };
             // SAFETY: the handler only adds to an atomic number.
-            unsafe { signal_hook::low_level::register(signal, count) }.map_err(|e| Error(format!("cannot listen to signals: {e}")))?;
+            unsafe { signal_hook::low_level::register(signal, count) }
+                .map_err(|e| Error(format!("cannot listen to signals: {e}")))?;
         }
         Ok(s)
     }
@@ -92,11 +95,17 @@ pub fn run(launch: &Launch, options: &Options) -> Result<i32> {
         }
         if !verdict.lost || restarts == options.max_restarts || signals.any() {
             if verdict.lost && options.max_restarts > 0 && restarts == options.max_restarts {
-                say(&format!("started again {restarts} times, as allowed by --max-restarts: giving up"));
+                say(&format!(
+                    "started again {restarts} times, as allowed by --max-restarts: giving up"
+                ));
             }
             return Ok(verdict.code);
         }
-        say(&format!("starting again from the newest checkpoint ({} of {})", restarts + 1, options.max_restarts));
+        say(&format!(
+            "starting again from the newest checkpoint ({} of {})",
+            restarts + 1,
+            options.max_restarts
+        ));
         std::thread::sleep(options.restart_delay);
         if signals.any() {
             // The checkpoint that was asked for is there already.
@@ -133,15 +142,18 @@ fn drop_drill(launch: &mut Launch) {
         return;
     }
     launch.without.push(drill::VARIABLE.to_owned());
-    while let Some(i) = launch.argv.windows(2).position(|w| w[0] == "-x" && w[1] == drill::VARIABLE) {
+    while let Some(i) = launch.argv.windows(2).position(|w| w[0] == "-x" && w[1] == drill::VARIABLE)
+    {
         launch.argv.drain(i..i + 2);
     }
 }
 
 fn attempt(launch: &Launch, options: &Options, signals: &Signals) -> Result<Verdict> {
-    let mut board = Board::open(!launch.remote).map_err(|e| Error(format!("cannot open the board: {e}")))?;
+    let mut board =
+        Board::open(!launch.remote).map_err(|e| Error(format!("cannot open the board: {e}")))?;
     let hosts = if launch.remote { addresses() } else { vec![Ipv4Addr::LOCALHOST.to_string()] };
-    let address = board.variable(&hosts).map_err(|e| Error(format!("cannot open the board: {e}")))?;
+    let address =
+        board.variable(&hosts).map_err(|e| Error(format!("cannot open the board: {e}")))?;
     let program = launch.argv[0].to_string_lossy().into_owned();
     let mut command = Command::new(&launch.argv[0]);
     for name in &launch.without {
@@ -188,9 +200,16 @@ struct End {
 }
 
 /// Waits for the end.
-fn watch(child: &mut Child, board: &mut Board, options: &Options, signals: &Signals) -> Result<End> {
+fn watch(
+    child: &mut Child,
+    board: &mut Board,
+    options: &Options,
+    signals: &Signals,
+) -> Result<End> {
     let mut first: Option<(usize, Ranks, Instant)> = None;
-    let found = |board: &Board, until| Some((first_failure(&board.ranks, until)?, board.ranks.clone(), Instant::now()));
+    let found = |board: &Board, until| {
+        Some((first_failure(&board.ranks, until)?, board.ranks.clone(), Instant::now()))
+    };
     let mut killing: Option<Instant> = None;
     let mut asked: Option<Instant> = None;
     let (mut usr1, mut ends) = (signals.usr1.load(Ordering::Relaxed), 0);
@@ -198,7 +217,9 @@ fn watch(child: &mut Child, board: &mut Board, options: &Options, signals: &Sign
         std::thread::sleep(POLL);
         board.look();
         first = first.or_else(|| found(board, Some(Instant::now())));
-        if let Some(status) = child.try_wait().map_err(|e| Error(format!("cannot wait for the launcher: {e}")))? {
+        if let Some(status) =
+            child.try_wait().map_err(|e| Error(format!("cannot wait for the launcher: {e}")))?
+        {
             // What the ranks said last may still be on its way.
             std::thread::sleep(POLL);
             board.look();
@@ -213,12 +234,16 @@ fn watch(child: &mut Child, board: &mut Board, options: &Options, signals: &Sign
         if now > ends {
             ends = now;
             if ends == 1 {
-                say(&format!("asking the ranks for a checkpoint; they have {} s (once more: end at once)", options.grace.as_secs()));
+                say(&format!(
+                    "asking the ranks for a checkpoint; they have {} s (once more: end at once)",
+                    options.grace.as_secs()
+                ));
                 signal(child, libc::SIGUSR1);
                 asked = Some(Instant::now());
             } else {
                 signal(child, libc::SIGTERM);
-                asked = Some(Instant::now().checked_sub(options.grace).unwrap_or_else(Instant::now));
+                asked =
+                    Some(Instant::now().checked_sub(options.grace).unwrap_or_else(Instant::now));
             }
         }
         let late = asked.is_some_and(|t| t.elapsed() > options.grace + options.tear_down)
@@ -270,26 +295,37 @@ fn verdict(end: &End, ranks: &Ranks, said: &Said) -> Verdict {
     let cause = said.death.as_deref();
     let own = said.code.filter(|_| cause.is_none()).unwrap_or(own);
     // Ranks that are still starting up do not listen yet.
-    if (own == 128 + libc::SIGUSR1 || cause.is_some_and(|c| c.contains(USR1))) && !ranks.values().any(|r| r.state.end.is_some()) {
-        let text = "the signal ended ranks that were not training yet, or have nothing to save: run again".to_owned();
+    if (own == 128 + libc::SIGUSR1 || cause.is_some_and(|c| c.contains(USR1)))
+        && !ranks.values().any(|r| r.state.end.is_some())
+    {
+        let text =
+            "the signal ended ranks that were not training yet, or have nothing to save: run again"
+                .to_owned();
         return Verdict { code: 75, lost: false, text };
     }
-    let Some((seen, then)) = end.first.as_ref().and_then(|(rank, then)| Some((ranks.get(rank)?, then))) else {
+    let Some((seen, then)) =
+        end.first.as_ref().and_then(|(rank, then)| Some((ranks.get(rank)?, then)))
+    else {
         // Nobody was at the board: a mistake before the ranks joined, or another program.
         let lost = own > 128 || own == 4;
         let code = if lost { 4 } else { own };
-        let text = if code == 75 { String::new() } else { format!("the job ended with code {own}") };
+        let text =
+            if code == 75 { String::new() } else { format!("the job ended with code {own}") };
         return Verdict { code, lost, text };
     };
     let s = &seen.state;
-    let place = |s: &crate::board::State| format!("rank {} on {} (process {}, step {})", s.rank, s.host, s.pid, s.step);
+    let place = |s: &crate::board::State| {
+        format!("rank {} on {} (process {}, step {})", s.rank, s.host, s.pid, s.step)
+    };
     let others = ranks.values().filter(|o| o.state.rank != s.rank);
     match &s.end {
         Some((75, _)) => Verdict { code: 75, lost: false, text: String::new() },
         Some((4, why)) => {
             let behind: Vec<String> = then
                 .values()
-                .filter(|o| o.state.end.is_none() && (o.at + SILENT < seen.at || o.state.call < s.call))
+                .filter(|o| {
+                    o.state.end.is_none() && (o.at + SILENT < seen.at || o.state.call < s.call)
+                })
                 .map(|o| {
                     let silent = seen.at.saturating_duration_since(o.at).as_secs_f64();
                     format!(
@@ -300,26 +336,42 @@ fn verdict(end: &End, ranks: &Ranks, said: &Said) -> Verdict {
                     )
                 })
                 .collect();
-            Verdict { code: 4, lost: true, text: format!("{} gave up: {why}{}", place(s), behind.concat()) }
+            Verdict {
+                code: 4,
+                lost: true,
+                text: format!("{} gave up: {why}{}", place(s), behind.concat()),
+            }
         }
         Some((code, why)) => Verdict {
             code: *code,
             lost: false,
-            text: format!("{} failed first, with code {code}: {}", place(s), why.lines().next().unwrap_or_default()),
+            text: format!(
+                "{} failed first, with code {code}: {}",
+                place(s),
+                why.lines().next().unwrap_or_default()
+            ),
         },
         None => {
             let cause = cause.map_or_else(String::new, |c| format!(": {c}"));
             let waiting: Vec<String> = others
                 .map(|o| {
-                    let w = o.state.waiting_s.map_or_else(String::new, |w| format!(" for {w:.1} s"));
-                    format!("\n  rank {} on {} was in collective #{} `{}`{w}", o.state.rank, o.state.host, o.state.call, o.state.tag)
+                    let w =
+                        o.state.waiting_s.map_or_else(String::new, |w| format!(" for {w:.1} s"));
+                    format!(
+                        "\n  rank {} on {} was in collective #{} `{}`{w}",
+                        o.state.rank, o.state.host, o.state.call, o.state.tag
+                    )
                 })
                 .collect();
             // An exit code that a process chose is told; one that stands for a signal, or none, means that it was lost.
             let chosen = (1..128).contains(&own) && cause.is_empty() && own != 1;
             let (code, lost) = if chosen { (own, own == 4) } else { (4, true) };
             let last = format!("its last collective was #{} `{}`", s.call, s.tag);
-            Verdict { code, lost, text: format!("{} was lost{cause}; {last}{}", place(s), waiting.concat()) }
+            Verdict {
+                code,
+                lost,
+                text: format!("{} was lost{cause}; {last}{}", place(s), waiting.concat()),
+            }
         }
     }
 }
@@ -346,19 +398,44 @@ mod tests {
     #[test]
     fn what_a_launcher_says_decides_where_no_rank_has_spoken() {
         let line = "srun: error: n1: tasks 0-1: User defined signal 1\n";
-        let v =
-            verdict(&End { status: ExitStatus::from_raw(138 << 8), first: None }, &Ranks::new(), &Said { death: death(line), code: None });
+        let v = verdict(
+            &End { status: ExitStatus::from_raw(138 << 8), first: None },
+            &Ranks::new(),
+            &Said { death: death(line), code: None },
+        );
         assert_eq!((v.code, v.lost), (75, false), "{}", v.text);
         // A mistake of rank 0, for which srun ends the others.
-        let said = Said { death: None, code: exit_code("srun: error: n1: task 0: Exited with exit code 2\n") };
-        let v = verdict(&End { status: ExitStatus::from_raw(143 << 8), first: None }, &Ranks::new(), &said);
+        let said = Said {
+            death: None,
+            code: exit_code("srun: error: n1: task 0: Exited with exit code 2\n"),
+        };
+        let v = verdict(
+            &End { status: ExitStatus::from_raw(143 << 8), first: None },
+            &Ranks::new(),
+            &said,
+        );
         assert_eq!((v.code, v.lost), (2, false), "{}", v.text);
     }
 
-    fn seen(rank: usize, call: u64, ago_ms: u64, end: Option<(i32, &str)>, closed: bool) -> (usize, Seen) {
+    fn seen(
+        rank: usize,
+        call: u64,
+        ago_ms: u64,
+        end: Option<(i32, &str)>,
+        closed: bool,
+    ) -> (usize, Seen) {
         let at = Instant::now().checked_sub(Duration::from_millis(ago_ms)).unwrap();
         let end = end.map(|(c, t)| (c, t.to_owned()));
-        let state = State { rank, host: format!("n{rank}"), pid: 9, step: 5, call, tag: "loss".into(), waiting_s: Some(0.5), end };
+        let state = State {
+            rank,
+            host: format!("n{rank}"),
+            pid: 9,
+            step: 5,
+            call,
+            tag: "loss".into(),
+            waiting_s: Some(0.5),
+            end,
+        };
         (rank, Seen { state, at, closed: closed.then_some(at) })
     }
 
@@ -372,13 +449,28 @@ mod tests {
     fn the_first_failure_decides() {
         let v = judge(137, vec![seen(0, 8, 100, None, true), seen(1, 7, 900, None, true)]);
         assert_eq!((v.code, v.lost), (4, true));
-        assert!(v.text.contains("rank 1 on n1") && v.text.contains("rank 0 on n0 was in collective #8 `loss` for 0.5 s"), "{}", v.text);
-        let v = judge(3, vec![seen(0, 8, 100, None, true), seen(1, 7, 900, Some((3, "bad shard\nmore")), true)]);
+        assert!(
+            v.text.contains("rank 1 on n1")
+                && v.text.contains("rank 0 on n0 was in collective #8 `loss` for 0.5 s"),
+            "{}",
+            v.text
+        );
+        let v = judge(
+            3,
+            vec![seen(0, 8, 100, None, true), seen(1, 7, 900, Some((3, "bad shard\nmore")), true)],
+        );
         assert_eq!((v.code, v.lost), (3, false));
         assert!(v.text.contains("code 3: bad shard"), "{}", v.text);
-        let v = judge(4, vec![seen(0, 8, 100, Some((4, "waited 10.0 s")), false), seen(1, 7, 9000, None, false)]);
+        let v = judge(
+            4,
+            vec![seen(0, 8, 100, Some((4, "waited 10.0 s")), false), seen(1, 7, 9000, None, false)],
+        );
         assert_eq!((v.code, v.lost), (4, true));
-        assert!(v.text.contains("behind: rank 1 on n1 (process 9, step 5), silent for 8.9 s"), "{}", v.text);
+        assert!(
+            v.text.contains("behind: rank 1 on n1 (process 9, step 5), silent for 8.9 s"),
+            "{}",
+            v.text
+        );
         assert_eq!(judge(75, vec![seen(0, 8, 1, Some((75, "")), true)]).code, 75);
         assert_eq!(judge(7, vec![seen(0, 8, 1, None, true)]).code, 7);
         let v = judge(2, vec![]);
@@ -389,19 +481,28 @@ mod tests {
     #[test]
     fn a_helper_that_stays_is_not_waited_for() {
         let argv = ["sh", "-c", "setsid sleep 30 & exit 3"].map(Into::into).to_vec();
-        let launch = Launch { ranks: 1, srun: false, remote: false, argv, env: vec![], without: vec![] };
-        let options =
-            Options { max_restarts: 0, restart_delay: Duration::ZERO, grace: Duration::ZERO, tear_down: Duration::ZERO, raw_stdout: false };
+        let launch =
+            Launch { ranks: 1, srun: false, remote: false, argv, env: vec![], without: vec![] };
+        let options = Options {
+            max_restarts: 0,
+            restart_delay: Duration::ZERO,
+            grace: Duration::ZERO,
+            tear_down: Duration::ZERO,
+            raw_stdout: false,
+        };
         let began = Instant::now();
-        let v = attempt(&launch, &options, &Signals { usr1: Arc::default(), end: Arc::default() }).unwrap();
+        let v = attempt(&launch, &options, &Signals { usr1: Arc::default(), end: Arc::default() })
+            .unwrap();
         assert_eq!(v.code, 3);
         assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     }
 
     #[test]
     fn a_restart_resumes() {
-        let argv = ["mpirun", "dw-train", "--resume", "none", "--resume=x"].map(Into::into).to_vec();
-        let mut launch = Launch { ranks: 1, srun: false, remote: false, argv, env: vec![], without: vec![] };
+        let argv =
+            ["mpirun", "dw-train", "--resume", "none", "--resume=x"].map(Into::into).to_vec();
+        let mut launch =
+            Launch { ranks: 1, srun: false, remote: false, argv, env: vec![], without: vec![] };
         resume_automatically(&mut launch);
         assert_eq!(launch.argv[3..], ["auto", "--resume=auto"].map(std::ffi::OsString::from));
     }

@@ -100,7 +100,9 @@ pub fn start(watch: &Arc<Watch>, how: &Arc<dyn Collectives>) {
     crate::abort::tell_board(watch.clone());
     let thread = Thread { watch: watch.clone(), how: how.clone() };
     // Without the thread the job would still train; it is not worth ending it here.
-    if let Err(e) = std::thread::Builder::new().name("dw-watchdog".into()).spawn(move || thread.run()) {
+    if let Err(e) =
+        std::thread::Builder::new().name("dw-watchdog".into()).spawn(move || thread.run())
+    {
         tracing::warn!("no watchdog over hanging ranks: {e}");
     }
 }
@@ -135,12 +137,21 @@ impl Thread {
                 self.end(&e.to_string());
             }
             let deadline = Duration::from_millis(self.watch.deadline_ms.load(Ordering::Relaxed));
-            if let Some(call) = self.watch.calls.waiting().filter(|c| c.began.elapsed() > deadline) {
+            if let Some(call) = self.watch.calls.waiting().filter(|c| c.began.elapsed() > deadline)
+            {
                 let seconds = call.began.elapsed().as_secs_f64();
-                self.end(&format!("waited {seconds:.1} s for the others in collective #{} `{}`", call.number, call.tag));
+                self.end(&format!(
+                    "waited {seconds:.1} s for the others in collective #{} `{}`",
+                    call.number, call.tag
+                ));
             }
-            if signals::terminated() && term.get_or_insert_with(Instant::now).elapsed() > signals::TERM_GRACE {
-                self.end(&format!("no checkpoint within {} s after SIGTERM", signals::TERM_GRACE.as_secs()));
+            if signals::terminated()
+                && term.get_or_insert_with(Instant::now).elapsed() > signals::TERM_GRACE
+            {
+                self.end(&format!(
+                    "no checkpoint within {} s after SIGTERM",
+                    signals::TERM_GRACE.as_secs()
+                ));
             }
         }
     }

@@ -66,7 +66,12 @@ impl World {
         self.watch.set_step(step);
     }
 
-    fn call<T>(&self, tag: impl Into<Tag>, bytes: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn call<T>(
+        &self,
+        tag: impl Into<Tag>,
+        bytes: usize,
+        f: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let number = self.calls.begin(tag.into(), bytes);
         let out = f();
         self.calls.end(number);
@@ -82,12 +87,19 @@ impl World {
     /// A failed peer, or a buffer this job has no way for.
     pub unsafe fn all_reduce_raw(&self, buffer: Buffer, op: Op, tag: impl Into<Tag>) -> Result<()> {
         // SAFETY: the caller's promise is passed on.
-        self.call(tag, buffer.count * buffer.number.width(), || unsafe { self.how.all_reduce(buffer, op) })
+        self.call(tag, buffer.count * buffer.number.width(), || unsafe {
+            self.how.all_reduce(buffer, op)
+        })
     }
 
     /// Combines host numbers over all ranks, in place.
     pub fn all_reduce(&self, values: &mut [f64], op: Op, tag: impl Into<Tag>) -> Result<()> {
-        let buffer = Buffer { ptr: values.as_mut_ptr().cast(), count: values.len(), number: Number::F64, memory: Memory::Host };
+        let buffer = Buffer {
+            ptr: values.as_mut_ptr().cast(),
+            count: values.len(),
+            number: Number::F64,
+            memory: Memory::Host,
+        };
         // SAFETY: the slice is borrowed mutably for the whole call.
         unsafe { self.all_reduce_raw(buffer, op, tag) }?;
         self.seen();
@@ -158,7 +170,11 @@ impl World {
     ///
     /// # Errors
     /// Those of `f`, which gets the implementation below.
-    pub fn together<T>(&self, tag: impl Into<Tag>, f: impl FnOnce(Arc<dyn Collectives>) -> Result<T>) -> Result<T> {
+    pub fn together<T>(
+        &self,
+        tag: impl Into<Tag>,
+        f: impl FnOnce(Arc<dyn Collectives>) -> Result<T>,
+    ) -> Result<T> {
         self.call(tag, 0, || f(self.how.clone()))
     }
 
@@ -199,7 +215,12 @@ mod tests {
         assert_eq!(v, [1.0, 2.0]);
         assert_eq!(world.gather_bytes(b"a", "test").unwrap(), [b"a".to_vec()]);
         assert_eq!(world.broadcast_bytes(b"b".to_vec(), "test").unwrap(), b"b");
-        let buffer = Buffer { ptr: v.as_mut_ptr().cast(), count: 2, number: Number::F64, memory: Memory::Host };
+        let buffer = Buffer {
+            ptr: v.as_mut_ptr().cast(),
+            count: 2,
+            number: Number::F64,
+            memory: Memory::Host,
+        };
         // SAFETY: `v` outlives the sum and is not touched before it is finished.
         unsafe { world.start_sum(buffer, Tag { name: "test", part: Some(0) }) }.unwrap();
         assert_eq!(world.calls.waiting().unwrap().tag.to_string(), "test 0");
