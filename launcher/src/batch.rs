@@ -1,5 +1,6 @@
 //! A SLURM batch script for one command, from the same text as `slurm/train_multinode.sbatch`, and its submission.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -37,6 +38,9 @@ pub struct Batch {
     /// Where to write the script [default: dw-JOB_NAME.sbatch]
     #[arg(long, requires = "slurm", value_name = "FILE")]
     pub script: Option<PathBuf>,
+    /// Replace a script that is there and has other contents
+    #[arg(long, requires = "slurm")]
+    pub overwrite: bool,
     /// Write the script and do not submit it
     #[arg(long, requires = "slurm")]
     pub no_submit: bool,
@@ -54,7 +58,9 @@ pub fn script(
     program: &[String],
 ) -> Result<String> {
     if !ranks.is_multiple_of(nodes) {
-        return Err(Error(format!("-n {ranks} ranks cannot be shared evenly by --nodes {nodes}")));
+        return Err(Error::Failed(format!(
+            "-n {ranks} ranks cannot be shared evenly by --nodes {nodes}"
+        )));
     }
     let per_node = ranks / nodes;
     let set = |name: &str, value: Option<String>| (name.to_owned(), value);
@@ -71,7 +77,7 @@ pub fn script(
     ];
     for (name, value) in &directives {
         if let Some(v) = value.as_ref().filter(|v| v.contains(char::is_whitespace)) {
-            return Err(Error(format!(
+            return Err(Error::Failed(format!(
                 "--{name} `{v}`: a batch script's directive takes no white space"
             )));
         }
@@ -118,16 +124,38 @@ pub fn script(
     Ok(out.join("\n") + "\n")
 }
 
-/// Writes a script beside, then renames it.
+/// Writes a script, whole or not at all. One that is there with other contents (edited by hand, or of
+/// another job) stays, unless `overwrite` is set.
 ///
 /// # Errors
-/// A folder that cannot be written.
-pub fn write(path: &Path, text: &str) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".writing");
-    std::fs::write(&aside, text)
-        .and_then(|()| std::fs::rename(&aside, path))
-        .map_err(|e| Error(format!("cannot write the batch script {}: {e}", path.display())))
+/// Such a script; something else than a file in its place; a folder that cannot be written.
+pub fn write(path: &Path, text: &str, overwrite: bool) -> Result<()> {
+    let shown = path.display();
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if !meta.is_file() => {
+            return Err(Error::Failed(format!(
+                "--script {shown}: exists and is no regular file\nhint: name another with --script"
+            )));
+        }
+        Ok(meta) if holds(path, meta.len(), text) => return Ok(()),
+        Ok(_) if !overwrite => {
+            return Err(Error::Failed(format!(
+                "the batch script {shown} exists with other contents (edited, or of another job)\n\
+                 hint: --script OTHER.sbatch writes another file, --overwrite replaces this one; to \
+                 submit it as it is: sbatch {}",
+                quote(&path.to_string_lossy())
+            )));
+        }
+        // Not there, or to be replaced; what else is wrong shows when it is written.
+        _ => {}
+    }
+    dw_base::file::write_atomically(path, |file| file.write_all(text.as_bytes()))
+        .map_err(|e| Error::Failed(format!("cannot write the batch script {shown}: {e}")))
+}
+
+/// Whether a file of `length` bytes holds this text.
+fn holds(path: &Path, length: u64, text: &str) -> bool {
+    length == text.len() as u64 && std::fs::read(path).is_ok_and(|found| found == text.as_bytes())
 }
 
 /// Submits a script; returns what sbatch says.
@@ -139,12 +167,12 @@ pub fn submit(path: &Path) -> Result<String> {
     let out = Command::new("sbatch")
         .arg(path)
         .output()
-        .map_err(|e| Error(format!("cannot run sbatch: {e}\n{hint}")))?;
+        .map_err(|e| Error::Failed(format!("cannot run sbatch: {e}\n{hint}")))?;
     let text = |b: &[u8]| String::from_utf8_lossy(b).trim().to_owned();
     if out.status.success() {
         Ok(text(&out.stdout))
     } else {
-        Err(Error(format!("sbatch refused {}: {}", path.display(), text(&out.stderr))))
+        Err(Error::Failed(format!("sbatch refused {}: {}", path.display(), text(&out.stderr))))
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use dw_base::text::shown;
 use serde::{Deserialize, Serialize};
 
 /// Variable with the board's address: `TOKEN@HOST:PORT,HOST:PORT`, hosts to be tried in this order.
@@ -46,9 +47,9 @@ impl Client {
         let value = std::env::var(VARIABLE).ok()?;
         let client = Self::connect(&value);
         if client.is_none() {
+            let address = shown(value.split('@').next_back()?);
             tracing::warn!(
-                "cannot reach the supervisor's board at {}: it will know less when a rank is lost",
-                value.split('@').next_back()?
+                "cannot reach the supervisor's board at {address}: it will know less when a rank is lost"
             );
         }
         client

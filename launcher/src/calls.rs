@@ -1,5 +1,5 @@
-//! The last collectives of this rank, numbered: when a job hangs, the rank whose number is behind is the one to look at
-//! (pain 4).
+//! The last collectives of this rank, numbered: when a job hangs, the rank whose number is behind is
+//! the one to look at.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -56,6 +56,8 @@ pub struct Request {
 pub struct Machine {
     /// Cores this process may use.
     pub cores: usize,
+    /// Cores of a node that runs ranks: the allocation's where there is one, else [`Machine::cores`].
+    pub node_cores: usize,
     /// GPUs of this node.
     pub gpus: usize,
     /// Running as root.
@@ -103,8 +105,13 @@ impl Machine {
             .map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count());
         let in_cgroup = std::fs::read_to_string("/proc/1/cgroup")
             .is_ok_and(|t| t.contains("docker") || t.contains("kubepods"));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // As `72(x2),36`. With salloc this process may run on a login node.
+        let allocated = std::env::var("SLURM_JOB_CPUS_PER_NODE").ok();
+        let allocated = allocated.and_then(|v| v.split(['(', ',']).next()?.parse().ok());
         Self {
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cores,
+            node_cores: allocated.unwrap_or(0).max(cores),
             gpus,
             // SAFETY: asks for a number.
             root: unsafe { libc::geteuid() } == 0,
@@ -145,6 +152,8 @@ pub struct Launch {
     pub env: Vec<(String, String)>,
     /// Variables to take away.
     pub without: Vec<String>,
+    /// What is odd about the request, to be logged before the start.
+    pub warnings: Vec<String>,
 }
 
 impl Launch {
@@ -155,18 +164,18 @@ impl Launch {
     pub fn new(r: &Request, m: &Machine) -> Result<Self> {
         let srun = match r.starter {
             Starter::Srun if m.slurm.is_none() => {
-                return Err(Error("srun needs a SLURM allocation\nhint: submit with `dw-launch --slurm ...`, or inside salloc".into()));
+                return Err(Error::Failed("srun needs a SLURM allocation\nhint: submit with `dw-launch --slurm ...`, or inside salloc".into()));
             }
             Starter::Srun => true,
             Starter::Mpirun => false,
             Starter::Auto => m.slurm.is_some() && m.srun_pmix && r.hosts.is_none(),
         };
         if r.ranks == Some(0) {
-            return Err(Error("-n 0: expected at least one rank".into()));
+            return Err(Error::Failed("-n 0: expected at least one rank".into()));
         }
         let nodes = r.nodes.or(m.slurm.map(|s| s.1)).unwrap_or(1).max(1);
         if nodes > 1 && m.slurm.is_none() && r.hosts.is_none() {
-            return Err(Error(format!(
+            return Err(Error::Failed(format!(
                 "--nodes {nodes}: outside of SLURM the machines must be named\nhint: --hosts a:8,b:8, or submit with --slurm"
             )));
         }
@@ -180,6 +189,7 @@ impl Launch {
         let per_node =
             ranks.div_ceil(nodes.max(r.hosts.as_ref().map_or(1, |h| h.split(',').count())));
         let threads = r.threads.unwrap_or((m.cores / per_node).max(1));
+        let warnings = check_threads(r, m, per_node)?.into_iter().collect();
         let crowded = per_node > m.cores;
         let bind = match r.bind {
             // With fewer ranks than domains the cores of the others would idle.
@@ -233,7 +243,7 @@ impl Launch {
         for (i, word) in r.program.iter().enumerate() {
             argv.push(if i == 0 { locate(word, remote)? } else { word.into() });
         }
-        Ok(Self { ranks, srun, remote, argv, env, without: vec![] })
+        Ok(Self { ranks, srun, remote, argv, env, without: vec![], warnings })
     }
 
     /// The command as one would type it.
@@ -243,6 +253,35 @@ impl Launch {
             .collect::<Vec<_>>()
             .join(" ")
     }
+}
+
+/// Most threads of a rank for each core of its node.
+const MOST_THREADS: usize = 4;
+
+/// Whether `--threads` suits the node; the text of a warning where it is more than the cores.
+///
+/// # Errors
+/// No thread at all, or more than [`MOST_THREADS`] times the cores: the ranks would use up the limits
+/// of the machine. Cores of other hosts are not known here: only a warning.
+fn check_threads(r: &Request, m: &Machine, per_node: usize) -> Result<Option<String>> {
+    let Some(threads) = r.threads else { return Ok(None) };
+    let cores = m.node_cores;
+    if threads == 0 {
+        return Err(Error::Failed("--threads 0: expected at least one thread".into()));
+    }
+    if threads > MOST_THREADS.saturating_mul(cores) && r.hosts.is_none() {
+        return Err(Error::Failed(format!(
+            "--threads {threads}: expected at most {MOST_THREADS} times the {cores} cores of the node\n\
+             hint: without --threads each rank gets its share of the cores"
+        )));
+    }
+    let total = threads.saturating_mul(per_node);
+    Ok((total > cores).then(|| {
+        format!(
+            "--threads {threads}: {total} threads of {per_node} ranks on a node share {cores} cores \
+             and slow each other down"
+        )
+    }))
 }
 
 /// A word as a shell reads it.
@@ -271,7 +310,7 @@ fn locate(program: &str, remote: bool) -> Result<OsString> {
     if found || remote {
         return Ok(program.into());
     }
-    Err(Error(format!(
+    Err(Error::Failed(format!(
         "no program `{program}`\nhint: after `--` come a program on PATH, or its path, and its arguments: dw-launch -n 2 -- dw-train"
     )))
 }
@@ -283,6 +322,7 @@ mod tests {
     fn machine() -> Machine {
         Machine {
             cores: 64,
+            node_cores: 64,
             gpus: 8,
             root: false,
             container: false,
@@ -323,6 +363,7 @@ mod tests {
     fn root_containers_and_too_many_ranks() {
         let m = Machine {
             cores: 2,
+            node_cores: 2,
             gpus: 0,
             root: true,
             container: true,
@@ -364,6 +405,25 @@ mod tests {
         );
         let l = Launch::new(&request(), &Machine { srun_pmix: false, ..m }).unwrap();
         assert!(!l.srun && l.line().contains("mpirun -n 16 "), "{}", l.line());
+    }
+
+    #[test]
+    fn threads_beyond_the_cores() {
+        let m = Machine { cores: 4, node_cores: 4, ..machine() };
+        let ask = |n, ranks| Request { threads: Some(n), ranks: Some(ranks), ..request() };
+        let warned = |r: Request| Launch::new(&r, &m).map(|l| l.warnings.concat());
+        assert_eq!(warned(ask(4, 1)).unwrap(), "");
+        assert!(warned(ask(16, 1)).unwrap().contains("16 threads of 1 ranks"));
+        assert!(
+            warned(ask(2, 3)).unwrap().contains("6 threads of 3 ranks on a node share 4 cores")
+        );
+        for bad in [17, usize::MAX] {
+            let e = warned(ask(bad, 1)).unwrap_err().to_string();
+            assert!(e.contains("at most 4 times the 4 cores"), "{e}");
+        }
+        assert!(warned(ask(0, 1)).unwrap_err().to_string().contains("at least one"));
+        let far = Request { hosts: Some("a:1".into()), ..ask(64, 1) };
+        assert!(warned(far).unwrap().contains("64 threads"), "another host may have more cores");
     }
 
     #[test]

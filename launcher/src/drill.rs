@@ -45,7 +45,7 @@ impl Drill {
 
     fn parse(text: &str) -> Result<Self> {
         let bad = || {
-            Error(format!(
+            Error::Failed(format!(
                 "{VARIABLE}={text}: expected KIND@RANK:STEP with KIND panic, exit, kill, stop, oom or nan"
             ))
         };

@@ -43,10 +43,10 @@ impl Mpi {
     /// MPI was initialised before, or gives fewer threads than asked for.
     pub fn join() -> Result<Self> {
         let Some((universe, level)) = mpi::initialize_with_threading(Threading::Serialized) else {
-            return Err(Error("MPI was initialised twice".into()));
+            return Err(Error::Failed("MPI was initialised twice".into()));
         };
         if level < Threading::Serialized {
-            return Err(Error(format!(
+            return Err(Error::Failed(format!(
                 "MPI offers thread level {level:?}, expected at least Serialized"
             )));
         }
@@ -68,7 +68,9 @@ impl Mpi {
     /// MPI's names of a buffer's kind and an operation.
     fn names(&self, buffer: &Buffer, op: Op) -> Result<(ffi::MPI_Datatype, ffi::MPI_Op)> {
         if buffer.memory == Memory::Cuda {
-            return Err(Error("MPI reduces host memory only; device memory goes over NCCL".into()));
+            return Err(Error::Failed(
+                "MPI reduces host memory only; device memory goes over NCCL".into(),
+            ));
         }
         let kind = match buffer.number {
             Number::F32 => f32::equivalent_datatype().as_raw(),
@@ -80,7 +82,9 @@ impl Mpi {
             match (op, buffer.number) {
                 (Op::Sum, Number::Bf16) => self.sum_bf16,
                 (_, Number::Bf16) => {
-                    return Err(Error(format!("bf16 numbers can be added only, asked for {op:?}")));
+                    return Err(Error::Failed(format!(
+                        "bf16 numbers can be added only, asked for {op:?}"
+                    )));
                 }
                 (Op::Sum, _) => ffi::RSMPI_SUM,
                 (Op::Min, _) => ffi::RSMPI_MIN,
@@ -133,7 +137,7 @@ pub(crate) fn prefer_rings() {
 }
 
 fn check(code: c_int, what: &str) -> Result<()> {
-    if code == 0 { Ok(()) } else { Err(Error(format!("{what} failed with code {code}"))) }
+    if code == 0 { Ok(()) } else { Err(Error::Failed(format!("{what} failed with code {code}"))) }
 }
 
 fn end(code: i32) -> ! {
@@ -245,7 +249,10 @@ impl Collectives for Mpi {
         let bytes = if bytes.is_empty() { &NOTHING[..0] } else { bytes };
         let root = self.world.process_at_rank(0);
         let len = Count::try_from(bytes.len()).map_err(|_| {
-            Error(format!("cannot gather {} bytes of one rank: more than 2 GiB", bytes.len()))
+            Error::Failed(format!(
+                "cannot gather {} bytes of one rank: more than 2 GiB",
+                bytes.len()
+            ))
         })?;
         if self.rank() != 0 {
             root.gather_into(&len);
@@ -256,7 +263,7 @@ impl Collectives for Mpi {
         root.gather_into_root(&len, &mut lens[..]);
         let total: i64 = lens.iter().map(|&n| n as i64).sum();
         if total > Count::MAX as i64 {
-            return Err(Error(format!("cannot gather {total} bytes: more than 2 GiB")));
+            return Err(Error::Failed(format!("cannot gather {total} bytes: more than 2 GiB")));
         }
         let starts: Vec<Count> = lens
             .iter()

@@ -67,6 +67,11 @@ pub struct Numbers {
     pub base_batch: usize,
 }
 
+/// Largest value of an option.
+const LARGEST: f64 = 1e9;
+/// Most buckets of a step.
+const MOST_BUCKETS: f64 = 1e5;
+
 /// Numbers of GPUs to plan for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpus(pub Vec<usize>);
@@ -76,7 +81,7 @@ fn gpus(text: &str) -> std::result::Result<Gpus, String> {
         t.trim()
             .parse::<usize>()
             .ok()
-            .filter(|n| *n > 0)
+            .filter(|n| (1..=LARGEST as usize).contains(n))
             .ok_or(format!("`{t}`: expected a number of GPUs"))
     };
     if let Some((from, to)) = text.split_once("..") {
@@ -85,7 +90,9 @@ fn gpus(text: &str) -> std::result::Result<Gpus, String> {
             return Err(format!("`{text}`: expected FROM..TO with the smaller number first"));
         }
         return Ok(Gpus(
-            std::iter::successors(Some(from), |n| Some(n * 2)).take_while(|n| *n <= to).collect(),
+            std::iter::successors(Some(from), |n| n.checked_mul(2))
+                .take_while(|n| *n <= to)
+                .collect(),
         ));
     }
     text.split(',').map(number).collect::<std::result::Result<_, _>>().map(Gpus)
@@ -135,12 +142,30 @@ impl Numbers {
             ("--base-batch", self.base_batch as f64),
         ];
         for (name, value) in positive {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(Error(format!("{name} {value}: expected a number above 0")));
+            if !(value > 0.0 && value <= LARGEST) {
+                let expected = format!("expected a number above 0 and up to {LARGEST:e}");
+                return Err(Error::Failed(format!("{name} {value}: {expected}")));
             }
         }
+        let others = [
+            ("--node-us", self.node_us),
+            ("--link-us", self.link_us),
+            ("--scatter", self.scatter),
+            ("--lr", self.lr),
+        ];
+        for (name, value) in others {
+            if !(0.0..=LARGEST).contains(&value) {
+                return Err(Error::Failed(format!("{name} {value}: expected 0 to {LARGEST:e}")));
+            }
+        }
+        if self.gradient_mib / self.bucket_mib > MOST_BUCKETS {
+            return Err(Error::Failed(format!(
+                "--gradient-mib {} in buckets of --bucket-mib {}: expected at most {MOST_BUCKETS}",
+                self.gradient_mib, self.bucket_mib
+            )));
+        }
         if !(0.0..=1.0).contains(&self.backward_share) {
-            return Err(Error(format!(
+            return Err(Error::Failed(format!(
                 "--backward-share {}: expected 0 to 1",
                 self.backward_share
             )));
@@ -200,7 +225,7 @@ pub fn row(n: &Numbers, gpus: usize) -> Row {
         step_ms: step,
         images_per_s: global_batch as f64 / step * 1e3,
         efficiency: n.step_ms / step,
-        hours: n.epochs.iter().map(|e| (e * steps) as f64 * step / 3.6e6).collect(),
+        hours: n.epochs.iter().map(|e| *e as f64 * steps as f64 * step / 3.6e6).collect(),
     }
 }
 
@@ -277,6 +302,24 @@ mod tests {
         let one = row(&n, 1);
         assert_eq!((one.step_ms, one.efficiency, one.comm_ms), (200.0, 1.0, 0.0));
         assert!((one.hours[0] - 12.0 * 58_633.0 * 0.2 / 3600.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn numbers_that_mean_nothing() {
+        assert!(numbers().check().is_ok());
+        for n in [
+            Numbers { step_ms: f64::NAN, ..numbers() },
+            Numbers { step_ms: f64::INFINITY, ..numbers() },
+            Numbers { scatter: f64::NAN, ..numbers() },
+            Numbers { node_us: -1.0, ..numbers() },
+            Numbers { images_per_gpu: usize::MAX, ..numbers() },
+            // As many buckets would fill the memory.
+            Numbers { gradient_mib: 1e8, bucket_mib: 1e-6, ..numbers() },
+        ] {
+            assert!(n.check().is_err(), "{n:?}");
+        }
+        let most = usize::MAX;
+        assert!(gpus(&format!("1..{most}")).is_err() && gpus(&most.to_string()).is_err());
     }
 
     #[test]

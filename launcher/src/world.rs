@@ -24,10 +24,18 @@ pub struct World {
 
 impl World {
     /// Watches over an implementation from now on.
-    pub fn new(how: Arc<dyn Collectives>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Resources`](crate::Error): no thread could be started. The rank must then end with
+    /// exit code 5; its launcher ends the peers.
+    pub fn new(how: Arc<dyn Collectives>) -> Result<Self> {
         let world = Self::unwatched(how);
-        watchdog::start(&world.watch, &world.how);
-        world
+        if let Err(e) = watchdog::start(&world.watch, &world.how) {
+            // Dropped, MPI would wait for the peers, and nobody watches.
+            std::mem::forget(world);
+            return Err(e);
+        }
+        Ok(world)
     }
 
     /// A job of one process that nobody watches, for tests and measurements.
@@ -56,7 +64,8 @@ impl World {
         self.how.name()
     }
 
-    /// How long a collective may take from now on. Start-up, evaluation and the end need more patience than steps (pain 5).
+    /// How long a collective may take from now on. Start-up, evaluation and the end take longer than
+    /// steps: a deadline for steps would end them.
     pub fn set_deadline(&self, deadline: Duration) {
         self.watch.set_deadline(deadline);
     }
@@ -206,6 +215,20 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{NO_STACK, rerun};
+
+    #[test]
+    fn a_world_that_nobody_can_watch_is_an_error() {
+        let name = "world::tests::a_world_that_nobody_can_watch_is_an_error";
+        let Some(out) = rerun(name, &[("RUST_MIN_STACK", NO_STACK)]) else {
+            let e = World::new(Arc::new(Solo)).err().expect("a thread with that stack started");
+            assert!(e.out_of_resources(), "{e}");
+            let text = e.to_string();
+            assert!(text.contains("dw-watchdog") && text.contains("hint:"), "{text}");
+            return;
+        };
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    }
 
     #[test]
     fn one_process_agrees_with_itself() {
