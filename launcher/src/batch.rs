@@ -1,5 +1,6 @@
 //! A SLURM batch script for one command, from the same text as `slurm/train_multinode.sbatch`, and its submission.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -37,6 +38,9 @@ pub struct Batch {
     /// Where to write the script [default: dw-JOB_NAME.sbatch]
     #[arg(long, requires = "slurm", value_name = "FILE")]
     pub script: Option<PathBuf>,
+    /// Replace a script that is there and has other contents
+    #[arg(long, requires = "slurm")]
+    pub overwrite: bool,
     /// Write the script and do not submit it
     #[arg(long, requires = "slurm")]
     pub no_submit: bool,
@@ -46,9 +50,17 @@ pub struct Batch {
 ///
 /// # Errors
 /// Ranks that the nodes cannot share evenly.
-pub fn script(b: &Batch, ranks: usize, nodes: usize, options: &[String], program: &[String]) -> Result<String> {
+pub fn script(
+    b: &Batch,
+    ranks: usize,
+    nodes: usize,
+    options: &[String],
+    program: &[String],
+) -> Result<String> {
     if !ranks.is_multiple_of(nodes) {
-        return Err(Error(format!("-n {ranks} ranks cannot be shared evenly by --nodes {nodes}")));
+        return Err(Error::Failed(format!(
+            "-n {ranks} ranks cannot be shared evenly by --nodes {nodes}"
+        )));
     }
     let per_node = ranks / nodes;
     let set = |name: &str, value: Option<String>| (name.to_owned(), value);
@@ -65,24 +77,43 @@ pub fn script(b: &Batch, ranks: usize, nodes: usize, options: &[String], program
     ];
     for (name, value) in &directives {
         if let Some(v) = value.as_ref().filter(|v| v.contains(char::is_whitespace)) {
-            return Err(Error(format!("--{name} `{v}`: a batch script's directive takes no white space")));
+            return Err(Error::Failed(format!(
+                "--{name} `{v}`: a batch script's directive takes no white space"
+            )));
         }
     }
     let mut out = vec![];
     for line in TEMPLATE.lines() {
         // Its own values of these give way; the others (signal, requeue, output) stay.
-        let given = line.strip_prefix("#SBATCH --").and_then(|d| directives.iter().find(|(name, _)| d.split('=').next() == Some(name)));
+        let given = line
+            .strip_prefix("#SBATCH --")
+            .and_then(|d| directives.iter().find(|(name, _)| d.split('=').next() == Some(name)));
         match given {
-            Some((name, _)) if matches!(name.as_str(), "time") && b.time.is_none() => out.push(line.to_owned()),
-            Some((name, _)) if name == "cpus-per-task" && b.cpus_per_task.is_none() && gpus > 0 => out.push(line.to_owned()),
+            Some((name, _)) if matches!(name.as_str(), "time") && b.time.is_none() => {
+                out.push(line.to_owned())
+            }
+            Some((name, _)) if name == "cpus-per-task" && b.cpus_per_task.is_none() && gpus > 0 => {
+                out.push(line.to_owned())
+            }
             Some(_) => {}
             None if line.starts_with("#!") => {
                 out.push(line.to_owned());
-                out.extend(directives.iter().filter_map(|(n, v)| v.as_ref().map(|v| format!("#SBATCH --{n}={v}"))));
+                out.extend(
+                    directives
+                        .iter()
+                        .filter_map(|(n, v)| v.as_ref().map(|v| format!("#SBATCH --{n}={v}"))),
+                );
             }
-            None if line.starts_with("source ") => out.extend(ENVIRONMENT.lines().filter(|l| !l.starts_with("#!")).map(str::to_owned)),
+            None if line.starts_with("source ") => {
+                out.extend(ENVIRONMENT.lines().filter(|l| !l.starts_with("#!")).map(str::to_owned))
+            }
             None if line.starts_with("run ") => {
-                let words: Vec<String> = options.iter().chain(std::iter::once(&"--".to_owned())).chain(program).map(|w| quote(w)).collect();
+                let words: Vec<String> = options
+                    .iter()
+                    .chain(std::iter::once(&"--".to_owned()))
+                    .chain(program)
+                    .map(|w| quote(w))
+                    .collect();
                 out.push(format!("run dw-launch {}", words.join(" ")));
             }
             // What it says about itself is about the file in slurm/.
@@ -93,16 +124,38 @@ pub fn script(b: &Batch, ranks: usize, nodes: usize, options: &[String], program
     Ok(out.join("\n") + "\n")
 }
 
-/// Writes a script beside, then renames it.
+/// Writes a script, whole or not at all. One that is there with other contents (edited by hand, or of
+/// another job) stays, unless `overwrite` is set.
 ///
 /// # Errors
-/// A folder that cannot be written.
-pub fn write(path: &Path, text: &str) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".writing");
-    std::fs::write(&aside, text)
-        .and_then(|()| std::fs::rename(&aside, path))
-        .map_err(|e| Error(format!("cannot write the batch script {}: {e}", path.display())))
+/// Such a script; something else than a file in its place; a folder that cannot be written.
+pub fn write(path: &Path, text: &str, overwrite: bool) -> Result<()> {
+    let shown = path.display();
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if !meta.is_file() => {
+            return Err(Error::Failed(format!(
+                "--script {shown}: exists and is no regular file\nhint: name another with --script"
+            )));
+        }
+        Ok(meta) if holds(path, meta.len(), text) => return Ok(()),
+        Ok(_) if !overwrite => {
+            return Err(Error::Failed(format!(
+                "the batch script {shown} exists with other contents (edited, or of another job)\n\
+                 hint: --script OTHER.sbatch writes another file, --overwrite replaces this one; to \
+                 submit it as it is: sbatch {}",
+                quote(&path.to_string_lossy())
+            )));
+        }
+        // Not there, or to be replaced; what else is wrong shows when it is written.
+        _ => {}
+    }
+    dw_base::file::write_atomically(path, |file| file.write_all(text.as_bytes()))
+        .map_err(|e| Error::Failed(format!("cannot write the batch script {shown}: {e}")))
+}
+
+/// Whether a file of `length` bytes holds this text.
+fn holds(path: &Path, length: u64, text: &str) -> bool {
+    length == text.len() as u64 && std::fs::read(path).is_ok_and(|found| found == text.as_bytes())
 }
 
 /// Submits a script; returns what sbatch says.
@@ -111,12 +164,15 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 /// No sbatch, or a script that it refuses.
 pub fn submit(path: &Path) -> Result<String> {
     let hint = format!("hint: the script is in {}; submit it where sbatch is", path.display());
-    let out = Command::new("sbatch").arg(path).output().map_err(|e| Error(format!("cannot run sbatch: {e}\n{hint}")))?;
+    let out = Command::new("sbatch")
+        .arg(path)
+        .output()
+        .map_err(|e| Error::Failed(format!("cannot run sbatch: {e}\n{hint}")))?;
     let text = |b: &[u8]| String::from_utf8_lossy(b).trim().to_owned();
     if out.status.success() {
         Ok(text(&out.stdout))
     } else {
-        Err(Error(format!("sbatch refused {}: {}", path.display(), text(&out.stderr))))
+        Err(Error::Failed(format!("sbatch refused {}: {}", path.display(), text(&out.stderr))))
     }
 }
 
@@ -131,18 +187,46 @@ mod tests {
     #[test]
     fn a_script_carries_the_request() {
         let b = Batch { time: Some("1:00:00".into()), job_name: "r50".into(), ..Batch::default() };
-        let text = script(&b, 16, 2, &words("--max-restarts 2"), &words("dw-train dw_r50_fpn_1x --set a='x")).unwrap();
-        for line in
-            ["#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=8", "#SBATCH --gpus-per-node=8", "#SBATCH --time=1:00:00", "#SBATCH --requeue"]
-        {
+        let text = script(
+            &b,
+            16,
+            2,
+            &words("--max-restarts 2"),
+            &words("dw-train dw_r50_fpn_1x --set a='x"),
+        )
+        .unwrap();
+        for line in [
+            "#SBATCH --nodes=2",
+            "#SBATCH --ntasks-per-node=8",
+            "#SBATCH --gpus-per-node=8",
+            "#SBATCH --time=1:00:00",
+            "#SBATCH --requeue",
+        ] {
             assert_eq!(text.lines().filter(|l| *l == line).count(), 1, "{line}\n{text}");
         }
-        assert!(text.contains(r"run dw-launch --max-restarts 2 -- dw-train dw_r50_fpn_1x --set 'a='\''x'"), "{text}");
-        assert!(!text.contains("source ") && !text.contains("slurm/env.sh") && text.starts_with("#!"), "it stands alone");
-        let cpu = script(&Batch { gpus_per_node: Some(0), ..Batch::default() }, 2, 1, &[], &words("true")).unwrap();
+        assert!(
+            text.contains(
+                r"run dw-launch --max-restarts 2 -- dw-train dw_r50_fpn_1x --set 'a='\''x'"
+            ),
+            "{text}"
+        );
+        assert!(
+            !text.contains("source ") && !text.contains("slurm/env.sh") && text.starts_with("#!"),
+            "it stands alone"
+        );
+        let cpu = script(
+            &Batch { gpus_per_node: Some(0), ..Batch::default() },
+            2,
+            1,
+            &[],
+            &words("true"),
+        )
+        .unwrap();
         assert!(!cpu.contains("gpus-per-node"), "{cpu}");
         let spaced = Batch { job_name: "a b".into(), ..Batch::default() };
-        assert!(script(&spaced, 2, 1, &[], &[]).unwrap_err().to_string().contains("--job-name `a b`"));
+        assert!(
+            script(&spaced, 2, 1, &[], &[]).unwrap_err().to_string().contains("--job-name `a b`")
+        );
         assert!(script(&b, 3, 2, &[], &[]).unwrap_err().to_string().contains("evenly"));
     }
 }

@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use dw_base::text::shown;
 use serde::{Deserialize, Serialize};
 
 /// Variable with the board's address: `TOKEN@HOST:PORT,HOST:PORT`, hosts to be tried in this order.
@@ -46,9 +47,9 @@ impl Client {
         let value = std::env::var(VARIABLE).ok()?;
         let client = Self::connect(&value);
         if client.is_none() {
+            let address = shown(value.split('@').next_back()?);
             tracing::warn!(
-                "cannot reach the supervisor's board at {}: it will know less when a rank is lost",
-                value.split('@').next_back()?
+                "cannot reach the supervisor's board at {address}: it will know less when a rank is lost"
             );
         }
         client
@@ -110,7 +111,10 @@ impl Board {
     /// # Errors
     /// No port.
     pub fn open(local: bool) -> std::io::Result<Self> {
-        let listener = TcpListener::bind((if local { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED }, 0))?;
+        let listener = TcpListener::bind((
+            if local { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED },
+            0,
+        ))?;
         listener.set_nonblocking(true)?;
         let mut random = [0u8; 16];
         std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
@@ -180,7 +184,16 @@ mod tests {
     use super::*;
 
     fn state(rank: usize, call: u64) -> State {
-        State { rank, host: "n1".into(), pid: 7, step: 3, call, tag: "gradients 2".into(), waiting_s: Some(1.5), end: None }
+        State {
+            rank,
+            host: "n1".into(),
+            pid: 7,
+            step: 3,
+            call,
+            tag: "gradients 2".into(),
+            waiting_s: Some(1.5),
+            end: None,
+        }
     }
 
     fn until(board: &mut Board, done: impl Fn(&Board) -> bool) {

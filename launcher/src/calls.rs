@@ -1,5 +1,5 @@
-//! The last collectives of this rank, numbered: when a job hangs, the rank whose number is behind is the one to look at
-//! (pain 4).
+//! The last collectives of this rank, numbered: when a job hangs, the rank whose number is behind is
+//! the one to look at.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -85,7 +85,8 @@ impl CallLog {
 
     /// Notes the end of all calls from `number` on.
     pub fn end_from(&self, number: u64) {
-        for call in self.ring().calls.iter_mut().filter(|c| c.number >= number && c.took.is_none()) {
+        for call in self.ring().calls.iter_mut().filter(|c| c.number >= number && c.took.is_none())
+        {
             call.took = Some(call.began.elapsed());
         }
     }
@@ -139,7 +140,11 @@ mod tests {
         assert_eq!((open.number, open.tag.to_string()), (98, "gradients 97".into()));
         assert_eq!(log.last().unwrap().number, 100);
         let text = log.dump(3);
-        assert!(text.contains("#98 gradients 97 388 B: waiting") && text.contains("#100 gradients 99 396 B: 0."), "{text}");
+        assert!(
+            text.contains("#98 gradients 97 388 B: waiting")
+                && text.contains("#100 gradients 99 396 B: 0."),
+            "{text}"
+        );
         assert!(!text.contains("#97 "), "{text}");
         log.end_from(90);
         assert!(log.waiting().is_none());

@@ -1,11 +1,16 @@
 //! The command line of `dw-launch`.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line's results and errors")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line's results and errors"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dw_base::text::{lines, print_error};
 
 use crate::batch::{self, Batch};
 use crate::collectives::{Error, Result};
@@ -27,7 +32,8 @@ const EXAMPLES: &str = "Examples:
   dw-launch plan --measured link.jsonl --step-ms 180 the same with this machine's own numbers
 
 Signals: USR1, TERM and INT ask all ranks for a checkpoint and exit code 75; a second TERM or INT ends them at once.
-Exit codes: those of the first rank that failed; 4 when a rank was lost or timed out; 75 stopped after a checkpoint.
+Exit codes: those of the first rank that failed; 4 when a rank was lost or timed out; 75 stopped after a checkpoint;
+            2 a mistake in the command, 5 no thread or process could be started.
 DW_FAULT=kill@1:20 rehearses a fault: rank 1 dies at step 20 (also panic, exit, stop, oom, nan; again after a restart with kill@1:20!).";
 
 /// Start ranks with the flags this machine needs, stay with them, start again when one is lost.
@@ -81,7 +87,7 @@ struct Job {
     #[arg(long, value_name = "K", default_value_t = 0)]
     max_restarts: usize,
     /// Seconds before that
-    #[arg(long, value_name = "S", default_value_t = 2.0)]
+    #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = seconds)]
     restart_delay: f64,
     /// Seconds that a checkpoint may take after TERM or INT
     #[arg(long, value_name = "S", default_value_t = 60)]
@@ -105,6 +111,12 @@ struct Job {
     program: Vec<String>,
 }
 
+/// Seconds of a pause.
+fn seconds(text: &str) -> std::result::Result<f64, String> {
+    let value = text.parse().ok().filter(|s| (0.0..=3600.0).contains(s));
+    value.ok_or_else(|| "expected a number of seconds from 0 to 3600".to_owned())
+}
+
 impl Cli {
     /// Does what was asked; errors go to standard error.
     pub fn run(self) -> ExitCode {
@@ -114,8 +126,8 @@ impl Cli {
             None => self.job.run(),
         };
         done.unwrap_or_else(|e| {
-            eprintln!("error: {e}");
-            ExitCode::from(2)
+            print_error(&e);
+            ExitCode::from(if e.out_of_resources() { 5 } else { 2 })
         })
     }
 }
@@ -141,12 +153,12 @@ fn plan(mut numbers: plan::Numbers, measured: Option<&Path>, json: bool) -> Resu
 }
 
 fn json_line(row: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string(row).map_err(|e| Error(e.to_string()))
+    serde_json::to_string(row).map_err(|e| Error::Failed(e.to_string()))
 }
 
 fn measure() -> Result<ExitCode> {
     crate::prepare();
-    let world = World::new(crate::join()?);
+    let world = World::new(crate::join()?)?;
     let rows = measure::all_reduces(&world)?;
     if world.rank() == 0 {
         for row in &rows {
@@ -172,13 +184,16 @@ impl Job {
             program: self.program,
         };
         let launch = Launch::new(&request, &Machine::here())?;
+        for text in &launch.warnings {
+            tracing::warn!("{}", lines(text));
+        }
         if self.dry_run {
             println!("{}", launch.line());
             return Ok(ExitCode::SUCCESS);
         }
         let options = Options {
             max_restarts: self.max_restarts,
-            restart_delay: Duration::from_secs_f64(self.restart_delay.clamp(0.0, 3600.0)),
+            restart_delay: Duration::from_secs_f64(self.restart_delay),
             grace: Duration::from_secs(self.grace),
             tear_down: Duration::from_secs(self.tear_down),
             raw_stdout: self.raw_stdout,
@@ -191,7 +206,7 @@ impl Job {
         let ranks = self
             .ranks
             .or(self.batch.gpus_per_node.map(|g| g.max(1) * nodes))
-            .ok_or_else(|| Error("--slurm: how many ranks?\nhint: -n 16 --nodes 2, or --gpus-per-node 8 --nodes 2".into()))?;
+            .ok_or_else(|| Error::Failed("--slurm: how many ranks?\nhint: -n 16 --nodes 2, or --gpus-per-node 8 --nodes 2".into()))?;
         let mut inner = vec![];
         let numbers = [
             ("--max-restarts", self.max_restarts.to_string()),
@@ -208,22 +223,34 @@ impl Job {
         }
         let name = |v: Option<clap::builder::PossibleValue>| v.map(|v| v.get_name().to_owned());
         if self.starter != Starter::Auto {
-            inner.extend(name(self.starter.to_possible_value()).into_iter().flat_map(|v| ["--starter".to_owned(), v]));
+            inner.extend(
+                name(self.starter.to_possible_value())
+                    .into_iter()
+                    .flat_map(|v| ["--starter".to_owned(), v]),
+            );
         }
         if self.bind != Bind::Auto {
-            inner.extend(name(self.bind.to_possible_value()).into_iter().flat_map(|v| ["--bind".to_owned(), v]));
+            inner.extend(
+                name(self.bind.to_possible_value())
+                    .into_iter()
+                    .flat_map(|v| ["--bind".to_owned(), v]),
+            );
         }
         let text = batch::script(&self.batch, ranks, nodes, &inner, &self.program)?;
         if self.dry_run {
             print!("{text}");
             return Ok(ExitCode::SUCCESS);
         }
-        let path = self.batch.script.clone().unwrap_or_else(|| PathBuf::from(format!("dw-{}.sbatch", self.batch.job_name)));
-        batch::write(&path, &text)?;
+        let path = self
+            .batch
+            .script
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(format!("dw-{}.sbatch", self.batch.job_name)));
+        batch::write(&path, &text, self.batch.overwrite)?;
         if self.batch.no_submit {
             println!("{}", path.display());
         } else {
-            println!("{}", batch::submit(&path)?);
+            println!("{}", lines(batch::submit(&path)?));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -3,10 +3,42 @@
 
 use std::ffi::c_void;
 
-/// A collective that could not be done.
+/// What could not be done: a collective, joining a job, starting one.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(pub String);
+pub enum Error {
+    /// A mistake, a set-up that cannot work, or a peer that failed: which of them, the caller knows.
+    #[error("{0}")]
+    Failed(String),
+    /// The system gave no thread, process, descriptor or memory (exit code 5).
+    #[error("{0}")]
+    Resources(String),
+}
+
+/// What to do when the system refuses a thread or process.
+const MORE: &str = "hint: something uses up the limits of this user, container or machine (ulimit -u, \
+                    the cgroup's pids.max, memory); fewer ranks or threads need less";
+
+impl Error {
+    /// A failed system call: [`Error::Resources`] where a limit was reached.
+    pub fn system(doing: &str, e: &std::io::Error) -> Self {
+        let limits = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+        if e.raw_os_error().is_some_and(|code| limits.contains(&code)) {
+            Self::Resources(format!("{doing}: {e}\n{MORE}"))
+        } else {
+            Self::Failed(format!("{doing}: {e}"))
+        }
+    }
+
+    /// A thread that could not be started, whatever the system says about it.
+    pub fn thread(name: &str, e: &std::io::Error) -> Self {
+        Self::Resources(format!("cannot start the thread `{name}`: {e}\n{MORE}"))
+    }
+
+    /// The system ran out of something: exit code 5, and no peer is to blame.
+    pub fn out_of_resources(&self) -> bool {
+        matches!(self, Self::Resources(_))
+    }
+}
 
 /// Result of a collective.
 pub type Result<T> = std::result::Result<T, Error>;

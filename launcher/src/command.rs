@@ -56,6 +56,8 @@ pub struct Request {
 pub struct Machine {
     /// Cores this process may use.
     pub cores: usize,
+    /// Cores of a node that runs ranks: the allocation's where there is one, else [`Machine::cores`].
+    pub node_cores: usize,
     /// GPUs of this node.
     pub gpus: usize,
     /// Running as root.
@@ -75,28 +77,54 @@ pub struct Machine {
 }
 
 /// Prefixes of variables that the ranks of other nodes need, too.
-const EXPORTED: [&str; 8] = ["DW_", "NCCL_", "OMP_", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PATH", "RUST_", "XDG_CACHE_HOME"];
+const EXPORTED: [&str; 8] = [
+    "DW_",
+    "NCCL_",
+    "OMP_",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "RUST_",
+    "XDG_CACHE_HOME",
+];
 
 impl Machine {
     /// This machine.
     pub fn here() -> Self {
         let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
-        let slurm = std::env::var_os("SLURM_JOB_ID").map(|_| (number("SLURM_NTASKS"), number("SLURM_JOB_NUM_NODES").unwrap_or(1)));
+        let slurm = std::env::var_os("SLURM_JOB_ID")
+            .map(|_| (number("SLURM_NTASKS"), number("SLURM_JOB_NUM_NODES").unwrap_or(1)));
         let nodes = std::fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
-        let domains = nodes.filter(|e| e.file_name().to_string_lossy().strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok()));
-        let gpus = output("nvidia-smi", &["-L"]).map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count());
-        let in_cgroup = std::fs::read_to_string("/proc/1/cgroup").is_ok_and(|t| t.contains("docker") || t.contains("kubepods"));
+        let domains = nodes.filter(|e| {
+            e.file_name()
+                .to_string_lossy()
+                .strip_prefix("node")
+                .is_some_and(|n| n.parse::<u32>().is_ok())
+        });
+        let gpus = output("nvidia-smi", &["-L"])
+            .map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count());
+        let in_cgroup = std::fs::read_to_string("/proc/1/cgroup")
+            .is_ok_and(|t| t.contains("docker") || t.contains("kubepods"));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // As `72(x2),36`. With salloc this process may run on a login node.
+        let allocated = std::env::var("SLURM_JOB_CPUS_PER_NODE").ok();
+        let allocated = allocated.and_then(|v| v.split(['(', ',']).next()?.parse().ok());
         Self {
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cores,
+            node_cores: allocated.unwrap_or(0).max(cores),
             gpus,
             // SAFETY: asks for a number.
             root: unsafe { libc::geteuid() } == 0,
-            container: in_cgroup || ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists()),
-            srun_pmix: slurm.is_some() && output("srun", &["--mpi=list"]).is_some_and(|t| t.contains("pmix")),
+            container: in_cgroup
+                || ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists()),
+            srun_pmix: slurm.is_some()
+                && output("srun", &["--mpi=list"]).is_some_and(|t| t.contains("pmix")),
             slurm,
             domains: domains.count().max(1),
             slurm_cores: number("SLURM_CPUS_PER_TASK"),
-            variables: std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect(),
+            variables: std::env::vars_os()
+                .filter_map(|(name, _)| name.into_string().ok())
+                .collect(),
         }
     }
 }
@@ -104,7 +132,9 @@ impl Machine {
 /// What a program prints, on both streams; `None` where it is missing or fails.
 fn output(program: &str, args: &[&str]) -> Option<String> {
     let out = Command::new(program).args(args).output().ok()?;
-    out.status.success().then(|| String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+    out.status
+        .success()
+        .then(|| String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
 }
 
 /// A command to start.
@@ -122,6 +152,8 @@ pub struct Launch {
     pub env: Vec<(String, String)>,
     /// Variables to take away.
     pub without: Vec<String>,
+    /// What is odd about the request, to be logged before the start.
+    pub warnings: Vec<String>,
 }
 
 impl Launch {
@@ -132,25 +164,32 @@ impl Launch {
     pub fn new(r: &Request, m: &Machine) -> Result<Self> {
         let srun = match r.starter {
             Starter::Srun if m.slurm.is_none() => {
-                return Err(Error("srun needs a SLURM allocation\nhint: submit with `dw-launch --slurm ...`, or inside salloc".into()));
+                return Err(Error::Failed("srun needs a SLURM allocation\nhint: submit with `dw-launch --slurm ...`, or inside salloc".into()));
             }
             Starter::Srun => true,
             Starter::Mpirun => false,
             Starter::Auto => m.slurm.is_some() && m.srun_pmix && r.hosts.is_none(),
         };
         if r.ranks == Some(0) {
-            return Err(Error("-n 0: expected at least one rank".into()));
+            return Err(Error::Failed("-n 0: expected at least one rank".into()));
         }
         let nodes = r.nodes.or(m.slurm.map(|s| s.1)).unwrap_or(1).max(1);
         if nodes > 1 && m.slurm.is_none() && r.hosts.is_none() {
-            return Err(Error(format!(
+            return Err(Error::Failed(format!(
                 "--nodes {nodes}: outside of SLURM the machines must be named\nhint: --hosts a:8,b:8, or submit with --slurm"
             )));
         }
-        let named = r.hosts.as_deref().map(|h| h.split(',').map(|h| h.split_once(':').and_then(|s| s.1.parse().ok()).unwrap_or(1)).sum());
-        let ranks = r.ranks.or(named).or(m.slurm.and_then(|s| s.0)).unwrap_or((m.gpus * nodes).max(1));
-        let per_node = ranks.div_ceil(nodes.max(r.hosts.as_ref().map_or(1, |h| h.split(',').count())));
+        let named = r.hosts.as_deref().map(|h| {
+            h.split(',')
+                .map(|h| h.split_once(':').and_then(|s| s.1.parse().ok()).unwrap_or(1))
+                .sum()
+        });
+        let ranks =
+            r.ranks.or(named).or(m.slurm.and_then(|s| s.0)).unwrap_or((m.gpus * nodes).max(1));
+        let per_node =
+            ranks.div_ceil(nodes.max(r.hosts.as_ref().map_or(1, |h| h.split(',').count())));
         let threads = r.threads.unwrap_or((m.cores / per_node).max(1));
+        let warnings = check_threads(r, m, per_node)?.into_iter().collect();
         let crowded = per_node > m.cores;
         let bind = match r.bind {
             // With fewer ranks than domains the cores of the others would idle.
@@ -169,7 +208,10 @@ impl Launch {
             // Binding follows the allocation; overcommit lets small tests run more tasks than cores.
             if crowded {
                 push(&["--overcommit"]);
-            } else if let Some(cores) = m.slurm_cores.filter(|_| m.slurm.and_then(|s| s.0).is_some_and(|tasks| ranks <= tasks)) {
+            } else if let Some(cores) = m
+                .slurm_cores
+                .filter(|_| m.slurm.and_then(|s| s.0).is_some_and(|tasks| ranks <= tasks))
+            {
                 // From SLURM 22.05 on srun does not take this over from sbatch: a rank would be bound to one core.
                 push(&[&format!("--cpus-per-task={cores}")]);
             }
@@ -188,7 +230,8 @@ impl Launch {
                 }
             }
             let board = [crate::board::VARIABLE.to_owned(), "OMP_NUM_THREADS".to_owned()];
-            let own = m.variables.iter().filter(|v| EXPORTED.iter().any(|p| v.starts_with(p))).cloned();
+            let own =
+                m.variables.iter().filter(|v| EXPORTED.iter().any(|p| v.starts_with(p))).cloned();
             let mut exported: Vec<String> = own.chain(board).collect();
             exported.sort();
             exported.dedup();
@@ -200,35 +243,74 @@ impl Launch {
         for (i, word) in r.program.iter().enumerate() {
             argv.push(if i == 0 { locate(word, remote)? } else { word.into() });
         }
-        Ok(Self { ranks, srun, remote, argv, env, without: vec![] })
+        Ok(Self { ranks, srun, remote, argv, env, without: vec![], warnings })
     }
 
     /// The command as one would type it.
     pub fn line(&self) -> String {
         let env = self.env.iter().map(|(k, v)| format!("{k}={v}"));
-        env.chain(self.argv.iter().map(|w| quote(&w.to_string_lossy()))).collect::<Vec<_>>().join(" ")
+        env.chain(self.argv.iter().map(|w| quote(&w.to_string_lossy())))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
+}
+
+/// Most threads of a rank for each core of its node.
+const MOST_THREADS: usize = 4;
+
+/// Whether `--threads` suits the node; the text of a warning where it is more than the cores.
+///
+/// # Errors
+/// No thread at all, or more than [`MOST_THREADS`] times the cores: the ranks would use up the limits
+/// of the machine. Cores of other hosts are not known here: only a warning.
+fn check_threads(r: &Request, m: &Machine, per_node: usize) -> Result<Option<String>> {
+    let Some(threads) = r.threads else { return Ok(None) };
+    let cores = m.node_cores;
+    if threads == 0 {
+        return Err(Error::Failed("--threads 0: expected at least one thread".into()));
+    }
+    if threads > MOST_THREADS.saturating_mul(cores) && r.hosts.is_none() {
+        return Err(Error::Failed(format!(
+            "--threads {threads}: expected at most {MOST_THREADS} times the {cores} cores of the node\n\
+             hint: without --threads each rank gets its share of the cores"
+        )));
+    }
+    let total = threads.saturating_mul(per_node);
+    Ok((total > cores).then(|| {
+        format!(
+            "--threads {threads}: {total} threads of {per_node} ranks on a node share {cores} cores \
+             and slow each other down"
+        )
+    }))
 }
 
 /// A word as a shell reads it.
 pub(crate) fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// A program of ours lies beside this one; others are found as the shell finds them, on the machine where they run.
 fn locate(program: &str, remote: bool) -> Result<OsString> {
-    let beside: Option<PathBuf> = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(program)));
+    let beside: Option<PathBuf> =
+        std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(program)));
     if let Some(beside) = beside.filter(|p| !program.contains('/') && p.is_file()) {
         return Ok(beside.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found =
-        if program.contains('/') { Path::new(program).is_file() } else { std::env::split_paths(&path).any(|d| d.join(program).is_file()) };
+    let found = if program.contains('/') {
+        Path::new(program).is_file()
+    } else {
+        std::env::split_paths(&path).any(|d| d.join(program).is_file())
+    };
     if found || remote {
         return Ok(program.into());
     }
-    Err(Error(format!(
+    Err(Error::Failed(format!(
         "no program `{program}`\nhint: after `--` come a program on PATH, or its path, and its arguments: dw-launch -n 2 -- dw-train"
     )))
 }
@@ -240,6 +322,7 @@ mod tests {
     fn machine() -> Machine {
         Machine {
             cores: 64,
+            node_cores: 64,
             gpus: 8,
             root: false,
             container: false,
@@ -253,7 +336,15 @@ mod tests {
 
     fn request() -> Request {
         let program = vec!["true".to_owned(), "a b".to_owned()];
-        Request { ranks: None, nodes: None, hosts: None, starter: Starter::Auto, bind: Bind::Auto, threads: None, program }
+        Request {
+            ranks: None,
+            nodes: None,
+            hosts: None,
+            starter: Starter::Auto,
+            bind: Bind::Auto,
+            threads: None,
+            program,
+        }
     }
 
     #[test]
@@ -261,16 +352,32 @@ mod tests {
         let l = Launch::new(&request(), &machine()).unwrap();
         assert_eq!((l.ranks, l.srun, l.remote), (8, false, false));
         let line = l.line();
-        assert!(line.starts_with("OMP_NUM_THREADS=8 mpirun -n 8 --tag-output --bind-to numa"), "{line}");
+        assert!(
+            line.starts_with("OMP_NUM_THREADS=8 mpirun -n 8 --tag-output --bind-to numa"),
+            "{line}"
+        );
         assert!(line.ends_with("'a b'") && line.contains("-x DW_BOARD"), "{line}");
     }
 
     #[test]
     fn root_containers_and_too_many_ranks() {
-        let m =
-            Machine { cores: 2, gpus: 0, root: true, container: true, variables: vec!["NCCL_DEBUG".into(), "HOME".into()], ..machine() };
+        let m = Machine {
+            cores: 2,
+            node_cores: 2,
+            gpus: 0,
+            root: true,
+            container: true,
+            variables: vec!["NCCL_DEBUG".into(), "HOME".into()],
+            ..machine()
+        };
         let line = Launch::new(&Request { ranks: Some(3), ..request() }, &m).unwrap().line();
-        for word in ["OMPI_ALLOW_RUN_AS_ROOT=1", "--oversubscribe", "--bind-to none", "-x NCCL_DEBUG", "OMP_NUM_THREADS=1 "] {
+        for word in [
+            "OMPI_ALLOW_RUN_AS_ROOT=1",
+            "--oversubscribe",
+            "--bind-to none",
+            "-x NCCL_DEBUG",
+            "OMP_NUM_THREADS=1 ",
+        ] {
             assert!(line.contains(word), "{word}: {line}");
         }
         assert!(!line.contains("HOME"), "{line}");
@@ -281,14 +388,42 @@ mod tests {
         let m = Machine { slurm: Some((Some(16), 2)), srun_pmix: true, ..machine() };
         let l = Launch::new(&request(), &m).unwrap();
         assert!(l.srun && l.remote && l.ranks == 16);
-        assert!(l.line().contains("srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"), "{}", l.line());
+        assert!(
+            l.line().contains(
+                "srun --mpi=pmix --kill-on-bad-exit=1 --label --unbuffered --ntasks=16 --nodes=2"
+            ),
+            "{}",
+            l.line()
+        );
         assert!(!l.line().contains("--cpus-per-task"), "{}", l.line());
         let m = Machine { slurm_cores: Some(8), ..m };
         assert!(Launch::new(&request(), &m).unwrap().line().contains("--cpus-per-task=8 "));
         let more = Request { ranks: Some(32), ..request() };
-        assert!(!Launch::new(&more, &m).unwrap().line().contains("--cpus-per-task"), "more than the allocation has");
+        assert!(
+            !Launch::new(&more, &m).unwrap().line().contains("--cpus-per-task"),
+            "more than the allocation has"
+        );
         let l = Launch::new(&request(), &Machine { srun_pmix: false, ..m }).unwrap();
         assert!(!l.srun && l.line().contains("mpirun -n 16 "), "{}", l.line());
+    }
+
+    #[test]
+    fn threads_beyond_the_cores() {
+        let m = Machine { cores: 4, node_cores: 4, ..machine() };
+        let ask = |n, ranks| Request { threads: Some(n), ranks: Some(ranks), ..request() };
+        let warned = |r: Request| Launch::new(&r, &m).map(|l| l.warnings.concat());
+        assert_eq!(warned(ask(4, 1)).unwrap(), "");
+        assert!(warned(ask(16, 1)).unwrap().contains("16 threads of 1 ranks"));
+        assert!(
+            warned(ask(2, 3)).unwrap().contains("6 threads of 3 ranks on a node share 4 cores")
+        );
+        for bad in [17, usize::MAX] {
+            let e = warned(ask(bad, 1)).unwrap_err().to_string();
+            assert!(e.contains("at most 4 times the 4 cores"), "{e}");
+        }
+        assert!(warned(ask(0, 1)).unwrap_err().to_string().contains("at least one"));
+        let far = Request { hosts: Some("a:1".into()), ..ask(64, 1) };
+        assert!(warned(far).unwrap().contains("64 threads"), "another host may have more cores");
     }
 
     #[test]
@@ -297,7 +432,8 @@ mod tests {
         assert!(bad(Request { nodes: Some(2), ..request() }).contains("--hosts"));
         assert!(bad(Request { starter: Starter::Srun, ..request() }).contains("allocation"));
         assert!(bad(Request { ranks: Some(0), ..request() }).contains("at least one"));
-        let two = Launch::new(&Request { hosts: Some("a:4,b:4".into()), ..request() }, &machine()).unwrap();
+        let two = Launch::new(&Request { hosts: Some("a:4,b:4".into()), ..request() }, &machine())
+            .unwrap();
         assert!(two.remote && two.ranks == 8 && two.line().contains("--host a:4,b:4"));
     }
 }

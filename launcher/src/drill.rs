@@ -44,8 +44,13 @@ impl Drill {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let bad = || Error(format!("{VARIABLE}={text}: expected KIND@RANK:STEP with KIND panic, exit, kill, stop, oom or nan"));
-        let (kind, place) = text.strip_suffix(ALWAYS).unwrap_or(text).split_once('@').ok_or_else(bad)?;
+        let bad = || {
+            Error::Failed(format!(
+                "{VARIABLE}={text}: expected KIND@RANK:STEP with KIND panic, exit, kill, stop, oom or nan"
+            ))
+        };
+        let (kind, place) =
+            text.strip_suffix(ALWAYS).unwrap_or(text).split_once('@').ok_or_else(bad)?;
         let (rank, step) = place.split_once(':').ok_or_else(bad)?;
         let kind = match kind {
             "panic" => Kind::Panic,
@@ -56,7 +61,11 @@ impl Drill {
             "nan" => Kind::Nan,
             _ => return Err(bad()),
         };
-        Ok(Self { kind, rank: rank.parse().map_err(|_| bad())?, step: step.parse().map_err(|_| bad())? })
+        Ok(Self {
+            kind,
+            rank: rank.parse().map_err(|_| bad())?,
+            step: step.parse().map_err(|_| bad())?,
+        })
     }
 
     /// Fails when it is time. The kinds that only the trainer can do are returned.
@@ -85,7 +94,10 @@ mod tests {
 
     #[test]
     fn reads_its_variable() {
-        assert_eq!(Drill::parse("kill@1:20").unwrap(), Drill { kind: Kind::Kill, rank: 1, step: 20 });
+        assert_eq!(
+            Drill::parse("kill@1:20").unwrap(),
+            Drill { kind: Kind::Kill, rank: 1, step: 20 }
+        );
         for bad in ["kill", "kill@1", "fire@1:2", "kill@one:2"] {
             assert!(Drill::parse(bad).unwrap_err().to_string().contains("KIND@RANK:STEP"), "{bad}");
         }

@@ -6,7 +6,7 @@
 //! * [`mpi`]: host memory over MPI (feature `mpi`); [`nccl`]: device memory over NCCL, opened at run time
 //! * [`calls`], [`watchdog`], [`abort`], [`signals`], [`lost_file`]: the last calls, deadlines, the end of a job
 //! * [`drill`]: faults on demand
-//! * [`cli`], [`command`], [`supervisor`], `output`, [`board`], [`batch`]: what `dw-launch` does beside the job
+//! * [`cli`], [`command`], [`supervisor`], `verdict`, `output`, [`board`], [`batch`]: what `dw-launch` does beside the job
 //! * [`plan`]: what more GPUs would give, from numbers that [`measure`] has measured
 
 pub mod abort;
@@ -26,7 +26,10 @@ mod output;
 pub mod plan;
 pub mod signals;
 pub mod supervisor;
+#[cfg(test)]
+mod testing;
 pub mod topology;
+mod verdict;
 pub mod watchdog;
 pub mod world;
 
@@ -60,7 +63,7 @@ pub fn join() -> Result<Arc<dyn Collectives>> {
     {
         let world = mpi::Mpi::join()?;
         if world.size() != topology.world {
-            return Err(Error(format!(
+            return Err(Error::Failed(format!(
                 "the launcher started {} processes, but MPI sees {}\nhint: start with the mpirun of the MPI this binary was built with (see --version)",
                 topology.world,
                 world.size()
@@ -69,7 +72,7 @@ pub fn join() -> Result<Arc<dyn Collectives>> {
         Ok(Arc::new(world))
     }
     #[cfg(not(feature = "mpi"))]
-    Err(Error(format!(
+    Err(Error::Failed(format!(
         "the launcher started {} processes, but this binary was built without MPI\nhint: build with the default features, or start one process",
         topology.world
     )))
@@ -81,5 +84,9 @@ pub fn host() -> String {
     // SAFETY: the buffer is as long as said; the call ends the name with a zero where it fits.
     let code = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len()) };
     let end = name.iter().position(|&b| b == 0).unwrap_or(name.len());
-    if code == 0 { String::from_utf8_lossy(&name[..end]).into_owned() } else { "unknown host".into() }
+    if code == 0 {
+        String::from_utf8_lossy(&name[..end]).into_owned()
+    } else {
+        "unknown host".into()
+    }
 }

@@ -118,7 +118,8 @@ mod tests {
         assert_eq!(path_in(line, 0x7f20), None);
         assert_eq!(decimal(0, &mut [0; 20]), b"0");
         assert_eq!(decimal(4096, &mut [0; 20]), b"4096");
-        let own = path_at(finds_the_path_of_an_address as *const () as usize, &mut [0; 4352]).map(<[u8]>::to_vec);
+        let own = path_at(finds_the_path_of_an_address as *const () as usize, &mut [0; 4352])
+            .map(<[u8]>::to_vec);
         assert!(own.is_some_and(|p| p.starts_with(b"/")), "the test binary itself is mapped");
     }
 }

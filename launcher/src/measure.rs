@@ -1,5 +1,6 @@
 //! Time of all-reduces between the ranks of a job, and the start-up time and bandwidth that explain it.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
@@ -36,7 +37,12 @@ pub fn all_reduces(world: &World) -> Result<Vec<Measured>> {
         for _ in 0..REPEATS {
             world.barrier("measuring")?;
             let began = Instant::now();
-            let buffer = Buffer { ptr: numbers.as_mut_ptr().cast(), count: numbers.len(), number: Number::F32, memory: Memory::Host };
+            let buffer = Buffer {
+                ptr: numbers.as_mut_ptr().cast(),
+                count: numbers.len(),
+                number: Number::F32,
+                memory: Memory::Host,
+            };
             // SAFETY: `numbers` is borrowed mutably by nobody else and outlives the call.
             unsafe { world.all_reduce_raw(buffer, Op::Max, "measuring") }?;
             times.push(began.elapsed().as_secs_f64());
@@ -77,9 +83,13 @@ impl Fit {
         let fewest = rows.iter().map(|r| r.ranks).filter(|n| *n > 1).min().unwrap_or(0);
         let rows = || rows.iter().filter(|r| r.ranks == fewest);
         let alpha = middle(rows().filter(|r| r.bytes <= SMALL).map(|r| r.seconds / terms(r)[0]));
-        let per_byte = middle(rows().filter(|r| r.bytes >= LARGE).map(|r| (r.seconds - alpha * terms(r)[0]) / terms(r)[1]));
+        let per_byte = middle(
+            rows()
+                .filter(|r| r.bytes >= LARGE)
+                .map(|r| (r.seconds - alpha * terms(r)[0]) / terms(r)[1]),
+        );
         if !(alpha > 0.0 && per_byte > 0.0) {
-            return Err(Error(
+            return Err(Error::Failed(
                 "no start-up time and bandwidth explain the measured times: expected rows of two or more ranks, small and large\nhint: measure again with nothing else running: dw-launch --raw-stdout -n 2 -- dw-launch measure >link.jsonl"
                     .into(),
             ));
@@ -101,13 +111,26 @@ fn middle(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Most bytes of a file of rows.
+const LONGEST: u64 = 16 << 20;
+
 /// Rows of a file that `dw-launch measure` wrote.
 ///
 /// # Errors
-/// A missing file or a line of another form.
+/// A missing file, one that does not end, or a line of another form.
 pub fn read(path: &Path) -> Result<Vec<Measured>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error(format!("cannot read {}: {e}", path.display())))?;
-    let row = |(n, line)| serde_json::from_str(line).map_err(|e| Error(format!("{}: line {}: {e}", path.display(), n + 1usize)));
+    let failed = |e: std::io::Error| Error::system(&format!("cannot read {}", path.display()), &e);
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(LONGEST + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > LONGEST {
+        let problem = format!("{}: expected at most {LONGEST} bytes", path.display());
+        return Err(Error::Failed(problem));
+    }
+    let row = |(n, line)| {
+        serde_json::from_str(line)
+            .map_err(|e| Error::Failed(format!("{}: line {}: {e}", path.display(), n + 1usize)))
+    };
     text.lines().enumerate().map(row).collect()
 }
 
@@ -147,6 +170,9 @@ mod tests {
         let fit = Fit::new(&rows).unwrap();
         assert!((fit.us - 12.0).abs() < 0.2 && (fit.gbs - 3.5).abs() < 0.01, "{fit:?}");
         assert!(table(&rows, fit).contains("+0 %"));
-        assert!(Fit::new(&rows[..8]).unwrap_err().0.contains("hint:"), "one rank sends nothing");
+        assert!(
+            Fit::new(&rows[..8]).unwrap_err().to_string().contains("hint:"),
+            "one rank sends nothing"
+        );
     }
 }

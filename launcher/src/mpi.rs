@@ -43,10 +43,12 @@ impl Mpi {
     /// MPI was initialised before, or gives fewer threads than asked for.
     pub fn join() -> Result<Self> {
         let Some((universe, level)) = mpi::initialize_with_threading(Threading::Serialized) else {
-            return Err(Error("MPI was initialised twice".into()));
+            return Err(Error::Failed("MPI was initialised twice".into()));
         };
         if level < Threading::Serialized {
-            return Err(Error(format!("MPI offers thread level {level:?}, expected at least Serialized")));
+            return Err(Error::Failed(format!(
+                "MPI offers thread level {level:?}, expected at least Serialized"
+            )));
         }
         let world = universe.world();
         crate::abort::install_panic_hook(world.rank() as usize, end);
@@ -55,13 +57,20 @@ impl Mpi {
         // SAFETY: the function has the signature of `MPI_User_function`, adds in either order alike, and never unwinds.
         let code = unsafe { ffi::MPI_Op_create(Some(add_bf16), 1, &raw mut sum_bf16) };
         check(code, "MPI_Op_create")?;
-        Ok(Self { world, universe: Mutex::new(Some(universe)), sum_bf16, under_way: Mutex::default() })
+        Ok(Self {
+            world,
+            universe: Mutex::new(Some(universe)),
+            sum_bf16,
+            under_way: Mutex::default(),
+        })
     }
 
     /// MPI's names of a buffer's kind and an operation.
     fn names(&self, buffer: &Buffer, op: Op) -> Result<(ffi::MPI_Datatype, ffi::MPI_Op)> {
         if buffer.memory == Memory::Cuda {
-            return Err(Error("MPI reduces host memory only; device memory goes over NCCL".into()));
+            return Err(Error::Failed(
+                "MPI reduces host memory only; device memory goes over NCCL".into(),
+            ));
         }
         let kind = match buffer.number {
             Number::F32 => f32::equivalent_datatype().as_raw(),
@@ -72,7 +81,11 @@ impl Mpi {
         let op = unsafe {
             match (op, buffer.number) {
                 (Op::Sum, Number::Bf16) => self.sum_bf16,
-                (_, Number::Bf16) => return Err(Error(format!("bf16 numbers can be added only, asked for {op:?}"))),
+                (_, Number::Bf16) => {
+                    return Err(Error::Failed(format!(
+                        "bf16 numbers can be added only, asked for {op:?}"
+                    )));
+                }
                 (Op::Sum, _) => ffi::RSMPI_SUM,
                 (Op::Min, _) => ffi::RSMPI_MIN,
                 (Op::Max, _) => ffi::RSMPI_MAX,
@@ -83,11 +96,19 @@ impl Mpi {
 }
 
 /// Adds vectors of bf16 numbers: `MPI_User_function`.
-unsafe extern "C" fn add_bf16(from: *mut c_void, into: *mut c_void, count: *mut c_int, _: *mut ffi::MPI_Datatype) {
+unsafe extern "C" fn add_bf16(
+    from: *mut c_void,
+    into: *mut c_void,
+    count: *mut c_int,
+    _: *mut ffi::MPI_Datatype,
+) {
     // SAFETY: MPI gives two buffers of `count` 16-bit numbers each.
     let (from, into) = unsafe {
         let count = *count as usize;
-        (std::slice::from_raw_parts(from.cast::<u16>(), count), std::slice::from_raw_parts_mut(into.cast::<u16>(), count))
+        (
+            std::slice::from_raw_parts(from.cast::<u16>(), count),
+            std::slice::from_raw_parts_mut(into.cast::<u16>(), count),
+        )
     };
     for (a, b) in into.iter_mut().zip(from) {
         *a = round_bf16(f32::from_bits(u32::from(*a) << 16) + f32::from_bits(u32::from(*b) << 16));
@@ -116,7 +137,7 @@ pub(crate) fn prefer_rings() {
 }
 
 fn check(code: c_int, what: &str) -> Result<()> {
-    if code == 0 { Ok(()) } else { Err(Error(format!("{what} failed with code {code}"))) }
+    if code == 0 { Ok(()) } else { Err(Error::Failed(format!("{what} failed with code {code}"))) }
 }
 
 fn end(code: i32) -> ! {
@@ -160,7 +181,12 @@ impl Collectives for Mpi {
         let (kind, op) = self.names(&buffer, op)?;
         pieces(&buffer, |ptr, n| {
             // SAFETY: the caller vouches for the buffer.
-            check(unsafe { ffi::MPI_Allreduce(dw_mpi_in_place(), ptr, n, kind, op, self.world.as_raw()) }, "MPI_Allreduce")
+            check(
+                unsafe {
+                    ffi::MPI_Allreduce(dw_mpi_in_place(), ptr, n, kind, op, self.world.as_raw())
+                },
+                "MPI_Allreduce",
+            )
         })
     }
 
@@ -171,7 +197,15 @@ impl Collectives for Mpi {
             // SAFETY: the caller vouches for the buffer until `finish` has returned, which forgets the request.
             unsafe {
                 let mut request = ffi::RSMPI_REQUEST_NULL;
-                let code = ffi::MPI_Iallreduce(dw_mpi_in_place(), ptr, n, kind, op, self.world.as_raw(), &raw mut request);
+                let code = ffi::MPI_Iallreduce(
+                    dw_mpi_in_place(),
+                    ptr,
+                    n,
+                    kind,
+                    op,
+                    self.world.as_raw(),
+                    &raw mut request,
+                );
                 check(code, "MPI_Iallreduce")?;
                 under_way.push(request);
             }
@@ -186,14 +220,25 @@ impl Collectives for Mpi {
             return Ok(());
         }
         // SAFETY: `count` live requests; those that are done become null requests, which the next call passes over.
-        check(unsafe { ffi::MPI_Testall(count, under_way.as_mut_ptr(), &raw mut done, ffi::RSMPI_STATUSES_IGNORE) }, "MPI_Testall")
+        check(
+            unsafe {
+                ffi::MPI_Testall(
+                    count,
+                    under_way.as_mut_ptr(),
+                    &raw mut done,
+                    ffi::RSMPI_STATUSES_IGNORE,
+                )
+            },
+            "MPI_Testall",
+        )
     }
 
     fn finish(&self) -> Result<()> {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         let count = under_way.len() as c_int;
         // SAFETY: `count` live or null requests.
-        let code = unsafe { ffi::MPI_Waitall(count, under_way.as_mut_ptr(), ffi::RSMPI_STATUSES_IGNORE) };
+        let code =
+            unsafe { ffi::MPI_Waitall(count, under_way.as_mut_ptr(), ffi::RSMPI_STATUSES_IGNORE) };
         under_way.clear();
         check(code, "MPI_Waitall")
     }
@@ -203,8 +248,12 @@ impl Collectives for Mpi {
         static NOTHING: [u8; 1] = [0];
         let bytes = if bytes.is_empty() { &NOTHING[..0] } else { bytes };
         let root = self.world.process_at_rank(0);
-        let len =
-            Count::try_from(bytes.len()).map_err(|_| Error(format!("cannot gather {} bytes of one rank: more than 2 GiB", bytes.len())))?;
+        let len = Count::try_from(bytes.len()).map_err(|_| {
+            Error::Failed(format!(
+                "cannot gather {} bytes of one rank: more than 2 GiB",
+                bytes.len()
+            ))
+        })?;
         if self.rank() != 0 {
             root.gather_into(&len);
             root.gather_varcount_into(bytes);
@@ -214,7 +263,7 @@ impl Collectives for Mpi {
         root.gather_into_root(&len, &mut lens[..]);
         let total: i64 = lens.iter().map(|&n| n as i64).sum();
         if total > Count::MAX as i64 {
-            return Err(Error(format!("cannot gather {total} bytes: more than 2 GiB")));
+            return Err(Error::Failed(format!("cannot gather {total} bytes: more than 2 GiB")));
         }
         let starts: Vec<Count> = lens
             .iter()
@@ -227,7 +276,11 @@ impl Collectives for Mpi {
         let mut all = vec![0u8; total as usize];
         let mut into = mpi::datatype::PartitionMut::new(&mut all[..], &lens[..], &starts[..]);
         root.gather_varcount_into_root(bytes, &mut into);
-        Ok(lens.iter().zip(&starts).map(|(&n, &at)| all[at as usize..(at + n) as usize].to_vec()).collect())
+        Ok(lens
+            .iter()
+            .zip(&starts)
+            .map(|(&n, &at)| all[at as usize..(at + n) as usize].to_vec())
+            .collect())
     }
 
     fn broadcast_bytes(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
@@ -268,10 +321,18 @@ mod tests {
         assert_eq!(wide(round_bf16(1.0 + 3.0 * 2f32.powi(-8))), 1.0 + 2f32.powi(-6));
         assert!(wide(round_bf16(f32::NAN)).is_nan());
         assert_eq!(wide(round_bf16(f32::MAX)), f32::INFINITY);
-        let (mut from, mut into) = ([round_bf16(2.5), round_bf16(-1.0)], [round_bf16(0.5), round_bf16(1.0)]);
+        let (mut from, mut into) =
+            ([round_bf16(2.5), round_bf16(-1.0)], [round_bf16(0.5), round_bf16(1.0)]);
         let mut n = 2;
         // SAFETY: two buffers of two numbers.
-        unsafe { add_bf16(from.as_mut_ptr().cast(), into.as_mut_ptr().cast(), &raw mut n, std::ptr::null_mut()) };
+        unsafe {
+            add_bf16(
+                from.as_mut_ptr().cast(),
+                into.as_mut_ptr().cast(),
+                &raw mut n,
+                std::ptr::null_mut(),
+            )
+        };
         assert_eq!(into.map(wide), [3.0, 0.0]);
     }
 }

@@ -1,12 +1,17 @@
 //! The ranks' output on its way through the supervisor: the rank in front of each line, and what the launcher says between them
 //! about processes that ended.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::collectives::{Error, Result};
+
 /// What launchers call the signal that asks for a checkpoint.
 pub(crate) const USR1: &str = "User defined signal 1";
+
+/// Most bytes of a line that are held at a time; a longer one is copied in pieces.
+const PIECE: u64 = 1 << 20;
 
 /// What a launcher said about processes that ended.
 #[derive(Debug, Clone, Default)]
@@ -17,36 +22,46 @@ pub(crate) struct Said {
     pub(crate) code: Option<i32>,
 }
 
-/// Copies a stream line by line, the rank in front.
-pub(crate) fn forward<R: Read + Send + 'static, W: Write + Send + 'static>(
-    from: Option<R>,
-    mut to: W,
+/// A pipe whose lines a thread copies to `to`, the rank in front; the thread ends with the last writer.
+///
+/// # Errors
+/// No pipe or no thread: what the ranks write would be lost.
+pub(crate) fn forward<W: Write + Send + 'static>(
+    to: W,
     raw: bool,
     said: &Arc<Mutex<Said>>,
-) -> Option<JoinHandle<()>> {
-    let (from, said) = (from?, said.clone());
-    let copy = move || {
-        let mut lines = BufReader::new(from);
-        let mut line = vec![];
-        while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-            let text = String::from_utf8_lossy(&line).into_owned();
-            let (killed, code) = (death(&text), exit_code(&text));
-            if killed.is_some() || code.is_some() {
-                let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-                let first = said.clone();
-                *said = Said { death: first.death.or(killed), code: first.code.or(code) };
-            }
-            let text = match untag(&text) {
-                Some((_, rest)) if raw => rest.to_owned(),
-                Some((rank, rest)) => format!("[{rank}] {rest}"),
-                None => text,
-            };
-            // A reader that has gone away does not end the training.
-            let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
-            line.clear();
+) -> Result<(PipeWriter, JoinHandle<()>)> {
+    const NAME: &str = "dw-output";
+    let (from, writer) =
+        std::io::pipe().map_err(|e| Error::system("cannot open a pipe for the output", &e))?;
+    let said = said.clone();
+    let thread = std::thread::Builder::new().name(NAME.into());
+    let thread = thread.spawn(move || copy(from, to, raw, &said));
+    Ok((writer, thread.map_err(|e| Error::thread(NAME, &e))?))
+}
+
+fn copy(from: PipeReader, mut to: impl Write, raw: bool, said: &Mutex<Said>) {
+    let mut lines = BufReader::new(from);
+    let (mut line, mut within) = (vec![], false);
+    while lines.by_ref().take(PIECE).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        let text = String::from_utf8_lossy(&line).into_owned();
+        let (killed, code) = (death(&text), exit_code(&text));
+        if killed.is_some() || code.is_some() {
+            let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = said.clone();
+            *said = Said { death: first.death.or(killed), code: first.code.or(code) };
         }
-    };
-    std::thread::Builder::new().name("dw-output".into()).spawn(copy).ok()
+        let tag = untag(&text).filter(|_| !within);
+        let text = match tag {
+            Some((_, rest)) if raw => rest.to_owned(),
+            Some((rank, rest)) => format!("[{rank}] {rest}"),
+            None => text,
+        };
+        // A reader that has gone away does not end the training.
+        let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+        within = line.last() != Some(&b'\n');
+        line.clear();
+    }
 }
 
 /// Rank and text of mpirun's `[1,RANK]<stderr>:text` or srun's `RANK: text`.
@@ -72,7 +87,12 @@ pub(crate) fn death(line: &str) -> Option<String> {
 
 /// What srun says about a task that ended by itself.
 pub(crate) fn exit_code(line: &str) -> Option<i32> {
-    line.strip_prefix("srun: error: ")?.split_once(": Exited with exit code ")?.1.trim().parse().ok()
+    line.strip_prefix("srun: error: ")?
+        .split_once(": Exited with exit code ")?
+        .1
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]

@@ -67,18 +67,33 @@ pub struct Numbers {
     pub base_batch: usize,
 }
 
+/// Largest value of an option.
+const LARGEST: f64 = 1e9;
+/// Most buckets of a step.
+const MOST_BUCKETS: f64 = 1e5;
+
 /// Numbers of GPUs to plan for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpus(pub Vec<usize>);
 
 fn gpus(text: &str) -> std::result::Result<Gpus, String> {
-    let number = |t: &str| t.trim().parse::<usize>().ok().filter(|n| *n > 0).ok_or(format!("`{t}`: expected a number of GPUs"));
+    let number = |t: &str| {
+        t.trim()
+            .parse::<usize>()
+            .ok()
+            .filter(|n| (1..=LARGEST as usize).contains(n))
+            .ok_or(format!("`{t}`: expected a number of GPUs"))
+    };
     if let Some((from, to)) = text.split_once("..") {
         let (from, to) = (number(from)?, number(to)?);
         if from > to {
             return Err(format!("`{text}`: expected FROM..TO with the smaller number first"));
         }
-        return Ok(Gpus(std::iter::successors(Some(from), |n| Some(n * 2)).take_while(|n| *n <= to).collect()));
+        return Ok(Gpus(
+            std::iter::successors(Some(from), |n| n.checked_mul(2))
+                .take_while(|n| *n <= to)
+                .collect(),
+        ));
     }
     text.split(',').map(number).collect::<std::result::Result<_, _>>().map(Gpus)
 }
@@ -127,12 +142,33 @@ impl Numbers {
             ("--base-batch", self.base_batch as f64),
         ];
         for (name, value) in positive {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(Error(format!("{name} {value}: expected a number above 0")));
+            if !(value > 0.0 && value <= LARGEST) {
+                let expected = format!("expected a number above 0 and up to {LARGEST:e}");
+                return Err(Error::Failed(format!("{name} {value}: {expected}")));
             }
         }
+        let others = [
+            ("--node-us", self.node_us),
+            ("--link-us", self.link_us),
+            ("--scatter", self.scatter),
+            ("--lr", self.lr),
+        ];
+        for (name, value) in others {
+            if !(0.0..=LARGEST).contains(&value) {
+                return Err(Error::Failed(format!("{name} {value}: expected 0 to {LARGEST:e}")));
+            }
+        }
+        if self.gradient_mib / self.bucket_mib > MOST_BUCKETS {
+            return Err(Error::Failed(format!(
+                "--gradient-mib {} in buckets of --bucket-mib {}: expected at most {MOST_BUCKETS}",
+                self.gradient_mib, self.bucket_mib
+            )));
+        }
         if !(0.0..=1.0).contains(&self.backward_share) {
-            return Err(Error(format!("--backward-share {}: expected 0 to 1", self.backward_share)));
+            return Err(Error::Failed(format!(
+                "--backward-share {}: expected 0 to 1",
+                self.backward_share
+            )));
         }
         Ok(())
     }
@@ -141,18 +177,23 @@ impl Numbers {
 /// Milliseconds of one all-reduce of `mib`.
 pub fn all_reduce_ms(n: &Numbers, gpus: usize, mib: f64) -> f64 {
     let bytes = mib * f64::from(1 << 20);
-    let ring = |ranks: f64, us: f64, gbs: f64| 2.0 * (ranks - 1.0) * us / 1e3 + 2.0 * (ranks - 1.0) / ranks * bytes / (gbs * 1e6);
-    let tree = |ranks: f64, us: f64, gbs: f64| 2.0 * ranks.log2() * us / 1e3 + 2.0 * bytes / (gbs * 1e6);
+    let ring = |ranks: f64, us: f64, gbs: f64| {
+        2.0 * (ranks - 1.0) * us / 1e3 + 2.0 * (ranks - 1.0) / ranks * bytes / (gbs * 1e6)
+    };
+    let tree =
+        |ranks: f64, us: f64, gbs: f64| 2.0 * ranks.log2() * us / 1e3 + 2.0 * bytes / (gbs * 1e6);
     let inside = gpus.min(n.gpus_per_node) as f64;
     let nodes = gpus.div_ceil(n.gpus_per_node) as f64;
-    ring(inside, n.node_us, n.node_gbs) + ring(nodes, n.link_us, n.link_gbs).min(tree(nodes, n.link_us, n.link_gbs))
+    ring(inside, n.node_us, n.node_gbs)
+        + ring(nodes, n.link_us, n.link_gbs).min(tree(nodes, n.link_us, n.link_gbs))
 }
 
 /// MiB of each bucket.
 pub fn buckets(n: &Numbers) -> Vec<f64> {
     let (mut left, mut out) = (n.gradient_mib, vec![]);
     while left > 1e-9 {
-        let size = if out.is_empty() { n.first_bucket_mib } else { n.bucket_mib }.max(0.01).min(left);
+        let size =
+            if out.is_empty() { n.first_bucket_mib } else { n.bucket_mib }.max(0.01).min(left);
         out.push(size);
         left -= size;
     }
@@ -184,7 +225,7 @@ pub fn row(n: &Numbers, gpus: usize) -> Row {
         step_ms: step,
         images_per_s: global_batch as f64 / step * 1e3,
         efficiency: n.step_ms / step,
-        hours: n.epochs.iter().map(|e| (e * steps) as f64 * step / 3.6e6).collect(),
+        hours: n.epochs.iter().map(|e| *e as f64 * steps as f64 * step / 3.6e6).collect(),
     }
 }
 
@@ -193,11 +234,26 @@ pub fn table(n: &Numbers) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     let hours = n.epochs.iter().map(|e| format!("h, {e} epochs"));
-    let fixed = ["GPUs", "batch", "lr", "comm ms", "exposed", "straggler", "step ms", "images/s", "efficiency"].map(String::from);
+    let fixed = [
+        "GPUs",
+        "batch",
+        "lr",
+        "comm ms",
+        "exposed",
+        "straggler",
+        "step ms",
+        "images/s",
+        "efficiency",
+    ]
+    .map(String::from);
     table.set_header(fixed.into_iter().chain(hours));
     for r in n.gpus.0.iter().map(|g| row(n, *g)) {
-        let mut cells = vec![r.gpus.to_string(), r.global_batch.to_string(), format!("{:.4}", r.lr)];
-        cells.extend([r.comm_ms, r.exposed_ms, r.straggler_ms, r.step_ms, r.images_per_s].map(|v| format!("{v:.1}")));
+        let mut cells =
+            vec![r.gpus.to_string(), r.global_batch.to_string(), format!("{:.4}", r.lr)];
+        cells.extend(
+            [r.comm_ms, r.exposed_ms, r.straggler_ms, r.step_ms, r.images_per_s]
+                .map(|v| format!("{v:.1}")),
+        );
         cells.push(format!("{:.1} %", 100.0 * r.efficiency));
         cells.extend(r.hours.iter().map(|h| format!("{h:.2}")));
         table.add_row(cells);
@@ -249,14 +305,41 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_mean_nothing() {
+        assert!(numbers().check().is_ok());
+        for n in [
+            Numbers { step_ms: f64::NAN, ..numbers() },
+            Numbers { step_ms: f64::INFINITY, ..numbers() },
+            Numbers { scatter: f64::NAN, ..numbers() },
+            Numbers { node_us: -1.0, ..numbers() },
+            Numbers { images_per_gpu: usize::MAX, ..numbers() },
+            // As many buckets would fill the memory.
+            Numbers { gradient_mib: 1e8, bucket_mib: 1e-6, ..numbers() },
+        ] {
+            assert!(n.check().is_err(), "{n:?}");
+        }
+        let most = usize::MAX;
+        assert!(gpus(&format!("1..{most}")).is_err() && gpus(&most.to_string()).is_err());
+    }
+
+    #[test]
     fn more_gpus_are_never_faster_by_more_than_their_number() {
         let n = Numbers { scatter: 0.02, ..numbers() };
         let rows: Vec<Row> = gpus("1..4096").unwrap().0.iter().map(|g| row(&n, *g)).collect();
         assert_eq!(rows.len(), 13);
         for pair in rows.windows(2) {
-            assert!(pair[1].efficiency <= pair[0].efficiency && pair[1].images_per_s > pair[0].images_per_s, "{pair:?}");
+            assert!(
+                pair[1].efficiency <= pair[0].efficiency
+                    && pair[1].images_per_s > pair[0].images_per_s,
+                "{pair:?}"
+            );
         }
-        assert!(gpus("8,24").unwrap() == Gpus(vec![8, 24]) && gpus("0").is_err() && gpus("16..8").is_err() && gpus("x..8").is_err());
+        assert!(
+            gpus("8,24").unwrap() == Gpus(vec![8, 24])
+                && gpus("0").is_err()
+                && gpus("16..8").is_err()
+                && gpus("x..8").is_err()
+        );
         assert!(table(&Numbers { gpus: Gpus(vec![8]), ..n }).contains("12 epochs"));
     }
 }

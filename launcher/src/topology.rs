@@ -18,7 +18,12 @@ pub struct Topology {
 
 /// Variables of rank, world, local rank, local world: Open MPI's mpirun, MPICH's Hydra, srun.
 const LAUNCHERS: [[&str; 4]; 3] = [
-    ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
+    [
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ],
     ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""],
     ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"],
 ];
@@ -34,7 +39,8 @@ impl Topology {
         for [rank, world, local_rank, local_world] in LAUNCHERS {
             if let (Some(rank), Some(world)) = (number(rank), number(world)) {
                 let local_rank = number(local_rank).unwrap_or(rank);
-                let srun = || tasks_of_node(&var("SLURM_STEP_TASKS_PER_NODE")?, number("SLURM_NODEID")?);
+                let srun =
+                    || tasks_of_node(&var("SLURM_STEP_TASKS_PER_NODE")?, number("SLURM_NODEID")?);
                 let local_world = number(local_world).or_else(srun).unwrap_or(world);
                 return Self { rank, world, local_rank, local_world };
             }
@@ -77,7 +83,10 @@ mod tests {
             // mpirun within a batch script: the script's own place must not count.
             ("SLURM_PROCID", "0"),
         ];
-        assert_eq!(topology(&open_mpi), Topology { rank: 3, world: 8, local_rank: 1, local_world: 2 });
+        assert_eq!(
+            topology(&open_mpi),
+            Topology { rank: 3, world: 8, local_rank: 1, local_world: 2 }
+        );
         let srun = [
             ("SLURM_PROCID", "9"),
             ("SLURM_STEP_NUM_TASKS", "12"),

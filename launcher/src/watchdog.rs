@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use crate::board::{Client, State};
 use crate::calls::CallLog;
-use crate::collectives::Collectives;
+use crate::collectives::{Collectives, Error, Result};
 use crate::{host, signals};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const TELL_EVERY: Duration = Duration::from_millis(400);
 /// Ranks that wait in the same call run out of time at nearly the same moment: each gets to say so before the first aborts.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// What an abort may take until the process ends itself (pain 3).
-const ABORT_GRACE: Duration = Duration::from_secs(3);
-/// Calls of the log that are told on a timeout (pain 4).
+/// Calls of the log that are printed on a timeout.
 const TOLD: usize = 32;
+/// Name of the thread.
+const NAME: &str = "dw-watchdog";
 
 /// What the thread and the rank share.
 pub struct Watch {
@@ -95,23 +95,25 @@ impl Watch {
 }
 
 /// Starts the thread of a rank.
-pub fn start(watch: &Arc<Watch>, how: &Arc<dyn Collectives>) {
+///
+/// # Errors
+/// No thread: without it a rank that waits for a lost peer would hang for ever.
+pub fn start(watch: &Arc<Watch>, how: &Arc<dyn Collectives>) -> Result<()> {
     *watch.board.lock().unwrap_or_else(PoisonError::into_inner) = Client::from_env();
     crate::abort::tell_board(watch.clone());
     let thread = Thread { watch: watch.clone(), how: how.clone() };
-    // Without the thread the job would still train; it is not worth ending it here.
-    if let Err(e) = std::thread::Builder::new().name("dw-watchdog".into()).spawn(move || thread.run()) {
-        tracing::warn!("no watchdog over hanging ranks: {e}");
+    let builder = std::thread::Builder::new().name(NAME.into());
+    if let Err(e) = builder.spawn(move || thread.run()) {
+        let e = Error::thread(NAME, &e);
+        watch.tell_end(5, &e.to_string());
+        return Err(e);
     }
+    Ok(())
 }
 
 /// Ends the job, and this process even if that hangs.
 pub fn end_hard(how: &Arc<dyn Collectives>, code: i32) -> ! {
-    std::thread::spawn(move || {
-        std::thread::sleep(ABORT_GRACE);
-        // SAFETY: ends the process without running destructors, which may wait for peers that are gone.
-        unsafe { libc::_exit(code) }
-    });
+    crate::abort::exit_after_grace(code);
     how.abort(code)
 }
 
@@ -135,12 +137,21 @@ impl Thread {
                 self.end(&e.to_string());
             }
             let deadline = Duration::from_millis(self.watch.deadline_ms.load(Ordering::Relaxed));
-            if let Some(call) = self.watch.calls.waiting().filter(|c| c.began.elapsed() > deadline) {
+            if let Some(call) = self.watch.calls.waiting().filter(|c| c.began.elapsed() > deadline)
+            {
                 let seconds = call.began.elapsed().as_secs_f64();
-                self.end(&format!("waited {seconds:.1} s for the others in collective #{} `{}`", call.number, call.tag));
+                self.end(&format!(
+                    "waited {seconds:.1} s for the others in collective #{} `{}`",
+                    call.number, call.tag
+                ));
             }
-            if signals::terminated() && term.get_or_insert_with(Instant::now).elapsed() > signals::TERM_GRACE {
-                self.end(&format!("no checkpoint within {} s after SIGTERM", signals::TERM_GRACE.as_secs()));
+            if signals::terminated()
+                && term.get_or_insert_with(Instant::now).elapsed() > signals::TERM_GRACE
+            {
+                self.end(&format!(
+                    "no checkpoint within {} s after SIGTERM",
+                    signals::TERM_GRACE.as_secs()
+                ));
             }
         }
     }

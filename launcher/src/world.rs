@@ -24,10 +24,18 @@ pub struct World {
 
 impl World {
     /// Watches over an implementation from now on.
-    pub fn new(how: Arc<dyn Collectives>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Resources`](crate::Error): no thread could be started. The rank must then end with
+    /// exit code 5; its launcher ends the peers.
+    pub fn new(how: Arc<dyn Collectives>) -> Result<Self> {
         let world = Self::unwatched(how);
-        watchdog::start(&world.watch, &world.how);
-        world
+        if let Err(e) = watchdog::start(&world.watch, &world.how) {
+            // Dropped, MPI would wait for the peers, and nobody watches.
+            std::mem::forget(world);
+            return Err(e);
+        }
+        Ok(world)
     }
 
     /// A job of one process that nobody watches, for tests and measurements.
@@ -56,7 +64,8 @@ impl World {
         self.how.name()
     }
 
-    /// How long a collective may take from now on. Start-up, evaluation and the end need more patience than steps (pain 5).
+    /// How long a collective may take from now on. Start-up, evaluation and the end take longer than
+    /// steps: a deadline for steps would end them.
     pub fn set_deadline(&self, deadline: Duration) {
         self.watch.set_deadline(deadline);
     }
@@ -66,7 +75,12 @@ impl World {
         self.watch.set_step(step);
     }
 
-    fn call<T>(&self, tag: impl Into<Tag>, bytes: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn call<T>(
+        &self,
+        tag: impl Into<Tag>,
+        bytes: usize,
+        f: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let number = self.calls.begin(tag.into(), bytes);
         let out = f();
         self.calls.end(number);
@@ -82,12 +96,19 @@ impl World {
     /// A failed peer, or a buffer this job has no way for.
     pub unsafe fn all_reduce_raw(&self, buffer: Buffer, op: Op, tag: impl Into<Tag>) -> Result<()> {
         // SAFETY: the caller's promise is passed on.
-        self.call(tag, buffer.count * buffer.number.width(), || unsafe { self.how.all_reduce(buffer, op) })
+        self.call(tag, buffer.count * buffer.number.width(), || unsafe {
+            self.how.all_reduce(buffer, op)
+        })
     }
 
     /// Combines host numbers over all ranks, in place.
     pub fn all_reduce(&self, values: &mut [f64], op: Op, tag: impl Into<Tag>) -> Result<()> {
-        let buffer = Buffer { ptr: values.as_mut_ptr().cast(), count: values.len(), number: Number::F64, memory: Memory::Host };
+        let buffer = Buffer {
+            ptr: values.as_mut_ptr().cast(),
+            count: values.len(),
+            number: Number::F64,
+            memory: Memory::Host,
+        };
         // SAFETY: the slice is borrowed mutably for the whole call.
         unsafe { self.all_reduce_raw(buffer, op, tag) }?;
         self.seen();
@@ -158,7 +179,11 @@ impl World {
     ///
     /// # Errors
     /// Those of `f`, which gets the implementation below.
-    pub fn together<T>(&self, tag: impl Into<Tag>, f: impl FnOnce(Arc<dyn Collectives>) -> Result<T>) -> Result<T> {
+    pub fn together<T>(
+        &self,
+        tag: impl Into<Tag>,
+        f: impl FnOnce(Arc<dyn Collectives>) -> Result<T>,
+    ) -> Result<T> {
         self.call(tag, 0, || f(self.how.clone()))
     }
 
@@ -190,6 +215,20 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{NO_STACK, rerun};
+
+    #[test]
+    fn a_world_that_nobody_can_watch_is_an_error() {
+        let name = "world::tests::a_world_that_nobody_can_watch_is_an_error";
+        let Some(out) = rerun(name, &[("RUST_MIN_STACK", NO_STACK)]) else {
+            let e = World::new(Arc::new(Solo)).err().expect("a thread with that stack started");
+            assert!(e.out_of_resources(), "{e}");
+            let text = e.to_string();
+            assert!(text.contains("dw-watchdog") && text.contains("hint:"), "{text}");
+            return;
+        };
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    }
 
     #[test]
     fn one_process_agrees_with_itself() {
@@ -199,7 +238,12 @@ mod tests {
         assert_eq!(v, [1.0, 2.0]);
         assert_eq!(world.gather_bytes(b"a", "test").unwrap(), [b"a".to_vec()]);
         assert_eq!(world.broadcast_bytes(b"b".to_vec(), "test").unwrap(), b"b");
-        let buffer = Buffer { ptr: v.as_mut_ptr().cast(), count: 2, number: Number::F64, memory: Memory::Host };
+        let buffer = Buffer {
+            ptr: v.as_mut_ptr().cast(),
+            count: 2,
+            number: Number::F64,
+            memory: Memory::Host,
+        };
         // SAFETY: `v` outlives the sum and is not touched before it is finished.
         unsafe { world.start_sum(buffer, Tag { name: "test", part: Some(0) }) }.unwrap();
         assert_eq!(world.calls.waiting().unwrap().tag.to_string(), "test 0");

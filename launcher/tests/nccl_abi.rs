@@ -5,8 +5,10 @@ use std::process::Command;
 
 fn header() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?.join("dw");
-    let folders = std::fs::read_dir(cache).ok()?.flatten().map(|e| e.path().join("nvidia/nccl/include"));
+    let cache =
+        cache.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?.join("dw");
+    let folders =
+        std::fs::read_dir(cache).ok()?.flatten().map(|e| e.path().join("nvidia/nccl/include"));
     folders.into_iter().find(|d| d.join("nccl.h").is_file())
 }
 

@@ -20,7 +20,11 @@ fn usage() -> (f64, f64) {
     (seconds(usage.ru_utime) + seconds(usage.ru_stime), usage.ru_maxrss as f64 / 1024.0)
 }
 
-fn lap<T>(name: &str, out: &mut serde_json::Map<String, serde_json::Value>, work: impl FnOnce() -> T) -> T {
+fn lap<T>(
+    name: &str,
+    out: &mut serde_json::Map<String, serde_json::Value>,
+    work: impl FnOnce() -> T,
+) -> T {
     let (cpu, wall) = (usage().0, Instant::now());
     let result = work();
     out.insert(name.into(), wall.elapsed().as_secs_f64().into());
@@ -35,9 +39,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut out = serde_json::Map::new();
     let mut warnings = vec![];
     let truth = lap("truth", &mut out, || json::truth(Path::new(gt), &mut warnings))?;
-    let detections = lap("results", &mut out, || json::results(Path::new(dt), &truth, &mut warnings))?;
+    let detections =
+        lap("results", &mut out, || json::results(Path::new(dt), &truth, &mut warnings))?;
     out.insert("rss_after_read_mb".into(), usage().1.into());
-    let problem = Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections: &detections };
+    let problem = Problem {
+        images: &truth.images,
+        categories: &truth.categories,
+        truth: &truth.boxes,
+        detections: &detections,
+    };
     let result = lap("evaluate", &mut out, || evaluate(&problem, &Params::default()));
     let named = lap("summarize", &mut out, || (result.named(), result.per_class()).0);
     out.insert("total".into(), began.elapsed().as_secs_f64().into());

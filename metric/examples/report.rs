@@ -31,8 +31,13 @@ fn invent(truth: &json::Truth, noise: f64, seed: u64) -> Vec<Detection> {
             let mut shift = |side: f64| side * (r.next() - 0.5) * 0.5 * noise;
             let bbox = [x + shift(w), y + shift(h), w + shift(w), h + shift(h)];
             let wrong = r.next() < 0.12 * noise;
-            let category_id = if wrong { truth.categories[(r.next() * truth.categories.len() as f64) as usize] } else { g.category_id };
-            let score = (0.35 + 0.4 * ease.min(1.0) + 0.5 * (r.next() - 0.5) * noise).clamp(0.02, 0.99);
+            let category_id = if wrong {
+                truth.categories[(r.next() * truth.categories.len() as f64) as usize]
+            } else {
+                g.category_id
+            };
+            let score =
+                (0.35 + 0.4 * ease.min(1.0) + 0.5 * (r.next() - 0.5) * noise).clamp(0.02, 0.99);
             out.push(Detection { image_id: g.image_id, category_id, bbox, score });
             if r.next() > 0.2 * noise {
                 break;
@@ -41,7 +46,12 @@ fn invent(truth: &json::Truth, noise: f64, seed: u64) -> Vec<Detection> {
     }
     for &image_id in &truth.images {
         for _ in 0..(r.next() * 6.0 * noise) as usize {
-            let bbox = [r.next() * 400.0, r.next() * 300.0, 20.0 + r.next() * 150.0, 20.0 + r.next() * 150.0];
+            let bbox = [
+                r.next() * 400.0,
+                r.next() * 300.0,
+                20.0 + r.next() * 150.0,
+                20.0 + r.next() * 150.0,
+            ];
             let category_id = truth.categories[(r.next() * truth.categories.len() as f64) as usize];
             out.push(Detection { image_id, category_id, bbox, score: r.next() * 0.6 });
         }
@@ -51,13 +61,20 @@ fn invent(truth: &json::Truth, noise: f64, seed: u64) -> Vec<Detection> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [gt, folder, out, rest @ ..] = &args[..] else { return Err("expected GT.json FOLDER OUT [--compare]".into()) };
+    let [gt, folder, out, rest @ ..] = &args[..] else {
+        return Err("expected GT.json FOLDER OUT [--compare]".into());
+    };
     let truth = json::truth(Path::new(gt), &mut vec![])?;
     let name = |id: i64| truth.files.iter().find(|f| f.id == id)?.file_name.clone();
     let picture = |id: i64| Some(image::open(Path::new(folder).join(name(id)?)).ok()?.to_rgb8());
     let params = Params::default();
     let found = [invent(&truth, 1.0, 1), invent(&truth, 0.6, 2)];
-    let problem = |detections| Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections };
+    let problem = |detections| Problem {
+        images: &truth.images,
+        categories: &truth.categories,
+        truth: &truth.boxes,
+        detections,
+    };
     let problems = [problem(&found[0]), problem(&found[1])];
     let evaluations = [evaluate(&problems[0], &params), evaluate(&problems[1], &params)];
     let facts = [("Checkpoint".to_string(), "none: detections are invented".to_string())];

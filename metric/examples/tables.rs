@@ -19,7 +19,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut warnings = vec![];
     let truth = json::truth(&r.gt, &mut warnings)?;
     let detections = json::results(&r.dt, &truth, &mut warnings)?;
-    let problem = Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections: &detections };
+    let problem = Problem {
+        images: &truth.images,
+        categories: &truth.categories,
+        truth: &truth.boxes,
+        detections: &detections,
+    };
     let e = evaluate(&problem, &r.limits.params()?);
     let summary: Vec<f64> = e.summary().named().iter().map(|n| n.1).collect();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());

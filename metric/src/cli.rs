@@ -99,7 +99,12 @@ pub fn run(r: &Request) -> Result<()> {
     for path in std::iter::once(&r.dt).chain(&r.compare) {
         results.push((path, json::results(path, &truth, &mut warnings)?));
     }
-    let problem = |detections| Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections };
+    let problem = |detections| Problem {
+        images: &truth.images,
+        categories: &truth.categories,
+        truth: &truth.boxes,
+        detections,
+    };
     let problems: Vec<Problem> = results.iter().map(|(_, d)| problem(d)).collect();
     let found: Vec<Evaluation> = problems.iter().map(|p| evaluate(p, &params)).collect();
     warnings.extend(id_zero(&problems[0], &found[0]));
@@ -109,9 +114,11 @@ pub fn run(r: &Request) -> Result<()> {
     let names = labels(&truth.names, &truth.categories);
     print(&found.iter().collect::<Vec<_>>(), &names, r.json, r.per_class);
     let Some(dir) = &r.report else { return Ok(()) };
-    let files: HashMap<i64, &str> = truth.files.iter().filter_map(|f| Some((f.id, f.file_name.as_deref()?))).collect();
+    let files: HashMap<i64, &str> =
+        truth.files.iter().filter_map(|f| Some((f.id, f.file_name.as_deref()?))).collect();
     let name = |id: i64| files.get(&id).map(|n| (*n).to_owned());
-    let picture = |id: i64| Some(image::open(r.images.as_ref()?.join(files.get(&id)?)).ok()?.to_rgb8());
+    let picture =
+        |id: i64| Some(image::open(r.images.as_ref()?.join(files.get(&id)?)).ok()?.to_rgb8());
     let (data, date) = (r.gt.display().to_string(), today());
     let titles: Vec<String> = results.iter().map(|(path, _)| path.display().to_string()).collect();
     let input = |i: usize| report::Input {
@@ -169,7 +176,11 @@ pub fn id_zero(problem: &Problem, result: &Evaluation) -> Option<String> {
     let other = evaluate(problem, &Params { count_id_zero: !counted, ..result.params.clone() });
     let (lost, kept) = if counted { (&other, result) } else { (result, &other) };
     let (lost, kept) = (lost.ap(None, 0, None), kept.ap(None, 0, None));
-    let which = if counted { "here it counts (--count-id-zero)" } else { "so do these numbers; --count-id-zero counts it" };
+    let which = if counted {
+        "here it counts (--count-id-zero)"
+    } else {
+        "so do these numbers; --count-id-zero counts it"
+    };
     Some(format!(
         "an annotation has id 0: pycocotools loses its match, and {which}: AP {lost:.6} without, {kept:.6} with\nhint: number annotations from 1"
     ))
@@ -178,14 +189,18 @@ pub fn id_zero(problem: &Problem, result: &Evaluation) -> Option<String> {
 /// Names that are all different: a repeated one gets its id.
 pub fn labels(names: &[String], categories: &[i64]) -> Vec<String> {
     let repeated = |n: &String| names.iter().filter(|m| *m == n).count() > 1;
-    let label = |(name, id): (&String, &i64)| if repeated(name) { format!("{name} (id {id})") } else { name.clone() };
+    let label = |(name, id): (&String, &i64)| {
+        if repeated(name) { format!("{name} (id {id})") } else { name.clone() }
+    };
     names.iter().zip(categories).map(label).collect()
 }
 
 /// The numbers and AP of each class; floats in the shortest form that reads back the same.
 pub fn as_json(result: &Evaluation, names: &[String]) -> Value {
-    let mut out: Map<String, Value> = result.named().into_iter().map(|(name, value)| (name, json!(value))).collect();
-    let classes: Map<String, Value> = names.iter().cloned().zip(result.per_class()).map(|(n, v)| (n, json!(v))).collect();
+    let mut out: Map<String, Value> =
+        result.named().into_iter().map(|(name, value)| (name, json!(value))).collect();
+    let classes: Map<String, Value> =
+        names.iter().cloned().zip(result.per_class()).map(|(n, v)| (n, json!(v))).collect();
     out.insert("per_class".into(), Value::Object(classes));
     Value::Object(out)
 }
@@ -194,7 +209,8 @@ pub fn as_json(result: &Evaluation, names: &[String]) -> Value {
 pub fn as_text(result: &Evaluation, names: &[String], per_class: bool) -> String {
     let named = result.named();
     let width = named.iter().map(|n| n.0.len()).max().unwrap_or(0).max(6);
-    let mut lines: Vec<String> = named.iter().map(|(name, value)| format!("{name:<width$} {value:.4}")).collect();
+    let mut lines: Vec<String> =
+        named.iter().map(|(name, value)| format!("{name:<width$} {value:.4}")).collect();
     if per_class {
         let rows = names.iter().zip(result.class_rows()).map(|(name, row)| {
             let mut cells = vec![name.clone()];
@@ -202,7 +218,10 @@ pub fn as_text(result: &Evaluation, names: &[String], per_class: bool) -> String
             cells.extend([row.truth, row.crowds, row.detections].map(|n| n.to_string()));
             cells
         });
-        lines.push(format!("\n{}", table(&["class", "AP", "AP50", "AP75", "AR", "truth", "crowds", "detections"], rows)));
+        lines.push(format!(
+            "\n{}",
+            table(&["class", "AP", "AP50", "AP75", "AR", "truth", "crowds", "detections"], rows)
+        ));
     }
     lines.join("\n")
 }
@@ -214,7 +233,10 @@ fn side_by_side(a: &Evaluation, b: &Evaluation, names: &[String], per_class: boo
         vec![name, number(a), number(b), delta]
     };
     let header = ["", "A", "B", "B - A"];
-    let mut tables = vec![table(&header, a.named().into_iter().zip(b.named()).map(|((n, a), (_, b))| row(n, a, b)))];
+    let mut tables = vec![table(
+        &header,
+        a.named().into_iter().zip(b.named()).map(|((n, a), (_, b))| row(n, a, b)),
+    )];
     if per_class {
         let rows = names.iter().zip(a.per_class().into_iter().zip(b.per_class()));
         tables.push(table(&header, rows.map(|(n, (a, b))| row(n.clone(), a, b))));

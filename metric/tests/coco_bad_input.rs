@@ -8,7 +8,11 @@ use serde_json::{Value, json};
 
 /// The text of a value with its string `"NAN"` and the like as bare words, which JSON does not have but Python writes.
 fn bare(value: &Value) -> String {
-    value.to_string().replace("\"NaN\"", "NaN").replace("\"Infinity\"", "Infinity").replace("\"-Infinity\"", "-Infinity")
+    value
+        .to_string()
+        .replace("\"NaN\"", "NaN")
+        .replace("\"Infinity\"", "Infinity")
+        .replace("\"-Infinity\"", "-Infinity")
 }
 
 /// The error's text; it must be a data error.
@@ -74,18 +78,26 @@ fn a_field_of_a_detection() {
         }
     }
     let huge = results().to_string().replace("0.8", "1e999");
-    assert!(refused(&truth().to_string(), &huge).contains("results[1]: `score`: expected a finite number, found `1e999`"));
+    assert!(
+        refused(&truth().to_string(), &huge)
+            .contains("results[1]: `score`: expected a finite number, found `1e999`")
+    );
 }
 
 #[test]
 fn results_that_are_no_list() {
     let e = refused(&truth().to_string(), &json!({"annotations": results()}).to_string());
     assert!(e.contains("dt.json: results: expected a list of detections, found an object"), "{e}");
-    assert!(refused(&truth().to_string(), "[1]").contains("results[0]: expected an object, found `1`"));
+    assert!(
+        refused(&truth().to_string(), "[1]").contains("results[0]: expected an object, found `1`")
+    );
     assert!(refused(&truth().to_string(), "").contains("the file ends"));
     assert!(refused(&truth().to_string(), &format!("{} x", results())).contains("found more"));
     let twice = format!("{}{}", results(), results());
-    assert!(refused(&truth().to_string(), &twice).contains("results: expected the end of the file, found more"));
+    assert!(
+        refused(&truth().to_string(), &twice)
+            .contains("results: expected the end of the file, found more")
+    );
 }
 
 #[test]
@@ -103,13 +115,20 @@ fn cut_anywhere() {
 #[test]
 fn any_byte_changed() {
     let (truth, results) = (truth().to_string(), results().to_string());
-    for (n, byte) in (0..results.len()).flat_map(|n| [(n, b'"'), (n, b'}'), (n, b'-'), (n, b'9'), (n, b'\\'), (n, 0xff)]) {
+    for (n, byte) in (0..results.len())
+        .flat_map(|n| [(n, b'"'), (n, b'}'), (n, b'-'), (n, b'9'), (n, b'\\'), (n, 0xff)])
+    {
         let mut bytes = results.clone().into_bytes();
         bytes[n] = byte;
         let ours = Files::new(&truth, &bytes).run(&Params::default());
         // Where it is not even JSON, it must not be taken for results.
         if serde_json::from_slice::<Value>(&bytes).is_err() && bytes.is_ascii() {
-            assert!(ours.is_err(), "byte {n} as {}: {}", byte as char, String::from_utf8_lossy(&bytes));
+            assert!(
+                ours.is_err(),
+                "byte {n} as {}: {}",
+                byte as char,
+                String::from_utf8_lossy(&bytes)
+            );
         }
     }
 }
@@ -123,16 +142,26 @@ fn ground_truth_that_is_refused() {
         assert!(e.contains(&format!("gt.json: annotations[1]: `{field}`: is missing")), "{e}");
     }
     let e = refused(&truth_with(|t| t["annotations"][2]["id"] = json!(1)), &results);
-    assert!(e.contains("annotations[2]: `id`: expected each id once, found 1 also in annotations[0]"), "{e}");
+    assert!(
+        e.contains("annotations[2]: `id`: expected each id once, found 1 also in annotations[0]"),
+        "{e}"
+    );
     let e = refused(&truth_with(|t| t["annotations"][2]["area"] = json!("NaN")), &results);
     assert!(e.contains("annotations[2]: `area`: expected a finite number, found `NaN`"), "{e}");
     for section in ["images", "categories"] {
-        let e = refused(&truth_with(|t| drop(t.as_object_mut().unwrap().remove(section))), &results);
+        let e =
+            refused(&truth_with(|t| drop(t.as_object_mut().unwrap().remove(section))), &results);
         assert!(e.contains(&format!("`{section}` is missing")), "{e}");
     }
     let e = refused(&truth()["annotations"].to_string(), &results);
-    assert!(e.contains("gt.json: ground truth: expected an object") && e.contains("found a list"), "{e}");
-    assert!(refused(&truth_with(|t| t["images"][1] = json!({})), &results).contains("images[1]: `id`: is missing"));
+    assert!(
+        e.contains("gt.json: ground truth: expected an object") && e.contains("found a list"),
+        "{e}"
+    );
+    assert!(
+        refused(&truth_with(|t| t["images"][1] = json!({})), &results)
+            .contains("images[1]: `id`: is missing")
+    );
 }
 
 #[test]
@@ -171,7 +200,9 @@ fn accepted_with_a_counted_warning() {
     let (ap, w) = accepted(&t, "[]");
     assert_eq!(ap, 0.0);
     one(&w, &["the results list is empty"]);
-    let lacking = |field: &'static str| truth_with(|t| drop(t["annotations"][2].as_object_mut().unwrap().remove(field)));
+    let lacking = |field: &'static str| {
+        truth_with(|t| drop(t["annotations"][2].as_object_mut().unwrap().remove(field)))
+    };
     let (ap, w) = accepted(&lacking("area"), &r);
     assert!(whole(ap));
     one(&w, &["1 annotations without `area`"]);
@@ -182,7 +213,8 @@ fn accepted_with_a_counted_warning() {
     one(&w, &["1 annotations of images"]);
     let (_, w) = accepted(&truth_with(|t| t["annotations"][0]["category_id"] = json!(5)), &r);
     one(&w, &["1 annotations of categories"]);
-    let (ap, w) = accepted(&truth_with(|t| drop(t.as_object_mut().unwrap().remove("annotations"))), &r);
+    let (ap, w) =
+        accepted(&truth_with(|t| drop(t.as_object_mut().unwrap().remove("annotations"))), &r);
     assert_eq!(ap, -1.0);
     one(&w, &["no `annotations`"]);
 }
@@ -190,7 +222,10 @@ fn accepted_with_a_counted_warning() {
 /// The commonest cause of AP 0: the model's class numbers instead of category ids.
 #[test]
 fn no_known_category_at_all_names_them() {
-    let r = results().to_string().replace("\"category_id\":3", "\"category_id\":0").replace("\"category_id\":7", "\"category_id\":1");
+    let r = results()
+        .to_string()
+        .replace("\"category_id\":3", "\"category_id\":0")
+        .replace("\"category_id\":7", "\"category_id\":1");
     let (ap, w) = accepted(&truth().to_string(), &r);
     assert_eq!(ap, 0.0);
     one(&w, &["3 detections", "ids 0, 1", "3 cup, 7 cat", "hint"]);
@@ -198,7 +233,8 @@ fn no_known_category_at_all_names_them() {
 
 #[test]
 fn annotation_id_zero_says_what_it_costs() {
-    let files = Files::new(truth_with(|t| t["annotations"][1]["id"] = json!(0)), results().to_string());
+    let files =
+        Files::new(truth_with(|t| t["annotations"][1]["id"] = json!(0)), results().to_string());
     let (e, w) = files.run(&Params::default()).unwrap();
     assert!((e.summary().ap - 0.5).abs() < 1e-9, "the category with the one lost match has AP 0");
     one(&w, &["id 0", "0.500000 without, 1.000000 with", "--count-id-zero"]);
@@ -217,7 +253,10 @@ fn accepted_as_it_is() {
         ("id", json!(1)),
         ("area", json!("anything")),
         ("iscrowd", json!(1)),
-        ("segmentation", json!({"counts": "},{\"image_id\":1", "size": [[1, {}], null, true, false, -1.5e-3]})),
+        (
+            "segmentation",
+            json!({"counts": "},{\"image_id\":1", "size": [[1, {}], null, true, false, -1.5e-3]}),
+        ),
     ] {
         let (ap, w) = accepted(&t, &results_with(2, field, value.clone()));
         assert!(whole(ap) && w.is_empty(), "{field} = {value}: {ap}, {w:?}");
@@ -229,8 +268,15 @@ fn accepted_as_it_is() {
     for change in [
         |t: &mut Value| t["images"].as_array_mut().unwrap().push(json!({"id": 1})),
         |t: &mut Value| t["images"].as_array_mut().unwrap().push(json!({"id": 50, "width": null})),
-        |t: &mut Value| t["categories"].as_array_mut().unwrap().push(json!({"id": 3, "name": "again"})),
-        |t: &mut Value| t["categories"].as_array_mut().unwrap().push(json!({"id": 8, "name": "without ground truth"})),
+        |t: &mut Value| {
+            t["categories"].as_array_mut().unwrap().push(json!({"id": 3, "name": "again"}))
+        },
+        |t: &mut Value| {
+            t["categories"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"id": 8, "name": "without ground truth"}))
+        },
         |t: &mut Value| t["annotations"][0]["ignore"] = json!(1),
         |t: &mut Value| t["annotations"][0]["iscrowd"] = json!(false),
         |t: &mut Value| t["info"] = json!({"note": "\u{e4}\n\"}"}),

@@ -10,14 +10,18 @@ use golden::check;
 
 fn cases(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let mut cases: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).filter(|p| p.join("dt.json").is_file()).collect();
+    let mut cases: Vec<PathBuf> =
+        entries.map(|e| e.unwrap().path()).filter(|p| p.join("dt.json").is_file()).collect();
     cases.sort();
     assert!(!cases.is_empty(), "no cases in {}", folder.display());
     cases
 }
 
 fn check_all(folder: &Path) {
-    let failed: Vec<String> = cases(folder).iter().filter_map(|c| Some(format!("{}: {}", c.display(), check(c).err()?))).collect();
+    let failed: Vec<String> = cases(folder)
+        .iter()
+        .filter_map(|c| Some(format!("{}: {}", c.display(), check(c).err()?)))
+        .collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 

@@ -6,7 +6,13 @@ use coco_support::Set;
 use dw_metric::{Detection, Evaluation, Fate, GroundTruth, Params, Problem, evaluate, matches};
 
 fn bits(e: &Evaluation) -> Vec<u64> {
-    let tables = [e.precision(), e.recall(), e.scores(), e.per_class(), e.summary().named().map(|n| n.1).to_vec()];
+    let tables = [
+        e.precision(),
+        e.recall(),
+        e.scores(),
+        e.per_class(),
+        e.summary().named().map(|n| n.1).to_vec(),
+    ];
     tables.concat().iter().map(|v| v.to_bits()).collect()
 }
 
@@ -32,7 +38,10 @@ fn order_of_categories_and_images_does_not_show() {
     categories.reverse();
     images.rotate_left(17);
     images.push(images[3]);
-    let other = evaluate(&Problem { categories: &categories, images: &images, ..set.problem() }, &Params::default());
+    let other = evaluate(
+        &Problem { categories: &categories, images: &images, ..set.problem() },
+        &Params::default(),
+    );
     let mut classes = other.per_class();
     classes.reverse();
     assert_eq!(classes, e.per_class());
@@ -52,7 +61,10 @@ fn many_thresholds() {
                 for m in 0..3 {
                     assert_eq!(all.recall_at(t, k, a, m), one.recall_at(0, k, a, m));
                     for r in 0..101 {
-                        assert_eq!(all.precision_at(t, r, k, a, m), one.precision_at(0, r, k, a, m));
+                        assert_eq!(
+                            all.precision_at(t, r, k, a, m),
+                            one.precision_at(0, r, k, a, m)
+                        );
                         assert_eq!(all.score_at(t, r, k, a, m), one.score_at(0, r, k, a, m));
                     }
                 }
@@ -73,7 +85,10 @@ fn numbers_stay_in_range_and_in_order() {
         assert!(s.ap <= s.ap50 + 1e-12 && s.ap75 <= s.ap50 + 1e-12);
         assert!(s.ar1 <= s.ar10 && s.ar10 <= s.ar100);
         for t in 1..10 {
-            assert!(e.ap_at(e.params.iou[t]) <= e.ap_at(e.params.iou[t - 1]) + 1e-12, "a stricter threshold finds less");
+            assert!(
+                e.ap_at(e.params.iou[t]) <= e.ap_at(e.params.iou[t - 1]) + 1e-12,
+                "a stricter threshold finds less"
+            );
         }
     }
 }
@@ -87,8 +102,15 @@ fn more_detections() {
         let Some(&g) = set.truth.first() else { continue };
         let with = |bbox: [f64; 4], score: f64| {
             let mut detections = set.detections.clone();
-            detections.push(Detection { image_id: g.image_id, category_id: g.category_id, bbox, score });
-            evaluate(&Problem { detections: &detections, ..set.problem() }, &Params::default()).summary().ap
+            detections.push(Detection {
+                image_id: g.image_id,
+                category_id: g.category_id,
+                bbox,
+                score,
+            });
+            evaluate(&Problem { detections: &detections, ..set.problem() }, &Params::default())
+                .summary()
+                .ap
         };
         assert!(with(g.bbox, -1.0) >= ap - 1e-12);
         assert!(with([5000.0, 5000.0, 9.0, 9.0], 2.0) <= ap + 1e-12);
@@ -99,9 +121,20 @@ fn more_detections() {
 fn perfect_detections_are_perfect() {
     let set = Set::random(70, 50, 4);
     let kept: Vec<GroundTruth> = set.truth.iter().filter(|g| !g.crowd).copied().collect();
-    let detections: Vec<Detection> =
-        kept.iter().map(|g| Detection { image_id: g.image_id, category_id: g.category_id, bbox: g.bbox, score: 0.5 }).collect();
-    let s = evaluate(&Problem { truth: &kept, detections: &detections, ..set.problem() }, &Params::default()).summary();
+    let detections: Vec<Detection> = kept
+        .iter()
+        .map(|g| Detection {
+            image_id: g.image_id,
+            category_id: g.category_id,
+            bbox: g.bbox,
+            score: 0.5,
+        })
+        .collect();
+    let s = evaluate(
+        &Problem { truth: &kept, detections: &detections, ..set.problem() },
+        &Params::default(),
+    )
+    .summary();
     assert!((s.ap - 1.0).abs() < 1e-12 && s.ar100 == 1.0, "{s:?}");
 }
 

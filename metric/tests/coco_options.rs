@@ -15,25 +15,51 @@ struct Cli {
 }
 
 fn request(options: &[&str]) -> Request {
-    Cli::try_parse_from(["coco", "--gt", "gt.json", "--dt", "dt.json"].iter().chain(options)).unwrap().request
+    Cli::try_parse_from(["coco", "--gt", "gt.json", "--dt", "dt.json"].iter().chain(options))
+        .unwrap()
+        .request
 }
 
 fn run(options: &[&str]) -> (Evaluation, json::Truth) {
     let files = Files::new(truth().to_string(), results().to_string());
     let truth = json::truth(&files.gt(), &mut vec![]).unwrap();
     let detections = json::results(&files.dt(), &truth, &mut vec![]).unwrap();
-    let problem = Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections: &detections };
+    let problem = Problem {
+        images: &truth.images,
+        categories: &truth.categories,
+        truth: &truth.boxes,
+        detections: &detections,
+    };
     (evaluate(&problem, &request(options).limits.params().unwrap()), truth)
 }
 
 fn keys(options: &[&str]) -> Vec<String> {
     let (e, truth) = run(options);
-    as_json(&e, &labels(&truth.names, &truth.categories)).as_object().unwrap().keys().cloned().collect()
+    as_json(&e, &labels(&truth.names, &truth.categories))
+        .as_object()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect()
 }
 
 #[test]
 fn keys_that_scripts_rely_on() {
-    let usual = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "per_class"];
+    let usual = [
+        "AP",
+        "AP50",
+        "AP75",
+        "APs",
+        "APm",
+        "APl",
+        "AR1",
+        "AR10",
+        "AR100",
+        "ARs",
+        "ARm",
+        "ARl",
+        "per_class",
+    ];
     assert_eq!(keys(&[]), usual);
     let (e, truth) = run(&[]);
     let out = as_json(&e, &labels(&truth.names, &truth.categories));
@@ -52,11 +78,39 @@ fn keys_that_scripts_rely_on() {
 fn keys_follow_the_options() {
     assert_eq!(
         keys(&["--max-dets", "5,300"]),
-        ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR5", "AR300", "ARs", "ARm", "ARl", "per_class"]
+        [
+            "AP",
+            "AP50",
+            "AP75",
+            "APs",
+            "APm",
+            "APl",
+            "AR5",
+            "AR300",
+            "ARs",
+            "ARm",
+            "ARl",
+            "per_class"
+        ]
     );
     assert_eq!(keys(&["--iou-thresholds", "0.5,0.9"])[..3], ["AP", "AP50", "APs"]);
     let areas = keys(&["--area-ranges", "tiny:0..256,small:256..1024"]);
-    assert_eq!(areas, ["AP", "AP50", "AP75", "AP_tiny", "APs", "AR1", "AR10", "AR100", "AR_tiny", "ARs", "per_class"]);
+    assert_eq!(
+        areas,
+        [
+            "AP",
+            "AP50",
+            "AP75",
+            "AP_tiny",
+            "APs",
+            "AR1",
+            "AR10",
+            "AR100",
+            "AR_tiny",
+            "ARs",
+            "per_class"
+        ]
+    );
 }
 
 /// pycocotools' headline turns -1 without a limit of 100; here it is at the largest.
@@ -69,7 +123,8 @@ fn ap_is_at_the_largest_limit() {
 
 #[test]
 fn a_mistake_in_an_option_is_a_usage_error() {
-    for options in [["--max-dets", "10,1"], ["--iou-thresholds", "1.5"], ["--area-ranges", "small"]] {
+    for options in [["--max-dets", "10,1"], ["--iou-thresholds", "1.5"], ["--area-ranges", "small"]]
+    {
         let e = request(&options).limits.params().unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains(options[0]), "{e}");
     }

@@ -24,7 +24,8 @@ fn results_to_stdout_and_warnings_to_stderr() {
     unknown[1]["category_id"] = 99.into();
     let out = program(&Files::new(truth().to_string(), unknown.to_string()), &["--json"]);
     assert_eq!(out.status.code(), Some(0));
-    let json: serde_json::Value = serde_json::from_slice(&out.stdout).expect("stdout is the JSON and nothing else");
+    let json: serde_json::Value =
+        serde_json::from_slice(&out.stdout).expect("stdout is the JSON and nothing else");
     assert_eq!(json["per_class"]["cat"], 0.0);
     assert!(String::from_utf8_lossy(&out.stderr).contains("ids 99"));
 }
@@ -34,7 +35,10 @@ fn exit_codes() {
     let files = Files::new(truth().to_string(), "[{}]");
     let out = program(&files, &[]);
     assert_eq!(out.status.code(), Some(3));
-    assert!(out.stdout.is_empty() && String::from_utf8_lossy(&out.stderr).contains("results[0]: `image_id`: is missing"));
+    assert!(
+        out.stdout.is_empty()
+            && String::from_utf8_lossy(&out.stderr).contains("results[0]: `image_id`: is missing")
+    );
     assert_eq!(program(&files, &["--max-dets", "0"]).status.code(), Some(2));
     assert_eq!(program(&files, &["--no-such-option"]).status.code(), Some(2));
 }

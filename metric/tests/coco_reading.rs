@@ -54,7 +54,16 @@ fn plain() {
 
 #[test]
 fn things_that_look_like_borders() {
-    check(&text(2, 5 << 20, &[r#""note":"},{","a":[{"x":{}},{"y":[]}] ,"#, r#""b":[{},{},{}],"#, r#""c":"\"},{\"image_id\":1,\"","#, ""]));
+    check(&text(
+        2,
+        5 << 20,
+        &[
+            r#""note":"},{","a":[{"x":{}},{"y":[]}] ,"#,
+            r#""b":[{},{},{}],"#,
+            r#""c":"\"},{\"image_id\":1,\"","#,
+            "",
+        ],
+    ));
     // All borders that a task can see are false ones.
     let nested = format!(r#""a":[{}{{}}],"#, "{},".repeat(5000));
     check(&text(3, 6 << 20, &[&nested]));

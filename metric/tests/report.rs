@@ -14,11 +14,24 @@ fn page(data: &Data) -> String {
 
 /// Sections are there, elements that must pair do, and no number slipped through as `NaN`.
 fn sound(page: &str) {
-    for id in ["numbers", "errors", "by-class", "curves", "scores", "confusion", "sizes", "images", "notes"] {
+    for id in [
+        "numbers",
+        "errors",
+        "by-class",
+        "curves",
+        "scores",
+        "confusion",
+        "sizes",
+        "images",
+        "notes",
+    ] {
         assert_eq!(page.matches(&format!("id=\"{id}\"")).count(), 1, "{id}");
     }
-    for tag in ["section", "table", "tr", "figure", "svg", "details", "script", "div", "select", "tbody"] {
-        let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+    for tag in
+        ["section", "table", "tr", "figure", "svg", "details", "script", "div", "select", "tbody"]
+    {
+        let opened =
+            page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
     for bad in [">NaN", ">inf", ">-1<", ">-1.000<", ">-100.0<", "http://", "https://", "url("] {
@@ -36,10 +49,19 @@ fn one_run_and_two() {
     let (e, f) = (evaluated(&p), evaluated(&q));
     let one = render(&[input(&a, &p, &e)]).unwrap();
     sound(&one);
-    assert!(one.contains("data:image/jpeg;base64,") && one.contains("Best images") && one.contains("2020-02-02"));
-    let two = render(&[input(&a, &p, &e), Input { title: "the other", ..input(&b, &q, &f) }]).unwrap();
+    assert!(
+        one.contains("data:image/jpeg;base64,")
+            && one.contains("Best images")
+            && one.contains("2020-02-02")
+    );
+    let two =
+        render(&[input(&a, &p, &e), Input { title: "the other", ..input(&b, &q, &f) }]).unwrap();
     sound(&two);
-    assert!(two.contains("Where the runs differ most") && two.contains("the other") && two.contains("Δ AP50"));
+    assert!(
+        two.contains("Where the runs differ most")
+            && two.contains("the other")
+            && two.contains("Δ AP50")
+    );
     assert_eq!(render(&[]).unwrap_err().exit_code(), 2);
     let three = [input(&a, &p, &e); 3];
     assert_eq!(render(&three).unwrap_err().exit_code(), 2);
@@ -56,7 +78,14 @@ fn text_from_the_data_is_never_markup() {
     let facts = [(nasty.to_string(), nasty.to_string())];
     let clean = page(&Data { names: vec!["a".into(), "b".into()], ..Data::new(3, 2, 0.4) });
     let base = input(&data, &problem, &evaluation);
-    let dirty = Input { title: nasty, data: nasty, date: nasty, facts: &facts, image_names: Some(&name), ..base };
+    let dirty = Input {
+        title: nasty,
+        data: nasty,
+        date: nasty,
+        facts: &facts,
+        image_names: Some(&name),
+        ..base
+    };
     let page = render(&[dirty]).unwrap();
     sound(&page);
     for bad in ["<b>&\"", "<b>&#38;", "alert(1)</script>", "'</"] {
@@ -72,7 +101,16 @@ fn data_with_little_in_it() {
     let cases: Vec<(&str, Data)> = vec![
         ("no images", Data { images: vec![], ..full() }),
         ("no classes", Data { categories: vec![], ..full() }),
-        ("nothing", Data { images: vec![], categories: vec![], truth: vec![], found: vec![], names: vec![] }),
+        (
+            "nothing",
+            Data {
+                images: vec![],
+                categories: vec![],
+                truth: vec![],
+                found: vec![],
+                names: vec![],
+            },
+        ),
         ("no detections", Data { found: vec![], ..full() }),
         ("no truth", Data { truth: vec![], ..full() }),
         ("one class", Data::new(5, 1, 0.4)),
@@ -98,7 +136,14 @@ fn numbers_that_are_none() {
     data.found.push(Detection { score: f64::NAN, ..box_of([0.; 4]) });
     data.found.push(Detection { score: f64::INFINITY, ..box_of([f64::NAN; 4]) });
     data.found.push(Detection { score: -3.0, ..box_of([1e300, 1e300, -5., 1e300]) });
-    data.truth.push(GroundTruth { id: 999, image_id: 1, category_id: 2, bbox: [f64::NAN; 4], area: f64::NAN, crowd: false });
+    data.truth.push(GroundTruth {
+        id: 999,
+        image_id: 1,
+        category_id: 2,
+        bbox: [f64::NAN; 4],
+        area: f64::NAN,
+        crowd: false,
+    });
     sound(&page(&data));
 }
 
@@ -121,7 +166,11 @@ fn many_classes_stay_small() {
     let page = render(&[Input { pictures: None, ..input(&data, &problem, &evaluation) }]).unwrap();
     sound(&page);
     assert!(page.len() < 4_000_000, "{}", page.len());
-    assert!(page.contains("kind 1200") && page.contains("data:image/png;base64,") && page.contains("image "));
+    assert!(
+        page.contains("kind 1200")
+            && page.contains("data:image/png;base64,")
+            && page.contains("image ")
+    );
 }
 
 #[test]

@@ -9,7 +9,8 @@ use dw_metric::report::{Input, render};
 use report_support::{Data, evaluated, input};
 
 /// Runs before the page's own script.
-const BEFORE: &str = "<script>window.wrong = []; addEventListener('error', (e) => wrong.push(e.message));
+const BEFORE: &str =
+    "<script>window.wrong = []; addEventListener('error', (e) => wrong.push(e.message));
 addEventListener('securitypolicyviolation', (e) => wrong.push(e.blockedURI));
 console.error = (...a) => wrong.push(a.join(' '));</script>";
 
@@ -37,13 +38,18 @@ const out = document.createElement('pre'); out.id = 'seen'; out.textContent = '@
 document.body.append(out); });</script>"#;
 
 fn chromium() -> Option<&'static str> {
-    let works = |c: &&str| Command::new(c).arg("--version").output().is_ok_and(|o| o.status.success());
+    let works =
+        |c: &&str| Command::new(c).arg("--version").output().is_ok_and(|o| o.status.success());
     ["chromium", "chromium-browser", "google-chrome"].into_iter().find(works)
 }
 
 /// What the page's reader saw at a window width.
 fn read(browser: &str, folder: &Path, page: &str, width: usize) -> serde_json::Value {
-    let page = page.replacen("<head>", &format!("<head>{BEFORE}"), 1).replacen("</body>", &format!("{AFTER}</body>"), 1);
+    let page = page.replacen("<head>", &format!("<head>{BEFORE}"), 1).replacen(
+        "</body>",
+        &format!("{AFTER}</body>"),
+        1,
+    );
     let file = folder.join("page.html");
     std::fs::write(&file, page).unwrap();
     let flags = [
@@ -65,8 +71,12 @@ fn read(browser: &str, folder: &Path, page: &str, width: usize) -> serde_json::V
         .output()
         .unwrap();
     let dom = String::from_utf8(out.stdout).unwrap();
-    let json = dom.rsplit("@@").nth(1).unwrap_or_else(|| panic!("no result: {}", String::from_utf8_lossy(&out.stderr)));
-    serde_json::from_str(&json.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")).unwrap()
+    let json = dom
+        .rsplit("@@")
+        .nth(1)
+        .unwrap_or_else(|| panic!("no result: {}", String::from_utf8_lossy(&out.stderr)));
+    serde_json::from_str(&json.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+        .unwrap()
 }
 
 #[test]
@@ -85,21 +95,36 @@ fn the_page_works_for_a_reader() {
     let folder = tempfile::tempdir().unwrap();
     for (inputs, width) in [(&[one][..], 1280), (&[one, Input { title: "B", ..one }][..], 500)] {
         let seen = read(browser, folder.path(), &render(inputs).unwrap(), width);
-        let numbers =
-            |k: &str| -> Vec<Option<f64>> { seen[k].as_array().unwrap().iter().map(|v| v.as_str().unwrap().parse().ok()).collect() };
+        let numbers = |k: &str| -> Vec<Option<f64>> {
+            seen[k].as_array().unwrap().iter().map(|v| v.as_str().unwrap().parse().ok()).collect()
+        };
         for (key, sign) in [("down", -1.0), ("up", 1.0)] {
             let all = numbers(key);
             assert_eq!(all.len(), 30);
             let known: Vec<f64> = all.iter().map_while(|v| *v).collect();
             assert!(known.windows(2).all(|w| w[0] * sign <= w[1] * sign), "{key}: {all:?}");
-            assert!(known.len() < 30 && all[known.len()..].iter().all(Option::is_none), "{key}: {all:?}");
+            assert!(
+                known.len() < 30 && all[known.len()..].iter().all(Option::is_none),
+                "{key}: {all:?}"
+            );
         }
         assert_eq!(seen["sort"], "descending");
-        let names: Vec<&str> = seen["names"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        let names: Vec<&str> =
+            seen["names"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
         assert_eq!(names[..4], ["<i>&\"x\"", "kind 1", "kind 2", "kind 3"]);
         assert_eq!(seen["filtered"].as_array().unwrap().len(), 11);
-        assert_eq!((seen["changed"].as_bool(), seen["back"].as_bool(), seen["points"].as_u64()), (Some(true), Some(true), Some(101)));
-        assert_eq!((seen["hidden"].as_bool(), seen["wide"].as_bool()), (Some(true), Some(false)), "{width}");
-        assert_eq!((seen["wrong"].to_string(), seen["requests"].to_string()), ("[]".into(), "[]".into()));
+        assert_eq!(
+            (seen["changed"].as_bool(), seen["back"].as_bool(), seen["points"].as_u64()),
+            (Some(true), Some(true), Some(101))
+        );
+        assert_eq!(
+            (seen["hidden"].as_bool(), seen["wide"].as_bool()),
+            (Some(true), Some(false)),
+            "{width}"
+        );
+        assert_eq!(
+            (seen["wrong"].to_string(), seen["requests"].to_string()),
+            ("[]".into(), "[]".into())
+        );
     }
 }

@@ -27,7 +27,14 @@ const CASES: [Case; 5] = [
     Case {
         name: "t01-basic",
         ap: 29.78460376363851,
-        gains: [0.029566352071032753, 10.052227582579018, 0.0, 1.4993017581788273, 10.864096420556162, 17.757925619043366],
+        gains: [
+            0.029566352071032753,
+            10.052227582579018,
+            0.0,
+            1.4993017581788273,
+            10.864096420556162,
+            17.757925619043366,
+        ],
         counts: [7, 77, 8, 60, 336, 65],
         false_positives: 23.680742771014952,
         false_negatives: 25.94156487630679,
@@ -35,7 +42,14 @@ const CASES: [Case; 5] = [
     Case {
         name: "t05-crowd",
         ap: 26.332400440515453,
-        gains: [0.746294944960308, 24.151564636461362, 0.0, 2.265414422035093, 6.750404500255602, 7.635447427607605],
+        gains: [
+            0.746294944960308,
+            24.151564636461362,
+            0.0,
+            2.265414422035093,
+            6.750404500255602,
+            7.635447427607605,
+        ],
         counts: [7, 159, 16, 89, 329, 30],
         false_positives: 26.934926292157815,
         false_negatives: 24.520843643957736,
@@ -51,7 +65,14 @@ const CASES: [Case; 5] = [
     Case {
         name: "m01-basic",
         ap: 40.96478659669233,
-        gains: [0.7774144699363532, 11.578870049112957, 0.28351503399156996, 1.0375315771875293, 7.021750966812299, 17.342422679374543],
+        gains: [
+            0.7774144699363532,
+            11.578870049112957,
+            0.28351503399156996,
+            1.0375315771875293,
+            7.021750966812299,
+            17.342422679374543,
+        ],
         counts: [174, 818, 224, 592, 3636, 1145],
         false_positives: 15.891649046872047,
         false_negatives: 27.98595289049377,
@@ -59,7 +80,14 @@ const CASES: [Case; 5] = [
     Case {
         name: "m03-fine",
         ap: 37.25672851079296,
-        gains: [0.9066864443501856, 11.042296474596476, 0.0015709086419022356, 0.738010053846196, 0.8418378540249236, 16.484938296886206],
+        gains: [
+            0.9066864443501856,
+            11.042296474596476,
+            0.0015709086419022356,
+            0.738010053846196,
+            0.8418378540249236,
+            16.484938296886206,
+        ],
         counts: [101, 714, 180, 365, 2926, 1031],
         false_positives: 4.327429905048639,
         false_negatives: 33.95392760663086,
@@ -96,10 +124,15 @@ fn check(case: &Case, folder: &Path) {
         score: d["score"].as_f64().unwrap(),
     });
     let found: Vec<Detection> = found.collect();
-    let problem = Problem { images: &images, categories: &categories, truth: &truth, detections: &found };
+    let problem =
+        Problem { images: &images, categories: &categories, truth: &truth, detections: &found };
     let t = Analysis::new(&problem, &Params::default()).tide;
     assert_eq!(t.counts, case.counts, "{}", case.name);
-    let pairs = [(t.ap, case.ap), (t.false_positives, case.false_positives), (t.false_negatives, case.false_negatives)];
+    let pairs = [
+        (t.ap, case.ap),
+        (t.false_positives, case.false_positives),
+        (t.false_negatives, case.false_negatives),
+    ];
     for (ours, theirs) in pairs.into_iter().chain(t.gains.into_iter().zip(case.gains)) {
         assert!((ours - theirs).abs() < 1e-9, "{}: {ours}, tidecv {theirs}", case.name);
     }

@@ -64,14 +64,20 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Convert { input, output } => {
             let weights = Weights::open(&input)?;
             convert(&weights, &output)?;
-            let from = weights.wrapper.map_or_else(String::new, |w| format!(" of `{w}`; what else the file holds is left out"));
+            let from = weights.wrapper.map_or_else(String::new, |w| {
+                format!(" of `{w}`; what else the file holds is left out")
+            });
             println!("{}: {} tensors{from}", output.display(), weights.tensors.len());
             Ok(())
         }
         Command::Fetch { name, to } => {
             let names: Vec<&str> = PINNED.iter().map(|p| p.name).collect();
-            let pinned = Pinned::find(&name)
-                .ok_or_else(|| Error::Usage(format!("no pinned weights `{name}`\nhint: there are {}", names.join(", "))))?;
+            let pinned = Pinned::find(&name).ok_or_else(|| {
+                Error::Usage(format!(
+                    "no pinned weights `{name}`\nhint: there are {}",
+                    names.join(", ")
+                ))
+            })?;
             println!("{}", pinned.fetch(&to.unwrap_or_else(cache))?.display());
             Ok(())
         }
@@ -82,9 +88,15 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
     let weights = Weights::open(file)?;
     let numbers: usize = weights.tensors.values().map(|t| t.shape.iter().product::<usize>()).sum();
     if as_json {
-        let tensors: Map<_, _> =
-            weights.tensors.iter().map(|(n, t)| (n.clone(), json!({"dtype": format!("{:?}", t.dtype), "shape": t.shape}))).collect();
-        println!("{}", json!({"container": weights.container, "wrapper": weights.wrapper, "numbers": numbers, "tensors": tensors}));
+        let tensors: Map<_, _> = weights
+            .tensors
+            .iter()
+            .map(|(n, t)| (n.clone(), json!({"dtype": format!("{:?}", t.dtype), "shape": t.shape})))
+            .collect();
+        println!(
+            "{}",
+            json!({"container": weights.container, "wrapper": weights.wrapper, "numbers": numbers, "tensors": tensors})
+        );
         return Ok(());
     }
     let mut table = comfy_table::Table::new();
@@ -95,6 +107,10 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
     }
     println!("{table}");
     let wrapper = weights.wrapper.map_or_else(String::new, |w| format!(", below `{w}`"));
-    println!("{}{wrapper}: {} tensors, {numbers} numbers", weights.container, weights.tensors.len());
+    println!(
+        "{}{wrapper}: {} tensors, {numbers} numbers",
+        weights.container,
+        weights.tensors.len()
+    );
     Ok(())
 }

@@ -15,7 +15,10 @@ use crate::file::Weights;
 /// A damaged storage, another file ending than `.safetensors`, a full disk.
 pub fn convert(weights: &Weights, out: &Path) -> Result<()> {
     if out.extension().is_none_or(|e| e != "safetensors") {
-        return Err(Error::Usage(format!("{}: the output's name must end in .safetensors", out.display())));
+        return Err(Error::Usage(format!(
+            "{}: the output's name must end in .safetensors",
+            out.display()
+        )));
     }
     let mut data = Vec::with_capacity(weights.tensors.len());
     for (name, t) in &weights.tensors {
@@ -41,7 +44,9 @@ pub fn whole(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
     aside.push(format!(".{}.part", std::process::id()));
     let aside = PathBuf::from(aside);
     let done = write(&aside).and_then(|()| {
-        fs::File::open(&aside).and_then(|f| f.sync_all()).map_err(Error::io("cannot sync", &aside))?;
+        fs::File::open(&aside)
+            .and_then(|f| f.sync_all())
+            .map_err(Error::io("cannot sync", &aside))?;
         fs::rename(&aside, out).map_err(Error::io("cannot rename into", out))
     });
     if done.is_err() {

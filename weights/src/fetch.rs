@@ -54,7 +54,10 @@ impl Pinned {
 
     /// The file in `folder`, as it was fetched or converted.
     pub fn inside(&self, folder: &Path) -> Option<PathBuf> {
-        ["safetensors", "pth"].map(|e| folder.join(format!("{}.{e}", self.stem))).into_iter().find(|p| p.is_file())
+        ["safetensors", "pth"]
+            .map(|e| folder.join(format!("{}.{e}", self.stem)))
+            .into_iter()
+            .find(|p| p.is_file())
     }
 
     /// Downloads the file into `folder`; what is there is checked and kept.
@@ -86,7 +89,11 @@ impl Pinned {
             .into();
         let mut response = agent.get(&url).call().map_err(|e| failed(&e))?;
         let length = response.body().content_length().unwrap_or(0);
-        let bar = if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(length) } else { indicatif::ProgressBar::hidden() };
+        let bar = if std::io::stderr().is_terminal() {
+            indicatif::ProgressBar::new(length)
+        } else {
+            indicatif::ProgressBar::hidden()
+        };
         bar.set_style(indicatif::ProgressStyle::default_bar());
         whole(&path, |aside| {
             let file = fs::File::create(aside).map_err(Error::io("cannot create", aside))?;
@@ -104,12 +111,21 @@ impl Pinned {
         if found.starts_with(expected) {
             return Ok(());
         }
-        Err(Error::data(path, format!("not the pinned file: expected a sha256 that starts with {expected}, found {found}")))
+        Err(Error::data(
+            path,
+            format!(
+                "not the pinned file: expected a sha256 that starts with {expected}, found {found}"
+            ),
+        ))
     }
 }
 
 /// Copies to the end; the sha256 of what passed.
-fn copy_hashed(mut from: impl Read, mut to: impl Write, progress: impl Fn(u64)) -> std::io::Result<String> {
+fn copy_hashed(
+    mut from: impl Read,
+    mut to: impl Write,
+    progress: impl Fn(u64),
+) -> std::io::Result<String> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
         let n = from.read(&mut buffer)?;
@@ -128,5 +144,8 @@ fn copy_hashed(mut from: impl Read, mut to: impl Write, progress: impl Fn(u64)) 
 /// Where weights are kept: `$XDG_CACHE_HOME/dw/weights`, or `~/.cache/dw/weights`.
 pub fn cache() -> PathBuf {
     let home = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache");
-    std::env::var_os("XDG_CACHE_HOME").filter(|d| !d.is_empty()).map_or_else(home, Into::into).join("dw/weights")
+    std::env::var_os("XDG_CACHE_HOME")
+        .filter(|d| !d.is_empty())
+        .map_or_else(home, Into::into)
+        .join("dw/weights")
 }

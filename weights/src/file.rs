@@ -62,17 +62,22 @@ impl Weights {
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() && !path.join(CHECKPOINT_MODEL).is_file() {
             let text = format!("{}: a folder without {CHECKPOINT_MODEL}", path.display());
-            return Err(Error::Usage(format!("{text}\nhint: name a weight file or a checkpoint folder, as RUN/checkpoints/step-00001200")));
+            return Err(Error::Usage(format!(
+                "{text}\nhint: name a weight file or a checkpoint folder, as RUN/checkpoints/step-00001200"
+            )));
         }
         let path = if path.is_dir() { path.join(CHECKPOINT_MODEL) } else { path.to_owned() };
-        let mut file = std::fs::File::open(&path).map_err(|e| Error::Usage(format!("cannot open the weights {}: {e}", path.display())))?;
+        let mut file = std::fs::File::open(&path).map_err(|e| {
+            Error::Usage(format!("cannot open the weights {}: {e}", path.display()))
+        })?;
         let length = file.metadata().map_err(Error::io("cannot read", &path))?.len();
         let mut start = [0u8; 16];
         let read = read_start(&mut file, &mut start).map_err(Error::io("cannot read", &path))?;
         if let Some(what) = not_weights(&start[..read]) {
             return Err(Error::data(&path, what));
         }
-        let safetensors = start[8] == b'{' && u64::from_le_bytes(start[..8].try_into().unwrap_or_default()) <= length;
+        let safetensors = start[8] == b'{'
+            && u64::from_le_bytes(start[..8].try_into().unwrap_or_default()) <= length;
         let weights = if safetensors { Self::safetensors(&path)? } else { Self::pytorch(&path)? };
         weights.check(length)?;
         Ok(weights)
@@ -92,7 +97,9 @@ impl Weights {
     }
 
     fn pytorch(path: &Path) -> Result<Self> {
-        let reader = PytorchReader::new(path).map_err(|e| Error::data(path, format!("not a whole PyTorch or .safetensors file: {e}")))?;
+        let reader = PytorchReader::new(path).map_err(|e| {
+            Error::data(path, format!("not a whole PyTorch or .safetensors file: {e}"))
+        })?;
         let container = match reader.metadata().format_type {
             FileFormat::Zip => "PyTorch, zip",
             FileFormat::Legacy => "PyTorch, before 1.6",
@@ -100,22 +107,43 @@ impl Weights {
             FileFormat::Pickle => "pickle",
         };
         // The dictionary itself must be there: names of a flat one may begin with the same word.
-        let named = |key: &str| reader.tensors().keys().any(|n| n.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')));
+        let named = |key: &str| {
+            reader
+                .tensors()
+                .keys()
+                .any(|n| n.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+        };
         let below = |key: &&'static str| {
-            let inside = named(key).then(|| PytorchReader::with_top_level_key(path, key).ok()).flatten();
+            let inside =
+                named(key).then(|| PytorchReader::with_top_level_key(path, key).ok()).flatten();
             Some((*key, inside.filter(|r| !r.is_empty())?))
         };
         let (wrapper, reader) = match WRAPPERS.iter().find_map(below) {
             Some((key, inside)) => (Some(key), inside),
             None => (None, reader),
         };
-        let mut found: BTreeMap<String, pytorch_reader::Tensor> = reader.into_tensors().into_iter().collect();
+        let mut found: BTreeMap<String, pytorch_reader::Tensor> =
+            reader.into_tensors().into_iter().collect();
         if found.keys().all(|n| n.starts_with(PARALLEL)) {
             found = found.into_iter().map(|(n, t)| (n[PARALLEL.len()..].to_owned(), t)).collect();
         }
-        let tensors =
-            found.into_iter().map(|(n, t)| (n, Tensor { dtype: dtype(t.dtype()), shape: t.shape().to_vec(), place: Place::PyTorch(t) }));
-        Ok(Self { path: path.to_owned(), container, wrapper, tensors: tensors.collect(), bytes: vec![] })
+        let tensors = found.into_iter().map(|(n, t)| {
+            (
+                n,
+                Tensor {
+                    dtype: dtype(t.dtype()),
+                    shape: t.shape().to_vec(),
+                    place: Place::PyTorch(t),
+                },
+            )
+        });
+        Ok(Self {
+            path: path.to_owned(),
+            container,
+            wrapper,
+            tensors: tensors.collect(),
+            bytes: vec![],
+        })
     }
 
     /// A small file must not make a reader allocate without bounds.
@@ -125,8 +153,14 @@ impl Weights {
         }
         let total = self.tensors.values().try_fold(0u64, |sum, t| sum.checked_add(t.bytes()?));
         if total.is_none_or(|t| t > MOST_SHARING.saturating_mul(length)) {
-            let claimed = total.map_or_else(|| "more bytes than can be counted".to_owned(), |t| format!("{t} bytes"));
-            return Err(Error::data(&self.path, format!("its tensors claim {claimed}, but the file has {length}")));
+            let claimed = total.map_or_else(
+                || "more bytes than can be counted".to_owned(),
+                |t| format!("{t} bytes"),
+            );
+            return Err(Error::data(
+                &self.path,
+                format!("its tensors claim {claimed}, but the file has {length}"),
+            ));
         }
         Ok(())
     }
@@ -136,9 +170,14 @@ impl Weights {
     /// # Errors
     /// A name that is not in the file, or a storage that is damaged.
     pub fn read(&self, name: &str) -> Result<Cow<'_, [u8]>> {
-        let tensor = self.tensors.get(name).ok_or_else(|| Error::data(&self.path, format!("holds no `{name}`")))?;
+        let tensor = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| Error::data(&self.path, format!("holds no `{name}`")))?;
         match &tensor.place {
-            Place::Here(range) => Ok(Cow::Borrowed(self.bytes.get(range.clone()).unwrap_or_default())),
+            Place::Here(range) => {
+                Ok(Cow::Borrowed(self.bytes.get(range.clone()).unwrap_or_default()))
+            }
             Place::PyTorch(t) => t.read().map(Cow::Owned).map_err(|e| Error::data(&self.path, e)),
         }
     }

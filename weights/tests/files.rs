@@ -11,7 +11,11 @@ fn data(name: &str) -> PathBuf {
 }
 
 fn floats(w: &Weights, name: &str) -> Vec<f32> {
-    w.read(name).unwrap().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    w.read(name)
+        .unwrap()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect()
 }
 
 fn command(args: &[&str]) -> Output {
@@ -49,12 +53,27 @@ fn every_container_gives_the_same_tensors() {
         let w = Weights::open(&data(file)).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((w.container, w.wrapper), (container, wrapper), "{file}");
         let name = |n: &str| format!("{prefix}{n}");
-        let names = ["bn1.num_batches_tracked", "bn1.running_var", "conv1.weight", "fc.weight", "half", "view"].map(name);
+        let names = [
+            "bn1.num_batches_tracked",
+            "bn1.running_var",
+            "conv1.weight",
+            "fc.weight",
+            "half",
+            "view",
+        ]
+        .map(name);
         assert!(w.tensors.keys().eq(&names), "{file}: {:?}", w.tensors.keys());
         let conv = &w.tensors[&name("conv1.weight")];
         assert_eq!((conv.dtype, &conv.shape[..]), (Dtype::F32, &[2, 3, 3, 3][..]));
-        assert!(floats(&w, &name("conv1.weight")).into_iter().eq((0..54u8).map(|i| f32::from(i) / 8.0)), "{file}");
-        assert_eq!(floats(&w, &name("fc.weight")), [0.0, 30.0, 10.0, 40.0, 20.0, 50.0], "{file}: row-major, whatever the file's strides");
+        assert!(
+            floats(&w, &name("conv1.weight")).into_iter().eq((0..54u8).map(|i| f32::from(i) / 8.0)),
+            "{file}"
+        );
+        assert_eq!(
+            floats(&w, &name("fc.weight")),
+            [0.0, 30.0, 10.0, 40.0, 20.0, 50.0],
+            "{file}: row-major, whatever the file's strides"
+        );
         assert_eq!(floats(&w, &name("view")), [5.0, 6.0, 7.0, 8.0], "{file}");
         assert_eq!(w.tensors[&name("bn1.num_batches_tracked")].shape, [0usize; 0]);
         assert_eq!(*w.read(&name("bn1.num_batches_tracked")).unwrap(), 7i64.to_le_bytes());
@@ -78,8 +97,16 @@ fn converted_files_hold_the_same_bytes() {
         }
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half-written is left");
-    fails(&["convert", data("zip.pth").to_str().unwrap(), "out.pth"], 2, &["must end in .safetensors"]);
-    fails(&["convert", data("zip.pth").to_str().unwrap(), "/no/such/out.safetensors"], 3, &["/no/such/out.safetensors"]);
+    fails(
+        &["convert", data("zip.pth").to_str().unwrap(), "out.pth"],
+        2,
+        &["must end in .safetensors"],
+    );
+    fails(
+        &["convert", data("zip.pth").to_str().unwrap(), "/no/such/out.safetensors"],
+        3,
+        &["/no/such/out.safetensors"],
+    );
 }
 
 /// A pickle is data: what it would call is not called, and its tensors can still be read.
@@ -98,15 +125,28 @@ fn files_that_claim_more_than_they_hold_or_are_no_weights() {
         std::fs::write(&path, bytes).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    fails(&["list", data("bomb.pth").to_str().unwrap()], 3, &["bomb.pth", "claim 4294967296 bytes", "the file has"]);
+    fails(
+        &["list", data("bomb.pth").to_str().unwrap()],
+        3,
+        &["bomb.pth", "claim 4294967296 bytes", "the file has"],
+    );
     fails(&["list", data("no_tensors.pth").to_str().unwrap()], 3, &["holds no tensors"]);
     fails(&["list", "/no/such.pth"], 2, &["cannot open the weights /no/such.pth"]);
     fails(&["list", &file("a.pth", b"")], 3, &["a.pth", "empty"]);
     fails(&["list", &file("b.pth", b"<!DOCTYPE html><html>")], 3, &["web page"]);
-    fails(&["list", &file("c.pth", b"version https://git-lfs.github.com/spec/v1\n")], 3, &["Git LFS"]);
-    fails(&["list", &file("d.pth", b"hello, this is no weight file")], 3, &["d.pth", "not a whole PyTorch or .safetensors file"]);
+    fails(
+        &["list", &file("c.pth", b"version https://git-lfs.github.com/spec/v1\n")],
+        3,
+        &["Git LFS"],
+    );
+    fails(
+        &["list", &file("d.pth", b"hello, this is no weight file")],
+        3,
+        &["d.pth", "not a whole PyTorch or .safetensors file"],
+    );
     fails(&["list", dir.path().to_str().unwrap()], 2, &["model.safetensors"]);
-    let header = br#"{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}"#;
+    let header =
+        br#"{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}"#;
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header);
     fails(&["list", &file("e.safetensors", &bytes)], 3, &["not a whole .safetensors file"]);
@@ -119,7 +159,8 @@ fn damaged_files_never_crash() {
     let path = dir.path().join("x");
     let mut state = 0x9E37_79B9u64;
     let mut random = |n: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % n
     };
     for name in ["zip.pth", "legacy.pth", "mmdet.pth", "mmdet_legacy.pth"] {
@@ -149,7 +190,8 @@ fn damaged_files_never_crash() {
 fn list_tells_names_types_and_shapes() {
     let path = data("mmdet.pth");
     let text = String::from_utf8(command(&["list", path.to_str().unwrap()]).stdout).unwrap();
-    for word in ["backbone.conv1.weight", "2 x 3 x 3 x 3", "F16", "below `state_dict`", "6 tensors"] {
+    for word in ["backbone.conv1.weight", "2 x 3 x 3 x 3", "F16", "below `state_dict`", "6 tensors"]
+    {
         assert!(text.contains(word), "expected `{word}` in {text}");
     }
     let json = command(&["list", path.to_str().unwrap(), "--json"]).stdout;
@@ -167,7 +209,12 @@ fn serve(body: Vec<u8>, requests: usize) -> String {
             let mut request = [0; 4096];
             let n = stream.read(&mut request).unwrap();
             assert!(request[..n].starts_with(b"GET /models/resnet18-f37072fd.pth "));
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len()).unwrap();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                body.len()
+            )
+            .unwrap();
             stream.write_all(&body).unwrap();
         }
     });
@@ -178,8 +225,19 @@ fn serve(body: Vec<u8>, requests: usize) -> String {
 fn fetch_checks_what_it_gets_and_keeps_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().to_str().unwrap();
-    fails(&["fetch", "resnet42"], 2, &["resnet42", "resnet18, resnet34, resnet50, resnet101, resnext101_32x4d, resnext101_64x4d"]);
-    fails(&["fetch", "resnet18", "--to", to], 2, &["cannot fetch http://127.0.0.1:9/resnet18-f37072fd.pth", "put it into"]);
+    fails(
+        &["fetch", "resnet42"],
+        2,
+        &[
+            "resnet42",
+            "resnet18, resnet34, resnet50, resnet101, resnext101_32x4d, resnext101_64x4d",
+        ],
+    );
+    fails(
+        &["fetch", "resnet18", "--to", to],
+        2,
+        &["cannot fetch http://127.0.0.1:9/resnet18-f37072fd.pth", "put it into"],
+    );
     let out = Command::new(env!("CARGO_BIN_EXE_dw-weights"))
         .args(["fetch", "resnet18", "--to", to])
         .env_remove("http_proxy")
@@ -190,5 +248,9 @@ fn fetch_checks_what_it_gets_and_keeps_nothing_else() {
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(3), "{text}");
     assert!(text.contains("expected a sha256 that starts with f37072fd"), "{text}");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "what is not the pinned file is not kept");
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "what is not the pinned file is not kept"
+    );
 }

@@ -29,8 +29,11 @@ impl Confusion {
 
     /// Pairs (true, detected, count) of different classes, the most frequent first; no background.
     pub fn pairs(&self) -> Vec<(usize, usize, usize)> {
-        let places = (0..self.classes).flat_map(|t| (0..self.classes).map(move |f| (t, f))).filter(|(t, f)| t != f);
-        let mut out: Vec<_> = places.map(|(t, f)| (t, f, self.get(t, f))).filter(|p| p.2 > 0).collect();
+        let places = (0..self.classes)
+            .flat_map(|t| (0..self.classes).map(move |f| (t, f)))
+            .filter(|(t, f)| t != f);
+        let mut out: Vec<_> =
+            places.map(|(t, f)| (t, f, self.get(t, f))).filter(|p| p.2 > 0).collect();
         // Of equal counts, those that are more of their class.
         let sums: Vec<usize> = (0..self.classes).map(|t| self.row_sum(t)).collect();
         out.sort_by_key(|p| (std::cmp::Reverse(p.2), sums[p.0]));
@@ -53,11 +56,13 @@ pub fn confusion(scenes: &[Scene], classes: usize, score: f64) -> Confusion {
         }
         for f in s.found[..kept].iter().filter(|f| f.fate == Fate::False) {
             let ious = s.overlaps(&f.bbox).enumerate();
-            let free = ious.filter(|&(g, v)| !taken[g] && s.truth[g].class != f.class && v >= FOREGROUND);
-            let truth = free.reduce(|a, b| if b.1 > a.1 { b } else { a }).map_or(classes, |(g, _)| {
-                taken[g] = true;
-                s.truth[g].class
-            });
+            let free =
+                ious.filter(|&(g, v)| !taken[g] && s.truth[g].class != f.class && v >= FOREGROUND);
+            let truth =
+                free.reduce(|a, b| if b.1 > a.1 { b } else { a }).map_or(classes, |(g, _)| {
+                    taken[g] = true;
+                    s.truth[g].class
+                });
             out.counts[truth * side + f.class] += 1;
         }
         for (t, _) in s.truth.iter().zip(&taken).filter(|(_, taken)| !**taken) {

@@ -66,12 +66,21 @@ pub fn best(scores: &[ImageScore], n: usize) -> Vec<ImageScore> {
 /// Pairs of the same image in two runs whose F1 differ most, of equal ones those whose errors do.
 ///
 /// An image that is right to be empty counts as F1 of 1.
-pub fn most_different(a: &[ImageScore], b: &[ImageScore], pairs: &[(usize, usize)], n: usize) -> Vec<(ImageScore, ImageScore)> {
+pub fn most_different(
+    a: &[ImageScore],
+    b: &[ImageScore],
+    pairs: &[(usize, usize)],
+    n: usize,
+) -> Vec<(ImageScore, ImageScore)> {
     let f1 = |s: &ImageScore| s.f1().unwrap_or(1.0);
     let mut out: Vec<(ImageScore, ImageScore)> = pairs.iter().map(|&(i, j)| (a[i], b[j])).collect();
     out.retain(|(a, b)| f1(a) != f1(b) || a.errors() != b.errors());
     let gap = |p: &(ImageScore, ImageScore)| (f1(&p.0) - f1(&p.1)).abs();
-    out.sort_by(|p, q| gap(q).total_cmp(&gap(p)).then(q.0.errors().abs_diff(q.1.errors()).cmp(&p.0.errors().abs_diff(p.1.errors()))));
+    out.sort_by(|p, q| {
+        gap(q)
+            .total_cmp(&gap(p))
+            .then(q.0.errors().abs_diff(q.1.errors()).cmp(&p.0.errors().abs_diff(p.1.errors())))
+    });
     out.truncate(n);
     out
 }
@@ -86,7 +95,14 @@ mod tests {
 
     #[test]
     fn order_and_empty_images() {
-        let s = [image(0, 1, 0, 0), image(1, 3, 0, 0), image(2, 0, 1, 0), image(3, 0, 2, 3), image(4, 0, 0, 0), image(5, 1, 1, 1)];
+        let s = [
+            image(0, 1, 0, 0),
+            image(1, 3, 0, 0),
+            image(2, 0, 1, 0),
+            image(3, 0, 2, 3),
+            image(4, 0, 0, 0),
+            image(5, 1, 1, 1),
+        ];
         assert_eq!((s[4].f1(), s[2].f1(), s[5].f1()), (None, Some(0.0), Some(0.5)));
         assert_eq!(worst(&s, 9).iter().map(|s| s.scene).collect::<Vec<_>>(), [3, 2, 5]);
         assert_eq!(best(&s, 2).iter().map(|s| s.scene).collect::<Vec<_>>(), [1, 0]);
@@ -94,7 +110,10 @@ mod tests {
 
     #[test]
     fn differences() {
-        let (a, b) = ([image(0, 1, 0, 0), image(1, 1, 1, 0), image(2, 0, 0, 0)], [image(0, 1, 0, 0), image(1, 0, 1, 1), image(2, 0, 1, 0)]);
+        let (a, b) = (
+            [image(0, 1, 0, 0), image(1, 1, 1, 0), image(2, 0, 0, 0)],
+            [image(0, 1, 0, 0), image(1, 0, 1, 1), image(2, 0, 1, 0)],
+        );
         let d = most_different(&a, &b, &[(0, 0), (1, 1), (2, 2)], 9);
         assert_eq!(d.iter().map(|p| p.0.scene).collect::<Vec<_>>(), [2, 1]);
     }

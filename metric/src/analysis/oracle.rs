@@ -23,7 +23,8 @@ impl Points {
 
     /// The errors, mended where `which` says so, then the hits: the order in which tidecv keeps ties.
     pub(super) fn mended(&self, errors: &[Error], which: impl Fn(&Error) -> bool) -> Points {
-        let mut out = Points { lists: vec![vec![]; self.lists.len()], positives: self.positives.clone() };
+        let mut out =
+            Points { lists: vec![vec![]; self.lists.len()], positives: self.positives.clone() };
         for e in errors {
             match (which(e), e.mend) {
                 (false, _) if e.counts => out.push(e.class, e.score, false),
@@ -75,7 +76,8 @@ fn ap(mut list: Vec<(f64, bool)>, positives: usize) -> f64 {
         return 0.0;
     }
     best_first(&mut list, |p| p.0);
-    let (mut recalls, mut precisions) = (Vec::with_capacity(list.len()), Vec::with_capacity(list.len()));
+    let (mut recalls, mut precisions) =
+        (Vec::with_capacity(list.len()), Vec::with_capacity(list.len()));
     let mut hits = 0;
     for (i, p) in list.iter().enumerate() {
         hits += usize::from(p.1);

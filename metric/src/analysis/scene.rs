@@ -87,7 +87,8 @@ pub(super) fn best_first<T>(items: &mut [T], score: impl Fn(&T) -> f64) {
 
 /// Scenes in the order of the problem's images, with at most `limit` detections each, matched at IoU `iou`.
 pub fn scenes(problem: &Problem, limit: usize, iou: f64) -> Vec<Scene> {
-    let class: HashMap<i64, usize> = problem.categories.iter().enumerate().map(|(k, &c)| (c, k)).collect();
+    let class: HashMap<i64, usize> =
+        problem.categories.iter().enumerate().map(|(k, &c)| (c, k)).collect();
     let mut place = HashMap::with_capacity(problem.images.len());
     let mut scenes: Vec<Scene> = vec![];
     for &image in problem.images {
@@ -97,12 +98,16 @@ pub fn scenes(problem: &Problem, limit: usize, iou: f64) -> Vec<Scene> {
         });
     }
     for g in problem.truth {
-        let (Some(&class), Some(&i)) = (class.get(&g.category_id), place.get(&g.image_id)) else { continue };
+        let (Some(&class), Some(&i)) = (class.get(&g.category_id), place.get(&g.image_id)) else {
+            continue;
+        };
         let list = if g.crowd { &mut scenes[i].crowds } else { &mut scenes[i].truth };
         list.push(Truth { class, bbox: g.bbox, area: g.area, by: None });
     }
     for d in problem.detections {
-        let (Some(&class), Some(&i)) = (class.get(&d.category_id), place.get(&d.image_id)) else { continue };
+        let (Some(&class), Some(&i)) = (class.get(&d.category_id), place.get(&d.image_id)) else {
+            continue;
+        };
         scenes[i].found.push(Found { class, bbox: d.bbox, score: d.score, fate: Fate::False });
     }
     scenes.par_iter_mut().for_each(|s| {
@@ -130,7 +135,11 @@ fn settle(scene: &mut Scene, iou: f64) {
         scene.found[d].fate = if let Some((g, _)) = best {
             scene.truth[g].by = Some(d);
             Fate::Hit(g)
-        } else if scene.crowds.iter().any(|c| c.class == found.class && overlap(&found.bbox, &c.bbox, true) > iou) {
+        } else if scene
+            .crowds
+            .iter()
+            .any(|c| c.class == found.class && overlap(&found.bbox, &c.bbox, true) > iou)
+        {
             Fate::Ignored
         } else {
             Fate::False
@@ -145,7 +154,14 @@ pub(super) mod tests {
 
     /// Ground truth of image 1: category, left edge of a 10 x 10 box.
     pub(crate) fn gt(category_id: i64, x: f64) -> GroundTruth {
-        GroundTruth { id: 1, image_id: 1, category_id, bbox: [x, 0., 10., 10.], area: 100., crowd: false }
+        GroundTruth {
+            id: 1,
+            image_id: 1,
+            category_id,
+            bbox: [x, 0., 10., 10.],
+            area: 100.,
+            crowd: false,
+        }
     }
 
     /// Detection in image 1.
@@ -163,10 +179,20 @@ pub(super) mod tests {
         let crowd = GroundTruth { crowd: true, bbox: [100., 0., 50., 50.], ..gt(1, 0.) };
         let s = &one(
             &[gt(1, 0.), crowd],
-            &[dt(1, 1., 0.4), dt(1, 0., 0.9), dt(2, 0., 0.8), dt(1, 110., 0.7), dt(2, 110., 0.1), dt(1, 0., f64::NAN)],
+            &[
+                dt(1, 1., 0.4),
+                dt(1, 0., 0.9),
+                dt(2, 0., 0.8),
+                dt(1, 110., 0.7),
+                dt(2, 110., 0.1),
+                dt(1, 0., f64::NAN),
+            ],
         )[0];
         let fates: Vec<Fate> = s.found.iter().map(|f| f.fate).collect();
-        assert_eq!(fates, [Fate::Hit(0), Fate::False, Fate::Ignored, Fate::False, Fate::False, Fate::False]);
+        assert_eq!(
+            fates,
+            [Fate::Hit(0), Fate::False, Fate::Ignored, Fate::False, Fate::False, Fate::False]
+        );
         assert_eq!(s.truth[0].by, Some(0));
         assert!(s.found[5].score.is_nan());
     }
@@ -174,7 +200,12 @@ pub(super) mod tests {
     #[test]
     fn unknown_images_and_classes_are_left_out_and_the_limit_holds() {
         let foreign = Detection { image_id: 9, ..dt(1, 0., 0.5) };
-        let p = Problem { images: &[1, 1], categories: &[1], truth: &[gt(7, 0.)], detections: &[foreign, dt(1, 0., 0.5), dt(1, 0., 0.6)] };
+        let p = Problem {
+            images: &[1, 1],
+            categories: &[1],
+            truth: &[gt(7, 0.)],
+            detections: &[foreign, dt(1, 0., 0.5), dt(1, 0., 0.6)],
+        };
         let s = scenes(&p, 1, 0.5);
         assert_eq!((s.len(), s[0].truth.len(), s[0].found.len()), (1, 0, 1));
         assert_eq!(s[0].found[0].score, 0.6);

@@ -87,7 +87,9 @@ pub fn cuts(scenes: &[Scene], classes: usize) -> Cuts {
     }
     let mut all: Vec<(f64, bool)> = lists.iter().flatten().copied().collect();
     let total = positives.iter().sum();
-    let best = |steps: Vec<Cut>| steps.into_iter().filter(|c| c.f1 > 0.0).reduce(|a, b| if b.f1 > a.f1 { b } else { a });
+    let best = |steps: Vec<Cut>| {
+        steps.into_iter().filter(|c| c.f1 > 0.0).reduce(|a, b| if b.f1 > a.f1 { b } else { a })
+    };
     let steps_of_all = steps(&mut all, total);
     let curve = (0..=100).map(|i| f64::from(i) / 100.0).map(|score| {
         // The last step that keeps no score below this one.
@@ -111,7 +113,12 @@ fn steps(list: &mut [(f64, bool)], positives: usize) -> Vec<Cut> {
             continue;
         }
         let share = |of: usize| if of == 0 { 0.0 } else { hits as f64 / of as f64 };
-        out.push(Cut { score, precision: share(i + 1), recall: share(positives), f1: 2.0 * share(i + 1 + positives) });
+        out.push(Cut {
+            score,
+            precision: share(i + 1),
+            recall: share(positives),
+            f1: 2.0 * share(i + 1 + positives),
+        });
     }
     out
 }
@@ -123,7 +130,10 @@ mod tests {
 
     #[test]
     fn two_bins_by_hand() {
-        let s = one(&[gt(1, 0.), gt(1, 100.)], &[dt(1, 0., 0.95), dt(1, 300., 0.91), dt(1, 100., 0.3), dt(1, 500., 1.5)]);
+        let s = one(
+            &[gt(1, 0.), gt(1, 100.)],
+            &[dt(1, 0., 0.95), dt(1, 300., 0.91), dt(1, 100., 0.3), dt(1, 500., 1.5)],
+        );
         let c = calibration(&s);
         assert_eq!((c.bins[9].count, c.bins[3].count, c.outside), (3, 1, 1));
         assert!((c.bins[9].precision - 1.0 / 3.0).abs() < 1e-12);
@@ -134,7 +144,10 @@ mod tests {
 
     #[test]
     fn best_f1_by_hand() {
-        let s = one(&[gt(1, 0.), gt(1, 100.), gt(2, 200.)], &[dt(1, 0., 0.9), dt(1, 300., 0.8), dt(1, 100., 0.7), dt(1, 500., 0.2)]);
+        let s = one(
+            &[gt(1, 0.), gt(1, 100.), gt(2, 200.)],
+            &[dt(1, 0., 0.9), dt(1, 300., 0.8), dt(1, 100., 0.7), dt(1, 500., 0.2)],
+        );
         let c = cuts(&s, 2);
         let best = c.classes[0].unwrap();
         assert_eq!((best.score, best.recall), (0.7, 1.0));

@@ -44,7 +44,11 @@ pub fn sizes(scenes: &[Scene], areas: &[Area], score: f64) -> Vec<SizeBin> {
     edges.sort_by(f64::total_cmp);
     edges.dedup();
     let high = |i: usize| edges.get(i + 1).copied().unwrap_or(f64::INFINITY);
-    let mut bins: Vec<SizeBin> = edges.iter().enumerate().map(|(i, &low)| SizeBin { low, high: high(i), ..SizeBin::default() }).collect();
+    let mut bins: Vec<SizeBin> = edges
+        .iter()
+        .enumerate()
+        .map(|(i, &low)| SizeBin { low, high: high(i), ..SizeBin::default() })
+        .collect();
     for s in scenes {
         for t in &s.truth {
             let side = t.area.max(0.0).sqrt();
@@ -70,10 +74,16 @@ mod tests {
         let areas = Params::default().areas;
         assert_eq!(borders(&areas), [32.0, 96.0]);
         let at = |x, area| GroundTruth { area, ..gt(1, x) };
-        let s = one(&[at(0., 1024.), at(100., 1023.), at(200., f64::NAN), at(300., 1e9)], &[dt(1, 0., 0.9), dt(1, 100., 0.1)]);
+        let s = one(
+            &[at(0., 1024.), at(100., 1023.), at(200., f64::NAN), at(300., 1e9)],
+            &[dt(1, 0., 0.9), dt(1, 100., 0.1)],
+        );
         let bins = sizes(&s, &areas, 0.5);
         let bin = |low| bins.iter().find(|b| b.low == low).unwrap();
-        assert_eq!((bin(32.).found, bin(24.).faint, bin(0.).missed, bin(384.).missed), (1, 1, 1, 1));
+        assert_eq!(
+            (bin(32.).found, bin(24.).faint, bin(0.).missed, bin(384.).missed),
+            (1, 1, 1, 1)
+        );
         assert_eq!(bins.iter().map(SizeBin::total).sum::<usize>(), 4);
         assert!(bin(384.).high.is_infinite());
     }

@@ -37,7 +37,14 @@ pub enum Kind {
 
 impl Kind {
     /// In the paper's order.
-    pub const ALL: [Kind; 6] = [Kind::Classification, Kind::Localisation, Kind::Both, Kind::Duplicate, Kind::Background, Kind::Missed];
+    pub const ALL: [Kind; 6] = [
+        Kind::Classification,
+        Kind::Localisation,
+        Kind::Both,
+        Kind::Duplicate,
+        Kind::Background,
+        Kind::Missed,
+    ];
 
     /// Name for people.
     pub fn name(self) -> &'static str {
@@ -157,23 +164,40 @@ fn sort_errors(s: &Scene, errors: &mut Vec<Error>) {
         let same = best(&|g| s.truth[g].class == f.class);
         let other = best(&|g| s.truth[g].class != f.class);
         let mut claim = |g: usize, class: usize| {
-            if s.truth[g].by.is_some() || std::mem::replace(&mut mended[g], true) { Mend::Drop } else { Mend::Hit(class) }
+            if s.truth[g].by.is_some() || std::mem::replace(&mut mended[g], true) {
+                Mend::Drop
+            } else {
+                Mend::Hit(class)
+            }
         };
         let (kind, mend) = if (BACKGROUND..=FOREGROUND).contains(&same.1) {
             (Kind::Localisation, claim(same.0, f.class))
         } else if other.1 >= FOREGROUND {
             (Kind::Classification, claim(other.0, s.truth[other.0].class))
-        } else if best(&|g| s.truth[g].class == f.class && s.truth[g].by.is_some()).1 >= FOREGROUND {
+        } else if best(&|g| s.truth[g].class == f.class && s.truth[g].by.is_some()).1 >= FOREGROUND
+        {
             (Kind::Duplicate, Mend::Drop)
         } else if same.1.max(other.1) <= BACKGROUND {
             (Kind::Background, Mend::Drop)
         } else {
             (Kind::Both, Mend::Drop)
         };
-        errors.push(Error { kind, class: f.class, score: f.score, counts: f.fate == Fate::False, mend });
+        errors.push(Error {
+            kind,
+            class: f.class,
+            score: f.score,
+            counts: f.fate == Fate::False,
+            mend,
+        });
     }
     for (t, _) in s.truth.iter().zip(&mended).filter(|(t, mended)| t.by.is_none() && !**mended) {
-        errors.push(Error { kind: Kind::Missed, class: t.class, score: 0.0, counts: false, mend: Mend::Forget });
+        errors.push(Error {
+            kind: Kind::Missed,
+            class: t.class,
+            score: 0.0,
+            counts: false,
+            mend: Mend::Forget,
+        });
     }
 }
 

@@ -29,7 +29,12 @@ fn main() -> ExitCode {
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
-    fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_target(false).without_time().init();
+    fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
     match run(&cli.request) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -44,6 +49,9 @@ fn network() -> ExitCode {
     let beside = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join("dw-detect")));
     let program = beside.filter(|p| p.is_file()).unwrap_or_else(|| "dw-detect".into());
     let e = Command::new(&program).args(std::env::args_os().skip(1)).exec();
-    eprintln!("error: cannot start {}: {e}\nhint: dw-eval and dw-detect belong into one folder (make build)", program.display());
+    eprintln!(
+        "error: cannot start {}: {e}\nhint: dw-eval and dw-detect belong into one folder (make build)",
+        program.display()
+    );
     ExitCode::from(2)
 }

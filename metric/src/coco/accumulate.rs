@@ -40,11 +40,28 @@ struct Tally {
 }
 
 /// Adds the curves of a block of `thresholds` thresholds to `out`, which has those of each limit.
-pub(crate) fn accumulate(ranked: &Ranked, flags: &Flags, area: &Area, positives: usize, thresholds: usize, out: &mut [Curves]) {
+pub(crate) fn accumulate(
+    ranked: &Ranked,
+    flags: &Flags,
+    area: &Area,
+    positives: usize,
+    thresholds: usize,
+    out: &mut [Curves],
+) {
     let every = u32::MAX >> (u32::BITS as usize - thresholds);
-    let tally = |_| Tally { fp: vec![0; thresholds], fp_every: 0, seen: 0, points: vec![vec![]; thresholds] };
+    let tally = |_| Tally {
+        fp: vec![0; thresholds],
+        fp_every: 0,
+        seen: 0,
+        points: vec![vec![]; thresholds],
+    };
     let mut tallies: Vec<Tally> = (0..out.len()).map(tally).collect();
-    let columns = ranked.level.iter().zip(&ranked.size).zip(&ranked.score).zip(flags.hit.iter().zip(&flags.ignored));
+    let columns = ranked
+        .level
+        .iter()
+        .zip(&ranked.size)
+        .zip(&ranked.score)
+        .zip(flags.hit.iter().zip(&flags.ignored));
     for (((&level, &size), &score), (&hit, &ignored)) in columns {
         let level = level as usize;
         let ignored = if area.excludes(size) { ignored | !hit } else { ignored };

@@ -24,7 +24,8 @@ const LEFT_OUT: (u32, u32) = (NONE, NONE);
 impl Positions {
     /// Of `ids`; of a repeated one, the first position.
     pub(crate) fn new(ids: &[i64]) -> Self {
-        let (low, high) = (ids.iter().min().copied().unwrap_or(0), ids.iter().max().copied().unwrap_or(0));
+        let (low, high) =
+            (ids.iter().min().copied().unwrap_or(0), ids.iter().max().copied().unwrap_or(0));
         // COCO's image ids spread over about a hundred times their number; a table of them is still a few megabytes.
         let span = high.abs_diff(low);
         if span >= 1 << 20 && span >= 8 * ids.len() as u64 {
@@ -116,8 +117,22 @@ impl Groups {
         let k = problem.categories.len();
         Self {
             images: images.len(),
-            truth: Grouped::new(k, &problem.truth.par_iter().map(|g| place(g.category_id, g.image_id)).collect::<Vec<_>>()),
-            detections: Grouped::new(k, &problem.detections.par_iter().map(|d| place(d.category_id, d.image_id)).collect::<Vec<_>>()),
+            truth: Grouped::new(
+                k,
+                &problem
+                    .truth
+                    .par_iter()
+                    .map(|g| place(g.category_id, g.image_id))
+                    .collect::<Vec<_>>(),
+            ),
+            detections: Grouped::new(
+                k,
+                &problem
+                    .detections
+                    .par_iter()
+                    .map(|d| place(d.category_id, d.image_id))
+                    .collect::<Vec<_>>(),
+            ),
         }
     }
 }

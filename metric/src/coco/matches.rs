@@ -46,15 +46,22 @@ pub fn matches(problem: &Problem, params: &Params, iou: f64) -> Matches {
             let truth = &problem.truth[g as usize];
             out.truth_ignored[g as usize] = truth.crowd || area.excludes(truth.area);
         }
-        let ranked = Ranked::new(problem.detections, groups.detections.of(k), groups.images, &params.max_dets);
+        let ranked = Ranked::new(
+            problem.detections,
+            groups.detections.of(k),
+            groups.images,
+            &params.max_dets,
+        );
         for (&d, &size) in ranked.detection.iter().zip(&ranked.size) {
-            out.detections[d as usize] = if area.excludes(size) { Fate::Ignored(None) } else { Fate::False };
+            out.detections[d as usize] =
+                if area.excludes(size) { Fate::Ignored(None) } else { Fate::False };
         }
         let scenes = Scenes::new(groups.truth.of(k), &ranked, groups.images);
         // Pairs of a scene come best score first, so a crowd keeps its best.
         for (position, g, ignored) in pairs(problem, area, iou, &ranked, &scenes) {
             let d = ranked.detection[position as usize];
-            out.detections[d as usize] = if ignored { Fate::Ignored(Some(g)) } else { Fate::Hit(g) };
+            out.detections[d as usize] =
+                if ignored { Fate::Ignored(Some(g)) } else { Fate::Hit(g) };
             out.truth[g as usize].get_or_insert(d);
         }
     }

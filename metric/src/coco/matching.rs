@@ -21,7 +21,11 @@ struct Scene {
 pub(crate) struct Scenes(Vec<Scene>);
 
 impl Scenes {
-    pub(crate) fn new((truth, images): (&[u32], &[u32]), ranked: &Ranked, image_count: usize) -> Self {
+    pub(crate) fn new(
+        (truth, images): (&[u32], &[u32]),
+        ranked: &Ranked,
+        image_count: usize,
+    ) -> Self {
         const NONE: u32 = u32::MAX;
         let mut scene_of = vec![NONE; image_count];
         let mut scenes: Vec<Scene> = vec![];
@@ -166,13 +170,24 @@ struct Flag {
 const SCENES: usize = 64;
 
 /// Flags for each area range, at a block of thresholds.
-pub(crate) fn flags(problem: &Problem, params: &Params, thresholds: &[f64], ranked: &Ranked, scenes: &Scenes) -> Vec<Flags> {
+pub(crate) fn flags(
+    problem: &Problem,
+    params: &Params,
+    thresholds: &[f64],
+    ranked: &Ranked,
+    scenes: &Scenes,
+) -> Vec<Flags> {
     let floor = slack(thresholds.iter().copied().fold(f64::INFINITY, f64::min));
     let one = |scratch: &mut Scratch, out: &mut Vec<Flag>, scene: &Scene| {
         scratch.overlaps(problem, ranked, scene, floor);
         for (a, area) in params.areas.iter().enumerate() {
             let first = out.len();
-            out.extend(scratch.candidates.iter().map(|&position| Flag { area: a as u32, position, hit: 0, ignored: 0 }));
+            out.extend(scratch.candidates.iter().map(|&position| Flag {
+                area: a as u32,
+                position,
+                hit: 0,
+                ignored: 0,
+            }));
             scratch.matches(problem, scene, area, thresholds, |t, c, n, ignored| {
                 let flag = &mut out[first + c];
                 // pycocotools stores the annotation's id as the match, and 0 means none.
@@ -200,12 +215,20 @@ pub(crate) fn flags(problem: &Problem, params: &Params, thresholds: &[f64], rank
 }
 
 /// Pairs (position in the ranking, index of the ground truth, ignored) at one threshold and area range.
-pub(crate) fn pairs(problem: &Problem, area: &Area, threshold: f64, ranked: &Ranked, scenes: &Scenes) -> Vec<(u32, u32, bool)> {
+pub(crate) fn pairs(
+    problem: &Problem,
+    area: &Area,
+    threshold: f64,
+    ranked: &Ranked,
+    scenes: &Scenes,
+) -> Vec<(u32, u32, bool)> {
     let (mut scratch, mut out) = (Scratch::default(), vec![]);
     for scene in &scenes.0 {
         scratch.overlaps(problem, ranked, scene, slack(threshold));
         let candidates = scratch.candidates.clone();
-        scratch.matches(problem, scene, area, &[threshold], |_, c, n, ignored| out.push((candidates[c], scene.truth[n], ignored)));
+        scratch.matches(problem, scene, area, &[threshold], |_, c, n, ignored| {
+            out.push((candidates[c], scene.truth[n], ignored))
+        });
     }
     out
 }

@@ -107,13 +107,22 @@ impl Evaluation {
     pub fn recall(&self) -> Vec<f64> {
         let (areas, limits) = (self.params.areas.len(), self.params.max_dets.len());
         let inner = self.categories.len() * areas * limits;
-        let at = |n: usize| self.recall_at(n / inner, n / (areas * limits) % self.categories.len(), n / limits % areas, n % limits);
+        let at = |n: usize| {
+            self.recall_at(
+                n / inner,
+                n / (areas * limits) % self.categories.len(),
+                n / limits % areas,
+                n % limits,
+            )
+        };
         (0..self.params.iou.len() * inner).map(at).collect()
     }
 
     fn table(&self, at: impl Fn(usize, usize, usize, usize, usize) -> f64) -> Vec<f64> {
         let (areas, limits) = (self.params.areas.len(), self.params.max_dets.len());
-        let mut out = Vec::with_capacity(self.params.iou.len() * RECALLS * self.categories.len() * areas * limits);
+        let mut out = Vec::with_capacity(
+            self.params.iou.len() * RECALLS * self.categories.len() * areas * limits,
+        );
         for t in 0..self.params.iou.len() {
             for r in 0..RECALLS {
                 for k in 0..self.categories.len() {
@@ -150,7 +159,9 @@ pub fn evaluate(problem: &Problem, params: &Params) -> Evaluation {
     let groups = Groups::new(problem);
     // One category a task: the commonest alone can hold a third of all boxes.
     let categories = (0..problem.categories.len()).into_par_iter().with_max_len(1);
-    let (classes, tables) = categories.map(|k| (count(problem, &groups, k), category(problem, params, &groups, k))).unzip();
+    let (classes, tables) = categories
+        .map(|k| (count(problem, &groups, k), category(problem, params, &groups, k)))
+        .unzip();
     Evaluation { params: params.clone(), categories: problem.categories.to_vec(), classes, tables }
 }
 
@@ -162,18 +173,29 @@ fn count(problem: &Problem, groups: &Groups, k: usize) -> ClassCounts {
 
 /// Curves of category `k`, for each area range.
 fn category(problem: &Problem, params: &Params, groups: &Groups, k: usize) -> Vec<ClassArea> {
-    let ranked = Ranked::new(problem.detections, groups.detections.of(k), groups.images, &params.max_dets);
+    let ranked =
+        Ranked::new(problem.detections, groups.detections.of(k), groups.images, &params.max_dets);
     let scenes = Scenes::new(groups.truth.of(k), &ranked, groups.images);
     let counts = |a: &params::Area| {
         let truth = groups.truth.of(k).0.iter().map(|&g| &problem.truth[g as usize]);
         truth.filter(|g| !g.crowd && !a.excludes(g.area)).count()
     };
-    let empty = |a| ClassArea { positives: counts(a), curves: vec![Curves::default(); params.max_dets.len()] };
+    let empty = |a| ClassArea {
+        positives: counts(a),
+        curves: vec![Curves::default(); params.max_dets.len()],
+    };
     let mut out: Vec<ClassArea> = params.areas.iter().map(empty).collect();
     for thresholds in params.iou.chunks(BLOCK) {
         let flags = matching::flags(problem, params, thresholds, &ranked, &scenes);
         out.par_iter_mut().enumerate().for_each(|(a, class)| {
-            accumulate(&ranked, &flags[a], &params.areas[a], class.positives, thresholds.len(), &mut class.curves);
+            accumulate(
+                &ranked,
+                &flags[a],
+                &params.areas[a],
+                class.positives,
+                thresholds.len(),
+                &mut class.curves,
+            );
         });
     }
     out

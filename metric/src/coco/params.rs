@@ -44,9 +44,18 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        let areas =
-            vec![Area::all(), Area::new("small", 0.0, 1024.0), Area::new("medium", 1024.0, 9216.0), Area::new("large", 9216.0, 1e10)];
-        Self { iou: linspace(0.5, 0.95, 10), areas, max_dets: vec![1, 10, 100], count_id_zero: false }
+        let areas = vec![
+            Area::all(),
+            Area::new("small", 0.0, 1024.0),
+            Area::new("medium", 1024.0, 9216.0),
+            Area::new("large", 9216.0, 1e10),
+        ];
+        Self {
+            iou: linspace(0.5, 0.95, 10),
+            areas,
+            max_dets: vec![1, 10, 100],
+            count_id_zero: false,
+        }
     }
 }
 
@@ -66,7 +75,8 @@ fn linspace(low: f64, high: f64, n: usize) -> Vec<f64> {
 
 fn number(text: &str, what: &str) -> Result<f64> {
     let n: Option<f64> = text.trim().parse().ok();
-    n.filter(|n| !n.is_nan()).ok_or_else(|| Error::Usage(format!("{what}: expected a number, found `{text}`")))
+    n.filter(|n| !n.is_nan())
+        .ok_or_else(|| Error::Usage(format!("{what}: expected a number, found `{text}`")))
 }
 
 /// Most values of one `LOW:HIGH:STEP`.
@@ -84,16 +94,26 @@ pub fn iou_thresholds(text: &str) -> Result<Vec<f64>> {
         [low, high, step] => {
             let (low, high, step) = (number(low, what)?, number(high, what)?, number(step, what)?);
             let steps = ((high - low) / step).round();
-            if !(step > 0.0 && high >= low && steps < MOST_THRESHOLDS && (low + steps * step - high).abs() < 1e-9) {
+            if !(step > 0.0
+                && high >= low
+                && steps < MOST_THRESHOLDS
+                && (low + steps * step - high).abs() < 1e-9)
+            {
                 let hint = "expected LOW:HIGH:STEP with HIGH a whole number of steps above LOW, as 0.5:0.95:0.05";
                 return Err(Error::Usage(format!("{what}: {hint}; found `{text}`")));
             }
             linspace(low, high, steps as usize + 1)
         }
-        _ => return Err(Error::Usage(format!("{what}: expected a list as 0.5,0.75 or LOW:HIGH:STEP, found `{text}`"))),
+        _ => {
+            return Err(Error::Usage(format!(
+                "{what}: expected a list as 0.5,0.75 or LOW:HIGH:STEP, found `{text}`"
+            )));
+        }
     };
     if values.iter().any(|v| !(*v > 0.0 && *v <= 1.0)) || values.windows(2).any(|w| w[0] >= w[1]) {
-        return Err(Error::Usage(format!("{what}: expected ascending numbers above 0 and up to 1, found `{text}`")));
+        return Err(Error::Usage(format!(
+            "{what}: expected ascending numbers above 0 and up to 1, found `{text}`"
+        )));
     }
     Ok(values)
 }
@@ -105,9 +125,11 @@ pub fn iou_thresholds(text: &str) -> Result<Vec<f64>> {
 pub fn max_dets(text: &str) -> Result<Vec<usize>> {
     let values: Option<Vec<usize>> = text.split(',').map(|v| v.trim().parse().ok()).collect();
     let ascending = |v: &Vec<usize>| v[0] > 0 && v.windows(2).all(|w| w[0] < w[1]);
-    values
-        .filter(ascending)
-        .ok_or_else(|| Error::Usage(format!("--max-dets: expected ascending whole numbers above 0 as 1,10,100, found `{text}`")))
+    values.filter(ascending).ok_or_else(|| {
+        Error::Usage(format!(
+            "--max-dets: expected ascending whole numbers above 0 as 1,10,100, found `{text}`"
+        ))
+    })
 }
 
 /// Reads `--area-ranges`: `tiny:0..256,rest:256..inf`. `all` is put first where it is not named.
@@ -115,13 +137,15 @@ pub fn max_dets(text: &str) -> Result<Vec<usize>> {
 /// # Errors
 /// Another form, a name used twice, a high end below the low one.
 pub fn area_ranges(text: &str) -> Result<Vec<Area>> {
-    let bad = |found: &str, why: &str| Error::Usage(format!("--area-ranges: {why}, found `{found}`"));
+    let bad =
+        |found: &str, why: &str| Error::Usage(format!("--area-ranges: {why}, found `{found}`"));
     let mut out: Vec<Area> = vec![];
     for part in text.split(',') {
         let form = "expected NAME:LOW..HIGH in pixels, as tiny:0..256,rest:256..inf";
         let (name, range) = part.split_once(':').ok_or_else(|| bad(part, form))?;
         let (low, high) = range.split_once("..").ok_or_else(|| bad(part, form))?;
-        let (name, low, high) = (name.trim(), number(low, "--area-ranges")?, number(high, "--area-ranges")?);
+        let (name, low, high) =
+            (name.trim(), number(low, "--area-ranges")?, number(high, "--area-ranges")?);
         if name.is_empty() || high < low {
             return Err(bad(part, "expected a name and LOW not above HIGH"));
         }
@@ -158,15 +182,28 @@ mod tests {
 
     #[test]
     fn options_that_mean_nothing() {
-        for bad in
-            ["", "x", "0.5,", "0,0.5", "0.5,1.1", "0.75,0.5", "0.5,0.5", "0.5:0.9:0.3", "0.9:0.5:0.1", "0.5:0.95", "nan", "0.5:0.95:0"]
-        {
+        for bad in [
+            "",
+            "x",
+            "0.5,",
+            "0,0.5",
+            "0.5,1.1",
+            "0.75,0.5",
+            "0.5,0.5",
+            "0.5:0.9:0.3",
+            "0.9:0.5:0.1",
+            "0.5:0.95",
+            "nan",
+            "0.5:0.95:0",
+        ] {
             assert_eq!(iou_thresholds(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
         for bad in ["", "0", "10,1", "1,1", "-1", "1.5", "1,,2"] {
             assert_eq!(max_dets(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
-        for bad in ["", "tiny", "tiny:0", "tiny:0..x", "tiny:5..1", ":0..1", "a:0..1,a:1..2", "a:nan..1"] {
+        for bad in
+            ["", "tiny", "tiny:0", "tiny:0..x", "tiny:5..1", ":0..1", "a:0..1,a:1..2", "a:nan..1"]
+        {
             assert_eq!(area_ranges(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
     }

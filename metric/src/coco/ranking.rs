@@ -31,8 +31,15 @@ fn descending(score: f64) -> u64 {
 
 impl Ranked {
     /// Ranks `boxes` (indices into `all`) on `images`; `limits` are numbers of detections an image, ascending.
-    pub(crate) fn new(all: &[Detection], (boxes, images): (&[u32], &[u32]), image_count: usize, limits: &[usize]) -> Self {
-        let key = |(&n, &image): (&u32, &u32)| (descending(all[n as usize].score), u64::from(image) << 32 | u64::from(n));
+    pub(crate) fn new(
+        all: &[Detection],
+        (boxes, images): (&[u32], &[u32]),
+        image_count: usize,
+        limits: &[usize],
+    ) -> Self {
+        let key = |(&n, &image): (&u32, &u32)| {
+            (descending(all[n as usize].score), u64::from(image) << 32 | u64::from(n))
+        };
         let mut keys: Vec<(u64, u64)> = boxes.iter().zip(images).map(key).collect();
         keys.sort_unstable();
         let mut seen = vec![0u32; image_count];
@@ -72,7 +79,8 @@ mod tests {
 
     #[test]
     fn order_of_scores() {
-        let scores = [f64::INFINITY, 17.0, 1.0, 0.5, 1e-300, 0.0, -1e-9, -3.0, f64::NEG_INFINITY, f64::NAN];
+        let scores =
+            [f64::INFINITY, 17.0, 1.0, 0.5, 1e-300, 0.0, -1e-9, -3.0, f64::NEG_INFINITY, f64::NAN];
         assert!(scores.windows(2).all(|w| descending(w[0]) < descending(w[1])));
         assert_eq!(descending(0.0), descending(-0.0));
     }

@@ -100,7 +100,9 @@ impl Evaluation {
         let categories = category.map_or(0..self.categories.len(), |k| k..k + 1);
         mean(self.thresholds(iou).into_iter().flat_map(|t| {
             let categories = categories.clone();
-            (0..RECALLS).flat_map(move |r| categories.clone().map(move |k| self.precision_at(t, r, k, area, m)))
+            (0..RECALLS).flat_map(move |r| {
+                categories.clone().map(move |k| self.precision_at(t, r, k, area, m))
+            })
         }))
     }
 
@@ -113,7 +115,10 @@ impl Evaluation {
     pub fn ar(&self, area: usize, limit: usize, category: Option<usize>) -> f64 {
         let categories = category.map_or(0..self.categories.len(), |k| k..k + 1);
         let thresholds = 0..self.params.iou.len();
-        mean(thresholds.flat_map(|t| categories.clone().map(move |k| self.recall_at(t, k, area, limit))))
+        mean(
+            thresholds
+                .flat_map(|t| categories.clone().map(move |k| self.recall_at(t, k, area, limit))),
+        )
     }
 
     /// AP of each category over all thresholds; -1 without ground truth that counts.
@@ -143,7 +148,9 @@ impl Evaluation {
         let area = |name: &str| p.areas.iter().position(|a| a.name == name);
         let ap = |name: &str| area(name).map_or(-1.0, |a| self.ap(None, a, None));
         let ar = |name: &str| area(name).map_or(-1.0, |a| self.ar(a, last, None));
-        let at = |n: usize| p.max_dets.iter().position(|&m| m == n).map_or(-1.0, |m| self.ar(0, m, None));
+        let at = |n: usize| {
+            p.max_dets.iter().position(|&m| m == n).map_or(-1.0, |m| self.ar(0, m, None))
+        };
         Summary {
             ap: self.ap(None, 0, None),
             ap50: self.ap_at(0.5),
@@ -176,10 +183,16 @@ impl Evaluation {
             _ => format!("_{name}"),
         };
         let areas = || p.areas.iter().enumerate().skip(1);
-        out.extend(areas().map(|(a, area)| (format!("AP{}", short(&area.name)), self.ap(None, a, None))));
-        out.extend(p.max_dets.iter().enumerate().map(|(m, n)| (format!("AR{n}"), self.ar(0, m, None))));
+        out.extend(
+            areas().map(|(a, area)| (format!("AP{}", short(&area.name)), self.ap(None, a, None))),
+        );
+        out.extend(
+            p.max_dets.iter().enumerate().map(|(m, n)| (format!("AR{n}"), self.ar(0, m, None))),
+        );
         let last = p.max_dets.len() - 1;
-        out.extend(areas().map(|(a, area)| (format!("AR{}", short(&area.name)), self.ar(a, last, None))));
+        out.extend(
+            areas().map(|(a, area)| (format!("AR{}", short(&area.name)), self.ar(a, last, None))),
+        );
         out
     }
 }

@@ -41,8 +41,10 @@ pub(crate) type Parse<T> = Result<T, Fault>;
 const DEEPEST: usize = 128;
 
 /// Powers of ten that are exact as f64.
-const POWERS: [f64; 23] =
-    [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22];
+const POWERS: [f64; 23] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16,
+    1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
+];
 
 /// A place in bytes of JSON.
 #[derive(Debug)]
@@ -74,7 +76,8 @@ impl<'a> Cursor<'a> {
             b'[' => "a list".into(),
             _ => {
                 // A word that reaches the end may go on beyond it.
-                let end = rest.iter().position(|b| !(b.is_ascii_alphanumeric() || b"+-.".contains(b)))?;
+                let end =
+                    rest.iter().position(|b| !(b.is_ascii_alphanumeric() || b"+-.".contains(b)))?;
                 let word = &rest[..end.clamp(1, 40)];
                 format!("`{}`", String::from_utf8_lossy(word))
             }
@@ -113,7 +116,10 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads an object: `field` reads the value of each key.
-    pub(crate) fn object(&mut self, mut field: impl FnMut(&mut Self, &[u8]) -> Parse<()>) -> Parse<()> {
+    pub(crate) fn object(
+        &mut self,
+        mut field: impl FnMut(&mut Self, &[u8]) -> Parse<()>,
+    ) -> Parse<()> {
         self.take(b'{', "an object")?;
         if self.peek()? == b'}' {
             self.at += 1;
@@ -132,11 +138,19 @@ impl<'a> Cursor<'a> {
     pub(crate) fn key(&mut self) -> Parse<Cow<'a, [u8]>> {
         let key = self.string("a key")?;
         self.take(b':', "`:`")?;
-        Ok(if key.contains(&b'\\') { Cow::Owned(self.decoded(key)?.into_bytes()) } else { Cow::Borrowed(key) })
+        Ok(if key.contains(&b'\\') {
+            Cow::Owned(self.decoded(key)?.into_bytes())
+        } else {
+            Cow::Borrowed(key)
+        })
     }
 
     /// Reads a field's value; a fault names the field.
-    pub(crate) fn field<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> Parse<T>) -> Parse<T> {
+    pub(crate) fn field<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&mut Self) -> Parse<T>,
+    ) -> Parse<T> {
         read(self).map_err(|f| f.of(name))
     }
 
@@ -165,7 +179,8 @@ impl<'a> Cursor<'a> {
     /// The text of a string's bytes.
     fn decoded(&self, string: &[u8]) -> Parse<String> {
         let quoted = [b"\"", string, b"\""].concat();
-        serde_json::from_slice(&quoted).map_err(|e| self.fault(format!("a string before this is damaged: {e}")))
+        serde_json::from_slice(&quoted)
+            .map_err(|e| self.fault(format!("a string before this is damaged: {e}")))
     }
 
     /// A string's text.
@@ -243,7 +258,8 @@ impl<'a> Cursor<'a> {
                 return self.bad(EXPECTED);
             }
         }
-        let value = fast_float2::parse::<f64, _>(&self.bytes[self.at..end]).ok().filter(|v| v.is_finite());
+        let value =
+            fast_float2::parse::<f64, _>(&self.bytes[self.at..end]).ok().filter(|v| v.is_finite());
         let Some(value) = value else { return self.bad(EXPECTED) };
         self.at = end;
         Ok(value)
@@ -255,14 +271,21 @@ impl<'a> Cursor<'a> {
         let minus = self.peek()? == b'-';
         let first = self.at + usize::from(minus);
         let (end, value) = self.digits(first, 0);
-        let plain = end > first && end - first <= 18 && (end - first == 1 || self.bytes[first] != b'0');
+        let plain =
+            end > first && end - first <= 18 && (end - first == 1 || self.bytes[first] != b'0');
         match self.bytes.get(end) {
             Some(b'.' | b'e' | b'E') => {}
             Some(_) if plain => {
                 self.at = end;
                 return Ok(if minus { -(value as i64) } else { value as i64 });
             }
-            _ => return if self.at >= self.bytes.len() || end == self.bytes.len() { Err(Fault::End) } else { self.bad(EXPECTED) },
+            _ => {
+                return if self.at >= self.bytes.len() || end == self.bytes.len() {
+                    Err(Fault::End)
+                } else {
+                    self.bad(EXPECTED)
+                };
+            }
         }
         let start = self.at;
         let value = self.number()?;

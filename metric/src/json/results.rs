@@ -49,8 +49,9 @@ fn detection(c: &mut Cursor, known: &Known) -> Parse<Detection> {
         score: c.required("score", score)?,
     };
     if known.images.get(image_id).is_none() {
-        let found =
-            format!("expected an image of the ground truth, found {image_id}\nhint: are results and ground truth of the same split?");
+        let found = format!(
+            "expected an image of the ground truth, found {image_id}\nhint: are results and ground truth of the same split?"
+        );
         return c.field("image_id", |c| Err(c.fault(found)));
     }
     Ok(row)
@@ -82,7 +83,8 @@ struct Memory {
 
 /// Place in `bytes` of the first `{` that follows `}` and `,`.
 fn border(bytes: &[u8]) -> Option<usize> {
-    let space = |from: usize| from + bytes[from..].iter().take_while(|b| b.is_ascii_whitespace()).count();
+    let space =
+        |from: usize| from + bytes[from..].iter().take_while(|b| b.is_ascii_whitespace()).count();
     let mut from = 0;
     loop {
         from += bytes[from..].iter().position(|&b| b == b'}')? + 1;
@@ -97,13 +99,20 @@ fn border(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Reads detections from `start` on, or from the first border in `range`; the last is the one that ends at or beyond `range`.
-fn piece(source: &Source, known: &Known, range: &Range<u64>, start: Option<u64>, memory: &mut Memory) -> Piece {
+fn piece(
+    source: &Source,
+    known: &Known,
+    range: &Range<u64>,
+    start: Option<u64>,
+    memory: &mut Memory,
+) -> Piece {
     let Memory { window, rows } = memory;
     rows.clear();
     let mut found = start;
     let mut read = || {
         let from = start.unwrap_or(range.start);
-        let mut stream = Stream::new(source, from, range.end.saturating_sub(from) as usize + BEYOND, window)?;
+        let mut stream =
+            Stream::new(source, from, range.end.saturating_sub(from) as usize + BEYOND, window)?;
         if start.is_none() {
             let Some(n) = border(stream.window()) else { return Err(Fault::End) };
             stream.advance(n);
@@ -141,7 +150,10 @@ fn piece(source: &Source, known: &Known, range: &Range<u64>, start: Option<u64>,
 pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result<Vec<Detection>> {
     const WHOLE: &str = "results";
     let source = Source::open(path, WHOLE)?;
-    let known = Known { images: Positions::new(&truth.images), categories: Positions::new(&truth.categories) };
+    let known = Known {
+        images: Positions::new(&truth.images),
+        categories: Positions::new(&truth.categories),
+    };
     let bad = |item: &str, fault: Fault| error(path, item, fault, source.len());
     let whole = |fault| bad(WHOLE, fault);
     let tasks = TASKS * rayon::current_num_threads();
@@ -158,15 +170,20 @@ pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result
     // Where the next detection truly starts.
     let mut place = stream.place();
     let mut ended = empty;
-    let ranges: Vec<Range<u64>> =
-        (place..source.len()).step_by(RANGE as usize).map(|from| from..(from + RANGE).min(source.len())).collect();
+    let ranges: Vec<Range<u64>> = (place..source.len())
+        .step_by(RANGE as usize)
+        .map(|from| from..(from + RANGE).min(source.len()))
+        .collect();
     for round in ranges.chunks(tasks) {
         if ended {
             break;
         }
         let known_start = |range: &Range<u64>| (range.start == place).then_some(place);
-        let pieces: Vec<Piece> =
-            round.par_iter().zip(&mut memories).map(|(range, memory)| piece(&source, &known, range, known_start(range), memory)).collect();
+        let pieces: Vec<Piece> = round
+            .par_iter()
+            .zip(&mut memories)
+            .map(|(range, memory)| piece(&source, &known, range, known_start(range), memory))
+            .collect();
         for ((range, mut found), memory) in round.iter().zip(pieces).zip(&mut memories) {
             if ended || (found.start != Some(place) && place > range.end) {
                 continue;
@@ -185,7 +202,9 @@ pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result
     if !ended {
         return Err(bad(&format!("{WHOLE}[{}]", rows.len()), Fault::End));
     }
-    Stream::new(&source, place, BEYOND, &mut memories[0].window).and_then(|mut s| s.finish()).map_err(whole)?;
+    Stream::new(&source, place, BEYOND, &mut memories[0].window)
+        .and_then(|mut s| s.finish())
+        .map_err(whole)?;
     warn(path, truth, &known, &rows, warnings);
     Ok(rows)
 }
@@ -195,7 +214,8 @@ fn warn(path: &Path, truth: &Truth, known: &Known, rows: &[Detection], warnings:
         warnings.push(format!("{}: the results list is empty: AP is 0", path.display()));
         return;
     }
-    let mut unknown: Vec<i64> = rows.iter().map(|d| d.category_id).filter(|&c| known.categories.get(c).is_none()).collect();
+    let mut unknown: Vec<i64> =
+        rows.iter().map(|d| d.category_id).filter(|&c| known.categories.get(c).is_none()).collect();
     if unknown.is_empty() {
         return;
     }
@@ -207,7 +227,12 @@ fn warn(path: &Path, truth: &Truth, known: &Known, rows: &[Detection], warnings:
         format!("{}{more}", items[..items.len().min(8)].join(", "))
     };
     let ids = few(unknown.iter().map(ToString::to_string).collect());
-    let known: Vec<String> = truth.categories.iter().zip(&truth.names).map(|(id, name)| format!("{id} {name}")).collect();
+    let known: Vec<String> = truth
+        .categories
+        .iter()
+        .zip(&truth.names)
+        .map(|(id, name)| format!("{id} {name}"))
+        .collect();
     let hint = if count == rows.len() {
         let known = few(known);
         format!(

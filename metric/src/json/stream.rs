@@ -22,7 +22,12 @@ pub(crate) struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     /// From byte `offset` on, with a first window of `first` bytes in the memory of `window`.
-    pub(crate) fn new(source: &'a Source, offset: u64, first: usize, window: &'a mut Vec<u8>) -> Parse<Self> {
+    pub(crate) fn new(
+        source: &'a Source,
+        offset: u64,
+        first: usize,
+        window: &'a mut Vec<u8>,
+    ) -> Parse<Self> {
         window.clear();
         source.append(offset, first, window).map_err(Fault::Io)?;
         Ok(Self { source, window, offset, at: 0 })
@@ -64,7 +69,11 @@ impl<'a> Stream<'a> {
     }
 
     /// Reads a list: `read` an element, `keep` it with its number.
-    pub(crate) fn list<T>(&mut self, mut read: impl FnMut(&mut Cursor) -> Parse<T>, mut keep: impl FnMut(T)) -> Result<(), (usize, Fault)> {
+    pub(crate) fn list<T>(
+        &mut self,
+        mut read: impl FnMut(&mut Cursor) -> Parse<T>,
+        mut keep: impl FnMut(T),
+    ) -> Result<(), (usize, Fault)> {
         let opened = self.next(|c| {
             c.take(b'[', "a list")?;
             let empty = c.peek()? == b']';
@@ -74,7 +83,8 @@ impl<'a> Stream<'a> {
         let mut more = opened.map_err(|f| (0, f))?;
         let mut n = 0;
         while more {
-            let (value, comma) = self.next(|c| Ok((read(c)?, c.more(b']')?))).map_err(|f| (n, f))?;
+            let (value, comma) =
+                self.next(|c| Ok((read(c)?, c.more(b']')?))).map_err(|f| (n, f))?;
             keep(value);
             (more, n) = (comma, n + 1);
         }
@@ -107,9 +117,13 @@ impl<'a> Stream<'a> {
 /// The error of a fault in `item` of a file of `length` bytes.
 pub(crate) fn error(path: &Path, item: &str, fault: Fault, length: u64) -> Error {
     match fault {
-        Fault::End => {
-            Error::data(path, item, format!("the file ends within it, at byte {length}\nhint: it was cut; write or copy it again"))
-        }
+        Fault::End => Error::data(
+            path,
+            item,
+            format!(
+                "the file ends within it, at byte {length}\nhint: it was cut; write or copy it again"
+            ),
+        ),
         Fault::Io(e) => Error::data(path, item, format!("cannot be read: {e}")),
         Fault::Bad(bad) => {
             let field = bad.field.map_or_else(String::new, |f| format!("`{f}`: "));

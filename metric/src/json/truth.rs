@@ -55,7 +55,8 @@ fn category(c: &mut Cursor) -> Parse<(i64, String)> {
 
 /// An annotation, and what it leaves out: `area`, `iscrowd`.
 fn annotation(c: &mut Cursor) -> Parse<(GroundTruth, [bool; 2])> {
-    let (mut id, mut image_id, mut category_id, mut bbox, mut area, mut crowd) = (None, None, None, None, None, None);
+    let (mut id, mut image_id, mut category_id, mut bbox, mut area, mut crowd) =
+        (None, None, None, None, None, None);
     c.object(|c, key| {
         match key {
             b"id" => id = Some(c.field("id", Cursor::id)?),
@@ -63,7 +64,9 @@ fn annotation(c: &mut Cursor) -> Parse<(GroundTruth, [bool; 2])> {
             b"category_id" => category_id = Some(c.field("category_id", Cursor::id)?),
             b"bbox" => bbox = Some(c.field("bbox", Cursor::bbox)?),
             b"area" => area = if c.null()? { None } else { Some(c.field("area", Cursor::number)?) },
-            b"iscrowd" => crowd = if c.null()? { None } else { Some(c.field("iscrowd", Cursor::flag)?) },
+            b"iscrowd" => {
+                crowd = if c.null()? { None } else { Some(c.field("iscrowd", Cursor::flag)?) }
+            }
             _ => c.skip()?,
         }
         Ok(())
@@ -112,7 +115,9 @@ pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
             }
             b"categories" => {
                 let rows = categories.insert(vec![]);
-                stream.list(category, |c: (i64, String)| rows.push(c)).map_err(in_list("categories"))?;
+                stream
+                    .list(category, |c: (i64, String)| rows.push(c))
+                    .map_err(in_list("categories"))?;
             }
             b"annotations" => {
                 let rows: &mut Vec<GroundTruth> = annotations.insert(vec![]);
@@ -123,12 +128,16 @@ pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
                 };
                 stream.list(annotation, keep).map_err(in_list("annotations"))?;
             }
-            _ => stream.next(other).map_err(|f| bad(&format!("`{}`", String::from_utf8_lossy(&key)), f))?,
+            _ => stream
+                .next(other)
+                .map_err(|f| bad(&format!("`{}`", String::from_utf8_lossy(&key)), f))?,
         }
         more = stream.next(|c| c.more(b'}')).map_err(whole)?;
     }
     stream.finish().map_err(whole)?;
-    let missing = |name: &str| Error::data(path, WHOLE, format!("`{name}` is missing\nhint: expected {expected}"));
+    let missing = |name: &str| {
+        Error::data(path, WHOLE, format!("`{name}` is missing\nhint: expected {expected}"))
+    };
     let files: Vec<Image> = images.ok_or_else(|| missing("images"))?;
     let categories = categories.ok_or_else(|| missing("categories"))?;
     if annotations.is_none() {
@@ -137,7 +146,13 @@ pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
     let boxes = annotations.unwrap_or_default();
     unique(path, &boxes)?;
     let (ids, names) = ascending(categories);
-    let truth = Truth { images: files.iter().map(|i| i.id).collect(), files, categories: ids, names, boxes };
+    let truth = Truth {
+        images: files.iter().map(|i| i.id).collect(),
+        files,
+        categories: ids,
+        names,
+        boxes,
+    };
     warn(path, &truth, lacking, warnings);
     Ok(truth)
 }
@@ -149,7 +164,10 @@ fn unique(path: &Path, boxes: &[GroundTruth]) -> Result<()> {
     match ids.windows(2).find(|w| w[0].0 == w[1].0) {
         None => Ok(()),
         Some(w) => {
-            let problem = format!("`id`: expected each id once, found {} also in annotations[{}]", w[1].0, w[0].1);
+            let problem = format!(
+                "`id`: expected each id once, found {} also in annotations[{}]",
+                w[1].0, w[0].1
+            );
             Err(Error::data(path, &format!("annotations[{}]", w[1].1), problem))
         }
     }
@@ -172,7 +190,15 @@ fn warn(path: &Path, truth: &Truth, lacking: [usize; 2], warnings: &mut Vec<Stri
     count(lacking[0], "annotations without `area`: w * h is used");
     count(lacking[1], "annotations without `iscrowd`: taken as 0");
     let (images, categories) = (Positions::new(&truth.images), Positions::new(&truth.categories));
-    let lost = |known: &Positions, id: fn(&GroundTruth) -> i64| truth.boxes.iter().filter(|b| known.get(id(b)).is_none()).count();
-    count(lost(&images, |b| b.image_id), "annotations of images that `images` does not list: left out");
-    count(lost(&categories, |b| b.category_id), "annotations of categories that `categories` does not list: left out");
+    let lost = |known: &Positions, id: fn(&GroundTruth) -> i64| {
+        truth.boxes.iter().filter(|b| known.get(id(b)).is_none()).count()
+    };
+    count(
+        lost(&images, |b| b.image_id),
+        "annotations of images that `images` does not list: left out",
+    );
+    count(
+        lost(&categories, |b| b.category_id),
+        "annotations of categories that `categories` does not list: left out",
+    );
 }

@@ -29,7 +29,9 @@ fn fine(pixels: f64) -> i32 {
 fn font() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        if register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::HACK_REGULAR).is_err() {
+        if register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::HACK_REGULAR)
+            .is_err()
+        {
             tracing::warn!("the built-in font cannot be read: plots have no text");
         }
     });
@@ -130,9 +132,16 @@ fn draw<B: DrawingBackend<ErrorType = std::io::Error>>(
         .x_desc(axes.x.1)
         .y_desc(axes.y.1)
         .draw()?;
-    chart.draw_series(bars.iter().map(|b| Rectangle::new([(b.x.start, b.y.start), (b.x.end, b.y.end)], b.color.filled())))?;
+    chart.draw_series(
+        bars.iter().map(|b| {
+            Rectangle::new([(b.x.start, b.y.start), (b.x.end, b.y.end)], b.color.filled())
+        }),
+    )?;
     for l in lines {
-        chart.draw_series(LineSeries::new(l.points.iter().copied(), l.color.stroke_width(2 * FINE as u32)))?;
+        chart.draw_series(LineSeries::new(
+            l.points.iter().copied(),
+            l.color.stroke_width(2 * FINE as u32),
+        ))?;
     }
     let style = text(11.5).pos(Pos::new(HPos::Center, VPos::Bottom));
     chart.draw_series(notes.iter().map(|n| Text::new(n.text.clone(), n.at, style.clone())))?;
@@ -144,7 +153,9 @@ fn draw<B: DrawingBackend<ErrorType = std::io::Error>>(
 /// Gives the element a name, lets it take its container's width, and marks broken lines.
 fn dress(svg: &str, alt: &str, lines: &[Line]) -> String {
     let Some(inner) = svg.find("viewBox").map(|i| &svg[i..]) else { return String::new() };
-    let alt = askama::filters::escape(alt, askama::filters::Html).map(|s| s.to_string()).unwrap_or_default();
+    let alt = askama::filters::escape(alt, askama::filters::Html)
+        .map(|s| s.to_string())
+        .unwrap_or_default();
     let mut out = String::with_capacity(svg.len() + 200);
     out.push_str("<svg role=\"img\" aria-label=\"");
     out.push_str(&alt);
@@ -153,7 +164,9 @@ fn dress(svg: &str, alt: &str, lines: &[Line]) -> String {
     let drawn = lines.iter().filter(|l| !l.points.is_empty());
     let skip = inner.matches("<polyline").count().saturating_sub(drawn.clone().count());
     let mut rest = inner;
-    for (i, dashed) in std::iter::repeat_n(None, skip).chain(drawn.map(|l| Some(l.dashed))).enumerate() {
+    for (i, dashed) in
+        std::iter::repeat_n(None, skip).chain(drawn.map(|l| Some(l.dashed))).enumerate()
+    {
         let Some(at) = rest.find("<polyline").map(|p| p + "<polyline".len()) else { break };
         out.push_str(&rest[..at]);
         rest = &rest[at..];
@@ -188,15 +201,34 @@ mod tests {
 
     #[test]
     fn names_lines_and_is_one_element() {
-        let axes = Axes { alt: "a <b>", x: (0.0..1.0, "x"), y: (0.0..1.0, "y"), x_labels: 6, x_text: &super::super::format::short };
-        let line = |dashed| Line { points: vec![(0.0, 0.0), (0.5, 0.4), (1.0, 1.0)], color: BLUE, dashed };
-        let p = plot(&axes, &[Bar { x: 0.0..0.5, y: 0.0..0.5, color: GREEN }], &[line(false), line(true)], &[]);
+        let axes = Axes {
+            alt: "a <b>",
+            x: (0.0..1.0, "x"),
+            y: (0.0..1.0, "y"),
+            x_labels: 6,
+            x_text: &super::super::format::short,
+        };
+        let line =
+            |dashed| Line { points: vec![(0.0, 0.0), (0.5, 0.4), (1.0, 1.0)], color: BLUE, dashed };
+        let p = plot(
+            &axes,
+            &[Bar { x: 0.0..0.5, y: 0.0..0.5, color: GREEN }],
+            &[line(false), line(true)],
+            &[],
+        );
         assert!(
-            p.svg.starts_with("<svg role=\"img\" aria-label=\"a &#60;b&#62;\" viewBox=") || p.svg.contains("a &lt;b"),
+            p.svg.starts_with("<svg role=\"img\" aria-label=\"a &#60;b&#62;\" viewBox=")
+                || p.svg.contains("a &lt;b"),
             "{}",
             &p.svg[..99]
         );
-        assert_eq!((p.svg.matches("class=\"series\"").count(), p.svg.matches("class=\"series dashed\"").count()), (1, 1));
+        assert_eq!(
+            (
+                p.svg.matches("class=\"series\"").count(),
+                p.svg.matches("class=\"series dashed\"").count()
+            ),
+            (1, 1)
+        );
         assert_eq!(p.svg.matches("<svg").count(), 1);
         assert!(p.svg.trim_end().ends_with("</svg>"));
         assert!(p.frame[0].0 < p.frame[1].0 && p.frame[0].1 > p.frame[1].1);
@@ -204,7 +236,13 @@ mod tests {
 
     #[test]
     fn a_plot_of_nothing() {
-        let axes = Axes { alt: "", x: (0.0..1.0, ""), y: (0.0..1.0, ""), x_labels: 6, x_text: &super::super::format::short };
+        let axes = Axes {
+            alt: "",
+            x: (0.0..1.0, ""),
+            y: (0.0..1.0, ""),
+            x_labels: 6,
+            x_text: &super::super::format::short,
+        };
         let p = plot(&axes, &[], &[Line { points: vec![], color: BLUE, dashed: true }], &[]);
         assert!(!p.svg.contains("series"));
     }

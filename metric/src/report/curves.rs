@@ -31,7 +31,10 @@ type Of = (usize, usize);
 pub(super) fn recall(runs: &[Run], classes: &[Class]) -> Recall {
     let few = |e: &Evaluation| {
         let iou = &e.params.iou;
-        let known: Vec<usize> = [0.5, 0.75, 0.9].iter().filter_map(|v| iou.iter().position(|t| (t - v).abs() < 1e-9)).collect();
+        let known: Vec<usize> = [0.5, 0.75, 0.9]
+            .iter()
+            .filter_map(|v| iou.iter().position(|t| (t - v).abs() < 1e-9))
+            .collect();
         if known.len() > 1 { known } else { spread(iou.len(), 3) }
     };
     let mut of: Vec<Of> = vec![];
@@ -43,10 +46,18 @@ pub(super) fn recall(runs: &[Run], classes: &[Class]) -> Recall {
         for (t, color) in shown.iter().zip(ramp(shown.len())) {
             let mean: Vec<f64> = (0..RECALLS).map(|i| mean_at(e, *t, i)).collect();
             let known = mean.iter().all(|v| *v >= 0.0);
-            let line = if known { mean.iter().enumerate().map(|(i, v)| (recall_point(i), *v)).collect() } else { vec![] };
+            let line = if known {
+                mean.iter().enumerate().map(|(i, v)| (recall_point(i), *v)).collect()
+            } else {
+                vec![]
+            };
             if known {
                 of.push((run, *t));
-                keys.push(Key::new(r.named(&format!("IoU {:.2}", e.params.iou[*t])), color, run > 0));
+                keys.push(Key::new(
+                    r.named(&format!("IoU {:.2}", e.params.iou[*t])),
+                    color,
+                    run > 0,
+                ));
                 lines.push(Line { points: line, color, dashed: run > 0 });
             }
         }
@@ -62,7 +73,14 @@ pub(super) fn recall(runs: &[Run], classes: &[Class]) -> Recall {
     let kept = |o: &Of| classes.len() <= FULL || few(runs[o.0].input.evaluation).contains(&o.1);
     let data = data(runs, classes, &of, &kept, &drawn);
     let note = if lines.is_empty() { "There is no ground truth that counts." } else { "" };
-    let figure = Figure { id: "recall".into(), title: "Precision and recall".into(), svg: drawn.svg, keys, note: note.into(), table: None };
+    let figure = Figure {
+        id: "recall".into(),
+        title: "Precision and recall".into(),
+        svg: drawn.svg,
+        keys,
+        note: note.into(),
+        table: None,
+    };
     Recall { figure, classes: classes.iter().map(|c| c.name.clone()).collect(), data }
 }
 
@@ -83,12 +101,21 @@ fn mean_at(e: &Evaluation, t: usize, r: usize) -> f64 {
 }
 
 /// Curves as text: two characters a point, 4,096 steps.
-fn data(runs: &[Run], classes: &[Class], of: &[Of], kept: &dyn Fn(&Of) -> bool, plot: &Plot) -> String {
+fn data(
+    runs: &[Run],
+    classes: &[Class],
+    of: &[Of],
+    kept: &dyn Fn(&Of) -> bool,
+    plot: &Plot,
+) -> String {
     let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let curve = |c: &Class, o: &Of| {
         let e = runs[o.0].input.evaluation;
         let m = e.params.max_dets.len() - 1;
-        let Some(k) = c.places[o.0].filter(|k| kept(o) && e.precision_at(o.1, 0, *k, 0, m) >= 0.0) else { return String::new() };
+        let Some(k) = c.places[o.0].filter(|k| kept(o) && e.precision_at(o.1, 0, *k, 0, m) >= 0.0)
+        else {
+            return String::new();
+        };
         let mut text = String::with_capacity(2 * RECALLS);
         for r in 0..RECALLS {
             let v = (e.precision_at(o.1, r, k, 0, m).clamp(0.0, 1.0) * 4095.0).round() as usize;
@@ -97,7 +124,8 @@ fn data(runs: &[Run], classes: &[Class], of: &[Of], kept: &dyn Fn(&Of) -> bool, 
         }
         text
     };
-    let curves: Vec<Vec<String>> = classes.iter().map(|c| of.iter().map(|o| curve(c, o)).collect()).collect();
+    let curves: Vec<Vec<String>> =
+        classes.iter().map(|c| of.iter().map(|o| curve(c, o)).collect()).collect();
     // Nothing in it can end the element: no `<`, only digits and the characters above.
     json!({ "frame": plot.frame, "curves": curves }).to_string()
 }
@@ -111,11 +139,20 @@ pub(super) fn by_iou(runs: &[Run]) -> Option<Figure> {
     }
     let values = |r: &Run| -> Vec<(f64, f64)> {
         let e = r.input.evaluation;
-        e.params.iou.iter().map(|&t| (t, e.ap_at(t))).filter(|p| p.1 >= 0.0 && (low..=high).contains(&p.0)).collect()
+        e.params
+            .iou
+            .iter()
+            .map(|&t| (t, e.ap_at(t)))
+            .filter(|p| p.1 >= 0.0 && (low..=high).contains(&p.0))
+            .collect()
     };
     let colors = [BLUE, ORANGE];
     let all: Vec<Vec<(f64, f64)>> = runs.iter().map(values).collect();
-    let lines: Vec<Line> = all.iter().enumerate().map(|(i, v)| Line { points: v.clone(), color: colors[i % 2], dashed: i > 0 }).collect();
+    let lines: Vec<Line> = all
+        .iter()
+        .enumerate()
+        .map(|(i, v)| Line { points: v.clone(), color: colors[i % 2], dashed: i > 0 })
+        .collect();
     let axes = Axes {
         alt: "AP against the IoU threshold; the numbers are in the table below",
         x: (low..high, "IoU threshold"),
@@ -123,16 +160,34 @@ pub(super) fn by_iou(runs: &[Run]) -> Option<Figure> {
         x_labels: 10,
         x_text: &short,
     };
-    let at = |v: &[(f64, f64)], t: f64| points(v.iter().find(|p| p.0 == t).map_or(-1.0, |p| p.1)).into();
+    let at =
+        |v: &[(f64, f64)], t: f64| points(v.iter().find(|p| p.0 == t).map_or(-1.0, |p| p.1)).into();
     let table = Table {
         id: "iou-table",
         caption: "AP at each IoU threshold, points of 100".into(),
         first: "IoU",
-        columns: columns(&runs.iter().map(|r| r.named("AP")).collect::<Vec<_>>().iter().map(|n| (n.as_str(), "")).collect::<Vec<_>>()),
-        rows: first.iter().map(|&t| (format!("{t:.2}"), all.iter().map(|v| at(v, t)).collect())).collect(),
+        columns: columns(
+            &runs
+                .iter()
+                .map(|r| r.named("AP"))
+                .collect::<Vec<_>>()
+                .iter()
+                .map(|n| (n.as_str(), ""))
+                .collect::<Vec<_>>(),
+        ),
+        rows: first
+            .iter()
+            .map(|&t| (format!("{t:.2}"), all.iter().map(|v| at(v, t)).collect()))
+            .collect(),
     };
-    let keys =
-        if runs.len() > 1 { runs.iter().enumerate().map(|(i, r)| Key::new(r.named("AP"), colors[i % 2], i > 0)).collect() } else { vec![] };
+    let keys = if runs.len() > 1 {
+        runs.iter()
+            .enumerate()
+            .map(|(i, r)| Key::new(r.named("AP"), colors[i % 2], i > 0))
+            .collect()
+    } else {
+        vec![]
+    };
     Some(Figure {
         id: "by-iou".into(),
         title: "AP against IoU threshold".into(),

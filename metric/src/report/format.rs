@@ -65,14 +65,23 @@ mod tests {
 
     #[test]
     fn signs_gaps_and_unknowns() {
-        assert_eq!((points(0.4126), points(-1.0), points(f64::NAN)), ("41.3".into(), NONE.into(), NONE.into()));
+        assert_eq!(
+            (points(0.4126), points(-1.0), points(f64::NAN)),
+            ("41.3".into(), NONE.into(), NONE.into())
+        );
         assert_eq!(
             (delta(0.5, 0.512), delta(0.5, 0.488), delta(0.5, 0.5), delta(-1.0, 0.5)),
             ("+1.2".into(), "−1.2".into(), "0.0".into(), NONE.into())
         );
-        assert_eq!((trend("+1.2"), trend("−1.2"), trend("0.0"), trend(NONE)), ("good", "bad", "", ""));
+        assert_eq!(
+            (trend("+1.2"), trend("−1.2"), trend("0.0"), trend(NONE)),
+            ("good", "bad", "", "")
+        );
         assert_eq!(counted(1, "image", "images"), "1 image");
         assert_eq!(count(1_234_567), "1\u{202f}234\u{202f}567");
-        assert_eq!((short(0.50), short(1024.0), short(f64::INFINITY)), ("0.5".into(), "1024".into(), "∞".into()));
+        assert_eq!(
+            (short(0.50), short(1024.0), short(f64::INFINITY)),
+            ("0.5".into(), "1024".into(), "∞".into())
+        );
     }
 }

@@ -107,13 +107,24 @@ fn picture(c: &Confusion) -> String {
 fn pairs(c: &Confusion, heads: &[String], id: usize) -> Table {
     let row = |&(t, f, n): &(usize, usize, usize)| {
         let share = format!("{:.1}", n as f64 / c.row_sum(t).max(1) as f64 * 100.0);
-        (heads[t].clone(), vec![Cell { text: heads[f].clone(), class: "words" }, n.to_string().into(), share.into()])
+        (
+            heads[t].clone(),
+            vec![
+                Cell { text: heads[f].clone(), class: "words" },
+                n.to_string().into(),
+                share.into(),
+            ],
+        )
     };
     Table {
         id: ["pairs-a", "pairs-b"][id % 2],
         caption: "Classes most often taken for another".into(),
         first: "true class",
-        columns: columns(&[("taken for", ""), ("boxes", ""), ("% of the class", "percent of the class’s ground truth")]),
+        columns: columns(&[
+            ("taken for", ""),
+            ("boxes", ""),
+            ("% of the class", "percent of the class’s ground truth"),
+        ]),
         rows: c.pairs().iter().take(PAIRS).map(row).collect(),
     }
 }

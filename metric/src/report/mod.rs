@@ -46,7 +46,10 @@ pub struct Input<'a> {
 
 impl std::fmt::Debug for Input<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("Input").field("title", &self.title).field("data", &self.data).finish_non_exhaustive()
+        f.debug_struct("Input")
+            .field("title", &self.title)
+            .field("data", &self.data)
+            .finish_non_exhaustive()
     }
 }
 
@@ -75,7 +78,9 @@ pub fn render(inputs: &[Input]) -> Result<String> {
     let letters: &[&str] = match inputs.len() {
         1 => &[""],
         2 => &["A", "B"],
-        n => return Err(Error::Usage(format!("a report shows one run or compares two, found {n}"))),
+        n => {
+            return Err(Error::Usage(format!("a report shows one run or compares two, found {n}")));
+        }
     };
     let run = |(input, letter): (_, &&'static str)| {
         let input: &Input = input;

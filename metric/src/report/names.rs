@@ -48,6 +48,9 @@ mod tests {
     #[test]
     fn namesakes_and_the_nameless() {
         let names = ["cat", "cat", " ", "dog"].map(String::from);
-        assert_eq!(labels(&[1, 2, 3, 4, 5], &names), ["cat (id 1)", "cat (id 2)", "class 3", "dog", "class 5"]);
+        assert_eq!(
+            labels(&[1, 2, 3, 4, 5], &names),
+            ["cat (id 1)", "cat (id 2)", "class 3", "dog", "class 5"]
+        );
     }
 }

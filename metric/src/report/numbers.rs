@@ -32,14 +32,19 @@ pub(super) fn facts(runs: &[Run]) -> Vec<Fact> {
     ];
     let mut out: Vec<Fact> = vec![];
     if runs.len() > 1 {
-        out.push(Fact { key: "Run".into(), values: runs.iter().map(|r| r.input.title.to_string()).collect() });
+        out.push(Fact {
+            key: "Run".into(),
+            values: runs.iter().map(|r| r.input.title.to_string()).collect(),
+        });
     }
     for (key, value) in own {
         out.push(Fact { key: key.into(), values: runs.iter().map(|r| value(r.input)).collect() });
     }
     for (key, _) in runs.iter().flat_map(|r| r.input.facts) {
         if !out.iter().any(|f| &f.key == key) {
-            let value = |r: &Run| r.input.facts.iter().find(|f| &f.0 == key).map_or(NONE.into(), |f| f.1.clone());
+            let value = |r: &Run| {
+                r.input.facts.iter().find(|f| &f.0 == key).map_or(NONE.into(), |f| f.1.clone())
+            };
             out.push(Fact { key: key.clone(), values: runs.iter().map(value).collect() });
         }
     }
@@ -55,14 +60,18 @@ pub(super) fn facts(runs: &[Run]) -> Vec<Fact> {
 
 fn list(iou: &[f64]) -> String {
     match iou {
-        [first, .., last] if iou.len() > 3 => format!("{} to {} ({})", short(*first), short(*last), iou.len()),
+        [first, .., last] if iou.len() > 3 => {
+            format!("{} to {} ({})", short(*first), short(*last), iou.len())
+        }
         _ => iou.iter().map(|v| short(*v)).collect::<Vec<_>>().join(", "),
     }
 }
 
 fn areas(p: &Params) -> String {
-    let side = |v: f64| if v >= 1e10 { "∞".to_string() } else { format!("{}²", short(v.sqrt())) };
-    let text = p.areas.iter().skip(1).map(|a| format!("{} {} to {}", a.name, side(a.low), side(a.high)));
+    let side =
+        |v: f64| if v >= 1e10 { "∞".to_string() } else { format!("{}²", short(v.sqrt())) };
+    let text =
+        p.areas.iter().skip(1).map(|a| format!("{} {} to {}", a.name, side(a.low), side(a.high)));
     text.collect::<Vec<_>>().join(", ")
 }
 
@@ -86,7 +95,12 @@ pub(super) fn numbers(runs: &[Run]) -> Vec<Number> {
         let find = |of: &Vec<(String, f64)>| of.iter().find(|n| &n.0 == name).map(|n| n.1);
         let values = all.iter().map(find).collect::<Option<Vec<f64>>>()?;
         let delta = values.get(1).map(|b| Cell::trend(delta(*first, *b)));
-        Some(Number { name: name.clone(), meaning: meaning(name), values: values.into_iter().map(points).collect(), delta })
+        Some(Number {
+            name: name.clone(),
+            meaning: meaning(name),
+            values: values.into_iter().map(points).collect(),
+            delta,
+        })
     };
     all[0].iter().filter_map(number).collect()
 }
@@ -134,7 +148,9 @@ pub(super) fn class_table(runs: &[Run], classes: &[Class]) -> Table {
         }
     }
     heads.push(("boxes".into(), "ground truth without crowds"));
-    heads.extend(runs.iter().map(|r| (r.named("dets"), "detections: all, also those beyond the limits")));
+    heads.extend(
+        runs.iter().map(|r| (r.named("dets"), "detections: all, also those beyond the limits")),
+    );
     let row = |c: &Class| {
         let of: Vec<_> = c.places.iter().zip(&rows).map(|(k, rows)| k.map(|k| &rows[k])).collect();
         let mut cells: Vec<Cell> = vec![];

@@ -75,7 +75,12 @@ pub(super) fn render(runs: &[Run]) -> Result<String> {
         sizes: each(sizes::histogram).collect(),
         album,
         galleries,
-        threshold: runs.iter().map(|r| [r.letter, " ", &format::short(r.analysis.threshold)].concat().trim().to_string()).collect(),
+        threshold: runs
+            .iter()
+            .map(|r| {
+                [r.letter, " ", &format::short(r.analysis.threshold)].concat().trim().to_string()
+            })
+            .collect(),
         runs,
     };
     page.render().map_err(|e| Error::Data(format!("cannot write the report: {e}")))
@@ -85,14 +90,19 @@ fn galleries(runs: &[Run], album: &mut Album) -> Vec<Gallery> {
     let n = SHOTS[usize::from(runs.len() > 1)];
     let mut out = vec![];
     if let [a, b] = runs {
-        let places: HashMap<i64, usize> = b.analysis.scenes.iter().enumerate().map(|(i, s)| (s.image, i)).collect();
+        let places: HashMap<i64, usize> =
+            b.analysis.scenes.iter().enumerate().map(|(i, s)| (s.image, i)).collect();
         let scenes = a.analysis.scenes.iter().enumerate();
-        let pairs: Vec<(usize, usize)> = scenes.filter_map(|(i, s)| Some((i, *places.get(&s.image)?))).collect();
+        let pairs: Vec<(usize, usize)> =
+            scenes.filter_map(|(i, s)| Some((i, *places.get(&s.image)?))).collect();
         let pairs = most_different(&a.analysis.images, &b.analysis.images, &pairs, n);
         out.push(Gallery {
             title: "Where the runs differ most".into(),
             note: "Largest difference of F1 first.",
-            groups: pairs.into_iter().map(|(x, y)| vec![entry(album, runs, 0, x), entry(album, runs, 1, y)]).collect(),
+            groups: pairs
+                .into_iter()
+                .map(|(x, y)| vec![entry(album, runs, 0, x), entry(album, runs, 1, y)])
+                .collect(),
         });
     }
     for (i, r) in runs.iter().enumerate() {
@@ -101,9 +111,17 @@ fn galleries(runs: &[Run], album: &mut Album) -> Vec<Gallery> {
             note,
             groups: images.into_iter().map(|s| vec![entry(album, runs, i, s)]).collect(),
         };
-        out.push(list("Worst images", "Lowest F1 first, of equal ones the image with more errors.", worst(&r.analysis.images, n)));
+        out.push(list(
+            "Worst images",
+            "Lowest F1 first, of equal ones the image with more errors.",
+            worst(&r.analysis.images, n),
+        ));
         if runs.len() == 1 {
-            out.push(list("Best images", "Highest F1 first, of equal ones the image with more boxes found.", best(&r.analysis.images, n)));
+            out.push(list(
+                "Best images",
+                "Highest F1 first, of equal ones the image with more boxes found.",
+                best(&r.analysis.images, n),
+            ));
         }
     }
     out

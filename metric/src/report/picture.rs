@@ -47,14 +47,25 @@ impl Album {
         if let Some(known) = self.known.get(&image) {
             return *known;
         }
-        let found = if self.bytes < BUDGET { runs.iter().find_map(|r| (r.input.pictures?)(image)) } else { None };
+        let found = if self.bytes < BUDGET {
+            runs.iter().find_map(|r| (r.input.pictures?)(image))
+        } else {
+            None
+        };
         let photo = found.and_then(|rgb| {
-            let scale = (f64::from(SIDE) / f64::from(rgb.width().max(rgb.height()).max(1))).min(1.0);
+            let scale =
+                (f64::from(SIDE) / f64::from(rgb.width().max(rgb.height()).max(1))).min(1.0);
             let to = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
             let small = resize(&rgb, to(rgb.width()), to(rgb.height()), FilterType::Triangle);
             let mut jpeg = vec![];
             small.write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, QUALITY)).ok()?;
-            Some(Photo { id: self.photos.len(), width: small.width(), height: small.height(), scale, jpeg: STANDARD.encode(jpeg) })
+            Some(Photo {
+                id: self.photos.len(),
+                width: small.width(),
+                height: small.height(),
+                scale,
+                jpeg: STANDARD.encode(jpeg),
+            })
         });
         let at = photo.map(|p| {
             self.bytes += p.jpeg.len();
@@ -122,10 +133,20 @@ impl Entry {
 pub(super) fn entry(album: &mut Album, runs: &[Run], run: usize, score: ImageScore) -> Entry {
     let r = &runs[run];
     let scene = &r.analysis.scenes[score.scene];
-    let name = r.input.image_names.and_then(|n| n(scene.image)).unwrap_or_else(|| format!("image {}", scene.image));
-    let shot = album
-        .photo(runs, scene.image)
-        .map(|p| draw(&album.photos[p], scene, &r.labels, r.analysis.threshold, SHOWN[usize::from(runs.len() > 1)]));
+    let name = r
+        .input
+        .image_names
+        .and_then(|n| n(scene.image))
+        .unwrap_or_else(|| format!("image {}", scene.image));
+    let shot = album.photo(runs, scene.image).map(|p| {
+        draw(
+            &album.photos[p],
+            scene,
+            &r.labels,
+            r.analysis.threshold,
+            SHOWN[usize::from(runs.len() > 1)],
+        )
+    });
     Entry {
         name,
         f1: super::format::score(score.f1()),
@@ -152,7 +173,14 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f
     let font = FONT * f64::from(photo.width) / shown;
     let rank = |layer: &str| ["truth", "hit", "missed", "false"].iter().position(|l| *l == layer);
     boxes.sort_by_key(|b| rank(b.0));
-    let mut shot = Shot { photo: photo.id, width: photo.width, height: photo.height, font, shapes: vec![], labels: vec![] };
+    let mut shot = Shot {
+        photo: photo.id,
+        width: photo.width,
+        height: photo.height,
+        font,
+        shapes: vec![],
+        labels: vec![],
+    };
     let pixels = |v: f64| format!("{v:.1}");
     let mut placed: Vec<[f64; 4]> = vec![];
     // Names of errors first: they are what the reader looks for.
@@ -164,7 +192,14 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f
             "hit" => "found",
             _ => "false alarm",
         };
-        shot.shapes.push(Shape { layer, x: pixels(x), y: pixels(y), w: pixels(w), h: pixels(h), title: format!("{what}: {text}") });
+        shot.shapes.push(Shape {
+            layer,
+            x: pixels(x),
+            y: pixels(y),
+            w: pixels(w),
+            h: pixels(h),
+            title: format!("{what}: {text}"),
+        });
         if *layer != "truth"
             && let Some((lx, ly)) = room(&mut placed, [x, y, w, h], text, font, photo)
         {
@@ -178,19 +213,29 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f
 /// Within the photo, so that lines stay visible.
 fn clip([x, y, w, h]: [f64; 4], photo: &Photo) -> [f64; 4] {
     let (right, bottom) = (f64::from(photo.width) - 1.0, f64::from(photo.height) - 1.0);
-    let fit = |v: f64, most: f64| if v.is_finite() { v.clamp(1.0_f64.min(most), most) } else { 1.0 };
+    let fit =
+        |v: f64, most: f64| if v.is_finite() { v.clamp(1.0_f64.min(most), most) } else { 1.0 };
     let (x1, y1, x2, y2) = (fit(x, right), fit(y, bottom), fit(x + w, right), fit(y + h, bottom));
     [x1, y1, (x2 - x1).max(0.0), (y2 - y1).max(0.0)]
 }
 
 /// Where a label's baseline starts: above, inside or below its box, if no label is there already.
-fn room(placed: &mut Vec<[f64; 4]>, [x, y, _, h]: [f64; 4], text: &str, font: f64, photo: &Photo) -> Option<(f64, f64)> {
+fn room(
+    placed: &mut Vec<[f64; 4]>,
+    [x, y, _, h]: [f64; 4],
+    text: &str,
+    font: f64,
+    photo: &Photo,
+) -> Option<(f64, f64)> {
     let (width, height) = (text.chars().count() as f64 * font * 0.62 + 4.0, font + 3.0);
     let left = x.min(f64::from(photo.width) - width).max(0.0);
     let tops = [y - height, y, y + h];
     let fits = |top: f64| {
         let inside = top >= 0.0 && top + height <= f64::from(photo.height);
-        inside && placed.iter().all(|p| left >= p[2] || left + width <= p[0] || top >= p[3] || top + height <= p[1])
+        inside
+            && placed.iter().all(|p| {
+                left >= p[2] || left + width <= p[0] || top >= p[3] || top + height <= p[1]
+            })
     };
     let top = tops.into_iter().find(|t| fits(*t))?;
     placed.push([left, top, left + width, top + height]);

@@ -58,10 +58,20 @@ pub(super) fn reliability(run: &Run, id: usize) -> Figure {
     let c = &run.analysis.calibration;
     let edge = |i: usize| i as f64 / BINS as f64;
     let full = c.bins.iter().enumerate().filter(|(_, b)| b.count > 0);
-    let bars: Vec<Bar> =
-        full.clone().map(|(i, b)| Bar { x: edge(i) + 0.008..edge(i + 1) - 0.008, y: 0.0..b.precision, color: BLUE }).collect();
+    let bars: Vec<Bar> = full
+        .clone()
+        .map(|(i, b)| Bar {
+            x: edge(i) + 0.008..edge(i + 1) - 0.008,
+            y: 0.0..b.precision,
+            color: BLUE,
+        })
+        .collect();
     let lines = [
-        Line { points: full.map(|(_, b)| (b.score, b.precision)).collect(), color: ORANGE, dashed: false },
+        Line {
+            points: full.map(|(_, b)| (b.score, b.precision)).collect(),
+            color: ORANGE,
+            dashed: false,
+        },
         Line { points: vec![(0.0, 0.0), (1.0, 1.0)], color: GREY, dashed: true },
     ];
     let axes = Axes {
@@ -75,7 +85,12 @@ pub(super) fn reliability(run: &Run, id: usize) -> Figure {
         format!("Expected calibration error: {e:.3} (mean distance of score and share, each bar by its number of detections).")
     });
     if c.outside > 0 {
-        note += &[" ", &count(c.outside), " scores are no numbers between 0 and 1 and stand in the outermost bars."].concat();
+        note += &[
+            " ",
+            &count(c.outside),
+            " scores are no numbers between 0 and 1 and stand in the outermost bars.",
+        ]
+        .concat();
     }
     let row = |(i, b): (usize, &crate::analysis::score::Bin)| {
         let value = |v: f64| score((b.count > 0).then_some(v));
@@ -95,8 +110,11 @@ pub(super) fn reliability(run: &Run, id: usize) -> Figure {
         ]),
         rows: c.bins.iter().enumerate().map(row).collect(),
     };
-    let keys =
-        vec![Key::new("share that is right", BLUE, false), Key::new("at the mean score", ORANGE, false), Key::new("perfect", GREY, true)];
+    let keys = vec![
+        Key::new("share that is right", BLUE, false),
+        Key::new("at the mean score", ORANGE, false),
+        Key::new("perfect", GREY, true),
+    ];
     Figure {
         id: format!("reliability-{id}"),
         title: run.named("Reliability"),
@@ -118,12 +136,23 @@ pub(super) fn class_table(runs: &[Run], classes: &[Class]) -> Table {
         ("precision", "", |c| c.precision),
         ("recall", "", |c| c.recall),
     ];
-    let heads: Vec<(String, &str)> = fields.iter().flat_map(|f| runs.iter().map(|r| (r.named(f.0), f.1))).collect();
+    let heads: Vec<(String, &str)> =
+        fields.iter().flat_map(|f| runs.iter().map(|r| (r.named(f.0), f.1))).collect();
     let row = |c: &Class| {
-        let of: Vec<Option<Cut>> = c.places.iter().zip(runs).map(|(k, r)| k.and_then(|k| r.analysis.cuts.classes[k])).collect();
+        let of: Vec<Option<Cut>> = c
+            .places
+            .iter()
+            .zip(runs)
+            .map(|(k, r)| k.and_then(|k| r.analysis.cuts.classes[k]))
+            .collect();
         (
             c.name.clone(),
-            fields.iter().flat_map(|f| of.iter().map(|cut| score(cut.as_ref().map(f.2)).into()).collect::<Vec<Cell>>()).collect(),
+            fields
+                .iter()
+                .flat_map(|f| {
+                    of.iter().map(|cut| score(cut.as_ref().map(f.2)).into()).collect::<Vec<Cell>>()
+                })
+                .collect(),
         )
     };
     Table {

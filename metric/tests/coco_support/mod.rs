@@ -54,7 +54,12 @@ impl Files {
         let mut warnings = vec![];
         let truth = json::truth(&self.gt(), &mut warnings)?;
         let detections = json::results(&self.dt(), &truth, &mut warnings)?;
-        let problem = Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections: &detections };
+        let problem = Problem {
+            images: &truth.images,
+            categories: &truth.categories,
+            truth: &truth.boxes,
+            detections: &detections,
+        };
         let result = evaluate(&problem, params);
         warnings.extend(dw_metric::cli::id_zero(&problem, &result));
         Ok((result, warnings))
@@ -100,22 +105,45 @@ impl Set {
             for _ in 0..r.below(12) {
                 let category_id = set.categories[r.below(categories) as usize];
                 let side = [8, 20, 60, 150][r.below(4) as usize];
-                let bbox = [r.below(300), r.below(300), side + r.below(side), side + r.below(side)].map(|v| v as f64);
+                let bbox = [r.below(300), r.below(300), side + r.below(side), side + r.below(side)]
+                    .map(|v| v as f64);
                 let area = bbox[2] * bbox[3] * (0.5 + r.below(50) as f64 / 100.0);
                 let id = set.truth.len() as i64 + 1;
-                set.truth.push(GroundTruth { id, image_id, category_id, bbox, area, crowd: r.below(12) == 0 });
+                set.truth.push(GroundTruth {
+                    id,
+                    image_id,
+                    category_id,
+                    bbox,
+                    area,
+                    crowd: r.below(12) == 0,
+                });
                 for _ in 0..r.below(4) {
                     let moved = bbox.map(|v| v + r.below(side) as f64 / 4.0);
-                    set.detections.push(Detection { image_id, category_id, bbox: moved, score: r.below(20) as f64 / 20.0 });
+                    set.detections.push(Detection {
+                        image_id,
+                        category_id,
+                        bbox: moved,
+                        score: r.below(20) as f64 / 20.0,
+                    });
                 }
                 let category_id = set.categories[r.below(categories) as usize];
-                set.detections.push(Detection { image_id, category_id, bbox, score: r.below(20) as f64 / 20.0 });
+                set.detections.push(Detection {
+                    image_id,
+                    category_id,
+                    bbox,
+                    score: r.below(20) as f64 / 20.0,
+                });
             }
         }
         set
     }
 
     pub fn problem(&self) -> Problem<'_> {
-        Problem { images: &self.images, categories: &self.categories, truth: &self.truth, detections: &self.detections }
+        Problem {
+            images: &self.images,
+            categories: &self.categories,
+            truth: &self.truth,
+            detections: &self.detections,
+        }
     }
 }

@@ -18,7 +18,9 @@ impl Data {
     pub fn new(images: i64, classes: i64, noise: f64) -> Self {
         let mut state = 7u64;
         let mut random = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as f64 / (1u64 << 31) as f64
         };
         let mut data = Data {
@@ -34,7 +36,14 @@ impl Data {
                 let side = 10.0 + random() * 150.0;
                 let bbox = [random() * 200.0, random() * 100.0, side, side];
                 let id = image_id * 10 + i;
-                data.truth.push(GroundTruth { id, image_id, category_id, bbox, area: side * side, crowd: random() < 0.03 });
+                data.truth.push(GroundTruth {
+                    id,
+                    image_id,
+                    category_id,
+                    bbox,
+                    area: side * side,
+                    crowd: random() < 0.03,
+                });
                 let mut off = || side * noise * (random() - 0.5);
                 let bbox = [bbox[0] + off(), bbox[1] + off(), side, side];
                 let category_id = if random() < 0.2 * noise { 2 } else { category_id };
@@ -45,7 +54,12 @@ impl Data {
     }
 
     pub fn problem(&self) -> Problem<'_> {
-        Problem { images: &self.images, categories: &self.categories, truth: &self.truth, detections: &self.found }
+        Problem {
+            images: &self.images,
+            categories: &self.categories,
+            truth: &self.truth,
+            detections: &self.found,
+        }
     }
 }
 
@@ -53,7 +67,11 @@ pub fn evaluated(problem: &Problem) -> Evaluation {
     evaluate(problem, &Params::default())
 }
 
-pub fn input<'a>(data: &'a Data, problem: &'a Problem<'a>, evaluation: &'a Evaluation) -> Input<'a> {
+pub fn input<'a>(
+    data: &'a Data,
+    problem: &'a Problem<'a>,
+    evaluation: &'a Evaluation,
+) -> Input<'a> {
     Input {
         title: "a run",
         data: "invented",

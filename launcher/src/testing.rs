@@ -1,0 +1,19 @@
+//! Tests that end their process run in a child of the test program.
+
+use std::process::{Command, Output};
+
+/// Value of `RUST_MIN_STACK` with which no thread starts: no address space is left for its stack. Works
+/// as root, too, for whom the limit of processes does not hold.
+pub(crate) const NO_STACK: &str = "140737488355328";
+
+/// Runs the test `name` (its path within the crate) in a child with these variables; `None`: this is
+/// the child.
+pub(crate) fn rerun(name: &str, env: &[(&str, &str)]) -> Option<Output> {
+    const CHILD: &str = "DW_LAUNCH_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        return None;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    Some(command.envs(env.iter().copied()).output().unwrap())
+}
