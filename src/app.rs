@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
 
+use dw_base::text::shown;
 use dw_launch::nccl::{Library, Nccl};
 use dw_launch::{Op, Topology, World};
 use tch::Device;
@@ -92,8 +93,8 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) 
 /// No MPI or NCCL where they are needed; a peer that was lost on the way.
 pub fn join(device: Device, place: &mut Option<Arc<World>>) -> Result<Arc<World>> {
     // A set-up that cannot work is the user's to mend: starting again would not help.
-    let setup = |e: dw_launch::Error| Error::Usage(e.0);
-    let world = place.insert(Arc::new(World::new(dw_launch::join().map_err(setup)?))).clone();
+    let setup = |e: dw_launch::Error| if e.out_of_resources() { Error::Peer(e) } else { Error::Usage(e.to_string()) };
+    let world = place.insert(Arc::new(World::new(dw_launch::join().map_err(setup)?)?)).clone();
     tell_places(&world)?;
     let cuda = f64::from(u8::from(matches!(device, Device::Cuda(_))));
     let mut lowest = [cuda, -cuda];
@@ -190,7 +191,7 @@ impl Saved {
         if let Some(own) = &self.categories {
             same_categories(own, data.categories(), "the checkpoint", "the data")?;
         } else {
-            tracing::info!("{}: a weight file names no classes; taken in the order of the data's", self.weights.display());
+            same_names(&self.weights, data.categories())?;
         }
         let mut detector = Detector::new(&self.config.model, data.categories().len(), self.config.train.precision.kind(), device);
         let mut report = weights::load(&Weights::open(&self.weights)?, &mut detector.params)?;
@@ -205,4 +206,26 @@ impl Saved {
         }
         Ok(detector)
     }
+}
+
+/// The classes that a weight file names must be the data's, in their order.
+fn same_names(weights: &Path, categories: &[Category]) -> Result<()> {
+    let file = Weights::open(weights)?;
+    let Some(names) = file.classes else {
+        tracing::info!("{}: names no classes; taken in the order of the data's", weights.display());
+        return Ok(());
+    };
+    let ours: Vec<&String> = categories.iter().map(|c| &c.name).collect();
+    if names.iter().eq(ours.iter().copied()) {
+        tracing::info!("{}: its {} classes are the data's", weights.display(), names.len());
+        return Ok(());
+    }
+    let label = (0..names.len().max(ours.len())).find(|i| names.get(*i) != ours.get(*i).copied()).unwrap_or(0);
+    let name = |n: Option<&String>| n.map_or_else(|| "nothing".to_owned(), |n| format!("`{}`", shown(n)));
+    Err(Error::Data(format!(
+        "the classes of {} and of the data differ: label {label} is {} in one and {} in the other\nhint: name the categories alike and pack again; `dw-weights convert` writes a file without names, whose classes are taken in the data's order",
+        weights.display(),
+        name(names.get(label)),
+        name(ours.get(label).copied())
+    )))
 }

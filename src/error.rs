@@ -23,7 +23,7 @@ pub enum Error {
     /// The metric's files and options (exit code 2 or 3).
     #[error(transparent)]
     Metric(#[from] dw_metric::Error),
-    /// Another rank was lost, or a collective failed (exit code 4).
+    /// Another rank was lost, or a collective failed (exit code 4); or no thread could be started (5).
     #[error("{0}")]
     Peer(#[from] dw_launch::Error),
     /// The loss or a gradient is not a number (exit code 3).
@@ -61,6 +61,7 @@ impl Error {
             Self::Shards(e) => e.exit_code() as i32,
             Self::Weights(e) => e.exit_code() as i32,
             Self::Metric(e) => e.exit_code().into(),
+            Self::Peer(e) if e.out_of_resources() => 5,
             Self::Peer(_) => 4,
             Self::Preempted(_) => 75,
             Self::Resources(_) => 5,

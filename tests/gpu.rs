@@ -88,7 +88,7 @@ fn one_rank(index: usize) {
     let stream = CudaSide::new(index).unwrap();
     let library = Library::open_on_all(&Solo).unwrap();
     let nccl: Arc<dyn Collectives> = Arc::new(Nccl::join(library, Arc::new(Solo), Box::new(stream)).unwrap());
-    let world = World::new(nccl);
+    let world = World::new(nccl).unwrap();
     for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
         let t = Tensor::rand([1 << 20], (kind, Device::Cuda(index)));
         let before = t.copy();

@@ -155,7 +155,7 @@ mod tests {
         let Some(out) = rerun(name, &[("RUST_MIN_STACK", NO_STACK)]) else {
             install_panic_hook(0, |_| {
                 loop {
-                    std::thread::sleep(std::time::Duration::from_secs(60));
+                    std::thread::sleep(std::time::Duration::from_mins(1));
                 }
             });
             panic!("a name from a file: \u{1b}[2J");

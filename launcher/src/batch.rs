@@ -90,10 +90,10 @@ pub fn script(
             .and_then(|d| directives.iter().find(|(name, _)| d.split('=').next() == Some(name)));
         match given {
             Some((name, _)) if matches!(name.as_str(), "time") && b.time.is_none() => {
-                out.push(line.to_owned())
+                out.push(line.to_owned());
             }
             Some((name, _)) if name == "cpus-per-task" && b.cpus_per_task.is_none() && gpus > 0 => {
-                out.push(line.to_owned())
+                out.push(line.to_owned());
             }
             Some(_) => {}
             None if line.starts_with("#!") => {
@@ -105,7 +105,7 @@ pub fn script(
                 );
             }
             None if line.starts_with("source ") => {
-                out.extend(ENVIRONMENT.lines().filter(|l| !l.starts_with("#!")).map(str::to_owned))
+                out.extend(ENVIRONMENT.lines().filter(|l| !l.starts_with("#!")).map(str::to_owned));
             }
             None if line.starts_with("run ") => {
                 let words: Vec<String> = options

@@ -1,9 +1,5 @@
 //! The command line of `dw-launch`.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line's results and errors"
-)]
+#![expect(clippy::print_stdout, reason = "a command line's results")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -331,7 +331,7 @@ mod tests {
                 into.as_mut_ptr().cast(),
                 &raw mut n,
                 std::ptr::null_mut(),
-            )
+            );
         };
         assert_eq!(into.map(wide), [3.0, 0.0]);
     }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use dw_base::text::shown;
 use serde_json::{Map, Value, json};
 
 use crate::coco::params::{Params, area_ranges, iou_thresholds, max_dets};
@@ -213,7 +214,7 @@ pub fn as_text(result: &Evaluation, names: &[String], per_class: bool) -> String
         named.iter().map(|(name, value)| format!("{name:<width$} {value:.4}")).collect();
     if per_class {
         let rows = names.iter().zip(result.class_rows()).map(|(name, row)| {
-            let mut cells = vec![name.clone()];
+            let mut cells = vec![shown(name).to_string()];
             cells.extend([row.ap, row.ap50, row.ap75, row.ar].map(number));
             cells.extend([row.truth, row.crowds, row.detections].map(|n| n.to_string()));
             cells
@@ -239,7 +240,7 @@ fn side_by_side(a: &Evaluation, b: &Evaluation, names: &[String], per_class: boo
     )];
     if per_class {
         let rows = names.iter().zip(a.per_class().into_iter().zip(b.per_class()));
-        tables.push(table(&header, rows.map(|(n, (a, b))| row(n.clone(), a, b))));
+        tables.push(table(&header, rows.map(|(n, (a, b))| row(shown(n).to_string(), a, b))));
     }
     tables.join("\n\n")
 }

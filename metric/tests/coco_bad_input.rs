@@ -269,13 +269,13 @@ fn accepted_as_it_is() {
         |t: &mut Value| t["images"].as_array_mut().unwrap().push(json!({"id": 1})),
         |t: &mut Value| t["images"].as_array_mut().unwrap().push(json!({"id": 50, "width": null})),
         |t: &mut Value| {
-            t["categories"].as_array_mut().unwrap().push(json!({"id": 3, "name": "again"}))
+            t["categories"].as_array_mut().unwrap().push(json!({"id": 3, "name": "again"}));
         },
         |t: &mut Value| {
             t["categories"]
                 .as_array_mut()
                 .unwrap()
-                .push(json!({"id": 8, "name": "without ground truth"}))
+                .push(json!({"id": 8, "name": "without ground truth"}));
         },
         |t: &mut Value| t["annotations"][0]["ignore"] = json!(1),
         |t: &mut Value| t["annotations"][0]["iscrowd"] = json!(false),

@@ -57,8 +57,9 @@ impl Transform {
     }
 
     /// Boxes of the network input, with labels: crowds and boxes under a pixel are left out, the rest is clipped.
-    pub fn boxes(&self, boxes: &[GtBox], image_width: u32, image_height: u32) -> (Vec<[f32; 4]>, Vec<i64>) {
-        let (sx, sy) = (f64::from(self.width) / f64::from(image_width), f64::from(self.height) / f64::from(image_height));
+    /// `original`: size (width, height) of the image in whose pixels `boxes` are.
+    pub fn boxes(&self, boxes: &[GtBox], original: (u32, u32)) -> (Vec<[f32; 4]>, Vec<i64>) {
+        let (sx, sy) = (f64::from(self.width) / f64::from(original.0), f64::from(self.height) / f64::from(original.1));
         let (w, h) = (f64::from(self.width), f64::from(self.height));
         boxes
             .iter()
@@ -133,15 +134,15 @@ mod tests {
         assert!((red(2) - 255.0).abs() < 1e-3 && red(1).abs() < 1e-3);
         assert!(out[12] == 0.0 && out[3 * 32 * 2..].iter().all(|v| *v == 0.0), "padding is zero after normalisation");
         let b = GtBox { id: 1, bbox: [1.0, 0.0, 1.0, 1.0], area: 1.0, label: 7, crowd: false };
-        assert_eq!(t.boxes(&[b], 4, 2), (vec![[2.0, 0.0, 3.0, 1.0]], vec![7]));
+        assert_eq!(t.boxes(&[b], (4, 2)), (vec![[2.0, 0.0, 3.0, 1.0]], vec![7]));
     }
 
     #[test]
     fn crowds_and_slivers_are_not_trained_on() {
         let t = Transform { width: 10, height: 10, flip: false };
         let b = |bbox, crowd| GtBox { id: 1, bbox, area: 1.0, label: 0, crowd };
-        assert!(t.boxes(&[b([1., 1., 5., 5.], true), b([1., 1., 0.5, 5.], false)], 10, 10).0.is_empty());
-        assert_eq!(t.boxes(&[b([5., 5., 50., 50.], false)], 10, 10).0, [[5., 5., 10., 10.]]);
+        assert!(t.boxes(&[b([1., 1., 5., 5.], true), b([1., 1., 0.5, 5.], false)], (10, 10)).0.is_empty());
+        assert_eq!(t.boxes(&[b([5., 5., 50., 50.], false)], (10, 10)).0, [[5., 5., 10., 10.]]);
     }
 
     #[test]

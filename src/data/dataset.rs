@@ -27,11 +27,12 @@ impl Dataset {
     pub fn open(shards: &Path, split: &str, limit: usize, filter_empty: bool) -> Result<Self> {
         let split = Split::open(shards, split)?;
         let limit = if limit == 0 { split.len() } else { limit.min(split.len()) };
+        let smaller = |(width, height): (u32, u32)| width.min(height);
         let records: Vec<usize> = split
             .entries()
             .take(limit)
             .enumerate()
-            .filter(|(_, e)| !filter_empty || (e.boxes > 0 && e.width.min(e.height) >= SMALLEST_SIDE))
+            .filter(|(_, e)| !filter_empty || (e.boxes > 0 && smaller(e.original()) >= SMALLEST_SIDE))
             .map(|(i, _)| i)
             .collect();
         if records.is_empty() {

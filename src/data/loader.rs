@@ -80,10 +80,7 @@ pub fn sketch(recipe: &Recipe, order: &Order, images: usize, size: impl Fn(usize
 /// # Errors
 /// A damaged record.
 pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize) -> Result<Batch> {
-    let size = |image: usize| {
-        let e = dataset.split.entry(dataset.records[image]);
-        (e.width, e.height)
-    };
+    let size = |image: usize| dataset.split.entry(dataset.records[image]).original();
     let sketch = sketch(recipe, order, dataset.len(), size, step);
     let (w, h) = sketch.padded;
     let sizes = level_sizes(i64::from(h), i64::from(w));
@@ -93,7 +90,7 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
         let (image, t) = &sketch.images[i];
         let record = dataset.split.record(dataset.records[*image])?;
         render(&decode(&record, t, &recipe.data)?, t, (w, h), out);
-        let (boxes, labels) = t.boxes(&record.annotations.boxes, record.entry.width, record.entry.height);
+        let (boxes, labels) = t.boxes(&record.annotations.boxes, record.entry.original());
         pairs.image(&boxes, &labels);
         image_ids.push(record.entry.image_id);
         Ok(())
@@ -107,8 +104,8 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
 /// The order that a dataset is read in.
 fn arrangement(dataset: &Dataset, recipe: &Recipe) -> Arrangement {
     let is_portrait = |&record: &usize| {
-        let e = dataset.split.entry(record);
-        e.height > e.width
+        let (width, height) = dataset.split.entry(record).original();
+        height > width
     };
     Arrangement {
         images: dataset.len(),

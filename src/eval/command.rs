@@ -220,8 +220,13 @@ fn page(dir: &Path, paths: &[&PathBuf], saved: &[(Saved, Config)], data: &Datase
     let place = |id: i64| data.records.iter().copied().find(|&i| data.split.entry(i).image_id == id);
     let name = |id: i64| Some(data.split.record(place(id)?).ok()?.annotations.file_name.clone());
     let picture = |id: i64| {
-        let pixels = data.split.record(place(id)?).ok()?.decode().ok()?;
-        image::RgbImage::from_raw(pixels.width as u32, pixels.height as u32, pixels.data)
+        let record = data.split.record(place(id)?).ok()?;
+        let pixels = record.decode().ok()?;
+        let stored = image::RgbImage::from_raw(pixels.width as u32, pixels.height as u32, pixels.data)?;
+        let (width, height) = record.entry.original();
+        // Boxes are in the original's pixels.
+        let shrunken = record.entry.is_shrunken();
+        Some(if shrunken { image::imageops::resize(&stored, width, height, image::imageops::FilterType::Triangle) } else { stored })
     };
     let titles: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
     let facts: Vec<Vec<(String, String)>> = saved.iter().map(|(_, c)| facts(c)).collect();

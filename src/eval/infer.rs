@@ -50,7 +50,9 @@ pub fn detect_records(
 ) -> Result<Vec<Vec<Box>>> {
     let mut clock = Clock(Instant::now());
     let records = records.iter().map(|&i| data.split.record(i)).collect::<std::result::Result<Vec<_>, _>>()?;
-    let views: Vec<Transform> = records.iter().map(|r| Transform::eval(r.entry.width, r.entry.height, &config.data)).collect();
+    // The input's size follows from the original's, and boxes go back to it, also where fewer pixels are stored.
+    let originals: Vec<(u32, u32)> = records.iter().map(|r| r.entry.original()).collect();
+    let views: Vec<Transform> = originals.iter().map(|(w, h)| Transform::eval(*w, *h, &config.data)).collect();
     let (w, h) = padded(views.iter().map(|t| (t.width, t.height)));
     let pixels = records.iter().zip(&views).map(|(r, t)| decode(r, t, &config.data)).collect::<Result<Vec<_>>>()?;
     let mut candidates = vec![vec![]; records.len()];
@@ -68,13 +70,13 @@ pub fn detect_records(
         })?;
         spent.network_s += clock.lap();
         let (per_image, per_box) = (scores.len() / records.len(), boxes.len() / records.len());
-        for (i, (t, r)) in views.iter().zip(&records).enumerate() {
+        for (i, (t, original)) in views.iter().zip(&originals).enumerate() {
             let image = detect::Image {
                 scores: &scores[i * per_image..][..per_image],
                 boxes: &boxes[i * per_box..][..per_box],
                 levels: &levels,
                 size: (t.width as f32, t.height as f32),
-                scale: (t.width as f32 / r.entry.width as f32, t.height as f32 / r.entry.height as f32),
+                scale: (t.width as f32 / original.0 as f32, t.height as f32 / original.1 as f32),
             };
             candidates[i].extend(detect::candidates(&image, &config.eval, *mirrored));
         }

@@ -83,7 +83,7 @@ pub fn draw(checkpoint: &Path, data: Option<&Path>, split: Option<&str>, o: &Opt
             let y = GAP + r as u32 * row_height + CELL as u32 + 2;
             let mut x = GAP;
             for c in *row {
-                text(&root, &shorten(&c.name, c.width as usize / LETTER), 12, (x as i32, y as i32), &WHITE)?;
+                text(&root, &shorten(&c.name, c.width as usize / LETTER), 12, (x as i32, y as i32), WHITE)?;
                 x += c.width + GAP;
             }
         }
@@ -95,8 +95,8 @@ pub fn draw(checkpoint: &Path, data: Option<&Path>, split: Option<&str>, o: &Opt
 
 type Root<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
 
-fn text(root: &Root, text: &str, size: i32, at: (i32, i32), color: &RGBColor) -> Result<()> {
-    let style = TextStyle::from(("sans-serif", size).into_font()).color(color);
+fn text(root: &Root, text: &str, size: i32, at: (i32, i32), color: RGBColor) -> Result<()> {
+    let style = TextStyle::from(("sans-serif", size).into_font()).color(&color);
     root.draw_text(text, &style, at).map_err(failed)
 }
 
@@ -111,13 +111,13 @@ fn legend(root: &Root, y: i32, score: f32) -> Result<()> {
     // On light, so that the frame's black edge shows as it does in a picture.
     root.draw(&Rectangle::new([(gap, y + 3), (gap + 36, y + 21)], RGBColor(150, 150, 150).filled())).map_err(failed)?;
     truth_frame(root, [(gap + 6, y + 7), (gap + 30, y + 17)])?;
-    text(root, "ground truth", 14, (gap + 44, y + 4), &WHITE)?;
+    text(root, "ground truth", 14, (gap + 44, y + 4), WHITE)?;
     let x = gap + 160;
     for (i, color) in COLORS.iter().take(3).enumerate() {
         let left = x + 14 * i as i32;
         root.draw(&Rectangle::new([(left, y + 7), (left + 10, y + 17)], color.stroke_width(2))).map_err(failed)?;
     }
-    text(root, &format!("prediction, a colour a class, score above {score}"), 14, (x + 50, y + 4), &WHITE)
+    text(root, &format!("prediction, a colour a class, score above {score}"), 14, (x + 50, y + 4), WHITE)
 }
 
 /// One finished picture.
@@ -134,7 +134,7 @@ fn cell(detector: &Detector, data: &Dataset, index: usize, config: &Config, o: &
     let scale = CELL / image.height as f64;
     let (width, height) = (((image.width as f64 * scale) as u32).max(1), CELL as u32);
     let mut pixels = nearest(&image, width as usize, height as usize);
-    let original = (record.entry.width, record.entry.height);
+    let original = record.entry.original();
     let (sx, sy) = (f64::from(width) / f64::from(original.0), f64::from(height) / f64::from(original.1));
     let point = |x: f64, y: f64| ((x * sx) as i32, (y * sy) as i32);
     let found: Vec<_> = found.into_iter().filter(|d| d.score > o.score).collect();
@@ -155,7 +155,7 @@ fn cell(detector: &Detector, data: &Dataset, index: usize, config: &Config, o: &
         let mut taken = vec![];
         for d in &found {
             let name = &data.categories()[d.label as usize].name;
-            label(&root, (width as i32, height as i32), corners(d), &color(d), name, d.score, &mut taken)?;
+            label(&root, (width as i32, height as i32), corners(d), color(d), name, d.score, &mut taken)?;
         }
         root.present().map_err(failed)?;
     }
@@ -172,7 +172,7 @@ fn label(
     root: &Root,
     picture: (i32, i32),
     corners: [(i32, i32); 2],
-    color: &RGBColor,
+    color: RGBColor,
     name: &str,
     score: f32,
     taken: &mut Vec<Area>,

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use dw_base::text::shown;
 use dw_launch::World;
 use dw_weights::Weights;
 use dw_weights::fetch::{Pinned, cache};
@@ -38,6 +39,9 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     let report = by_name::load(&file, &mut detector.params)?;
     if report.matched == 0 {
         return Err(Error::Usage(format!("{}: none of its tensors fits the network: {report}", path.display())));
+    }
+    if let Some(names) = &file.classes {
+        tracing::info!("{}: its head was trained on {} classes: {}", path.display(), names.len(), shown(names.join(", ")));
     }
     let parts = by_part(&detector.params, &report);
     let frozen = frozen_and_absent(&detector.params, &report, config.norm);

@@ -84,7 +84,7 @@ impl Run<'_> {
     /// Bad data, a lost peer, a loss that is not finite, preemption (after a checkpoint).
     pub fn train(&mut self) -> Result<()> {
         let stop = signals::listen().map_err(Error::io("cannot listen to", std::path::Path::new("signals")))?;
-        let drill = Drill::from_env().map_err(|e| Error::Usage(e.0))?;
+        let drill = Drill::from_env().map_err(|e| Error::Usage(e.to_string()))?;
         let plan = self.plan;
         let recipe = Recipe {
             data: plan.config.data.clone(),

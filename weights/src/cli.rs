@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
+use dw_base::text::shown;
 use serde_json::{Map, json};
 
 use crate::convert::convert;
@@ -95,7 +96,7 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
             .collect();
         println!(
             "{}",
-            json!({"container": weights.container, "wrapper": weights.wrapper, "numbers": numbers, "tensors": tensors})
+            json!({"container": weights.container, "wrapper": weights.wrapper, "numbers": numbers, "classes": weights.classes, "tensors": tensors})
         );
         return Ok(());
     }
@@ -103,9 +104,12 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
     table.load_style(comfy_table::presets::NOTHING);
     for (name, t) in &weights.tensors {
         let shape: Vec<String> = t.shape.iter().map(ToString::to_string).collect();
-        table.add_row([name.clone(), format!("{:?}", t.dtype), shape.join(" x ")]);
+        table.add_row([shown(name).to_string(), format!("{:?}", t.dtype), shape.join(" x ")]);
     }
     println!("{table}");
+    if let Some(names) = &weights.classes {
+        println!("classes: {}", shown(names.join(", ")));
+    }
     let wrapper = weights.wrapper.map_or_else(String::new, |w| format!(", below `{w}`"));
     println!(
         "{}{wrapper}: {} tensors, {numbers} numbers",

@@ -1,6 +1,8 @@
 //! Any weight file to `.safetensors`: the names of its state dict, the numbers unchanged.
 
 use std::collections::HashMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -32,7 +34,18 @@ pub fn convert(weights: &Weights, out: &Path) -> Result<()> {
         .map_err(bad)?;
     // Other readers of safetensors ask for this key.
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    whole(out, |aside| safetensors::serialize_to_file(views, Some(format), aside).map_err(bad))
+    whole(out, |aside| {
+        safetensors::serialize_to_file(views, Some(format), aside).map_err(bad)?;
+        readable(aside).map_err(Error::io("cannot write", aside))
+    })
+}
+
+/// Gives a file that a library made private the permissions of an ordinary new file.
+fn readable(path: &Path) -> std::io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let ordinary =
+        tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
+    std::fs::set_permissions(path, ordinary.as_file().metadata()?.permissions())
 }
 
 /// Runs `write` on a file beside `out` and renames it into place; removes it when anything fails.

@@ -48,6 +48,9 @@ pub struct Weights {
     pub wrapper: Option<&'static str>,
     /// Tensors by state-dict name.
     pub tensors: BTreeMap<String, Tensor>,
+    /// Class names in the order of the labels, where a training program put them beside the weights
+    /// (mmdetection's `meta.CLASSES`).
+    pub classes: Option<Vec<String>>,
     /// A `.safetensors` file's bytes.
     bytes: Vec<u8>,
 }
@@ -67,6 +70,14 @@ impl Weights {
             )));
         }
         let path = if path.is_dir() { path.join(CHECKPOINT_MODEL) } else { path.to_owned() };
+        let kind = std::fs::metadata(&path).map(|m| m.is_file());
+        if kind.is_ok_and(|is_file| !is_file) {
+            // A pipe would be waited for, a device read for ever.
+            return Err(Error::Usage(format!(
+                "the weights {}: expected a regular file",
+                path.display()
+            )));
+        }
         let mut file = std::fs::File::open(&path).map_err(|e| {
             Error::Usage(format!("cannot open the weights {}: {e}", path.display()))
         })?;
@@ -93,7 +104,14 @@ impl Weights {
             (name, Tensor { dtype: t.dtype, shape: t.shape.clone(), place })
         });
         let tensors = tensors.collect();
-        Ok(Self { path: path.to_owned(), container: "safetensors", wrapper: None, tensors, bytes })
+        Ok(Self {
+            path: path.to_owned(),
+            container: "safetensors",
+            wrapper: None,
+            tensors,
+            classes: None,
+            bytes,
+        })
     }
 
     fn pytorch(path: &Path) -> Result<Self> {
@@ -142,6 +160,7 @@ impl Weights {
             container,
             wrapper,
             tensors: tensors.collect(),
+            classes: wrapper.and_then(|_| crate::classes::of(path)),
             bytes: vec![],
         })
     }

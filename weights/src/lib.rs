@@ -5,6 +5,7 @@
 //! * [`fetch`]: the pinned ImageNet files, checked against the hash in their names
 //! * [`cli`]: the `dw-weights` command
 
+mod classes;
 pub mod cli;
 pub mod convert;
 pub mod error;

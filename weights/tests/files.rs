@@ -254,3 +254,30 @@ fn fetch_checks_what_it_gets_and_keeps_nothing_else() {
         "what is not the pinned file is not kept"
     );
 }
+
+/// Class names that mmdetection saves beside the weights; a pipe is no weight file.
+#[test]
+fn class_names_and_what_is_no_file() {
+    let path = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    for name in ["mmdet.pth", "mmdet_legacy.pth"] {
+        let classes = Weights::open(&path(name)).unwrap().classes.unwrap();
+        assert_eq!(classes, ["person", "bicycle"], "{name}");
+    }
+    assert_eq!(Weights::open(&path("zip.pth")).unwrap().classes, None);
+    let e = Weights::open(Path::new("/dev/zero")).unwrap_err();
+    assert!(e.to_string().contains("regular file") && e.exit_code() == 2, "{e}");
+}
+
+/// Others can read a converted file, as any file that a program writes.
+#[test]
+fn a_converted_file_has_ordinary_permissions() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let weights =
+        Weights::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/zip.pth")).unwrap();
+    let (out, plain) = (dir.path().join("a.safetensors"), dir.path().join("b"));
+    dw_weights::convert::convert(&weights, &out).unwrap();
+    std::fs::write(&plain, "").unwrap();
+    let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode();
+    assert_eq!(mode(&out), mode(&plain));
+}

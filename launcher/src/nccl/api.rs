@@ -114,11 +114,8 @@ impl Api {
     pub(super) fn version(&self) -> Result<String> {
         let mut v = 0;
         // SAFETY: `v` outlives the call.
-        self.check(
-            unsafe { (self.version)(&raw mut v) },
-            "reading the version",
-            std::ptr::null_mut(),
-        )?;
+        let code = unsafe { (self.version)(&raw mut v) };
+        self.check(code, "reading the version", std::ptr::null_mut())?;
         Ok(format!("{}.{}.{}", v / 10000, v / 100 % 100, v % 100))
     }
 

@@ -1,6 +1,6 @@
 //! `dw-eval`: the metric on files here, a network on a split by `dw-detect` beside it. Loading libtorch takes longer and more
 //! memory than the whole metric does, so this program does not.
-#![expect(clippy::print_stderr, reason = "the program's own last words")]
+#![expect(clippy::print_stderr, reason = "a program that cannot be started has no other output")]
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     match run(&cli.request) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            dw_base::text::print_error(&e);
             ExitCode::from(e.exit_code())
         }
     }

@@ -227,7 +227,7 @@ pub(crate) fn pairs(
         scratch.overlaps(problem, ranked, scene, slack(threshold));
         let candidates = scratch.candidates.clone();
         scratch.matches(problem, scene, area, &[threshold], |_, c, n, ignored| {
-            out.push((candidates[c], scene.truth[n], ignored))
+            out.push((candidates[c], scene.truth[n], ignored));
         });
     }
     out

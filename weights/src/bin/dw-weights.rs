@@ -1,5 +1,4 @@
 //! `dw-weights`: what is in a weight file, conversion to safetensors, pinned files from the network.
-#![expect(clippy::print_stderr, reason = "the command line's own output")]
 
 use std::process::ExitCode;
 
@@ -14,7 +13,7 @@ fn main() -> ExitCode {
     match dw_weights::cli::run(dw_weights::cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            dw_base::text::print_error(&e);
             ExitCode::from(e.exit_code())
         }
     }
