@@ -90,6 +90,25 @@ fn output_has_its_rank_in_front_and_results_can_go_raw() {
     assert!(raw["AP"].is_number());
 }
 
+/// Idle OpenMP threads sleep, unless the user has chosen how they wait.
+#[test]
+fn openmp_waits_passively_unless_told_otherwise() {
+    let place = Place::new();
+    for (chosen, expected) in [(None, "OMP_WAIT_POLICY=passive"), (Some("77"), "GOMP_SPINCOUNT=77")] {
+        let mut command = launch(0, "dw-train");
+        command.args(place.train_args("w", &sets(&["train.max_steps=100000"])));
+        command.env_remove("OMP_WAIT_POLICY").env_remove("GOMP_SPINCOUNT");
+        command.envs(chosen.map(|n| ("GOMP_SPINCOUNT", n)));
+        let job = Job::start(&mut command);
+        job.until(" INFO step ");
+        let variables = job.variables();
+        job.signal("KILL");
+        job.end(Duration::from_secs(20));
+        says(&variables, &[expected]);
+        assert_eq!(variables.contains("OMP_WAIT_POLICY"), chosen.is_none(), "{variables}");
+    }
+}
+
 #[test]
 fn mistakes_are_told_before_anything_starts() {
     let start = |args: &[&str]| fails(Command::new(bin("dw-launch")).args(args), 2);

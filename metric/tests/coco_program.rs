@@ -57,3 +57,28 @@ fn a_pipe_as_results() {
     assert_eq!(piped.status.code(), Some(0));
     assert_eq!(piped.stdout, program(&files, &["--json"]).stdout);
 }
+
+/// Escape sequences in names do not reach the terminal; JSON as people save it is read.
+#[test]
+fn names_with_escapes_and_files_with_a_mark() {
+    let mut truth = truth();
+    truth["categories"][0]["name"] = "cat\u{1b}[2J\u{9b}31m".into();
+    for a in truth["annotations"].as_array_mut().unwrap() {
+        a["iscrowd"] = (a["iscrowd"] == 1).into();
+        let id = a["image_id"].as_f64().unwrap();
+        a["image_id"] = id.into();
+    }
+    let marked = |text: String| format!("\u{feff}{text}");
+    let files = Files::new(marked(truth.to_string()), marked(results().to_string()));
+    let out = program(&files, &["--per-class"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(text.contains(r"cat\u{1b}[2J\u{9b}31m") && !text.contains('\u{1b}'), "{text}");
+    let device = Command::new(env!("CARGO_BIN_EXE_dw-eval"))
+        .args(["coco", "--gt", "/dev/zero", "--dt"])
+        .arg(files.dt())
+        .output()
+        .unwrap();
+    assert_eq!(device.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&device.stderr).contains("/dev/zero is a device"));
+}

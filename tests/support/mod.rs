@@ -135,6 +135,12 @@ impl Job {
         Self { child, text, reader }
     }
 
+    /// Its variables, as the system shows them.
+    pub fn variables(&self) -> String {
+        let bytes = std::fs::read(format!("/proc/{}/environ", self.child.id())).unwrap();
+        String::from_utf8_lossy(&bytes).replace('\0', "\n")
+    }
+
     /// What it has said so far.
     pub fn text(&self) -> String {
         self.text.lock().unwrap().clone()

@@ -1,10 +1,13 @@
 //! A file read at any place, so that it never lies in memory as a whole.
 
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+
+/// Most bytes that are read from a pipe, which lies in memory as a whole.
+const LARGEST_PIPE: u64 = 8 << 30;
 
 /// Where bytes come from.
 #[derive(Debug)]
@@ -24,8 +27,15 @@ impl Source {
             if meta.is_file() {
                 return Ok(Self::File(file.into_file(), meta.len()));
             }
+            if meta.file_type().is_char_device() {
+                return Err(std::io::Error::other(format!("{} is a device, not a file", path.display())));
+            }
             let mut bytes = vec![];
-            file.read_to_end(&mut bytes)?;
+            (&mut file).take(LARGEST_PIPE).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 == LARGEST_PIPE {
+                let text = format!("{} holds more than {LARGEST_PIPE} bytes; use a file", path.display());
+                return Err(std::io::Error::other(text));
+            }
             Ok(Self::Memory(bytes))
         };
         open().map_err(Error::read(what))

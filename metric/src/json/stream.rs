@@ -30,7 +30,9 @@ impl<'a> Stream<'a> {
     ) -> Parse<Self> {
         window.clear();
         source.append(offset, first, window).map_err(Fault::Io)?;
-        Ok(Self { source, window, offset, at: 0 })
+        // Some editors put a byte-order mark in front, which is no part of JSON.
+        let mark = offset == 0 && window.starts_with(b"\xef\xbb\xbf");
+        Ok(Self { source, window, offset, at: if mark { 3 } else { 0 } })
     }
 
     /// Place of the next byte in the source.
