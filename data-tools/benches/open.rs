@@ -1,4 +1,5 @@
-//! Opens a split of 100 GB (sparse files) in 400 shards with 270,000 images; prints the seconds as a JSON line.
+//! Opens a split of 100 GB (sparse files) in 400 shards with 270,000 images; prints the seconds as
+//! a JSON line.
 #![expect(clippy::print_stdout, reason = "the result")]
 
 use std::io::Write;

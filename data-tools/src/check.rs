@@ -1,4 +1,5 @@
-//! What is wrong with a COCO file, and what the chosen policies make of it: nothing is dropped silently.
+//! What is wrong with a COCO file, and what the chosen policies make of it: nothing is dropped
+//! silently.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -42,8 +43,8 @@ pub struct Counts {
 /// Boxes of every image, in the order of `coco.images`.
 ///
 /// # Errors
-/// No images or categories, duplicate ids, annotations of unknown images or categories, images without size,
-/// and bad boxes under [`BadBoxes::Fail`].
+/// No images or categories, duplicate ids, annotations of unknown images or categories, images
+/// without size, and bad boxes under [`BadBoxes::Fail`].
 pub fn boxes_by_image(
     coco: &Coco,
     file: &Path,

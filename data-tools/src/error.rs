@@ -1,7 +1,8 @@
 //! Errors of the data tools: what was being done, where, what was found, and a hint.
 //!
 //! Messages hold names from files. [`Error`]'s text is safe to print: control characters in it are
-//! escaped, and a name inside a message goes through [`shown`], so that it cannot fake a line either.
+//! escaped, and a name inside a message goes through [`shown`], so that it cannot fake a line
+//! either.
 
 use std::path::{Path, PathBuf};
 
@@ -56,7 +57,8 @@ impl Error {
         move |source| Self::Io { doing, path, source }
     }
 
-    /// The exit code this error means: 2 the user's mistake, 3 bad data, 5 out of memory or threads.
+    /// The exit code this error means: 2 the user's mistake, 3 bad data, 5 out of memory or
+    /// threads.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,

@@ -15,8 +15,8 @@ pub const LARGEST_PICTURE: u64 = 512 << 20;
 /// # Errors
 /// Anything but a regular file, with what it is; what the system said.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Before it is opened, because opening alone has effects on some devices; and after, because the
-    // name may mean another file by then.
+    // Before it is opened, because opening alone has effects on some devices; and after, because
+    // the name may mean another file by then.
     regular(&std::fs::metadata(path)?)?;
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     regular(&file.metadata()?)?;

@@ -3,8 +3,8 @@
 //! Data flows one way:
 //!
 //! ```text
-//! coco.rs (JSON) -> check.rs (policies) -> pack.rs (rayon) -> writer.rs -> files -> reader.rs -> trainer
-//!                                             pixels.rs encodes   format.rs lays out   pixels.rs decodes
+//! coco (JSON) -> check (policies) -> pack (rayon) -> writer -> files -> reader -> trainer
+//!                                    pixels encodes  format lays out    meaning checks, pixels decodes
 //! ```
 //!
 //! * [`error`]: what can go wrong and the exit code it means

@@ -1,4 +1,5 @@
-//! What a pack says, checked beyond its checksums: a pack from elsewhere may be whole and still lie.
+//! What a pack says, checked beyond its checksums: a pack from elsewhere may be whole and still
+//! lie.
 //!
 //! What is cheap is checked whenever a pack is opened or a record is read ([`meta`], [`entry`],
 //! [`annotations`]); [`crate::Split::verify`] adds the rest.
@@ -77,8 +78,9 @@ pub fn entry(e: &Entry, shards: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a record's boxes against its entry and the number of categories: labels, counts, and boxes
-/// that are finite, have a positive size and meet the original image (they may reach over its edge).
+/// Checks a record's boxes against its entry and the number of categories: labels, counts, and
+/// boxes that are finite, have a positive size and meet the original image (they may reach over its
+/// edge).
 ///
 /// # Errors
 /// The box and what is wrong with it.

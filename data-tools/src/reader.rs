@@ -13,7 +13,8 @@ use crate::format::{
 use crate::pixels::{self, Codec, Layout, Rgb};
 use crate::{input, meaning};
 
-/// One split of a packed data set. Cheap to share between threads; all processes of a node share one page-cache copy.
+/// One split of a packed data set. Cheap to share between threads; all processes of a node share
+/// one page-cache copy.
 pub struct Split {
     /// What the pack says of itself.
     pub meta: Meta,
@@ -40,8 +41,8 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// Decodes the pixels, a JPEG at the smallest multiple of an eighth of its size that is at least
-    /// `width` x `height`: less work where the image will be shrunk, and other pixels than
+    /// Decodes the pixels, a JPEG at the smallest multiple of an eighth of its size that is at
+    /// least `width` x `height`: less work where the image will be shrunk, and other pixels than
     /// [`Record::decode`] gives.
     ///
     /// # Errors

@@ -11,9 +11,9 @@ use crate::format::{HEADER, ShardHeader};
 use crate::reader::Split;
 
 impl Split {
-    /// Checks every byte of every shard on all cores, and what the records say: boxes, labels, names,
-    /// sizes. Kind and size of pixels are checked by their headers; they are not decoded. Returns the
-    /// index's first problem and that of each shard.
+    /// Checks every byte of every shard on all cores, and what the records say: boxes, labels,
+    /// names, sizes. Kind and size of pixels are checked by their headers; they are not decoded.
+    /// Returns the index's first problem and that of each shard.
     pub fn verify(&self, tick: impl Fn() + Sync) -> Vec<Error> {
         let mut by_shard: Vec<Vec<usize>> = vec![vec![]; self.shards.len()];
         for (i, e) in self.entries().enumerate() {
@@ -61,8 +61,8 @@ impl Split {
         let counts = [header.records, self.records_in_shard(s)];
         if counts != [records.len() as u64; 2] {
             let problem = format!(
-                "expected {} records (entries of the index), found {} in the shard's header and {} in \
-                 the index's table",
+                "expected {} records (entries of the index), found {} in the shard's header and {} \
+                 in the index's table",
                 records.len(),
                 counts[0],
                 counts[1]

@@ -67,8 +67,9 @@ struct Finished {
 }
 
 impl SplitWriter {
-    /// Starts a split below `out`. Shards grow to about `shard_size` bytes. With `resume` the shards that an interrupted
-    /// pack of the same `source` finished are kept, after every record of them was checked.
+    /// Starts a split below `out`. Shards grow to about `shard_size` bytes. With `resume` the
+    /// shards that an interrupted pack of the same `source` finished are kept, after every record
+    /// of them was checked.
     ///
     /// # Errors
     /// A folder that cannot be written, or that another process is writing.
@@ -161,7 +162,8 @@ impl SplitWriter {
         (fits && f.entries.iter().all(record)).then_some(f)
     }
 
-    /// Appends the record of image `image` of the annotation file; `entry`'s place is filled in here.
+    /// Appends the record of image `image` of the annotation file; `entry`'s place is filled in
+    /// here.
     ///
     /// # Errors
     /// A full disk.
@@ -230,8 +232,9 @@ impl SplitWriter {
         Ok(())
     }
 
-    /// Puts the shards in place, then the index, then removes the shards of an older pack of this split. `images` is the
-    /// number of images of the annotation file. Returns the bytes of all shards.
+    /// Puts the shards in place, then the index, then removes the shards of an older pack of this
+    /// split. `images` is the number of images of the annotation file. Returns the bytes of all
+    /// shards.
     ///
     /// # Errors
     /// A full disk, a folder that cannot be written.

@@ -32,7 +32,8 @@ impl Place {
         }
     }
 
-    /// `verify` and `export` both end with code 3 and these words; nothing leaves the export's folder.
+    /// `verify` and `export` both end with code 3 and these words; nothing leaves the export's
+    /// folder.
     fn refused(&self, words: &[&str]) {
         Self::says(&fails(&["verify", &self.path("pack")], 3), words);
         let to = self.path("export/deep");
@@ -55,7 +56,11 @@ impl Place {
 
 #[test]
 fn a_crafted_pack_that_is_good_is_whole() {
-    let place = Place::new(&Crafted::new(&["a.jpg", "x/b.jpg"]));
+    let mut pack = Crafted::new(&["a.jpg", "x/b.jpg"]);
+    pack.version = 2;
+    ok(&["verify", &Place::new(&pack).path("pack")]);
+    pack.version = 1;
+    let place = Place::new(&pack);
     assert!(ok(&["verify", &place.path("pack")]).contains("2 images, 1 shards, all whole"));
     ok(&["export", &place.path("pack"), &place.path("export")]);
     let written = files(Path::new(&place.path("export/val/x")));
@@ -181,6 +186,7 @@ fn indexes_that_contradict_themselves() {
         [("larger than the original", 21, 20), ("beyond what can be handled", 0, 20)]
     {
         let mut pack = Crafted::one();
+        pack.version = 2;
         pack.images[0].entry.width = width;
         pack.images[0].entry.original_width = original;
         Place::new(&pack).refused(&["val.dwindex", "entry 0", word]);
@@ -193,7 +199,6 @@ fn indexes_that_contradict_themselves() {
 #[test]
 fn packs_of_version_1_open_unless_their_boxes_were_shrunken() {
     let mut pack = Crafted::one();
-    pack.version = 1;
     pack.meta.source =
         "json 1 2; pixels jpeg level 1 shard-size 9 max-side 0 bad-boxes Drop".into();
     let place = Place::new(&pack);

@@ -92,7 +92,8 @@ fn only_into_an_empty_folder() {
     assert_eq!(std::fs::read_dir(to.join("val2017")).unwrap().count(), 3);
 }
 
-/// Boxes are kept in pixels of the original; what is exported belongs to the picture that is written.
+/// Boxes are kept in pixels of the original; what is exported belongs to the picture that is
+/// written.
 #[test]
 fn max_side_keeps_original_boxes_and_exports_scaled_ones() {
     let set = Set::new();

@@ -20,8 +20,8 @@ fn packing_again_replaces_and_resume_keeps() {
     ok(&["verify", set.file("shards").to_str().unwrap()]);
 }
 
-/// Killed at any moment: nothing half-written is taken for whole, and `--resume` ends with the very bytes of a pack
-/// that nobody disturbed.
+/// Killed at any moment: nothing half-written is taken for whole, and `--resume` ends with the very
+/// bytes of a pack that nobody disturbed.
 #[test]
 fn kill_9_and_resume() {
     let set = Set { dir: tempfile::tempdir().unwrap() };

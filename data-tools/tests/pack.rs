@@ -268,6 +268,10 @@ fn synth_is_repeatable_and_varied() {
     let with: std::collections::HashSet<_> = boxes.iter().map(|b| b["image_id"].as_i64()).collect();
     assert!(with.len() < 150, "empty images");
     assert_eq!(v["categories"].as_array().unwrap().len(), 20);
+    // Pictures that are there already are never written over.
+    std::fs::remove_dir_all(dir.path().join("annotations")).unwrap();
+    let text = fails(&["synth", dir.path().to_str().unwrap(), "--images", "1"], 2);
+    assert!(text.contains("train2017 exists already"), "{text}");
 }
 
 #[test]

@@ -61,8 +61,8 @@ struct PackArgs {
     /// Threads, at most four a core [default: all cores]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     jobs: usize,
-    /// Store images whose longer side exceeds this many pixels in that size (0: never). Boxes, and what
-    /// training and evaluation report, stay in pixels of the original image
+    /// Store images whose longer side exceeds this many pixels in that size (0: never). Boxes, and
+    /// what training and evaluation report, stay in pixels of the original image
     #[arg(long, default_value_t = 0)]
     max_side: u32,
     /// Boxes without area or outside their image
@@ -71,10 +71,12 @@ struct PackArgs {
     /// Images that are missing, damaged or of another size than annotated
     #[arg(long, value_enum, default_value = "fail")]
     bad_images: BadImages,
-    /// Read images whose file_name is absolute or contains `..`, and links that leave the split's folder
+    /// Read images whose file_name is absolute or contains `..`, and links that leave the split's
+    /// folder
     #[arg(long)]
     allow_outside: bool,
-    /// Keep splits and shards that an earlier run finished from the same annotations with the same options
+    /// Keep splits and shards that an earlier run finished from the same annotations with the same
+    /// options
     #[arg(long)]
     resume: bool,
 }

@@ -64,8 +64,8 @@ fn notes(done: &Packed, a: &PackArgs, split: &str) -> Vec<String> {
     count(tally.skipped.len(), "images left out");
     count(
         tally.rotated,
-        "images ask for a rotation (EXIF), which is ignored, as COCO's tools do: boxes belong to the \
-         stored pixels",
+        "images ask for a rotation (EXIF), which is ignored, as COCO's tools do: boxes belong to \
+         the stored pixels",
     );
     count(tally.deep, "PNG files have 16 bits a sample, which were scaled to 8");
     count(

@@ -28,8 +28,8 @@ fn row(s: &Split) -> (Value, u32) {
         }
     }
     let bytes: usize = s.shards().map(|(_, n)| n).sum();
-    let row = json!({"images": s.len(), "boxes": boxes, "crowd": crowd, "shards": s.shards().count(),
-                     "bytes": bytes, "shrunken": shrunken});
+    let row = json!({"images": s.len(), "boxes": boxes, "crowd": crowd,
+                     "shards": s.shards().count(), "bytes": bytes, "shrunken": shrunken});
     (row, longest)
 }
 
@@ -153,7 +153,8 @@ pub(super) fn bench(out: &Path, as_json: bool) -> Result<()> {
                                "bytes_per_image": bytes}));
         } else {
             println!(
-                "{}: {rate:.0} images/s on one core ({mpx:.0} Mpx/s), {bytes} bytes an image, codec {}",
+                "{}: {rate:.0} images/s on one core ({mpx:.0} Mpx/s), {bytes} bytes an image, \
+                 codec {}",
                 shown(&split.meta.split),
                 split.codec.name()
             );

@@ -1,7 +1,7 @@
 //! `instances_*.json` read as a stream: one pass, no tree, polygons skipped.
 //!
-//! Memory is about 80 bytes an annotation. The text is memory-mapped, and what the parser has passed is given back to the
-//! system as it goes.
+//! Memory is about 80 bytes an annotation. The text is memory-mapped, and what the parser has
+//! passed is given back to the system as it goes.
 
 use std::cell::Cell;
 use std::fmt;
@@ -148,8 +148,8 @@ pub(crate) fn open(path: &Path) -> Result<File> {
 /// Reads an annotation file.
 ///
 /// # Errors
-/// Anything but a regular file; cut or malformed JSON, a missing or doubled section, a missing field, a
-/// wrong type: with the entry's number, line and column.
+/// Anything but a regular file; cut or malformed JSON, a missing or doubled section, a missing
+/// field, a wrong type: with the entry's number, line and column.
 pub fn read(path: &Path) -> Result<Coco> {
     let file = open(path)?;
     if file.metadata().map_err(Error::io("cannot read", path))?.len() == 0 {
@@ -159,8 +159,9 @@ pub fn read(path: &Path) -> Result<Coco> {
             "expected COCO annotations (JSON), found an empty file",
         ));
     }
-    // SAFETY: the map is read-only and lives as long as this function; a file that another process cuts
-    // meanwhile ends this process with SIGBUS, as it does for every program that maps its input.
+    // SAFETY: the map is read-only and lives as long as this function; a file that another process
+    // cuts meanwhile ends this process with SIGBUS, as it does for every program that maps its
+    // input.
     let text = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("cannot map", path))?;
     let _ = text.advise(memmap2::Advice::Sequential);
     let at = Place::new(&text);
@@ -201,7 +202,8 @@ impl<'t> Place<'t> {
         Self { entry: Cell::new(("", 0)), text, released: Cell::new(0) }
     }
 
-    /// The parser has reached `here`, a piece of the text: pages before it need not stay in this process's memory.
+    /// The parser has reached `here`, a piece of the text: pages before it need not stay in this
+    /// process's memory.
     fn passed(&self, here: &[u8]) {
         let position = (here.as_ptr() as usize).wrapping_sub(self.text.as_ptr() as usize);
         let from = self.released.get();
@@ -209,7 +211,8 @@ impl<'t> Place<'t> {
             return;
         }
         let length = (position - from) / 4096 * 4096;
-        // SAFETY: a read-only file map: pages that are touched again (strings borrowed from there) come back from the file.
+        // SAFETY: a read-only file map: pages that are touched again (strings borrowed from there)
+        // come back from the file.
         let _ = unsafe {
             self.text.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, length)
         };

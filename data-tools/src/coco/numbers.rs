@@ -1,4 +1,5 @@
-//! Numbers as other tools write them: whole numbers with a decimal point, flags as `true` and `false`.
+//! Numbers as other tools write them: whole numbers with a decimal point, flags as `true` and
+//! `false`.
 
 use std::fmt;
 

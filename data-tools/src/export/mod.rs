@@ -1,8 +1,9 @@
 //! Shards back to a COCO folder, for a look with other tools. JPEG bytes that were kept come back
-//! identical; pixels stored as zstd become PNG files. Polygons were not packed and do not come back.
+//! identical; pixels stored as zstd become PNG files. Polygons were not packed and do not come
+//! back.
 //!
-//! Everything is written into a folder that was empty, every file is a new one, and no name of a pack
-//! leads out of that folder.
+//! Everything is written into a folder that was empty, every file is a new one, and no name of a
+//! pack leads out of that folder.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -29,7 +30,8 @@ mod names;
 pub struct Exported {
     /// Images.
     pub images: usize,
-    /// Images that are stored smaller than their source; their boxes were scaled to the stored size.
+    /// Images that are stored smaller than their source; their boxes were scaled to the stored
+    /// size.
     pub shrunken: usize,
     /// Images whose name was another's already.
     pub renamed: usize,
@@ -51,8 +53,8 @@ pub fn prepare(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes `split` below `dir` (`SPLIT/*.jpg|png`, `annotations/instances_SPLIT.json`). Boxes and areas
-/// are in pixels of the images that are written.
+/// Writes `split` below `dir` (`SPLIT/*.jpg|png`, `annotations/instances_SPLIT.json`). Boxes and
+/// areas are in pixels of the images that are written.
 ///
 /// # Errors
 /// A damaged record, a name that leaves its folder, a file that exists already, a full disk.

@@ -13,8 +13,8 @@ use crate::reader::{Record, Split};
 
 /// The name of every image, in the order of the records, and how many had to be changed.
 ///
-/// Two images may have one name: `a.jpg` and `a.png` both become `a.png`, and a name may stand twice.
-/// The first keeps it, later ones get their image id behind it.
+/// Two images may have one name: `a.jpg` and `a.png` both become `a.png`, and a name may stand
+/// twice. The first keeps it, later ones get their image id behind it.
 pub(super) fn of(split: &Split) -> Result<(Vec<String>, usize)> {
     let names: Vec<(String, i64)> = (0..split.len())
         .into_par_iter()

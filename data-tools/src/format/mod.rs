@@ -33,7 +33,8 @@ pub fn index_name(split: &str) -> String {
     format!("{split}.dwindex")
 }
 
-/// File name of a shard; `tag` differs whenever the contents differ, so a new pack never overwrites an old one's shards.
+/// File name of a shard; `tag` differs whenever the contents differ, so a new pack never overwrites
+/// an old one's shards.
 pub fn shard_name(split: &str, tag: u32, shard: u32) -> String {
     format!("{split}-{tag:08x}-{shard:05}.dwshard")
 }
@@ -68,7 +69,8 @@ fn unseal(
     let version = u32_at(bytes, 8);
     if !versions.contains(&version) {
         return Err(format!(
-            "expected format version {}, found {version}\nhint: pack the data again with this version",
+            "expected format version {}, found {version}\n\
+             hint: pack the data again with this version",
             versions.end()
         ));
     }
@@ -83,7 +85,8 @@ fn unseal(
 pub struct IndexHeader {
     /// Format version, 1 or [`VERSION`].
     pub version: u32,
-    /// [`crate::pixels::Codec::code`] asked for; single records may differ (a PNG in a `jpeg` pack).
+    /// [`crate::pixels::Codec::code`] asked for; single records may differ (a PNG in a `jpeg`
+    /// pack).
     pub codec: u32,
     /// Tag in the shards' names.
     pub tag: u32,
@@ -223,8 +226,8 @@ impl Entry {
         e
     }
 
-    /// From the 64 bytes of an index of `version` (already under the index's checksum). In version 1
-    /// the original size is the stored size.
+    /// From the 64 bytes of an index of `version` (already under the index's checksum). In version
+    /// 1 the original size is the stored size.
     pub fn from_bytes(e: &[u8], version: u32) -> Self {
         let (width, height) = (u32_at(e, 28), u32_at(e, 32));
         let (original_width, original_height) =
@@ -262,6 +265,7 @@ pub struct Meta {
     pub split: String,
     /// Ascending by id; the position is the label.
     pub categories: Vec<Category>,
-    /// Fingerprint of the annotation file and of the options that shaped the pack (`--resume` compares it).
+    /// Fingerprint of the annotation file and of the options that shaped the pack (`--resume`
+    /// compares it).
     pub source: String,
 }

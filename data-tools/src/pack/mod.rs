@@ -1,4 +1,5 @@
-//! A COCO folder to shards: images are read, checked and encoded on all cores, written in file order.
+//! A COCO folder to shards: images are read, checked and encoded on all cores, written in file
+//! order.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -80,8 +81,8 @@ pub struct Packed {
 /// Packs one split of `dir` into `out`.
 ///
 /// # Errors
-/// Anything wrong with the annotations, images under the policies, images outside their folder without
-/// `allow_outside`; what was packed before stays as it was.
+/// Anything wrong with the annotations, images under the policies, images outside their folder
+/// without `allow_outside`; what was packed before stays as it was.
 pub fn pack_split(
     dir: &Path,
     split: &str,
@@ -132,8 +133,8 @@ pub fn pack_split(
     Ok(Packed { images, counts, tally, images_dir, bytes, seconds, reused, kept: false })
 }
 
-/// Encodes the images of `range` on all threads and appends them in order. Returns what is wrong with
-/// those that [`BadImages::Fail`] does not let pass.
+/// Encodes the images of `range` on all threads and appends them in order. Returns what is wrong
+/// with those that [`BadImages::Fail`] does not let pass.
 fn pack_chunk(
     range: Range<usize>,
     coco: &Coco,

@@ -60,8 +60,8 @@ pub(super) fn check_names(coco: &Coco, json: &Path, allow_outside: bool) -> Resu
     Ok(())
 }
 
-/// The name that a pack keeps: without what leads out of the folder (`--allow-outside`), so that no name
-/// in a pack does. `None` when nothing is left.
+/// The name that a pack keeps: without what leads out of the folder (`--allow-outside`), so that no
+/// name in a pack does. `None` when nothing is left.
 fn stored_name(name: &str) -> Option<String> {
     if names::relative(name).is_ok() {
         return Some(name.to_owned());
@@ -148,9 +148,10 @@ fn other_size(image: &Image, bytes: &[u8], found: (usize, usize)) -> Option<Stri
     let turned = pixels::orientation(bytes).filter(|o| (5..=8).contains(o) && (h, w) == expected);
     let Some(turned) = turned else { return Some(text) };
     Some(format!(
-        "{text}: its EXIF data ask for a rotation (orientation {turned}), and the annotations belong to \
-         the rotated photo, while training uses the stored pixels\n\
-         hint: rotate the files themselves, for instance by `mogrify -auto-orient` or `exiftran -ai`"
+        "{text}: its EXIF data ask for a rotation (orientation {turned}), and the annotations belong \
+         to the rotated photo, while training uses the stored pixels\n\
+         hint: rotate the files themselves, for instance by `mogrify -auto-orient` or \
+         `exiftran -ai`"
     ))
 }
 

@@ -9,8 +9,8 @@ use crate::coco;
 use crate::error::{Error, Result};
 use crate::meaning::split_name;
 
-/// Beginnings of annotation files: with boxes, and lists of images alone (COCO's test sets), which are
-/// packed when named.
+/// Beginnings of annotation files: with boxes, and lists of images alone (COCO's test sets), which
+/// are packed when named.
 const FILES: [&str; 2] = ["instances_", coco::IMAGES_ALONE];
 
 /// The annotation file of a split.
@@ -31,8 +31,8 @@ pub fn find_splits(dir: &Path, only: &[String]) -> Result<Vec<String>> {
         return Err(Error::Usage(format!("cannot pack {at}: the folder does not exist")));
     }
     if !annotations.is_dir() {
-        let text = "expected a COCO folder with annotations/instances_SPLIT.json and a folder SPLIT \
-                    of images";
+        let text = "expected a COCO folder with annotations/instances_SPLIT.json and a folder \
+                    SPLIT of images";
         return Err(Error::Usage(format!(
             "cannot pack {at}: it has no folder `annotations`\nhint: {text}"
         )));
@@ -80,8 +80,8 @@ pub fn find_splits(dir: &Path, only: &[String]) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Names in a folder. Those that are no UTF-8 come with replacement characters, so that they are not
-/// left out in silence.
+/// Names in a folder. Those that are no UTF-8 come with replacement characters, so that they are
+/// not left out in silence.
 fn file_names(dir: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(dir).map_err(Error::io("cannot list", dir))?;
     entries

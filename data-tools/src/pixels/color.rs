@@ -1,5 +1,6 @@
-//! Planes to RGB, to the last bit as libjpeg-turbo does it: its fixed-point conversion (JFIF, 16 fractional bits) and its
-//! "fancy" upsampling of chroma (each output is 3/4 the nearer and 1/4 the farther sample along each axis).
+//! Planes to RGB, to the last bit as libjpeg-turbo does it: its fixed-point conversion (JFIF, 16
+//! fractional bits) and its "fancy" upsampling of chroma (each output is 3/4 the nearer and 1/4 the
+//! farther sample along each axis).
 
 use multiversion::multiversion;
 
@@ -46,7 +47,8 @@ pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8
                 convert(first_plane, &wide[0][..w], &wide[1][..w], line);
             }
             Layout::Ycc420 => {
-                // The nearer chroma row, and the next one on the pixel's side; the outermost rows repeat.
+                // The nearer chroma row, and the next one on the pixel's side; the outermost rows
+                // repeat.
                 let near = y / 2;
                 let far =
                     if y % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(chroma.1 - 1) };

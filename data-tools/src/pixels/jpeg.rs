@@ -53,7 +53,8 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb, String> {
     decode_scaled(bytes, ScalingFactor::ONE)
 }
 
-/// Decodes to RGB at `eighths` / 8 of the size (rounded up), which skips most of the work behind the entropy decoding.
+/// Decodes to RGB at `eighths` / 8 of the size (rounded up), which skips most of the work behind
+/// the entropy decoding.
 ///
 /// # Errors
 /// What libjpeg-turbo said.
@@ -85,7 +86,8 @@ fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String> {
     Ok(Rgb { width, height, data })
 }
 
-/// Reads all of the entropy-coded data at an eighth of the size: finds what `decode` would find, in less time.
+/// Reads all of the entropy-coded data at an eighth of the size: finds what `decode` would find, in
+/// less time.
 ///
 /// # Errors
 /// What libjpeg-turbo said.
@@ -93,7 +95,8 @@ pub fn check(bytes: &[u8]) -> Result<(), String> {
     decode_eighths(bytes, 1).map(|_| ())
 }
 
-/// The file's own planes behind one another, without padding; `None` for colours or a subsampling that have no layout.
+/// The file's own planes behind one another, without padding; `None` for colours or a subsampling
+/// that have no layout.
 ///
 /// # Errors
 /// What libjpeg-turbo said.

@@ -49,7 +49,8 @@ impl Codec {
 /// What one record's pixels are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// Planes red - green, green, blue - green (sources that are no JPEG, or of unusual subsampling).
+    /// Planes red - green, green, blue - green (sources that are no JPEG, or of unusual
+    /// subsampling).
     Rgb,
     /// A JPEG file's bytes.
     Jpeg,
@@ -117,15 +118,16 @@ pub fn file_size(bytes: &[u8]) -> Result<(usize, usize), String> {
     reader.into_dimensions().map(|(w, h)| (w as usize, h as usize)).map_err(|e| e.to_string())
 }
 
-/// EXIF orientation of a JPEG or PNG file, 1 to 8: 1 is as stored, 5 to 8 exchange width and height when
-/// shown. COCO's tools ignore it, and so does [`decode_file`]. `None` where the file says nothing.
+/// EXIF orientation of a JPEG or PNG file, 1 to 8: 1 is as stored, 5 to 8 exchange width and height
+/// when shown. COCO's tools ignore it, and so does [`decode_file`]. `None` where the file says
+/// nothing.
 pub fn orientation(bytes: &[u8]) -> Option<u32> {
     let exif = exif::Reader::new().read_from_container(&mut std::io::Cursor::new(bytes)).ok()?;
     exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0)
 }
 
-/// Decodes a JPEG or PNG file's bytes (grey and CMYK become RGB; EXIF orientation is ignored, as COCO's
-/// tools do).
+/// Decodes a JPEG or PNG file's bytes (grey and CMYK become RGB; EXIF orientation is ignored, as
+/// COCO's tools do).
 ///
 /// # Errors
 /// What the decoder said, in its own words.
@@ -133,8 +135,8 @@ pub fn decode_file(bytes: &[u8]) -> Result<Rgb, String> {
     decode_with_depth(bytes).map(|(rgb, _)| rgb)
 }
 
-/// As [`decode_file`]; of a PNG with 16 bits a sample, which is scaled to 8, also the highest sample
-/// (without alpha).
+/// As [`decode_file`]; of a PNG with 16 bits a sample, which is scaled to 8, also the highest
+/// sample (without alpha).
 ///
 /// # Errors
 /// What the decoder said, in its own words.
@@ -167,7 +169,8 @@ fn png(bytes: &[u8]) -> Result<&[u8], String> {
     png.then_some(bytes).ok_or_else(|| "expected a JPEG or PNG image, found something else".into())
 }
 
-/// Encodes a file's image with the `zstd` codec: a JPEG's own planes where they give its RGB back exactly, else RGB.
+/// Encodes a file's image with the `zstd` codec: a JPEG's own planes where they give its RGB back
+/// exactly, else RGB.
 ///
 /// # Errors
 /// What the decoder said.
@@ -242,7 +245,8 @@ mod tests {
         }
     }
 
-    /// A JPEG's own planes give libjpeg-turbo's RGB to the last bit, also with subsampled chroma and odd sizes.
+    /// A JPEG's own planes give libjpeg-turbo's RGB to the last bit, also with subsampled chroma
+    /// and odd sizes.
     #[test]
     fn planes_of_a_jpeg_are_its_rgb() {
         let cases = [

@@ -1,9 +1,11 @@
-//! A detection data set that draws itself: textured backgrounds, overlapping anti-aliased shapes of C classes
-//! in COCO's three sizes, crowds and empty images. The same arguments give the same files.
+//! A detection data set that draws itself: textured backgrounds, overlapping anti-aliased shapes of
+//! C classes in COCO's three sizes, crowds and empty images. The same arguments give the same
+//! files.
 
 use std::f32::consts::PI;
 use std::path::Path;
 
+use dw_base::text::shown;
 use fs_err as fs;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -73,10 +75,13 @@ fn write_split(
     tick: &(impl Fn() + Sync),
 ) -> Result<()> {
     let json_path = dir.join("annotations").join(format!("instances_{split}.json"));
-    if json_path.exists() {
+    let images_dir = dir.join(split);
+    let filled = fs::read_dir(&images_dir).is_ok_and(|mut entries| entries.next().is_some());
+    if json_path.exists() || filled {
+        let taken = if filled { &images_dir } else { &json_path };
         return Err(Error::Usage(format!(
             "cannot draw: {} exists already\nhint: choose an empty folder",
-            json_path.display()
+            shown(taken.display())
         )));
     }
     for d in [&dir.join(split), &dir.join("annotations")] {
