@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
-use dw_base::text::shown;
+use dw_base::text::{self, shown};
 use serde_json::{Map, json};
 
 use crate::convert::convert;
@@ -94,10 +94,14 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
             .iter()
             .map(|(n, t)| (n.clone(), json!({"dtype": format!("{:?}", t.dtype), "shape": t.shape})))
             .collect();
-        println!(
-            "{}",
-            json!({"container": weights.container, "wrapper": weights.wrapper, "numbers": numbers, "classes": weights.classes, "tensors": tensors})
-        );
+        let found = json!({
+            "container": weights.container,
+            "wrapper": weights.wrapper,
+            "numbers": numbers,
+            "classes": weights.classes,
+            "tensors": tensors,
+        });
+        println!("{}", text::json(&found.to_string()));
         return Ok(());
     }
     let mut table = comfy_table::Table::new();

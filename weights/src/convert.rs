@@ -1,17 +1,21 @@
 //! Any weight file to `.safetensors`: the names of its state dict, the numbers unchanged.
 
 use std::collections::HashMap;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
 
-use fs_err as fs;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::{Metadata, TensorInfo};
 
+use crate::classes;
 use crate::error::{Error, Result};
-use crate::file::Weights;
+use crate::file::{Tensor, Weights};
 
-/// Writes `weights` to `out`: aside first, then renamed, so that no half-written file is left.
+/// Longest header that readers of the format take, bytes.
+const LONGEST_HEADER: usize = 100_000_000;
+
+/// Writes `weights` to `out`, tensor by tensor: whole or not at all, readable for those who can read an
+/// ordinary new file. Class names go into the metadata.
 ///
 /// # Errors
 /// A damaged storage, another file ending than `.safetensors`, a full disk.
@@ -22,49 +26,60 @@ pub fn convert(weights: &Weights, out: &Path) -> Result<()> {
             out.display()
         )));
     }
-    let mut data = Vec::with_capacity(weights.tensors.len());
-    for (name, t) in &weights.tensors {
-        data.push((name, t, weights.read(name)?));
-    }
-    let bad = |e: safetensors::SafeTensorError| Error::data(out, format!("cannot write: {e}"));
-    let views = data
-        .iter()
-        .map(|(name, t, bytes)| Ok((*name, TensorView::new(t.dtype, t.shape.clone(), bytes)?)))
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(bad)?;
-    // Other readers of safetensors ask for this key.
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    whole(out, |aside| {
-        safetensors::serialize_to_file(views, Some(format), aside).map_err(bad)?;
-        readable(aside).map_err(Error::io("cannot write", aside))
+    // The widest types first: every tensor is aligned then.
+    let mut tensors: Vec<(&String, &Tensor)> = weights.tensors.iter().collect();
+    tensors.sort_by(|a, b| b.1.dtype.cmp(&a.1.dtype).then(a.0.cmp(b.0)));
+    let header = header(weights, &tensors).map_err(|e| Error::data(out, e))?;
+    whole(out, |file| {
+        let failed = || Error::io("cannot write", out);
+        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed())?;
+        file.write_all(&header).map_err(failed())?;
+        for (name, tensor) in &tensors {
+            let bytes = weights.read(name)?;
+            if tensor.bytes() != Some(bytes.len() as u64) {
+                return Err(Error::data(
+                    &weights.path,
+                    format!("`{name}` is not as long as it says"),
+                ));
+            }
+            file.write_all(&bytes).map_err(failed())?;
+        }
+        Ok(())
     })
 }
 
-/// Gives a file that a library made private the permissions of an ordinary new file.
-fn readable(path: &Path) -> std::io::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let ordinary =
-        tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
-    std::fs::set_permissions(path, ordinary.as_file().metadata()?.permissions())
+/// The header's JSON, padded to whole words of 8 bytes.
+fn header(
+    weights: &Weights,
+    tensors: &[(&String, &Tensor)],
+) -> std::result::Result<Vec<u8>, String> {
+    let mut end = 0;
+    let mut infos = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let start = end;
+        end += tensor.bytes().ok_or("more bytes than can be counted")? as usize;
+        let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
+        infos.push(((*name).clone(), TensorInfo { dtype, shape, data_offsets: (start, end) }));
+    }
+    // Other readers of safetensors ask for the key `format`.
+    let mut facts = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    if let Some(names) = &weights.classes {
+        facts.insert(classes::KEY.to_owned(), serde_json::json!(names).to_string());
+    }
+    let metadata = Metadata::new(Some(facts), infos).map_err(|e| e.to_string())?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|e| e.to_string())?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    if header.len() > LONGEST_HEADER {
+        return Err(format!("its header would have more than {LONGEST_HEADER} bytes"));
+    }
+    Ok(header)
 }
 
-/// Runs `write` on a file beside `out` and renames it into place; removes it when anything fails.
+/// Writes a file by `write`: it is there when that succeeds, and else what was there before.
 ///
 /// # Errors
-/// What `write` fails with; a file that cannot be synced or renamed.
-pub fn whole(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let mut aside = out.as_os_str().to_owned();
-    aside.push(format!(".{}.part", std::process::id()));
-    let aside = PathBuf::from(aside);
-    let done = write(&aside).and_then(|()| {
-        fs::File::open(&aside)
-            .and_then(|f| f.sync_all())
-            .map_err(Error::io("cannot sync", &aside))?;
-        fs::rename(&aside, out).map_err(Error::io("cannot rename into", out))
-    });
-    if done.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&aside);
-    }
-    done
+/// What `write` fails with; a folder that cannot be written, a full disk.
+pub(crate) fn whole(out: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let written = dw_base::file::write_atomically(out, |f| write(f).map_err(io::Error::other));
+    written.map_err(|e| e.downcast().unwrap_or_else(Error::io("cannot write", out)))
 }

@@ -10,6 +10,7 @@ use pytorch_reader::{DType, FileFormat, PytorchReader};
 pub use safetensors::Dtype;
 use safetensors::SafeTensors;
 
+use crate::classes;
 use crate::error::{Error, Result};
 
 /// The file of a checkpoint folder that holds the weights.
@@ -49,7 +50,7 @@ pub struct Weights {
     /// Tensors by state-dict name.
     pub tensors: BTreeMap<String, Tensor>,
     /// Class names in the order of the labels, where a training program put them beside the weights
-    /// (mmdetection's `meta.CLASSES`).
+    /// (mmdetection's `meta.CLASSES`, the key `classes` of a `.safetensors` file's metadata).
     pub classes: Option<Vec<String>>,
     /// A `.safetensors` file's bytes.
     bytes: Vec<u8>,
@@ -104,12 +105,14 @@ impl Weights {
             (name, Tensor { dtype: t.dtype, shape: t.shape.clone(), place })
         });
         let tensors = tensors.collect();
+        let facts = metadata.metadata().as_ref();
+        let classes = facts.and_then(|m| m.get(classes::KEY)).and_then(|t| classes::from_json(t));
         Ok(Self {
             path: path.to_owned(),
             container: "safetensors",
             wrapper: None,
             tensors,
-            classes: None,
+            classes,
             bytes,
         })
     }
@@ -160,7 +163,7 @@ impl Weights {
             container,
             wrapper,
             tensors: tensors.collect(),
-            classes: wrapper.and_then(|_| crate::classes::of(path)),
+            classes: wrapper.and_then(|_| classes::of(path)),
             bytes: vec![],
         })
     }

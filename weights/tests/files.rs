@@ -281,3 +281,57 @@ fn a_converted_file_has_ordinary_permissions() {
     let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode();
     assert_eq!(mode(&out), mode(&plain));
 }
+
+/// Names of tensors and classes are data: a terminal must not obey them, and JSON keeps them as they are.
+#[test]
+fn names_do_not_control_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    let name = "w\u{1b}[2J\u{9b}31m\u{202e}";
+    let class = "cat\u{1b}]0;x\u{7}\u{7f}";
+    let header = serde_json::json!({
+        "__metadata__": {"format": "pt", "classes": serde_json::json!([class, "dog"]).to_string()},
+        name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    });
+    let header = header.to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(1.5f32.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let text = String::from_utf8(command(&["list", path.to_str().unwrap()]).stdout).unwrap();
+    let raw = |text: &str| text.chars().any(|c| c.is_control() && c != '\n' || c == '\u{202e}');
+    assert!(text.contains(r"w\u{1b}[2J\u{9b}31m\u{202e}") && !raw(&text), "{text:?}");
+    assert!(text.contains(r"classes: cat\u{1b}]0;x\u{7}\u{7f}, dog"), "{text:?}");
+    let json = command(&["list", path.to_str().unwrap(), "--json"]).stdout;
+    assert!(!raw(std::str::from_utf8(&json).unwrap()));
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["classes"], serde_json::json!([class, "dog"]));
+    assert!(json["tensors"][name].is_object(), "{json}");
+}
+
+/// Class names survive a conversion; other programs read what is written.
+#[test]
+fn converted_files_keep_class_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a.safetensors"), dir.path().join("b.safetensors"));
+    dw_weights::convert::convert(&Weights::open(&data("mmdet.pth")).unwrap(), &a).unwrap();
+    let first = Weights::open(&a).unwrap();
+    assert_eq!(first.classes.as_deref().unwrap(), ["person", "bicycle"]);
+    dw_weights::convert::convert(&first, &b).unwrap();
+    assert_eq!(Weights::open(&b).unwrap().classes, first.classes);
+    assert_eq!(std::fs::read(&a).unwrap().len(), std::fs::read(&b).unwrap().len());
+    let bytes = std::fs::read(&b).unwrap();
+    let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for name in first.tensors.keys() {
+        assert_eq!(theirs.tensor(name).unwrap().data(), &*first.read(name).unwrap(), "{name}");
+    }
+}
+
+/// Waiting for the writer of a pipe would hang a job of many ranks.
+#[test]
+fn a_pipe_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("a.pth");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    fails(&["list", fifo.to_str().unwrap()], 2, &["expected a regular file"]);
+}
