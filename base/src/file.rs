@@ -20,6 +20,15 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io::Result
     Ok(())
 }
 
+/// Makes a folder where there is none, and finds out whether files can be made in it; leaves none behind.
+///
+/// # Errors
+/// A folder that cannot be made or written.
+pub fn check_folder(folder: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    tempfile::tempfile_in(folder).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -41,6 +50,9 @@ mod tests {
         let plain = dir.path().join("b");
         fs_err::write(&plain, "").unwrap();
         let mode = |p: &Path| fs_err::metadata(p).unwrap().permissions().mode();
+        let (inner, below) = (dir.path().join("x/y"), plain.join("z"));
+        assert!(check_folder(&inner).is_ok() && check_folder(&below).is_err());
+        assert_eq!(fs_err::read_dir(&inner).unwrap().count(), 0);
         assert_eq!(mode(&path), mode(&plain), "readable by those who could read an ordinary file");
     }
 }

@@ -4,14 +4,15 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use dw_base::text::shown;
+use dw_base::text::{self, lines, shown};
 use serde_json::{Map, Value, json};
 
 use crate::coco::params::{Params, area_ranges, iou_thresholds, max_dets};
 use crate::coco::types::Problem;
 use crate::coco::{Evaluation, evaluate};
 use crate::error::Result;
-use crate::{json, report};
+use crate::pictures::Pictures;
+use crate::{json, report, threads};
 
 /// Shown below the help of `dw-eval coco`.
 pub const EXAMPLES: &str = "Examples:
@@ -20,7 +21,7 @@ pub const EXAMPLES: &str = "Examples:
   dw-eval coco --gt gt.json --dt dt.json --per-class --iou-thresholds 0.5:0.9:0.1 --area-ranges tiny:0..256,rest:256..inf
   dw-eval coco --gt gt.json --dt a.json --compare b.json --report page --images val2017
 
-Exit codes: 0 done, 2 a mistake in the command, 3 bad data";
+Exit codes: 0 done, 2 a mistake in the command, 3 bad data or a file that cannot be written, 5 no thread could be started";
 
 /// A results file against a ground-truth file, with pycocotools' numbers.
 #[derive(Debug, Clone, clap::Args)]
@@ -49,6 +50,9 @@ pub struct Request {
     /// Folder of the images, for the report's pictures
     #[arg(long, value_name = "DIR", requires = "report")]
     pub images: Option<PathBuf>,
+    /// Take images also where a `file_name` or a link leads out of the folder of --images
+    #[arg(long, requires = "images")]
+    pub allow_outside: bool,
 }
 
 /// Thresholds and limits as typed.
@@ -88,12 +92,16 @@ impl Limits {
     }
 }
 
-/// Evaluates, prints, and writes the report.
+/// Evaluates, prints, and writes the report. Whether the report can be written is found out first; when
+/// that fails all the same, the numbers are printed before.
 ///
 /// # Errors
-/// Bad options, bad files, a report that cannot be written.
+/// Bad options, bad files, a report that cannot be written, threads that cannot be started.
 pub fn run(r: &Request) -> Result<()> {
     let params = r.limits.params()?;
+    r.report.as_deref().map_or(Ok(()), report::check)?;
+    let folder = r.images.as_ref().map(|dir| Pictures::open(dir, r.allow_outside)).transpose()?;
+    threads::start()?;
     let mut warnings = vec![];
     let truth = json::truth(&r.gt, &mut warnings)?;
     let mut results = vec![];
@@ -110,7 +118,7 @@ pub fn run(r: &Request) -> Result<()> {
     let found: Vec<Evaluation> = problems.iter().map(|p| evaluate(p, &params)).collect();
     warnings.extend(id_zero(&problems[0], &found[0]));
     for w in warnings {
-        tracing::warn!("{w}");
+        tracing::warn!("{}", lines(w));
     }
     let names = labels(&truth.names, &truth.categories);
     print(&found.iter().collect::<Vec<_>>(), &names, r.json, r.per_class);
@@ -118,8 +126,7 @@ pub fn run(r: &Request) -> Result<()> {
     let files: HashMap<i64, &str> =
         truth.files.iter().filter_map(|f| Some((f.id, f.file_name.as_deref()?))).collect();
     let name = |id: i64| files.get(&id).map(|n| (*n).to_owned());
-    let picture =
-        |id: i64| Some(image::open(r.images.as_ref()?.join(files.get(&id)?)).ok()?.to_rgb8());
+    let picture = |id: i64| folder.as_ref()?.get(files.get(&id)?);
     let (data, date) = (r.gt.display().to_string(), today());
     let titles: Vec<String> = results.iter().map(|(path, _)| path.display().to_string()).collect();
     let input = |i: usize| report::Input {
@@ -131,22 +138,28 @@ pub fn run(r: &Request) -> Result<()> {
         evaluation: &found[i],
         names: &names,
         image_names: Some(&name),
-        pictures: if r.images.is_some() { Some(&picture) } else { None },
+        pictures: if folder.is_some() { Some(&picture) } else { None },
     };
     let page = report::write(dir, &(0..results.len()).map(input).collect::<Vec<_>>())?;
-    tracing::info!("report {}", page.display());
+    if let Some(w) = folder.as_ref().and_then(Pictures::warning) {
+        tracing::warn!("{}", lines(w));
+    }
+    tracing::info!("report {}", lines(page.display()));
     Ok(())
 }
 
 /// Prints one evaluation, or two side by side, to standard output.
 pub fn print(found: &[&Evaluation], names: &[String], json: bool, per_class: bool) {
     match found {
-        [a, b] if json => println!("{}", json!({"a": as_json(a, names), "b": as_json(b, names)})),
+        [a, b] if json => {
+            let both = json!({"a": as_json(a, names), "b": as_json(b, names)});
+            println!("{}", text::json(&both.to_string()));
+        }
         [a, b] => println!("{}", side_by_side(a, b, names, per_class)),
         _ => {
             for e in found {
                 if json {
-                    println!("{}", as_json(e, names));
+                    println!("{}", text::json(&as_json(e, names).to_string()));
                 } else {
                     println!("{}", as_text(e, names, per_class));
                 }
@@ -189,7 +202,11 @@ pub fn id_zero(problem: &Problem, result: &Evaluation) -> Option<String> {
 
 /// Names that are all different: a repeated one gets its id.
 pub fn labels(names: &[String], categories: &[i64]) -> Vec<String> {
-    let repeated = |n: &String| names.iter().filter(|m| *m == n).count() > 1;
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    for name in names {
+        *seen.entry(name).or_default() += 1;
+    }
+    let repeated = |n: &String| seen[n.as_str()] > 1;
     let label = |(name, id): (&String, &i64)| {
         if repeated(name) { format!("{name} (id {id})") } else { name.clone() }
     };

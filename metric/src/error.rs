@@ -14,6 +14,9 @@ pub enum Error {
     /// A file holds something it must not (exit code 3).
     #[error("{0}")]
     Data(String),
+    /// No thread could be started (exit code 5).
+    #[error("{0}")]
+    Resources(String),
 }
 
 impl Error {
@@ -27,11 +30,12 @@ impl Error {
         move |e| Self::Usage(format!("cannot read the {what}: {e}"))
     }
 
-    /// The exit code this error means: 2 the user's mistake, 3 bad data.
+    /// The exit code this error means: 2 the user's mistake, 3 bad data, 5 no thread could be started.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
             Self::Data(_) => 3,
+            Self::Resources(_) => 5,
         }
     }
 }

@@ -12,7 +12,9 @@ pub mod cli;
 pub mod coco;
 pub mod error;
 pub mod json;
+mod pictures;
 pub mod report;
+mod threads;
 
 pub use coco::matches::{Fate, Matches, matches};
 pub use coco::params::{Area, Params};

@@ -82,3 +82,104 @@ fn names_with_escapes_and_files_with_a_mark() {
     assert_eq!(device.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&device.stderr).contains("/dev/zero is a device"));
 }
+
+fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// JSON keeps a name as it is, and a terminal that shows it is not controlled by it.
+#[test]
+fn json_and_warnings_hold_no_raw_control_characters() {
+    let class = "cat\u{1b}[2J\u{9b}31m\u{7f}\u{202e}";
+    let mut truth = truth();
+    truth["categories"][1]["name"] = class.into();
+    let raw = |text: &str| text.contains(['\u{1b}', '\u{9b}', '\u{7f}', '\u{202e}']);
+    let out = program(&Files::new(truth.to_string(), results().to_string()), &["--json"]);
+    assert!(!raw(std::str::from_utf8(&out.stdout).unwrap()));
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(json["per_class"][class].is_number(), "{json}");
+    // No detection is of a known category: the warning names those.
+    let mut unknown = results();
+    for d in unknown.as_array_mut().unwrap() {
+        d["category_id"] = 99.into();
+    }
+    let out = program(&Files::new(truth.to_string(), unknown.to_string()), &[]);
+    let text = stderr(&out);
+    assert!(text.contains("7 cat") && text.contains("9b") && !raw(&text), "{text:?}");
+}
+
+#[test]
+fn text_that_is_not_utf8_is_named() {
+    let wide: Vec<u8> = "\u{feff}[]".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let out = program(&Files::new(truth().to_string(), wide), &[]);
+    assert_eq!(out.status.code(), Some(3));
+    assert!(stderr(&out).contains("found UTF-16"), "{}", stderr(&out));
+}
+
+#[test]
+fn a_report_that_cannot_be_written_costs_no_numbers() {
+    let files = Files::new(truth().to_string(), results().to_string());
+    let plain = files.dir.path().join("plain");
+    std::fs::write(&plain, "").unwrap();
+    let below = plain.join("page");
+    // Known at once: nothing is evaluated.
+    let out = program(&files, &["--report", below.to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(2), "{}", stderr(&out));
+    assert!(out.stdout.is_empty() && stderr(&out).contains("--report"), "{}", stderr(&out));
+    // The disk is full later: files may not grow here.
+    let line = format!(
+        "trap '' XFSZ; ulimit -f 0; exec {} coco --gt {} --dt {} --report {}",
+        env!("CARGO_BIN_EXE_dw-eval"),
+        files.gt().display(),
+        files.dt().display(),
+        files.dir.path().join("page").display()
+    );
+    let out = Command::new("sh").arg("-c").arg(line).output().unwrap();
+    assert_eq!(out.status.code(), Some(3), "{}", stderr(&out));
+    assert!(stderr(&out).contains("cannot write the report"), "{}", stderr(&out));
+    assert_eq!(out.stdout, program(&files, &[]).stdout);
+    let left = std::fs::read_dir(files.dir.path().join("page")).unwrap().count();
+    assert_eq!(left, 0, "nothing half-written is left");
+}
+
+#[test]
+fn threads_that_do_not_start() {
+    let files = Files::new(truth().to_string(), results().to_string());
+    let run = |name: &str, value: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dw-eval"));
+        command.arg("coco").arg("--gt").arg(files.gt()).arg("--dt").arg(files.dt());
+        command.env(name, value).output().unwrap()
+    };
+    // No address space is left for such stacks.
+    let out = run("RUST_MIN_STACK", "140737488355328");
+    assert_eq!(out.status.code(), Some(5), "{}", stderr(&out));
+    assert!(stderr(&out).contains("cannot start the threads"), "{}", stderr(&out));
+    let out = run("RAYON_NUM_THREADS", "60000");
+    assert_eq!(out.status.code(), Some(2), "{}", stderr(&out));
+    assert!(stderr(&out).contains("at most 4 threads for each"), "{}", stderr(&out));
+}
+
+/// File names of a ground-truth file do not lead out of the folder of the images.
+#[test]
+fn pictures_come_from_their_folder_only() {
+    let mut truth = truth();
+    truth["images"][0]["file_name"] = "../secret.png".into();
+    truth["images"][1]["file_name"] = "link.png".into();
+    let files = Files::new(truth.to_string(), results().to_string());
+    let (images, secret) = (files.dir.path().join("images"), files.dir.path().join("secret.png"));
+    std::fs::create_dir(&images).unwrap();
+    image::RgbImage::from_pixel(64, 64, image::Rgb([200, 0, 0])).save(&secret).unwrap();
+    std::os::unix::fs::symlink(&secret, images.join("link.png")).unwrap();
+    let page = files.dir.path().join("page");
+    let options = ["--report", page.to_str().unwrap(), "--images", images.to_str().unwrap()];
+    let html = || std::fs::read_to_string(page.join("index.html")).unwrap();
+    let out = program(&files, &options);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    assert!(!html().contains("data:image/jpeg"), "a picture from outside is in the page");
+    assert!(stderr(&out).contains("images of the report are left out"), "{}", stderr(&out));
+    let out = program(&files, &[&options[..], &["--allow-outside"]].concat());
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    assert!(html().contains("data:image/jpeg") && !stderr(&out).contains("left out"));
+    let out = program(&files, &["--report", options[1], "--images", "/no/such/folder"]);
+    assert_eq!(out.status.code(), Some(2), "{}", stderr(&out));
+}

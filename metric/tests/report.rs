@@ -2,7 +2,7 @@
 
 mod report_support;
 
-use dw_metric::report::{Input, render, write};
+use dw_metric::report::{Input, check, render, write};
 use dw_metric::{Detection, GroundTruth, Params, evaluate};
 use report_support::{Data, evaluated, input};
 
@@ -189,6 +189,7 @@ fn written_whole_and_nothing_beside_it() {
     // A folder in the page's place: an error, and no rest of an attempt.
     let blocked = folder.path().join("c");
     std::fs::create_dir_all(blocked.join("index.html/x")).unwrap();
-    assert_eq!(write(&blocked, &inputs).unwrap_err().exit_code(), 2);
+    assert_eq!(check(&blocked).unwrap_err().exit_code(), 2, "before the evaluation");
+    assert_eq!(write(&blocked, &inputs).unwrap_err().exit_code(), 3, "after it");
     assert_eq!(std::fs::read_dir(&blocked).unwrap().count(), 1);
 }

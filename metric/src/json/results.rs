@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use dw_base::text::shown;
 use rayon::prelude::*;
 
 use super::Truth;
@@ -231,7 +232,7 @@ fn warn(path: &Path, truth: &Truth, known: &Known, rows: &[Detection], warnings:
         .categories
         .iter()
         .zip(&truth.names)
-        .map(|(id, name)| format!("{id} {name}"))
+        .map(|(id, name)| format!("{id} {}", shown(name)))
         .collect();
     let hint = if count == rows.len() {
         let known = few(known);

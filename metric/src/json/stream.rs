@@ -30,6 +30,10 @@ impl<'a> Stream<'a> {
     ) -> Parse<Self> {
         window.clear();
         source.append(offset, first, window).map_err(Fault::Io)?;
+        if offset == 0 && (window.starts_with(b"\xff\xfe") || window.starts_with(b"\xfe\xff")) {
+            let problem = "expected UTF-8, found UTF-16\nhint: save the file as UTF-8".into();
+            return Err(Cursor { bytes: window, at: 0 }.fault(problem));
+        }
         // Some editors put a byte-order mark in front, which is no part of JSON.
         let mark = offset == 0 && window.starts_with(b"\xef\xbb\xbf");
         Ok(Self { source, window, offset, at: if mark { 3 } else { 0 } })

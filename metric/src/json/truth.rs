@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use dw_base::text::shown;
+
 use super::cursor::{Cursor, Fault, Parse};
 use super::source::Source;
 use super::stream::{Stream, error};
@@ -130,7 +132,7 @@ pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
             }
             _ => stream
                 .next(other)
-                .map_err(|f| bad(&format!("`{}`", String::from_utf8_lossy(&key)), f))?,
+                .map_err(|f| bad(&format!("`{}`", shown(String::from_utf8_lossy(&key))), f))?,
         }
         more = stream.next(|c| c.more(b'}')).map_err(whole)?;
     }

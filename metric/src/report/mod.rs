@@ -14,12 +14,16 @@ mod scores;
 mod sizes;
 mod table;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 
 use crate::analysis::Analysis;
 use crate::{Error, Evaluation, Problem, Result};
+
+/// The page's file in its folder.
+const PAGE: &str = "index.html";
 
 /// One evaluated run.
 #[derive(Clone, Copy)]
@@ -94,21 +98,30 @@ pub fn render(inputs: &[Input]) -> Result<String> {
     page::render(&inputs.iter().zip(letters).map(run).collect::<Vec<_>>())
 }
 
+/// Finds out before an evaluation whether [`write`] can put its page into `dir`, which is made if needed.
+///
+/// # Errors
+/// A folder that cannot be made or written; something else than a file in the page's place.
+pub fn check(dir: &Path) -> Result<()> {
+    let bad = |e: &dyn std::fmt::Display| Error::Usage(format!("--report {}: {e}", dir.display()));
+    dw_base::file::check_folder(dir).map_err(|e| bad(&format!("cannot write there: {e}")))?;
+    if dir.join(PAGE).is_dir() {
+        return Err(bad(&format!("{PAGE} is a folder in it")));
+    }
+    Ok(())
+}
+
 /// Writes `index.html` into a folder that is made if needed; an existing page is replaced whole or not at all.
 ///
 /// # Errors
-/// As [`render`]; a folder or file that cannot be written.
+/// As [`render`]; a folder or file that cannot be written ([`Error::Data`]).
 pub fn write(dir: &Path, inputs: &[Input]) -> Result<PathBuf> {
     let page = render(inputs)?;
-    let failed = |e: std::io::Error| Error::Usage(format!("cannot write the report: {e}"));
+    let to = dir.join(PAGE);
+    let failed =
+        |e: std::io::Error| Error::Data(format!("cannot write the report {}: {e}", to.display()));
     fs_err::create_dir_all(dir).map_err(failed)?;
-    let to = dir.join("index.html");
-    let aside = dir.join(format!("index.html.{}.writing", std::process::id()));
-    let done = fs_err::write(&aside, page).and_then(|()| fs_err::rename(&aside, &to));
-    if let Err(e) = done {
-        // The first error is the one to tell.
-        let _ = fs_err::remove_file(&aside);
-        return Err(failed(e));
-    }
+    let whole = dw_base::file::write_atomically(&to, |file| file.write_all(page.as_bytes()));
+    whole.map_err(failed)?;
     Ok(to)
 }
