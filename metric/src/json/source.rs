@@ -28,12 +28,16 @@ impl Source {
                 return Ok(Self::File(file.into_file(), meta.len()));
             }
             if meta.file_type().is_char_device() {
-                return Err(std::io::Error::other(format!("{} is a device, not a file", path.display())));
+                return Err(std::io::Error::other(format!(
+                    "{} is a device, not a file",
+                    path.display()
+                )));
             }
             let mut bytes = vec![];
             (&mut file).take(LARGEST_PIPE).read_to_end(&mut bytes)?;
             if bytes.len() as u64 == LARGEST_PIPE {
-                let text = format!("{} holds more than {LARGEST_PIPE} bytes; use a file", path.display());
+                let text =
+                    format!("{} holds more than {LARGEST_PIPE} bytes; use a file", path.display());
                 return Err(std::io::Error::other(text));
             }
             Ok(Self::Memory(bytes))
