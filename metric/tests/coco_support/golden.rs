@@ -19,13 +19,23 @@ fn sha256(table: &[f64]) -> String {
 pub fn check(case: &Path) -> Result<(), String> {
     let mut warnings = vec![];
     let truth = json::truth(&case.join("gt.json"), &mut warnings).map_err(|e| e.to_string())?;
-    let detections = json::results(&case.join("dt.json"), &truth, &mut warnings).map_err(|e| e.to_string())?;
+    let detections =
+        json::results(&case.join("dt.json"), &truth, &mut warnings).map_err(|e| e.to_string())?;
     let text = std::fs::read_to_string(case.join("expected.json")).map_err(|e| e.to_string())?;
     let expected: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-    let problem = Problem { images: &truth.images, categories: &truth.categories, truth: &truth.boxes, detections: &detections };
+    let problem = Problem {
+        images: &truth.images,
+        categories: &truth.categories,
+        truth: &truth.boxes,
+        detections: &detections,
+    };
     let e = evaluate(&problem, &Params::default());
     let same = |what: &str, found: &Value, wanted: &Value| {
-        if found == wanted { Ok(()) } else { Err(format!("{what}: expected {wanted}, found {found}")) }
+        if found == wanted {
+            Ok(())
+        } else {
+            Err(format!("{what}: expected {wanted}, found {found}"))
+        }
     };
     // Counts first: they say most about what went wrong.
     for (a, area) in e.params.areas.iter().enumerate() {
@@ -35,7 +45,9 @@ pub fn check(case: &Path) -> Result<(), String> {
             same(&format!("{name} of {}", area.name), &found.into(), &wanted[name])?;
         }
     }
-    for (name, table) in [("precision", e.precision()), ("recall", e.recall()), ("scores", e.scores())] {
+    for (name, table) in
+        [("precision", e.precision()), ("recall", e.recall()), ("scores", e.scores())]
+    {
         same(&format!("hash of {name}"), &sha256(&table).into(), &expected[name]["sha256_f64le"])?;
     }
     // -1 is written as a whole number there.
@@ -54,7 +66,9 @@ pub fn check(case: &Path) -> Result<(), String> {
     same("categories", &rows.len().into(), &truth.categories.len().into())?;
     for ((row, found), &id) in rows.iter().zip(e.class_rows()).zip(&truth.categories) {
         same("id", &id.into(), &row["id"])?;
-        for (name, found) in [("AP", found.ap), ("AP50", found.ap50), ("AP75", found.ap75), ("AR100", found.ar)] {
+        for (name, found) in
+            [("AP", found.ap), ("AP50", found.ap50), ("AP75", found.ap75), ("AR100", found.ar)]
+        {
             equal(&format!("{name} of category {id}"), found, &row[name])?;
         }
         same(&format!("n_gt of category {id}"), &found.truth.into(), &row["n_gt"])?;
