@@ -1,5 +1,7 @@
 //! The metric against pycocotools.
 
+// Formatted with its own crate, whose lines are shorter.
+#[rustfmt::skip]
 #[path = "../../metric/tests/coco_support/golden.rs"]
 mod golden;
 
