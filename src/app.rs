@@ -223,7 +223,7 @@ fn same_names(weights: &Path, categories: &[Category]) -> Result<()> {
     let label = (0..names.len().max(ours.len())).find(|i| names.get(*i) != ours.get(*i).copied()).unwrap_or(0);
     let name = |n: Option<&String>| n.map_or_else(|| "nothing".to_owned(), |n| format!("`{}`", shown(n)));
     Err(Error::Data(format!(
-        "the classes of {} and of the data differ: label {label} is {} in one and {} in the other\nhint: name the categories alike and pack again; `dw-weights convert` writes a file without names, whose classes are taken in the data's order",
+        "the classes of {} and of the data differ: label {label} is {} in one and {} in the other\nhint: name the categories alike and pack again",
         weights.display(),
         name(names.get(label)),
         name(ours.get(label).copied())
