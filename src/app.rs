@@ -188,13 +188,14 @@ impl Saved {
     /// # Errors
     /// Damaged weights, weights of another network, or of other categories than `data` has.
     pub fn detector(&self, data: &Dataset, device: Device) -> Result<Detector> {
+        let file = Weights::open(&self.weights)?;
         if let Some(own) = &self.categories {
             same_categories(own, data.categories(), "the checkpoint", "the data")?;
         } else {
-            same_names(&self.weights, data.categories())?;
+            same_names(&file, data.categories())?;
         }
         let mut detector = Detector::new(&self.config.model, data.categories().len(), self.config.train.precision.kind(), device);
-        let mut report = weights::load(&Weights::open(&self.weights)?, &mut detector.params)?;
+        let mut report = weights::load(&file, &mut detector.params)?;
         // A count of batches that nothing reads; files of older programs lack it.
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));
         if !report.complete() {
@@ -209,22 +210,21 @@ impl Saved {
 }
 
 /// The classes that a weight file names must be the data's, in their order.
-fn same_names(weights: &Path, categories: &[Category]) -> Result<()> {
-    let file = Weights::open(weights)?;
-    let Some(names) = file.classes else {
-        tracing::info!("{}: names no classes; taken in the order of the data's", weights.display());
+fn same_names(file: &Weights, categories: &[Category]) -> Result<()> {
+    let path = file.path.display();
+    let Some(names) = &file.classes else {
+        tracing::info!("{path}: names no classes; taken in the order of the data's");
         return Ok(());
     };
     let ours: Vec<&String> = categories.iter().map(|c| &c.name).collect();
     if names.iter().eq(ours.iter().copied()) {
-        tracing::info!("{}: its {} classes are the data's", weights.display(), names.len());
+        tracing::info!("{path}: its {} classes are the data's", names.len());
         return Ok(());
     }
     let label = (0..names.len().max(ours.len())).find(|i| names.get(*i) != ours.get(*i).copied()).unwrap_or(0);
     let name = |n: Option<&String>| n.map_or_else(|| "nothing".to_owned(), |n| format!("`{}`", shown(n)));
     Err(Error::Data(format!(
-        "the classes of {} and of the data differ: label {label} is {} in one and {} in the other\nhint: name the categories alike and pack again",
-        weights.display(),
+        "the classes of {path} and of the data differ: label {label} is {} in one and {} in the other\nhint: name the categories alike and pack again",
         name(names.get(label)),
         name(ours.get(label).copied())
     )))

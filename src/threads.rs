@@ -53,7 +53,7 @@ pub fn check(key: &str, configured: usize, topology: &Topology, dry_run: bool) -
 pub fn for_this_machine(configured: usize, topology: &Topology) -> usize {
     let share = resolve(0, topology);
     if configured > share && topology.rank == 0 {
-        tracing::info!("train.threads = {configured} is of the machine it was trained on: using {share} here");
+        tracing::info!("train.threads = {configured} is more than this machine's share of a rank: using {share}");
     }
     if configured == 0 { share } else { configured.min(share) }
 }

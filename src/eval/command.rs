@@ -164,19 +164,14 @@ fn check_outputs(r: &Request, topology: &Topology) -> Result<()> {
         if path.is_dir() {
             return Err(Error::Usage(format!("--dt-out {}: is a folder, expected a file", path.display())));
         }
-        can_write(folder, "--dt-out", path)?;
+        // Makes a file without a name; a folder that is missing is not made.
+        let problem = |e| Error::Usage(format!("--dt-out {}: cannot write there: {e}\nhint: make the folder first", path.display()));
+        tempfile::tempfile_in(folder).map(drop).map_err(problem)?;
     }
     if let Some(dir) = &r.report {
-        fs_err::create_dir_all(dir).map_err(|e| Error::Usage(format!("--report {}: {e}", dir.display())))?;
-        can_write(dir, "--report", dir)?;
+        report::check(dir)?;
     }
     Ok(())
-}
-
-/// Whether a file can be made in `folder`: makes one without a name.
-fn can_write(folder: &Path, option: &str, path: &Path) -> Result<()> {
-    let problem = |e| Error::Usage(format!("{option} {}: cannot write there: {e}\nhint: make the folder first", path.display()));
-    tempfile::tempfile_in(folder).map(drop).map_err(problem)
 }
 
 /// A split without any box, as test-dev: the results file is all there is to get.

@@ -56,7 +56,8 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     }
     tracing::info!("{} ({}): {report}", path.display(), file.container);
     // A backbone's file rightly says nothing about neck and head; a part that it gives, it must give whole.
-    if counts(&detector.params, &report).iter().any(|(part, found, all)| found < all && (*found > 0 || *part == PARTS[0])) {
+    let fits = |(part, found, all): &(&str, usize, usize)| found == all || (*found == 0 && *part != PARTS[0]);
+    if world.rank() == 0 && !counts(&detector.params, &report).iter().all(fits) {
         tracing::warn!("{}: does not fit the whole network: of {parts}; the rest starts at random values", path.display());
     }
     Ok(())

@@ -86,14 +86,13 @@ impl Lock {
         let began = Instant::now();
         let mut told = false;
         loop {
-            let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
-            let file = file.as_mut().map_err(|e| Error::Data(format!("cannot open {}: {e}", path.display())))?;
-            let file = file.try_clone().map_err(Error::io("cannot open", &path))?;
+            let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+            let file = file.map_err(Error::io("cannot open", &path))?;
             let held = match file.try_lock() {
                 Ok(()) => false,
                 Err(TryLockError::WouldBlock) => true,
                 Err(TryLockError::Error(e)) => {
-                    tracing::warn!("{}: this file system has no locks ({e}): judged by what is written there", path.display());
+                    tracing::debug!("{}: this file system has no locks ({e}): judged by what is written there", path.display());
                     false
                 }
             };

@@ -69,7 +69,8 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
 ///
 /// # Errors
 /// The keys that differ (exit code 2), other categories (3), or ranks that cannot share the batch.
-pub fn check(c: &Checkpoint, train: &Dataset, asked: &Config, ranks: usize, with_changes: bool) -> Result<usize> {
+pub fn check(c: &Checkpoint, train: &Dataset, asked: &Config, world: &World, with_changes: bool) -> Result<usize> {
+    let (ranks, lead) = (world.size(), world.rank() == 0);
     same_categories(&c.state.categories, train.categories(), "the checkpoint", "the data")?;
     let (mut decide, may) = changes(&c.config, asked);
     let data = train.split.fingerprint();
@@ -98,10 +99,10 @@ pub fn check(c: &Checkpoint, train: &Dataset, asked: &Config, ranks: usize, with
             c.path.join("config.toml").display()
         )));
     }
-    if !decide.is_empty() {
+    if lead && !decide.is_empty() {
         tracing::warn!("going on with changes that alter the result (--resume-with-changes):{}", list(&decide));
     }
-    if !may.is_empty() {
+    if lead && !may.is_empty() {
         tracing::info!("changed since the checkpoint, without effect on the steps' results:{}", list(&may));
     }
     if !batch.is_multiple_of(ranks) {

@@ -66,7 +66,7 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
     let from = resume::choose(&request.resume, &checkpoints, &world)?;
     let mut global_batch = config.train.images_per_rank * world.size();
     if let Some(c) = &from {
-        global_batch = resume::check(c, &train, &config, world.size(), request.with_changes)?;
+        global_batch = resume::check(c, &train, &config, &world, request.with_changes)?;
         // The starting weights were loaded then; which stages are frozen follows from them.
         config.model.init.clone_from(&c.config.model.init);
     }
