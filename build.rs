@@ -1,13 +1,14 @@
-//! Compiles `torch_ext.cpp` against libtorch's headers and sets the binaries' rpath, so that users set no
-//! LD_LIBRARY_PATH.
+//! Compiles the C++ files of `src/torch` against libtorch's headers and sets the binaries' rpath, so that users set
+//! no LD_LIBRARY_PATH.
 
 use std::path::PathBuf;
 
 include!("tools/git_revision.rs");
 
+const SOURCES: [&str; 7] = ["context", "deform", "gradient", "memory", "profile", "sgd", "stream"];
+
 fn build() {
-    println!("cargo:rerun-if-changed=src/torch_ext.cpp");
-    println!("cargo:rerun-if-changed=src/torch_ext.rs");
+    println!("cargo:rerun-if-changed=src/torch");
     let lib = PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default());
     let include = lib.join("../include");
     assert!(
@@ -21,8 +22,8 @@ fn build() {
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("src/torch_ext.cpp")
-        .compile("dw_torch_ext");
+        .files(SOURCES.map(|name| format!("src/torch/{name}.cpp")))
+        .compile("dw_torch");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
 }
 

@@ -45,7 +45,7 @@ const SIZE: (i64, i64) = (800, 1344);
 fn main() {
     let a = Args::parse();
     tch::set_num_threads(a.threads);
-    dw::torch_ext::flush_denormals();
+    dw::torch::flush_denormals();
     tch::manual_seed(0);
     let shapes = shapes(a.annotations.as_deref());
     let rule = DwConfig { formula: if a.paper { Formula::Paper } else { Formula::Released }, ..DwConfig::default() };

@@ -56,7 +56,7 @@ fn main() {
     dw_launch::prepare();
     let a = Args::parse();
     tch::set_num_threads(a.threads);
-    dw::torch_ext::flush_denormals();
+    dw::torch::flush_denormals();
     tch::manual_seed(0);
     let device = device::pick(a.device, &Topology::from_env()).expect("the device");
     let mut net = Detector::new(&config::load(&a.config, &[]).expect("a configuration").model, 80, Kind::Float, device);
@@ -84,7 +84,7 @@ fn main() {
         }
         Instant::now()
     };
-    let job = app::join(device, &mut None).expect("the other ranks");
+    let job = join(device, &mut None).expect("the other ranks");
     let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
     let mut buckets = Buckets::new(&net.params, &flat, &TrainConfig::default(), &world);
     job.barrier("start").expect("peers");

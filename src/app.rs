@@ -1,13 +1,11 @@
-//! What the binaries share: joining the job, logging, reporting an error once, exit codes.
+//! What the binaries share: the order of start-up, logging, reporting an error once, exit codes, saved weights.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use dw_base::text::shown;
-use dw_launch::nccl::{Library, Nccl};
-use dw_launch::{Op, Topology, World};
+use dw_launch::{Topology, World};
 use tch::Device;
 
 use dw_shards::coco::Category;
@@ -16,28 +14,77 @@ use dw_weights::Weights;
 use crate::config::{self, Config};
 use crate::data::Dataset;
 use crate::data::dataset::same_categories;
-use crate::device;
+use crate::device::{self, Choice};
 use crate::error::{Error, Result};
 use crate::model::{Detector, weights};
 use crate::train::checkpoint::{self, Checkpoint};
+use crate::{threads, torch};
 
-/// Text of `--version`.
-pub static VERSION: LazyLock<String> = LazyLock::new(|| {
+/// Text of `--version`. Libraries are opened for it, in the order that training opens them: an NCCL that was
+/// loaded before libtorch's CUDA half would take the place of the one that belongs to it.
+fn version() -> String {
     #[cfg(feature = "mpi")]
     let mpi = dw_launch::mpi::library_version();
     #[cfg(not(feature = "mpi"))]
     let mpi = "not in this build";
-    let nccl = dw_launch::nccl::version().unwrap_or_else(|| "not found".into());
-    format!("{} ({})\nlibtorch {}\nMPI: {mpi}\nNCCL: {nccl}", env!("CARGO_PKG_VERSION"), env!("DW_GIT"), crate::torch_ext::version())
-});
+    device::open(Choice::Auto);
+    let cuda = device::cuda::devices().map_or_else(|why| why, |count| format!("{count} devices"));
+    let nccl = dw_launch::nccl::version().unwrap_or_else(|| "not loaded (it comes with libtorch's CUDA half)".into());
+    let (version, revision, torch) = (env!("CARGO_PKG_VERSION"), env!("DW_GIT"), torch::version());
+    format!("{version} ({revision})\nlibtorch {torch}\nCUDA: {cuda}\nMPI: {mpi}\nNCCL: {nccl}")
+}
 
-/// Runs a program as one rank of a job. Errors are told once and end every rank.
-pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ExitCode {
-    crate::threads::wait_passively();
+/// Parses the command line; ends the process for `--help`, `--version` and mistakes.
+#[expect(clippy::print_stdout, reason = "the version is the result")]
+pub fn parse<C: clap::Parser>() -> C {
+    C::try_parse().unwrap_or_else(|e| {
+        if e.kind() == clap::error::ErrorKind::DisplayVersion {
+            println!("{} {}", C::command().get_name(), version());
+            leave(0)
+        }
+        e.exit()
+    })
+}
+
+/// What a program asks for at its start.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    /// The device it will compute on.
+    pub device: Choice,
+    /// USR1 and TERM ask for a checkpoint instead of ending the process.
+    pub catch_signals: bool,
+}
+
+/// Runs a program as one rank of a job, and ends the process. An error is reported once and ends every rank.
+pub fn run(start: Start, main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ! {
+    threads::wait_passively();
+    let listening = if start.catch_signals { dw_launch::signals::listen().map(drop) } else { Ok(()) };
     dw_launch::prepare();
+    device::open(start.device);
     let topology = Topology::from_env();
+    log_to_stderr(&topology);
+    if topology.world == 1 {
+        dw_launch::abort::install_panic_hook(0, |code| dw_launch::Collectives::abort(&dw_launch::Solo, code));
+    }
+    dw_launch::lost_file::tell(topology.rank);
+    let mut world: Option<Arc<World>> = None;
+    let listening = listening.map_err(Error::io("cannot listen to", Path::new("signals")));
+    match listening.and_then(|()| main(&topology, &mut world)) {
+        Ok(()) => finish(world, 0),
+        // Decided together: every rank leaves by itself, no peer is waiting.
+        Err(Error::Preempted(text)) => {
+            if topology.rank == 0 {
+                dw_launch::abort::last_words(&text);
+            }
+            finish(world, 75)
+        }
+        Err(e) => fail(&e, &topology, world),
+    }
+}
+
+/// Logs to standard error; ranks other than 0 only warnings and errors.
+fn log_to_stderr(topology: &Topology) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("DW_LOG").unwrap_or_else(|_| "info".into());
-    // Other ranks speak only when something is wrong.
     let filter = if topology.rank == 0 { filter } else { "warn".into() };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -46,96 +93,56 @@ pub fn run(main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) 
         .with_target(false)
         .compact()
         .init();
-    if topology.world == 1 {
-        dw_launch::abort::install_panic_hook(0, |code| dw_launch::Collectives::abort(&dw_launch::Solo, code));
+}
+
+fn finish(world: Option<Arc<World>>, code: u8) -> ! {
+    if let Some(world) = world {
+        world.leave(code.into());
     }
-    dw_launch::lost_file::tell(topology.rank);
-    let mut world: Option<Arc<World>> = None;
-    let Err(e) = main(&topology, &mut world) else {
-        if let Some(world) = world {
-            world.leave(0);
-        }
-        return ExitCode::SUCCESS;
-    };
-    if let Error::Preempted(text) = &e {
-        // Decided together: every rank leaves by itself, no peer is waiting.
-        if topology.rank == 0 {
-            dw_launch::abort::last_words(text);
-        }
-        if let Some(world) = world {
-            world.leave(75);
-        }
-        return ExitCode::from(75);
-    }
+    leave(code)
+}
+
+/// Ends the process without running the destructors of libraries. Threads of the loader may still be inside
+/// libtorch or the CUDA runtime, whose destructors would then crash, and a run that was preempted (75) would
+/// look like a bug.
+fn leave(code: u8) -> ! {
+    // Standard output is buffered; whoever reads it may be gone.
+    let _ = std::io::stdout().flush();
+    // SAFETY: ends the process at once; everything that must be on disk was synced before.
+    unsafe { libc::_exit(code.into()) }
+}
+
+/// Reports an error and ends the job.
+fn fail(e: &Error, topology: &Topology, world: Option<Arc<World>>) -> ! {
     if topology.rank != 0 {
-        // A mistake, or a verdict of all ranks, is the same everywhere: rank 0 tells it, and its end takes the others along
-        // within seconds, or, where it still writes a checkpoint, after that. A file or memory may fail on one rank alone.
-        let patience = match e {
+        // A mistake, or a verdict of all ranks, is the same everywhere: rank 0 reports it, and its end takes the others
+        // along within seconds, or, where it still writes a checkpoint, after that. A file, memory or a device may fail
+        // on one rank alone.
+        let seconds = match e {
             Error::NotFinite(_) => 60,
             Error::Usage(_) => 4,
             _ if world.is_none() => 4,
             _ => 1,
         };
-        std::thread::sleep(std::time::Duration::from_secs(patience));
+        std::thread::sleep(std::time::Duration::from_secs(seconds));
     }
     let place = if topology.world > 1 { format!("[rank {}] ", topology.rank) } else { String::new() };
     dw_launch::abort::last_words(&format!("{place}error: {e}"));
     match world {
         Some(world) => world.abort(e.exit_code(), &e.to_string()),
-        None => ExitCode::from(e.exit_code() as u8),
+        None => leave(e.exit_code() as u8),
     }
-}
-
-/// Joins the job on a device: NCCL on CUDA with several ranks, MPI or nothing on the CPU. `place` has the job from the first
-/// moment on, so that an error can end it.
-///
-/// # Errors
-/// No MPI or NCCL where they are needed; a peer that was lost on the way.
-pub fn join(device: Device, place: &mut Option<Arc<World>>) -> Result<Arc<World>> {
-    // A set-up that cannot work is the user's to mend: starting again would not help.
-    let setup = |e: dw_launch::Error| if e.out_of_resources() { Error::Peer(e) } else { Error::Usage(e.to_string()) };
-    let world = place.insert(Arc::new(World::new(dw_launch::join().map_err(setup)?)?)).clone();
-    tell_places(&world)?;
-    let cuda = f64::from(u8::from(matches!(device, Device::Cuda(_))));
-    let mut lowest = [cuda, -cuda];
-    world.all_reduce(&mut lowest, Op::Min, "devices")?;
-    if lowest[0] != -lowest[1] {
-        return Err(Error::Usage("some ranks found a CUDA device and others did not\nhint: choose --device cpu or cuda for all".into()));
-    }
-    let (Device::Cuda(index), true) = (device, world.size() > 1) else { return Ok(world) };
-    let stream = crate::torch_ext::CudaSide::new(index).map_err(|e| Error::Usage(format!("no stream on CUDA device {index}: {e}")))?;
-    let library = world.together("opening NCCL", |base| Library::open_on_all(&*base)).map_err(setup)?;
-    let nccl = world.together("joining NCCL", |base| Nccl::join(library, base, Box::new(stream)))?;
-    Ok(place.insert(Arc::new(world.over(Arc::new(nccl)))).clone())
-}
-
-/// Says which ranks are where and which network they were told to use: the first thing to look at when a job is slow or hangs.
-fn tell_places(world: &World) -> Result<()> {
-    let hosts = world.gather_bytes(dw_launch::host().as_bytes(), "hosts")?;
-    if world.rank() > 0 || world.size() == 1 {
-        return Ok(());
-    }
-    let names: Vec<String> = hosts.iter().map(|h| String::from_utf8_lossy(h).into_owned()).collect();
-    let mut places: Vec<String> = vec![];
-    for part in names.chunk_by(|a, b| a == b) {
-        places.push(format!("{} on {}", part.len(), part[0]));
-    }
-    let networks = ["OMPI_MCA_btl_tcp_if_include", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"];
-    let set: Vec<String> = networks.iter().filter_map(|n| Some(format!("{n}={}", std::env::var(n).ok()?))).collect();
-    let network = if set.is_empty() { "network chosen by the libraries".to_owned() } else { set.join(", ") };
-    tracing::info!("ranks in order: {}; {network}", places.join(", "));
-    Ok(())
 }
 
 /// This rank's device; libtorch gets `threads` threads on the CPU.
 ///
 /// # Errors
 /// CUDA was asked for and cannot be had; the machine does not give that many threads.
-pub fn device(choice: device::Choice, threads: usize, topology: &Topology) -> Result<Device> {
+pub fn device(choice: Choice, threads: usize, topology: &Topology) -> Result<Device> {
     let device = device::pick(choice, topology)?;
-    crate::threads::probe(threads)?;
+    threads::probe(threads)?;
     tch::set_num_threads(threads as i32);
-    crate::torch_ext::flush_denormals();
+    torch::flush_denormals();
     Ok(device)
 }
 
@@ -194,7 +201,9 @@ impl Saved {
         } else {
             same_names(&file, data.categories())?;
         }
-        let mut detector = Detector::new(&self.config.model, data.categories().len(), self.config.train.precision.kind(), device);
+        let precision = self.config.train.precision.for_evaluation(device);
+        precision.apply()?;
+        let mut detector = Detector::new(&self.config.model, data.categories().len(), precision.kind(), device);
         let mut report = weights::load(&file, &mut detector.params)?;
         // A count of batches that nothing reads; files of older programs lack it.
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));

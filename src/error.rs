@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use dw_launch::abort::Failure;
+
 /// Result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -35,7 +37,10 @@ pub enum Error {
     /// The machine refused threads or memory (exit code 5).
     #[error("{0}")]
     Resources(String),
-    /// libtorch failed where it should not (exit code 5 when memory ran out, else 70).
+    /// This rank's GPU failed (exit code 4: start again, elsewhere if it happens again).
+    #[error("{0}\nhint: `nvidia-smi -q` and the kernel's log (Xid) tell what failed; restart without this machine if it happens again")]
+    Device(String),
+    /// libtorch failed (exit code 5 when memory ran out, 4 when the GPU failed, else 70).
     #[error("libtorch: {}", without_frames(&.0.to_string()))]
     Torch(#[from] tch::TchError),
 }
@@ -65,8 +70,8 @@ impl Error {
             Self::Peer(_) => 4,
             Self::Preempted(_) => 75,
             Self::Resources(_) => 5,
-            Self::Torch(e) if dw_launch::abort::out_of_memory(&e.to_string()) => 5,
-            Self::Torch(_) => 70,
+            Self::Device(_) => 4,
+            Self::Torch(e) => dw_launch::abort::classify(&e.to_string()).map_or(70, Failure::exit_code),
         }
     }
 }

@@ -12,7 +12,8 @@
 //! * [`train`]: the loop, SGD on flat buffers, schedule, checkpoints, metrics
 //! * [`eval`]: detections on all ranks, `dw-eval` with a network (the metric and its report are the crate `dw-metric`)
 //! * [`show`]: pictures of predictions and curves
-//! * [`device`], [`threads`], [`torch_ext`]: CPU or CUDA, CPU threads, and what the libtorch bindings lack
+//! * [`device`], [`threads`], [`torch`]: CPU or CUDA, CPU threads, and what the libtorch bindings lack
+//! * [`join`]: the ranks of a job on their devices
 //! * [`app`]: what the binaries share
 
 pub mod app;
@@ -23,12 +24,13 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod join;
 pub mod loss;
 pub mod model;
 pub mod plan;
 pub mod show;
 pub mod threads;
-pub mod torch_ext;
+pub mod torch;
 pub mod train;
 
 pub use error::{Error, Result};

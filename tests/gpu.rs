@@ -11,7 +11,7 @@ use dw::boxes::level_sizes;
 use dw::device::{self, Choice};
 use dw::loss::reduce;
 use dw::model::Detector;
-use dw::torch_ext::CudaSide;
+use dw::torch::CudaSide;
 use dw::train::buckets::buffer_of;
 use dw::train::to_device;
 use dw_launch::nccl::{self, Library, Nccl};

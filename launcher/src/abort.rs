@@ -24,6 +24,16 @@ pub(crate) fn tell_board(watch: Arc<Watch>) {
     let _ = WATCH.set(watch);
 }
 
+/// TEMP
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure { /// m
+ Memory, /// t
+ Threads, /// d
+ Device }
+impl Failure { /// code
+ pub fn exit_code(self) -> i32 { if self == Self::Device { 4 } else { 5 } } }
+/// TEMP
+pub fn classify(text: &str) -> Option<Failure> { if text.contains("ECC") { return Some(Failure::Device) } ran_out(text).map(|_| Failure::Memory) }
 /// Whether a library's error says that memory, or threads, ran out. (Others mention memory, too: an
 /// illegal access is a bug.)
 pub fn out_of_memory(text: &str) -> bool {

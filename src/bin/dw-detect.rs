@@ -1,9 +1,8 @@
 //! `dw-detect`: what `dw-eval` becomes when it needs a network. Its help is that of `dw-eval` as a whole.
 
-use std::process::ExitCode;
-
 use clap::{Parser, Subcommand};
-use dw::app;
+use dw::app::{self, Start};
+use dw::device::Choice;
 use dw::eval::command::{Request, run};
 use dw_metric::cli;
 
@@ -20,7 +19,7 @@ Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost";
 
 /// Evaluate a detector with COCO's metric.
 #[derive(Debug, Parser)]
-#[command(name = "dw-eval", bin_name = "dw-eval", version = app::VERSION.as_str(), after_help = EXAMPLES,
+#[command(name = "dw-eval", bin_name = "dw-eval", version, after_help = EXAMPLES,
           args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
@@ -36,9 +35,10 @@ enum Command {
     Coco(cli::Request),
 }
 
-fn main() -> ExitCode {
-    let Cli { command, request } = Cli::parse();
-    app::run(|topology, world| match command {
+fn main() {
+    let Cli { command, request } = app::parse();
+    let device = if command.is_some() { Choice::Cpu } else { request.device };
+    app::run(Start { device, catch_signals: false }, |topology, world| match command {
         Some(Command::Coco(r)) => Ok(cli::run(&r)?),
         None => run(&request, topology, world),
     })

@@ -1,10 +1,11 @@
 //! `dw-show`: pictures of predictions and of training.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use dw::{app, show};
+use dw::app::{self, Start};
+use dw::device::Choice;
+use dw::show;
 
 const EXAMPLES: &str = "Examples:
   dw-show pred work/demo -o pred.png                 predictions of the newest checkpoint on its validation split
@@ -13,7 +14,7 @@ const EXAMPLES: &str = "Examples:
 
 /// Draw predictions and training curves.
 #[derive(Debug, Parser)]
-#[command(name = "dw-show", version = app::VERSION.as_str(), after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(name = "dw-show", version, after_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -54,9 +55,9 @@ enum Command {
     },
 }
 
-fn main() -> ExitCode {
-    let cli = Cli::parse();
-    app::run(|_, _| match cli.command {
+fn main() {
+    let cli: Cli = app::parse();
+    app::run(Start { device: Choice::Cpu, catch_signals: false }, |_, _| match cli.command {
         Command::Pred { checkpoint, config, data, split, count, score, out } => {
             let options = show::pred::Options { count: count.into(), score, config };
             show::pred::draw(&checkpoint, data.as_deref(), split.as_deref(), &options, &out)

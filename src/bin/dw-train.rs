@@ -1,10 +1,9 @@
 //! `dw-train`: trains a detector; under mpirun or srun, on all ranks together.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Parser;
-use dw::app;
+use dw::app::{self, Start};
 use dw::device::Choice;
 use dw::train::start::{Request, Resume, train};
 
@@ -20,7 +19,7 @@ Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost, 5
 
 /// Train a dense object detector with dual weighting label assignment.
 #[derive(Debug, Parser)]
-#[command(name = "dw-train", version = app::VERSION.as_str(), after_help = EXAMPLES)]
+#[command(name = "dw-train", version, after_help = EXAMPLES)]
 struct Cli {
     /// Built-in name or path of a TOML file
     #[arg(default_value = "dw_r50_fpn_1x")]
@@ -51,8 +50,8 @@ struct Cli {
     dry_run: bool,
 }
 
-fn main() -> ExitCode {
-    let cli = Cli::parse();
+fn main() {
+    let cli: Cli = app::parse();
     let mut sets = cli.set;
     // A path goes in as a TOML literal, so that no character of it has a meaning.
     sets.extend(cli.data.map(|d| format!("data.shards='''{}'''", d.display())));
@@ -60,5 +59,5 @@ fn main() -> ExitCode {
     let Cli { config, work_dir, resume, resume_with_changes: with_changes, device, dry_run, .. } =
         Cli { set: vec![], data: None, init: None, ..cli };
     let request = Request { config, sets, work_dir, resume, with_changes, device, dry_run };
-    app::run(|topology, world| train(&request, topology, world))
+    app::run(Start { device, catch_signals: true }, |topology, world| train(&request, topology, world))
 }

@@ -3,6 +3,7 @@
 use toml::{Table, Value};
 
 use super::Config;
+use crate::device::Precision;
 use crate::error::{Error, Result};
 
 /// Refuses numbers that are not finite, wherever they stand; `merged` is the whole configuration.
@@ -50,6 +51,7 @@ fn data(c: &Config) -> Result<()> {
     let range = scales.is_empty() || (scales.len() == 2 && scales[0] <= scales[1] && scales[0] >= 32 && scales[1] <= 8192);
     must(range, "data.multi_scale", "an empty list or [low, high] with 32 <= low <= high <= 8192")?;
     must((0.0..=1.0).contains(&d.flip), "data.flip", "a probability, 0 to 1")?;
+    must(d.prefetch_mib > 0, "data.prefetch_mib", "at least 1")?;
     must(d.group > 0, "data.group", "at least 1")?;
     must(d.canonical_nodes > 0, "data.canonical_nodes", "at least 1")
 }
@@ -57,6 +59,10 @@ fn data(c: &Config) -> Result<()> {
 fn train(c: &Config) -> Result<()> {
     let t = &c.train;
     must(t.images_per_rank > 0, "train.images_per_rank", "at least 1")?;
+    if t.precision == Precision::Bf16 {
+        let text = "configuration: `train.precision` = \"bf16\" is not in this version";
+        return Err(Error::Usage(format!("{text}\nhint: expected auto, f32, tf32 (on a GPU) or f64")));
+    }
     must(t.base_batch > 0, "train.base_batch", "at least 1")?;
     must(t.lr >= 0.0, "train.lr", "a number of at least 0")?;
     must((0.0..1.0).contains(&t.momentum), "train.momentum", "at least 0 and below 1")?;

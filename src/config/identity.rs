@@ -7,10 +7,11 @@ use super::Config;
 
 /// Keys, or sections ending in a dot, that may change on the way: none of them changes what the steps
 /// before and after compute (`train.images_per_rank` is compared as the global batch).
-const MAY_CHANGE: [&str; 13] = [
+const MAY_CHANGE: [&str; 14] = [
     "data.shards",
     "data.val_split",
     "data.workers",
+    "data.prefetch_mib",
     "eval.",
     "checkpoint.",
     "train.epochs",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::assign::DwConfig;
+use crate::device::Precision;
 use crate::model::ModelConfig;
 
 /// Everything that can be configured.
@@ -68,6 +69,8 @@ pub struct DataConfig {
     pub canonical_nodes: usize,
     /// Decoding threads of a rank (0: the node's cores shared among its ranks).
     pub workers: usize,
+    /// Most memory of a rank for batches that are prepared ahead, MiB (page-locked for a GPU); two batches are always allowed.
+    pub prefetch_mib: usize,
 }
 
 impl Default for DataConfig {
@@ -87,6 +90,7 @@ impl Default for DataConfig {
             scaled_decode: false,
             canonical_nodes: 1,
             workers: 0,
+            prefetch_mib: 1024,
         }
     }
 }
@@ -135,8 +139,10 @@ pub struct TrainConfig {
     pub clip_norm: f64,
     /// CPU threads of a rank (0: the node's cores shared among its ranks).
     pub threads: usize,
-    /// Kind of weights, activations and gradients.
+    /// Kind of weights, activations and gradients, and rounding of f32 on a GPU. A run's files say what `auto` stood for.
     pub precision: Precision,
+    /// Deterministic algorithms on a GPU wherever libtorch has one, which is slower (a CPU run is deterministic anyway).
+    pub deterministic: bool,
     /// How gradients travel between ranks.
     pub grad_compression: GradCompression,
     /// MiB of gradients that are sent together while backward goes on.
@@ -147,27 +153,6 @@ pub struct TrainConfig {
     pub step_deadline_s: f64,
     /// The same at the start, in evaluations and at the end.
     pub start_deadline_s: f64,
-}
-
-/// Kind of a network's numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// 64 bits: for comparing runs, not for speed.
-    F64,
-}
-
-impl Precision {
-    /// libtorch's name.
-    pub fn kind(self) -> tch::Kind {
-        match self {
-            Self::F32 => tch::Kind::Float,
-            Self::F64 => tch::Kind::Double,
-        }
-    }
 }
 
 /// How gradients travel between ranks.
@@ -199,7 +184,8 @@ impl Default for TrainConfig {
             weight_decay: 1e-4,
             clip_norm: 0.0,
             threads: 0,
-            precision: Precision::F32,
+            precision: Precision::Auto,
+            deterministic: false,
             grad_compression: GradCompression::None,
             bucket_mib: 25.0,
             first_bucket_mib: 1.0,

@@ -14,6 +14,7 @@ use crate::data::Dataset;
 use crate::data::dataset::choose_split;
 use crate::device::Choice;
 use crate::error::{Error, Result};
+use crate::join::join;
 use crate::model::Detector;
 use crate::threads::for_this_machine;
 use dw_base::file::write_atomically;
@@ -125,7 +126,7 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
         let detector = saved.detector(&d, device)?;
         let world = match world {
             Some(world) => world.clone(),
-            None => app::join(device, world)?,
+            None => join(device, world)?,
         };
         world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
         // Signals end this program as any other: it has nothing to save.

@@ -128,7 +128,7 @@ fn detect_range(detector: &Detector, job: &Job, groups: Range<usize>) -> Result<
     let (shared, next, end, size) = (Shared(detector), AtomicUsize::new(groups.start), groups.end, config.eval.batch);
     let work = || {
         tch::set_num_threads(1);
-        crate::torch_ext::flush_denormals();
+        crate::torch::flush_denormals();
         let (mut found, mut spent) = (vec![], Spent::default());
         loop {
             let group = next.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::layers::{Conv, ConvSpec, Size};
 use super::params::{Init, Params};
-use crate::torch_ext;
+use crate::torch;
 
 /// A deformable convolution with the convolution that predicts its offsets.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ const CHUNK: i64 = 1 << 24;
 /// `weight` `[Cout, Cin / groups, k, k]`; gives `[B, Cout, H', W']`. Positions outside the input read zeros, corner by corner.
 pub fn deform_conv2d(x: &Tensor, offset: &Tensor, mask: &Tensor, weight: &Tensor, stride: i64, groups: i64) -> Tensor {
     let padding = weight.size()[2] / 2;
-    torch_ext::deform_conv2d(x, offset, mask, weight, [stride, padding, groups, CHUNK])
+    torch::deform_conv2d(x, offset, mask, weight, [stride, padding, groups, CHUNK])
 }
 
 /// A plain or a deformable convolution.
@@ -114,7 +114,7 @@ mod tests {
                 let leaves = names.map(|n| of(n).copy().to_kind(kind).set_requires_grad(true));
                 let [x, offset, mask, weight] = &leaves;
                 let padding = weight.size()[2] / 2;
-                let y = torch_ext::deform_conv2d(x, offset, mask, weight, [numbers[0], padding, numbers[1], chunk]);
+                let y = torch::deform_conv2d(x, offset, mask, weight, [numbers[0], padding, numbers[1], chunk]);
                 (&y * of("r").to_kind(kind)).sum(kind).backward();
                 let close = |what: &str, found: &Tensor, expected: &Tensor| {
                     let off = (found.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);

@@ -14,7 +14,7 @@ use super::flat::{Flat, Slot};
 use crate::config::{GradCompression, TrainConfig};
 use crate::error::{Error, Result};
 use crate::model::Params;
-use crate::torch_ext::{self, GradientHook};
+use crate::torch::{self, GradientHook};
 
 /// All buckets of a run.
 pub struct Buckets {
@@ -78,7 +78,10 @@ fn cut(ends: &[i64], total: i64, first: i64, size: i64) -> Vec<(i64, i64)> {
 
 impl Buckets {
     /// Cuts the gradients and listens to every trained parameter.
-    pub fn new(params: &Params, flat: &Flat, config: &TrainConfig, world: &Arc<World>) -> Self {
+    ///
+    /// # Errors
+    /// libtorch refuses a hook.
+    pub fn new(params: &Params, flat: &Flat, config: &TrainConfig, world: &Arc<World>) -> Result<Self> {
         let width = params.kind.elt_size_in_bytes() as f64;
         let numbers = |mib: f64| ((mib * f64::from(1 << 20) / width) as i64).max(1);
         let ends: Vec<i64> = flat.slots.iter().map(|s| s.range().end).collect();
@@ -110,10 +113,10 @@ impl Buckets {
             for (slot, &bucket) in flat.slots.iter().zip(&places) {
                 let Some(entry) = params.entries.iter().find(|e| e.name == slot.name) else { continue };
                 let shared = shared.clone();
-                hooks.push(torch_ext::on_gradient(&entry.tensor, move || shared.ready(bucket)));
+                hooks.push(torch::on_gradient(&entry.tensor, move || shared.ready(bucket))?);
             }
         }
-        Self { shared, hooks, steps: 0, alone_s: 0.0 }
+        Ok(Self { shared, hooks, steps: 0, alone_s: 0.0 })
     }
 
     /// Runs backward from the loss and adds the gradients over all ranks on the way.
@@ -247,14 +250,15 @@ mod tests {
         let mut p = Params::new(Kind::Float, Device::Cpu);
         let w = p.param("w", &[2, 3, 3, 3], Init::Normal(1.0), true, true);
         let unused = p.param("u", &[4], Init::Const(1.0), true, true);
-        let flat = Flat::new(&mut p);
+        let flat = Flat::new(&mut p).unwrap();
         let (count, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
         let (c, d, grads) = (count.clone(), dropped.clone(), Mutex::new(flat.grads.shallow_clone()));
-        let hook = torch_ext::on_gradient(&w, move || {
+        let hook = torch::on_gradient(&w, move || {
             assert_eq!(Arc::strong_count(&d), 2);
             assert!(f64::try_from(grads.lock().unwrap().abs().sum(Kind::Float)).unwrap() > 0.0, "the gradient is in the buffer");
             c.fetch_add(1, Ordering::Relaxed);
-        });
+        })
+        .unwrap();
         let x = Tensor::ones([1, 3, 8, 8], (Kind::Float, Device::Cpu));
         for round in 1..=3 {
             // Used twice, as the head's weights are on every level.

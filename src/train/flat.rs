@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 use crate::model::Params;
-use crate::torch_ext;
+use crate::torch;
 
 const ALIGN_BYTES: usize = 256;
 
@@ -60,7 +60,10 @@ impl Slot {
 
 impl Flat {
     /// Moves the trained parameters of a network into flat buffers; the layers see the change.
-    pub fn new(params: &mut Params) -> Self {
+    ///
+    /// # Errors
+    /// libtorch refuses a buffer.
+    pub fn new(params: &mut Params) -> Result<Self> {
         let align = (ALIGN_BYTES / params.kind.elt_size_in_bytes()) as i64;
         let (mut slots, mut order, mut end, mut decayed) = (vec![], vec![], 0i64, 0);
         for decay in [true, false] {
@@ -76,16 +79,17 @@ impl Flat {
         }
         let zeros = || Tensor::zeros([end], (params.kind, params.device));
         let flat = Self { params: zeros(), grads: zeros(), momentum: zeros(), decayed, slots };
-        tch::no_grad(|| {
+        tch::no_grad(|| -> Result<()> {
             for (slot, i) in flat.slots.iter().zip(order) {
                 let tensor = &mut params.entries[i].tensor;
                 let mut place = view(&flat.params, slot);
                 place.copy_(tensor);
                 tensor.set_data(&place);
-                torch_ext::set_grad(tensor, &view(&flat.grads, slot));
+                torch::set_grad(tensor, &view(&flat.grads, slot))?;
             }
-        });
-        flat
+            Ok(())
+        })?;
+        Ok(flat)
     }
 
     /// Each parameter's momentum by name, in the parameter's own shape.
@@ -113,7 +117,7 @@ mod tests {
         let frozen = p.param("f.weight", &[3], Init::Const(2.0), false, true);
         let scale = p.param("n.weight", &[4], Init::Const(1.5), true, false);
         let before = conv.copy();
-        let flat = Flat::new(&mut p);
+        let flat = Flat::new(&mut p).unwrap();
         assert_eq!(flat.slots.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["a.weight", "n.weight"]);
         assert_eq!((flat.decayed, flat.params.size()[0]), (128, 192), "aligned to 64 numbers");
         assert!(conv.allclose(&before, 0.0, 0.0, false), "values survive the move, channels-last or not");

@@ -96,7 +96,7 @@ impl Run<'_> {
             pin: matches!(plan.device, Device::Cuda(_)),
         };
         let workers = if plan.config.data.workers == 0 { plan.threads } else { plan.config.data.workers };
-        let mut buckets = Buckets::new(&self.detector.params, &self.flat, &plan.config.train, &self.world);
+        let mut buckets = Buckets::new(&self.detector.params, &self.flat, &plan.config.train, &self.world)?;
         let lead = plan.rank == 0;
         let mut metrics = if lead { Some(Metrics::open(&self.work_dir.join("metrics.jsonl"), self.start, self.attempt)?) } else { None };
         let mut best = if lead { self.best_so_far()? } else { None };
@@ -254,7 +254,7 @@ impl Run<'_> {
         let t = &plan.config.train;
         let scale = if t.clip_norm > 0.0 && grad_norm > t.clip_norm { t.clip_norm / grad_norm } else { 1.0 };
         let lr = plan.schedule.lr(step);
-        sgd::step(&mut self.flat, lr, t.momentum, t.weight_decay, scale);
+        sgd::step(&mut self.flat, lr, t.momentum, t.weight_decay, scale)?;
         Ok(Step { loss, grad_norm, lr, backward_s, cost })
     }
 

@@ -3,10 +3,14 @@
 use tch::Tensor;
 
 use super::flat::Flat;
-use crate::torch_ext;
+use crate::error::Result;
+use crate::torch;
 
 /// One update. `scale` multiplies the gradient (clipping). Leaves the gradients at zero.
-pub fn step(flat: &mut Flat, lr: f64, momentum: f64, weight_decay: f64, scale: f64) {
+///
+/// # Errors
+/// A failed device, or memory that ran out.
+pub fn step(flat: &mut Flat, lr: f64, momentum: f64, weight_decay: f64, scale: f64) -> Result<()> {
     tch::no_grad(|| {
         let Flat { params, grads, momentum: velocity, decayed, .. } = flat;
         if scale != 1.0 {
@@ -16,10 +20,11 @@ pub fn step(flat: &mut Flat, lr: f64, momentum: f64, weight_decay: f64, scale: f
         let total = params.size()[0];
         for (start, len, decay) in [(0, *decayed, weight_decay), (*decayed, total - *decayed, 0.0)] {
             let part = |t: &Tensor| t.narrow(0, start, len);
-            torch_ext::fused_sgd(&mut part(params), &part(grads), &mut part(velocity), decay, momentum, lr);
+            torch::fused_sgd(&mut part(params), &part(grads), &mut part(velocity), decay, momentum, lr)?;
         }
         let _ = grads.zero_();
-    });
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -34,11 +39,11 @@ mod tests {
         let mut p = Params::new(Kind::Double, Device::Cpu);
         let w = p.param("w", &[1], Init::Const(1.0), true, true);
         let n = p.param("n", &[1], Init::Const(1.0), true, false);
-        let mut flat = Flat::new(&mut p);
+        let mut flat = Flat::new(&mut p).unwrap();
         let (mut pw, mut vw, mut pn, mut vn) = (1.0, 0.0, 1.0, 0.0);
         for _ in 0..2 {
             (&w * 3.0 + &n * 3.0).sum(Kind::Double).backward();
-            step(&mut flat, 0.1, 0.9, 0.5, 1.0);
+            step(&mut flat, 0.1, 0.9, 0.5, 1.0).unwrap();
             vw = 0.9 * vw + 3.0 + 0.5 * pw;
             pw -= 0.1 * vw;
             vn = 0.9 * vn + 3.0;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dw_launch::{Topology, World, signals};
+use dw_launch::{Topology, World};
 use tch::Device;
 
 use super::flat::Flat;
@@ -15,8 +15,9 @@ use crate::app;
 use crate::config::{self, Config};
 use crate::data::Dataset;
 use crate::data::dataset::{choose_split, same_categories};
-use crate::device::Choice;
+use crate::device::{self, Choice};
 use crate::error::{Error, Result};
+use crate::join::join;
 use crate::model::Detector;
 use crate::plan::Plan;
 use crate::threads;
@@ -46,20 +47,18 @@ pub struct Request {
 /// Anything a user can get wrong, and what can go wrong on the way.
 #[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
 pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
-    // From here on a signal asks for a checkpoint, and not only once the loop runs.
-    signals::listen().map_err(Error::io("cannot listen to", Path::new("signals")))?;
     let mut config = config::load(&request.config, &request.sets)?;
     config.resolve();
     let name = Path::new(&request.config).file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
     let work_dir = request.work_dir.clone().unwrap_or_else(|| Path::new("work").join(&name));
     let threads = threads_of(&config, topology, request.dry_run)?;
     if request.dry_run && !config.data.shards.exists() {
-        return without_data(&name, config, request.device, threads, topology, world);
+        return without_data(&name, config, request, threads, topology, world);
     }
     let (train, val) = open_data(&mut config)?;
     let checkpoints = work_dir.join("checkpoints");
-    let device = device_of(request, threads, topology)?;
-    let world = app::join(device, world)?;
+    let device = device_of(request, &mut config, threads, topology)?;
+    let world = join(device, world)?;
     world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
     // Held to the end of this function: until the run has ended.
     let _lock = lock(&work_dir, request.dry_run, &world)?;
@@ -93,7 +92,7 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
     if from.is_none() {
         init::weights(&mut detector, &plan.config.model, &world)?;
     }
-    let flat = Flat::new(&mut detector.params);
+    let flat = Flat::new(&mut detector.params)?;
     if let Some(c) = &from {
         c.load(&mut detector.params, Some(&flat))?;
         tracing::info!("going on from {} (step {start})", c.path.display());
@@ -109,9 +108,14 @@ fn threads_of(config: &Config, topology: &Topology, dry_run: bool) -> Result<usi
     Ok(threads::resolve(config.train.threads, topology))
 }
 
-/// This rank's device. A dry run computes nothing: it starts no threads.
-fn device_of(request: &Request, threads: usize, topology: &Topology) -> Result<Device> {
-    app::device(request.device, if request.dry_run { 1 } else { threads }, topology)
+/// This rank's device, set to the precision and determinism of the run; `train.precision` becomes what it
+/// stands for on this device. A dry run computes nothing: it starts no threads.
+fn device_of(request: &Request, config: &mut Config, threads: usize, topology: &Topology) -> Result<Device> {
+    device::deterministic(config.train.deterministic)?;
+    let device = app::device(request.device, if request.dry_run { 1 } else { threads }, topology)?;
+    config.train.precision = config.train.precision.resolve(device)?;
+    config.train.precision.apply()?;
+    Ok(device)
 }
 
 /// Takes the work directory for this run, on rank 0.
@@ -149,7 +153,7 @@ const COCO: (usize, usize, usize) = (117_266, 5_000, 80);
 fn without_data(
     name: &str,
     mut config: Config,
-    device: Choice,
+    request: &Request,
     threads: usize,
     topology: &Topology,
     world: &mut Option<Arc<World>>,
@@ -166,8 +170,8 @@ fn without_data(
             usual.clone_into(name);
         }
     }
-    let device = app::device(device, 1, topology)?;
-    let world = app::join(device, world)?;
+    let device = device_of(request, &mut config, threads, topology)?;
+    let world = join(device, world)?;
     let global_batch = config.train.images_per_rank * world.size();
     let plan = Plan::new(name, config, classes, (train, val), device, &world, threads, global_batch)?;
     if plan.rank == 0 {

@@ -203,7 +203,7 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     if own != expected {
         return Err("the parameters without weight decay are not the reference's".into());
     }
-    let mut flat = Flat::new(&mut net.params);
+    let mut flat = Flat::new(&mut net.params).map_err(|e| e.to_string())?;
     let start: Vec<Tensor> = net.params.entries.iter().map(|e| e.tensor.detach().copy()).collect();
     let (h, w) = (case.json["image_hw"][0].as_i64().unwrap_or(0), case.json["image_hw"][1].as_i64().unwrap_or(0));
     let image = fill("image", case.seed(), &[case.int("batch"), 3, h, w], &json!(["affine", -2.0, 4.0])).to_kind(kind);
@@ -253,7 +253,7 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
             }
         }
         close("lr", schedule.lr(n), number(&expected["lr"]), 1e-15)?;
-        sgd::step(&mut flat, schedule.lr(n), 0.9, 1e-4, 1.0);
+        sgd::step(&mut flat, schedule.lr(n), 0.9, 1e-4, 1.0).map_err(|e| e.to_string())?;
     }
     after_updates(&net.params, &start, &trajectory["params_after"], kind)
 }

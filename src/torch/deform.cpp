@@ -1,29 +1,19 @@
-// The one place that speaks C++ to libtorch: what the Rust bindings lack.
-// No exception leaves these functions: a C caller could not catch it.
+// DCNv2 (mmcv's modulated deformable convolution) with bounded memory, one offset group.
 
-#include <ATen/Context.h>
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/core/Tensor.h>
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/utils/lambda_post_hook.h>
-#include <torch/csrc/autograd/variable.h>
-#include <torch/version.h>
 
 #include <algorithm>
-#include <memory>
-#include <string>
+
+#include "common.h"
 
 namespace {
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
-
-thread_local std::string last_error;
 
 // Output rows `top`.. of a modulated deformable convolution of one image, in differentiable operations.
 // input [1, C, H, W], offset [1, 2 K, h, w], mask [1, K, h, w], weight [O, C / G, kh, kw] -> [1, O, h, w].
@@ -102,114 +92,15 @@ struct Deform : torch::autograd::Function<Deform> {
   }
 };
 
-// A stream beside the one that computes, device-generic: needs no CUDA headers.
-struct Side {
-  c10::impl::VirtualGuardImpl guard;
-  c10::Device device;
-  c10::Stream stream;
-};
-
 }  // namespace
 
 extern "C" {
 
-// Calls `call(context)` after each backward's gradient of `param` has been accumulated; `drop(context)` when nobody can
-// call it any more. Returns what keeps the hook alive, null on failure (then `context` is dropped, too).
-void *dw_on_gradient(const Tensor *param, void (*call)(void *), void *context, void (*drop)(void *)) {
-  try {
-    const std::shared_ptr<void> owned(context, drop);
-    auto node = torch::autograd::impl::grad_accumulator(*param);
-    if (!node) throw std::runtime_error("the tensor is no leaf that requires a gradient");
-    using torch::autograd::variable_list;
-    node->add_post_hook(std::make_unique<torch::autograd::utils::LambdaPostHook>(
-        [owned, call](const variable_list &outputs, const variable_list &) { call(owned.get()); return outputs; }));
-    return new std::shared_ptr<torch::autograd::Node>(std::move(node));
-  } catch (const std::exception &e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "an unknown error";
-  }
-  return nullptr;
-}
-
-// Lets go of a hook.
-void dw_forget_gradient(void *hook) { delete static_cast<std::shared_ptr<torch::autograd::Node> *>(hook); }
-
-// A high-priority stream of a CUDA device; null on failure.
-Side *dw_side_stream(int64_t index) {
-  try {
-    const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
-    const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
-    return new Side{guard, device, guard.getStreamFromGlobalPool(device, /*isHighPriority=*/true)};
-  } catch (const std::exception &e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "an unknown error";
-  }
-  return nullptr;
-}
-
-void dw_side_drop(Side *side) { delete side; }
-
-// Its cudaStream_t.
-void *dw_side_handle(const Side *side) { return side->stream.native_handle(); }
-
-// Orders the two streams: what the side stream gets from now on waits for what the computing stream holds now
-// (`side_waits`), or the other way round. 0 on success.
-int dw_side_order(const Side *side, int side_waits) {
-  try {
-    const auto compute = side->guard.getStream(side->device);
-    c10::Event event(c10::DeviceType::CUDA);
-    event.record(side_waits ? compute : side->stream);
-    event.block(side_waits ? side->stream : compute);
-    return 0;
-  } catch (...) {
-    return 1;
-  }
-}
-
-// Makes `grad` (same shape as `param`) the tensor that backward accumulates into. 0 on success.
-int dw_set_grad(const at::Tensor *param, const at::Tensor *grad) {
-  try {
-    const_cast<at::Tensor *>(param)->mutable_grad() = *grad;
-    return 0;
-  } catch (...) {
-    return 1;
-  }
-}
-
-// One pass of SGD: g + wd p, v <- m v + that, p <- p - lr v. 0 on success.
-int dw_fused_sgd(const at::Tensor *param, const at::Tensor *grad, const at::Tensor *velocity, double weight_decay,
-                 double momentum, double lr) {
-  try {
-    at::_fused_sgd_({*param}, {*grad}, {*velocity}, weight_decay, momentum, lr, /*dampening=*/0.0,
-                    /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
-    return 0;
-  } catch (...) {
-    return 1;
-  }
-}
-
-// DCNv2 (mmcv's modulated deformable convolution with one offset group); null on failure.
-Tensor *dw_deform_conv2d(const Tensor *input, const Tensor *offset, const Tensor *mask, const Tensor *weight, int64_t stride,
-                         int64_t padding, int64_t groups, int64_t chunk) {
-  try {
+// Output [B, O, h, w]; null on failure.
+Tensor *dw_deform_conv2d(const Tensor *input, const Tensor *offset, const Tensor *mask, const Tensor *weight,
+                         int64_t stride, int64_t padding, int64_t groups, int64_t chunk) {
+  return dw::guarded<>(static_cast<Tensor *>(nullptr), [&] {
     return new Tensor(Deform::apply(*input, *offset, *mask, *weight, stride, padding, groups, chunk));
-  } catch (const std::exception &e) {
-    last_error = e.what();
-    return nullptr;
-  } catch (...) {
-    last_error = "an unknown error";
-    return nullptr;
-  }
+  });
 }
-
-// What the last failing call on this thread said.
-const char *dw_last_error() { return last_error.c_str(); }
-
-// libtorch's version as it was compiled against.
-const char *dw_torch_version() { return TORCH_VERSION; }
-
-// Tiny numbers near zero cost hundreds of cycles each on x86; training does not need them.
-void dw_flush_denormals() { at::globalContext().setFlushDenormal(true); }
 }

@@ -1,0 +1,81 @@
+//! The device a rank computes on: the CPU or one CUDA GPU.
+//!
+//! * [`cuda`]: libtorch's CUDA half, opened at run time, and the CUDA runtime that it brings
+//! * [`Precision`]: what `train.precision` means on which device
+
+pub mod cuda;
+mod precision;
+
+use dw_launch::Topology;
+use tch::Device;
+
+use crate::error::{Error, Result};
+pub use precision::Precision;
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Choice {
+    /// CUDA where a GPU is visible, else the CPU
+    Auto,
+    /// The CPU
+    Cpu,
+    /// CUDA, or an error
+    Cuda,
+}
+
+/// Makes the process ready for a device. To be called first in `main`, before any thread exists and before
+/// anything that may ask libtorch for an accelerator: libtorch looks for its CUDA half once in a process, and
+/// even `tch::manual_seed` makes it look.
+pub fn open(choice: Choice) {
+    if choice != Choice::Cpu {
+        cuda::open();
+    }
+}
+
+/// Picks this rank's device, after [`open`] with the same choice.
+///
+/// # Errors
+/// CUDA was asked for, or a GPU is visible, and CUDA cannot be used.
+pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
+    if choice == Choice::Cpu {
+        return Ok(Device::Cpu);
+    }
+    match cuda::devices() {
+        Ok(count) => {
+            // With one GPU per process (a batch system that shows each task its own) every rank takes the first.
+            let index = topology.local_rank % count;
+            cuda::set_current(index)?;
+            Ok(Device::Cuda(index))
+        }
+        Err(why) if choice == Choice::Cuda => Err(Error::Usage(format!("--device cuda: {why}\n{HINT}"))),
+        Err(why) => match cuda::visible_gpu() {
+            Some(sign) => Err(Error::Usage(format!(
+                "--device auto: {sign}, but CUDA cannot be used: {why}\n{HINT}; --device cpu runs on the CPU"
+            ))),
+            None => {
+                if topology.rank == 0 {
+                    tracing::info!("no GPU is visible: running on the CPU");
+                }
+                Ok(Device::Cpu)
+            }
+        },
+    }
+}
+
+/// Switches libtorch to deterministic algorithms, or off them. To be called before [`pick`], which starts
+/// the CUDA runtime.
+///
+/// # Errors
+/// libtorch refuses.
+pub fn deterministic(on: bool) -> Result<()> {
+    // cuBLAS adds in a fixed order only with a workspace of fixed size; libtorch reads this at its first product.
+    const WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
+    if on && std::env::var_os(WORKSPACE).is_none() {
+        // SAFETY: no thread of ours or of a library runs yet that could read the environment.
+        unsafe { std::env::set_var(WORKSPACE, ":4096:8") };
+    }
+    Ok(crate::torch::deterministic(on)?)
+}
+
+const HINT: &str = "hint: `nvidia-smi` shows the driver (580 or newer is needed); `make setup` on this machine, \
+                    or `DW_CUDA=1 make setup` on one without a GPU, installs libtorch's CUDA half";

@@ -1,0 +1,63 @@
+// Settings and facts of the process: version, rounding of f32, determinism, and the last error's text.
+
+#include <ATen/Context.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <string>
+
+#include "common.h"
+
+namespace {
+thread_local std::string last_error;
+}
+
+void dw::remember(const char *what) noexcept {
+  try {
+    last_error = what;
+  } catch (...) {
+    last_error.clear();
+  }
+}
+
+extern "C" {
+
+// What the last failing call on this thread said.
+const char *dw_last_error() { return last_error.c_str(); }
+
+// libtorch's version as it was compiled against.
+const char *dw_torch_version() { return TORCH_VERSION; }
+
+// Denormal numbers cost hundreds of cycles each on x86; training does not need them.
+void dw_flush_denormals() { at::globalContext().setFlushDenormal(true); }
+
+// libtorch rounds the inputs of cuDNN's f32 convolutions to TF32 unless it is told not to. Matrix products
+// of cuBLAS stay in f32 in every mode.
+int dw_allow_tf32_convolutions(int allow) {
+  return dw::status([&] {
+    at::globalContext().setAllowTF32CuDNN(allow != 0);
+    at::globalContext().setAllowTF32CuBLAS(false);
+  });
+}
+
+// Deterministic algorithms wherever libtorch has one; it warns on standard error where it has none.
+int dw_deterministic(int on) {
+  return dw::status([&] {
+    auto &context = at::globalContext();
+    context.setDeterministicAlgorithms(on != 0, /*warn_only=*/true);
+    context.setDeterministicCuDNN(on != 0);
+    // By default libtorch then fills every new tensor, which only helps to find reads of uninitialised memory.
+    context.setDeterministicFillUninitializedMemory(false);
+  });
+}
+
+// libtorch's CUDA half as the process sees it, or an empty text: which hooks were found at the first look,
+// which libtorch never repeats.
+int dw_cuda_hooks(char *text, size_t size) {
+  return dw::status([&] {
+    const auto config = at::detail::getCUDAHooks().showConfig();
+    config.copy(text, size - 1);
+    text[std::min(config.size(), size - 1)] = 0;
+  });
+}
+}

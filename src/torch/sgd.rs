@@ -1,0 +1,39 @@
+//! The fused optimiser step.
+
+use std::ffi::c_int;
+
+use tch::Tensor;
+
+use super::{Result, check};
+
+unsafe extern "C" {
+    fn dw_fused_sgd(
+        param: *const torch_sys::C_tensor,
+        grad: *const torch_sys::C_tensor,
+        velocity: *const torch_sys::C_tensor,
+        weight_decay: f64,
+        momentum: f64,
+        lr: f64,
+    ) -> c_int;
+}
+
+/// SGD in one pass over flat buffers of one shape, in place: v <- m v + (g + wd p); p <- p - lr v.
+///
+/// # Errors
+/// A failed device, or memory that ran out.
+///
+/// # Panics
+/// When the shapes differ.
+pub fn fused_sgd(
+    param: &mut Tensor,
+    grad: &Tensor,
+    velocity: &mut Tensor,
+    weight_decay: f64,
+    momentum: f64,
+    lr: f64,
+) -> Result<()> {
+    assert!(param.size() == grad.size() && param.size() == velocity.size(), "buffers of different shapes");
+    let (p, g, v) = (param.as_ptr(), grad.as_ptr(), velocity.as_ptr());
+    // SAFETY: three live tensors of one shape for the whole call; the two that change are borrowed mutably.
+    check(unsafe { dw_fused_sgd(p, g, v, weight_decay, momentum, lr) })
+}

@@ -1,0 +1,84 @@
+//! A stream of a CUDA device beside the one that computes.
+
+use std::ffi::{c_int, c_void};
+use std::ptr::NonNull;
+
+use super::{Result, check, last_error};
+
+unsafe extern "C" {
+    fn dw_side_stream(index: i64) -> *mut c_void;
+    fn dw_side_drop(side: *mut c_void);
+    fn dw_side_handle(side: *const c_void) -> *mut c_void;
+    fn dw_side_order(side: *const c_void, side_waits: c_int) -> c_int;
+    fn dw_side_run(
+        side: *const c_void,
+        call: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+    ) -> c_int;
+}
+
+/// A high-priority stream of a CUDA device for communication.
+#[derive(Debug)]
+pub struct CudaSide(NonNull<c_void>);
+
+// SAFETY: stream handles and events of libtorch may be used from any thread.
+unsafe impl Send for CudaSide {}
+// SAFETY: as above; nothing in it changes.
+unsafe impl Sync for CudaSide {}
+
+impl CudaSide {
+    /// Takes a stream of device `index` from libtorch's pool.
+    ///
+    /// # Errors
+    /// No such device.
+    pub fn new(index: usize) -> Result<Self> {
+        // SAFETY: no preconditions; null on failure.
+        NonNull::new(unsafe { dw_side_stream(index as i64) }).map(Self).ok_or_else(last_error)
+    }
+
+    /// Runs `f` with this stream as the calling thread's current one: what `f` enqueues goes to it.
+    ///
+    /// # Errors
+    /// libtorch cannot change the current stream.
+    pub fn run(&self, mut f: impl FnMut()) -> Result<()> {
+        unsafe extern "C" fn call<F: FnMut()>(context: *mut c_void) {
+            // SAFETY: the closure below, borrowed for the whole call.
+            unsafe { (*context.cast::<F>())() }
+        }
+        fn pointer<F: FnMut()>(_: &F) -> unsafe extern "C" fn(*mut c_void) {
+            call::<F>
+        }
+        let call = pointer(&f);
+        // SAFETY: a live stream, and a closure that outlives the call; the C++ side calls it once.
+        check(unsafe { dw_side_run(self.0.as_ptr(), call, (&raw mut f).cast()) })
+    }
+
+    fn order(&self, side_waits: bool) {
+        // SAFETY: a live stream.
+        let status = check(unsafe { dw_side_order(self.0.as_ptr(), c_int::from(side_waits)) });
+        // A panic ends the job with the exit code that the text means.
+        assert!(status.is_ok(), "ordering two CUDA streams: {}", status.err().map_or_else(String::new, |e| e.to_string()));
+    }
+}
+
+impl Drop for CudaSide {
+    fn drop(&mut self) {
+        // SAFETY: made by `dw_side_stream`, given back once.
+        unsafe { dw_side_drop(self.0.as_ptr()) }
+    }
+}
+
+impl dw_launch::nccl::SideStream for CudaSide {
+    fn handle(&self) -> *mut c_void {
+        // SAFETY: a live stream.
+        unsafe { dw_side_handle(self.0.as_ptr()) }
+    }
+
+    fn after_compute(&self) {
+        self.order(true);
+    }
+
+    fn before_compute(&self) {
+        self.order(false);
+    }
+}
