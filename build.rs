@@ -24,7 +24,10 @@ fn build() {
         .include(include.join("torch/csrc/api/include"))
         .files(SOURCES.map(|name| format!("src/torch/{name}.cpp")))
         .compile("dw_torch");
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // As a search path that LD_LIBRARY_PATH comes before.
+    println!("cargo:rustc-link-arg=-Wl,--enable-new-dtags,-rpath,{}", lib.display());
+    // For tests that compile against libtorch's headers.
+    println!("cargo:rustc-env=DW_LIBTORCH_LIB={}", lib.display());
 }
 
 fn main() {

@@ -35,7 +35,7 @@ fn main() {
     let a = Args::parse();
     let dataset = Arc::new(Dataset::open(&a.data, &a.split, 0, true).unwrap_or_else(|e| panic!("{e}")));
     let data = DataConfig { short_side: a.short_side, long_side: a.long_side, ..DataConfig::default() };
-    let recipe = Recipe { data, assign: DwConfig::default(), seed: 0, global_batch: 2, rank: 0, world: 1, pin: false };
+    let recipe = Recipe { data, assign: DwConfig::default(), seed: 0, global_batch: 2, rank: 0, world: 1, device: tch::Device::Cpu };
     let mut rates = vec![];
     for _ in 0..3 {
         let (start, cpu) = (Instant::now(), cpu_s());

@@ -4,20 +4,22 @@
 //! in training; `--apart` leaves them independent of each other, but for starting together.
 #![expect(clippy::print_stdout, reason = "the result")]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use dw::app;
 use dw::assign::dw::{CenterPrior, Inputs, terms};
-use dw::assign::{DwConfig, PairsBuilder};
+use dw::assign::{DwConfig, PairTensors, PairsBuilder};
 use dw::boxes::level_sizes;
 use dw::config::{self, TrainConfig};
 use dw::data::sampler::{stream, unit};
-use dw::device::{self, Choice};
+use dw::device::{self, Choice, Precision};
+use dw::join::join;
 use dw::loss::reduce;
 use dw::model::Detector;
-use dw::train::buckets::{Buckets, buffer_of};
+use dw::torch::{self, Profile};
+use dw::train::buckets::{Buckets, Cost, buffer_of};
 use dw::train::flat::Flat;
 use dw::train::{sgd, to_device};
 use dw_launch::{Op, Topology, World};
@@ -40,32 +42,172 @@ struct Args {
     #[arg(long, default_value_t = 10)]
     steps: usize,
     #[arg(long, default_value_t = 2)]
+    warmup: usize,
+    #[arg(long, default_value_t = 2)]
     threads: i32,
+    /// auto, f32, tf32 or f64
+    #[arg(long, default_value = "auto", value_parser = precision)]
+    precision: Precision,
     /// Device: auto, cpu or cuda
     #[arg(long, value_enum, default_value = "cpu")]
     device: Choice,
     /// Ranks that do not add their gradients: what several processes cost each other without any communication
     #[arg(long)]
     apart: bool,
+    /// Count the calls of a step that wait for the GPU
+    #[arg(long)]
+    count_syncs: bool,
+    /// Record three more steps as a Chrome trace
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
+fn precision(text: &str) -> Result<Precision, String> {
+    let known = [Precision::Auto, Precision::F32, Precision::Tf32, Precision::F64];
+    known.into_iter().find(|p| p.name() == text).ok_or_else(|| "expected auto, f32, tf32 or f64".into())
+}
+
+/// Everything that a step needs.
+struct Step {
+    net: Detector,
+    flat: Flat,
+    buckets: Buckets,
+    images: Tensor,
+    pairs: PairTensors,
+    rule: DwConfig,
+    world: Arc<World>,
+    device: Device,
+}
+
+/// Steps of a recorded trace.
+const TRACED: usize = 3;
+
 fn main() {
     dw_launch::prepare();
     let a = Args::parse();
-    tch::set_num_threads(a.threads);
-    dw::torch::flush_denormals();
-    tch::manual_seed(0);
+    device::open(a.device);
     let device = device::pick(a.device, &Topology::from_env()).expect("the device");
-    let mut net = Detector::new(&config::load(&a.config, &[]).expect("a configuration").model, 80, Kind::Float, device);
-    let mut flat = Flat::new(&mut net.params);
-    let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), device, Kind::Float);
-    let (sizes, rule) = (level_sizes(a.height, a.width), DwConfig::default());
+    let precision = a.precision.resolve(device).expect("a precision of this device");
+    precision.apply().expect("libtorch's settings");
+    tch::set_num_threads(a.threads);
+    torch::flush_denormals();
+    tch::manual_seed(0);
+    let job = join(device, &mut None).expect("the other ranks");
+    let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
+    let mut step = Step::new(&a, precision.kind(), device, &world);
+    job.barrier("start").expect("peers");
+    for _ in 0..a.warmup {
+        step.run();
+    }
+    torch::reset_peak_bytes(device).expect("the allocator");
+    let (mut times, mut parts, mut costs) = (vec![], [0.0; 4], vec![]);
+    for _ in 0..a.steps {
+        let (marks, cost) = step.run();
+        times.push((marks[4] - marks[0]).as_secs_f64());
+        costs.push(cost.exposed_s);
+        for (p, m) in parts.iter_mut().zip(marks.windows(2)) {
+            *p += (m[1] - m[0]).as_secs_f64() / a.steps as f64;
+        }
+    }
+    let device_peak = torch::peak_bytes(device).expect("the allocator").map(|b| b >> 20);
+    let median = middle(&mut times);
+    let ranks = world.size();
+    let (count, alone) = step.buckets.facts();
+    let exposed = middle(&mut costs);
+    let bare = bare_all_reduce(&step.flat.grads, &world);
+    let syncs = a.count_syncs.then(|| step.syncs(a.steps));
+    if let Some(path) = &a.trace {
+        step.trace(path);
+    }
+    job.barrier("end").expect("peers");
+    if job.rank() == 0 {
+        let row = json!({"what": "dw step", "config": a.config, "batch": a.batch, "height": a.height, "width": a.width,
+            "threads": a.threads, "device": format!("{device:?}"), "precision": precision.name(), "ranks": ranks, "apart": a.apart,
+            "step_s_median": median, "step_s_min": times[0], "images_per_s": (a.batch * ranks as i64) as f64 / median,
+            "forward_s": parts[0], "loss_s": parts[1], "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib(),
+            "device_peak_mib": device_peak, "syncs_per_step": syncs, "traced_steps": TRACED, "buckets": count,
+            "gradient_mib": step.flat.grads.numel() as f64 / 262_144.0, "comm_exposed_s": exposed, "comm_alone_s": alone,
+            "comm_hidden": 1.0 - exposed / alone.max(1e-12), "bare_all_reduce_s": bare});
+        println!("{row}");
+    }
+    job.leave(0);
+}
+
+impl Step {
+    fn new(a: &Args, kind: Kind, device: Device, world: &Arc<World>) -> Self {
+        let config = config::load(&a.config, &[]).expect("a configuration");
+        let mut net = Detector::new(&config.model, 80, kind, device);
+        let flat = Flat::new(&mut net.params).expect("memory");
+        let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), device, kind);
+        let buckets = Buckets::new(&net.params, &flat, &TrainConfig::default(), world).expect("hooks");
+        let rule = DwConfig::default();
+        let pairs = pairs(a, &rule).to(kind, device);
+        Self { net, flat, buckets, images, pairs, rule, world: world.clone(), device }
+    }
+
+    /// Now, when the device has done what the host has enqueued.
+    fn mark(&self) -> Instant {
+        if let Device::Cuda(index) = self.device {
+            tch::Cuda::synchronize(index as i64);
+        }
+        Instant::now()
+    }
+
+    /// One step with the times between its parts.
+    fn run(&mut self) -> ([Instant; 5], Cost) {
+        let start = self.mark();
+        let out = self.net.forward(&self.images, true);
+        let (cls, distances, objectness) = out.flatten();
+        let forward = self.mark();
+        let (mean, sigma) = &self.net.head().prior;
+        let prior = CenterPrior { mean, sigma };
+        let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &self.pairs, prior };
+        let loss = reduce(&terms(&self.rule, &inputs).0, false, &self.world).expect("peers");
+        let assigned = self.mark();
+        let cost = self.buckets.backward(&loss.local).expect("peers");
+        let backward = self.mark();
+        // As training does: the finite check reads the norm.
+        let norm = self.flat.grad_norm().expect("a number");
+        assert!(norm.is_finite(), "the gradient's norm is {norm}");
+        sgd::step(&mut self.flat, 1e-5, 0.9, 1e-4, 1.0).expect("the update");
+        ([start, forward, assigned, backward, self.mark()], cost)
+    }
+
+    /// Calls of one step that wait for the GPU, the marks between its parts left out.
+    fn syncs(&mut self, steps: usize) -> f64 {
+        if !self.device.is_cuda() {
+            return 0.0;
+        }
+        let count = |n: usize, step: &mut Self| {
+            torch::count_syncs(|| {
+                for _ in 0..n {
+                    step.run();
+                }
+            })
+            .map_or(0, |c| c.1)
+        };
+        let marks = torch::count_syncs(|| self.mark()).map_or(0, |c| c.1) as f64;
+        count(steps, self) as f64 / steps as f64 - 5.0 * marks
+    }
+
+    fn trace(&mut self, path: &std::path::Path) {
+        let profile = Profile::start(self.device).expect("libtorch's profiler");
+        for _ in 0..TRACED {
+            self.run();
+        }
+        profile.write(path).expect("the trace");
+    }
+}
+
+/// Drawn boxes of a batch and their points.
+fn pairs(a: &Args, rule: &DwConfig) -> PairTensors {
     let mut rng = stream(&[1]);
     let mut draw = |low: f64, high: f64| low + unit(&mut rng) * (high - low).max(1.0);
-    let mut builder = PairsBuilder::new(&sizes, 80, &rule);
+    let levels = level_sizes(a.height, a.width);
+    let mut builder = PairsBuilder::new(&levels, 80, rule);
     for _ in 0..a.batch {
         let (mut boxes, mut labels) = (vec![], vec![]);
         for _ in 0..a.boxes {
@@ -76,56 +218,7 @@ fn main() {
         }
         builder.image(&boxes, &labels);
     }
-    let pairs = builder.finish().tensors().to(Kind::Float, device);
-    // What the host has enqueued counts when the device has done it.
-    let mark = || {
-        if let Device::Cuda(index) = device {
-            tch::Cuda::synchronize(index as i64);
-        }
-        Instant::now()
-    };
-    let job = join(device, &mut None).expect("the other ranks");
-    let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
-    let mut buckets = Buckets::new(&net.params, &flat, &TrainConfig::default(), &world);
-    job.barrier("start").expect("peers");
-    let (mut times, mut parts, mut costs) = (vec![], [0.0; 4], vec![]);
-    for n in 0..a.steps + 2 {
-        let mut marks = vec![mark()];
-        let out = net.forward(&images, true);
-        let (cls, distances, objectness) = out.flatten();
-        marks.push(mark());
-        let (mean, sigma) = &net.head().prior;
-        let prior = CenterPrior { mean, sigma };
-        let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
-        let loss = reduce(&terms(&rule, &inputs).0, false, &world).expect("one process");
-        marks.push(mark());
-        let cost = buckets.backward(&loss.local).expect("peers");
-        marks.push(mark());
-        sgd::step(&mut flat, 1e-5, 0.9, 1e-4, 1.0);
-        marks.push(mark());
-        if n >= 2 {
-            times.push((marks[4] - marks[0]).as_secs_f64());
-            costs.push(cost.exposed_s);
-            for (p, m) in parts.iter_mut().zip(marks.windows(2)) {
-                *p += (m[1] - m[0]).as_secs_f64() / a.steps as f64;
-            }
-        }
-    }
-    let median = middle(&mut times);
-    let ranks = world.size();
-    let (count, alone) = buckets.facts();
-    let exposed = middle(&mut costs);
-    let bare = bare_all_reduce(&flat.grads, &world);
-    job.barrier("end").expect("peers");
-    if job.rank() > 0 {
-        return job.leave(0);
-    }
-    let row = json!({"what": "dw step", "config": a.config, "batch": a.batch, "height": a.height, "width": a.width, "threads": a.threads, "device": format!("{device:?}"),
-        "ranks": ranks, "apart": a.apart, "step_s_median": median, "step_s_min": times[0], "images_per_s": (a.batch * ranks as i64) as f64 / median, "forward_s": parts[0], "loss_s": parts[1],
-        "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib(), "buckets": count, "gradient_mib": flat.grads.numel() as f64 / 262_144.0,
-        "comm_exposed_s": exposed, "comm_alone_s": alone, "comm_hidden": 1.0 - exposed / alone.max(1e-12), "bare_all_reduce_s": bare});
-    println!("{row}");
-    job.leave(0);
+    builder.finish().tensors()
 }
 
 /// The middle of some numbers, which are sorted on the way.

@@ -9,6 +9,32 @@ use crate::error::{Error, Result};
 use crate::model::Detector;
 use crate::train::schedule::Schedule;
 
+/// Steps that the loader may be ahead, at most, with up to three threads.
+const AHEAD: usize = 4;
+
+/// How far batches are prepared ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Steps.
+    pub batches: usize,
+    /// Most MiB of one batch of this rank.
+    pub batch_mib: usize,
+}
+
+impl Prefetch {
+    /// As many steps as `data.prefetch_mib` has room for, at least 2 and at most one more than there are threads.
+    fn new(config: &Config, images: usize, workers: usize, device: Device) -> Self {
+        // Landscapes and portraits may meet in a batch: then both of its sides are as long as the longer side.
+        let side = config.data.long_side.next_multiple_of(32) as usize;
+        let bytes = images * 3 * side * side * size_of::<f32>();
+        // libtorch's allocator of page-locked memory rounds up.
+        let bytes = if device.is_cuda() { bytes.next_power_of_two() } else { bytes };
+        let batch_mib = bytes.div_ceil(1 << 20);
+        let room = config.data.prefetch_mib / batch_mib;
+        Self { batches: room.min(AHEAD.max(workers + 1)).max(2), batch_mib }
+    }
+}
+
 /// Resolved settings of a training run.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -38,7 +64,11 @@ pub struct Plan {
     pub schedule: Schedule,
     /// CPU threads of this rank.
     pub threads: usize,
-    /// How the ranks add.
+    /// Threads of this rank that prepare batches.
+    pub workers: usize,
+    /// How far they are ahead.
+    pub prefetch: Prefetch,
+    /// Name of what carries the collectives.
     pub collectives: String,
 }
 
@@ -82,7 +112,10 @@ impl Plan {
             warmup_steps: t.warmup_steps,
             warmup_ratio: t.warmup_ratio,
         };
+        let workers = if config.data.workers == 0 { threads } else { config.data.workers };
         Ok(Self {
+            workers,
+            prefetch: Prefetch::new(&config, global_batch / ranks, workers, device),
             name: name.to_owned(),
             classes,
             device,
@@ -152,6 +185,17 @@ impl Plan {
                 ),
             ),
             ("ranks", format!("{} on {:?}, {} threads each, collectives: {}", self.world, self.device, self.threads, self.collectives)),
+            ("precision", format!("{}{}", t.precision.name(), if t.deterministic { ", deterministic algorithms" } else { "" })),
+            (
+                "prefetch",
+                format!(
+                    "{} batches of at most {} MiB{}, {} threads",
+                    self.prefetch.batches,
+                    self.prefetch.batch_mib,
+                    if self.device.is_cuda() { " of page-locked memory" } else { "" },
+                    self.workers
+                ),
+            ),
             ("global batch", format!("{} = {} images x {} ranks", self.global_batch, self.global_batch / self.world, self.world)),
             (
                 "learning rate",

@@ -120,6 +120,12 @@ fn min_per_box(values: &Tensor, pairs: &PairTensors) -> Tensor {
     start.internal_scatter_reduce(0, &pairs.gt, values, "amin", true).index_select(0, &pairs.gt)
 }
 
+/// Localisation as a probability: `exp(-beta (1 - GIoU))`. GIoU may exceed 1 by rounding, and libtorch's cross
+/// entropy refuses probabilities above 1 (on a GPU by an assertion on the device, which ends the process).
+fn localisation(giou_loss: &Tensor, beta: f64) -> Tensor {
+    (giou_loss * -beta).exp().clamp_max(1.0)
+}
+
 /// `-max(ln p, -100)` for target 1, `-max(ln(1 - p), -100)` for target 0, with libtorch's own gradient.
 fn bce(p: &Tensor, target: f64) -> Tensor {
     let target = Tensor::full([1], target, (p.kind(), p.device())).expand_as(p);
@@ -142,7 +148,7 @@ fn released(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry) -> (Vec<Term>, W
     let pairs = x.pairs;
     let flat = pairs.cell_flat.index_select(0, &pairs.cell);
     let p_cls = q.reshape([-1]).index_select(0, &flat);
-    let p_loc = (&g.giou_loss * -c.beta).exp();
+    let p_loc = localisation(&g.giou_loss, c.beta);
 
     let w_pos = tch::no_grad(|| {
         let labels = pairs.labels.index_select(0, &pairs.gt);
@@ -234,6 +240,17 @@ mod tests {
     use super::*;
     use crate::assign::PairsBuilder;
     use crate::boxes::level_sizes;
+
+    #[test]
+    fn a_giou_just_above_1_is_no_error() {
+        let giou_loss = Tensor::from_slice(&[-1e-7f32, 0.0, 0.5]).set_requires_grad(true);
+        let p = localisation(&giou_loss, 5.0);
+        // Without the clamp libtorch refuses the first: "all elements of input should be between 0 and 1".
+        let loss = bce(&p, 1.0).sum(Kind::Float);
+        loss.backward();
+        assert_eq!(loss.double_value(&[]), 2.5);
+        assert_eq!(Vec::<f32>::try_from(giou_loss.grad()).unwrap(), [0.0, 0.0, 5.0], "nothing to gain at the top");
+    }
 
     /// Pain 7: a prediction that is no number, or as good as infinite, never ends the process; NaN and infinity are told.
     #[test]

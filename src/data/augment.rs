@@ -3,12 +3,13 @@
 use dw_shards::format::GtBox;
 use dw_shards::pixels::Rgb;
 use dw_shards::reader::Record;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::resize::resize_into;
 use super::sampler::{stream, unit};
 use crate::config::DataConfig;
 use crate::error::Result;
+use crate::torch;
 
 /// Mean and standard deviation of ImageNet's pixels (RGB, 0..255).
 pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
@@ -96,13 +97,18 @@ pub fn decode(record: &Record, t: &Transform, c: &DataConfig) -> Result<Rgb> {
     Ok(if c.scaled_decode { record.decode_at_least(t.width as usize, t.height as usize)? } else { record.decode()? })
 }
 
-/// Images of one padded size (w, h) as the network wants them, `[B, 3, H, W]` with the channels innermost in memory;
-/// `fill` writes image `i` as `[H, W, 3]`.
+/// Images of one padded size (w, h) as the network wants them, `[B, 3, H, W]` f32 in host memory with the channels
+/// innermost; page-locked where `device`, which will use them, is a GPU. `fill` writes image `i` as `[H, W, 3]`.
 ///
 /// # Errors
-/// What `fill` fails with.
-pub fn batch(count: usize, (w, h): (u32, u32), mut fill: impl FnMut(usize, &mut [f32]) -> Result<()>) -> Result<Tensor> {
-    let images = Tensor::f_empty([count as i64, i64::from(h), i64::from(w), 3], (Kind::Float, Device::Cpu))?;
+/// What `fill` fails with; memory that cannot be had.
+pub fn batch(
+    count: usize,
+    (w, h): (u32, u32),
+    device: Device,
+    mut fill: impl FnMut(usize, &mut [f32]) -> Result<()>,
+) -> Result<Tensor> {
+    let images = torch::host_floats(&[count as i64, i64::from(h), i64::from(w), 3], device.is_cuda())?;
     // SAFETY: the tensor was made just now, is contiguous, holds this many floats, and nobody else knows it.
     let floats = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), images.numel()) };
     for (i, out) in floats.chunks_exact_mut(3 * (w * h) as usize).enumerate() {

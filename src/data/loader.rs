@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::augment::{Transform, batch, decode, padded, render};
 use super::dataset::Dataset;
@@ -13,6 +13,7 @@ use super::sampler::{Arrangement, Order, positions, steps_per_epoch};
 use crate::assign::{DwConfig, PairTensors, PairsBuilder};
 use crate::boxes::level_sizes;
 use crate::config::DataConfig;
+use crate::device::cuda;
 use crate::error::{Error, Result};
 use crate::threads::refused;
 
@@ -44,8 +45,8 @@ pub struct Recipe {
     pub rank: usize,
     /// Ranks.
     pub world: usize,
-    /// Page-locked memory, for copies to a GPU.
-    pub pin: bool,
+    /// Where batches will be used: those for a GPU lie in page-locked memory, which it can copy by itself.
+    pub device: Device,
 }
 
 /// What a rank's batch will be, before anything is decoded.
@@ -86,7 +87,12 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
     let sizes = level_sizes(i64::from(h), i64::from(w));
     let mut pairs = PairsBuilder::new(&sizes, dataset.categories().len() as i64, &recipe.assign);
     let mut image_ids = vec![];
-    let images = batch(sketch.images.len(), (w, h), |i, out| {
+    if let Device::Cuda(index) = recipe.device {
+        // Page-locked memory belongs to a context of the thread's current device: without this it could be that
+        // of device 0, on every rank of a node.
+        cuda::set_current(index)?;
+    }
+    let images = batch(sketch.images.len(), (w, h), recipe.device, |i, out| {
         let (image, t) = &sketch.images[i];
         let record = dataset.split.record(dataset.records[*image])?;
         render(&decode(&record, t, &recipe.data)?, t, (w, h), out);
@@ -95,8 +101,6 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
         image_ids.push(record.entry.image_id);
         Ok(())
     })?;
-    // A GPU copies page-locked memory by itself.
-    let images = if recipe.pin { images.pin_memory(tch::Device::Cuda(0)) } else { images };
     let sizes = sketch.images.iter().map(|(_, t)| (t.width, t.height)).collect();
     Ok(Batch { images, pairs: pairs.finish().tensors(), image_ids, sizes })
 }
@@ -252,7 +256,7 @@ mod tests {
                 global_batch: batch,
                 rank,
                 world,
-                pin: false,
+                device: Device::Cpu,
             };
             let first = steps_per_epoch(images, batch);
             for step in [first, 2 * first - 1] {

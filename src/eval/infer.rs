@@ -57,7 +57,7 @@ pub fn detect_records(
     let pixels = records.iter().zip(&views).map(|(r, t)| decode(r, t, &config.data)).collect::<Result<Vec<_>>>()?;
     let mut candidates = vec![vec![]; records.len()];
     for mirrored in if config.eval.flip { &[false, true][..] } else { &[false] } {
-        let input = batch(records.len(), (w, h), |i, out| {
+        let input = batch(records.len(), (w, h), device, |i, out| {
             render(&pixels[i], &Transform { flip: *mirrored, ..views[i] }, (w, h), out);
             Ok(())
         })?;

@@ -19,6 +19,12 @@ pub enum Init {
     UniformFanIn,
 }
 
+/// A convolution's weights with the channels innermost in memory, which is the layout of the images: libtorch would
+/// otherwise convert weights that are not trained in every step (trained ones get their layout from the flat buffers).
+fn channels_last(t: &Tensor) -> Tensor {
+    if t.dim() == 4 { t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { t.shallow_clone() }
+}
+
 /// A named tensor.
 #[derive(Debug)]
 pub struct Entry {
@@ -52,7 +58,7 @@ impl Params {
     }
 
     fn push(&mut self, name: String, tensor: &Tensor, trainable: bool, decay: bool, buffer: bool) -> Tensor {
-        let tensor = tensor.to_device(self.device).set_requires_grad(trainable);
+        let tensor = channels_last(&tensor.to_device(self.device)).set_requires_grad(trainable);
         let shared = tensor.shallow_clone();
         self.entries.push(Entry { name, tensor, trainable, decay, buffer });
         shared

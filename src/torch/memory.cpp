@@ -1,6 +1,7 @@
 // Copies to the host in page-locked memory, and what the device's allocator counts.
 
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include "common.h"
@@ -14,6 +15,14 @@ Tensor *dw_to_host(const Tensor *t) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
     const auto options = t->options().device(c10::kCPU).pinned_memory(t->is_cuda());
     return new Tensor(at::empty_like(*t, options, at::MemoryFormat::Preserve).copy_(*t));
+  });
+}
+
+// Uninitialised f32 numbers in host memory, page-locked on request. Null on failure.
+Tensor *dw_host_floats(const int64_t *shape, size_t dimensions, int pinned) {
+  return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
+    const auto options = at::TensorOptions(at::kFloat).pinned_memory(pinned != 0);
+    return new Tensor(at::empty({shape, dimensions}, options));
   });
 }
 

@@ -8,6 +8,7 @@ use super::{Result, check, last_error};
 
 unsafe extern "C" {
     fn dw_to_host(tensor: *const torch_sys::C_tensor) -> *mut torch_sys::C_tensor;
+    fn dw_host_floats(shape: *const i64, dimensions: usize, pinned: c_int) -> *mut torch_sys::C_tensor;
     fn dw_peak_bytes(index: i64) -> i64;
     fn dw_reset_peak_bytes(index: i64) -> c_int;
 }
@@ -19,11 +20,25 @@ unsafe extern "C" {
 /// Memory ran out, or the device failed.
 pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
     // SAFETY: a live tensor for the whole call; the C++ side returns a new tensor or null.
-    let out = unsafe { dw_to_host(tensor.as_ptr()) };
+    owned(unsafe { dw_to_host(tensor.as_ptr()) })
+}
+
+/// Uninitialised f32 numbers in host memory, page-locked on request: a GPU copies such memory by itself, while the
+/// host goes on.
+///
+/// # Errors
+/// Memory ran out.
+pub fn host_floats(shape: &[i64], pinned: bool) -> Result<Tensor> {
+    // SAFETY: the shape outlives the call; the C++ side returns a new tensor or null.
+    owned(unsafe { dw_host_floats(shape.as_ptr(), shape.len(), c_int::from(pinned)) })
+}
+
+/// Takes over a tensor that the C++ side made, or reads why there is none.
+fn owned(out: *mut torch_sys::C_tensor) -> Result<Tensor> {
     if out.is_null() {
         return Err(last_error());
     }
-    // SAFETY: a tensor that the C++ side made for us; we own it from here.
+    // SAFETY: a new tensor that nobody else owns.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 

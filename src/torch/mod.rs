@@ -16,7 +16,7 @@ use tch::TchError;
 
 pub use deform::deform_conv2d;
 pub use gradient::{GradientHook, on_gradient, set_grad};
-pub use memory::{peak_bytes, reset_peak_bytes, to_host};
+pub use memory::{host_floats, peak_bytes, reset_peak_bytes, to_host};
 pub use profile::{Profile, count_syncs};
 pub use sgd::fused_sgd;
 pub use stream::CudaSide;

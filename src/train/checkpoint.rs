@@ -16,6 +16,7 @@ use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::model::params::Entry;
 use crate::model::{Params, weights};
+use crate::torch;
 use dw_shards::coco::Category;
 use dw_weights::Weights;
 
@@ -64,7 +65,7 @@ fn bytes_of(t: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
         Kind::Int64 => (Dtype::I64, 8),
         other => return Err(Error::Data(format!("cannot store tensors of kind {other:?}"))),
     };
-    let t = t.detach().to_device(tch::Device::Cpu).contiguous();
+    let t = t.contiguous();
     let mut bytes = vec![0; t.numel() * width];
     t.f_copy_data_u8(&mut bytes, t.numel())?;
     Ok((dtype, t.size().iter().map(|&n| n as usize).collect(), bytes))
@@ -90,23 +91,45 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Copies what the next step would change: two flat buffers and the statistics.
-    pub fn take(state: State, config: &Config, params: &Params, flat: &Flat) -> Self {
-        let (weights, momentum) = (flat.params.detach().copy(), flat.momentum.copy());
-        let trained: HashMap<String, Tensor> = named(&weights, &flat.slots).collect();
-        let tensor = |e: &Entry| match trained.get(&e.name) {
-            Some(t) => t.shallow_clone(),
-            None if e.buffer => e.tensor.copy(),
-            None => e.tensor.shallow_clone(),
-        };
-        let model = params.entries.iter().map(|e| (e.name.clone(), tensor(e))).collect();
-        Self { state, config: config.clone(), model, momentum: named(&momentum, &flat.slots).collect() }
+    /// Copies everything to the host in four pieces: weights, momentum, what is not trained, and counters. A GPU
+    /// is waited for four times and not once for each of hundreds of tensors, and the thread that writes the
+    /// checkpoint never touches it.
+    ///
+    /// # Errors
+    /// Memory ran out, or the device failed.
+    pub fn take(state: State, config: &Config, params: &Params, flat: &Flat) -> Result<Self> {
+        let (weights, momentum) = (torch::to_host(&flat.params.detach())?, torch::to_host(&flat.momentum)?);
+        let mut tensors: HashMap<String, Tensor> = named(&weights, &flat.slots).collect();
+        for kind in [params.kind, Kind::Int64] {
+            let rest = |e: &&Entry| !tensors.contains_key(&e.name) && e.tensor.kind() == kind;
+            let rest: Vec<&Entry> = params.entries.iter().filter(rest).collect();
+            let copies = together(&rest)?;
+            tensors.extend(rest.iter().map(|e| e.name.clone()).zip(copies));
+        }
+        let model = params.entries.iter().filter_map(|e| tensors.remove_entry(&e.name)).collect();
+        Ok(Self { state, config: config.clone(), model, momentum: named(&momentum, &flat.slots).collect() })
     }
 
     /// Steps done.
     pub fn step(&self) -> usize {
         self.state.step
     }
+}
+
+/// Copies of tensors of one kind in host memory, in their own shapes, through one buffer.
+fn together(entries: &[&Entry]) -> Result<Vec<Tensor>> {
+    if entries.is_empty() {
+        return Ok(vec![]);
+    }
+    let flat: Vec<Tensor> = entries.iter().map(|e| e.tensor.detach().reshape([-1])).collect();
+    let host = torch::to_host(&Tensor::f_cat(&flat, 0)?)?;
+    let (mut copies, mut at) = (vec![], 0);
+    for e in entries {
+        let numel = e.tensor.numel() as i64;
+        copies.push(host.narrow(0, at, numel).view(&e.tensor.size()[..]));
+        at += numel;
+    }
+    Ok(copies)
 }
 
 /// Writes a checkpoint below `dir`.

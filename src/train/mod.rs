@@ -43,9 +43,6 @@ use progress::Progress;
 use saver::{Output, Saver};
 use unmatched::Unmatched;
 
-/// Steps that the loader may be ahead.
-const PREFETCH: usize = 4;
-
 /// A run: everything the loop needs.
 pub struct Run<'a> {
     /// Resolved settings.
@@ -93,9 +90,8 @@ impl Run<'_> {
             global_batch: plan.global_batch,
             rank: plan.rank,
             world: plan.world,
-            pin: matches!(plan.device, Device::Cuda(_)),
+            device: plan.device,
         };
-        let workers = if plan.config.data.workers == 0 { plan.threads } else { plan.config.data.workers };
         let mut buckets = Buckets::new(&self.detector.params, &self.flat, &plan.config.train, &self.world)?;
         let lead = plan.rank == 0;
         let mut metrics = if lead { Some(Metrics::open(&self.work_dir.join("metrics.jsonl"), self.start, self.attempt)?) } else { None };
@@ -111,7 +107,7 @@ impl Run<'_> {
             return Ok(());
         }
         let steps = self.start..plan.total_steps;
-        let mut loader = Loader::start(&self.train, &recipe, steps, workers, PREFETCH.max(workers + 1))?;
+        let mut loader = Loader::start(&self.train, &recipe, steps, plan.workers, plan.prefetch.batches)?;
         let mut unmatched = Unmatched::default();
         let mut progress = Progress::new(self.start, plan.total_steps);
         for step in self.start..plan.total_steps {
@@ -309,7 +305,7 @@ impl Run<'_> {
         Ok(found.filter(there).reduce(|best, f| if f.0 > best.0 { f } else { best }))
     }
 
-    fn snapshot(&self, step: usize) -> Snapshot {
+    fn snapshot(&self, step: usize) -> Result<Snapshot> {
         let state = checkpoint::State {
             step,
             seed: self.plan.config.train.seed,

@@ -49,7 +49,7 @@ impl Saver {
     ///
     /// # Errors
     /// The write before failed, and the run is to end then.
-    pub fn save(&mut self, snapshot: impl FnOnce() -> Snapshot, best: Option<usize>, may_skip: bool) -> Result<()> {
+    pub fn save(&mut self, snapshot: impl FnOnce() -> Result<Snapshot>, best: Option<usize>, may_skip: bool) -> Result<()> {
         if may_skip && self.on_error == OnError::Continue && self.writing.as_ref().is_some_and(|w| !w.is_finished()) {
             tracing::warn!("the checkpoint before is still being written: this one is left out");
             return Ok(());
@@ -57,7 +57,7 @@ impl Saver {
         self.began = Instant::now();
         let before = self.wait();
         self.tolerate(Output::Checkpoint, before)?;
-        let (dir, keep, snapshot) = (self.dir.clone(), self.keep, snapshot());
+        let (dir, keep, snapshot) = (self.dir.clone(), self.keep, snapshot()?);
         let write = move || {
             let (began, step) = (Instant::now(), snapshot.step());
             let path = checkpoint::save(&dir, &snapshot)?;

@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
-/// A binary of this workspace.
+/// A binary of this workspace; from the folder `DW_BIN` where that is set (on a machine without the build).
 pub fn bin(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_dw-train")).with_file_name(name)
+    match std::env::var_os("DW_BIN") {
+        Some(folder) => Path::new(&folder).join(name),
+        None => Path::new(env!("CARGO_BIN_EXE_dw-train")).with_file_name(name),
+    }
 }
 
 /// A drawn and packed data set with a folder for results.
