@@ -1,12 +1,13 @@
-//! All-reduce in device memory over NCCL. The library is the one that libtorch's CUDA half has loaded,
-//! found at run time: a build needs no CUDA, and one binary serves machines with and without GPUs.
-//! Everything that is not device memory goes to the communicator underneath, which also carries
-//! NCCL's id.
+//! All-reduce in device memory over NCCL. The library is the one that libtorch's CUDA half has
+//! loaded, found at run time: a build needs no CUDA, and one binary serves machines with and
+//! without GPUs. Everything that is not device memory goes to the communicator underneath, which
+//! also carries NCCL's id.
 //!
-//! The communicator is non-blocking: no call waits inside the library for a peer, and every wait here
-//! has a deadline. NCCL allows one thread at a time on a communicator, and even
+//! The communicator is non-blocking: no call waits inside the library for a peer, and every wait
+//! here has a deadline. NCCL allows one thread at a time on a communicator, and even
 //! `ncclCommGetAsyncError` is no plain read: it completes the pending group of a non-blocking
-//! communicator. The communicator is therefore behind a mutex, which the watchdog only tries to take.
+//! communicator. The communicator is therefore behind a mutex, which the watchdog only tries to
+//! take.
 
 mod api;
 
@@ -87,8 +88,8 @@ impl Library {
     }
 
     /// Takes the library that libtorch's CUDA half has loaded, on all ranks of `base` or on none: a
-    /// rank that gave up alone would leave the others waiting. To be called after that half has been
-    /// opened.
+    /// rank that gave up alone would leave the others waiting. To be called after that half has
+    /// been opened.
     ///
     /// # Errors
     /// Every rank gets the same text: which ranks have no NCCL, or one older than 2.18, and why.
@@ -145,11 +146,12 @@ pub struct Nccl {
 }
 
 impl Nccl {
-    /// Joins all ranks of `base` into one NCCL communicator. This rank's CUDA device must be current.
+    /// Joins all ranks of `base` into one NCCL communicator. This rank's CUDA device must be
+    /// current.
     ///
     /// # Errors
-    /// An initialisation that failed or took too long: the caller ends the job, since others may wait
-    /// inside NCCL.
+    /// An initialisation that failed or took too long: the caller ends the job, since others may
+    /// wait inside NCCL.
     pub fn join(
         library: Library,
         base: Arc<dyn Collectives>,
@@ -234,8 +236,8 @@ impl Nccl {
 
     /// Aborts the communicator.
     fn give_up(&self) {
-        // Without a limit a thread that hangs in the library would keep the rank from leaving. Where
-        // it is the watchdog's own, no deadline would end that.
+        // Without a limit a thread that hangs in the library would keep the rank from leaving.
+        // Where it is the watchdog's own, no deadline would end that.
         let Some(mut comm) = lock_within(&self.comm, LEAVE) else {
             let limit = LEAVE.as_secs();
             tracing::warn!(
@@ -333,7 +335,8 @@ impl Collectives for Nccl {
     }
 
     fn abort(&self, code: i32) -> ! {
-        // NCCL's own abort may hang and adds nothing: the process ends, and with it its communicator.
+        // NCCL's own abort may hang and adds nothing: the process ends, and with it its
+        // communicator.
         self.base.abort(code)
     }
 }
@@ -351,8 +354,8 @@ mod tests {
         assert!(lock_within(&mutex, Duration::ZERO).is_some());
     }
 
-    /// Without a GPU this is as far as NCCL goes: it opens, knows its version, makes ids, and refuses
-    /// to join with a readable error.
+    /// Without a GPU this is as far as NCCL goes: it opens, knows its version, makes ids, and
+    /// refuses to join with a readable error.
     #[test]
     fn the_real_library_where_there_is_one() {
         let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(

@@ -1,6 +1,6 @@
 // A test double of the NCCL functions that src/nccl/api.rs uses. Every function that takes a
-// communicator counts the calls that begin while another thread is inside one. All-reduces do nothing;
-// every second one is reported as in progress, as a non-blocking communicator does.
+// communicator counts the calls that begin while another thread is inside one. All-reduces do
+// nothing; every second one is reported as in progress, as a non-blocking communicator does.
 #include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
