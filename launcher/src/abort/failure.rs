@@ -44,7 +44,7 @@ impl Failure {
                 "hint: fewer ranks or threads; ulimit -u and the cgroup's pids.max limit"
             }
             Self::Device => {
-                "hint: `nvidia-smi -q` and `dmesg | grep -i xid` on that host tell more; resume from \
+                "hint: `nvidia-smi -q` and `dmesg | grep -i xid` on that host tell more; go on from \
                  the newest checkpoint without it (SLURM: --exclude)"
             }
         }
