@@ -125,11 +125,14 @@ const DEVICE: [(&str, &str); 16] = [
     ("cudaErrorUnknown", "CUDA error: unknown error"),
 ];
 
-/// A lost GPU in other words than CUDA's runtime: libtorch's for the driver, NCCL's, NVML's, and
-/// the kernel module's.
-const LOST: [&str; 4] = [
+/// The two whose text alone could be anyone's, as the driver's errors, NCCL, and dw with the
+/// error's number print them; and a lost GPU in the words of NVML and of the kernel module.
+const OTHERS: [&str; 7] = [
     "CUDA driver error: unknown error",
     "Cuda failure 999 'unknown error'",
+    "Cuda failure 3 'initialization error'",
+    "CUDA error 999: unknown error",
+    "CUDA error 3: initialization error",
     "GPU is lost",
     "fallen off the bus",
 ];
@@ -143,7 +146,7 @@ pub fn classify(text: &str) -> Option<Failure> {
     } else if THREADS.iter().any(|words| has(words)) {
         Some(Failure::Threads)
     } else if DEVICE.iter().any(|(name, words)| has(name) || has(words))
-        || LOST.iter().any(|words| has(words))
+        || OTHERS.iter().any(|words| has(words))
     {
         Some(Failure::Device)
     } else {
@@ -214,6 +217,10 @@ mod tests {
              'uncorrectable ECC error encountered')",
             "CUDA driver error: unknown error",
             "unhandled cuda error (Cuda failure 999 'unknown error')",
+            "unhandled cuda error (Cuda failure 3 'initialization error')",
+            "CUDA device 0 of n7 cannot be used: CUDA error 999: unknown error",
+            "CUDA device 0 of n7 cannot be used: CUDA error 3: initialization error",
+            "CUDA device 0 of n7 cannot be used: CUDA error 214: uncorrectable ECC error encountered",
             "nvmlDeviceGetHandleByIndex(0) failed: GPU is lost",
             "NVRM: GPU at PCI:0000:3b:00: GPU has fallen off the bus.",
         ] {
