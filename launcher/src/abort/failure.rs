@@ -44,8 +44,8 @@ impl Failure {
                 "hint: fewer ranks or threads; ulimit -u and the cgroup's pids.max limit"
             }
             Self::Device => {
-                "hint: `nvidia-smi -q` and `dmesg | grep -i xid` on that host tell more; go on from \
-                 the newest checkpoint without it (SLURM: --exclude)"
+                "hint: `nvidia-smi -q` and `dmesg | grep -i xid` on that host tell more; go on \
+                 from the newest checkpoint without it (SLURM: --exclude)"
             }
         }
     }
@@ -220,7 +220,7 @@ mod tests {
             "unhandled cuda error (Cuda failure 3 'initialization error')",
             "CUDA device 0 of n7 cannot be used: CUDA error 999: unknown error",
             "CUDA device 0 of n7 cannot be used: CUDA error 3: initialization error",
-            "CUDA device 0 of n7 cannot be used: CUDA error 214: uncorrectable ECC error encountered",
+            "CUDA device 0 cannot be used: CUDA error 214: uncorrectable ECC error encountered",
             "nvmlDeviceGetHandleByIndex(0) failed: GPU is lost",
             "NVRM: GPU at PCI:0000:3b:00: GPU has fallen off the bus.",
         ] {
