@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Everything a build needs, once per machine: Debian packages, libtorch, the test runner, crates.
 # Can be run again at any time; what is there is left alone, what is half there is fetched anew.
+# DW_CUDA=1: libtorch with CUDA (4.7 GB) also where there is no NVIDIA driver, as on a cluster's login node; DW_CUDA=0: the
+# CPU install (1.3 GB) also where there is one. Every `make` runs this script: export DW_CUDA, or give it to each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,6 +11,9 @@ NEXTEST=0.9.143
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/dw"
 say() { echo "setup: $*"; }
 die() { echo "setup: error: $1" >&2; [ $# -lt 2 ] || echo "setup: hint: $2" >&2; exit 1; }
+
+cuda=${DW_CUDA:-}
+[[ $cuda =~ ^[01]?$ ]] || die "DW_CUDA=$cuda: expected 1 or 0" "1: libtorch with CUDA, 0: for the CPU only; without it this machine's NVIDIA driver decides"
 
 command -v cargo >/dev/null || die "Rust is missing" "install it from https://rustup.rs"
 command -v python3 >/dev/null || die "Python 3 is missing (it fetches libtorch; nothing runs on it)" "apt-get install python3 python3-pip"
@@ -31,9 +36,14 @@ if [ ${#packages[@]} -gt 0 ]; then
   fi
 fi
 
-# libtorch: the CUDA install where an NVIDIA driver is new enough for the CUDA 13 wheel, else the small CPU install.
+# libtorch: the CUDA install where an NVIDIA driver is new enough for the CUDA 13 wheel, else the small CPU install; or what
+# DW_CUDA says.
 kind=cpu
-if command -v nvidia-smi >/dev/null && driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) && [ -n "$driver" ]; then
+if [ "$cuda" = 1 ]; then
+  kind=cuda
+elif [ "$cuda" = 0 ]; then
+  :
+elif command -v nvidia-smi >/dev/null && driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) && [ -n "$driver" ]; then
   if [ "${driver%%.*}" -ge 580 ] 2>/dev/null; then
     kind=cuda
   else
@@ -43,6 +53,7 @@ fi
 if [ -n "${LIBTORCH:-}" ]; then
   say "libtorch: using LIBTORCH=$LIBTORCH"
   torch="$LIBTORCH"
+  cuda=''
 else
   root="$cache/libtorch-$TORCH-$kind"
   torch="$root/torch"
@@ -82,6 +93,9 @@ config=$(printf '# Written by tools/setup.sh.\n[env]\nLIBTORCH = "%s"\n\n[build]
 if [ -f .cargo/config.toml ] && [ "$(head -n 1 .cargo/config.toml)" != "# Written by tools/setup.sh." ]; then
   die ".cargo/config.toml is not ours to change" "move it away, or add to it: $config"
 fi
+if [ $kind = cpu ] && [ "$cuda" != 0 ] && grep -q '^LIBTORCH = ".*-cuda/torch"$' .cargo/config.toml 2>/dev/null; then
+  say "this clone was set up with libtorch's CUDA install; there is no driver for it here: building for the CPU only (DW_CUDA=1 keeps CUDA)"
+fi
 [ -f .cargo/config.toml ] && [ "$(cat .cargo/config.toml)" = "$config" ] || printf '%s\n' "$config" >.cargo/config.toml
 
 if [ "${1:-}" = tests ] && ! cargo nextest --version >/dev/null 2>&1 && [ ! -x "$cache/tools/bin/cargo-nextest" ]; then
@@ -100,4 +114,4 @@ if [ "${1:-}" = tests ] && [ $kind = cpu ] && [ ! -f "$nccl/.complete" ]; then
   fi
 fi
 cargo fetch --locked --quiet 2>/dev/null || die "crates could not be fetched" "check the network; cargo fetch --locked tells more"
-say "ready (libtorch $TORCH $kind)"
+say "ready (libtorch $TORCH $kind${cuda:+, as DW_CUDA=$cuda says})"

@@ -1,6 +1,8 @@
 //! Ends a job: a rank that fails must take its peers with it, or they wait in a collective for ever
 //! (an early return from `main`, or a panic that unwinds, would wait for them in MPI's finalizer).
 
+mod failure;
+
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::c_int;
 use std::io::Write;
@@ -10,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use dw_base::text;
 
+pub use self::failure::{Failure, classify, out_of_memory};
 use crate::watchdog::Watch;
 
 /// Seconds that an abort may take until the process ends itself.
@@ -24,47 +27,16 @@ pub(crate) fn tell_board(watch: Arc<Watch>) {
     let _ = WATCH.set(watch);
 }
 
-/// TEMP
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure { /// m
- Memory, /// t
- Threads, /// d
- Device }
-impl Failure { /// code
- pub fn exit_code(self) -> i32 { if self == Self::Device { 4 } else { 5 } } }
-/// TEMP
-pub fn classify(text: &str) -> Option<Failure> { if text.contains("ECC") { return Some(Failure::Device) } ran_out(text).map(|_| Failure::Memory) }
-/// Whether a library's error says that memory, or threads, ran out. (Others mention memory, too: an
-/// illegal access is a bug.)
-pub fn out_of_memory(text: &str) -> bool {
-    ran_out(text).is_some()
-}
-
-/// What ran out, by the words of the system (EAGAIN of a thread's start), std, libgomp and libtorch.
-fn ran_out(text: &str) -> Option<&'static str> {
-    const MEMORY: [&str; 4] =
-        ["out of memory", "allocate memory", "not enough memory", "memory allocation of"];
-    const THREADS: [&str; 3] =
-        ["resource temporarily unavailable", "failed to spawn thread", "thread creation failed"];
-    let text = text.to_lowercase();
-    if MEMORY.iter().any(|t| text.contains(t)) {
-        Some("memory ran out")
-    } else if THREADS.iter().any(|t| text.contains(t)) {
-        Some("no thread could be started: a limit of processes or memory is reached")
-    } else {
-        None
-    }
-}
-
-/// Writes a rank's last message to standard error in one piece (a launcher that puts the rank in front
-/// of every piece must not cut it up). Names in it may come from files: control characters are escaped.
+/// Writes a rank's last message to standard error in one piece (a launcher that puts the rank in
+/// front of every piece must not cut it up). Names in it may come from files: control characters
+/// are escaped.
 pub fn last_words(text: &str) {
     // Nobody is left to be told that standard error is closed.
     let _ = std::io::stderr().write_all(format!("{}\n", text::lines(text)).as_bytes());
 }
 
-/// From now on a panic in any thread ends the whole job: exit code 5 when memory or threads ran out,
-/// else 70 (a bug of ours).
+/// From now on a panic in any thread ends the whole job: exit code 5 when memory or threads ran
+/// out, 4 when a GPU failed (see [`Failure`]), else 70 (a bug).
 pub fn install_panic_hook(rank: usize, end: fn(i32) -> !) {
     if AFTER_PANIC.set(end).is_err() {
         return;
@@ -72,8 +44,11 @@ pub fn install_panic_hook(rank: usize, end: fn(i32) -> !) {
     std::panic::set_hook(Box::new(move |info| {
         last_words(&describe(info));
         let text = info.payload_as_str().unwrap_or_default();
-        let (code, what) = ran_out(text).map_or((70, "this is a bug in dw"), |what| (5, what));
-        last_words(&format!("error: rank {rank} panicked: {what} (exit code {code})"));
+        let failure = classify(text);
+        let code = failure.map_or(70, Failure::exit_code);
+        let what = failure.map_or_else(|| "this is a bug in dw".into(), Failure::describe);
+        let hint = failure.map_or_else(String::new, |f| format!("\n{}", f.hint()));
+        last_words(&format!("error: rank {rank} panicked: {what} (exit code {code}){hint}"));
         if let Some(watch) = WATCH.get() {
             let first = text.lines().next().unwrap_or_default();
             watch.tell_end(code, &format!("panicked: {what}: {first}"));
@@ -107,8 +82,9 @@ extern "C" fn on_alarm(_: c_int) {
     unsafe { libc::_exit(CODE.load(Ordering::Relaxed)) }
 }
 
-/// Ends this process with `code` after [`ABORT_GRACE`], whatever its threads do then. The clock is the
-/// system's alarm and not a thread: a job that ends because no thread can be started needs it, too.
+/// Ends this process with `code` after [`ABORT_GRACE`], whatever its threads do then. The clock is
+/// the system's alarm and not a thread: a job that ends because no thread can be started needs it,
+/// too.
 pub(crate) fn exit_after_grace(code: i32) {
     CODE.store(code, Ordering::Relaxed);
     // SAFETY: the handler has the signature of a plain one and calls `_exit` only; the signal is
@@ -132,18 +108,6 @@ mod tests {
     use crate::collectives::{Collectives, Solo};
     use crate::testing::{NO_STACK, rerun};
 
-    #[test]
-    fn what_ran_out_is_no_bug() {
-        let std = "failed to spawn thread: Os { code: 11, kind: WouldBlock, message: \"x\" }";
-        let pool = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailable) }";
-        for text in [std, pool, "libgomp: Thread creation failed", "CUDA out of memory"] {
-            assert!(out_of_memory(text), "{text}");
-        }
-        for text in ["CUDA error: an illegal memory access", "index out of bounds"] {
-            assert!(!out_of_memory(text), "{text}");
-        }
-    }
-
     /// A panic because no thread starts: the hook itself must not need one.
     #[test]
     fn a_panic_without_threads_ends_with_5() {
@@ -156,6 +120,21 @@ mod tests {
         let text = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(5), "{text}");
         assert!(text.contains("failed to spawn thread") && !text.contains("bug"), "{text}");
+    }
+
+    #[test]
+    fn a_panic_about_a_failed_gpu_ends_with_4_and_names_the_host() {
+        let name = "abort::tests::a_panic_about_a_failed_gpu_ends_with_4_and_names_the_host";
+        let Some(out) = rerun(name, &[]) else {
+            install_panic_hook(3, |code| Solo.abort(code));
+            panic!("CUDA error: uncorrectable ECC error encountered");
+        };
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(4), "{text}");
+        let host = crate::host();
+        let words = format!("rank 3 panicked: a GPU of host {host}, or its driver, failed");
+        assert!(text.contains(&format!("{words} (exit code 4)\nhint: ")), "{text}");
+        assert!(text.contains("uncorrectable ECC") && !text.contains("bug"), "{text}");
     }
 
     /// The abort of the library hangs, and no thread can be started that would end the process.

@@ -1,4 +1,5 @@
-//! A SLURM batch script for one command, from the same text as `slurm/train_multinode.sbatch`, and its submission.
+//! A SLURM batch script for one command, from the same text as `slurm/train_multinode.sbatch`, and
+//! its submission.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,25 @@ pub struct Batch {
     pub no_submit: bool,
 }
 
-/// The script's text. `ranks` over all `nodes`; `program` as typed after `--`; `options` go to dw-launch inside the job.
+/// The program's words. Where GPUs are asked for, `dw-train` and `dw-eval` get `--device cuda`
+/// unless they have a `--device`: a node without a working GPU is an error then, not a slow run on
+/// the CPU.
+fn on_device(program: &[String], gpus: usize) -> Vec<String> {
+    let mut words = program.to_vec();
+    let Some((name, args)) = program.split_first() else { return words };
+    let name = Path::new(name).file_name().unwrap_or_default();
+    // `dw-eval coco` compares two files: it has no device.
+    let computes = name == "dw-train"
+        || (name == "dw-eval" && args.first().is_none_or(|command| command != "coco"));
+    let chosen = |arg: &String| arg == "--device" || arg.starts_with("--device=");
+    if gpus > 0 && computes && !args.iter().any(chosen) {
+        words.splice(1..1, ["--device", "cuda"].map(str::to_owned));
+    }
+    words
+}
+
+/// The script's text. `ranks` over all `nodes`; `program` as typed after `--`; `options` go to
+/// dw-launch inside the job.
 ///
 /// # Errors
 /// Ranks that the nodes cannot share evenly.
@@ -111,13 +130,13 @@ pub fn script(
                 let words: Vec<String> = options
                     .iter()
                     .chain(std::iter::once(&"--".to_owned()))
-                    .chain(program)
+                    .chain(&on_device(program, gpus))
                     .map(|w| quote(w))
                     .collect();
                 out.push(format!("run dw-launch {}", words.join(" ")));
             }
-            // What it says about itself is about the file in slurm/.
-            None if line.starts_with("# ") => {}
+            // Its comments are about the file in slurm/, its device is decided here.
+            None if line.starts_with("# ") || line.starts_with("[[ ") => {}
             None => out.push(line.to_owned()),
         }
     }
@@ -187,14 +206,8 @@ mod tests {
     #[test]
     fn a_script_carries_the_request() {
         let b = Batch { time: Some("1:00:00".into()), job_name: "r50".into(), ..Batch::default() };
-        let text = script(
-            &b,
-            16,
-            2,
-            &words("--max-restarts 2"),
-            &words("dw-train dw_r50_fpn_1x --set a='x"),
-        )
-        .unwrap();
+        let program = words("dw-train dw_r50_fpn_1x --set a='x");
+        let text = script(&b, 16, 2, &words("--max-restarts 2"), &program).unwrap();
         for line in [
             "#SBATCH --nodes=2",
             "#SBATCH --ntasks-per-node=8",
@@ -204,16 +217,13 @@ mod tests {
         ] {
             assert_eq!(text.lines().filter(|l| *l == line).count(), 1, "{line}\n{text}");
         }
-        assert!(
-            text.contains(
-                r"run dw-launch --max-restarts 2 -- dw-train dw_r50_fpn_1x --set 'a='\''x'"
-            ),
-            "{text}"
-        );
+        let run = r"run dw-launch --max-restarts 2 -- dw-train --device cuda dw_r50_fpn_1x --set 'a='\''x'";
+        assert_eq!(text.lines().filter(|l| *l == run).count(), 1, "{text}");
         assert!(
             !text.contains("source ") && !text.contains("slurm/env.sh") && text.starts_with("#!"),
             "it stands alone"
         );
+        assert!(!text.contains("$*"), "the device is decided when it is written: {text}");
         let cpu = script(
             &Batch { gpus_per_node: Some(0), ..Batch::default() },
             2,
@@ -228,5 +238,27 @@ mod tests {
             script(&spaced, 2, 1, &[], &[]).unwrap_err().to_string().contains("--job-name `a b`")
         );
         assert!(script(&b, 3, 2, &[], &[]).unwrap_err().to_string().contains("evenly"));
+    }
+
+    #[test]
+    fn a_device_is_asked_for_with_gpus_only() {
+        let line = |gpus: Option<usize>, program: &str| {
+            let b = Batch { gpus_per_node: gpus, ..Batch::default() };
+            let text = script(&b, 2, 1, &[], &words(program)).unwrap();
+            let run = text.lines().find_map(|l| l.strip_prefix("run dw-launch -- "));
+            run.unwrap().to_owned()
+        };
+        for (gpus, program, expected) in [
+            (None, "dw-train smoke", "dw-train --device cuda smoke"),
+            (Some(2), "./bin/dw-eval --compare a b", "./bin/dw-eval --device cuda --compare a b"),
+            (Some(2), "dw-train", "dw-train --device cuda"),
+            (Some(0), "dw-train smoke", "dw-train smoke"),
+            (Some(2), "dw-train smoke --device cpu", "dw-train smoke --device cpu"),
+            (Some(2), "dw-train --device=auto", "dw-train --device=auto"),
+            (Some(2), "dw-eval coco --gt a", "dw-eval coco --gt a"),
+            (Some(2), "dw-launch measure", "dw-launch measure"),
+        ] {
+            assert_eq!(line(gpus, program), expected, "{gpus:?}");
+        }
     }
 }

@@ -1,14 +1,22 @@
-//! What of nccl.h is used: types, functions, and their errors as text.
+//! What of nccl.h is used: types, functions, and their errors as text. The library is opened at run
+//! time.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::path::Path;
+use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
-use libloading::os::unix::Library as Dynamic;
+use libloading::os::unix::{Library as Dynamic, RTLD_NOW};
 
 use crate::collectives::{Error, Result};
 
-/// Name of the library: the only one that the wheel of libtorch's CUDA install has.
+/// Soname of the library: what libtorch's CUDA half depends on.
 pub(super) const LIBRARY: &str = "libnccl.so.2";
+
+/// Lowest version as `ncclGetVersion` gives it: the first that has all fields of [`Config`].
+const OLDEST: c_int = 21_800;
+
+const HINT: &str = "hint: NCCL comes with the CUDA install of libtorch (`make setup` on a machine \
+                    with an NVIDIA driver, or DW_CUDA=1 make setup)";
 
 /// `ncclUniqueId` of nccl.h: 128 bytes, passed by value.
 #[repr(C)]
@@ -17,7 +25,8 @@ pub(super) struct UniqueId {
     pub(super) internal: [u8; 128],
 }
 
-/// `ncclConfig_t` as of NCCL 2.18. Newer libraries read `size` and `version` and take their own defaults for later fields.
+/// `ncclConfig_t` as of NCCL 2.18. Newer libraries read `size` and `version` and use their own
+/// defaults for later fields.
 #[repr(C)]
 pub(super) struct Config {
     size: usize,
@@ -40,7 +49,7 @@ impl Config {
         Self {
             size: size_of::<Self>(),
             magic: 0xcafe_beef,
-            version: 21_800,
+            version: OLDEST as c_uint,
             blocking: 0,
             cga_cluster_size: UNDEFINED,
             min_ctas: UNDEFINED,
@@ -58,9 +67,89 @@ pub(super) type Stream = *mut c_void;
 pub(super) const SUCCESS: c_int = 0;
 pub(super) const IN_PROGRESS: c_int = 7;
 
+/// Version and file of an opened library.
+pub(super) struct Origin {
+    number: c_int,
+    /// Absolute, without symbolic links; empty where the loader does not know it.
+    pub(super) path: PathBuf,
+}
+
+impl Origin {
+    /// Reads both from a library, whose name is for errors.
+    fn of(library: &Dynamic, name: &str) -> Result<Self> {
+        type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
+        // SAFETY: the function has had this signature since NCCL 2.0.
+        let get: GetVersion = *unsafe { library.get(b"ncclGetVersion\0") }
+            .map_err(|e| missing(name, "ncclGetVersion", &e))?;
+        let mut number = 0;
+        // SAFETY: `number` outlives the call.
+        let code = unsafe { get(&raw mut number) };
+        if code != SUCCESS {
+            let text = format!("{name}: ncclGetVersion failed with code {code}");
+            return Err(Error::Failed(text));
+        }
+        Ok(Self { number, path: file_of(get as *const c_void).unwrap_or_default() })
+    }
+
+    /// "2.28.9".
+    pub(super) fn version(&self) -> String {
+        let v = self.number;
+        // Up to 2.8 the minor version had two digits fewer in front.
+        let (major, rest) =
+            if v < 10_000 { (v / 1000, v % 1000) } else { (v / 10_000, v % 10_000) };
+        format!("{major}.{}.{}", rest / 100, rest % 100)
+    }
+
+    /// Refuses versions whose [`Config`] is shorter than ours.
+    fn check(&self) -> Result<()> {
+        if self.number >= OLDEST {
+            return Ok(());
+        }
+        Err(Error::Failed(format!(
+            "NCCL {} ({}) is too old: 2.18 or newer is needed\nhint: an older one may come from \
+             LD_LIBRARY_PATH or LD_PRELOAD (a cluster's module); libtorch's install has its own",
+            self.version(),
+            self.path.display()
+        )))
+    }
+}
+
+fn missing(name: &str, function: &str, e: &libloading::Error) -> Error {
+    Error::Failed(format!(
+        "{name} has no function {function}: {e}\nhint: NCCL 2.18 or newer is needed"
+    ))
+}
+
+/// The file that a function was loaded from.
+fn file_of(function: *const c_void) -> Option<PathBuf> {
+    // SAFETY: a C struct of pointers, for which zeros are valid.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` outlives the call, which only compares the address.
+    let found = unsafe { libc::dladdr(function, &raw mut info) } != 0;
+    if !found || info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: a C string that lives as long as the library is loaded.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
+    let path = Path::new(OsStr::from_bytes(name.to_bytes()));
+    Some(path.canonicalize().unwrap_or_else(|_| path.to_owned()))
+}
+
+/// The NCCL that is in this process already; none is loaded for this. An NCCL opened by name before
+/// libtorch's CUDA half would satisfy that one's dependency, too, whatever its version.
+fn already_loaded() -> Option<Dynamic> {
+    // SAFETY: with RTLD_NOLOAD no initialisers run.
+    unsafe { Dynamic::open(Some(LIBRARY), RTLD_NOW | libc::RTLD_NOLOAD) }.ok()
+}
+
+/// Version and file of the NCCL that is in this process already.
+pub(super) fn origin_of_loaded() -> Option<Origin> {
+    Origin::of(&already_loaded()?, LIBRARY).ok()
+}
+
 /// The functions of nccl.h that are used, with its signatures; results are `ncclResult_t`.
 pub(super) struct Api {
-    version: unsafe extern "C" fn(*mut c_int) -> c_int,
+    pub(super) origin: Origin,
     unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
     pub(super) init_rank:
         unsafe extern "C" fn(*mut Comm, c_int, UniqueId, c_int, *mut Config) -> c_int,
@@ -80,43 +169,47 @@ pub(super) struct Api {
 }
 
 impl Api {
+    /// The library that libtorch's CUDA half has loaded as its dependency.
+    pub(super) fn loaded() -> Result<Self> {
+        let library = already_loaded().ok_or_else(|| {
+            Error::Failed(format!("libtorch's CUDA half has not loaded {LIBRARY}\n{HINT}"))
+        })?;
+        Self::of(library, LIBRARY)
+    }
+
+    /// Loads the library at `path`.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let name = path.display();
-        let hint = "hint: it comes with the CUDA install of libtorch (make setup on a machine with an NVIDIA driver)";
+        let name = path.display().to_string();
         // SAFETY: NCCL's initialisers have no preconditions.
         let library = unsafe { Dynamic::new(path) }
-            .map_err(|e| Error::Failed(format!("cannot open NCCL ({name}): {e}\n{hint}")))?;
+            .map_err(|e| Error::Failed(format!("cannot open NCCL ({name}): {e}\n{HINT}")))?;
+        Self::of(library, &name)
+    }
+
+    fn of(library: Dynamic, name: &str) -> Result<Self> {
         macro_rules! symbol {
             ($name:literal) => {
-                // SAFETY: the field's type is the function's signature in nccl.h, unchanged since it was introduced.
-                *unsafe { library.get($name) }.map_err(|e| {
-                    let function = String::from_utf8_lossy(&$name[..$name.len() - 1]);
-                    Error::Failed(format!("{name} has no function {function}: {e}\nhint: NCCL 2.18 or newer is needed"))
-                })?
+                // SAFETY: the field's type is the function's signature in nccl.h, unchanged since
+                // it was introduced.
+                *unsafe { library.get(concat!($name, "\0")) }
+                    .map_err(|e| missing(name, $name, &e))?
             };
         }
+        let origin = Origin::of(&library, name)?;
+        origin.check()?;
         let api = Self {
-            version: symbol!(b"ncclGetVersion\0"),
-            unique_id: symbol!(b"ncclGetUniqueId\0"),
-            init_rank: symbol!(b"ncclCommInitRankConfig\0"),
-            async_error: symbol!(b"ncclCommGetAsyncError\0"),
-            all_reduce: symbol!(b"ncclAllReduce\0"),
-            abort: symbol!(b"ncclCommAbort\0"),
-            error_string: symbol!(b"ncclGetErrorString\0"),
-            last_error: symbol!(b"ncclGetLastError\0"),
+            origin,
+            unique_id: symbol!("ncclGetUniqueId"),
+            init_rank: symbol!("ncclCommInitRankConfig"),
+            async_error: symbol!("ncclCommGetAsyncError"),
+            all_reduce: symbol!("ncclAllReduce"),
+            abort: symbol!("ncclCommAbort"),
+            error_string: symbol!("ncclGetErrorString"),
+            last_error: symbol!("ncclGetLastError"),
         };
         // Loaded for the rest of the process: threads of its own may still run in it.
         std::mem::forget(library);
         Ok(api)
-    }
-
-    /// "2.28.9".
-    pub(super) fn version(&self) -> Result<String> {
-        let mut v = 0;
-        // SAFETY: `v` outlives the call.
-        let code = unsafe { (self.version)(&raw mut v) };
-        self.check(code, "reading the version", std::ptr::null_mut())?;
-        Ok(format!("{}.{}.{}", v / 10000, v / 100 % 100, v % 100))
     }
 
     pub(super) fn id(&self) -> Result<UniqueId> {
@@ -126,11 +219,12 @@ impl Api {
         Ok(id)
     }
 
+    /// A result code as an error. No other thread may be in a call on `comm`, which may be null.
     pub(super) fn check(&self, code: c_int, doing: &str, comm: Comm) -> Result<()> {
         if code == SUCCESS {
             return Ok(());
         }
-        // SAFETY: both functions return C strings that live on; the second takes a null communicator, too.
+        // SAFETY: both return C strings that live on; the second accepts a null communicator.
         let texts = unsafe { [(self.error_string)(code), (self.last_error)(comm)] };
         // SAFETY: as above.
         let read =
@@ -138,7 +232,8 @@ impl Api {
         let [text, detail] = texts.map(|p| if p.is_null() { String::new() } else { read(p) });
         let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
         Err(Error::Failed(format!(
-            "NCCL: {doing} failed with code {code}: {text}{detail}\nhint: NCCL_DEBUG=INFO tells more"
+            "NCCL: {doing} failed with code {code}: {text}{detail}\n\
+             hint: NCCL_DEBUG=INFO tells more"
         )))
     }
 }
@@ -164,6 +259,19 @@ mod tests {
             e.contains("libc.so.6 has no function ncclGetVersion") && e.contains("2.18"),
             "{e}"
         );
+    }
+
+    #[test]
+    fn versions_old_and_new() {
+        let origin = |number| Origin { number, path: PathBuf::from("/lib/libnccl.so.2") };
+        for (number, text, ok) in
+            [(2_804, "2.8.4", false), (21_705, "2.17.5", false), (21_800, "2.18.0", true)]
+        {
+            let origin = origin(number);
+            assert_eq!((origin.version().as_str(), origin.check().is_ok()), (text, ok));
+        }
+        let e = origin(21_705).check().unwrap_err().to_string();
+        assert!(e.contains("NCCL 2.17.5 (/lib/libnccl.so.2) is too old: 2.18"), "{e}");
     }
 
     #[test]
