@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dw_launch::abort::Failure;
+use dw_launch::abort::{Failure, classify};
 
 /// Result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -38,17 +38,21 @@ pub enum Error {
     #[error("{0}")]
     Resources(String),
     /// This rank's GPU failed (exit code 4: start again, elsewhere if it happens again).
-    #[error("{0}\nhint: `nvidia-smi -q` and the kernel's log (Xid) tell what failed; restart without this machine if it happens again")]
+    #[error("{0}\n{hint}", hint = Failure::Device.hint())]
     Device(String),
     /// libtorch failed (exit code 5 when memory ran out, 4 when the GPU failed, else 70).
-    #[error("libtorch: {}", without_frames(&.0.to_string()))]
+    #[error("libtorch: {}", torch_text(&.0.to_string()))]
     Torch(#[from] tch::TchError),
 }
 
-/// libtorch puts its own stack behind what it says.
-fn without_frames(text: &str) -> String {
+/// libtorch's message without its stack, and what a failure of the machine means.
+fn torch_text(text: &str) -> String {
     let frames = ["\nException raised from", "\nframe #0"].iter().filter_map(|mark| text.find(mark)).min();
-    text[..frames.unwrap_or(text.len())].trim_end().to_owned()
+    let message = text[..frames.unwrap_or(text.len())].trim_end();
+    match classify(text) {
+        Some(failure) => format!("{message}\n{}\n{}", failure.describe(), failure.hint()),
+        None => message.to_owned(),
+    }
 }
 
 impl Error {
@@ -71,7 +75,30 @@ impl Error {
             Self::Preempted(_) => 75,
             Self::Resources(_) => 5,
             Self::Device(_) => 4,
-            Self::Torch(e) => dw_launch::abort::classify(&e.to_string()).map_or(70, Failure::exit_code),
+            Self::Torch(e) => classify(&e.to_string()).map_or(70, Failure::exit_code),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_libtorch_says_decides_the_code_and_is_kept() {
+        let error = |text: &str| Error::Torch(tch::TchError::Torch(text.to_owned()));
+        for (text, code) in [
+            ("CUDA out of memory. Tried to allocate 2.00 GiB", 5),
+            ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", 5),
+            ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", 5),
+            ("CUDA error: uncorrectable ECC error encountered", 4),
+            ("CUDA error: an illegal memory access was encountered", 70),
+        ] {
+            let e = error(&format!("{text}\nException raised from x at y.cpp:1\nframe #0: z"));
+            assert_eq!(e.exit_code(), code, "{text}");
+            assert!(e.to_string().contains(text) && !e.to_string().contains("frame #0"), "{e}");
+        }
+        let lost = error("CUDA error: uncorrectable ECC error encountered").to_string();
+        assert!(lost.contains(&dw_launch::host()) && lost.contains("hint:"), "{lost}");
     }
 }

@@ -1,39 +1,71 @@
-//! What only a CUDA device can show. Without one nothing runs here; `make gpu-check` (`DW_GPU=1`) then fails instead.
+//! What a device must do: the same numbers as the CPU, sums and streams in order, ends with the right codes. `DW_DEVICE`
+//! names the device (`cuda` or `cpu`); without it a GPU is taken where there is one, else the CPU, on which the same code
+//! runs. `DW_LOADED=1` prints the libraries that are loaded once the device has been used, and nothing else.
+#![expect(clippy::print_stdout, reason = "one line a library for scripts")]
 
 mod support;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dw::assign::dw::{CenterPrior, Inputs, terms};
 use dw::assign::{DwConfig, PairsBuilder};
 use dw::boxes::level_sizes;
-use dw::device::{self, Choice};
+use dw::config::{GradCompression, TrainConfig};
+use dw::device::{self, Choice, Precision, cuda};
+use dw::join::self_test;
 use dw::loss::reduce;
 use dw::model::Detector;
 use dw::torch::CudaSide;
-use dw::train::buckets::buffer_of;
+use dw::train::buckets::{Buckets, buffer_of};
+use dw::train::flat::Flat;
 use dw::train::to_device;
 use dw_launch::nccl::{self, Library, Nccl};
-use dw_launch::{Collectives, Op, Solo, Topology, World};
+use dw_launch::{Op, Solo, Topology, World};
 use libtest_mimic::{Arguments, Trial};
-use support::{Place, launch, run};
+use support::doubling::Doubling;
+use support::{Place, bin, launch, run};
 use tch::{Device, Kind, Tensor};
 
+/// Set in a child of this program that is to end itself.
+const ABORT: &str = "DW_GPU_ABORT";
+
 fn main() -> ExitCode {
-    let device = device::pick(Choice::Auto, &Topology::from_env()).unwrap_or(Device::Cpu);
-    let mut trials = vec![];
-    if let Device::Cuda(index) = device {
-        trials.push(trial("network_and_gradients_are_the_cpus", move || network(device)));
-        trials.push(trial("nccl_adds_what_one_rank_has", move || one_rank(index)));
-        trials.push(trial("training_follows_the_cpu", move || training(1)));
-        // NCCL before 2.30 refuses two ranks on one device.
-        let shares = nccl::version().is_some_and(|v| v.split('.').nth(1).and_then(|m| m.parse().ok()).unwrap_or(0) >= 30);
-        if tch::Cuda::device_count() > 1 || shares {
-            trials.push(trial("two_ranks_follow_the_cpu", move || training(2)));
+    let choice = match std::env::var("DW_DEVICE").as_deref() {
+        Ok("cpu") => Choice::Cpu,
+        Ok("cuda") => Choice::Cuda,
+        _ => Choice::Auto,
+    };
+    device::open(choice);
+    let device = match device::pick(choice, &Topology::from_env()) {
+        Ok(device) => device,
+        Err(e) => {
+            let trials = vec![Trial::test("the_device", move || Err(e.to_string().into()))];
+            return libtest_mimic::run(&Arguments::from_args(), trials).exit_code();
         }
-    } else if std::env::var_os("DW_GPU").is_some() {
-        trials.push(Trial::test("a_cuda_device", || Err("libtorch sees no CUDA device (nvidia-smi; make setup)".into())));
+    };
+    Precision::F32.apply().unwrap();
+    if std::env::var_os("DW_LOADED").is_some() {
+        return loaded(device);
+    }
+    if std::env::var_os(ABORT).is_some() {
+        world(device).abort(4, "as told");
+    }
+    let mut trials = vec![
+        trial("network_and_gradients_are_the_cpus", move || network(device)),
+        trial("nccl_proves_itself", move || self_test(&world(device), device).unwrap()),
+        trial("nccl_adds_what_one_rank_has", move || one_rank(device)),
+        trial("nccl_abort_ends", move || abort_ends(device)),
+        trial("stream_order_of_two_ranks", move || stream_order(device)),
+        trial("out_of_memory_is_code_5", move || out_of_memory(device)),
+        trial("training_follows_the_cpu", move || training(device, 1)),
+    ];
+    // NCCL before 2.30 refuses two ranks on one device.
+    let minor = |v: &str| v.split('.').nth(1).and_then(|m| m.parse::<u32>().ok());
+    let shares = nccl::version().and_then(|v| minor(&v)).is_some_and(|m| m >= 30);
+    if device.is_cuda() && cfg!(feature = "mpi") && (tch::Cuda::device_count() > 1 || shares) {
+        trials.push(trial("two_ranks_follow_the_cpu", move || training(device, 2)));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -45,24 +77,51 @@ fn trial(name: &str, check: impl FnOnce() + Send + 'static) -> Trial {
     })
 }
 
-/// Loss and all gradients of a small network on a device, in one vector.
-fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
+/// The libraries that are loaded when convolutions and products have run.
+fn loaded(device: Device) -> ExitCode {
+    let _ = gradients(device, Kind::Float);
+    let _ = Tensor::ones([8, 8], (Kind::Float, device)).matmul(&Tensor::ones([8, 8], (Kind::Float, device)));
+    for path in cuda::loaded_libraries() {
+        println!("loaded: {}", path.display());
+    }
+    ExitCode::SUCCESS
+}
+
+/// This process as the only rank: NCCL on a GPU.
+fn world(device: Device) -> World {
+    let Device::Cuda(index) = device else { return World::new(Arc::new(Solo)).unwrap() };
+    let stream = CudaSide::new(index).unwrap();
+    let library = Library::open_on_all(&Solo).unwrap();
+    World::new(Arc::new(Nccl::join(library, Arc::new(Solo), Box::new(stream)).unwrap())).unwrap()
+}
+
+/// The small network with the same weights on every device.
+fn detector(device: Device, kind: Kind) -> Detector {
     tch::manual_seed(3);
     let config = dw::config::load("smoke", &[]).unwrap();
-    let net = Detector::new(&config.model, 3, kind, Device::Cpu);
+    let from = Detector::new(&config.model, 3, kind, Device::Cpu);
     let here = Detector::new(&config.model, 3, kind, device);
-    for (to, from) in here.params.entries.iter().zip(&net.params.entries) {
+    for (to, from) in here.params.entries.iter().zip(&from.params.entries) {
         tch::no_grad(|| to.tensor.shallow_clone().copy_(&from.tensor));
     }
     // Networks on other devices have drawn from other generators by now.
     tch::manual_seed(4);
-    let images = to_device(&Tensor::rand([2, 3, 96, 128], (kind, Device::Cpu)), device, kind);
+    here
+}
+
+fn images(device: Device, kind: Kind) -> Tensor {
+    to_device(&Tensor::rand([2, 3, 96, 128], (kind, Device::Cpu)), device, kind)
+}
+
+/// Loss and all gradients of a small network on a device, in one vector.
+fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
+    let here = detector(device, kind);
     let rule = DwConfig::default();
     let levels = level_sizes(96, 128);
     let mut builder = PairsBuilder::new(&levels, 3, &rule);
     builder.image(&[[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 110.0, 90.0]], &[0, 2]);
     builder.image(&[[5.0, 5.0, 30.0, 40.0]], &[1]);
-    let outputs = here.forward(&images, true);
+    let outputs = here.forward(&images(device, kind), true);
     let (cls, distances, objectness) = outputs.flatten();
     let (mean, sigma) = &here.head().prior;
     let pairs = builder.finish().tensors().to(kind, device);
@@ -84,13 +143,10 @@ fn network(device: Device) {
     }
 }
 
-fn one_rank(index: usize) {
-    let stream = CudaSide::new(index).unwrap();
-    let library = Library::open_on_all(&Solo).unwrap();
-    let nccl: Arc<dyn Collectives> = Arc::new(Nccl::join(library, Arc::new(Solo), Box::new(stream)).unwrap());
-    let world = World::new(nccl).unwrap();
+fn one_rank(device: Device) {
+    let world = world(device);
     for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
-        let t = Tensor::rand([1 << 20], (kind, Device::Cuda(index)));
+        let t = Tensor::rand([1 << 20], (kind, device));
         let before = t.copy();
         // SAFETY: the tensor is contiguous and lives until the sums are finished.
         unsafe {
@@ -103,23 +159,85 @@ fn one_rank(index: usize) {
     world.leave(0);
 }
 
-fn training(ranks: usize) {
+/// A rank that gives up ends at once, whatever the communicator holds.
+fn abort_ends(device: Device) {
+    let began = Instant::now();
+    let name = if device.is_cuda() { "cuda" } else { "cpu" };
+    let out = Command::new(std::env::current_exe().unwrap()).envs([(ABORT, "1"), ("DW_DEVICE", name)]).output().unwrap();
+    assert_eq!(out.status.code(), Some(4), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(began.elapsed() < Duration::from_mins(1));
+}
+
+/// Two ranks with the same gradients, whose sums take far longer than backward: what training goes on with must be exactly
+/// twice what backward left in each bucket.
+fn stream_order(device: Device) {
+    for compression in [GradCompression::None, GradCompression::Bf16] {
+        let mut net = detector(device, Kind::Float);
+        let flat = Flat::new(&mut net.params).unwrap();
+        let images = images(device, Kind::Float);
+        let backend = Arc::new(Doubling::new(device));
+        let world = Arc::new(World::new(backend.clone()).unwrap());
+        let config = TrainConfig { grad_compression: compression, bucket_mib: 0.5, first_bucket_mib: 0.1, ..TrainConfig::default() };
+        let mut buckets = Buckets::new(&net.params, &flat, &config, &world).unwrap();
+        let loss = |net: &Detector| {
+            let (cls, distances, objectness) = net.forward(&images, true).flatten();
+            cls.square().mean(None) + distances.mean(None) + objectness.square().mean(None)
+        };
+        // The hooks send nothing outside of `Buckets::backward`.
+        loss(&net).backward();
+        let own = flat.grads.copy();
+        // The first step is warm-up and the second sends after backward; then buckets go out while backward runs.
+        for step in 0..4 {
+            let _ = flat.grads.shallow_clone().zero_();
+            let loss = loss(&net);
+            backend.delay_compute();
+            buckets.backward(&loss).unwrap();
+            let (sums, before) = backend.take();
+            assert!(sums > 3, "only {sums} buckets");
+            let twice = before.to_kind(Kind::Float) * 2.0;
+            let wrong = i64::try_from(flat.grads.ne_tensor(&twice).sum(Kind::Int64)).unwrap();
+            assert_eq!(wrong, 0, "{compression:?}, step {step}: numbers that are not twice the gradient");
+            let error = f64::try_from((&flat.grads / 2.0 - &own).norm() / own.norm()).unwrap();
+            let rounding = if compression == GradCompression::None { 1e-4 } else { 1e-2 };
+            assert!(error < rounding, "{compression:?}, step {step}: the gradient is off by {error} of its norm");
+        }
+        world.leave(0);
+    }
+}
+
+fn name_of(device: Device) -> &'static str {
+    if device.is_cuda() { "cuda" } else { "cpu" }
+}
+
+/// A command line of the smoke run on a device.
+fn on(place: &Place, device: &str, sets: &[&str]) -> Vec<String> {
+    let args = place.train_args(device, sets).into_iter().enumerate();
+    args.map(|(i, a)| if i == 2 { device.to_owned() } else { a }).collect()
+}
+
+fn out_of_memory(device: Device) {
+    let place = Place::new();
+    let args = on(&place, name_of(device), &["train.max_steps=4", "eval.every_epochs=0"]);
+    let out = Command::new(bin("dw-train")).args(args).env("DW_FAULT", "oom@0:2").output().unwrap();
+    assert_eq!(out.status.code(), Some(5), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn training(device: Device, ranks: usize) {
     let place = Place::new();
     let losses = |device: &str, ranks: usize| -> Vec<f64> {
-        let sets = ["eval.every_epochs=1", "train.max_steps=20", &format!("train.images_per_rank={}", 2 / ranks)];
-        let mut args = place.train_args(device, &sets);
-        let at = args.iter().position(|a| a == "cpu").unwrap();
-        device.clone_into(&mut args[at]);
+        let images = format!("train.images_per_rank={}", 2 / ranks);
+        let args = on(&place, device, &["eval.every_epochs=1", "train.max_steps=20", "train.precision=f32", &images]);
         run(launch(if ranks == 1 { 0 } else { ranks }, "dw-train").args(args).env("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
         place.steps(device).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
     };
     // The same ranks on both: a sum that NCCL gets wrong shows in every later loss.
-    let (cpu, cuda) = (losses("cpu", ranks), losses("cuda", ranks));
-    assert_eq!(cuda.len(), 20);
-    for (step, (a, b)) in cpu.iter().zip(&cuda).enumerate() {
+    let cpu = losses("cpu", ranks);
+    let other = if device.is_cuda() { losses("cuda", ranks) } else { cpu.clone() };
+    assert_eq!(other.len(), 20);
+    for (step, (a, b)) in cpu.iter().zip(&other).enumerate() {
         // Rounding grows with the steps; a gradient that is off by a factor shows at once.
         let tolerance = if step == 0 { 1e-3 } else { 0.02 };
-        assert!((a - b).abs() <= tolerance * a, "step {step}: loss {a} on the CPU, {b} on the device");
+        assert!((a - b).abs() <= tolerance * a, "step {}: loss {a} on the CPU, {b} on the device", step + 1);
     }
-    assert!(cuda[19] < cuda[0], "{cuda:?}");
+    assert!(other[19] < other[0], "{other:?}");
 }

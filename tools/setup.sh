@@ -2,7 +2,7 @@
 # Everything a build needs, once per machine: Debian packages, libtorch, the test runner, crates.
 # Can be run again at any time; what is there is left alone, what is half there is fetched anew.
 # DW_CUDA=1: libtorch with CUDA (4.7 GB) also where there is no NVIDIA driver, as on a cluster's login node; DW_CUDA=0: the
-# CPU install (1.3 GB) also where there is one. Every `make` runs this script: export DW_CUDA, or give it to each.
+# CPU install (1.3 GB) also where there is one. A clone keeps the CUDA install until DW_CUDA=0.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -43,6 +43,9 @@ if [ "$cuda" = 1 ]; then
   kind=cuda
 elif [ "$cuda" = 0 ]; then
   :
+elif [ -z "${LIBTORCH:-}" ] && grep -q '^LIBTORCH = ".*-cuda/torch"$' .cargo/config.toml 2>/dev/null; then
+  # An earlier run chose it, by DW_CUDA=1 or by a driver: every `make` in this clone builds for the same libtorch.
+  kind=cuda
 elif command -v nvidia-smi >/dev/null && driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) && [ -n "$driver" ]; then
   if [ "${driver%%.*}" -ge 580 ] 2>/dev/null; then
     kind=cuda
@@ -92,9 +95,6 @@ mkdir -p .cargo
 config=$(printf '# Written by tools/setup.sh.\n[env]\nLIBTORCH = "%s"\n\n[build]\nbuild-dir = "%s/build"\n' "$torch" "$cache")
 if [ -f .cargo/config.toml ] && [ "$(head -n 1 .cargo/config.toml)" != "# Written by tools/setup.sh." ]; then
   die ".cargo/config.toml is not ours to change" "move it away, or add to it: $config"
-fi
-if [ $kind = cpu ] && [ "$cuda" != 0 ] && grep -q '^LIBTORCH = ".*-cuda/torch"$' .cargo/config.toml 2>/dev/null; then
-  say "this clone was set up with libtorch's CUDA install; there is no driver for it here: building for the CPU only (DW_CUDA=1 keeps CUDA)"
 fi
 [ -f .cargo/config.toml ] && [ "$(cat .cargo/config.toml)" = "$config" ] || printf '%s\n' "$config" >.cargo/config.toml
 

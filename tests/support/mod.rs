@@ -1,6 +1,8 @@
 //! What the tests of the binaries share: a small drawn data set, processes, rows of metrics.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod doubling;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

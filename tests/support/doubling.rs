@@ -1,0 +1,121 @@
+//! A backend that plays two ranks with the same gradients: each sum doubles its buffer, much later than it was asked to, on
+//! a side stream (on the CPU: a thread).
+
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dw::torch::CudaSide;
+use dw_launch::nccl::SideStream;
+use dw_launch::{Buffer, Collectives, Number, Op, Result};
+use tch::{Device, Kind, Tensor};
+
+/// Passes over [`Doubling::ballast`] before a sum: milliseconds on a GPU.
+const DELAY: usize = 40;
+
+pub struct Doubling {
+    device: Device,
+    side: Option<CudaSide>,
+    /// What the delays work on.
+    ballast: Mutex<Tensor>,
+    /// Of each sum its buffer before.
+    before: Mutex<Vec<Tensor>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A buffer's memory as a tensor.
+fn view(b: &Buffer, device: Device) -> Tensor {
+    let kind = match b.number {
+        Number::F32 => Kind::Float,
+        Number::F64 => Kind::Double,
+        Number::Bf16 => Kind::BFloat16,
+    };
+    // SAFETY: the caller of `start_sum` keeps the buffer alive until the sum is finished.
+    unsafe { Tensor::from_blob(b.ptr.cast::<u8>(), &[b.count as i64], &[1], kind, device) }
+}
+
+impl Doubling {
+    pub fn new(device: Device) -> Self {
+        let side = if let Device::Cuda(index) = device { Some(CudaSide::new(index).unwrap()) } else { None };
+        let numbers = if device.is_cuda() { 64 << 20 } else { 1 };
+        let ballast = Mutex::new(Tensor::ones([numbers], (Kind::Float, device)));
+        Self { device, side, ballast, before: Mutex::default(), threads: Mutex::default() }
+    }
+
+    fn delay(&self) {
+        if self.device.is_cuda() {
+            let mut ballast = self.ballast.lock().unwrap();
+            (0..DELAY).for_each(|_| drop(ballast.g_mul_scalar_(1.0)));
+        }
+    }
+
+    /// Keeps the computing stream busy: what the side stream gets too early then meets gradients that are not there yet.
+    pub fn delay_compute(&self) {
+        self.delay();
+    }
+
+    /// The numbers of all sums since the last call, as they were before, in one row.
+    pub fn take(&self) -> (usize, Tensor) {
+        let before = std::mem::take(&mut *self.before.lock().unwrap());
+        (before.len(), Tensor::cat(&before, 0))
+    }
+
+    /// Copies the buffer, waits, and doubles it: on the current stream.
+    fn double(&self, buffer: &Buffer) {
+        let mut view = view(buffer, self.device);
+        self.before.lock().unwrap().push(view.copy());
+        self.delay();
+        let _ = view.g_mul_scalar_(2.0);
+    }
+}
+
+impl Collectives for Doubling {
+    fn rank(&self) -> usize {
+        0
+    }
+    fn size(&self) -> usize {
+        2
+    }
+    fn name(&self) -> String {
+        "two ranks in one".into()
+    }
+    unsafe fn all_reduce(&self, _: Buffer, _: Op) -> Result<()> {
+        Ok(())
+    }
+    unsafe fn start_sum(&self, buffer: Buffer) -> Result<()> {
+        if let Some(side) = &self.side {
+            side.after_compute();
+            side.run(|| self.double(&buffer)).unwrap();
+            return Ok(());
+        }
+        let mut view = view(&buffer, self.device);
+        self.before.lock().unwrap().push(view.copy());
+        self.threads.lock().unwrap().push(std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            let _ = view.g_mul_scalar_(2.0);
+        }));
+        Ok(())
+    }
+    fn progress(&self) -> Result<()> {
+        Ok(())
+    }
+    fn finish(&self) -> Result<()> {
+        if let Some(side) = &self.side {
+            side.before_compute();
+        }
+        self.threads.lock().unwrap().drain(..).for_each(|t| t.join().unwrap());
+        Ok(())
+    }
+    fn gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![bytes.to_vec(); 2])
+    }
+    fn broadcast_bytes(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(bytes)
+    }
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+    fn abort(&self, code: i32) -> ! {
+        std::process::exit(code)
+    }
+}
