@@ -82,6 +82,30 @@ fn files_stay_small_and_binaries_thin() {
     }
 }
 
+/// libtorch looks for its CUDA half once, at the first call that may need an accelerator: `device::open` comes before
+/// anything else that touches libtorch, in every program that can compute on a GPU. `app::run` does it for the binaries.
+#[test]
+fn every_main_opens_the_device_first() {
+    let mains = ["src/bin", "benches", "tests"].into_iter().flat_map(rust_files);
+    let mut checked = 0;
+    for (file, text) in mains.filter(|(_, text)| text.contains("\nfn main()")) {
+        let body = &text[text.find("\nfn main()").unwrap()..];
+        let body = &body[..body.find("\n}\n").unwrap()];
+        let place = |words: &str| body.find(words);
+        if file.starts_with("src/bin") {
+            assert!(place("app::run(Start {").is_some(), "{file}: main goes through app::run");
+            assert!(!body.contains("tch::") && !body.contains("torch::"), "{file}: libtorch before app::run");
+            checked += 1;
+        } else if let Some(pick) = place("device::pick(") {
+            let open = place("device::open(").unwrap_or(usize::MAX);
+            let first = ["tch::", "torch::", "Tensor::", "nccl::"].iter().filter_map(|w| place(w)).chain([pick]).min().unwrap();
+            assert!(open < first, "{file}: device::open must come before libtorch is used");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 6, "only {checked} programs found");
+}
+
 #[test]
 fn unsafe_code_says_why_it_is_sound() {
     for dir in ["src", "base/src", "launcher/src", "data-tools/src", "weights/src", "metric/src"] {

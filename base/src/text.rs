@@ -49,6 +49,17 @@ impl fmt::Write for Filter<'_, '_> {
     }
 }
 
+/// An error's text with the texts of its causes: some libraries (libloading) say only in the cause what failed.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        let _ = write!(text, ": {e}");
+        cause = e.source();
+    }
+    text
+}
+
 /// Control characters (C0, DEL and C1), line and paragraph separators, and the marks that reorder the
 /// text around them (Unicode bidirectional controls), with which one name can pass for another.
 pub fn is_unsafe(c: char) -> bool {

@@ -102,12 +102,7 @@ pub fn decode(record: &Record, t: &Transform, c: &DataConfig) -> Result<Rgb> {
 ///
 /// # Errors
 /// What `fill` fails with; memory that cannot be had.
-pub fn batch(
-    count: usize,
-    (w, h): (u32, u32),
-    device: Device,
-    mut fill: impl FnMut(usize, &mut [f32]) -> Result<()>,
-) -> Result<Tensor> {
+pub fn batch(count: usize, (w, h): (u32, u32), device: Device, mut fill: impl FnMut(usize, &mut [f32]) -> Result<()>) -> Result<Tensor> {
     let images = torch::host_floats(&[count as i64, i64::from(h), i64::from(w), 3], device.is_cuda())?;
     // SAFETY: the tensor was made just now, is contiguous, holds this many floats, and nobody else knows it.
     let floats = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), images.numel()) };

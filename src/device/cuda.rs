@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use dw_base::text::with_causes;
 use dw_launch::abort::{Failure, classify};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
@@ -35,7 +36,7 @@ pub fn open() {
                 std::mem::forget(library);
                 Ok(())
             }
-            Err(e) => Err(format!("libtorch's CUDA half cannot be opened: {e}")),
+            Err(e) => Err(format!("libtorch's CUDA half cannot be opened: {}", with_causes(&e))),
         }
     });
 }
@@ -50,7 +51,9 @@ pub fn devices() -> std::result::Result<usize, String> {
         Some(opened) => opened.clone()?,
     }
     // libtorch looks once; if it looked before the library was open, it never sees a device.
-    torch::cuda_hooks().map_err(|e| format!("libtorch does not see its CUDA half: {e}"))?;
+    if !torch::sees_cuda() {
+        return Err("libtorch looked for its CUDA half before that was opened: this is a bug in dw".into());
+    }
     match tch::Cuda::device_count() {
         count if count > 0 => Ok(count as usize),
         _ => Err(format!("libtorch sees no CUDA device{}", reason())),
@@ -75,7 +78,7 @@ fn reason() -> String {
 /// `T` must be the function's type.
 unsafe fn function<T: Copy>(name: &[u8]) -> std::result::Result<T, String> {
     // SAFETY: the caller vouches for the type; the library stays loaded (see `open`).
-    unsafe { Library::this().get::<T>(name) }.map(|f| *f).map_err(|e| format!("no CUDA runtime is loaded: {e}"))
+    unsafe { Library::this().get::<T>(name) }.map(|f| *f).map_err(|e| format!("no CUDA runtime is loaded: {}", with_causes(&e)))
 }
 
 /// "CUDA error 46: CUDA-capable device(s) is/are busy or unavailable".

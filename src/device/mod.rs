@@ -49,9 +49,9 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
         }
         Err(why) if choice == Choice::Cuda => Err(Error::Usage(format!("--device cuda: {why}\n{HINT}"))),
         Err(why) => match cuda::visible_gpu() {
-            Some(sign) => Err(Error::Usage(format!(
-                "--device auto: {sign}, but CUDA cannot be used: {why}\n{HINT}; --device cpu runs on the CPU"
-            ))),
+            Some(sign) => {
+                Err(Error::Usage(format!("--device auto: {sign}, but CUDA cannot be used: {why}\n{HINT}; --device cpu runs on the CPU")))
+            }
             None => {
                 if topology.rank == 0 {
                     tracing::info!("no GPU is visible: running on the CPU");

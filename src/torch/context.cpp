@@ -3,7 +3,6 @@
 #include <ATen/Context.h>
 #include <torch/version.h>
 
-#include <algorithm>
 #include <string>
 
 #include "common.h"
@@ -51,13 +50,9 @@ int dw_deterministic(int on) {
   });
 }
 
-// libtorch's CUDA half as the process sees it, or an empty text: which hooks were found at the first look,
-// which libtorch never repeats.
-int dw_cuda_hooks(char *text, size_t size) {
-  return dw::status([&] {
-    const auto config = at::detail::getCUDAHooks().showConfig();
-    config.copy(text, size - 1);
-    text[std::min(config.size(), size - 1)] = 0;
-  });
+// Whether libtorch found the hooks of its CUDA half at its first look, which it never repeats. This question needs
+// neither a driver nor a device, and is answered with no by the hooks that stand in for missing ones.
+int dw_sees_cuda() {
+  return dw::guarded(0, [] { return at::detail::getCUDAHooks().compiledWithCuDNN() ? 1 : 0; });
 }
 }

@@ -27,7 +27,7 @@ unsafe extern "C" {
     fn dw_flush_denormals();
     fn dw_allow_tf32_convolutions(allow: c_int) -> c_int;
     fn dw_deterministic(on: c_int) -> c_int;
-    fn dw_cuda_hooks(text: *mut c_char, size: usize) -> c_int;
+    fn dw_sees_cuda() -> c_int;
 }
 
 /// Result of a call into libtorch.
@@ -77,15 +77,9 @@ pub fn deterministic(on: bool) -> Result<()> {
     check(unsafe { dw_deterministic(c_int::from(on)) })
 }
 
-/// What libtorch found when it looked for its CUDA half, which it does once in a process: the libraries
-/// it was built with.
-///
-/// # Errors
-/// It found none: its CUDA half was not loaded before the first look.
-pub fn cuda_hooks() -> Result<String> {
-    let mut text = [0u8; 4096];
-    // SAFETY: the buffer is as long as said; the C++ side ends the text with a zero.
-    check(unsafe { dw_cuda_hooks(text.as_mut_ptr().cast(), text.len()) })?;
-    let text = CStr::from_bytes_until_nul(&text).unwrap_or_default();
-    Ok(text.to_string_lossy().trim().to_owned())
+/// Whether libtorch has found its CUDA half. It looks once in a process: if that was not loaded before the
+/// first look, the answer stays no.
+pub fn sees_cuda() -> bool {
+    // SAFETY: no preconditions.
+    unsafe { dw_sees_cuda() != 0 }
 }

@@ -10,11 +10,7 @@ unsafe extern "C" {
     fn dw_side_drop(side: *mut c_void);
     fn dw_side_handle(side: *const c_void) -> *mut c_void;
     fn dw_side_order(side: *const c_void, side_waits: c_int) -> c_int;
-    fn dw_side_run(
-        side: *const c_void,
-        call: unsafe extern "C" fn(*mut c_void),
-        context: *mut c_void,
-    ) -> c_int;
+    fn dw_side_run(side: *const c_void, call: unsafe extern "C" fn(*mut c_void), context: *mut c_void) -> c_int;
 }
 
 /// A high-priority stream of a CUDA device for communication.

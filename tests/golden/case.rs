@@ -2,10 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use dw::assign::{DwConfig, Pairs, PairsBuilder};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
+
+static DEVICE: OnceLock<Device> = OnceLock::new();
+
+/// Chooses the device that cases are computed on, once.
+pub fn set_device(device: Device) {
+    let _ = DEVICE.set(device);
+}
+
+/// The device that cases are computed on.
+pub fn device() -> Device {
+    *DEVICE.get().unwrap_or(&Device::Cpu)
+}
+
+/// A tensor in host memory, where comparisons are made.
+pub fn host(t: &Tensor) -> Tensor {
+    t.to_device(Device::Cpu)
+}
 
 /// Checks one case at one precision.
 pub type Check = fn(&Case, Kind) -> Result<(), String>;
@@ -46,7 +64,7 @@ impl Case {
 
     /// Five levels of `input.NAME` as leaves.
     pub fn levels(&self, name: &str, kind: Kind) -> Vec<Tensor> {
-        (0..5).map(|l| self.tensors[&format!("{name}.{l}")].to_kind(kind)).collect()
+        (0..5).map(|l| self.tensors[&format!("{name}.{l}")].to_kind(kind).to_device(device())).collect()
     }
 
     /// Pairs of the case's boxes on the given level sizes.
@@ -79,7 +97,7 @@ pub fn close(what: &str, found: f64, expected: f64, relative: f64) -> Result<(),
 }
 
 pub fn max_abs(t: &Tensor) -> f64 {
-    if t.numel() == 0 { 0.0 } else { t.abs().max().double_value(&[]) }
+    if t.numel() == 0 { 0.0 } else { host(t).abs().max().double_value(&[]) }
 }
 
 /// Largest difference of two tensors.
@@ -87,7 +105,7 @@ pub fn difference(what: &str, found: &Tensor, expected: &Tensor) -> Result<f64, 
     if found.size() != expected.size() {
         return Err(format!("{what}: expected shape {:?}, found {:?}", expected.size(), found.size()));
     }
-    Ok(max_abs(&(found.to_kind(Kind::Double) - expected.to_kind(Kind::Double))))
+    Ok(max_abs(&(host(found).to_kind(Kind::Double) - host(expected).to_kind(Kind::Double))))
 }
 
 pub fn within(what: &str, found: &Tensor, expected: &Tensor, absolute: f64) -> Result<(), String> {
@@ -123,5 +141,5 @@ pub fn fill(name: &str, seed: u64, shape: &[i64], rule: &Value) -> Tensor {
         }
         _ => vec![number(&rule[1]) as f32; n],
     };
-    Tensor::from_slice(&values).view(shape).to_device(Device::Cpu)
+    Tensor::from_slice(&values).view(shape).to_device(device())
 }

@@ -4,16 +4,16 @@ use dw::boxes::{Points, decode};
 use dw::config::EvalConfig;
 use dw::eval::detect::{Image, detect};
 use dw::model::Outputs;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::case::{Case, number};
+use crate::case::{Case, device, host, number};
 
 pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
     let of = |name: &str| case.levels(&format!("input.{name}"), kind);
     let out = Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), objectness: of("centernesses") };
     let (cls, distances, objectness) = out.flatten();
     let scores = cls.sigmoid() * objectness.sigmoid().unsqueeze(-1);
-    let boxes = decode(&Points::new(&out.sizes(), kind, Device::Cpu).xy, &distances);
+    let boxes = decode(&Points::new(&out.sizes(), kind, device()).xy, &distances);
     let levels: Vec<usize> = out.sizes().iter().map(|(h, w)| (h * w) as usize).collect();
     let t = &case.json["test_cfg"];
     let config = EvalConfig {
@@ -24,7 +24,7 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
         per_image: number(&t["max_per_img"]) as usize,
         ..EvalConfig::default()
     };
-    let list = |t: Tensor| Vec::<f32>::try_from(t.contiguous().reshape([-1])).map_err(|e| e.to_string());
+    let list = |t: Tensor| Vec::<f32>::try_from(host(&t).contiguous().reshape([-1])).map_err(|e| e.to_string());
     for image in 0..case.int("batch") {
         let i = image as usize;
         let rescale = case.json["rescale"].as_bool().unwrap_or(false);

@@ -7,7 +7,7 @@ use dw::model::Outputs;
 use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
-use crate::case::{Case, close, group_within, number, within};
+use crate::case::{Case, close, device, group_within, host, number, within};
 
 /// Predictions as leaves, and what the loss makes of them.
 pub struct Run {
@@ -28,7 +28,7 @@ pub fn run(case: &Case, outputs: Outputs, rule: &DwConfig, prior: (&Tensor, &Ten
         cls: &cls,
         distances: &distances,
         objectness: &objectness,
-        pairs: &pairs.tensors().to(cls.kind(), Device::Cpu),
+        pairs: &pairs.tensors().to(cls.kind(), device()),
         prior: CenterPrior { mean: prior.0, sigma: prior.1 },
     };
     let (terms, weights) = terms(rule, &inputs);
@@ -64,14 +64,14 @@ fn dense_positive(run: &Run, image: i64, first_gt: i64, gts: i64) -> Tensor {
             from.push(i as i64);
         }
     }
-    let values = run.weights.positive.index_select(0, &Tensor::from_slice(&from));
+    let values = host(&run.weights.positive).index_select(0, &Tensor::from_slice(&from));
     out.index_copy(0, &Tensor::from_slice(&index), &values).view([run.pairs.points, gts])
 }
 
 /// Weights of cells as `[P, C]` of every image, `rest` elsewhere.
 fn dense_negative(run: &Run, images: i64, classes: i64, rest: f64) -> Tensor {
     let out = Tensor::full([images * run.pairs.points * classes], rest, (run.weights.negative.kind(), Device::Cpu));
-    out.index_copy(0, &Tensor::from_slice(&run.pairs.cell_flat), &run.weights.negative).view([images, run.pairs.points, classes])
+    out.index_copy(0, &Tensor::from_slice(&run.pairs.cell_flat), &host(&run.weights.negative)).view([images, run.pairs.points, classes])
 }
 
 pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
@@ -82,8 +82,8 @@ pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
     let soft = case.json["soft_prior"].as_bool().unwrap_or(true);
     let rule = if soft { DwConfig::default() } else { DwConfig { prior: Prior::Threshold, prior_value: 0.3, ..DwConfig::default() } };
     let prior = |name: &str, default: f64| match case.tensors.get(name) {
-        Some(t) => t.to_kind(kind),
-        None => Tensor::full([classes, 2], default, (kind, Device::Cpu)),
+        Some(t) => t.to_kind(kind).to_device(device()),
+        None => Tensor::full([classes, 2], default, (kind, device())),
     };
     let (mean, sigma) = (prior("center_prior.mean", 0.0), prior("center_prior.sigma", f64::from(1.0f32 + 0.11f32)));
     let run = run(case, leaves(case, kind), &rule, (&mean, &sigma))?;
@@ -145,7 +145,7 @@ pub fn paper(case: &Case, kind: Kind) -> Result<(), String> {
     if kind == Kind::Float && input.json["tensor_source"] == "f32" {
         return Ok(());
     }
-    let unused = Tensor::zeros([1, 2], (kind, Device::Cpu));
+    let unused = Tensor::zeros([1, 2], (kind, device()));
     let run = run(&input, leaves(&input, kind), &rule, (&unused, &unused))?;
     let expected = &case.json["expected"]["f64"];
     let (scalar, tensor) = if kind == Kind::Double { (1e-9, 1e-6) } else { (1e-4, 1e-4) };

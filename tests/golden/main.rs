@@ -1,7 +1,8 @@
 //! Golden numbers: the reference implementation's (`loss head detector detect`), the paper's formulas' (`paper`) and
 //! pycocotools' (`coco`), one test result per case and precision.
 //!
-//! `DW_GOLDENS` names the folder (default: the small copy beside this file); `DW_GOLDEN_KINDS` selects kinds.
+//! `DW_GOLDENS` names the folder (default: the small copy beside this file); `DW_GOLDEN_KINDS` selects kinds;
+//! `DW_DEVICE=cuda` computes on a GPU.
 
 #![expect(clippy::print_stdout, reason = "one line a case for scripts")]
 
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use case::{Case, Check};
+use dw::device::{self, Choice, Precision};
+use dw_launch::Topology;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tch::Kind;
 
@@ -29,6 +32,16 @@ const KINDS: [(&str, &[Kind], Check); 6] = [
 ];
 
 fn main() -> ExitCode {
+    let choice = if std::env::var("DW_DEVICE").is_ok_and(|d| d == "cuda") { Choice::Cuda } else { Choice::Cpu };
+    device::open(choice);
+    match device::pick(choice, &Topology::from_env()) {
+        Ok(device) => case::set_device(device),
+        Err(e) => return libtest_mimic::run(&Arguments::from_args(), vec![failing("device", e.to_string())]).exit_code(),
+    }
+    // f32 is IEEE's: the tolerances are.
+    if let Err(e) = Precision::F32.apply() {
+        return libtest_mimic::run(&Arguments::from_args(), vec![failing("precision", e.to_string())]).exit_code();
+    }
     tch::set_num_threads(1);
     let args = Arguments::from_args();
     let (root, named) = match std::env::var_os("DW_GOLDENS") {

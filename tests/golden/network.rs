@@ -6,9 +6,9 @@ use dw::train::flat::Flat;
 use dw::train::schedule::Schedule;
 use dw::train::sgd;
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::case::{Case, close, fill, max_abs, number, within};
+use crate::case::{Case, close, device, fill, host, max_abs, number, within};
 use crate::loss;
 
 /// Fills every parameter by the case's rules; names must be exactly the case's.
@@ -55,7 +55,7 @@ fn losses(name: &str, found: &[(&str, f64)], expected: &Value, relative: f64) ->
 /// Norm and sampled entries (a share of the norm) of a gradient. A gradient of the reference that is exactly 0 must be 0.
 fn gradient(what: &str, found: &Tensor, expected: &Value, relative: f64) -> Result<(), String> {
     let norm = number(&expected["l2_f64"]);
-    let found = found.to_kind(Kind::Double).contiguous().view([-1]);
+    let found = host(found).to_kind(Kind::Double).contiguous().view([-1]);
     let own = found.norm().double_value(&[]);
     if (own - norm).abs() > relative * norm + 1e-9 {
         return Err(format!("gradient of {what}: expected norm {norm:e}, found {own:e}"));
@@ -105,7 +105,7 @@ fn digests(what: &str, found: &[Tensor], expected: &Value, relative: f64) -> Res
         if t.size() != shape {
             return Err(format!("{what}: expected shape {shape:?}, found {:?}", t.size()));
         }
-        let t = t.detach().to_kind(Kind::Double).contiguous().view([-1]);
+        let t = host(&t.detach()).to_kind(Kind::Double).contiguous().view([-1]);
         let allowed = relative * max_abs(&t);
         close(&format!("norm of {what}"), t.norm().double_value(&[]), number(&row["l2"]), relative)?;
         let (mean, expected) = (t.mean(Kind::Double).double_value(&[]), number(&row["mean"]));
@@ -127,10 +127,10 @@ fn after_updates(params: &Params, start: &[Tensor], expected: &Value, kind: Kind
             }
             continue;
         };
-        let own = e.tensor.detach().to_kind(Kind::Double);
+        let own = host(&e.tensor.detach()).to_kind(Kind::Double);
         let (norm, delta) = (number(&row["l2_f64"]), number(&row["delta_l2_f64"]));
         close(&format!("{} after the updates", e.name), own.norm().double_value(&[]), norm, norm_tolerance)?;
-        let moved = (own - start.to_kind(Kind::Double)).norm().double_value(&[]);
+        let moved = (own - host(start).to_kind(Kind::Double)).norm().double_value(&[]);
         if (moved - delta).abs() > way.0 * delta + way.1 * norm {
             return Err(format!("way of {}: expected {delta:e}, found {moved:e}", e.name));
         }
@@ -150,7 +150,7 @@ fn outputs(case: &Case, out: &Outputs, tolerances: [f64; 3]) -> Result<(), Strin
 
 pub fn head(case: &Case, kind: Kind) -> Result<(), String> {
     let refine = case.json["reg_refine"].as_bool().unwrap_or(false);
-    let mut params = Params::new(kind, Device::Cpu);
+    let mut params = Params::new(kind, device());
     let config = ModelConfig { channels: case.int("feat_channels"), refine, ..ModelConfig::default() };
     let head = head::Head::new(&mut params, &config, case.int("num_classes"));
     fill_state(case, &mut params)?;
@@ -186,7 +186,7 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     };
     let refine = case.json["reg_refine"].as_bool().unwrap_or(false);
     let config = ModelConfig { backbone, refine, frozen_stages: case.int("frozen_stages"), ..ModelConfig::default() };
-    let mut net = Detector::new(&config, case.int("num_classes") as usize, kind, Device::Cpu);
+    let mut net = Detector::new(&config, case.int("num_classes") as usize, kind, device());
     fill_state(case, &mut net.params)?;
     let names = |key: &str| -> Vec<&str> { case.json[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect() };
     let mut own: Vec<&str> = net.params.entries.iter().filter(|e| e.trainable).map(|e| e.name.as_str()).collect();
@@ -207,7 +207,7 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     let start: Vec<Tensor> = net.params.entries.iter().map(|e| e.tensor.detach().copy()).collect();
     let (h, w) = (case.json["image_hw"][0].as_i64().unwrap_or(0), case.json["image_hw"][1].as_i64().unwrap_or(0));
     let image = fill("image", case.seed(), &[case.int("batch"), 3, h, w], &json!(["affine", -2.0, 4.0])).to_kind(kind);
-    let image = dw::train::to_device(&image, Device::Cpu, kind);
+    let image = dw::train::to_device(&image, device(), kind);
 
     let expected = &case.json["expected"];
     let (c, p) = net.features(&image, true);

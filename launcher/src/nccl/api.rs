@@ -5,6 +5,7 @@ use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use dw_base::text::with_causes;
 use libloading::os::unix::{Library as Dynamic, RTLD_NOW};
 
 use crate::collectives::{Error, Result};
@@ -116,7 +117,8 @@ impl Origin {
 
 fn missing(name: &str, function: &str, e: &libloading::Error) -> Error {
     Error::Failed(format!(
-        "{name} has no function {function}: {e}\nhint: NCCL 2.18 or newer is needed"
+        "{name} has no function {function}: {}\nhint: NCCL 2.18 or newer is needed",
+        with_causes(e)
     ))
 }
 
@@ -181,8 +183,9 @@ impl Api {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         // SAFETY: NCCL's initialisers have no preconditions.
-        let library = unsafe { Dynamic::new(path) }
-            .map_err(|e| Error::Failed(format!("cannot open NCCL ({name}): {e}\n{HINT}")))?;
+        let library = unsafe { Dynamic::new(path) }.map_err(|e| {
+            Error::Failed(format!("cannot open NCCL ({name}): {}\n{HINT}", with_causes(&e)))
+        })?;
         Self::of(library, &name)
     }
 
