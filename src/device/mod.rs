@@ -48,17 +48,16 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
             Ok(Device::Cuda(index))
         }
         Err(why) if choice == Choice::Cuda => Err(Error::Usage(format!("--device cuda: {why}\n{HINT}"))),
-        Err(why) => match cuda::visible_gpu() {
-            Some(sign) => {
-                Err(Error::Usage(format!("--device auto: {sign}, but CUDA cannot be used: {why}\n{HINT}; --device cpu runs on the CPU")))
+        Err(why) => {
+            if let Some(sign) = cuda::visible_gpu() {
+                let text = format!("--device auto: {sign}, but CUDA cannot be used: {why}");
+                return Err(Error::Usage(format!("{text}\n{HINT}; --device cpu runs on the CPU")));
             }
-            None => {
-                if topology.rank == 0 {
-                    tracing::info!("no GPU is visible: running on the CPU");
-                }
-                Ok(Device::Cpu)
+            if topology.rank == 0 {
+                tracing::info!("no GPU is visible: running on the CPU");
             }
-        },
+            Ok(Device::Cpu)
+        }
     }
 }
 
