@@ -120,7 +120,7 @@ fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -
     }
     times.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (total, forward) = times[times.len() / 2];
-    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "formula": rule.formula, "boxes": count, "pairs": pairs.point.numel(),
+    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "formula": rule.formula, "precision": "f32", "boxes": count, "pairs": pairs.point.numel(),
         "step_s_median": total, "forward_s": forward, "pairs_s": pairs_s, "peak_mib": peak_mib() - before})
 }
 

@@ -1,6 +1,6 @@
 //! What a device must do: the same numbers as the CPU, sums and streams in order, ends with the right codes. `DW_DEVICE`
 //! names the device (`cuda` or `cpu`); without it a GPU is taken where there is one, else the CPU, on which the same code
-//! runs. `DW_LOADED=1` prints the libraries that are loaded once the device has been used, and nothing else.
+//! runs. `DW_LOADED=1` prints the libraries that are loaded after each trial.
 #![expect(clippy::print_stdout, reason = "one line a library for scripts")]
 
 mod support;
@@ -46,9 +46,6 @@ fn main() -> ExitCode {
         }
     };
     Precision::F32.apply().unwrap();
-    if std::env::var_os("DW_LOADED").is_some() {
-        return loaded(device);
-    }
     if std::env::var_os(ABORT).is_some() {
         world(device).abort(4, "as told");
     }
@@ -73,18 +70,11 @@ fn main() -> ExitCode {
 fn trial(name: &str, check: impl FnOnce() + Send + 'static) -> Trial {
     Trial::test(name, move || {
         check();
+        if std::env::var_os("DW_LOADED").is_some() {
+            cuda::loaded_libraries().iter().for_each(|path| println!("loaded: {}", path.display()));
+        }
         Ok(())
     })
-}
-
-/// The libraries that are loaded when convolutions and products have run.
-fn loaded(device: Device) -> ExitCode {
-    let _ = gradients(device, Kind::Float);
-    let _ = Tensor::ones([8, 8], (Kind::Float, device)).matmul(&Tensor::ones([8, 8], (Kind::Float, device)));
-    for path in cuda::loaded_libraries() {
-        println!("loaded: {}", path.display());
-    }
-    ExitCode::SUCCESS
 }
 
 /// This process as the only rank: NCCL on a GPU.
