@@ -71,7 +71,9 @@ fn trial(name: &str, check: impl FnOnce() + Send + 'static) -> Trial {
     Trial::test(name, move || {
         check();
         if std::env::var_os("DW_LOADED").is_some() {
-            cuda::loaded_libraries().iter().for_each(|path| println!("loaded: {}", path.display()));
+            for path in cuda::loaded_libraries() {
+                println!("loaded: {}", path.display());
+            }
         }
         Ok(())
     })
