@@ -1,11 +1,13 @@
-"""Parts 5 and 7 of the GPU acceptance: our training step beside torchvision's FCOS R-50-FPN, and the machine's peaks.
+"""Parts 5 and 7 of the GPU acceptance: our step beside torchvision's FCOS, and the machine's peaks.
 
-Both sides train on prepared images of one size, the ones of torchvision enter behind its resizing and normalisation:
-frozen batch norm, stem and stage 1 without gradients, 80 classes, P3 to P7, towers of four convolutions, SGD with
-momentum. The loss is FCOS's own; box refinement, which our default network has, is not in torchvision's.
+Both sides train R-50-FPN on prepared images of one size (those of torchvision enter behind its
+resizing and normalisation): frozen batch norm, stem and stage 1 without gradients, 80 classes, P3
+to P7, towers of four convolutions, SGD with momentum. The loss is FCOS's own; box refinement, which
+our default network has, is not in torchvision's.
 """
 
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -32,6 +34,7 @@ try:
     from torchvision.models.detection.image_list import ImageList
     from torchvision.ops import FrozenBatchNorm2d
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
     MISSING = ""
 except ImportError as e:
     MISSING = f"python3 has no torch and torchvision: {e}"
@@ -49,8 +52,10 @@ class TimeIsUp(Exception):
 @contextlib.contextmanager
 def limited(seconds):
     """Raises TimeIsUp in the main thread after some seconds."""
+
     def ring(*_):
         raise TimeIsUp(f"stopped after {seconds:.0f} s")
+
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
     try:
@@ -63,8 +68,13 @@ def limited(seconds):
 def build():
     """torchvision's FCOS as a run of 12 epochs trains it."""
     backbone = resnet_fpn_backbone(
-        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3,
-        returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
+        backbone_name="resnet50",
+        weights=None,
+        norm_layer=FrozenBatchNorm2d,
+        trainable_layers=3,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
     return FCOS(backbone, CLASSES).train().to(DEVICE, memory_format=torch.channels_last)
 
 
@@ -77,7 +87,9 @@ def ground_truth(batch, height, width):
         size = 16 + torch.rand(BOXES, 2, generator=draw) * 0.4 * sides
         corner = torch.rand(BOXES, 2, generator=draw) * (sides - size).clamp(min=1)
         labels = torch.randint(0, CLASSES, (BOXES,), generator=draw)
-        found.append({"boxes": torch.cat([corner, corner + size], 1).to(DEVICE), "labels": labels.to(DEVICE)})
+        found.append(
+            {"boxes": torch.cat([corner, corner + size], 1).to(DEVICE), "labels": labels.to(DEVICE)}
+        )
     return found
 
 
@@ -89,13 +101,15 @@ class Peer:
         self.net = build()
         weights = [p for p in self.net.parameters() if p.requires_grad]
         self.sgd = torch.optim.SGD(weights, lr=1e-5, momentum=0.9, weight_decay=1e-4, fused=True)
-        images = torch.rand(batch, 3, height, width, device=DEVICE).contiguous(memory_format=torch.channels_last)
+        images = torch.rand(batch, 3, height, width, device=DEVICE).contiguous(
+            memory_format=torch.channels_last
+        )
         self.images = ImageList(images, [(height, width)] * batch)
         self.truth = ground_truth(batch, height, width)
         self.forward = self.network
 
     def network(self, images):
-        """Everything that can be compiled: backbone, pyramid, head. The loss depends on the data."""
+        """What can be compiled: backbone, pyramid, head. The loss depends on the data."""
         features = list(self.net.backbone(images).values())
         return features, self.net.head(features)
 
@@ -111,7 +125,7 @@ class Peer:
         self.sgd.zero_grad(set_to_none=True)
 
     def measure(self, mode, steps, warmup=3):
-        """Median and least seconds of a step, peak of the device's memory (MiB) from nothing but the weights on."""
+        """Median and least seconds of a step, and the peak of the device's memory in MiB."""
         arithmetic(mode)
         for _ in range(warmup):
             self.step(mode)
@@ -149,13 +163,21 @@ def ours(size, mode, steps):
     found = json_line(text, "dw step")
     if code != 0 or found is None:
         raise RuntimeError(ending(code, text))
-    return {"median": found["step_s_median"], "least": found["step_s_min"], "peak_mib": found.get("peak_mib"),
-            "device_peak_mib": found.get("device_peak_mib"), "syncs": found.get("syncs_per_step"),
-            "parts": [found.get(f"{p}_s") for p in ("forward", "loss", "backward", "sgd")]}
+    return {
+        "median": found["step_s_median"],
+        "least": found["step_s_min"],
+        "peak_mib": found.get("peak_mib"),
+        "device_peak_mib": found.get("device_peak_mib"),
+        "syncs": found.get("syncs_per_step"),
+        "parts": [found.get(f"{p}_s") for p in ("forward", "loss", "backward", "sgd")],
+    }
 
 
 def duel(contenders, rounds=ROUNDS):
-    """Runs contenders in turns, so that a change of the machine's speed meets all; name -> results or an error."""
+    """Runs contenders in turns, so that a change of the machine's speed meets all of them.
+
+    Returns the results and the errors by the contenders' names.
+    """
     results = {name: [] for name in contenders}
     errors = {}
     for n in range(rounds):
@@ -165,16 +187,18 @@ def duel(contenders, rounds=ROUNDS):
             try:
                 results[name].append(measure())
                 print(f"round {n + 1}: {name}: {results[name][-1]}", flush=True)
-            except (RuntimeError, TimeIsUp) as e:
-                errors[name] = str(e).splitlines()[0][:200]
+            except Exception as e:  # one contender's failure is a row, whatever it is
+                errors[name] = " ".join(f"{type(e).__name__}: {e}".split())[:200]
                 print(f"round {n + 1}: {name}: {e}", flush=True)
     return results, errors
 
 
 def report(size, results, errors):
-    """A row for each contender, with theirs / ours where the same arithmetic of ours was measured beside it."""
+    """A row for each contender; theirs / ours where ours ran beside it in the same arithmetic."""
     name = " x ".join(map(str, size))
-    middle = {c: statistics.median(r["median"] for r in all_) for c, all_ in results.items() if all_}
+    middle = {
+        c: statistics.median(r["median"] for r in all_) for c, all_ in results.items() if all_
+    }
     for contender, all_ in results.items():
         if not all_ or contender in errors:
             row(STEP, f"{name}, {contender}", False, why=errors.get(contender, "no time left"))
@@ -182,12 +206,21 @@ def report(size, results, errors):
         mode = contender.split()[1]
         beside = middle.get(f"ours {mode}") if contender.startswith("theirs") else None
         medians = [r["median"] for r in all_]
-        row(STEP, f"{name}, {contender}", True, step_s=middle[contender], rounds=len(all_),
-            lowest=min(medians), highest=max(medians), least_step=min(r["least"] for r in all_),
+        row(
+            STEP,
+            f"{name}, {contender}",
+            True,
+            step_s=middle[contender],
+            rounds=len(all_),
+            lowest=min(medians),
+            highest=max(medians),
+            least_step=min(r["least"] for r in all_),
             images_per_s=size[0] / middle[contender],
-            device_peak_mib=all_[0].get("device_peak_mib"), peak_mib=all_[0].get("peak_mib"),
+            device_peak_mib=all_[0].get("device_peak_mib"),
+            peak_mib=all_[0].get("peak_mib"),
             theirs_over_ours=middle[contender] / beside if beside else None,
-            parts_s=all_[0].get("parts"))
+            parts_s=all_[0].get("parts"),
+        )
 
 
 def compare():
@@ -201,16 +234,26 @@ def compare():
         if not GPU:
             torch.set_num_threads(2)
     for size in sizes:
-        steps = (20 if size[0] < 8 else 8) if GPU else 2
-        contenders = {f"ours {m}": lambda m=m: ours(size, m, steps) for m in modes}
-        if not MISSING:
-            peer = Peer(*size)
-            # bf16 by autocast: a reference, as we have none yet.
-            contenders |= {f"theirs {m}": lambda m=m: peer.measure(m, steps) for m in [*modes, "bf16"]}
-        report(size, *duel(contenders))
-        peer = None
+        eager(size, modes)
     for size in [] if MISSING else reversed(sizes):
-        compiled(size, "f32" if not GPU else "tf32")
+        compiled(size, modes[-1])
+
+
+def steps_of(size):
+    """Steps of one measurement: fewer of those that take long."""
+    return (20 if size[0] < 8 else 8) if GPU else 2
+
+
+def eager(size, modes):
+    """Both sides at one size, in every arithmetic."""
+    steps = steps_of(size)
+    contenders = {f"ours {m}": lambda m=m: ours(size, m, steps) for m in modes}
+    if not MISSING:
+        peer = Peer(*size)
+        # bf16 by autocast is a reference: ours has none yet.
+        theirs = [*modes, "bf16"]
+        contenders |= {f"theirs {m}": lambda m=m: peer.measure(m, steps) for m in theirs}
+    report(size, *duel(contenders))
 
 
 def compiled(size, mode):
@@ -223,15 +266,21 @@ def compiled(size, mode):
     torch.compiler.reset()
     peer = Peer(*size)
     peer.forward = torch.compile(peer.network, dynamic=False)
-    steps = (20 if size[0] < 8 else 8) if GPU else 2
+    steps = steps_of(size)
     contenders = {}
     for kind in (mode, "bf16"):
         began = time.monotonic()
         try:
             with limited(min(COMPILE_SECONDS, left() - 15)):
                 peer.measure(kind, 1)
-        except (RuntimeError, TimeIsUp, OSError) as e:
-            row(STEP, name.replace(mode, kind), None, time.monotonic() - began, why=f"compiling: {e}"[:200])
+        except Exception as e:  # whatever a compiler raises
+            row(
+                STEP,
+                name.replace(mode, kind),
+                None,
+                time.monotonic() - began,
+                why=f"compiling: {e}"[:200],
+            )
             continue
         print(f"compiled for {kind} in {time.monotonic() - began:.1f} s", flush=True)
         contenders[f"theirs {kind} compiled"] = lambda kind=kind: peer.measure(kind, steps)
@@ -268,8 +317,7 @@ def products():
         arithmetic(mode)
         kind = torch.bfloat16 if mode == "bf16" else torch.float32
         a, b = (torch.randn(n, n, device=DEVICE, dtype=kind) for _ in range(2))
-        out = torch.empty_like(a)
-        seconds = seconds_of(lambda: torch.mm(a, b, out=out))
+        seconds = seconds_of(functools.partial(torch.mm, a, b, out=torch.empty_like(a)))
         row(PEAKS, f"matrix product {n}^3 in {mode}", True, tflops=2 * n**3 / seconds / 1e12)
 
 
@@ -279,9 +327,11 @@ def copies():
     host = torch.empty(size, dtype=torch.uint8, pin_memory=GPU)
     there = torch.empty(size, dtype=torch.uint8, device=DEVICE)
     other = torch.empty_like(there)
-    for name, to, source, factor in (("host to device, pinned", there, host, 1),
-                                     ("device to host, pinned", host, there, 1),
-                                     ("within the device", other, there, 2)):
+    for name, to, source, factor in (
+        ("host to device, pinned", there, host, 1),
+        ("device to host, pinned", host, there, 1),
+        ("within the device", other, there, 2),
+    ):
         seconds = seconds_of(lambda to=to, source=source: to.copy_(source, non_blocking=True))
         row(PEAKS, f"copy {name}", True, gb_per_s=factor * size / seconds / 1e9)
 
@@ -296,7 +346,11 @@ def peaks():
         return
     products()
     copies()
-    print("largest resident memory of this process:", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, "MiB")
+    print(
+        "largest resident memory of this process:",
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "MiB",
+    )
 
 
 if __name__ == "__main__":

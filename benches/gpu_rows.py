@@ -1,4 +1,4 @@
-"""What the parts of the GPU acceptance share: rows of results, programs under a time limit, the table."""
+"""What the parts of the GPU acceptance share: rows of results, time limits, the table."""
 
 import json
 import os
@@ -18,7 +18,7 @@ BIN = KIT / "bin"
 
 
 def row(part, check, ok, seconds=None, **numbers):
-    """Appends a row; `ok` is True, False, or None for a check that was left out (`why` says why)."""
+    """Appends a row; `ok` None: the check was left out, and `why` says why."""
     entry = {"run": RUN, "part": part, "check": check, "ok": ok, "seconds": rounded(seconds, 3)}
     entry.update({k: rounded(v) for k, v in numbers.items()})
     with open(OUT / "results.jsonl", "a", encoding="utf-8") as file:
@@ -32,15 +32,25 @@ def rounded(value, digits=5):
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
-def run(command, limit, stdin=None, **env):
-    """Runs a program and shows its output; returns (exit code, output, seconds). Code None: it ran past `limit`."""
+def run(command, limit, **env):
+    """Runs a program and shows its output.
+
+    Returns its exit code (None: it ran past `limit` seconds), its output and its seconds.
+    """
     command = [str(c) for c in command]
     print("$", " ".join(f"{k}={v}" for k, v in env.items()), " ".join(command), flush=True)
     began = time.monotonic()
     everything = {**os.environ, **{k: str(v) for k, v in env.items()}}
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=everything,
-                              stdin=subprocess.DEVNULL, timeout=max(limit, 1), check=False)
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=everything,
+            stdin=subprocess.DEVNULL,
+            timeout=max(limit, 1),
+            check=False,
+        )
         code, out = done.returncode, done.stdout
     except subprocess.TimeoutExpired as e:
         code, out = None, e.stdout or b""
@@ -67,8 +77,8 @@ def json_line(text, what=None):
 
 def ending(code, text):
     """Why a program's run does not count: its exit code and its last words."""
-    lines = [l for l in text.strip().splitlines() if l]
-    errors = [l for l in lines if "error" in l.lower() or "panicked" in l] or lines
+    lines = [line for line in text.strip().splitlines() if line]
+    errors = [line for line in lines if "error: " in line.lower() or "panicked" in line] or lines
     return f"code {code}: {errors[-1][:200] if errors else ''}"
 
 
@@ -94,15 +104,20 @@ def table():
     words = {True: "ok", False: "FAILED", None: "skipped"}
     count = {ok: sum(r["ok"] is ok for r in found) for ok in words}
     verdict = "passed" if found and not count[False] else "FAILED"
-    print(f"GPU acceptance on {DEVICE}, run {RUN}: {verdict}; "
-          + ", ".join(f"{count[ok]} {words[ok]}" for ok in words))
+    print(
+        f"GPU acceptance on {DEVICE}, run {RUN}: {verdict}; "
+        + ", ".join(f"{count[ok]} {words[ok]}" for ok in words)
+    )
     part = None
     for r in found:
         if r["part"] != part:
             part = r["part"]
             print(f"\n{part}")
-        numbers = [f"{k} {shown(v)}" for k, v in r.items()
-                   if k not in ("run", "part", "check", "ok", "seconds", "lines") and v is not None]
+        numbers = [
+            f"{k} {shown(v)}"
+            for k, v in r.items()
+            if k not in ("run", "part", "check", "ok", "seconds", "lines") and v is not None
+        ]
         seconds = "" if r["seconds"] is None else f"{r['seconds']:.1f} s"
         print(f"  {words[r['ok']]:8}{seconds:>8}  {r['check']:<40} {', '.join(numbers)}".rstrip())
         for line in r.get("lines") or []:

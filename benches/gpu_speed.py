@@ -1,4 +1,4 @@
-"""Parts 6, 8 and 9 of the GPU acceptance: what a step asks of the GPU, the loader, the evaluation."""
+"""Parts 6, 8 and 9 of the GPU acceptance: launches of a step, the loader, the evaluation."""
 
 import collections
 import gzip
@@ -17,9 +17,26 @@ FILE_LIMIT = 15 << 20
 
 def step_command(batch, height, width, precision, steps):
     """The bench `step` in the configuration that this device is measured with."""
-    return [BIN / "step", "--bench", "--device", DEVICE, "--precision", precision, "--steps", steps,
-            "--config", "dw_r50_fpn_1x" if GPU else "smoke", "--threads", 4 if GPU else 2,
-            "--batch", batch, "--height", height, "--width", width]
+    return [
+        BIN / "step",
+        "--bench",
+        "--device",
+        DEVICE,
+        "--precision",
+        precision,
+        "--steps",
+        steps,
+        "--config",
+        "dw_r50_fpn_1x" if GPU else "smoke",
+        "--threads",
+        4 if GPU else 2,
+        "--batch",
+        batch,
+        "--height",
+        height,
+        "--width",
+        width,
+    ]
 
 
 def launches():
@@ -34,13 +51,20 @@ def launches():
         found = json_line(text, "dw step") or {}
         syncs = found.get("syncs_per_step")
         ok = code == 0 and syncs is not None
-        row(part, f"waits a step, {name}", ok if GPU or code != 0 else None, seconds, syncs_per_step=syncs,
-            precision=found.get("precision"), **({} if code == 0 else {"why": ending(code, text)}))
+        row(
+            part,
+            f"waits a step, {name}",
+            ok if GPU or code != 0 else None,
+            seconds,
+            syncs_per_step=syncs,
+            precision=found.get("precision"),
+            **({} if code == 0 else {"why": ending(code, text)}),
+        )
         trace(part, name, command)
 
 
 def trace(part, name, command):
-    """Counts from a trace of the bench; the trace itself goes into the results when it is small enough."""
+    """Counts from a trace of the bench; the trace is kept where it is small enough."""
     file = WORK / "trace.json"
     file.unlink(missing_ok=True)
     code, text, seconds = run([*command, "--trace", file], 120)
@@ -51,7 +75,15 @@ def trace(part, name, command):
     found, kernels, waits = gpu_trace.measure(gpu_trace.read(file), told)
     seen = found["kernels"] > 0
     why = {} if seen else {"why": "no kernels in the trace"}
-    row(part, f"trace, {name}", seen if GPU else None, seconds, **found, **why, lines=[*waits, *kernels])
+    row(
+        part,
+        f"trace, {name}",
+        seen if GPU else None,
+        seconds,
+        **found,
+        **why,
+        lines=[*waits, *kernels],
+    )
     kept = OUT / f"trace-{name.replace(' ', '')}.json.gz"
     with open(file, "rb") as plain, gzip.open(kept, "wb", 6) as packed:
         shutil.copyfileobj(plain, packed)
@@ -70,24 +102,56 @@ def loader():
         code, text, seconds = run(command, 60)
     if code == 0:
         packs["zstd"] = WORK / "shards"
-    row(part, "shards exported and packed as zstd", code == 0, seconds,
-        **({} if code == 0 else {"why": ending(code, text)}))
+    row(
+        part,
+        "shards exported and packed as zstd",
+        code == 0,
+        seconds,
+        **({} if code == 0 else {"why": ending(code, text)}),
+    )
     for codec, data in packs.items():
         for threads in (4, 8, 16) if GPU else (1, 2):
-            command = [BIN / "loader", "--bench", "--data", data, "--threads", threads,
-                       "--steps", 128 if GPU else 8]
+            command = [
+                BIN / "loader",
+                "--bench",
+                "--data",
+                data,
+                "--threads",
+                threads,
+                "--steps",
+                128 if GPU else 8,
+            ]
             code, text, seconds = run(command, 60)
             found = json_line(text, "dw loader") or {}
             keys = ("images_per_s", "lowest", "highest", "images_per_cpu_s", "first_batch_s")
-            row(part, f"800 x 1333, {codec}, {threads} threads", code == 0 and bool(found), seconds,
-                **{k: found.get(k) for k in keys}, **({} if code == 0 else {"why": ending(code, text)}))
+            row(
+                part,
+                f"800 x 1333, {codec}, {threads} threads",
+                code == 0 and bool(found),
+                seconds,
+                **{k: found.get(k) for k in keys},
+                **({} if code == 0 else {"why": ending(code, text)}),
+            )
 
 
 def evaluate(work, device, *more):
-    """dw-eval of a run on the validation split; returns (its numbers, detections, images/s, a reason)."""
+    """dw-eval of a run on the validation split.
+
+    Returns its numbers (None: it failed), detections, images/s, seconds, and why it failed.
+    """
     file = WORK / f"detections-{device}.json"
     file.unlink(missing_ok=True)
-    command = [BIN / "dw-eval", work, "--device", device, "--data", KIT / "photos", "--json", "--dt-out", file]
+    command = [
+        BIN / "dw-eval",
+        work,
+        "--device",
+        device,
+        "--data",
+        KIT / "photos",
+        "--json",
+        "--dt-out",
+        file,
+    ]
     code, text, seconds = run([*command, *more], 120)
     numbers = json_line(text)
     rate = re.search(r"\(([0-9.]+) images/s\)", text)
@@ -105,11 +169,14 @@ def overlap(a, b):
 
 
 def agreement(found, expected):
-    """Share of detections that have an equal one: image, class, IoU above 0.99, scores within 1e-3 of each other."""
+    """Share of detections with an equal one: image, class, IoU above 0.99, score within 1e-3."""
     places = collections.defaultdict(list)
     for d in found:
         places[d["image_id"], d["category_id"]].append(d)
-    same = lambda a, b: abs(a["score"] - b["score"]) <= 1e-3 and overlap(a["bbox"], b["bbox"]) > 0.99
+
+    def same(a, b):
+        return abs(a["score"] - b["score"]) <= 1e-3 and overlap(a["bbox"], b["bbox"]) > 0.99
+
     met = sum(any(same(e, d) for d in places[e["image_id"], e["category_id"]]) for e in expected)
     return met / max(len(expected), len(found), 1)
 
@@ -134,8 +201,16 @@ def evaluation():
     # A network of 30 steps has no score above the usual threshold.
     sets = ["--set", "eval.score_threshold=0.0"]
     expected, there, cpu_rate, seconds, why = evaluate(work, "cpu", *sets)
-    row(part, "dw-eval on the CPU", expected is not None, seconds, images_per_s=cpu_rate,
-        detections=len(there), AP=(expected or {}).get("AP"), **({"why": why} if why else {}))
+    row(
+        part,
+        "dw-eval on the CPU",
+        expected is not None,
+        seconds,
+        images_per_s=cpu_rate,
+        detections=len(there),
+        AP=(expected or {}).get("AP"),
+        **({"why": why} if why else {}),
+    )
     if not GPU:
         row(part, "dw-eval on the GPU", None, why="DEVICE=cpu")
         assert agreement(there, there) == 1.0, "detections agree with themselves"
@@ -145,24 +220,48 @@ def evaluation():
         row(part, "dw-eval on the GPU", False, seconds, why=why)
         return
     off, share = abs(found["AP"] - expected["AP"]), agreement(here, there)
-    row(part, "dw-eval on the GPU", off <= 1e-3 and share >= 0.95 and bool(here), seconds, images_per_s=rate,
-        detections=len(here), AP=found["AP"], AP_off=off, equal_detections=share)
+    row(
+        part,
+        "dw-eval on the GPU",
+        off <= 1e-3 and share >= 0.95 and bool(here),
+        seconds,
+        images_per_s=rate,
+        detections=len(here),
+        AP=found["AP"],
+        AP_off=off,
+        equal_detections=share,
+    )
     large(part)
 
 
 def large(part):
-    """Images a second of R-50 at 800 x 1333, one image and eight at a time; its weights do not matter."""
+    """Images a second of R-50 at 800 x 1333, one and eight at a time, with any weights."""
     sets = ["--set", "train.max_steps=1", "--set", "eval.every_epochs=0", "--init", "random"]
-    command = [BIN / "dw-train", "dw_r50_fpn_1x", "--device", DEVICE, "--data", KIT / "photos",
-               "--work-dir", WORK / "large", *sets]
+    command = [
+        BIN / "dw-train",
+        "dw_r50_fpn_1x",
+        "--device",
+        DEVICE,
+        "--data",
+        KIT / "photos",
+        "--work-dir",
+        WORK / "large",
+        *sets,
+    ]
     code, text, seconds = run(command, 120)
     if code != 0:
         row(part, "R-50, one step for its weights", False, seconds, why=ending(code, text))
         return
     for batch in (1, 8):
         found, _, rate, seconds, why = evaluate(WORK / "large", DEVICE, "--batch", batch)
-        row(part, f"R-50 at 800 x 1333, batch {batch}", found is not None, seconds, images_per_s=rate,
-            **({"why": why} if why else {}))
+        row(
+            part,
+            f"R-50 at 800 x 1333, batch {batch}",
+            found is not None,
+            seconds,
+            images_per_s=rate,
+            **({"why": why} if why else {}),
+        )
 
 
 if __name__ == "__main__":

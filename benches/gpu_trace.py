@@ -1,4 +1,4 @@
-"""What a Chrome trace of training steps says: kernels, launches, waits, copies, and how busy the GPU was."""
+"""What a Chrome trace of training steps says: kernels, launches, waits, copies, busy share."""
 
 import collections
 import gzip
@@ -42,8 +42,13 @@ def measure(events, told=None):
     gpu = [e for e in events if e.get("cat") in ON_GPU]
     kernels = [e for e in gpu if e["cat"] == "kernel"]
     calls = collections.Counter(e["name"] for e in events if e.get("cat") in HOST_CALLS)
-    count = lambda names: sum(n for c, n in calls.items() if c.startswith(names)) / steps
-    copies = lambda way: [e for e in gpu if e["cat"] == "gpu_memcpy" and way in e["name"]]
+
+    def count(names):
+        return sum(n for call, n in calls.items() if call.startswith(names)) / steps
+
+    def copies(way):
+        return sum(e["cat"] == "gpu_memcpy" and way in e["name"] for e in gpu) / steps
+
     spans = [(e["ts"], e["ts"] + e["dur"]) for e in gpu]
     whole = max(s[1] for s in spans) - min(s[0] for s in spans) if spans else 0.0
     found = {
@@ -52,8 +57,8 @@ def measure(events, told=None):
         "launches": count(LAUNCHES),
         "waits": count(WAITS),
         "memcpy_calls": count(COPIES),
-        "copies_h2d": len(copies("HtoD")) / steps,
-        "copies_d2h": len(copies("DtoH")) / steps,
+        "copies_h2d": copies("HtoD"),
+        "copies_d2h": copies("DtoH"),
         "gpu_ms": union(spans) / 1000 / steps,
         "busy": union(spans) / whole if whole else 0.0,
     }
@@ -67,13 +72,17 @@ def top(kernels, steps, count=15):
         time[e["name"]] += e["dur"]
         times[e["name"]] += 1
     total = sum(time.values()) or 1
-    return [f"{d / 1000 / steps:8.3f} ms {100 * d / total:5.1f} % {times[n] / steps:7.1f} x  {n[:100]}"
-            for n, d in time.most_common(count)]
+    return [
+        f"{d / 1000 / steps:8.3f} ms {100 * d / total:5.1f} % {times[n] / steps:7.1f} x  {n[:100]}"
+        for n, d in time.most_common(count)
+    ]
 
 
 def waits(calls, steps):
     """Lines: which calls the host waits in."""
-    return [f"{n / steps:8.1f} x  {c}" for c, n in calls.most_common() if c.startswith(WAITS + COPIES)]
+    return [
+        f"{n / steps:8.1f} x  {c}" for c, n in calls.most_common() if c.startswith(WAITS + COPIES)
+    ]
 
 
 def selftest():
@@ -87,11 +96,26 @@ def selftest():
         {"ph": "X", "cat": "cuda_runtime", "name": "cudaMemcpyAsync", "ts": 9, "dur": 2},
         {"ph": "X", "cat": "kernel", "name": "gemm", "ts": 10, "dur": 20},
         {"ph": "X", "cat": "kernel", "name": "add", "ts": 20, "dur": 20},
-        {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy DtoH (Device -> Pinned)", "ts": 80, "dur": 10},
+        {
+            "ph": "X",
+            "cat": "gpu_memcpy",
+            "name": "Memcpy DtoH (Device -> Pinned)",
+            "ts": 80,
+            "dur": 10,
+        },
     ]
     found, kernels, waited = measure(events)
-    assert found == {"steps": 2, "kernels": 1.0, "launches": 1.0, "waits": 0.5, "memcpy_calls": 0.5,
-                     "copies_h2d": 0.0, "copies_d2h": 0.5, "gpu_ms": 0.02, "busy": 0.5}, found
+    assert found == {
+        "steps": 2,
+        "kernels": 1.0,
+        "launches": 1.0,
+        "waits": 0.5,
+        "memcpy_calls": 0.5,
+        "copies_h2d": 0.0,
+        "copies_d2h": 0.5,
+        "gpu_ms": 0.02,
+        "busy": 0.5,
+    }, found
     assert len(kernels) == 2 and "gemm" in kernels[0] and len(waited) == 2
     assert measure([])[0]["busy"] == 0.0
 

@@ -1,4 +1,4 @@
-"""Steps of tools/gpu-kit.sh that need more than a shell: cargo's messages, a part of a data set, compression."""
+"""Steps of tools/gpu-kit.sh: cargo's messages, a part of a data set, compression."""
 
 import json
 import pathlib
@@ -36,7 +36,9 @@ def photos(source, folder, train=32, val=16):
         name = f"annotations/instances_{split}.json"
         coco = json.loads(pathlib.Path(source, name).read_text())
         boxed = {a["image_id"] for a in coco["annotations"] if not a.get("iscrowd")}
-        kept = sorted((i for i in coco["images"] if i["id"] in boxed), key=lambda i: i["id"])[:count]
+        kept = sorted((i for i in coco["images"] if i["id"] in boxed), key=lambda i: i["id"])[
+            :count
+        ]
         ids = {i["id"] for i in kept}
         coco["images"] = kept
         coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in ids]
@@ -45,7 +47,9 @@ def photos(source, folder, train=32, val=16):
         out.write_text(json.dumps(coco))
         pathlib.Path(folder, split).mkdir()
         for image in kept:
-            shutil.copy(pathlib.Path(source, split, image["file_name"]), pathlib.Path(folder, split))
+            shutil.copy(
+                pathlib.Path(source, split, image["file_name"]), pathlib.Path(folder, split)
+            )
 
 
 def compress(folder, archive):
