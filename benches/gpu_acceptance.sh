@@ -127,7 +127,7 @@ speed() {
 rows=$here/gpu_rows.py
 : >>"$log"
 trap finish EXIT
-trap 'exit 143' INT TERM
+trap 'fails "the run" "ran to its end" "stopped by a signal"; exit 143' INT TERM
 unpack
 libtorch
 # The helpers that the kit was made with: binaries and their options belong together.

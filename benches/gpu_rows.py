@@ -1,10 +1,13 @@
 """What the parts of the GPU acceptance share: rows of results, time limits, the table."""
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 OUT = pathlib.Path(os.environ.get("OUT", "gpu-acceptance-out"))
@@ -15,6 +18,9 @@ RUN = os.environ.get("RUN", "")
 DEVICE = os.environ.get("DEVICE", "cuda")
 GPU = DEVICE == "cuda"
 BIN = KIT / "bin"
+
+# The end of a part's time reaches the programs that it has started, too (`read_to_end`).
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def row(part, check, ok, seconds=None, **numbers):
@@ -33,7 +39,7 @@ def rounded(value, digits=5):
 
 
 def run(command, limit, **env):
-    """Runs a program and shows its output.
+    """Runs a program and shows its output as it comes.
 
     Returns its exit code (None: it ran past `limit` seconds), its output and its seconds.
     """
@@ -41,25 +47,40 @@ def run(command, limit, **env):
     print("$", " ".join(f"{k}={v}" for k, v in env.items()), " ".join(command), flush=True)
     began = time.monotonic()
     everything = {**os.environ, **{k: str(v) for k, v in env.items()}}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    lines = []
     try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=everything,
-            stdin=subprocess.DEVNULL,
-            timeout=max(limit, 1),
-            check=False,
+        # A group of its own: what it has started ends with it.
+        job = subprocess.Popen(
+            command, env=everything, errors="replace", start_new_session=True, **pipes
         )
-        code, out = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as e:
-        code, out = None, e.stdout or b""
+        code = read_to_end(job, limit, lines)
     except OSError as e:
-        code, out = 127, str(e).encode()
-    text = out.decode(errors="replace")
+        code, lines = 127, [f"error: {e}"]
     seconds = time.monotonic() - began
-    print(text, f"[code {code}, {seconds:.1f} s]", sep="\n", flush=True)
-    return code, text, seconds
+    if code == -signal.SIGKILL and seconds >= limit:
+        code = None
+    print(f"[code {code}, {seconds:.1f} s]", flush=True)
+    return code, "".join(lines), seconds
+
+
+def read_to_end(job, limit, lines):
+    """Shows a program's output until it ends or has run for `limit` seconds; its exit code."""
+
+    def kill():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+
+    timer = threading.Timer(max(limit, 1), kill)
+    timer.start()
+    try:
+        for line in job.stdout:
+            lines.append(line)
+            print(line, end="", flush=True)
+        return job.wait()
+    finally:
+        timer.cancel()
+        kill()
 
 
 def json_line(text, what=None):
@@ -79,7 +100,8 @@ def ending(code, text):
     """Why a program's run does not count: its exit code and its last words."""
     lines = [line for line in text.strip().splitlines() if line]
     errors = [line for line in lines if "error: " in line.lower() or "panicked" in line] or lines
-    return f"code {code}: {errors[-1][:200] if errors else ''}"
+    told = "ran out of time" if code is None else f"code {code}"
+    return f"{told}: {errors[-1][:200] if errors else 'no output'}"
 
 
 def rows():
