@@ -94,7 +94,7 @@ def trial(part, name, listed, limit):
 
 def trials():
     """The names of the `gpu` executable's trials on this device."""
-    _, text, _ = run([BIN / "gpu", "--list"], 60, DW_DEVICE=DEVICE, DW_BIN=BIN)
+    _, text, _ = run([BIN / "gpu", "--list"], 120, DW_DEVICE=DEVICE, DW_BIN=BIN)
     return {line.split(": ")[0].split()[-1] for line in text.splitlines() if ": " in line}
 
 

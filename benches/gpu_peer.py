@@ -244,12 +244,22 @@ def steps_of(size):
     return (20 if size[0] < 8 else 8) if GPU else 2
 
 
+def built(size):
+    """The peer at one size; None, with a row, where it cannot be had."""
+    try:
+        return Peer(*size)
+    except Exception as e:  # ours is measured whatever is wrong with it
+        name = " x ".join(map(str, size))
+        row(STEP, f"{name}, torchvision FCOS", False, why=" ".join(str(e).split())[:200])
+        return None
+
+
 def eager(size, modes):
     """Both sides at one size, in every arithmetic."""
     steps = steps_of(size)
     contenders = {f"ours {m}": lambda m=m: ours(size, m, steps) for m in modes}
-    if not MISSING:
-        peer = Peer(*size)
+    peer = None if MISSING else built(size)
+    if peer:
         # bf16 by autocast is a reference: ours has none yet.
         theirs = [*modes, "bf16"]
         contenders |= {f"theirs {m}": lambda m=m: peer.measure(m, steps) for m in theirs}
@@ -264,7 +274,9 @@ def compiled(size, mode):
         row(STEP, name, None, why=why)
         return
     torch.compiler.reset()
-    peer = Peer(*size)
+    peer = built(size)
+    if not peer:
+        return
     peer.forward = torch.compile(peer.network, dynamic=False)
     steps = steps_of(size)
     contenders = {}

@@ -155,7 +155,7 @@ def evaluate(work, device, *more):
     code, text, seconds = run([*command, *more], 120)
     numbers = json_line(text)
     rate = re.search(r"\(([0-9.]+) images/s\)", text)
-    if code != 0 or numbers is None:
+    if code != 0 or numbers is None or not file.exists():
         return None, [], 0.0, seconds, ending(code, text)
     return numbers, json.loads(file.read_text()), float(rate[1]) if rate else 0.0, seconds, ""
 
