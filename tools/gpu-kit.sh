@@ -73,12 +73,12 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision+=" with changes"
 printf '{"revision": "%s", "photos": "%s", "goldens": "%s"}\n' "$revision" "$photos" "$which" \
   >"$kit/kit.json"
-# The script in the working tree reads a packed kit; a plain one serves where everything fits.
+# What travels to the other machine has to be small; the script unpacks it there.
 size=$(du -sm "$kit" | cut -f1)
-if [ "$size" -gt "$limit_mib" ]; then
-  python3 tools/gpu_kit.py compress "$kit" "$scratch/kit.tar.xz"
-  rm -rf "$kit"
-  mkdir -p "$kit"
-  mv "$scratch/kit.tar.xz" "$kit/"
-fi
-say "$kit, $(du -sm "$kit" | cut -f1) MiB ($size MiB unpacked), revision $revision"
+python3 tools/gpu_kit.py compress "$kit" "$scratch/kit.tar.xz"
+rm -rf "$kit"
+mkdir -p "$kit"
+mv "$scratch/kit.tar.xz" "$kit/"
+packed=$(du -m "$kit/kit.tar.xz" | cut -f1)
+say "$kit, $packed MiB ($size MiB unpacked), revision $revision"
+[ "$packed" -le "$limit_mib" ] || { say "error: more than $limit_mib MiB" >&2; exit 1; }
