@@ -327,7 +327,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::model::params::Init;
+    use crate::model::params::{Init, Role};
 
     /// Hundreds of tensors are copied as four buffers, and training on changes none of them.
     #[test]
@@ -335,7 +335,7 @@ mod tests {
         let mut params = Params::new(Kind::Float, Device::Cpu);
         for i in 0..9 {
             let _ = params.param(format!("w{i}"), &[4, 3, 3, 3], Init::Normal(1.0), i % 3 > 0, i % 2 == 0);
-            let _ = params.buffer(format!("b{i}"), &[5], f64::from(i));
+            let _ = params.buffer(format!("b{i}"), &[5], f64::from(i), Role::Constant);
             let _ = params.counter(format!("n{i}"));
         }
         let flat = Flat::new(&mut params).unwrap();
