@@ -3,7 +3,7 @@
 # torchvision 0.26.0:
 #   benches/gpu_acceptance.sh [correctness|speed|all]
 # Needs what `make gpu-kit` collects (DW_KIT); DEVICE=cpu runs all of it on small shapes. Results
-# (at most 8 files) go to OUT. A part that fails or runs out of time does not keep the others from
+# go to OUT. A part that fails or runs out of time does not keep the others from
 # running. See docs/gpu-acceptance.md.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -30,7 +30,7 @@ case $mode in
   *) die "unknown part \`$mode\`" "correctness, speed or all" ;;
 esac
 case $DEVICE in cuda | cpu) ;; *) die "unknown device DEVICE=$DEVICE" "cuda or cpu" ;; esac
-# A call of a batch system that ends after 10 minutes takes one of the two halves.
+# Each half within ten minutes: short jobs start sooner in a batch system.
 budget=${BUDGET:-$([ "$mode" = all ] && echo 1150 || echo 575)}
 
 mkdir -p "$OUT" || exit 2

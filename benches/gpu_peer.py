@@ -173,52 +173,52 @@ def ours(size, mode, steps):
     }
 
 
-def duel(contenders, rounds=ROUNDS):
-    """Runs contenders in turns, so that a change of the machine's speed meets all of them.
+def in_turns(sides, rounds=ROUNDS):
+    """Runs sides in turns, so that a change of the machine's speed meets all of them.
 
-    Returns the results and the errors by the contenders' names.
+    Returns the results and the errors by the sides' names.
     """
-    results = {name: [] for name in contenders}
+    results = {name: [] for name in sides}
     errors = {}
     for n in range(rounds):
-        for name, measure in contenders.items():
+        for name, measure in sides.items():
             if name in errors or (n > 0 and left() < 5):
                 continue
             try:
                 results[name].append(measure())
                 print(f"round {n + 1}: {name}: {results[name][-1]}", flush=True)
-            except Exception as e:  # one contender's failure is a row, whatever it is
+            except Exception as e:  # one side's failure is a row, whatever it is
                 errors[name] = " ".join(f"{type(e).__name__}: {e}".split())[:200]
                 print(f"round {n + 1}: {name}: {e}", flush=True)
     return results, errors
 
 
 def report(size, results, errors):
-    """A row for each contender; theirs / ours where ours ran beside it in the same arithmetic."""
+    """A row for each side; theirs / ours where ours ran beside it in the same arithmetic."""
     name = " x ".join(map(str, size))
     middle = {
         c: statistics.median(r["median"] for r in all_) for c, all_ in results.items() if all_
     }
-    for contender, all_ in results.items():
-        if not all_ or contender in errors:
-            row(STEP, f"{name}, {contender}", False, why=errors.get(contender, "no time left"))
+    for side, all_ in results.items():
+        if not all_ or side in errors:
+            row(STEP, f"{name}, {side}", False, why=errors.get(side, "no time left"))
             continue
-        mode = contender.split()[1]
-        beside = middle.get(f"ours {mode}") if contender.startswith("theirs") else None
+        mode = side.split()[1]
+        beside = middle.get(f"ours {mode}") if side.startswith("theirs") else None
         medians = [r["median"] for r in all_]
         row(
             STEP,
-            f"{name}, {contender}",
+            f"{name}, {side}",
             True,
-            step_s=middle[contender],
+            step_s=middle[side],
             rounds=len(all_),
             lowest=min(medians),
             highest=max(medians),
             least_step=min(r["least"] for r in all_),
-            images_per_s=size[0] / middle[contender],
+            images_per_s=size[0] / middle[side],
             device_peak_mib=all_[0].get("device_peak_mib"),
             peak_mib=all_[0].get("peak_mib"),
-            theirs_over_ours=middle[contender] / beside if beside else None,
+            theirs_over_ours=middle[side] / beside if beside else None,
             parts_s=all_[0].get("parts"),
         )
 
@@ -257,13 +257,13 @@ def built(size):
 def eager(size, modes):
     """Both sides at one size, in every arithmetic."""
     steps = steps_of(size)
-    contenders = {f"ours {m}": lambda m=m: ours(size, m, steps) for m in modes}
+    sides = {f"ours {m}": lambda m=m: ours(size, m, steps) for m in modes}
     peer = None if MISSING else built(size)
     if peer:
         # bf16 by autocast is a reference: ours has none yet.
         theirs = [*modes, "bf16"]
-        contenders |= {f"theirs {m}": lambda m=m: peer.measure(m, steps) for m in theirs}
-    report(size, *duel(contenders))
+        sides |= {f"theirs {m}": lambda m=m: peer.measure(m, steps) for m in theirs}
+    report(size, *in_turns(sides))
 
 
 def compiled(size, mode):
@@ -279,7 +279,7 @@ def compiled(size, mode):
         return
     peer.forward = torch.compile(peer.network, dynamic=False)
     steps = steps_of(size)
-    contenders = {}
+    sides = {}
     for kind in (mode, "bf16"):
         began = time.monotonic()
         try:
@@ -295,10 +295,10 @@ def compiled(size, mode):
             )
             continue
         print(f"compiled for {kind} in {time.monotonic() - began:.1f} s", flush=True)
-        contenders[f"theirs {kind} compiled"] = lambda kind=kind: peer.measure(kind, steps)
-    if f"theirs {mode} compiled" in contenders:
-        contenders = {f"ours {mode}": lambda: ours(size, mode, steps), **contenders}
-    report(size, *duel(contenders))
+        sides[f"theirs {kind} compiled"] = lambda kind=kind: peer.measure(kind, steps)
+    if f"theirs {mode} compiled" in sides:
+        sides = {f"ours {mode}": lambda: ours(size, mode, steps), **sides}
+    report(size, *in_turns(sides))
 
 
 def seconds_of(work, times=10):

@@ -11,7 +11,7 @@ import gpu_trace
 from gpu_correctness import losses, train_command
 from gpu_rows import BIN, DEVICE, GPU, KIT, OUT, WORK, ending, json_line, row, run
 
-# The largest file that may come back from the machine, less a little.
+# Traces above this size are not kept.
 FILE_LIMIT = 15 << 20
 
 

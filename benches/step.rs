@@ -19,6 +19,7 @@ use dw::model::Detector;
 use dw::torch::{self, Profile};
 use dw::train::buckets::{Cost, buffer_of};
 use dw::train::step::{Input, Step};
+use dw_launch::abort::exit_now;
 use dw_launch::{Op, Topology, World};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -127,6 +128,7 @@ fn main() {
         println!("{row}");
     }
     job.leave(0);
+    exit_now(0)
 }
 
 impl Repeated {
@@ -167,9 +169,10 @@ impl Repeated {
                     step.run();
                 }
             })
-            .map_or(0, |c| c.1)
+            .expect("libtorch's count of synchronisations")
+            .1
         };
-        let marks = torch::count_syncs(|| Self::mark(self.device)).map_or(0, |c| c.1) as f64;
+        let marks = torch::count_syncs(|| Self::mark(self.device)).expect("libtorch's count of synchronisations").1 as f64;
         count(steps, self) as f64 / steps as f64 - 5.0 * marks
     }
 

@@ -29,7 +29,7 @@ fn version() -> String {
     #[cfg(not(feature = "mpi"))]
     let mpi = "not in this build";
     device::open(Choice::Auto);
-    let cuda = device::cuda::devices().map_or_else(|why| why, |count| format!("{count} devices"));
+    let cuda = device::cuda::devices().map_or_else(|e| e.to_string(), |count| format!("{count} devices"));
     let nccl = dw_launch::nccl::loaded().map_or_else(|| "not loaded (it comes with libtorch's CUDA half)".into(), |n| n.to_string());
     let (version, revision, torch) = (env!("CARGO_PKG_VERSION"), env!("DW_GIT"), torch::version());
     format!("{version} ({revision})\nlibtorch {torch}\nCUDA: {cuda}\nMPI: {mpi}\nNCCL: {nccl}")

@@ -1,9 +1,9 @@
 //! Joins the ranks of a job on their devices: devices of one kind everywhere, one GPU each, NCCL where there
-//! are GPUs, and proof that it adds what it should.
+//! are GPUs, and a self-test of its sums.
 
 use std::sync::Arc;
 
-use dw_launch::nccl::{Library, Nccl};
+use dw_launch::nccl::{self, Library, Nccl};
 use dw_launch::{Op, World};
 use tch::{Device, Kind, Tensor};
 
@@ -18,7 +18,7 @@ use crate::train::buckets::buffer_of;
 /// # Errors
 /// No MPI or NCCL where they are needed, two ranks on one GPU, sums that are wrong; a peer that was lost on the way.
 pub fn join(device: Device, place: &mut Option<Arc<World>>) -> Result<Arc<World>> {
-    // A set-up that cannot work is the user's to mend: starting again would not help.
+    // A set-up that cannot work stays so when the job is started again: an error of the user's (exit code 2).
     let setup = |e: dw_launch::Error| if e.out_of_resources() { Error::Peer(e) } else { Error::Usage(e.to_string()) };
     let world = place.insert(Arc::new(World::new(dw_launch::join().map_err(setup)?)?)).clone();
     report_hosts(&world)?;
@@ -61,21 +61,24 @@ const SHARING: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
 /// Every rank needs a GPU of its own: NCCL would fail later, in words that do not say which ranks share which GPU.
 fn one_gpu_each(world: &World, index: usize) -> Result<()> {
-    if std::env::var(SHARING).is_ok_and(|v| v == "1") {
+    let shares = |v: &str| v.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= 30);
+    if std::env::var(SHARING).is_ok_and(|v| v == "1") && nccl::version().is_some_and(|v| shares(&v)) {
         tracing::warn!("{SHARING}=1: ranks may share a GPU");
         return Ok(());
     }
-    // Two hosts may have the same name (containers); a boot has an identity of its own.
+    // Containers on one machine may have different names, and those of two machines the same; a boot has an identity.
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let gpu = format!("{} (boot {})\nGPU {}", dw_launch::host(), boot.trim(), cuda::pci_address(index)?);
-    agree_on(world, &gpu, "GPUs", shared_gpu)
+    let gpu = format!("{} {}\n{}", boot.trim(), cuda::pci_address(index)?, dw_launch::host());
+    agree_on(world, &gpu, "GPUs", shared_gpu)?.map_err(Error::Usage)
 }
 
-/// Which two ranks have the same GPU, in words; empty where none do.
+/// Which two ranks have the same GPU, in words; empty where none do. A GPU is its machine's boot and its address, then
+/// the host's name on a line of its own.
 fn shared_gpu(gpus: &[String]) -> String {
-    for (second, gpu) in gpus.iter().enumerate() {
-        if let Some(first) = gpus[..second].iter().position(|g| g == gpu) {
-            let name = gpu.replace('\n', ", ");
+    let split: Vec<(&str, &str)> = gpus.iter().map(|g| g.split_once('\n').unwrap_or((g, ""))).collect();
+    for (second, (gpu, host)) in split.iter().enumerate() {
+        if let Some(first) = split[..second].iter().position(|(g, _)| g == gpu) {
+            let name = format!("{} of {host}", gpu.rsplit(' ').next().unwrap_or(gpu));
             return format!(
                 "ranks {first} and {second} are on the same GPU: {name}\nhint: start at most as many ranks on a node as it has GPUs, \
                  and let no variable (CUDA_VISIBLE_DEVICES) show several ranks the same one"
@@ -85,13 +88,14 @@ fn shared_gpu(gpus: &[String]) -> String {
     String::new()
 }
 
-/// Gathers a text from every rank, lets rank 0 judge them, and fails on all ranks if the verdict is not empty.
-fn agree_on(world: &World, mine: &str, tag: &'static str, judge: impl Fn(&[String]) -> String) -> Result<()> {
+/// Gathers a text from every rank and lets rank 0 judge them; every rank gets the verdict, where it is not empty, as
+/// an error.
+fn agree_on(world: &World, mine: &str, tag: &'static str, judge: impl Fn(&[String]) -> String) -> Result<std::result::Result<(), String>> {
     let all = world.gather_bytes(mine.as_bytes(), tag)?;
     let all: Vec<String> = all.iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
     let verdict = if world.rank() == 0 { judge(&all) } else { String::new() };
     let verdict = world.broadcast_bytes(verdict.into_bytes(), tag)?;
-    if verdict.is_empty() { Ok(()) } else { Err(Error::Usage(String::from_utf8_lossy(&verdict).into_owned())) }
+    Ok(if verdict.is_empty() { Ok(()) } else { Err(String::from_utf8_lossy(&verdict).into_owned()) })
 }
 
 /// Numbers of the self-test: 4 MiB of f32, enough for every channel that NCCL opens.
@@ -126,7 +130,8 @@ pub fn self_test(world: &World, device: Device) -> Result<()> {
                 world.name(),
                 wrong.join("; ")
             )
-        })?;
+        })?
+        .map_err(Error::Device)?;
     }
     Ok(())
 }
@@ -202,7 +207,7 @@ mod tests {
         self_test(&two(2.0, |_| vec![]), Device::Cpu).unwrap();
         for wrong in [0.0, 1.0, 2.001] {
             let e = self_test(&two(wrong, |_| vec![]), Device::Cpu).unwrap_err();
-            assert_eq!(e.exit_code(), 2);
+            assert_eq!(e.exit_code(), 4, "a broken link, not a mistake of the user");
             assert!(e.to_string().contains("rank 0 on ") && e.to_string().contains("wrong sums"), "{e}");
         }
         let e = self_test(&two(2.0, |_| b"rank 1 on b: 3 of 9".to_vec()), Device::Cpu).unwrap_err();
@@ -212,10 +217,10 @@ mod tests {
     #[test]
     fn ranks_that_share_a_gpu_are_named() {
         let gpus = |list: &[&str]| shared_gpu(&list.iter().map(|g| (*g).to_owned()).collect::<Vec<_>>());
-        assert_eq!(gpus(&["a\nGPU 1", "a\nGPU 2", "b\nGPU 1"]), "");
-        let text = gpus(&["a\nGPU 1", "a\nGPU 2", "a\nGPU 1"]);
-        assert!(text.contains("ranks 0 and 2") && text.contains("a, GPU 1") && text.contains("hint:"), "{text}");
-        let e = agree_on(&two(0.0, <[u8]>::to_vec), "a\nGPU 1", "GPUs", shared_gpu).unwrap_err();
-        assert!(e.exit_code() == 2 && e.to_string().contains("ranks 0 and 1"), "{e}");
+        assert_eq!(gpus(&["x 1\na", "x 2\na", "y 1\na"]), "", "two machines with the same name");
+        let text = gpus(&["x 1\na", "x 2\na", "x 1\nb"]);
+        assert!(text.contains("ranks 0 and 2") && text.contains("1 of b") && text.contains("hint:"), "{text}");
+        let verdict = agree_on(&two(0.0, <[u8]>::to_vec), "x 1\na", "GPUs", shared_gpu).unwrap();
+        assert!(verdict.unwrap_err().contains("ranks 0 and 1"));
     }
 }

@@ -189,10 +189,11 @@ impl Plan {
             (
                 "prefetch",
                 format!(
-                    "{} batches of at most {} MiB{}, {} threads",
+                    "{} batches of at most {} MiB{}; {} of {} threads can work at once",
                     self.prefetch.batches,
                     self.prefetch.batch_mib,
                     if self.device.is_cuda() { " of page-locked memory" } else { "" },
+                    self.workers.min(self.prefetch.batches),
                     self.workers
                 ),
             ),

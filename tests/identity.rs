@@ -163,7 +163,7 @@ fn a_run_is_found_from_elsewhere() {
     let mut c = launch(0, "dw-train");
     let args = ["smoke", "--device", "cpu", "--data", "coco/shards", "--work-dir", "w", "--set", "train.epochs=1"];
     run(c.current_dir(place.path("")).args(args));
-    run(Command::new(bin("dw-eval")).current_dir("/").arg(place.path("w")));
+    run(Command::new(bin("dw-eval")).current_dir("/").arg(place.path("w")).args(["--device", "cpu"]));
     let folder = files(&(place.path("w") + "/checkpoints"), "").remove(0);
     let modes: Vec<u32> = files(folder.to_str().unwrap(), "").iter().map(|f| f.metadata().unwrap().permissions().mode()).collect();
     assert!(modes.iter().all(|m| *m == modes[0]), "{modes:?}");

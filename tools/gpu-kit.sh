@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 kit=${DW_KIT:-target/gpu-kit}
 data=${DW_DATA:-../shared/data}/coco128
 goldens=${DW_GOLDENS:-../shared/goldens}
-# What travels to the other machine, this tree included, has to stay below 64 MiB.
+# Small enough to copy over a slow line.
 limit_mib=48
 
 say() { echo "gpu-kit: $*"; }
@@ -73,7 +73,7 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision+=" with changes"
 printf '{"revision": "%s", "photos": "%s", "goldens": "%s"}\n' "$revision" "$photos" "$which" \
   >"$kit/kit.json"
-# What travels to the other machine has to be small; the script unpacks it there.
+# One archive is easy to copy; the script unpacks it.
 size=$(du -sm "$kit" | cut -f1)
 python3 tools/gpu_kit.py compress "$kit" "$scratch/kit.tar.xz"
 rm -rf "$kit"

@@ -78,10 +78,15 @@ fn describe(info: &PanicHookInfo) -> String {
 /// Ends the process without running the destructors of libraries. Threads (of the loader, of NCCL) may still
 /// be inside libtorch or the CUDA runtime, whose destructors would then crash, and the exit code would be lost.
 pub fn exit_now(code: i32) -> ! {
-    // Standard output is buffered; whoever reads it may be gone.
+    // Whoever reads standard output may be gone, or not read.
+    exit_after_grace(code);
     let _ = std::io::stdout().flush();
-    // SAFETY: ends the process at once; everything that must be on disk was synced before.
-    unsafe { libc::_exit(code) }
+    // SAFETY: writes what C libraries have buffered (NCCL's log), then ends the process; everything that must be on disk
+    // was synced before.
+    unsafe {
+        libc::fflush(std::ptr::null_mut());
+        libc::_exit(code)
+    }
 }
 
 static CODE: AtomicI32 = AtomicI32::new(70);

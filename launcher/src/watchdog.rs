@@ -134,36 +134,38 @@ impl Thread {
                 self.watch.tell(&self.watch.state());
             }
             if let Some(Err(e)) = self.watch.device.get().map(|d| d.health()) {
-                self.end(&e.to_string());
+                self.end(if e.out_of_resources() { 5 } else { 4 }, &e.to_string());
             }
             let deadline = Duration::from_millis(self.watch.deadline_ms.load(Ordering::Relaxed));
             if let Some(call) = self.watch.calls.waiting().filter(|c| c.began.elapsed() > deadline)
             {
                 let seconds = call.began.elapsed().as_secs_f64();
-                self.end(&format!(
+                let why = format!(
                     "waited {seconds:.1} s for the others in collective #{} `{}`",
                     call.number, call.tag
-                ));
+                );
+                self.end(4, &why);
             }
             if signals::terminated()
                 && term.get_or_insert_with(Instant::now).elapsed() > signals::TERM_GRACE
             {
-                self.end(&format!(
+                let why = format!(
                     "no checkpoint within {} s after SIGTERM",
                     signals::TERM_GRACE.as_secs()
-                ));
+                );
+                self.end(4, &why);
             }
         }
     }
 
-    fn end(&self, why: &str) -> ! {
+    fn end(&self, code: i32, why: &str) -> ! {
         let (rank, host) = (self.watch.rank, host());
         let calls = self.watch.calls.dump(TOLD);
         crate::abort::last_words(&format!(
-            "[rank {rank}] error: rank {rank} on {host} {why}: it ends the job (exit code 4)\nhint: a rank that says nothing here, or whose calls lag behind, is the one to look at\nlast calls of rank {rank}:\n{calls}"
+            "[rank {rank}] error: rank {rank} on {host} {why}: it ends the job (exit code {code})\nhint: a rank that says nothing here, or whose calls lag behind, is the one to look at\nlast calls of rank {rank}:\n{calls}"
         ));
-        self.watch.tell_end(4, why);
+        self.watch.tell_end(code, why);
         std::thread::sleep(LAST_WORDS);
-        end_hard(&self.how, 4)
+        end_hard(&self.how, code)
     }
 }

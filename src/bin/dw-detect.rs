@@ -15,7 +15,8 @@ const EXAMPLES: &str = "Examples:
   dw-eval epoch_12.pth --config dw_r50_fpn_1x --data coco/shards    a weight file, also mmdetection's
   dw-eval coco --gt instances_val2017.json --dt results.json --json
 
-Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost";
+Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost or a GPU failed,
+5 out of memory or threads, 70 a bug";
 
 /// Evaluate a detector with COCO's metric.
 #[derive(Debug, Parser)]

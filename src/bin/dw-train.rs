@@ -14,8 +14,8 @@ const EXAMPLES: &str = "Examples:
   dw-train my.toml --data /fast/shards --work-dir runs/a --resume auto
   dw-train dw_r101_fpn_mstrain_2x --dry-run              print the resolved settings
 
-Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost, 5 out of memory,
-70 a bug, 75 stopped by a signal after a checkpoint (run again to go on)";
+Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost or a GPU failed,
+5 out of memory or threads, 70 a bug, 75 stopped by a signal after a checkpoint (run again to go on)";
 
 /// Train a dense object detector with dual weighting label assignment.
 #[derive(Debug, Parser)]

@@ -90,7 +90,7 @@ impl Default for DataConfig {
             scaled_decode: false,
             canonical_nodes: 1,
             workers: 0,
-            prefetch_mib: 1024,
+            prefetch_mib: 4096,
         }
     }
 }

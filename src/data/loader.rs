@@ -13,7 +13,6 @@ use super::sampler::{Arrangement, Order, positions, steps_per_epoch};
 use crate::assign::{DwConfig, PairTensors, PairsBuilder};
 use crate::boxes::level_sizes;
 use crate::config::DataConfig;
-use crate::device::cuda;
 use crate::error::{Error, Result};
 use crate::threads::refused;
 
@@ -87,11 +86,6 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
     let sizes = level_sizes(i64::from(h), i64::from(w));
     let mut pairs = PairsBuilder::new(&sizes, dataset.categories().len() as i64, &recipe.assign);
     let mut image_ids = vec![];
-    if let Device::Cuda(index) = recipe.device {
-        // Page-locked memory belongs to a context of the thread's current device: without this it could be that
-        // of device 0, on every rank of a node.
-        cuda::set_current(index)?;
-    }
     let images = batch(sketch.images.len(), (w, h), recipe.device, |i, out| {
         let (image, t) = &sketch.images[i];
         let record = dataset.split.record(dataset.records[*image])?;

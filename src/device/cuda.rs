@@ -44,31 +44,36 @@ pub fn open() {
 /// Number of usable devices, at least 1.
 ///
 /// # Errors
-/// Why there is none.
-pub fn devices() -> std::result::Result<usize, String> {
+/// Why there is none (exit code 2), or that the GPU or its driver failed (4).
+pub fn devices() -> Result<usize> {
     match OPENED.get() {
-        None => return Err("libtorch's CUDA half was not opened at the start of the program".into()),
-        Some(opened) => opened.clone()?,
+        None => return Err(Error::Usage("libtorch's CUDA half was not opened at the start of the program".into())),
+        Some(opened) => opened.clone().map_err(Error::Usage)?,
     }
-    // libtorch looks once; if it looked before the library was open, it never sees a device.
     if !torch::sees_cuda() {
-        return Err("libtorch looked for its CUDA half before that was opened: this is a bug in dw".into());
+        return Err(Error::Usage("libtorch looked for its CUDA half before that was opened: this is a bug in dw".into()));
     }
     match tch::Cuda::device_count() {
         count if count > 0 => Ok(count as usize),
-        _ => Err(format!("libtorch sees no CUDA device{}", reason())),
+        _ => Err(no_devices()),
     }
 }
 
-/// What the CUDA runtime says when it is asked for devices.
-fn reason() -> String {
+/// Why libtorch sees no device, by what the CUDA runtime says when it is asked for them.
+fn no_devices() -> Error {
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+    /// `cudaErrorNoDevice`: a machine, or a choice of visible devices, without a GPU; nothing has failed.
+    const NO_DEVICE: c_int = 100;
     let mut count = 0;
-    // SAFETY: `cudaGetDeviceCount(int *)`; the number outlives the call.
-    let code = unsafe { function::<Count>(b"cudaGetDeviceCount\0") }.map(|f| unsafe { f(&raw mut count) });
-    match code {
-        Ok(0) | Err(_) => String::new(),
-        Ok(code) => format!(": {}", error_text(code)),
+    // SAFETY: the type is that of `cudaGetDeviceCount(int *)`.
+    let get = unsafe { function::<Count>(b"cudaGetDeviceCount\0") };
+    // SAFETY: the number outlives the call.
+    let code = get.map_or(0, |get| unsafe { get(&raw mut count) });
+    let text = if code == 0 { String::new() } else { format!(": {}", error_text(code)) };
+    let text = format!("libtorch sees no CUDA device{text}");
+    match classify(&text) {
+        Some(Failure::Device) if code != NO_DEVICE => Error::Device(format!("{text} (host {})", dw_launch::host())),
+        _ => Error::Usage(text),
     }
 }
 
@@ -85,19 +90,22 @@ unsafe fn function<T: Copy>(name: &[u8]) -> std::result::Result<T, String> {
 fn error_text(code: c_int) -> String {
     type Text = unsafe extern "C" fn(c_int) -> *const c_char;
     // SAFETY: `const char *cudaGetErrorString(cudaError_t)`.
-    let text = unsafe { function::<Text>(b"cudaGetErrorString\0") }.map(|f| unsafe { f(code) });
-    match text {
-        // SAFETY: a string literal of the runtime.
-        Ok(text) if !text.is_null() => format!("CUDA error {code}: {}", unsafe { CStr::from_ptr(text) }.to_string_lossy()),
-        _ => format!("CUDA error {code}"),
+    let get = unsafe { function::<Text>(b"cudaGetErrorString\0") };
+    // SAFETY: no preconditions; a string literal of the runtime, or null.
+    let text = get.map_or(std::ptr::null(), |get| unsafe { get(code) });
+    if text.is_null() {
+        return format!("CUDA error {code}");
     }
+    // SAFETY: a C string that lives for ever.
+    format!("CUDA error {code}: {}", unsafe { CStr::from_ptr(text) }.to_string_lossy())
 }
 
 /// Makes a device the calling thread's current one, for libraries beside libtorch (NCCL) too. Creates the
 /// device's context, so this is where a device that another process holds, or a broken one, is noticed.
 ///
 /// # Errors
-/// The device cannot be used: it failed (exit code 4), has no memory left (5), or is taken (2).
+/// The device cannot be used: it failed or is held by another process (exit code 4), has no memory left (5), or does
+/// not exist (2).
 pub fn set_current(index: usize) -> Result<()> {
     type Set = unsafe extern "C" fn(c_int) -> c_int;
     // SAFETY: `cudaSetDevice(int)`.
@@ -122,7 +130,7 @@ fn failure(index: usize, text: &str) -> Error {
 /// A device's address on this machine's PCI bus, as "0000:1B:00.0".
 ///
 /// # Errors
-/// The runtime does not tell it.
+/// The runtime has no address for it.
 pub fn pci_address(index: usize) -> Result<String> {
     type Address = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
     let mut text = [0u8; 32];
@@ -136,14 +144,14 @@ pub fn pci_address(index: usize) -> Result<String> {
 }
 
 /// Why a GPU is expected here; `None` where nothing says so, or where the user hides them all.
-pub fn visible_gpu() -> Option<String> {
-    sign(|path| Path::new(path).exists(), |name| std::env::var(name).ok())
+pub fn gpu_evidence() -> Option<String> {
+    evidence(|path| Path::new(path).exists(), |name| std::env::var(name).ok())
 }
 
 /// Variables by which SLURM tells a job its GPUs.
 const SLURM: [&str; 3] = ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"];
 
-fn sign(exists: impl Fn(&str) -> bool, var: impl Fn(&str) -> Option<String>) -> Option<String> {
+fn evidence(exists: impl Fn(&str) -> bool, var: impl Fn(&str) -> Option<String>) -> Option<String> {
     if let Some(list) = var("CUDA_VISIBLE_DEVICES") {
         // An empty list, a number below 0 (CUDA's way to say none), or what SLURM writes for none.
         let list = list.trim();
@@ -176,20 +184,20 @@ pub fn loaded_libraries() -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    fn sign_of(device_file: bool, vars: &[(&str, &str)]) -> Option<String> {
-        sign(|_| device_file, |name| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_owned()))
+    fn evidence_of(device_file: bool, vars: &[(&str, &str)]) -> Option<String> {
+        evidence(|_| device_file, |name| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_owned()))
     }
 
     #[test]
     fn a_gpu_is_expected_where_a_driver_or_slurm_shows_one() {
-        assert_eq!(sign_of(false, &[]), None);
-        assert!(sign_of(true, &[]).unwrap().contains("/dev/nvidiactl"));
-        assert!(sign_of(false, &[("SLURM_JOB_GPUS", "0")]).unwrap().contains("SLURM_JOB_GPUS=0"), "the GPU of number 0");
-        assert_eq!(sign_of(false, &[("SLURM_GPUS_ON_NODE", "0")]), None);
+        assert_eq!(evidence_of(false, &[]), None);
+        assert!(evidence_of(true, &[]).unwrap().contains("/dev/nvidiactl"));
+        assert!(evidence_of(false, &[("SLURM_JOB_GPUS", "0")]).unwrap().contains("SLURM_JOB_GPUS=0"), "the GPU of number 0");
+        assert_eq!(evidence_of(false, &[("SLURM_GPUS_ON_NODE", "0")]), None);
         for hidden in ["", " ", "-1", "NoDevFiles"] {
-            assert_eq!(sign_of(true, &[("CUDA_VISIBLE_DEVICES", hidden)]), None, "hidden by `{hidden}`");
+            assert_eq!(evidence_of(true, &[("CUDA_VISIBLE_DEVICES", hidden)]), None, "hidden by `{hidden}`");
         }
-        assert!(sign_of(true, &[("CUDA_VISIBLE_DEVICES", "0,1")]).is_some());
+        assert!(evidence_of(true, &[("CUDA_VISIBLE_DEVICES", "0,1")]).is_some());
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub fn open(choice: Choice) {
 /// Picks this rank's device, after [`open`] with the same choice.
 ///
 /// # Errors
-/// CUDA was asked for, or a GPU is visible, and CUDA cannot be used.
+/// CUDA was asked for, or a GPU is visible, and CUDA cannot be used (exit code 2); the GPU or its driver failed (4).
 pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
     if choice == Choice::Cpu {
         return Ok(Device::Cpu);
@@ -47,10 +47,10 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
             cuda::set_current(index)?;
             Ok(Device::Cuda(index))
         }
-        Err(why) if choice == Choice::Cuda => Err(Error::Usage(format!("--device cuda: {why}\n{HINT}"))),
-        Err(why) => {
-            if let Some(sign) = cuda::visible_gpu() {
-                let text = format!("--device auto: {sign}, but CUDA cannot be used: {why}");
+        Err(Error::Usage(why)) if choice == Choice::Cuda => Err(Error::Usage(format!("--device cuda: {why}\n{HINT}"))),
+        Err(Error::Usage(why)) => {
+            if let Some(evidence) = cuda::gpu_evidence() {
+                let text = format!("--device auto: {evidence}, but CUDA cannot be used: {why}");
                 return Err(Error::Usage(format!("{text}\n{HINT}; --device cpu runs on the CPU")));
             }
             if topology.rank == 0 {
@@ -58,6 +58,7 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
             }
             Ok(Device::Cpu)
         }
+        Err(failed) => Err(failed),
     }
 }
 
@@ -67,11 +68,12 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
 /// # Errors
 /// libtorch refuses.
 pub fn deterministic(on: bool) -> Result<()> {
-    // cuBLAS adds in a fixed order only with a workspace of fixed size; libtorch reads this at its first product.
-    const WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
-    if on && std::env::var_os(WORKSPACE).is_none() {
-        // SAFETY: no thread of ours or of a library runs yet that could read the environment.
-        unsafe { std::env::set_var(WORKSPACE, ":4096:8") };
+    // cuBLAS adds in a fixed order only with a workspace of fixed size; NCCL's sums inside NVSwitches (NVLS) need not.
+    for (name, value) in [("CUBLAS_WORKSPACE_CONFIG", ":4096:8"), ("NCCL_ALGO", "^NVLS")] {
+        if on && std::env::var_os(name).is_none() {
+            // SAFETY: no thread of ours or of a library runs yet that could read the environment.
+            unsafe { std::env::set_var(name, value) };
+        }
     }
     Ok(crate::torch::deterministic(on)?)
 }

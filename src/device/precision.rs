@@ -23,9 +23,8 @@ pub enum Precision {
     F64,
 }
 
-/// Variables by which NVIDIA's libraries, libtorch and oneDNN change the rounding of f32 behind the program's back.
-const OVERRIDES: [&str; 4] =
-    ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"];
+/// Variables by which NVIDIA's libraries and oneDNN change the rounding of f32 whatever libtorch is told.
+const OVERRIDES: [&str; 3] = ["NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"];
 
 impl Precision {
     /// As written in a configuration.

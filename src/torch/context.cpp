@@ -1,15 +1,30 @@
 // Settings and facts of the process: version, rounding of f32, determinism, and the last error's text.
 
 #include <ATen/Context.h>
+#include <c10/util/Exception.h>
 #include <torch/version.h>
 
+#include <mutex>
+#include <set>
 #include <string>
 
 #include "common.h"
 
 namespace {
 thread_local std::string last_error;
-}
+
+// Passes on each warning once: libtorch repeats "does not have a deterministic implementation" in every step.
+// Warnings of the autograd engine's threads come to the thread that called backward.
+struct Once : c10::WarningHandler {
+  std::mutex mutex;
+  std::set<std::string> seen;
+
+  void process(const c10::Warning &warning) override {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (seen.insert(warning.msg()).second) c10::WarningHandler::process(warning);
+  }
+};
+}  // namespace
 
 void dw::remember(const char *what) noexcept {
   try {
@@ -39,9 +54,11 @@ int dw_allow_tf32_convolutions(int allow) {
   });
 }
 
-// Deterministic algorithms wherever libtorch has one; it warns on standard error where it has none.
+// Deterministic algorithms wherever libtorch has one; where it has none it warns on standard error, once each.
 int dw_deterministic(int on) {
   return dw::status([&] {
+    static Once once;
+    if (on) c10::WarningUtils::set_warning_handler(&once);
     auto &context = at::globalContext();
     context.setDeterministicAlgorithms(on != 0, /*warn_only=*/true);
     context.setDeterministicCuDNN(on != 0);

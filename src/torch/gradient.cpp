@@ -35,6 +35,6 @@ void *dw_on_gradient(const Tensor *param, void (*call)(void *), void *context, v
   });
 }
 
-// Lets go of a hook.
+// Removes a hook.
 void dw_forget_gradient(void *hook) { delete static_cast<std::shared_ptr<torch::autograd::Node> *>(hook); }
 }

@@ -53,7 +53,7 @@ pub fn peak_bytes(device: Device) -> Result<Option<u64>> {
     u64::try_from(bytes).map(Some).map_err(|_| last_error())
 }
 
-/// Forgets the largest number so far; nothing on the CPU.
+/// Starts [`peak_bytes`] anew; does nothing on the CPU.
 ///
 /// # Errors
 /// libtorch has no allocator for the device.

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/_fused_sgd.h>
 
+#include <vector>
+
 #include "common.h"
 
 extern "C" {
@@ -10,7 +12,9 @@ extern "C" {
 int dw_fused_sgd(const at::Tensor *param, const at::Tensor *grad, const at::Tensor *velocity, double weight_decay,
                  double momentum, double lr) {
   return dw::status([&] {
-    at::_fused_sgd_({*param}, {*grad}, {*velocity}, weight_decay, momentum, lr, /*dampening=*/0.0,
+    // libtorch takes momentum buffers only with a momentum.
+    const auto velocities = momentum == 0.0 ? std::vector<at::Tensor>{} : std::vector<at::Tensor>{*velocity};
+    at::_fused_sgd_({*param}, {*grad}, velocities, weight_decay, momentum, lr, /*dampening=*/0.0,
                     /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
   });
 }

@@ -35,6 +35,16 @@ mod tests {
     use tch::{Device, Kind};
 
     #[test]
+    fn without_momentum() {
+        let mut p = Params::new(Kind::Float, Device::Cpu);
+        let w = p.param("w", &[1], Init::Const(1.0), true, true);
+        let mut flat = Flat::new(&mut p).unwrap();
+        (&w * 3.0).sum(Kind::Float).backward();
+        step(&mut flat, 0.5, 0.0, 0.0, 1.0).unwrap();
+        assert_eq!(w.double_value(&[0]), -0.5);
+    }
+
+    #[test]
     fn two_steps_by_hand() {
         let mut p = Params::new(Kind::Double, Device::Cpu);
         let w = p.param("w", &[1], Init::Const(1.0), true, true);

@@ -13,7 +13,6 @@ mod loss;
 mod network;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use case::{Case, Check};
 use dw::device::{self, Choice, Precision};
@@ -31,16 +30,16 @@ const KINDS: [(&str, &[Kind], Check); 6] = [
     ("coco", &[Kind::Double], coco::check),
 ];
 
-fn main() -> ExitCode {
+fn main() {
     let choice = if std::env::var("DW_DEVICE").is_ok_and(|d| d == "cuda") { Choice::Cuda } else { Choice::Cpu };
     device::open(choice);
     match device::pick(choice, &Topology::from_env()) {
         Ok(device) => case::set_device(device),
-        Err(e) => return libtest_mimic::run(&Arguments::from_args(), vec![failing("device", e.to_string())]).exit_code(),
+        Err(e) => return finish(&Arguments::from_args(), vec![failing("device", e.to_string())]),
     }
     // f32 is IEEE's: the tolerances are.
     if let Err(e) = Precision::F32.apply() {
-        return libtest_mimic::run(&Arguments::from_args(), vec![failing("precision", e.to_string())]).exit_code();
+        return finish(&Arguments::from_args(), vec![failing("precision", e.to_string())]);
     }
     tch::set_num_threads(1);
     let args = Arguments::from_args();
@@ -79,7 +78,13 @@ fn main() -> ExitCode {
     if not_run > 0 && !args.list {
         println!("golden: {not_run} cases of other kinds not run");
     }
-    libtest_mimic::run(&args, trials).exit_code()
+    finish(&args, trials)
+}
+
+/// Runs the trials and ends the process as the programs do: without the destructors of libraries that threads may be in.
+fn finish(args: &Arguments, trials: Vec<Trial>) {
+    let failed = libtest_mimic::run(args, trials).has_failed();
+    dw_launch::abort::exit_now(if failed { 101 } else { 0 })
 }
 
 fn failing(name: &str, why: String) -> Trial {

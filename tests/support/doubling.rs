@@ -10,14 +10,14 @@ use dw_launch::nccl::SideStream;
 use dw_launch::{Buffer, Collectives, Number, Op, Result};
 use tch::{Device, Kind, Tensor};
 
-/// Passes over [`Doubling::ballast`] before a sum: milliseconds on a GPU.
+/// Passes over [`Doubling::delay_tensor`] before a sum: milliseconds on a GPU.
 const DELAY: usize = 40;
 
 pub struct Doubling {
     device: Device,
     side: Option<CudaSide>,
     /// What the delays work on.
-    ballast: Mutex<Tensor>,
+    delay_tensor: Mutex<Tensor>,
     /// Of each sum its buffer before.
     before: Mutex<Vec<Tensor>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -38,14 +38,14 @@ impl Doubling {
     pub fn new(device: Device) -> Self {
         let side = if let Device::Cuda(index) = device { Some(CudaSide::new(index).unwrap()) } else { None };
         let numbers = if device.is_cuda() { 64 << 20 } else { 1 };
-        let ballast = Mutex::new(Tensor::ones([numbers], (Kind::Float, device)));
-        Self { device, side, ballast, before: Mutex::default(), threads: Mutex::default() }
+        let delay_tensor = Mutex::new(Tensor::ones([numbers], (Kind::Float, device)));
+        Self { device, side, delay_tensor, before: Mutex::default(), threads: Mutex::default() }
     }
 
     fn delay(&self) {
         if self.device.is_cuda() {
-            let mut ballast = self.ballast.lock().unwrap();
-            (0..DELAY).for_each(|_| drop(ballast.g_mul_scalar_(1.0)));
+            let mut delay_tensor = self.delay_tensor.lock().unwrap();
+            (0..DELAY).for_each(|_| drop(delay_tensor.g_mul_scalar_(1.0)));
         }
     }
 

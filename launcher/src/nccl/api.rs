@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use dw_base::text::with_causes;
 use libloading::os::unix::{Library as Dynamic, RTLD_NOW};
 
+use crate::abort::{Failure, classify};
 use crate::collectives::{Error, Result};
 
 /// Soname of the library: what libtorch's CUDA half depends on.
@@ -234,10 +235,13 @@ impl Api {
             |p: *const c_char| unsafe { CStr::from_ptr(p) }.to_string_lossy().trim().to_owned();
         let [text, detail] = texts.map(|p| if p.is_null() { String::new() } else { read(p) });
         let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
-        Err(Error::Failed(format!(
-            "NCCL: {doing} failed with code {code}: {text}{detail}\n\
-             hint: NCCL_DEBUG=INFO tells more"
-        )))
+        let text = format!(
+            "NCCL: {doing} failed with code {code}: {text}{detail}\nhint: NCCL_DEBUG=INFO tells more"
+        );
+        Err(match classify(&text) {
+            Some(Failure::Memory | Failure::Threads) => Error::Resources(text),
+            _ => Error::Failed(text),
+        })
     }
 }
 
