@@ -68,7 +68,7 @@ fn main() {
     if device.is_cuda() && cfg!(feature = "mpi") && (tch::Cuda::device_count() > 1 || shares) {
         trials.push(trial("two_ranks_follow_the_cpu", move || training(device, 2)));
     }
-    finish(trials)
+    finish(trials);
 }
 
 /// Runs the trials and ends the process as the programs do: without the destructors of libraries that threads may be in.

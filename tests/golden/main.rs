@@ -78,7 +78,7 @@ fn main() {
     if not_run > 0 && !args.list {
         println!("golden: {not_run} cases of other kinds not run");
     }
-    finish(&args, trials)
+    finish(&args, trials);
 }
 
 /// Runs the trials and ends the process as the programs do: without the destructors of libraries that threads may be in.
