@@ -56,7 +56,8 @@ new_id=$(commit_id "${commits[1]}")
 command -v mpirun >/dev/null || die "mpirun is missing" "make setup"
 command -v python3 >/dev/null || die "python3 is missing (it compares the files)" "make setup"
 config=.cargo/config.toml
-[ -f $config ] || [ -n "${LIBTORCH:-}" ] || die "$config is missing: libtorch is not set up" "make setup"
+[ -f $config ] || [ -n "${LIBTORCH:-}" ] ||
+  die "$config is missing: libtorch is not set up" "make setup"
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dw/same-losses
 mkdir -p "$cache/bin"
@@ -119,7 +120,8 @@ new_bin=$(binaries "$new_id")
 
 # The pictures are drawn once, so that both commits see the same. Each commit packs them itself: it
 # reads its own format, and a packing that changes pixels or boxes shows in the losses.
-"$old_bin/dw-pack" synth "$temp/shapes" --images 32 --val 8 --seed 11 --classes 6 >"$temp/log" 2>&1 ||
+picture_set=("$temp/shapes" --images 32 --val 8 --seed 11 --classes 6)
+"$old_bin/dw-pack" synth "${picture_set[@]}" >"$temp/log" 2>&1 ||
   die "${commits[0]} cannot draw a data set: $(tail -n 1 "$temp/log")"
 for side in old new; do
   bin=${side}_bin
@@ -280,7 +282,7 @@ stop_by_signal() { # SIDE ARGUMENTS...: USR1 once a few steps are done
   worker=$!
   for ((n = 0; n < 1200 && rows < 3; n++)); do
     sleep 0.05
-    rows=$(cat "$temp/$side-parts/metrics.jsonl" 2>/dev/null | wc -l)
+    rows=$({ wc -l <"$temp/$side-parts/metrics.jsonl"; } 2>/dev/null || echo 0)
     kill -0 $worker 2>/dev/null || break
   done
   kill -USR1 $worker 2>/dev/null || true
