@@ -100,7 +100,7 @@ build() { # COMMIT: leaves dw-train and dw-pack in `binaries COMMIT`
     tail -n 30 "$temp/log" >&2
     die "${id:0:10} does not build"
   }
-  "$cache/target/release/dw-train" --version 2>/dev/null | grep -q "(${id:0:10}" ||
+  [[ "$("$cache/target/release/dw-train" --version 2>/dev/null)" == *"(${id:0:10}"* ]] ||
     die "the dw-train that was built is not that of ${id:0:10}" "rm -rf $cache"
   mkdir -p "$bin.part"
   cp "$cache/target/release/dw-train" "$cache/target/release/dw-pack" "$bin.part"
