@@ -132,7 +132,7 @@ done
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 # A network of every commit starts from the same random weights; thread counts decide the order of
 # sums. Untrained networks have low scores: all are kept, so that AP is not 0 for want of boxes.
-common=(--init random --device cpu --set train.threads=1 --set data.workers=1
+common=(--device cpu --set model.init=random --set train.threads=1 --set data.workers=1
   --set eval.score_threshold=0.0 --set eval.every_epochs=0)
 # Eight steps, warm-up and clipping among them.
 demo=(demo --set train.epochs=1 --set train.lr_steps=[] --set train.warmup_steps=4)
@@ -338,6 +338,11 @@ if [ -z "$quick" ]; then
   run "demo f32 paper, no refinement" 1 "${demo[@]}" "${f32[@]}" "${paper[@]}" "${plain[@]}"
   run "demo f32 frozen_bn" 1 "${demo[@]}" "${f32[@]}" --set model.norm=frozen_bn
   run "demo f32 bn" 1 "${demo[@]}" "${f32[@]}" --set model.norm=bn
+  # Nothing is frozen in a network that starts from random weights.
+  if train old start 1 "${common[@]}" "${r50[@]}" "${f32[@]}"; then
+    cp "$temp"/old-start/checkpoints/step-*/model.safetensors "$temp/r50.safetensors"
+  fi
+  run "R-50 f32 frozen stages" 1 "${r50[@]}" "${f32[@]}" --set "model.init=$temp/r50.safetensors"
   run "R-50 f32 gn" 1 "${r50[@]}" "${f32[@]}" --set model.norm=gn
   run "R-50 f32 DCN" 1 "${r50[@]}" "${f32[@]}" --set model.dcn_stages=[5] \
     --set model.dcn_last_conv=true
