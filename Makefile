@@ -12,7 +12,7 @@ DW_GOLDENS_MORE ?= $(if $(filter file,$(origin DW_GOLDENS)),../shared/goldens-dc
 GOLDENS = $(DW_GOLDENS)$(addprefix :,$(wildcard $(DW_GOLDENS_MORE)))
 DW_DATA ?= ../shared/data
 
-.PHONY: test-setup help setup build demo test lint test-golden test-shared soak bench gpu-check gpu-bench clean
+.PHONY: test-setup help setup build demo test lint test-golden test-shared soak bench gpu-kit gpu-acceptance clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -50,11 +50,11 @@ soak: build ## long runs: over-fitting, faults, kills, SLURM, fuzzing (about 75 
 bench: build ## speed against the peers, in one run
 	@BIN=$(BIN) DW_DATA="$(DW_DATA)" benches/run.sh
 
-gpu-check: build ## on a machine with an NVIDIA GPU: the network, NCCL and a short training against the CPU
-	@DW_GPU=1 cargo test --locked --release --test gpu -- --test-threads 1
+gpu-kit: setup ## what the GPU acceptance needs on a machine without Rust: target/gpu-kit
+	@tools/gpu-kit.sh
 
-gpu-bench: build ## on a machine with an NVIDIA GPU: step time against torchvision
-	@benches/gpu.sh
+gpu-acceptance: gpu-kit ## on a machine with one NVIDIA GPU: correctness and speed, one table
+	@benches/gpu_acceptance.sh
 
 clean: ## remove this clone's build and demo results (the machine's caches stay)
-	@rm -rf target demo-out soak-out bench-out
+	@rm -rf target demo-out soak-out bench-out gpu-acceptance-out

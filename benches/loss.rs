@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use dw::assign::dw::{CenterPrior, Inputs, terms};
 use dw::assign::{DwConfig, Formula, PairsBuilder};
 use dw::boxes::{STRIDES, level_sizes};
 use dw::data::sampler::{stream, unit};
-use dw::loss::reduce;
+use dw::model::Outputs;
+use dw::train::step::loss_of;
 use dw_launch::World;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -98,20 +98,23 @@ fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -
     let pairs_s = began.elapsed().as_secs_f64();
 
     let options = (Kind::Float, Device::Cpu);
-    let p: i64 = sizes.iter().map(|(h, w)| h * w).sum();
-    let levels: Vec<Tensor> = sizes.iter().zip(STRIDES).map(|((h, w), s)| Tensor::full([h * w, 1], s, options)).collect();
-    let strides = Tensor::cat(&levels, 0);
-    let cls = (Tensor::randn([IMAGES, p, CLASSES], options) - 3.0).set_requires_grad(true);
-    let objectness = Tensor::randn([IMAGES, p], options).set_requires_grad(true);
-    let distances = (Tensor::rand([IMAGES, p, 4], options) * 8.0 * strides).set_requires_grad(true);
-    let (mean, sigma) = (Tensor::zeros([CLASSES, 2], options), Tensor::full([CLASSES, 2], 1.11, options));
+    // One tensor a level, as the head makes them.
+    let levels = |channels: i64, make: &dyn Fn(Tensor, f64) -> Tensor| -> Vec<Tensor> {
+        let shape = |(h, w): &(i64, i64)| [IMAGES, channels, *h, *w];
+        let made = sizes.iter().zip(STRIDES).map(|(size, s)| make(Tensor::randn(shape(size), options), s as f64));
+        made.map(|t| t.set_requires_grad(true)).collect()
+    };
+    let predicted = Outputs {
+        cls: levels(CLASSES, &|t, _| t - 3.0),
+        distances: levels(4, &|t, stride| t.uniform(0.0, 8.0 * stride)),
+        objectness: levels(1, &|t, _| t),
+    };
+    let prior = (Tensor::zeros([CLASSES, 2], options), Tensor::full([CLASSES, 2], 1.11, options));
     let before = reset_peak_mib();
     let mut times = vec![];
     for n in 0..steps + 2 {
         let began = Instant::now();
-        let prior = CenterPrior { mean: &mean, sigma: &sigma };
-        let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
-        let loss = reduce(&terms(rule, &inputs).0, false, &World::solo()).expect("one process");
+        let (loss, _) = loss_of(rule, &predicted, &prior, &pairs, false, &World::solo()).expect("one process");
         let forward = began.elapsed().as_secs_f64();
         loss.local.backward();
         if n >= 2 {
@@ -120,7 +123,7 @@ fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -
     }
     times.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (total, forward) = times[times.len() / 2];
-    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "formula": rule.formula, "boxes": count, "pairs": pairs.point.numel(),
+    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "formula": rule.formula, "precision": "f32", "boxes": count, "pairs": pairs.point.numel(),
         "step_s_median": total, "forward_s": forward, "pairs_s": pairs_s, "peak_mib": peak_mib() - before})
 }
 

@@ -9,19 +9,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use dw::assign::dw::{CenterPrior, Inputs, terms};
 use dw::assign::{DwConfig, PairTensors, PairsBuilder};
 use dw::boxes::level_sizes;
-use dw::config::{self, TrainConfig};
+use dw::config;
 use dw::data::sampler::{stream, unit};
-use dw::device::{self, Choice, Precision};
+use dw::device::{self, Choice, Precision, upload};
 use dw::join::join;
-use dw::loss::reduce;
 use dw::model::Detector;
 use dw::torch::{self, Profile};
-use dw::train::buckets::{Buckets, Cost, buffer_of};
-use dw::train::flat::Flat;
-use dw::train::{sgd, to_device};
+use dw::train::buckets::{Cost, buffer_of};
+use dw::train::step::{Input, Step};
 use dw_launch::{Op, Topology, World};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -70,15 +67,11 @@ fn precision(text: &str) -> Result<Precision, String> {
     known.into_iter().find(|p| p.name() == text).ok_or_else(|| "expected auto, f32, tf32 or f64".into())
 }
 
-/// Everything that a step needs.
-struct Step {
-    net: Detector,
-    flat: Flat,
-    buckets: Buckets,
+/// A step with the batch that it computes on again and again.
+struct Repeated {
+    step: Step,
     images: Tensor,
     pairs: PairTensors,
-    rule: DwConfig,
-    world: Arc<World>,
     device: Device,
 }
 
@@ -97,7 +90,7 @@ fn main() {
     tch::manual_seed(0);
     let job = join(device, &mut None).expect("the other ranks");
     let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
-    let mut step = Step::new(&a, precision.kind(), device, &world);
+    let mut step = Repeated::new(&a, precision.kind(), device, &world);
     job.barrier("start").expect("peers");
     for _ in 0..a.warmup {
         step.run();
@@ -115,9 +108,9 @@ fn main() {
     let device_peak = torch::peak_bytes(device).expect("the allocator").map(|b| b >> 20);
     let median = middle(&mut times);
     let ranks = world.size();
-    let (count, alone) = step.buckets.facts();
+    let (count, alone) = step.step.communication();
     let exposed = middle(&mut costs);
-    let bare = bare_all_reduce(&step.flat.grads, &world);
+    let bare = bare_all_reduce(&step.step.flat.grads, &world);
     let syncs = a.count_syncs.then(|| step.syncs(a.steps));
     if let Some(path) = &a.trace {
         step.trace(path);
@@ -128,52 +121,39 @@ fn main() {
             "threads": a.threads, "device": format!("{device:?}"), "precision": precision.name(), "ranks": ranks, "apart": a.apart,
             "step_s_median": median, "step_s_min": times[0], "images_per_s": (a.batch * ranks as i64) as f64 / median,
             "forward_s": parts[0], "loss_s": parts[1], "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib(),
-            "device_peak_mib": device_peak, "syncs_per_step": syncs, "traced_steps": TRACED, "buckets": count,
-            "gradient_mib": step.flat.grads.numel() as f64 / 262_144.0, "comm_exposed_s": exposed, "comm_alone_s": alone,
+            "device_peak_mib": device_peak, "syncs_per_step": syncs, "trace_steps": TRACED, "buckets": count,
+            "gradient_mib": step.step.flat.grads.numel() as f64 / 262_144.0, "comm_exposed_s": exposed, "comm_alone_s": alone,
             "comm_hidden": 1.0 - exposed / alone.max(1e-12), "bare_all_reduce_s": bare});
         println!("{row}");
     }
     job.leave(0);
 }
 
-impl Step {
+impl Repeated {
     fn new(a: &Args, kind: Kind, device: Device, world: &Arc<World>) -> Self {
         let config = config::load(&a.config, &[]).expect("a configuration");
-        let mut net = Detector::new(&config.model, 80, kind, device);
-        let flat = Flat::new(&mut net.params).expect("memory");
-        let images = to_device(&Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu)), device, kind);
-        let buckets = Buckets::new(&net.params, &flat, &TrainConfig::default(), world).expect("hooks");
-        let rule = DwConfig::default();
-        let pairs = pairs(a, &rule).to(kind, device);
-        Self { net, flat, buckets, images, pairs, rule, world: world.clone(), device }
+        let net = Detector::new(&config.model, 80, kind, device);
+        let step = Step::new(net, &config, world).expect("memory");
+        let images = Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu));
+        let pairs = pairs(a, &config.assign).to(kind, device);
+        Self { step, images: upload(&images, device, kind), pairs, device }
     }
 
     /// Now, when the device has done what the host has enqueued.
-    fn mark(&self) -> Instant {
-        if let Device::Cuda(index) = self.device {
+    fn mark(device: Device) -> Instant {
+        if let Device::Cuda(index) = device {
             tch::Cuda::synchronize(index as i64);
         }
         Instant::now()
     }
 
-    /// One step with the times between its parts.
-    fn run(&mut self) -> ([Instant; 5], Cost) {
-        let start = self.mark();
-        let out = self.net.forward(&self.images, true);
-        let (cls, distances, objectness) = out.flatten();
-        let forward = self.mark();
-        let (mean, sigma) = &self.net.head().prior;
-        let prior = CenterPrior { mean, sigma };
-        let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &self.pairs, prior };
-        let loss = reduce(&terms(&self.rule, &inputs).0, false, &self.world).expect("peers");
-        let assigned = self.mark();
-        let cost = self.buckets.backward(&loss.local).expect("peers");
-        let backward = self.mark();
-        // As training does: the finite check reads the norm.
-        let norm = self.flat.grad_norm().expect("a number");
-        assert!(norm.is_finite(), "the gradient's norm is {norm}");
-        sgd::step(&mut self.flat, 1e-5, 0.9, 1e-4, 1.0).expect("the update");
-        ([start, forward, assigned, backward, self.mark()], cost)
+    /// One step with the times before, between and after its parts.
+    fn run(&mut self) -> (Vec<Instant>, Cost) {
+        let mut marks = vec![Self::mark(self.device)];
+        let input = Input { images: &self.images, pairs: &self.pairs };
+        let done = self.step.run(input, 1e-5, false, None, |_| marks.push(Self::mark(self.device))).expect("peers");
+        assert!(done.is_finite(), "{done:?}");
+        (marks, done.cost)
     }
 
     /// Calls of one step that wait for the GPU, the marks between its parts left out.
@@ -189,7 +169,7 @@ impl Step {
             })
             .map_or(0, |c| c.1)
         };
-        let marks = torch::count_syncs(|| self.mark()).map_or(0, |c| c.1) as f64;
+        let marks = torch::count_syncs(|| Self::mark(self.device)).map_or(0, |c| c.1) as f64;
         count(steps, self) as f64 / steps as f64 - 5.0 * marks
     }
 

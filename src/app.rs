@@ -1,10 +1,11 @@
 //! What the binaries share: the order of start-up, logging, reporting an error once, exit codes, saved weights.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dw_base::text::shown;
+use dw_launch::abort::exit_now;
 use dw_launch::{Topology, World};
 use tch::Device;
 
@@ -40,7 +41,7 @@ pub fn parse<C: clap::Parser>() -> C {
     C::try_parse().unwrap_or_else(|e| {
         if e.kind() == clap::error::ErrorKind::DisplayVersion {
             println!("{} {}", C::command().get_name(), version());
-            leave(0)
+            exit_now(0)
         }
         e.exit()
     })
@@ -99,17 +100,7 @@ fn finish(world: Option<Arc<World>>, code: u8) -> ! {
     if let Some(world) = world {
         world.leave(code.into());
     }
-    leave(code)
-}
-
-/// Ends the process without running the destructors of libraries. Threads of the loader may still be inside
-/// libtorch or the CUDA runtime, whose destructors would then crash, and a run that was preempted (75) would
-/// look like a bug.
-fn leave(code: u8) -> ! {
-    // Standard output is buffered; whoever reads it may be gone.
-    let _ = std::io::stdout().flush();
-    // SAFETY: ends the process at once; everything that must be on disk was synced before.
-    unsafe { libc::_exit(code.into()) }
+    exit_now(code.into())
 }
 
 /// Reports an error and ends the job.
@@ -130,7 +121,7 @@ fn fail(e: &Error, topology: &Topology, world: Option<Arc<World>>) -> ! {
     dw_launch::abort::last_words(&format!("{place}error: {e}"));
     match world {
         Some(world) => world.abort(e.exit_code(), &e.to_string()),
-        None => leave(e.exit_code() as u8),
+        None => exit_now(e.exit_code()),
     }
 }
 
@@ -203,6 +194,7 @@ impl Saved {
         }
         let precision = self.config.train.precision.for_evaluation(device);
         precision.apply()?;
+        tracing::info!("the network runs in {} on {device:?}", precision.name());
         let mut detector = Detector::new(&self.config.model, data.categories().len(), precision.kind(), device);
         let mut report = weights::load(&file, &mut detector.params)?;
         // A count of batches that nothing reads; files of older programs lack it.

@@ -71,10 +71,9 @@ impl Error {
             Self::Weights(e) => e.exit_code() as i32,
             Self::Metric(e) => e.exit_code().into(),
             Self::Peer(e) if e.out_of_resources() => 5,
-            Self::Peer(_) => 4,
+            Self::Peer(_) | Self::Device(_) => 4,
             Self::Preempted(_) => 75,
             Self::Resources(_) => 5,
-            Self::Device(_) => 4,
             Self::Torch(e) => classify(&e.to_string()).map_or(70, Failure::exit_code),
         }
     }

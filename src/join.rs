@@ -162,7 +162,9 @@ mod tests {
             fn scale<T: Copy + std::ops::Mul<Output = T>>(ptr: *mut c_void, count: usize, by: T) {
                 // SAFETY: the caller of `start_sum` vouches for the buffer.
                 let all = unsafe { std::slice::from_raw_parts_mut(ptr.cast::<T>(), count) };
-                all.iter_mut().for_each(|v| *v = *v * by);
+                for v in all {
+                    *v = *v * by;
+                }
             }
             match b.number {
                 Number::F64 => scale(b.ptr, b.count, 1.0 + self.second_adds),

@@ -13,6 +13,8 @@ pub struct Loss {
     pub local: Tensor,
     /// Every term over the global batch.
     pub terms: Vec<(&'static str, f64)>,
+    /// What each term's sum was divided by.
+    pub denominators: Vec<f64>,
     /// Ranks that want to stop after this step.
     pub stop_votes: usize,
 }
@@ -41,11 +43,12 @@ pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Loss> {
     host.push(f64::from(u8::from(stop)));
     world.all_reduce(&mut host, Op::Sum, "loss")?;
     let mut local = Tensor::zeros_like(&terms[0].sum.detach());
-    let mut values = vec![];
+    let (mut values, mut denominators) = (vec![], vec![]);
     for (t, pair) in terms.iter().zip(host.chunks_exact(2)) {
         let denominator = pair[1].max(1.0);
         local += &t.sum / denominator;
         values.push((t.name, pair[0] / denominator));
+        denominators.push(denominator);
     }
-    Ok(Loss { local, terms: values, stop_votes: host[host.len() - 1] as usize })
+    Ok(Loss { local, terms: values, denominators, stop_votes: host[host.len() - 1] as usize })
 }

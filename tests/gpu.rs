@@ -1,6 +1,6 @@
 //! What a device must do: the same numbers as the CPU, sums and streams in order, ends with the right codes. `DW_DEVICE`
 //! names the device (`cuda` or `cpu`); without it a GPU is taken where there is one, else the CPU, on which the same code
-//! runs. `DW_LOADED=1` prints the libraries that are loaded once the device has been used, and nothing else.
+//! runs. `DW_LOADED=1` prints the libraries that are loaded after each trial.
 #![expect(clippy::print_stdout, reason = "one line a library for scripts")]
 
 mod support;
@@ -9,18 +9,16 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dw::assign::dw::{CenterPrior, Inputs, terms};
-use dw::assign::{DwConfig, PairsBuilder};
+use dw::assign::PairsBuilder;
 use dw::boxes::level_sizes;
 use dw::config::{GradCompression, TrainConfig};
 use dw::device::{self, Choice, Precision, cuda};
 use dw::join::self_test;
-use dw::loss::reduce;
 use dw::model::Detector;
 use dw::torch::CudaSide;
 use dw::train::buckets::{Buckets, buffer_of};
 use dw::train::flat::Flat;
-use dw::train::to_device;
+use dw::train::step::Step;
 use dw_launch::nccl::{self, Library, Nccl};
 use dw_launch::{Op, Solo, Topology, World};
 use libtest_mimic::{Arguments, Trial};
@@ -46,9 +44,6 @@ fn main() -> ExitCode {
         }
     };
     Precision::F32.apply().unwrap();
-    if std::env::var_os("DW_LOADED").is_some() {
-        return loaded(device);
-    }
     if std::env::var_os(ABORT).is_some() {
         world(device).abort(4, "as told");
     }
@@ -73,18 +68,13 @@ fn main() -> ExitCode {
 fn trial(name: &str, check: impl FnOnce() + Send + 'static) -> Trial {
     Trial::test(name, move || {
         check();
+        if std::env::var_os("DW_LOADED").is_some() {
+            for path in cuda::loaded_libraries() {
+                println!("loaded: {}", path.display());
+            }
+        }
         Ok(())
     })
-}
-
-/// The libraries that are loaded when convolutions and products have run.
-fn loaded(device: Device) -> ExitCode {
-    let _ = gradients(device, Kind::Float);
-    let _ = Tensor::ones([8, 8], (Kind::Float, device)).matmul(&Tensor::ones([8, 8], (Kind::Float, device)));
-    for path in cuda::loaded_libraries() {
-        println!("loaded: {}", path.display());
-    }
-    ExitCode::SUCCESS
 }
 
 /// This process as the only rank: NCCL on a GPU.
@@ -110,28 +100,22 @@ fn detector(device: Device, kind: Kind) -> Detector {
 }
 
 fn images(device: Device, kind: Kind) -> Tensor {
-    to_device(&Tensor::rand([2, 3, 96, 128], (kind, Device::Cpu)), device, kind)
+    device::upload(&Tensor::rand([2, 3, 96, 128], (kind, Device::Cpu)), device, kind)
 }
 
 /// Loss and all gradients of a small network on a device, in one vector.
 fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
-    let here = detector(device, kind);
-    let rule = DwConfig::default();
+    let config = dw::config::load("smoke", &[]).unwrap();
+    let mut step = Step::new(detector(device, kind), &config, &Arc::new(World::solo())).unwrap();
     let levels = level_sizes(96, 128);
-    let mut builder = PairsBuilder::new(&levels, 3, &rule);
+    let mut builder = PairsBuilder::new(&levels, 3, &config.assign);
     builder.image(&[[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 110.0, 90.0]], &[0, 2]);
     builder.image(&[[5.0, 5.0, 30.0, 40.0]], &[1]);
-    let outputs = here.forward(&images(device, kind), true);
-    let (cls, distances, objectness) = outputs.flatten();
-    let (mean, sigma) = &here.head().prior;
-    let pairs = builder.finish().tensors().to(kind, device);
-    let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior: CenterPrior { mean, sigma } };
-    let loss = reduce(&terms(&rule, &inputs).0, false, &World::solo()).unwrap();
-    loss.local.backward();
-    let trained = here.params.entries.iter().filter(|e| e.trainable && e.tensor.grad().defined());
-    let flat: Vec<Tensor> =
-        trained.map(|e| e.tensor.grad().to_device(Device::Cpu).to_kind(Kind::Double).contiguous().reshape([-1])).collect();
-    (loss.total(), Tensor::cat(&flat, 0))
+    let pairs = builder.finish().tensors();
+    let predicted = step.forward(&images(device, kind));
+    let loss = step.loss(&predicted, &pairs, false).unwrap();
+    step.backward(&loss).unwrap();
+    (loss.total(), step.flat.grads.to_device(Device::Cpu).to_kind(Kind::Double))
 }
 
 fn network(device: Device) {

@@ -168,3 +168,34 @@ fn a_run_is_found_from_elsewhere() {
     let modes: Vec<u32> = files(folder.to_str().unwrap(), "").iter().map(|f| f.metadata().unwrap().permissions().mode()).collect();
     assert!(modes.iter().all(|m| *m == modes[0]), "{modes:?}");
 }
+
+/// `train.precision = "auto"` is settled before anything is compared or saved, so a run keeps its own.
+#[test]
+fn precision_is_part_of_the_run() {
+    let place = Place::new();
+    for (set, words) in [
+        ("train.precision=tf32", ["train.precision", "only GPUs have TF32"]),
+        ("train.precision=bf16", ["train.precision", "not in this version"]),
+        ("train.precision=fp16", ["fp16", "tf32"]),
+    ] {
+        says(&fails(&mut train(&place, &[set], &[]), 2), &words);
+    }
+    run(&mut train(&place, &["train.max_steps=2", "train.precision=f32"], &[]));
+    says(&text(&place, "config.toml"), &["precision = \"f32\""]);
+    // What `auto` stands for on a CPU.
+    run(&mut train(&place, &["train.precision=auto"], &[]));
+    assert_eq!(place.steps("w").len(), 4);
+    let e = fails(&mut train(&place, &["train.precision=f64"], &[]), 2);
+    says(&e, &["train.precision: \"f32\" -> \"f64\""]);
+}
+
+/// libtorch's deterministic algorithms change nothing where a run is deterministic anyway.
+#[test]
+fn deterministic_on_a_cpu_is_the_same_run() {
+    let place = Place::new();
+    let losses = |work: &str, set: &str| {
+        run(launch(0, "dw-train").args(place.train_args(work, &[&SHORT[..], &[set]].concat())));
+        place.losses(work)
+    };
+    assert_eq!(losses("a", "train.deterministic=false"), losses("b", "train.deterministic=true"));
+}

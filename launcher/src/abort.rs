@@ -75,6 +75,15 @@ fn describe(info: &PanicHookInfo) -> String {
     format!("thread '{thread}' panicked at {place}:\n{text}{trace}")
 }
 
+/// Ends the process without running the destructors of libraries. Threads (of the loader, of NCCL) may still
+/// be inside libtorch or the CUDA runtime, whose destructors would then crash, and the exit code would be lost.
+pub fn exit_now(code: i32) -> ! {
+    // Standard output is buffered; whoever reads it may be gone.
+    let _ = std::io::stdout().flush();
+    // SAFETY: ends the process at once; everything that must be on disk was synced before.
+    unsafe { libc::_exit(code) }
+}
+
 static CODE: AtomicI32 = AtomicI32::new(70);
 
 extern "C" fn on_alarm(_: c_int) {

@@ -195,6 +195,6 @@ impl Collectives for Solo {
     }
 
     fn abort(&self, code: i32) -> ! {
-        std::process::exit(code)
+        crate::abort::exit_now(code)
     }
 }

@@ -7,7 +7,7 @@ pub mod cuda;
 mod precision;
 
 use dw_launch::Topology;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 pub use precision::Precision;
@@ -48,17 +48,16 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
             Ok(Device::Cuda(index))
         }
         Err(why) if choice == Choice::Cuda => Err(Error::Usage(format!("--device cuda: {why}\n{HINT}"))),
-        Err(why) => match cuda::visible_gpu() {
-            Some(sign) => {
-                Err(Error::Usage(format!("--device auto: {sign}, but CUDA cannot be used: {why}\n{HINT}; --device cpu runs on the CPU")))
+        Err(why) => {
+            if let Some(sign) = cuda::visible_gpu() {
+                let text = format!("--device auto: {sign}, but CUDA cannot be used: {why}");
+                return Err(Error::Usage(format!("{text}\n{HINT}; --device cpu runs on the CPU")));
             }
-            None => {
-                if topology.rank == 0 {
-                    tracing::info!("no GPU is visible: running on the CPU");
-                }
-                Ok(Device::Cpu)
+            if topology.rank == 0 {
+                tracing::info!("no GPU is visible: running on the CPU");
             }
-        },
+            Ok(Device::Cpu)
+        }
     }
 }
 
@@ -75,6 +74,13 @@ pub fn deterministic(on: bool) -> Result<()> {
         unsafe { std::env::set_var(WORKSPACE, ":4096:8") };
     }
     Ok(crate::torch::deterministic(on)?)
+}
+
+/// Images to the device in the network's kind, channels-last: the layout of the weights.
+pub fn upload(images: &Tensor, device: Device, kind: Kind) -> Tensor {
+    // Page-locked images (the loader's, for a GPU) are copied while the host goes on.
+    let there = images.to_device_(device, images.kind(), true, false).to_kind(kind);
+    there.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
 const HINT: &str = "hint: `nvidia-smi` shows the driver (580 or newer is needed); `make setup` on this machine, \

@@ -56,6 +56,7 @@ impl Precision {
 
     /// What a network trained with this precision is evaluated with: as trained, and in f32 where a network
     /// of a GPU run is evaluated on a CPU.
+    #[must_use]
     pub fn for_evaluation(self, device: Device) -> Self {
         self.resolve(device).unwrap_or(Self::F32)
     }

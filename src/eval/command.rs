@@ -136,7 +136,7 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
             return without_truth(r, &detector, &job);
         }
         let began = Instant::now();
-        let report = evaluate(&detector, &job, &params)?;
+        let report = evaluate(&detector, &job, &mut None, &params)?;
         world.barrier("evaluation's end")?;
         if let Some(report) = report {
             tell(&d, &report.spent, Some(report.matching_s), began.elapsed().as_secs_f64());

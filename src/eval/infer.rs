@@ -13,9 +13,9 @@ use super::detect::{self, Box};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::augment::{Transform, batch, decode, padded, render};
+use crate::device::upload;
 use crate::error::{Error, Result};
 use crate::model::{Detector, head};
-use crate::train::to_device;
 
 /// Seconds that went into the parts, all threads and ranks together.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -63,7 +63,7 @@ pub fn detect_records(
         })?;
         spent.decode_s += clock.lap();
         let (scores, boxes, levels) = tch::no_grad(|| {
-            let outputs = detector.forward(&to_device(&input, device, detector.params.kind), false);
+            let outputs = detector.forward(&upload(&input, device, detector.params.kind), false);
             let levels: Vec<usize> = outputs.sizes().iter().map(|(h, w)| (h * w) as usize).collect();
             let (scores, boxes) = head::predictions(&outputs);
             Ok::<_, Error>((host(&scores)?, host(&boxes)?, levels))

@@ -5,6 +5,7 @@ pub mod command;
 pub mod detect;
 pub mod infer;
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -70,7 +71,7 @@ pub struct Report {
     /// The numbers.
     pub evaluation: Evaluation,
     /// Ground truth.
-    pub truth: Truth,
+    pub truth: Arc<Truth>,
     /// All detections, by image.
     pub detections: Vec<Detection>,
     /// What detecting cost.
@@ -94,14 +95,17 @@ pub struct Job<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// Evaluates on all ranks; rank 0 gets the report.
+/// Evaluates on all ranks; rank 0 gets the report. `truth` is read from the data the first time and kept there.
 ///
 /// # Errors
 /// Bad data, a lost peer, images that were not counted exactly once, a signal.
-pub fn evaluate(detector: &Detector, job: &Job, params: &Params) -> Result<Option<Report>> {
+pub fn evaluate(detector: &Detector, job: &Job, truth: &mut Option<Arc<Truth>>, params: &Params) -> Result<Option<Report>> {
     let Some((detections, spent)) = infer::detect_all(detector, job)? else { return Ok(None) };
     let began = Instant::now();
-    let truth = Truth::new(job.data)?;
+    let truth = match truth {
+        Some(known) => known.clone(),
+        None => truth.insert(Arc::new(Truth::new(job.data)?)).clone(),
+    };
     let evaluation = dw_metric::evaluate(&truth.problem(&detections), params);
     Ok(Some(Report { evaluation, truth, detections, spent, matching_s: began.elapsed().as_secs_f64() }))
 }

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::ModelConfig;
 use super::deform::{AnyConv, DeformConv};
 use super::layers::{Conv, ConvSpec, Norm, NormKind, Size};
-use super::params::{Init, Params};
+use super::params::{Init, Params, Role};
 use crate::boxes::{self, STRIDES};
 
 /// What the head says of one batch; one tensor a level.
@@ -93,9 +93,9 @@ impl Head {
             offset: config.refine.then(|| Conv::new(p, "bbox_head.reg_offset", conv(8, 0.0), true)),
             scales: (0..STRIDES.len()).map(|i| p.param(format!("bbox_head.scales.{i}.scale"), &[], Init::Const(1.0), true, true)).collect(),
             prior: (
-                p.buffer("bbox_head.center_prior.mean", &[classes, 2], 0.0),
+                p.buffer("bbox_head.center_prior.mean", &[classes, 2], 0.0, Role::Constant),
                 // 1 + 0.11, added in f32 as the released code does.
-                p.buffer("bbox_head.center_prior.sigma", &[classes, 2], f64::from(1.0f32 + 0.11f32)),
+                p.buffer("bbox_head.center_prior.sigma", &[classes, 2], f64::from(1.0f32 + 0.11f32), Role::Constant),
             ),
         }
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::params::{Init, Params};
+use super::params::{Init, Params, Role};
 
 /// Which norm layers the backbone has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,10 +113,12 @@ impl Norm {
         if kind == NormKind::Gn {
             return Self::Group { weight, bias, groups: groups(channels) };
         }
-        let mean = p.buffer(format!("{name}.running_mean"), &[channels], 0.0);
-        let var = p.buffer(format!("{name}.running_var"), &[channels], 1.0);
+        let fixed = kind == NormKind::FrozenBn || !trainable;
+        let role = if fixed { Role::Constant } else { Role::RunningStatistic };
+        let mean = p.buffer(format!("{name}.running_mean"), &[channels], 0.0, role);
+        let var = p.buffer(format!("{name}.running_var"), &[channels], 1.0, role);
         let _ = p.counter(format!("{name}.num_batches_tracked"));
-        Self::Batch { weight, bias, mean, var, fixed: kind == NormKind::FrozenBn || !trainable }
+        Self::Batch { weight, bias, mean, var, fixed }
     }
 
     /// Normalises `[B, C, H, W]`; `train` updates batch statistics where they are not fixed.

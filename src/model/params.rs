@@ -25,6 +25,19 @@ fn channels_last(t: &Tensor) -> Tensor {
     if t.dim() == 4 { t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { t.shallow_clone() }
 }
 
+/// What a named tensor is to the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A weight or bias, trained unless its stage is frozen.
+    Parameter,
+    /// A statistic that training changes (batch norm's running mean and variance); ranks keep it equal.
+    RunningStatistic,
+    /// A number that no step changes: statistics of frozen norm layers, priors.
+    Constant,
+    /// A count that nothing here reads, stored because loaders of other tools expect it.
+    Counter,
+}
+
 /// A named tensor.
 #[derive(Debug)]
 pub struct Entry {
@@ -36,8 +49,8 @@ pub struct Entry {
     pub trainable: bool,
     /// Weight decay applies (not to norm layers).
     pub decay: bool,
-    /// A statistic, not a parameter.
-    pub buffer: bool,
+    /// What it is.
+    pub role: Role,
 }
 
 /// All named tensors of one network.
@@ -57,10 +70,10 @@ impl Params {
         Self { entries: vec![], kind, device }
     }
 
-    fn push(&mut self, name: String, tensor: &Tensor, trainable: bool, decay: bool, buffer: bool) -> Tensor {
+    fn push(&mut self, name: String, tensor: &Tensor, trainable: bool, decay: bool, role: Role) -> Tensor {
         let tensor = channels_last(&tensor.to_device(self.device)).set_requires_grad(trainable);
         let shared = tensor.shallow_clone();
-        self.entries.push(Entry { name, tensor, trainable, decay, buffer });
+        self.entries.push(Entry { name, tensor, trainable, decay, role });
         shared
     }
 
@@ -83,23 +96,25 @@ impl Params {
                 t.uniform_(-bound, bound)
             }
         };
-        self.push(name.into(), &t, trainable, decay, false)
+        self.push(name.into(), &t, trainable, decay, Role::Parameter)
     }
 
-    /// Adds a statistic.
-    pub fn buffer(&mut self, name: impl Into<String>, shape: &[i64], value: f64) -> Tensor {
+    /// Adds numbers that SGD does not train, all `value` at the start.
+    pub fn buffer(&mut self, name: impl Into<String>, shape: &[i64], value: f64, role: Role) -> Tensor {
         let t = Tensor::full(shape, value, (self.kind, Device::Cpu));
-        self.push(name.into(), &t, false, false, true)
+        self.push(name.into(), &t, false, false, role)
     }
 
     /// Adds an integer counter (batch norm's `num_batches_tracked`, which loaders of other tools expect).
     pub fn counter(&mut self, name: impl Into<String>) -> Tensor {
-        self.push(name.into(), &Tensor::zeros([0i64; 0], (Kind::Int64, Device::Cpu)), false, false, true)
+        self.push(name.into(), &Tensor::zeros([0i64; 0], (Kind::Int64, Device::Cpu)), false, false, Role::Counter)
     }
 
     /// Number of trained and of all parameters.
     pub fn counts(&self) -> (usize, usize) {
-        let of = |only: bool| self.entries.iter().filter(|e| !e.buffer && (e.trainable || !only)).map(|e| e.tensor.numel()).sum();
+        let of = |only: bool| {
+            self.entries.iter().filter(|e| e.role == Role::Parameter && (e.trainable || !only)).map(|e| e.tensor.numel()).sum()
+        };
         (of(true), of(false))
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{COLORS, failed, font, save_png};
 use crate::error::{Error, Result};
-use crate::train::metrics;
+use crate::train::log::jsonl;
 
 const WIDTH: u32 = 1000;
 const HEIGHT: u32 = 720;
@@ -21,8 +21,8 @@ type Series = Vec<(String, Vec<(f64, f64)>)>;
 /// # Errors
 /// No such run, no steps in it yet, a file that cannot be written.
 pub fn draw(run: &Path, out: &Path) -> Result<()> {
-    let file = if run.is_dir() { run.join("metrics.jsonl") } else { run.to_owned() };
-    let rows = metrics::read(&file)?;
+    let file = if run.is_dir() { run.join(jsonl::NAME) } else { run.to_owned() };
+    let rows = jsonl::read(&file)?;
     let loss_names = ["loss", "loss_cls_pos", "loss_loc", "loss_cls_neg"];
     let losses = series(&rows, &loss_names);
     if losses.iter().all(|s| s.1.is_empty()) {

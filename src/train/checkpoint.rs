@@ -321,3 +321,45 @@ impl Checkpoint {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::model::params::{Init, Role};
+
+    /// Hundreds of tensors are copied as four buffers, and training on changes none of them.
+    #[test]
+    fn a_snapshot_is_four_copies() {
+        let mut params = Params::new(Kind::Float, Device::Cpu);
+        for i in 0..9 {
+            let _ = params.param(format!("w{i}"), &[4, 3, 3, 3], Init::Normal(1.0), i % 3 > 0, i % 2 == 0);
+            let _ = params.buffer(format!("b{i}"), &[5], f64::from(i), Role::Constant);
+            let _ = params.counter(format!("n{i}"));
+        }
+        let flat = Flat::new(&mut params).unwrap();
+        let values = |t: &Tensor| Vec::<f64>::try_from(t.to_kind(Kind::Double).contiguous().reshape([-1])).unwrap();
+        let before: Vec<Vec<f64>> = params.entries.iter().map(|e| values(&e.tensor)).collect();
+        let state = State { step: 1, seed: 0, global_batch: 1, data: 0, categories: vec![] };
+        let snapshot = Snapshot::take(state, &Config::default(), &params, &flat).unwrap();
+        tch::no_grad(|| params.entries.iter().for_each(|e| drop(e.tensor.shallow_clone().fill_(7))));
+        let names: Vec<&String> = snapshot.model.iter().map(|(name, _)| name).collect();
+        assert!(names.iter().copied().eq(params.entries.iter().map(|e| &e.name)), "every tensor, in the network's order");
+        for ((name, t), before) in snapshot.model.iter().zip(&before) {
+            assert_eq!(&values(t), before, "{name}");
+        }
+        // What is not trained lies in one buffer, without gaps; counters in another.
+        for kind in [Kind::Float, Kind::Int64] {
+            let mut end = None;
+            for (e, (name, t)) in params.entries.iter().zip(&snapshot.model) {
+                if e.trainable || t.kind() != kind {
+                    continue;
+                }
+                let start = t.data_ptr() as usize;
+                assert!(end.is_none_or(|end| end == start), "{name} is a copy of its own");
+                end = Some(start + t.numel() * kind.elt_size_in_bytes());
+            }
+        }
+    }
+}

@@ -10,7 +10,7 @@ use dw_weights::fetch::{Pinned, cache};
 
 use crate::app;
 use crate::error::{Error, Result};
-use crate::model::params::Entry;
+use crate::model::params::{Entry, Role};
 use crate::model::weights::{self as by_name, LoadReport};
 use crate::model::{Detector, ModelConfig, NormKind, Params};
 
@@ -70,7 +70,8 @@ const PARTS: [&str; 3] = ["backbone", "neck", "bbox_head"];
 fn counts(params: &Params, report: &LoadReport) -> Vec<(&'static str, usize, usize)> {
     let absent = absent(report);
     let count = |part: &'static str| {
-        let names: Vec<&str> = params.entries.iter().map(|e| e.name.as_str()).filter(|n| n.starts_with(part) && !is_counter(n)).collect();
+        let counted = params.entries.iter().filter(|e| e.role != Role::Counter);
+        let names: Vec<&str> = counted.map(|e| e.name.as_str()).filter(|n| n.starts_with(part)).collect();
         (part, names.iter().filter(|n| !absent.contains(*n)).count(), names.len())
     };
     PARTS.map(count).to_vec()
@@ -88,14 +89,11 @@ fn absent(report: &LoadReport) -> HashSet<&str> {
     report.missing.iter().map(String::as_str).chain(reshaped).collect()
 }
 
-fn is_counter(name: &str) -> bool {
-    name.ends_with(".num_batches_tracked")
-}
-
 /// Tensors of the backbone that no step changes, and that the file does not give.
 fn frozen_and_absent<'a>(params: &'a Params, report: &LoadReport, norm: NormKind) -> Vec<&'a str> {
     let absent = absent(report);
-    let frozen = |e: &&Entry| !e.trainable && (!e.buffer || norm == NormKind::FrozenBn) && !is_counter(&e.name);
+    let role = |e: &Entry| e.role == Role::Parameter || (norm == NormKind::FrozenBn && e.role != Role::Counter);
+    let frozen = |e: &&Entry| !e.trainable && role(e);
     let of_backbone = params.entries.iter().filter(|e| e.name.starts_with(PARTS[0])).filter(frozen);
     of_backbone.map(|e| e.name.as_str()).filter(|n| absent.contains(n)).collect()
 }

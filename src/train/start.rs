@@ -7,10 +7,12 @@ use std::time::Duration;
 use dw_launch::{Topology, World};
 use tch::Device;
 
-use super::flat::Flat;
 use super::lock::Lock;
 pub use super::resume::Resume;
-use super::{Run, checkpoint, init, resume, work_dir};
+use super::run::Run;
+use super::step::Step;
+use super::validation::Validation;
+use super::{checkpoint, init, resume, work_dir};
 use crate::app;
 use crate::config::{self, Config};
 use crate::data::Dataset;
@@ -92,13 +94,14 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
     if from.is_none() {
         init::weights(&mut detector, &plan.config.model, &world)?;
     }
-    let flat = Flat::new(&mut detector.params)?;
+    let mut step = Step::new(detector, &plan.config, &world)?;
     if let Some(c) = &from {
-        c.load(&mut detector.params, Some(&flat))?;
+        c.load(&mut step.detector.params, Some(&step.flat))?;
         tracing::info!("going on from {} (step {start})", c.path.display());
     }
-    let attempt = if plan.rank == 0 { prepare_work_dir(&work_dir, start, &plan, &detector)? } else { 0 };
-    Run { plan: &plan, world, train, val, detector, flat, start, work_dir, attempt }.train()
+    let attempt = if plan.rank == 0 { prepare_work_dir(&work_dir, start, &plan, &step.detector)? } else { 0 };
+    let validation = val.map(Validation::new);
+    Run { plan: &plan, world, train, validation, step, start, work_dir, attempt }.train()
 }
 
 /// Threads of this rank, after a look at what the machine has.

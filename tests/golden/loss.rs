@@ -1,9 +1,10 @@
 //! The loss alone: both formulas.
 
-use dw::assign::dw::{CenterPrior, Inputs, Weights, terms};
+use dw::assign::dw::Weights;
 use dw::assign::{DwConfig, Formula, NegWeight, Pairs, Prior};
-use dw::loss::{Loss, reduce};
+use dw::loss::Loss;
 use dw::model::Outputs;
+use dw::train::step::loss_of;
 use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
@@ -13,7 +14,6 @@ use crate::case::{Case, close, device, group_within, host, number, within};
 pub struct Run {
     pub outputs: Outputs,
     pub loss: Loss,
-    pub negative_denominator: f64,
     pub weights: Weights,
     pub pairs: Pairs,
 }
@@ -23,19 +23,10 @@ pub fn run(case: &Case, outputs: Outputs, rule: &DwConfig, prior: (&Tensor, &Ten
     let sizes = outputs.sizes();
     let classes = outputs.cls[0].size()[1];
     let pairs = case.pairs(&sizes, classes, rule);
-    let (cls, distances, objectness) = outputs.flatten();
-    let inputs = Inputs {
-        cls: &cls,
-        distances: &distances,
-        objectness: &objectness,
-        pairs: &pairs.tensors().to(cls.kind(), device()),
-        prior: CenterPrior { mean: prior.0, sigma: prior.1 },
-    };
-    let (terms, weights) = terms(rule, &inputs);
-    let negative_denominator = terms[2].denominator.double_value(&[]).max(1.0);
-    let loss = reduce(&terms, false, &World::solo()).map_err(|e| e.to_string())?;
+    let prior = (prior.0.shallow_clone(), prior.1.shallow_clone());
+    let (loss, weights) = loss_of(rule, &outputs, &prior, &pairs.tensors(), false, &World::solo()).map_err(|e| e.to_string())?;
     loss.local.backward();
-    Ok(Run { outputs, loss, negative_denominator, weights, pairs })
+    Ok(Run { outputs, loss, weights, pairs })
 }
 
 fn leaves(case: &Case, kind: Kind) -> Outputs {
@@ -97,7 +88,7 @@ pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
     for (name, value) in &run.loss.terms {
         close(name, *value, number(&expected[*name]), scalar)?;
     }
-    close("neg_avg_factor", run.negative_denominator, number(&expected["neg_avg_factor"]), scalar)?;
+    close("neg_avg_factor", run.loss.denominators[2], number(&expected["neg_avg_factor"]), scalar)?;
     if extreme && kind == Kind::Double {
         return Ok(());
     }

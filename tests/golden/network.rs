@@ -1,10 +1,14 @@
 //! Head and whole detector: outputs, losses, gradients of every parameter, five training steps.
 
+use std::sync::Arc;
+
 use dw::assign::DwConfig;
+use dw::config::Config;
+use dw::model::params::Role;
 use dw::model::{Backbone, Detector, ModelConfig, Outputs, Params, head};
-use dw::train::flat::Flat;
 use dw::train::schedule::Schedule;
-use dw::train::sgd;
+use dw::train::step::Step;
+use dw_launch::World;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -79,7 +83,7 @@ fn entries(what: &str, found: &Tensor, expected: &Value, values: &str, absolute:
 /// Every parameter's gradient, and all of them as one vector.
 fn gradients(params: &Params, expected: &Value, relative: f64) -> Result<(), String> {
     let (mut found_all, mut expected_all) = (0.0, 0.0);
-    for e in params.entries.iter().filter(|e| !e.buffer) {
+    for e in params.entries.iter().filter(|e| e.role == Role::Parameter) {
         let row = expected.get(&e.name).ok_or_else(|| format!("the reference has no gradient of {}", e.name))?;
         let grad = if e.tensor.grad().defined() { e.tensor.grad() } else { e.tensor.zeros_like() };
         if row.is_null() {
@@ -234,14 +238,15 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     if own != expected {
         return Err("the parameters without weight decay are not the reference's".into());
     }
-    let mut flat = Flat::new(&mut net.params).map_err(|e| e.to_string())?;
-    let start: Vec<Tensor> = net.params.entries.iter().map(|e| e.tensor.detach().copy()).collect();
+    let config = Config { model: config, assign: rule(case), ..Config::default() };
+    let mut step = Step::new(net, &config, &Arc::new(World::solo())).map_err(|e| e.to_string())?;
+    let start: Vec<Tensor> = step.detector.params.entries.iter().map(|e| e.tensor.detach().copy()).collect();
     let (h, w) = (case.json["image_hw"][0].as_i64().unwrap_or(0), case.json["image_hw"][1].as_i64().unwrap_or(0));
     let image = fill("image", case.seed(), &[case.int("batch"), 3, h, w], &json!(["affine", -2.0, 4.0])).to_kind(kind);
-    let image = dw::train::to_device(&image, device(), kind);
+    let image = dw::device::upload(&image, device(), kind);
 
     let expected = &case.json["expected"];
-    let (c, p) = net.features(&image, true);
+    let (c, p) = step.detector.features(&image, true);
     let feature = if kind == Kind::Double { 1e-9 } else { 1e-5 };
     digests("backbone", &c, &expected["backbone_f64"], feature)?;
     digests("FPN", &p, &expected["fpn_f64"], feature)?;
@@ -250,7 +255,7 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
             within(&format!("fpn.{l}.slice"), &t.narrow(1, 0, slice.size()[1]), slice, 1e-5 * max_abs(slice))?;
         }
     }
-    let out = net.head().forward(&p);
+    let out = step.detector.head().forward(&p);
     for (name, levels) in [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("centernesses", &out.objectness)] {
         digests(name, levels, &expected[format!("{name}_f64")], if kind == Kind::Double { 1e-9 } else { 2e-5 })?;
     }
@@ -267,24 +272,25 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     };
     let mut out = Some(out);
     for (n, expected) in steps.as_array().ok_or("no trajectory")?.iter().enumerate() {
-        let predicted = out.take().unwrap_or_else(|| net.forward(&image, true));
-        let prior = &net.head().prior;
-        let run = loss::run(case, predicted, &rule(case), (&prior.0, &prior.1))?;
+        let predicted = out.take().unwrap_or_else(|| step.forward(&image));
+        let pairs = case.pairs(&predicted.sizes(), case.int("num_classes"), &config.assign).tensors();
+        let loss = step.loss(&predicted, &pairs, false).map_err(|e| e.to_string())?;
+        step.backward(&loss).map_err(|e| e.to_string())?;
         if n == 0 {
-            losses("step 0", &run.loss.terms, expected, first)?;
-            gradients(&net.params, &case.json["expected"]["param_grads"], gradient)?;
+            losses("step 0", &loss.terms, expected, first)?;
+            gradients(&step.detector.params, &case.json["expected"]["param_grads"], gradient)?;
         }
         // Rounding grows about sixfold a step (ReLUs that flip), while single terms shrink to a fraction: measured
         // against the whole loss.
         let total = number(&expected["loss"]);
-        for (name, found) in &run.loss.terms {
+        for (name, found) in &loss.terms {
             let off = (found - number(&expected[*name])).abs();
             if off.is_nan() || off > later * total {
                 return Err(format!("step {n} {name}: expected {}, found {found:e} (off by {off:e})", expected[*name]));
             }
         }
         close("lr", schedule.lr(n), number(&expected["lr"]), 1e-15)?;
-        sgd::step(&mut flat, schedule.lr(n), 0.9, 1e-4, 1.0).map_err(|e| e.to_string())?;
+        step.update(schedule.lr(n)).map_err(|e| e.to_string())?;
     }
-    after_updates(&net.params, &start, &trajectory["params_after"], kind)
+    after_updates(&step.detector.params, &start, &trajectory["params_after"], kind)
 }

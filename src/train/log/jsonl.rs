@@ -5,9 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use super::{EvalRecord, Sink, StepRecord};
 use crate::error::{Error, Result};
+
+/// Name of the file in a work directory.
+pub const NAME: &str = "metrics.jsonl";
 
 /// Writes rows; a row is one `write` call, so that a reader never sees half of one unless the machine died.
 pub struct Metrics {
@@ -33,11 +37,8 @@ impl Metrics {
         Ok(Self { file, path: path.to_owned(), attempt, whole })
     }
 
-    /// Appends a row, and the attempt to it.
-    ///
-    /// # Errors
-    /// A full disk; the file then still ends with a whole row.
-    pub fn row(&mut self, mut row: Map<String, Value>) -> Result<()> {
+    /// Appends a row, and the attempt to it. After an error the file still ends with a whole row.
+    fn row(&mut self, mut row: Map<String, Value>) -> Result<()> {
         row.insert("attempt".into(), self.attempt.into());
         let mut line = Value::Object(row).to_string();
         line.push('\n');
@@ -49,12 +50,43 @@ impl Metrics {
         }
         written.map_err(Error::io("cannot write", &self.path))
     }
+}
 
-    /// Puts what was written on disk: a checkpoint must not outlive the rows of its steps.
-    ///
-    /// # Errors
-    /// The disk refuses.
-    pub fn sync(&self) -> Result<()> {
+impl Sink for Metrics {
+    fn step(&mut self, r: &StepRecord) -> Result<()> {
+        let mut row = Map::new();
+        row.insert("step".into(), json!(r.step));
+        row.insert("epoch".into(), json!(r.epoch));
+        row.insert("loss".into(), json!(r.loss.total()));
+        for (name, value) in &r.loss.terms {
+            row.insert((*name).into(), json!(value));
+        }
+        row.insert("no_positive".into(), json!(u8::from(r.loss.without_positive())));
+        row.insert("grad_norm".into(), json!(r.grad_norm));
+        row.insert("lr".into(), json!(r.lr));
+        row.insert("data_s".into(), json!(r.data_s));
+        row.insert("step_s".into(), json!(r.step_s));
+        row.insert("images_per_s".into(), json!(r.images as f64 / r.step_s));
+        row.insert("backward_s".into(), json!(r.backward_s));
+        row.insert("comm_exposed_s".into(), json!(r.cost.exposed_s));
+        if let Some(hidden) = r.cost.hidden {
+            row.insert("comm_hidden".into(), json!(hidden));
+        }
+        self.row(row)
+    }
+
+    fn evaluation(&mut self, r: &EvalRecord) -> Result<()> {
+        let mut row = Map::new();
+        row.insert("step".into(), json!(r.step));
+        row.insert("epoch".into(), json!(r.epoch));
+        for (name, value) in &r.numbers {
+            row.insert((*name).into(), json!(value));
+        }
+        row.insert("eval_s".into(), json!(r.eval_s));
+        self.row(row)
+    }
+
+    fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(Error::io("cannot sync", &self.path))
     }
 }

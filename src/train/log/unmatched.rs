@@ -6,7 +6,7 @@ const MANY: usize = 50;
 
 /// The counter of one start of a run.
 #[derive(Debug, Default)]
-pub struct Unmatched {
+pub(super) struct Unmatched {
     row: usize,
     total: usize,
     warned: bool,
@@ -14,7 +14,7 @@ pub struct Unmatched {
 
 impl Unmatched {
     /// Takes note of a step; returns the warning when it is due, once.
-    pub fn see(&mut self, without_positive: bool) -> Option<String> {
+    pub(super) fn see(&mut self, without_positive: bool) -> Option<String> {
         if !without_positive {
             self.row = 0;
             return None;
@@ -33,7 +33,7 @@ impl Unmatched {
     }
 
     /// Such steps so far.
-    pub fn total(&self) -> usize {
+    pub(super) fn total(&self) -> usize {
         self.total
     }
 }

@@ -1,0 +1,204 @@
+//! One training step, the only place that wires one: forward, assignment, loss over all ranks, backward
+//! with its all-reduce, finite check, update.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use dw_launch::drill;
+use dw_launch::{Op, World};
+use tch::{Device, Kind, Tensor};
+
+use super::buckets::{Buckets, Cost, buffer_of};
+use super::flat::Flat;
+use super::sgd;
+use crate::assign::dw::{self, CenterPrior, Inputs, Weights};
+use crate::assign::{DwConfig, PairTensors};
+use crate::config::{Config, TrainConfig};
+use crate::device::upload;
+use crate::error::Result;
+use crate::loss::{self, Loss};
+use crate::model::params::Role;
+use crate::model::{Detector, Outputs};
+
+/// The network with everything that a step changes or needs beside the batch.
+pub struct Step {
+    /// The network.
+    pub detector: Detector,
+    /// Its trained parameters, their gradients and momentum.
+    pub flat: Flat,
+    buckets: Buckets,
+    world: Arc<World>,
+    assign: DwConfig,
+    train: TrainConfig,
+    device: Device,
+}
+
+/// What a step computes on.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// Normalised images `[B, 3, H, W]`, on the host or the device.
+    pub images: &'a Tensor,
+    /// Boxes and their points, on the host or the device.
+    pub pairs: &'a PairTensors,
+}
+
+/// What one step measured.
+#[derive(Debug)]
+pub struct Done {
+    /// The loss over the global batch.
+    pub loss: Loss,
+    /// Norm of the gradient before clipping; `None` where the loss was not finite and backward did not run.
+    pub grad_norm: Option<f64>,
+    /// Seconds of backward on the host, its part of the all-reduce included.
+    pub backward_s: f64,
+    /// What communication cost.
+    pub cost: Cost,
+}
+
+impl Done {
+    /// Whether loss and gradient were finite numbers: only then was the network updated.
+    pub fn is_finite(&self) -> bool {
+        self.loss.total().is_finite() && self.grad_norm.is_some_and(f64::is_finite)
+    }
+}
+
+/// Parts of a step, for whoever measures them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Network, images in, predictions out.
+    Forward,
+    /// Assignment and loss over all ranks.
+    Loss,
+    /// Backward and the all-reduce of the gradients.
+    Backward,
+    /// Finite check and update.
+    Update,
+}
+
+/// The loss of given predictions over all ranks, and the weights that the strategy gave.
+///
+/// # Errors
+/// A lost peer.
+pub fn loss_of(
+    assign: &DwConfig,
+    predicted: &Outputs,
+    prior: &(Tensor, Tensor),
+    pairs: &PairTensors,
+    stop: bool,
+    world: &World,
+) -> Result<(Loss, Weights)> {
+    let (cls, distances, objectness) = predicted.flatten();
+    let pairs = &pairs.to(cls.kind(), cls.device());
+    let prior = CenterPrior { mean: &prior.0, sigma: &prior.1 };
+    let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs, prior };
+    let (terms, weights) = dw::terms(assign, &inputs);
+    Ok((loss::reduce(&terms, stop, world)?, weights))
+}
+
+impl Step {
+    /// Moves the network's trained parameters into flat buffers and listens to their gradients.
+    ///
+    /// # Errors
+    /// Memory ran out, or libtorch refuses a buffer.
+    pub fn new(mut detector: Detector, config: &Config, world: &Arc<World>) -> Result<Self> {
+        let flat = Flat::new(&mut detector.params)?;
+        let buckets = Buckets::new(&detector.params, &flat, &config.train, world)?;
+        let (assign, train) = (config.assign.clone(), config.train.clone());
+        let device = detector.params.device;
+        Ok(Self { detector, flat, buckets, world: world.clone(), assign, train, device })
+    }
+
+    /// Predictions for a batch of images.
+    pub fn forward(&self, images: &Tensor) -> Outputs {
+        self.detector.forward(&upload(images, self.device, self.detector.params.kind), true)
+    }
+
+    /// The loss of predictions over all ranks; `stop`: this rank wants to stop after the step.
+    ///
+    /// # Errors
+    /// A lost peer.
+    pub fn loss(&self, predicted: &Outputs, pairs: &PairTensors, stop: bool) -> Result<Loss> {
+        Ok(loss_of(&self.assign, predicted, &self.detector.head().prior, pairs, stop, &self.world)?.0)
+    }
+
+    /// Gradients of the global batch, in the flat buffer on all ranks.
+    ///
+    /// # Errors
+    /// A lost peer.
+    pub fn backward(&mut self, loss: &Loss) -> Result<Cost> {
+        let cost = self.buckets.backward(&loss.local)?;
+        if self.world.size() > 1 {
+            self.average_statistics()?;
+        }
+        Ok(cost)
+    }
+
+    /// Clips and applies the gradients, unless they are not finite, and leaves them at zero. Returns their
+    /// norm before clipping.
+    ///
+    /// # Errors
+    /// A failed device, or memory that ran out.
+    pub fn update(&mut self, lr: f64) -> Result<f64> {
+        let norm = self.flat.grad_norm()?;
+        self.world.seen();
+        if norm.is_finite() {
+            let t = &self.train;
+            let scale = if t.clip_norm > 0.0 && norm > t.clip_norm { t.clip_norm / norm } else { 1.0 };
+            sgd::step(&mut self.flat, lr, t.momentum, t.weight_decay, scale)?;
+        }
+        Ok(norm)
+    }
+
+    /// A whole step on this rank's part of the global batch, unless a number is not finite: see
+    /// [`Done::is_finite`]. `fault` is a drill; `after` is called at the end of each part.
+    ///
+    /// # Errors
+    /// A lost peer, a failed device, memory that ran out.
+    pub fn run(&mut self, input: Input, lr: f64, stop: bool, fault: Option<drill::Kind>, mut after: impl FnMut(Part)) -> Result<Done> {
+        let predicted = self.forward(input.images);
+        after(Part::Forward);
+        let mut loss = self.loss(&predicted, input.pairs, stop)?;
+        drop(predicted);
+        after(Part::Loss);
+        if !loss.total().is_finite() {
+            return Ok(Done { loss, grad_norm: None, backward_s: 0.0, cost: Cost::default() });
+        }
+        match fault {
+            Some(drill::Kind::Nan) => loss.local *= f64::NAN,
+            // More than any machine has: libtorch's own error is what a user would meet.
+            Some(drill::Kind::Oom) => drop(Tensor::f_zeros([1 << 50], (Kind::Float, self.device))?),
+            _ => {}
+        }
+        let began = Instant::now();
+        let cost = self.backward(&loss)?;
+        let backward_s = began.elapsed().as_secs_f64();
+        after(Part::Backward);
+        let grad_norm = Some(self.update(lr)?);
+        after(Part::Update);
+        Ok(Done { loss, grad_norm, backward_s, cost })
+    }
+
+    /// Number of gradient buckets, and seconds of an all-reduce of all of them that nothing hides, once known.
+    pub fn communication(&self) -> (usize, f64) {
+        self.buckets.facts()
+    }
+
+    /// Batch norm's running statistics become the ranks' mean, so that every rank saves and evaluates the same network.
+    fn average_statistics(&self) -> Result<()> {
+        let entries = self.detector.params.entries.iter();
+        let stats: Vec<&Tensor> = entries.filter(|e| e.role == Role::RunningStatistic).map(|e| &e.tensor).collect();
+        if stats.is_empty() {
+            return Ok(());
+        }
+        let flat = Tensor::cat(&stats, 0) / self.world.size() as f64;
+        // SAFETY: `flat` is contiguous and lives through the call.
+        unsafe { self.world.all_reduce_raw(buffer_of(&flat), Op::Sum, "batch norm statistics") }?;
+        let mut at = 0;
+        for mut s in stats.into_iter().map(Tensor::shallow_clone) {
+            let n = s.numel() as i64;
+            tch::no_grad(|| s.copy_(&flat.narrow(0, at, n)));
+            at += n;
+        }
+        Ok(())
+    }
+}
