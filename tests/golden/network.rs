@@ -221,6 +221,7 @@ fn model(case: &Case) -> Result<ModelConfig, String> {
 
 pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     let config = model(case)?;
+    let deep = config.backbone.name().contains("101");
     let mut net = Detector::new(&config, case.int("num_classes") as usize, kind, device());
     fill_state(case, &mut net.params)?;
     let names = |key: &str| -> Vec<&str> { case.json[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect() };
@@ -267,7 +268,7 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     let schedule = Schedule { lr: 0.01, steps_per_epoch: 7330, drops: vec![8, 11], decay: 0.1, warmup_steps: 1000, warmup_ratio: 0.001 };
     let (first, later, gradient) = match kind {
         Kind::Double => (1e-9, 1e-8, 1e-6),
-        _ if config.backbone.name().contains("101") => (1e-5, 1e-4, 1e-2),
+        _ if deep => (1e-5, 1e-4, 1e-2),
         _ => (1e-5, 1e-4, 5e-3),
     };
     let mut out = Some(out);
