@@ -7,6 +7,9 @@ DW_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dw
 export PATH := $(PATH):$(DW_CACHE)/tools/bin
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 DW_GOLDENS ?= ../shared/goldens
+# A second folder, where it exists; with a DW_GOLDENS of one's own, only that one is read.
+DW_GOLDENS_MORE ?= $(if $(filter file,$(origin DW_GOLDENS)),../shared/goldens-dcn-resnext)
+GOLDENS = $(DW_GOLDENS)$(addprefix :,$(wildcard $(DW_GOLDENS_MORE)))
 DW_DATA ?= ../shared/data
 
 .PHONY: test-setup help setup build demo test lint test-golden test-shared soak bench gpu-kit gpu-acceptance clean
@@ -34,11 +37,11 @@ lint: setup ## format and clippy, warnings are errors
 test: test-setup lint build ## everything that needs nothing beside this clone
 	@env -u DW_DATA -u DW_GOLDENS cargo nextest run --locked --release --workspace
 
-test-golden: build ## golden numbers below DW_GOLDENS, one line a case and precision
-	@DW_GOLDENS="$(DW_GOLDENS)" cargo test --locked --release --test golden -- --test-threads 1 --nocapture
+test-golden: build ## golden numbers below DW_GOLDENS (and DW_GOLDENS_MORE), one line a case and precision
+	@DW_GOLDENS="$(GOLDENS)" cargo test --locked --release --test golden -- --test-threads 1 --nocapture
 
 test-shared: test-setup build ## golden numbers and real photos below ../shared, where present
-	@if [ -d "$(DW_GOLDENS)" ]; then DW_GOLDENS="$(abspath $(DW_GOLDENS))" cargo nextest run --locked --release --test golden; else echo "test-shared: no golden data in $(DW_GOLDENS)"; fi
+	@if [ -d "$(DW_GOLDENS)" ]; then DW_GOLDENS="$(GOLDENS)" cargo nextest run --locked --release --test golden; else echo "test-shared: no golden data in $(DW_GOLDENS)"; fi
 	@if [ -d "$(DW_DATA)" ]; then DW_DATA="$(abspath $(DW_DATA))" cargo nextest run --locked --release --test shared; else echo "test-shared: no photos in $(DW_DATA)"; fi
 
 soak: build ## long runs: over-fitting, faults, kills, SLURM, fuzzing (about 75 minutes)

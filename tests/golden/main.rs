@@ -1,33 +1,52 @@
 //! Golden numbers: the reference implementation's (`loss head detector detect`), the paper's formulas' (`paper`) and
 //! pycocotools' (`coco`), one test result per case and precision.
 //!
-//! `DW_GOLDENS` names the folder (default: the small copy beside this file); `DW_GOLDEN_KINDS` selects kinds;
-//! `DW_DEVICE=cuda` computes on a GPU.
+//! `DW_GOLDENS` names the folder, or several with `:` between them (default: the small copy beside
+//! this file). `DW_GOLDEN_KINDS` selects kinds; `DW_DEVICE=cuda` computes on a GPU. A case's kind is
+//! the `kind` of its `case.json`, at any depth of folders.
 
 #![expect(clippy::print_stdout, reason = "one line a case for scripts")]
 
 mod case;
 mod coco;
 mod detect;
+mod find;
 mod loss;
 mod network;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use case::{Case, Check};
 use dw::device::{self, Choice, Precision};
 use dw_launch::Topology;
+use find::Found;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tch::Kind;
 
-/// Kinds that are tested, with the precisions that their cases have values for.
-const KINDS: [(&str, &[Kind], Check); 6] = [
-    ("loss", &[Kind::Float, Kind::Double], loss::released),
-    ("paper", &[Kind::Float, Kind::Double], loss::paper),
-    ("head", &[Kind::Float, Kind::Double], network::head),
-    ("detector", &[Kind::Float, Kind::Double], network::detector),
-    ("detect", &[Kind::Float], detect::check),
-    ("coco", &[Kind::Double], coco::check),
+/// The cases of one kind that have a test.
+struct Suite {
+    /// `kind` of a case, or `kind/system` where the kind's systems have tests of their own.
+    key: &'static str,
+    /// Precisions that the cases have values for.
+    precisions: &'static [Kind],
+    check: Check,
+}
+
+impl Suite {
+    /// Whether `kind`, or `kind/system`, selects these cases.
+    fn is_of(&self, kind: &str) -> bool {
+        self.key == kind || self.key.split('/').next() == Some(kind)
+    }
+}
+
+const SUITES: [Suite; 6] = [
+    Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
+    Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
+    Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
+    Suite { key: "detector", precisions: &[Kind::Float, Kind::Double], check: network::detector },
+    Suite { key: "detect", precisions: &[Kind::Float], check: detect::check },
+    Suite { key: "coco", precisions: &[Kind::Double], check: coco::check },
 ];
 
 fn main() {
@@ -43,37 +62,16 @@ fn main() {
     }
     tch::set_num_threads(1);
     let args = Arguments::from_args();
-    let (root, named) = match std::env::var_os("DW_GOLDENS") {
-        Some(dir) => (PathBuf::from(dir), true),
-        None => (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data"), false),
+    let (roots, named) = match std::env::var_os("DW_GOLDENS") {
+        Some(list) => (std::env::split_paths(&list).collect(), true),
+        None => (vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data")], false),
     };
-    let wanted: Option<Vec<String>> = std::env::var("DW_GOLDEN_KINDS").ok().map(|k| k.split_whitespace().map(str::to_owned).collect());
-    let mut trials = vec![];
-    let mut not_run = 0;
-    if named && !root.is_dir() {
-        trials.push(failing("folder", format!("DW_GOLDENS names {}, which does not exist", root.display())));
-    }
-    for kind in wanted.iter().flatten().filter(|k| !KINDS.iter().any(|(known, ..)| known == k)) {
-        trials.push(failing(kind, format!("no test for golden cases of kind `{kind}`")));
-    }
-    for folder in folders(&root) {
-        let kind = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let cases = folders(&folder);
-        let Some(&(name, precisions, check)) = KINDS.iter().find(|(known, ..)| *known == kind) else {
-            not_run += cases.len();
-            continue;
-        };
-        if wanted.as_ref().is_some_and(|w| !w.iter().any(|k| k == name)) {
-            continue;
-        }
-        for path in cases {
-            for &precision in precisions {
-                trials.push(trial(name, &path, precision, check));
-            }
-        }
-    }
+    let wanted = std::env::var("DW_GOLDEN_KINDS").ok();
+    let wanted: Option<Vec<&str>> = wanted.as_ref().map(|k| k.split_whitespace().collect());
+    let (mut trials, not_run) = trials(&roots, wanted.as_deref());
     if trials.is_empty() && named {
-        trials.push(failing("folder", format!("no golden cases in {}", root.display())));
+        let roots: Vec<String> = roots.iter().map(|r| r.display().to_string()).collect();
+        trials.push(failing("folder", format!("no golden cases in {}", roots.join(", "))));
     }
     if not_run > 0 && !args.list {
         println!("golden: {not_run} cases of other kinds not run");
@@ -87,20 +85,51 @@ fn finish(args: &Arguments, trials: Vec<Trial>) {
     dw_launch::abort::exit_now(if failed { 101 } else { 0 })
 }
 
+/// Tests of all cases of the wanted kinds, and the number of cases that no test exists for.
+fn trials(roots: &[PathBuf], wanted: Option<&[&str]>) -> (Vec<Trial>, usize) {
+    let (mut trials, mut not_run) = (vec![], 0);
+    for kind in wanted.iter().copied().flatten().filter(|k| !SUITES.iter().any(|s| s.is_of(k))) {
+        trials.push(failing(kind, format!("no test for golden cases of kind `{kind}`")));
+    }
+    let mut names = BTreeSet::new();
+    for root in roots {
+        if !root.is_dir() {
+            let why = format!("DW_GOLDENS names {}, which is no folder", root.display());
+            trials.push(failing("folder", why));
+        }
+        for path in find::cases(root) {
+            let case = match find::describe(root, path) {
+                Ok(case) => case,
+                Err(why) => {
+                    trials.push(failing("case", why));
+                    continue;
+                }
+            };
+            let is = |s: &&Suite| s.key == case.kind || s.key == case.system_key();
+            let Some(suite) = SUITES.iter().find(is) else {
+                not_run += 1;
+                continue;
+            };
+            if wanted.is_some_and(|kinds| !kinds.iter().any(|k| suite.is_of(k))) {
+                continue;
+            }
+            if !names.insert(case.name.clone()) {
+                trials.push(failing(&case.name, "two folders hold a case of this name".into()));
+                continue;
+            }
+            trials.extend(suite.precisions.iter().map(|&p| trial(&case, p, suite.check)));
+        }
+    }
+    (trials, not_run)
+}
+
 fn failing(name: &str, why: String) -> Trial {
     Trial::test(name.to_owned(), move || Err(Failed::from(why)))
 }
 
-fn folders(dir: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
-    found.sort();
-    found
-}
-
-fn trial(kind: &'static str, path: &Path, precision: Kind, check: Check) -> Trial {
+fn trial(found: &Found, precision: Kind, check: Check) -> Trial {
     let digits = if precision == Kind::Float { "f32" } else { "f64" };
-    let name = format!("{kind}/{}", path.file_name().unwrap_or_default().to_string_lossy());
-    let path = path.to_owned();
+    let (name, path) = (found.name.clone(), found.path.clone());
     Trial::test(format!("{name}_{digits}"), move || {
         let result = Case::read(&path).and_then(|case| check(&case, precision));
         match &result {

@@ -180,16 +180,48 @@ pub fn head(case: &Case, kind: Kind) -> Result<(), String> {
     Ok(())
 }
 
-pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
-    let backbone = match case.int("backbone_depth") {
-        18 => Backbone::Resnet18,
-        34 => Backbone::Resnet34,
-        50 => Backbone::Resnet50,
-        101 => Backbone::Resnet101,
-        other => return Err(format!("no backbone of depth {other}")),
+/// The backbone and its deformable stages, from mmdetection's terms (`backbone`) or the depth alone.
+fn backbone(case: &Case) -> Result<(Backbone, Vec<i64>), String> {
+    let b = &case.json["backbone"];
+    let depth = b["depth"].as_i64().unwrap_or_else(|| case.int("backbone_depth"));
+    let of = |key: &str, default: i64| b[key].as_i64().unwrap_or(default);
+    let kind = match (b["type"].as_str().unwrap_or("ResNet"), depth, of("groups", 1)) {
+        ("ResNet", 18, 1) => Backbone::Resnet18,
+        ("ResNet", 34, 1) => Backbone::Resnet34,
+        ("ResNet", 50, 1) => Backbone::Resnet50,
+        ("ResNet", 101, 1) => Backbone::Resnet101,
+        ("ResNeXt", 101, 32) if of("base_width", 4) == 4 => Backbone::Resnext101x32x4d,
+        ("ResNeXt", 101, 64) if of("base_width", 4) == 4 => Backbone::Resnext101x64x4d,
+        _ => return Err(format!("no backbone of depth {depth} with {b}")),
     };
-    let refine = case.json["reg_refine"].as_bool().unwrap_or(false);
-    let config = ModelConfig { backbone, refine, frozen_stages: case.int("frozen_stages"), ..ModelConfig::default() };
+    let dcn = &b["dcn"];
+    if dcn.is_null() {
+        return Ok((kind, vec![]));
+    }
+    if dcn["type"] != "DCNv2" || dcn["deform_groups"].as_i64().unwrap_or(1) != 1 {
+        return Err(format!("no deformable convolution of the kind {dcn}"));
+    }
+    let stages = b["stage_with_dcn"].as_array().ok_or("`dcn` without `stage_with_dcn`")?;
+    // The first stage makes C2.
+    Ok((kind, (2..).zip(stages).filter(|(_, with)| **with == true).map(|(c, _)| c).collect()))
+}
+
+/// The network of a detector case.
+fn model(case: &Case) -> Result<ModelConfig, String> {
+    let (backbone, dcn_stages) = backbone(case)?;
+    Ok(ModelConfig {
+        backbone,
+        dcn_stages,
+        dcn_last_conv: case.json["bbox_head"]["dcn_on_last_conv"] == true,
+        refine: case.json["reg_refine"] == true,
+        frozen_stages: case.int("frozen_stages"),
+        ..ModelConfig::default()
+    })
+}
+
+pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
+    let config = model(case)?;
+    let deep = config.backbone.name().contains("101");
     let mut net = Detector::new(&config, case.int("num_classes") as usize, kind, device());
     fill_state(case, &mut net.params)?;
     let names = |key: &str| -> Vec<&str> { case.json[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect() };
@@ -236,7 +268,7 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     let schedule = Schedule { lr: 0.01, steps_per_epoch: 7330, drops: vec![8, 11], decay: 0.1, warmup_steps: 1000, warmup_ratio: 0.001 };
     let (first, later, gradient) = match kind {
         Kind::Double => (1e-9, 1e-8, 1e-6),
-        _ if backbone == Backbone::Resnet101 => (1e-5, 1e-4, 1e-2),
+        _ if deep => (1e-5, 1e-4, 1e-2),
         _ => (1e-5, 1e-4, 5e-3),
     };
     let mut out = Some(out);
