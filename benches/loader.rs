@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use dw::assign::DwConfig;
+use dw::assign::AssignConfig;
 use dw::config::DataConfig;
 use dw::data::loader::Recipe;
 use dw::data::{Dataset, Loader};
+use dw::model::Params;
 use serde_json::json;
+use tch::{Device, Kind};
 
 #[derive(Parser)]
 struct Args {
@@ -35,7 +37,9 @@ fn main() {
     let a = Args::parse();
     let dataset = Arc::new(Dataset::open(&a.data, &a.split, 0, true).unwrap_or_else(|e| panic!("{e}")));
     let data = DataConfig { short_side: a.short_side, long_side: a.long_side, ..DataConfig::default() };
-    let recipe = Recipe { data, assign: DwConfig::default(), seed: 0, global_batch: 2, rank: 0, world: 1, device: tch::Device::Cpu };
+    let mut params = Params::new(Kind::Float, Device::Cpu);
+    let matcher = AssignConfig::default().build(&mut params, dataset.categories().len() as i64).matcher;
+    let recipe = Recipe { data, matcher, seed: 0, global_batch: 2, rank: 0, world: 1, device: Device::Cpu };
     let mut rates = vec![];
     for _ in 0..3 {
         let (start, cpu) = (Instant::now(), cpu_s());

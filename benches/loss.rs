@@ -1,5 +1,5 @@
-//! The DW loss alone, forward and backward, on predictions for two images of 800 x 1333: time and memory against the
-//! number of boxes. Prints one JSON line for each number of boxes.
+//! The loss of a strategy alone, forward and backward, on predictions for two images of 800 x 1333: time and memory against
+//! the number of boxes. Prints one JSON line for each number of boxes.
 //!
 //! Box sizes are drawn from the annotations of real photos where they are given (`--annotations`), else log-uniformly.
 #![expect(clippy::print_stdout, reason = "the result")]
@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use dw::assign::{DwConfig, Formula, PairsBuilder};
-use dw::boxes::{STRIDES, level_sizes};
+use dw::assign::{ImageBoxes, Progress};
+use dw::boxes::{Grid, STRIDES, level_sizes};
+use dw::config::{self, Config};
 use dw::data::sampler::{stream, unit};
-use dw::model::Outputs;
+use dw::model::{Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;
 use serde_json::{Value, json};
@@ -26,9 +27,9 @@ struct Args {
     steps: usize,
     #[arg(long, default_value_t = 2)]
     threads: i32,
-    /// The paper's formula instead of the released one
-    #[arg(long)]
-    paper: bool,
+    /// Set one key, as assign.kind=fcos or assign.formula=paper (may be repeated)
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
     /// COCO's instances_*.json to draw box sizes from
     #[arg(long)]
     annotations: Option<PathBuf>,
@@ -48,9 +49,9 @@ fn main() {
     dw::torch::flush_denormals();
     tch::manual_seed(0);
     let shapes = shapes(a.annotations.as_deref());
-    let rule = DwConfig { formula: if a.paper { Formula::Paper } else { Formula::Released }, ..DwConfig::default() };
+    let config = config::load("smoke", &a.set).expect("a configuration");
     for boxes in &a.boxes {
-        println!("{}", measure(*boxes, &shapes, &rule, a.steps));
+        println!("{}", measure(*boxes, &shapes, &config, a.steps));
     }
 }
 
@@ -74,10 +75,10 @@ fn shapes(annotations: Option<&std::path::Path>) -> Vec<(f64, f64)> {
     boxes.iter().filter(|b| b["iscrowd"] != 1).filter_map(shape).collect()
 }
 
-fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -> Value {
+fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -> Value {
     let (height, width) = (SIZE.0 as f64, 1333.0);
     let mut rng = stream(&[1]);
-    let images: Vec<(Vec<[f32; 4]>, Vec<i64>)> = (0..IMAGES)
+    let images: Vec<ImageBoxes> = (0..IMAGES)
         .map(|_| {
             let one = |_| {
                 let (w, h) = shapes[(unit(&mut rng) * shapes.len() as f64) as usize];
@@ -85,17 +86,16 @@ fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -
                 let (x, y) = (unit(&mut rng) * (width - w), unit(&mut rng) * (height - h));
                 ([x as f32, y as f32, (x + w) as f32, (y + h) as f32], (unit(&mut rng) * CLASSES as f64) as i64)
             };
-            (0..count).map(one).unzip()
+            let (boxes, labels) = (0..count).map(one).unzip();
+            ImageBoxes { boxes, labels }
         })
         .collect();
     let sizes = level_sizes(SIZE.0, SIZE.1);
+    let mut params = Params::new(Kind::Float, Device::Cpu);
+    let strategy = config.assign.build(&mut params, CLASSES);
     let began = Instant::now();
-    let mut builder = PairsBuilder::new(&sizes, CLASSES, rule);
-    for (boxes, labels) in &images {
-        builder.image(boxes, labels);
-    }
-    let pairs = builder.finish().tensors();
-    let pairs_s = began.elapsed().as_secs_f64();
+    let targets = strategy.matcher.targets(&Grid::centers(&sizes), &images);
+    let matching_s = began.elapsed().as_secs_f64();
 
     let options = (Kind::Float, Device::Cpu);
     // One tensor a level, as the head makes them.
@@ -107,14 +107,15 @@ fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -
     let predicted = Outputs {
         cls: levels(CLASSES, &|t, _| t - 3.0),
         distances: levels(4, &|t, stride| t.uniform(0.0, 8.0 * stride)),
-        objectness: levels(1, &|t, _| t),
+        quality: levels(1, &|t, _| t),
     };
-    let prior = (Tensor::zeros([CLASSES, 2], options), Tensor::full([CLASSES, 2], 1.11, options));
+    let world = World::solo();
     let before = reset_peak_mib();
     let mut times = vec![];
     for n in 0..steps + 2 {
         let began = Instant::now();
-        let (loss, _) = loss_of(rule, &predicted, &prior, &pairs, false, &World::solo()).expect("one process");
+        let criterion = &*strategy.criterion;
+        let loss = loss_of(criterion, &predicted, &targets, &Progress::default(), &mut (), (false, &world)).expect("one process");
         let forward = began.elapsed().as_secs_f64();
         loss.local.backward();
         if n >= 2 {
@@ -123,8 +124,7 @@ fn measure(count: usize, shapes: &[(f64, f64)], rule: &DwConfig, steps: usize) -
     }
     times.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (total, forward) = times[times.len() / 2];
-    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "formula": rule.formula, "precision": "f32", "boxes": count, "pairs": pairs.point.numel(),
-        "step_s_median": total, "forward_s": forward, "pairs_s": pairs_s, "peak_mib": peak_mib() - before})
+    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "strategy": config.assign.summary(), "precision": "f32", "boxes": count,         "step_s_median": total, "forward_s": forward, "matching_s": matching_s, "peak_mib": peak_mib() - before})
 }
 
 /// Forgets the process's largest resident memory so far; what is resident now, MiB.

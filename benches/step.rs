@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use dw::assign::{DwConfig, PairTensors, PairsBuilder};
-use dw::boxes::level_sizes;
+use dw::assign::{ImageBoxes, Progress, Targets};
+use dw::boxes::{Grid, level_sizes};
 use dw::config;
 use dw::data::sampler::{stream, unit};
 use dw::device::{self, Choice, Precision, upload};
@@ -72,7 +72,7 @@ fn precision(text: &str) -> Result<Precision, String> {
 struct Repeated {
     step: Step,
     images: Tensor,
-    pairs: PairTensors,
+    targets: Targets,
     device: Device,
 }
 
@@ -134,11 +134,12 @@ fn main() {
 impl Repeated {
     fn new(a: &Args, kind: Kind, device: Device, world: &Arc<World>) -> Self {
         let config = config::load(&a.config, &[]).expect("a configuration");
-        let net = Detector::new(&config.model, 80, kind, device);
-        let step = Step::new(net, &config, world).expect("memory");
+        let mut net = Detector::new(&config.model, 80, kind, device);
+        let strategy = config.assign.build(&mut net.params, 80);
+        let targets = strategy.matcher.targets(&Grid::centers(&level_sizes(a.height, a.width)), &truth(a)).to(kind, device);
+        let step = Step::new(net, strategy, &config, world).expect("memory");
         let images = Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu));
-        let pairs = pairs(a, &config.assign).to(kind, device);
-        Self { step, images: upload(&images, device, kind), pairs, device }
+        Self { step, images: upload(&images, device, kind), targets, device }
     }
 
     /// Now, when the device has done what the host has enqueued.
@@ -152,7 +153,7 @@ impl Repeated {
     /// One step with the times before, between and after its parts.
     fn run(&mut self) -> (Vec<Instant>, Cost) {
         let mut marks = vec![Self::mark(self.device)];
-        let input = Input { images: &self.images, pairs: &self.pairs };
+        let input = Input { images: &self.images, targets: &self.targets, at: Progress::default() };
         let done = self.step.run(input, 1e-5, false, None, |_| marks.push(Self::mark(self.device))).expect("peers");
         assert!(done.is_finite(), "{done:?}");
         (marks, done.cost)
@@ -185,23 +186,21 @@ impl Repeated {
     }
 }
 
-/// Drawn boxes of a batch and their points.
-fn pairs(a: &Args, rule: &DwConfig) -> PairTensors {
+/// Drawn boxes of a batch.
+fn truth(a: &Args) -> Vec<ImageBoxes> {
     let mut rng = stream(&[1]);
     let mut draw = |low: f64, high: f64| low + unit(&mut rng) * (high - low).max(1.0);
-    let levels = level_sizes(a.height, a.width);
-    let mut builder = PairsBuilder::new(&levels, 80, rule);
-    for _ in 0..a.batch {
-        let (mut boxes, mut labels) = (vec![], vec![]);
+    let mut image = |_| {
+        let mut drawn = ImageBoxes::default();
         for _ in 0..a.boxes {
             let (w, h) = (draw(16.0, 16.0 + 0.4 * a.width as f64), draw(16.0, 16.0 + 0.4 * a.height as f64));
             let (x, y) = (draw(0.0, a.width as f64 - w), draw(0.0, a.height as f64 - h));
-            boxes.push([x as f32, y as f32, (x + w) as f32, (y + h) as f32]);
-            labels.push(draw(0.0, 80.0) as i64);
+            drawn.boxes.push([x as f32, y as f32, (x + w) as f32, (y + h) as f32]);
+            drawn.labels.push(draw(0.0, 80.0) as i64);
         }
-        builder.image(&boxes, &labels);
-    }
-    builder.finish().tensors()
+        drawn
+    };
+    (0..a.batch).map(&mut image).collect()
 }
 
 /// The middle of some numbers, which are sorted on the way.

@@ -195,7 +195,9 @@ impl Saved {
         let precision = self.config.train.precision.for_evaluation(device);
         precision.apply()?;
         tracing::info!("the network runs in {} on {device:?}", precision.name());
-        let mut detector = Detector::new(&self.config.model, data.categories().len(), precision.kind(), device);
+        let classes = data.categories().len();
+        let mut detector = Detector::new(&self.config.model, classes, precision.kind(), device);
+        detector.rank = self.config.assign.build(&mut detector.params, classes as i64).rank;
         let mut report = weights::load(&file, &mut detector.params)?;
         // A count of batches that nothing reads; files of older programs lack it.
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));

@@ -10,24 +10,37 @@ pub fn level_sizes(height: i64, width: i64) -> [(i64, i64); 5] {
     STRIDES.map(|s| ((height + s - 1) / s, (width + s - 1) / s))
 }
 
-/// Anchor points of all levels, level by level, row by row.
-#[derive(Debug)]
-pub struct Points {
-    /// `[P, 2]`: x, y in pixels, `(i + 0.5) * stride`.
-    pub xy: Tensor,
+/// Where the anchor points of an image lie: level by level, row by row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grid {
+    /// `(h, w)` of each level.
+    pub sizes: Vec<(i64, i64)>,
+    /// Place of a point in its cell: 0.5 is the cell's centre, 0 its upper left corner.
+    pub offset: f64,
 }
 
-impl Points {
-    /// Points of the given level sizes.
-    pub fn new(sizes: &[(i64, i64)], kind: Kind, device: Device) -> Self {
-        let levels: Vec<Tensor> = sizes.iter().zip(&STRIDES).map(|(&(h, w), &s)| level_points(h, w, s, kind, device)).collect();
-        Self { xy: Tensor::cat(&levels, 0) }
+impl Grid {
+    /// Points at the centres of the cells, `(i + 0.5) * stride`.
+    pub fn centers(sizes: &[(i64, i64)]) -> Self {
+        Self { sizes: sizes.to_vec(), offset: 0.5 }
+    }
+
+    /// Number of points of an image, P.
+    pub fn num_points(&self) -> i64 {
+        self.sizes.iter().map(|(h, w)| h * w).sum()
+    }
+
+    /// Coordinates (x, y) of all points in pixels, `[P, 2]`.
+    pub fn points(&self, kind: Kind, device: Device) -> Tensor {
+        let levels = self.sizes.iter().zip(&STRIDES);
+        let levels: Vec<Tensor> = levels.map(|(&(h, w), &s)| level_points(h, w, s, self.offset, kind, device)).collect();
+        Tensor::cat(&levels, 0)
     }
 }
 
 /// Points of one level, `[h * w, 2]`.
-pub fn level_points(h: i64, w: i64, stride: i64, kind: Kind, device: Device) -> Tensor {
-    let axis = |n: i64| (Tensor::arange(n, (kind, device)) + 0.5) * stride as f64;
+pub fn level_points(h: i64, w: i64, stride: i64, offset: f64, kind: Kind, device: Device) -> Tensor {
+    let axis = |n: i64| (Tensor::arange(n, (kind, device)) + offset) * stride as f64;
     let (y, x) = (axis(h), axis(w));
     let grid = [x.unsqueeze(0).expand([h, w], false), y.unsqueeze(1).expand([h, w], false)];
     Tensor::stack(&grid, 2).reshape([h * w, 2])
@@ -79,10 +92,14 @@ mod tests {
 
     #[test]
     fn points_lie_in_the_middle_of_their_cells() {
-        let p = Points::new(&level_sizes(64, 96), Kind::Double, Device::Cpu);
-        assert_eq!(p.xy.size(), [8 * 12 + 4 * 6 + 2 * 3 + 2 + 1, 2]);
-        assert_eq!(vec(&p.xy.get(1)), [12.0, 4.0]);
-        assert_eq!(vec(&p.xy.get(8 * 12 + 6)), [8.0, 24.0]);
+        let grid = Grid::centers(&level_sizes(64, 96));
+        let p = grid.points(Kind::Double, Device::Cpu);
+        assert_eq!(p.size(), [8 * 12 + 4 * 6 + 2 * 3 + 2 + 1, 2]);
+        assert_eq!(grid.num_points(), p.size()[0]);
+        assert_eq!(vec(&p.get(1)), [12.0, 4.0]);
+        assert_eq!(vec(&p.get(8 * 12 + 6)), [8.0, 24.0]);
+        let corners = Grid { offset: 0.0, ..grid }.points(Kind::Double, Device::Cpu);
+        assert_eq!(vec(&corners.get(1)), [8.0, 0.0]);
     }
 
     #[test]

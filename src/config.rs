@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use crate::assign::AssignConfig;
 use crate::error::{Error, Result};
 
 mod check;
@@ -29,6 +30,8 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x", include_str!("../configs/dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x.toml")),
     ("dw_x101_64x4d_fpn_mstrain_2x", include_str!("../configs/dw_x101_64x4d_fpn_mstrain_2x.toml")),
     ("dw_x101_64x4d_fpn_worefine_mstrain_2x", include_str!("../configs/dw_x101_64x4d_fpn_worefine_mstrain_2x.toml")),
+    ("fcos_r50_fpn_1x", include_str!("../configs/fcos_r50_fpn_1x.toml")),
+    ("fcos_plain_r50_fpn_1x", include_str!("../configs/fcos_plain_r50_fpn_1x.toml")),
     ("overfit16", include_str!("../configs/overfit16.toml")),
     ("demo", include_str!("../configs/demo.toml")),
     ("smoke", include_str!("../configs/smoke.toml")),
@@ -54,13 +57,11 @@ pub fn with_sets(config: &Config, sets: &[String]) -> Result<Config> {
 }
 
 fn finish(mut merged: Table, what: &str, sets: &[String]) -> Result<Config> {
-    for set in sets {
-        let (key, text) = set.split_once('=').ok_or_else(|| Error::Usage(format!("--set {set}: expected key.path=value, found no `=`")))?;
-        let (key, text) = (key.trim(), text.trim());
-        let value = parse_value(text);
-        let mut layer = Table::new();
-        insert_path(&mut layer, key, value);
-        overlay(&mut merged, &layer, "", &format!("--set {set}"))?;
+    let mut layers = sets.iter().map(|set| layer_of(set)).collect::<Result<Vec<_>>>()?;
+    // The kind decides which keys its section has: it goes first wherever it stands.
+    layers.sort_by_key(|(_, layer)| kind_in(layer).is_none());
+    for (set, layer) in &layers {
+        overlay(&mut merged, layer, "", &format!("--set {set}"))?;
     }
     check::finite(&merged)?;
     let config: Config = Value::Table(merged)
@@ -68,6 +69,31 @@ fn finish(mut merged: Table, what: &str, sets: &[String]) -> Result<Config> {
         .map_err(|e: toml::de::Error| Error::Usage(format!("{what}: {}", e.to_string().trim().replace('\n', " "))))?;
     check::ranges(&config)?;
     Ok(config)
+}
+
+/// One `key.path=value` as a layer.
+fn layer_of(set: &str) -> Result<(&str, Table)> {
+    let (key, text) = set.split_once('=').ok_or_else(|| Error::Usage(format!("--set {set}: expected key.path=value, found no `=`")))?;
+    let mut layer = Table::new();
+    insert_path(&mut layer, key.trim(), parse_value(text.trim()));
+    Ok((set, layer))
+}
+
+/// Sections whose key `kind` decides which other keys they have.
+const ASSIGN: &str = "assign";
+
+fn kind_in(layer: &Table) -> Option<&Value> {
+    layer.get(ASSIGN)?.get("kind")
+}
+
+/// The section `[assign]` of a kind with its defaults.
+fn assign_defaults(kind: &Value, origin: &str) -> Result<Table> {
+    let all: Vec<Table> = AssignConfig::all().iter().filter_map(|c| Table::try_from(c).ok()).collect();
+    let found = all.iter().find(|t| t.get("kind") == Some(kind));
+    found.cloned().ok_or_else(|| {
+        let known: Vec<String> = all.iter().filter_map(|t| Some(t.get("kind")?.to_string())).collect();
+        Error::Usage(format!("{origin}: `assign.kind`: expected one of {}, found {kind}", known.join(", ")))
+    })
 }
 
 /// Parses a configuration that was saved with a run.
@@ -122,6 +148,11 @@ fn overlay_named(merged: &mut Table, name: &str, relative_to: Option<&Path>, dep
 
 /// Lays `layer` over `under`; both key and type must exist there.
 fn overlay(under: &mut Table, layer: &Table, prefix: &str, origin: &str) -> Result<()> {
+    if prefix.is_empty()
+        && let Some(kind) = kind_in(layer)
+    {
+        under.insert(ASSIGN.to_owned(), Value::Table(assign_defaults(kind, origin)?));
+    }
     for (key, value) in layer {
         let full = format!("{prefix}{key}");
         let Some(old) = under.get_mut(key) else {
@@ -155,7 +186,7 @@ fn kind_name(v: &Value) -> &'static str {
     }
 }
 
-/// All valid keys, as `train.lr`.
+/// All valid keys, as `train.lr`: of `[assign]` those of every kind.
 pub fn keys() -> Vec<String> {
     fn walk(t: &Table, prefix: &str, out: &mut Vec<String>) {
         for (k, v) in t {
@@ -168,6 +199,15 @@ pub fn keys() -> Vec<String> {
     let mut out = vec![];
     if let Ok(t) = defaults() {
         walk(&t, "", &mut out);
+    }
+    let mut others = vec![];
+    for table in AssignConfig::all().iter().filter_map(|c| Table::try_from(c).ok()) {
+        walk(&table, &format!("{ASSIGN}."), &mut others);
+    }
+    for key in others {
+        if !out.contains(&key) {
+            out.push(key);
+        }
     }
     out
 }
@@ -188,6 +228,24 @@ mod tests {
         let sets = ["train.lr=1", "model.backbone=resnet18", "data.multi_scale=[480, 960]", "model.init=random"].map(String::from);
         let c = load("dw_r50_fpn_1x", &sets).unwrap();
         assert_eq!((c.train.lr, c.model.backbone, &c.data.multi_scale[..]), (1.0, crate::model::Backbone::Resnet18, &[480, 960][..]));
+    }
+
+    #[test]
+    fn a_kind_brings_its_own_keys_and_comes_first() {
+        let load = |sets: &[&str]| load("dw_r50_fpn_1x", &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
+        let c = load(&["assign.radius=2", "assign.kind=fcos"]).unwrap();
+        let AssignConfig::Fcos(fcos) = &c.assign else { panic!("{:?}", c.assign) };
+        assert_eq!(fcos.radius, 2.0);
+        let e = load(&["assign.kind=fcos", "assign.beta=3"]).unwrap_err().to_string();
+        assert!(e.contains("unknown key `assign.beta`"), "{e}");
+        let e = load(&["assign.kind=atss2"]).unwrap_err().to_string();
+        assert!(e.contains("\"dw\", \"fcos\"") && e.contains("atss2"), "{e}");
+        // Naming the kind that is there brings its defaults back.
+        let changed = with_sets(&load(&["assign.beta=3"]).unwrap(), &["assign.kind=dw".to_owned()]).unwrap();
+        assert_eq!(changed, load(&[]).unwrap());
+        let saved = toml::to_string(&c).unwrap();
+        assert_eq!(from_saved(&saved, Path::new("saved")).unwrap(), c);
+        assert!(keys().contains(&"assign.radius".to_owned()) && keys().contains(&"assign.beta".to_owned()));
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Plan {
         let (trained, all) = detector.params.counts();
         let (height, width) = (c.data.short_side.next_multiple_of(32), c.data.long_side.next_multiple_of(32));
         let cost = detector.cost(height.into(), width.into()) as f64 / 1e9;
-        let (m, d, t, a) = (&c.model, &c.data, &c.train, &c.assign);
+        let (m, d, t) = (&c.model, &c.data, &c.train);
         let deformable = match (&m.dcn_stages[..], m.dcn_last_conv) {
             ([], false) => "nothing deformable".to_owned(),
             ([], true) => "DCNv2 in the head".to_owned(),
@@ -177,13 +177,7 @@ impl Plan {
             ),
             ("classes", self.classes.to_string()),
             ("input", format!("short side {scales}, long side <= {}, flip {}", d.long_side, d.flip)),
-            (
-                "assignment",
-                format!(
-                    "DW, {:?} formula: beta {}, mu {}, gamma {} / {}, prior {:?}",
-                    a.formula, a.beta, a.mu, a.gamma1, a.gamma2, a.prior
-                ),
-            ),
+            ("assignment", c.assign.summary()),
             ("ranks", format!("{} on {:?}, {} threads each, collectives: {}", self.world, self.device, self.threads, self.collectives)),
             ("precision", format!("{}{}", t.precision.name(), if t.deterministic { ", deterministic algorithms" } else { "" })),
             (

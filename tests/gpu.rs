@@ -9,8 +9,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dw::assign::PairsBuilder;
-use dw::boxes::level_sizes;
+use dw::assign::{ImageBoxes, Progress};
+use dw::boxes::{Grid, level_sizes};
 use dw::config::{GradCompression, TrainConfig};
 use dw::device::{self, Choice, Precision, cuda};
 use dw::join::self_test;
@@ -118,14 +118,16 @@ fn images(device: Device, kind: Kind) -> Tensor {
 /// Loss and all gradients of a small network on a device, in one vector.
 fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
     let config = dw::config::load("smoke", &[]).unwrap();
-    let mut step = Step::new(detector(device, kind), &config, &Arc::new(World::solo())).unwrap();
-    let levels = level_sizes(96, 128);
-    let mut builder = PairsBuilder::new(&levels, 3, &config.assign);
-    builder.image(&[[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 110.0, 90.0]], &[0, 2]);
-    builder.image(&[[5.0, 5.0, 30.0, 40.0]], &[1]);
-    let pairs = builder.finish().tensors();
+    let mut net = detector(device, kind);
+    let strategy = config.assign.build(&mut net.params, 3);
+    let mut step = Step::new(net, strategy, &config, &Arc::new(World::solo())).unwrap();
+    let truth = [
+        ImageBoxes { boxes: vec![[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 110.0, 90.0]], labels: vec![0, 2] },
+        ImageBoxes { boxes: vec![[5.0, 5.0, 30.0, 40.0]], labels: vec![1] },
+    ];
+    let targets = step.matcher().targets(&Grid::centers(&level_sizes(96, 128)), &truth);
     let predicted = step.forward(&images(device, kind));
-    let loss = step.loss(&predicted, &pairs, false).unwrap();
+    let loss = step.loss(&predicted, &targets, &Progress::default(), false).unwrap();
     step.backward(&loss).unwrap();
     (loss.total(), step.flat.grads.to_device(Device::Cpu).to_kind(Kind::Double))
 }
@@ -175,8 +177,8 @@ fn stream_order(device: Device) {
         let config = TrainConfig { grad_compression: compression, bucket_mib: 0.5, first_bucket_mib: 0.1, ..TrainConfig::default() };
         let mut buckets = Buckets::new(&net.params, &flat, &config, &world).unwrap();
         let loss = |net: &Detector| {
-            let (cls, distances, objectness) = net.forward(&images, true).flatten();
-            cls.square().mean(None) + distances.mean(None) + objectness.square().mean(None)
+            let p = net.forward(&images, true).flatten();
+            p.cls.square().mean(None) + p.distances.mean(None) + p.quality.square().mean(None)
         };
         // The hooks send nothing outside of `Buckets::backward`.
         loss(&net).backward();

@@ -1,178 +1,186 @@
 //! Label assignment: which points learn from which box, and how much.
 //!
-//! A strategy sees this rank's images only. It returns local sums and local denominators; [`crate::train`] adds the
-//! denominators of all ranks before it divides.
+//! A strategy has two halves. Its [`Matcher`] looks at boxes and grid alone and runs in the loader's threads; its
+//! [`Criterion`] looks at predictions and runs in the training thread, on this rank's images only: it returns local sums
+//! and local normalisers, which [`crate::loss::reduce`] adds over all ranks. [`AssignConfig`] is the closed list of
+//! strategies: to add one, write a file in [`strategies`] and a variant here.
 
-pub mod dw;
 pub mod pairs;
+pub mod points;
+pub mod strategies;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-pub use pairs::{PairTensors, Pairs, PairsBuilder};
+use crate::boxes::Grid;
+use crate::loss::Term;
+use crate::model::{Params, Predictions, Rank};
+pub use pairs::{PairTensors, Pairs};
+pub use points::{PointTargets, PointTensors};
+pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
+pub use strategies::fcos::FcosConfig;
 
-/// One term of the loss: `sum / max(denominator over all ranks, 1)`.
-#[derive(Debug)]
-pub struct Term {
-    /// Name in `metrics.jsonl`.
-    pub name: &'static str,
-    /// Scalar, connected to the graph even when the batch has no box (pain 6).
-    pub sum: Tensor,
-    /// Scalar without gradient, of this rank.
-    pub denominator: Tensor,
-}
-
-/// Which of DW's two formulas (`docs/formulas.md`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Formula {
-    /// What the authors' code computes; the published AP belongs to it.
-    Released,
-    /// Eq. 3-12 of the paper to the letter.
-    Paper,
-}
-
-/// The centre prior.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Prior {
-    /// Falls off smoothly from the box's centre.
-    Soft,
-    /// 1 near the centre, 0 beyond `prior_value`.
-    Threshold,
-    /// The `prior_value` points of each level nearest to the centre.
-    Topk,
-}
-
-/// The negative weight (Table 5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NegWeight {
-    /// P_neg * I_neg.
-    Full,
-    /// P_neg.
-    POnly,
-    /// I_neg.
-    IOnly,
-    /// No negative loss inside the bags.
-    None,
-    /// 1 - w_pos.
-    OneMinusPos,
-}
-
-/// Which strategy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Dual weighting.
-    Dw,
-}
-
-/// `[assign]`
+/// `[assign]`: the strategy and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DwConfig {
-    /// Strategy.
-    pub kind: Kind,
-    /// Formula.
-    pub formula: Formula,
-    /// Weight of IoU in the consistency t (Eq. 3).
-    pub beta: f64,
-    /// Steepness of the positive weight (Eq. 4).
-    pub mu: f64,
-    /// Exponent of IoU in P_neg (Eq. 5).
-    pub gamma1: f64,
-    /// Exponent of the score in I_neg (Eq. 7).
-    pub gamma2: f64,
-    /// Centre prior.
-    pub prior: Prior,
-    /// Distance in strides (`threshold`; the released formula: least prior) or number of points (`topk`).
-    pub prior_value: f64,
-    /// Negative weight.
-    pub w_neg: NegWeight,
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum AssignConfig {
+    /// Dual weighting (Li et al., CVPR 2022).
+    Dw(DwConfig),
+    /// FCOS's own assignment (Tian et al., ICCV 2019).
+    Fcos(FcosConfig),
 }
 
-impl Default for DwConfig {
+impl Default for AssignConfig {
     fn default() -> Self {
-        Self {
-            kind: Kind::Dw,
-            formula: Formula::Released,
-            beta: 5.0,
-            mu: 5.0,
-            gamma1: 2.0,
-            gamma2: 2.0,
-            prior: Prior::Soft,
-            prior_value: 0.0,
-            w_neg: NegWeight::Full,
-        }
+        Self::Dw(DwConfig::default())
     }
 }
 
-impl DwConfig {
+/// A strategy at work on one network.
+pub struct Strategy {
+    /// The half that runs in the loader's threads.
+    pub matcher: Arc<dyn Matcher>,
+    /// The half that runs in the training thread.
+    pub criterion: Box<dyn Criterion>,
+    /// How predictions become detections.
+    pub rank: Rank,
+}
+
+impl AssignConfig {
+    /// Every strategy with its defaults.
+    pub fn all() -> [Self; 2] {
+        [Self::Dw(DwConfig::default()), Self::Fcos(FcosConfig::default())]
+    }
+
+    /// The strategy for a network of `classes` classes, whose parameters its own are added to.
+    pub fn build(&self, params: &mut Params, classes: i64) -> Strategy {
+        match self {
+            Self::Dw(c) => c.build(params, classes),
+            Self::Fcos(c) => c.build(classes),
+        }
+    }
+
     /// Refuses values and combinations that mean nothing.
     ///
     /// # Errors
     /// The key, what it must be (with its unit), and what it is.
     pub fn check(&self) -> Result<(), String> {
-        self.check_prior()?;
-        if self.beta <= 0.0 || self.mu <= 0.0 || self.gamma1 <= 0.0 || self.gamma2 <= 0.0 {
-            return Err("`assign.beta`, `mu`, `gamma1`, `gamma2`: expected numbers above 0".into());
+        match self {
+            Self::Dw(c) => c.check(),
+            Self::Fcos(c) => c.check(),
         }
-        if self.formula == Formula::Released {
-            if self.prior == Prior::Topk {
-                return Err("`assign.prior` = \"topk\" belongs to `assign.formula` = \"paper\"".into());
-            }
-            if self.w_neg != NegWeight::Full {
-                return Err("`assign.w_neg` other than \"full\" belongs to `assign.formula` = \"paper\"".into());
-            }
-        }
-        Ok(())
     }
 
-    /// `prior_value` has another unit under each formula and prior.
-    fn check_prior(&self) -> Result<(), String> {
-        let v = self.prior_value;
-        let expected = match (self.prior, self.formula) {
-            (Prior::Soft, _) if v == 0.0 => return Ok(()),
-            (Prior::Soft, _) => "0: `assign.prior` = \"soft\" has no threshold",
-            (Prior::Threshold, Formula::Released) if v > 0.0 && v < 1.0 => return Ok(()),
-            (Prior::Threshold, Formula::Released) => {
-                "a prior above 0 and below 1: with the released formula a point takes part where its \
-                 prior exp(-d^2 / 2.46) is larger, d in strides from the box's centre"
-            }
-            (Prior::Threshold, Formula::Paper) if v > 0.0 && v <= LARGEST_RADIUS => return Ok(()),
-            (Prior::Threshold, Formula::Paper) => {
-                "a distance above 0 and at most 1000 strides: with the paper's formula a point takes \
-                 part where it is nearer to the box's centre"
-            }
-            (Prior::Topk, _) if v.fract() == 0.0 && (1.0..=MOST_POINTS).contains(&v) => return Ok(()),
-            (Prior::Topk, _) => "a whole number of points on each level, 1 to 10000",
-        };
-        Err(format!("`assign.prior_value`: expected {expected}; found {v}"))
-    }
-
-    /// What a valid threshold leaves out, where it leaves out whole boxes: a box's centre is at most
-    /// half a stride from the nearest point along each axis, so a stricter threshold excludes every
-    /// point of some boxes.
+    /// What valid settings leave out, where they leave out whole boxes.
     pub fn caution(&self) -> Option<String> {
-        let nearest = std::f64::consts::FRAC_1_SQRT_2;
-        let strict = match (self.prior, self.formula) {
-            (Prior::Threshold, Formula::Released) => self.prior_value > (-nearest * nearest / 2.46).exp(),
-            (Prior::Threshold, Formula::Paper) => self.prior_value < nearest,
-            _ => false,
-        };
-        strict.then(|| {
-            format!(
-                "assign.prior_value = {} excludes every point of boxes whose centre lies between \
-                 points: they are not trained on (a prior of at most 0.81, or a distance of at least \
-                 0.71 strides, keeps a point of every box on every level)",
-                self.prior_value
-            )
-        })
+        match self {
+            Self::Dw(c) => c.caution(),
+            Self::Fcos(_) => None,
+        }
+    }
+
+    /// The settings on one line, for the settings table.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Dw(c) => c.summary(),
+            Self::Fcos(c) => c.summary(),
+        }
     }
 }
 
-/// Largest distance of `prior = "threshold"`, strides: beyond any image.
-const LARGEST_RADIUS: f64 = 1000.0;
-/// Most points of a level for `prior = "topk"`.
-const MOST_POINTS: f64 = 10_000.0;
+/// Ground truth of one image, after resizing and flipping.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ImageBoxes {
+    /// `[x1, y1, x2, y2]`, pixels of the network input.
+    pub boxes: Vec<[f32; 4]>,
+    /// Class of each box, `0..C`.
+    pub labels: Vec<i64>,
+}
+
+/// The half of a strategy that depends on boxes and grid alone.
+pub trait Matcher: Send + Sync {
+    /// Targets of a batch, in host memory.
+    fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> Targets;
+}
+
+/// What a matcher found for a batch.
+#[derive(Debug)]
+pub enum Targets {
+    /// Soft assignment: every (point, box) pair of a bag.
+    Pairs(PairTensors),
+    /// Hard assignment: at most one box a point.
+    Points(PointTensors),
+}
+
+impl Targets {
+    /// On `device`, with floats of `kind`; shares what is there already.
+    #[must_use]
+    pub fn to(&self, kind: Kind, device: Device) -> Self {
+        match self {
+            Self::Pairs(t) => Self::Pairs(t.to(kind, device)),
+            Self::Points(t) => Self::Points(t.to(kind, device)),
+        }
+    }
+
+    /// Pairs of a soft matcher.
+    ///
+    /// # Panics
+    /// The targets are of a hard matcher: a strategy's two halves do not belong together.
+    pub fn pairs(&self) -> &PairTensors {
+        match self {
+            Self::Pairs(t) => t,
+            Self::Points(_) => panic!("targets of a hard matcher for a soft criterion"),
+        }
+    }
+
+    /// Points of a hard matcher.
+    ///
+    /// # Panics
+    /// The targets are of a soft matcher.
+    pub fn points(&self) -> &PointTensors {
+        match self {
+            Self::Points(t) => t,
+            Self::Pairs(_) => panic!("targets of a soft matcher for a hard criterion"),
+        }
+    }
+}
+
+/// How far a run is, for strategies that change on the way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Steps done before this one.
+    pub step: usize,
+    /// Epochs done before this one.
+    pub epoch: usize,
+    /// Steps of the run.
+    pub total_steps: usize,
+    /// Seed of the run.
+    pub seed: u64,
+}
+
+/// The half of a strategy that depends on predictions.
+pub trait Criterion: Send {
+    /// The terms of the loss of this rank's images. Nothing is read back to the host, and a number that is not finite
+    /// comes out in a sum. Pure: the same arguments give the same terms. `probe` sees weights on the way.
+    fn terms(&self, predicted: &Predictions, targets: &Targets, at: &Progress, probe: &mut dyn Probe) -> Vec<Term>;
+}
+
+/// Sees tensors of a criterion by name: for tests and pictures.
+pub trait Probe {
+    /// Called with a tensor without gradient.
+    fn see(&mut self, name: &'static str, value: &Tensor);
+}
+
+/// Sees nothing.
+impl Probe for () {
+    fn see(&mut self, _: &'static str, _: &Tensor) {}
+}
+
+impl Probe for BTreeMap<&'static str, Tensor> {
+    fn see(&mut self, name: &'static str, value: &Tensor) {
+        self.insert(name, value.shallow_clone());
+    }
+}

@@ -3,8 +3,8 @@
 
 use tch::{Device, Kind as TensorKind, Tensor};
 
-use super::{DwConfig, Formula, Prior};
-use crate::boxes::STRIDES;
+use super::ImageBoxes;
+use crate::boxes::{Grid, STRIDES};
 
 /// Pairs of one batch, as plain numbers (made by loader threads).
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -85,11 +85,17 @@ impl PairTensors {
     }
 }
 
+/// A point of a level with its distances (l, t, r, b) from a box's sides, pixels.
+pub type Inside = (i64, [f32; 4]);
+
+/// Which points inside a box belong to its bag: removes the others from the points of one level of the given stride.
+pub type Keep<'a> = &'a dyn Fn(&mut Vec<Inside>, i64);
+
 /// Collects the pairs of a batch, image by image.
-pub struct PairsBuilder<'a> {
+struct Builder<'a> {
     sizes: &'a [(i64, i64)],
     classes: i64,
-    rule: &'a DwConfig,
+    keep: Keep<'a>,
     out: Pairs,
     images: i64,
     /// Cell of each point of the current image, one grid for each class that it holds; `NO_CELL` where none is yet.
@@ -100,15 +106,25 @@ pub struct PairsBuilder<'a> {
 
 const NO_CELL: u32 = u32::MAX;
 
-impl<'a> PairsBuilder<'a> {
-    /// For level sizes `(h, w)` and a number of classes.
-    pub fn new(sizes: &'a [(i64, i64)], classes: i64, rule: &'a DwConfig) -> Self {
-        let points = sizes.iter().map(|(h, w)| h * w).sum();
-        Self { sizes, classes, rule, out: Pairs { points, ..Pairs::default() }, images: 0, cells: vec![], grids: vec![] }
+impl Pairs {
+    /// The pairs of a batch: each box with the points that lie strictly inside it and that `keep` leaves.
+    ///
+    /// # Panics
+    /// Points that are not at the centres of their cells.
+    pub fn new(grid: &Grid, classes: i64, images: &[ImageBoxes], keep: Keep) -> Self {
+        assert_eq!(grid.offset, 0.5, "pairs are found at the centres of cells");
+        let out = Self { points: grid.num_points(), ..Self::default() };
+        let mut builder = Builder { sizes: &grid.sizes, classes, keep, out, images: 0, cells: vec![], grids: vec![] };
+        for image in images {
+            builder.image(&image.boxes, &image.labels);
+        }
+        builder.out
     }
+}
 
+impl Builder<'_> {
     /// Adds the next image's boxes.
-    pub fn image(&mut self, boxes: &[[f32; 4]], labels: &[i64]) {
+    fn image(&mut self, boxes: &[[f32; 4]], labels: &[i64]) {
         self.cells.clear();
         self.grids.clear();
         for (b, &label) in boxes.iter().zip(labels) {
@@ -153,18 +169,7 @@ impl<'a> PairsBuilder<'a> {
                 }
             }
         }
-        if self.rule.formula == Formula::Paper && self.rule.prior != Prior::Soft {
-            // Distance from the centre in strides: half the difference of opposite sides, along each axis.
-            let r = |[l, t, r, b]: [f32; 4]| f64::from(l - r).hypot(f64::from(t - b)) / (2 * stride) as f64;
-            if self.rule.prior == Prior::Threshold {
-                found.retain(|p| r(p.1) <= self.rule.prior_value);
-            } else {
-                // Stable: the lower point index first on ties.
-                found.sort_by(|a, b| r(a.1).total_cmp(&r(b.1)));
-                found.truncate(self.rule.prior_value as usize);
-                found.sort_by_key(|p| p.0);
-            }
-        }
+        (self.keep)(&mut found, stride);
         found
     }
 
@@ -197,11 +202,6 @@ impl<'a> PairsBuilder<'a> {
         self.out.gt.push(gt);
         self.out.cell.push(cell as i64);
     }
-
-    /// The whole batch.
-    pub fn finish(self) -> Pairs {
-        self.out
-    }
 }
 
 #[cfg(test)]
@@ -211,13 +211,11 @@ mod tests {
 
     #[test]
     fn inside_is_strict_and_last_box_of_a_class_wins() {
-        let (sizes, rule) = (level_sizes(32, 32), DwConfig::default());
-        let mut b = PairsBuilder::new(&sizes, 3, &rule);
+        let image = |boxes: &[[f32; 4]], labels: &[i64]| ImageBoxes { boxes: boxes.to_vec(), labels: labels.to_vec() };
         // Points of stride 8 are at 4, 12, 20, 28: a box from 4 to 20 holds 12 only.
-        b.image(&[[4., 4., 20., 20.], [11., 11., 13., 13.], [11., 11., 13., 13.]], &[1, 1, 2]);
-        b.image(&[], &[]);
-        b.image(&[[0., 0., 9., 9.]], &[0]);
-        let p = b.finish();
+        let first = image(&[[4., 4., 20., 20.], [11., 11., 13., 13.], [11., 11., 13., 13.]], &[1, 1, 2]);
+        let images = [first, image(&[], &[]), image(&[[0., 0., 9., 9.]], &[0])];
+        let p = Pairs::new(&Grid::centers(&level_sizes(32, 32)), 3, &images, &|_, _| ());
         // 16 + 4 + 1 + 1 + 1 points; the first box also holds (8, 8) of stride 16 and (16, 16) of stride 32.
         assert_eq!(p.points, 23);
         assert_eq!(p.point, [5, 16, 20, 5, 5, 46, 62]);

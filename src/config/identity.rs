@@ -76,7 +76,8 @@ mod tests {
     fn what_decides_the_result_is_told_apart() {
         let run = Config::default();
         let mut asked = run.clone();
-        (asked.train.lr, asked.train.threads, asked.assign.beta) = (0.5, 3, 2.0);
+        (asked.train.lr, asked.train.threads) = (0.5, 3);
+        asked.assign = crate::assign::AssignConfig::Dw(crate::assign::DwConfig { beta: 2.0, ..Default::default() });
         asked.eval.every_epochs = 4;
         let (decide, may) = changes(&run, &asked);
         let keys = |c: &[Change]| c.iter().map(|c| c.key.clone()).collect::<Vec<_>>();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::assign::DwConfig;
+use crate::assign::AssignConfig;
 use crate::device::Precision;
 use crate::model::ModelConfig;
 
@@ -17,7 +17,7 @@ pub struct Config {
     /// Images.
     pub data: DataConfig,
     /// Label assignment.
-    pub assign: DwConfig,
+    pub assign: AssignConfig,
     /// Optimisation.
     pub train: TrainConfig,
     /// Inference and the metric.

@@ -10,8 +10,8 @@ use tch::{Device, Tensor};
 use super::augment::{Transform, batch, decode, padded, render};
 use super::dataset::Dataset;
 use super::sampler::{Arrangement, Order, positions, steps_per_epoch};
-use crate::assign::{DwConfig, PairTensors, PairsBuilder};
-use crate::boxes::level_sizes;
+use crate::assign::{ImageBoxes, Matcher, Targets};
+use crate::boxes::{Grid, level_sizes};
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
 use crate::threads::refused;
@@ -21,8 +21,8 @@ use crate::threads::refused;
 pub struct Batch {
     /// `[b, 3, H, W]`, channels innermost in memory, normalised and padded, on the host.
     pub images: Tensor,
-    /// Boxes and their points, in host memory.
-    pub pairs: PairTensors,
+    /// What the strategy's matcher found, in host memory.
+    pub targets: Targets,
     /// COCO ids, for messages.
     pub image_ids: Vec<i64>,
     /// Sizes `(w, h)` before padding.
@@ -30,12 +30,12 @@ pub struct Batch {
 }
 
 /// Everything that decides a batch.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Recipe {
     /// `[data]`.
     pub data: DataConfig,
-    /// `[assign]`.
-    pub assign: DwConfig,
+    /// Finds the targets.
+    pub matcher: Arc<dyn Matcher>,
     /// Seed of order and augmentation.
     pub seed: u64,
     /// Images of all ranks in one step.
@@ -83,20 +83,20 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
     let size = |image: usize| dataset.split.entry(dataset.records[image]).original();
     let sketch = sketch(recipe, order, dataset.len(), size, step);
     let (w, h) = sketch.padded;
-    let sizes = level_sizes(i64::from(h), i64::from(w));
-    let mut pairs = PairsBuilder::new(&sizes, dataset.categories().len() as i64, &recipe.assign);
-    let mut image_ids = vec![];
+    let grid_sizes = level_sizes(i64::from(h), i64::from(w));
+    let (mut image_ids, mut truth) = (vec![], vec![]);
     let images = batch(sketch.images.len(), (w, h), recipe.device, |i, out| {
         let (image, t) = &sketch.images[i];
         let record = dataset.split.record(dataset.records[*image])?;
         render(&decode(&record, t, &recipe.data)?, t, (w, h), out);
         let (boxes, labels) = t.boxes(&record.annotations.boxes, record.entry.original());
-        pairs.image(&boxes, &labels);
+        truth.push(ImageBoxes { boxes, labels });
         image_ids.push(record.entry.image_id);
         Ok(())
     })?;
     let sizes = sketch.images.iter().map(|(_, t)| (t.width, t.height)).collect();
-    Ok(Batch { images, pairs: pairs.finish().tensors(), image_ids, sizes })
+    let targets = recipe.matcher.targets(&Grid::centers(&grid_sizes), &truth);
+    Ok(Batch { images, targets, image_ids, sizes })
 }
 
 /// The order that a dataset is read in.
@@ -232,7 +232,15 @@ fn work(shared: &Shared, dataset: &Dataset, recipe: &Recipe) {
 mod tests {
     use super::*;
 
-    /// Pains 1 and 13, up to 4,096 ranks: the same images with the same flips, scales and group shapes at the same
+    struct Nothing;
+
+    impl Matcher for Nothing {
+        fn targets(&self, _: &Grid, _: &[ImageBoxes]) -> Targets {
+            Targets::Points(crate::assign::PointTargets::default().tensors())
+        }
+    }
+
+    /// Up to 4,096 ranks: the same images with the same flips, scales and group shapes at the same
     /// positions, and no rank gets fewer.
     #[test]
     fn global_batches_do_not_depend_on_the_ranks() {
@@ -245,7 +253,7 @@ mod tests {
             let order = Order::new(&a, 9, 1);
             let recipe = |rank, world| Recipe {
                 data: data.clone(),
-                assign: DwConfig::default(),
+                matcher: Arc::new(Nothing),
                 seed: 9,
                 global_batch: batch,
                 rank,

@@ -7,17 +7,19 @@ use crate::config::EvalConfig;
 pub struct Box {
     /// `[x1, y1, x2, y2]`
     pub bbox: [f32; 4],
-    /// Class score times objectness.
+    /// Class probability times quality.
     pub score: f32,
     /// `0..C`
     pub label: u32,
 }
 
-/// The network's word on one image.
+/// Raw predictions for one image.
 #[derive(Debug)]
 pub struct Image<'a> {
-    /// `[P, C]`
-    pub scores: &'a [f32],
+    /// What points are ranked by `[P, C]`.
+    pub ranked: &'a [f32],
+    /// What multiplies it to the score `[P]`, where the rank is not the score.
+    pub factor: Option<&'a [f32]>,
     /// `[P, 4]`, pixels of the network input.
     pub boxes: &'a [f32],
     /// Points of each level.
@@ -39,11 +41,11 @@ pub fn detect(image: &Image, c: &EvalConfig) -> Vec<Box> {
 /// What is above the threshold, the best of each level, clipped and in pixels of the original image; `mirrored`: the network saw
 /// the image's mirror image.
 pub fn candidates(image: &Image, c: &EvalConfig, mirrored: bool) -> Vec<Box> {
-    let classes = image.scores.len() * 4 / image.boxes.len().max(1);
+    let classes = image.ranked.len() * 4 / image.boxes.len().max(1);
     let mut found = vec![];
     let mut base = 0;
     for &n in image.levels {
-        let mut level: Vec<(f32, usize)> = image.scores[base * classes..(base + n) * classes]
+        let mut level: Vec<(f32, usize)> = image.ranked[base * classes..(base + n) * classes]
             .iter()
             .enumerate()
             .filter(|(_, s)| f64::from(**s) > c.score_threshold)
@@ -56,7 +58,8 @@ pub fn candidates(image: &Image, c: &EvalConfig, mirrored: bool) -> Vec<Box> {
         base += n;
     }
     let (w, h) = image.size;
-    let convert = |(score, i): (f32, usize)| {
+    let convert = |(ranked, i): (f32, usize)| {
+        let score = image.factor.map_or(ranked, |f| ranked * f[i / classes]);
         let b = &image.boxes[i / classes * 4..][..4];
         let (left, right) = if mirrored { (w - b[2], w - b[0]) } else { (b[0], b[2]) };
         let x = |v: f32| v.clamp(0.0, w) / image.scale.0;
@@ -123,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_mirrored_view_gives_the_same_boxes() {
-        let image = |boxes| Image { scores: &[0.9], boxes, levels: &[1], size: (200.0, 100.0), scale: (2.0, 1.0) };
+        let image = |boxes| Image { ranked: &[0.9], factor: None, boxes, levels: &[1], size: (200.0, 100.0), scale: (2.0, 1.0) };
         let c = EvalConfig::default();
         let seen = candidates(&image(&[20.0, 30.0, 80.0, 90.0]), &c, false);
         assert_eq!(candidates(&image(&[120.0, 30.0, 180.0, 90.0]), &c, true), seen);
@@ -132,7 +135,14 @@ mod tests {
 
     #[test]
     fn boxes_are_clipped_then_rescaled() {
-        let image = Image { scores: &[0.9, 0.04], boxes: &[-5.0, 2.0, 300.0, 20.0], levels: &[1], size: (200.0, 100.0), scale: (2.0, 0.5) };
+        let image = Image {
+            ranked: &[0.9, 0.04],
+            factor: None,
+            boxes: &[-5.0, 2.0, 300.0, 20.0],
+            levels: &[1],
+            size: (200.0, 100.0),
+            scale: (2.0, 0.5),
+        };
         let found = detect(&image, &EvalConfig::default());
         assert_eq!(found, [Box { bbox: [0.0, 4.0, 100.0, 40.0], score: 0.9, label: 0 }]);
     }

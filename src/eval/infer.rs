@@ -15,7 +15,8 @@ use crate::data::Dataset;
 use crate::data::augment::{Transform, batch, decode, padded, render};
 use crate::device::upload;
 use crate::error::{Error, Result};
-use crate::model::{Detector, head};
+use crate::model::Detector;
+use crate::model::head::{self, Scored};
 
 /// Seconds that went into the parts, all threads and ranks together.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -62,18 +63,19 @@ pub fn detect_records(
             Ok(())
         })?;
         spent.decode_s += clock.lap();
-        let (scores, boxes, levels) = tch::no_grad(|| {
+        let (ranked, factor, boxes, levels) = tch::no_grad(|| {
             let outputs = detector.forward(&upload(&input, device, detector.params.kind), false);
-            let levels: Vec<usize> = outputs.sizes().iter().map(|(h, w)| (h * w) as usize).collect();
-            let (scores, boxes) = head::predictions(&outputs);
-            Ok::<_, Error>((host(&scores)?, host(&boxes)?, levels))
+            let Scored { ranked, factor, boxes, levels } = head::scored(&outputs, detector.rank);
+            let factor = factor.as_ref().map(host).transpose()?;
+            Ok::<_, Error>((host(&ranked)?, factor, host(&boxes)?, levels))
         })?;
         spent.network_s += clock.lap();
-        let (per_image, per_box) = (scores.len() / records.len(), boxes.len() / records.len());
+        let (per_image, points) = (ranked.len() / records.len(), boxes.len() / 4 / records.len());
         for (i, (t, original)) in views.iter().zip(&originals).enumerate() {
             let image = detect::Image {
-                scores: &scores[i * per_image..][..per_image],
-                boxes: &boxes[i * per_box..][..per_box],
+                ranked: &ranked[i * per_image..][..per_image],
+                factor: factor.as_ref().map(|f| &f[i * points..][..points]),
+                boxes: &boxes[i * 4 * points..][..4 * points],
                 levels: &levels,
                 size: (t.width as f32, t.height as f32),
                 scale: (t.width as f32 / original.0 as f32, t.height as f32 / original.1 as f32),

@@ -2,11 +2,11 @@
 
 use tch::{Kind, Tensor};
 
-use super::ModelConfig;
 use super::deform::{AnyConv, DeformConv};
 use super::layers::{Conv, ConvSpec, Norm, NormKind, Size};
-use super::params::{Init, Params, Role};
-use crate::boxes::{self, STRIDES};
+use super::params::{Init, Params};
+use super::{Distances, ModelConfig, Tower};
+use crate::boxes::{self, Grid, STRIDES};
 
 /// What the head says of one batch; one tensor a level.
 #[derive(Debug, Default)]
@@ -15,18 +15,42 @@ pub struct Outputs {
     pub cls: Vec<Tensor>,
     /// Distances (l, t, r, b) in pixels `[B, 4, h, w]`, never negative.
     pub distances: Vec<Tensor>,
-    /// Objectness logits `[B, 1, h, w]` (the branch called centerness, which has no target of its own in DW).
-    pub objectness: Vec<Tensor>,
+    /// Quality logits `[B, 1, h, w]`: objectness in DW, where they have no target of their own, centre-ness in FCOS.
+    pub quality: Vec<Tensor>,
+}
+
+/// What the head says of one batch; all levels in one tensor.
+#[derive(Debug)]
+pub struct Predictions {
+    /// Class logits `[B, P, C]`.
+    pub cls: Tensor,
+    /// Distances (l, t, r, b) in pixels `[B, P, 4]`, never negative.
+    pub distances: Tensor,
+    /// Quality logits `[B, P]`.
+    pub quality: Tensor,
+    /// The points.
+    pub grid: Grid,
+}
+
+/// How predictions become detections: a strategy's choice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Rank {
+    /// Threshold and best of each level by the score, which is class probability times quality.
+    #[default]
+    Score,
+    /// Threshold and best of each level by the class probability; quality multiplies it before NMS.
+    Class,
 }
 
 impl Outputs {
-    /// All levels as rows of points: class logits `[B, P, C]`, distances `[B, P, 4]`, objectness logits `[B, P]`.
-    pub fn flatten(&self) -> (Tensor, Tensor, Tensor) {
+    /// All levels as rows of points.
+    pub fn flatten(&self) -> Predictions {
         let rows = |levels: &[Tensor]| {
             let flat: Vec<Tensor> = levels.iter().map(|t| t.permute([0, 2, 3, 1]).flatten(1, 2)).collect();
             Tensor::cat(&flat, 1)
         };
-        (rows(&self.cls), rows(&self.distances), rows(&self.objectness).squeeze_dim(-1))
+        let (cls, distances, quality) = (rows(&self.cls), rows(&self.distances), rows(&self.quality).squeeze_dim(-1));
+        Predictions { cls, distances, quality, grid: Grid::centers(&self.sizes()) }
     }
 
     /// `(h, w)` of each level.
@@ -42,11 +66,11 @@ pub struct Head {
     reg_tower: Vec<(AnyConv, Norm)>,
     cls: Conv,
     reg: Conv,
-    objectness: Conv,
+    quality: Conv,
     offset: Option<Conv>,
     scales: Vec<Tensor>,
-    /// Mean and sigma of the released formula's centre prior, `[C, 2]`: kept in the checkpoint, never trained.
-    pub prior: (Tensor, Tensor),
+    distances: Distances,
+    quality_tower: Tower,
 }
 
 /// Convolutions in a tower.
@@ -67,15 +91,16 @@ impl Head {
             init: Init::Normal(0.01),
             bias: Some(bias),
         };
+        let in_tower = ConvSpec { bias: config.tower_bias.then_some(0.0), ..conv(channels, 0.0) };
         let tower = |p: &mut Params, name: &str| {
             (0..STACKED)
                 .map(|i| {
                     let name = format!("bbox_head.{name}.{i}");
                     let c = if config.dcn_last_conv && i + 1 == STACKED {
                         // mmdetection's start of the head reaches the offsets' convolution, too.
-                        AnyConv::Deform(DeformConv::new(p, &format!("{name}.conv"), conv(channels, 0.0), Init::Normal(0.01), true))
+                        AnyConv::Deform(DeformConv::new(p, &format!("{name}.conv"), in_tower, Init::Normal(0.01), true))
                     } else {
-                        AnyConv::Plain(Conv::new(p, &format!("{name}.conv"), conv(channels, 0.0), true))
+                        AnyConv::Plain(Conv::new(p, &format!("{name}.conv"), in_tower, true))
                     };
                     (c, Norm::new(p, &format!("{name}.gn"), channels, NormKind::Gn, 1.0, true))
                 })
@@ -83,20 +108,18 @@ impl Head {
         };
         let cls_tower = tower(p, "cls_convs");
         let reg_tower = tower(p, "reg_convs");
+        // With a bias of 0 the relu would leave half the boxes without a gradient for good.
+        let start_distance = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
         Self {
+            distances: config.distances,
+            quality_tower: config.quality_tower,
             cls_tower,
             reg_tower,
             cls: Conv::new(p, "bbox_head.conv_cls", conv(classes, -((1.0 - START_SCORE) / START_SCORE).ln()), true),
-            // With a bias of 0 the relu would kill half the boxes for good.
-            reg: Conv::new(p, "bbox_head.conv_reg", conv(4, 4.0), true),
-            objectness: Conv::new(p, "bbox_head.conv_centerness", conv(1, 0.0), true),
+            reg: Conv::new(p, "bbox_head.conv_reg", conv(4, start_distance), true),
+            quality: Conv::new(p, "bbox_head.conv_centerness", conv(1, 0.0), true),
             offset: config.refine.then(|| Conv::new(p, "bbox_head.reg_offset", conv(8, 0.0), true)),
             scales: (0..STRIDES.len()).map(|i| p.param(format!("bbox_head.scales.{i}.scale"), &[], Init::Const(1.0), true, true)).collect(),
-            prior: (
-                p.buffer("bbox_head.center_prior.mean", &[classes, 2], 0.0, Role::Constant),
-                // 1 + 0.11, added in f32 as the released code does.
-                p.buffer("bbox_head.center_prior.sigma", &[classes, 2], f64::from(1.0f32 + 0.11f32), Role::Constant),
-            ),
         }
     }
 
@@ -109,21 +132,25 @@ impl Head {
             };
             let (cls, reg) = (run(&self.cls_tower), run(&self.reg_tower));
             let stride = STRIDES[level];
-            let raw = (self.reg.forward(&reg) * &self.scales[level]).relu() * stride as f64;
+            let scaled = self.reg.forward(&reg) * &self.scales[level];
+            let raw = match self.distances {
+                Distances::Relu => scaled.relu() * stride as f64,
+                Distances::Exp => scaled.exp(),
+            };
             let distances = match &self.offset {
                 None => raw,
                 Some(offset) => refine(&raw, &offset.forward(&reg), stride),
             };
             out.cls.push(self.cls.forward(&cls));
             out.distances.push(distances);
-            out.objectness.push(self.objectness.forward(&reg));
+            out.quality.push(self.quality.forward(if self.quality_tower == Tower::Cls { &cls } else { &reg }));
         }
         out
     }
 
     /// Multiply-adds for P3..P7 of these sizes.
     pub fn cost(&self, p: &[Size]) -> u64 {
-        let last = [Some(&self.cls), Some(&self.reg), Some(&self.objectness), self.offset.as_ref()];
+        let last = [Some(&self.cls), Some(&self.reg), Some(&self.quality), self.offset.as_ref()];
         let level = |size: Size| -> u64 {
             let towers = self.cls_tower.iter().chain(&self.reg_tower).map(|(conv, _)| conv.cost(size).0);
             towers.chain(last.iter().flatten().map(|conv| conv.cost(size).0)).sum()
@@ -141,7 +168,7 @@ fn refine(distances: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
     let size = distances.size();
     let (b, h, w) = (size[0], size[2], size[3]);
     let (kind, device) = (distances.kind(), distances.device());
-    let points = boxes::level_points(h, w, stride, kind, device).view([1, h, w, 2]);
+    let points = boxes::level_points(h, w, stride, 0.5, kind, device).view([1, h, w, 2]);
     let map = boxes::decode(&points, &distances.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]).contiguous();
     // Shift to the side's midpoint, in cells: x1 and x2 move along x, y1 and y2 along y.
     let constant = |v: [f32; 4]| Tensor::from_slice(&v).to_kind(kind).to_device(device).view([1, 4, 1, 1]);
@@ -159,10 +186,27 @@ fn refine(distances: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
     boxes::encode(&points, &sampled).relu().permute([0, 3, 1, 2])
 }
 
-/// Scores `[B, P, C]` and boxes `[B, P, 4]` (not clipped) of a batch, in f32.
-pub fn predictions(outputs: &Outputs) -> (Tensor, Tensor) {
-    let (cls, distances, objectness) = outputs.flatten();
-    let scores = cls.to_kind(Kind::Float).sigmoid() * objectness.to_kind(Kind::Float).sigmoid().unsqueeze(-1);
-    let points = boxes::Points::new(&outputs.sizes(), Kind::Float, cls.device());
-    (scores, boxes::decode(&points.xy, &distances.to_kind(Kind::Float)))
+/// Detections' raw numbers, in f32.
+#[derive(Debug)]
+pub struct Scored {
+    /// What points are ranked by `[B, P, C]`.
+    pub ranked: Tensor,
+    /// What multiplies it afterwards `[B, P]`; nothing where the rank is the score.
+    pub factor: Option<Tensor>,
+    /// Boxes `[B, P, 4]`, not clipped, pixels of the network input.
+    pub boxes: Tensor,
+    /// Points of each level.
+    pub levels: Vec<usize>,
+}
+
+/// Scores and boxes of a batch.
+pub fn scored(outputs: &Outputs, rank: Rank) -> Scored {
+    let p = outputs.flatten();
+    let (cls, quality) = (p.cls.to_kind(Kind::Float).sigmoid(), p.quality.to_kind(Kind::Float).sigmoid());
+    let boxes = boxes::decode(&p.grid.points(Kind::Float, cls.device()), &p.distances.to_kind(Kind::Float));
+    let levels = p.grid.sizes.iter().map(|(h, w)| (h * w) as usize).collect();
+    match rank {
+        Rank::Score => Scored { ranked: cls * quality.unsqueeze(-1), factor: None, boxes, levels },
+        Rank::Class => Scored { ranked: cls, factor: Some(quality), boxes, levels },
+    }
 }

@@ -11,7 +11,7 @@ pub mod weights;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-pub use head::Outputs;
+pub use head::{Outputs, Predictions, Rank};
 pub use layers::NormKind;
 pub use params::Params;
 pub use resnet::Backbone;
@@ -38,8 +38,43 @@ pub struct ModelConfig {
     pub dcn_last_conv: bool,
     /// Box refinement.
     pub refine: bool,
+    /// How the head's numbers become distances.
+    #[serde(default)]
+    pub distances: Distances,
+    /// The tower that quality is predicted from.
+    #[serde(default)]
+    pub quality_tower: Tower,
+    /// The convolutions of the towers have a bias.
+    #[serde(default = "with_bias")]
+    pub tower_bias: bool,
     /// Start: `imagenet`, `random`, or a weight file or checkpoint folder.
     pub init: String,
+}
+
+fn with_bias() -> bool {
+    true
+}
+
+/// How the regression branch's numbers become distances.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Distances {
+    /// `max(0, x)` in units of the level's stride (DW, FCOS's improved head).
+    #[default]
+    Relu,
+    /// `exp(x)` in pixels (FCOS's plain head).
+    Exp,
+}
+
+/// One of the head's two towers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tower {
+    /// That of the boxes.
+    #[default]
+    Reg,
+    /// That of the classes.
+    Cls,
 }
 
 impl Default for ModelConfig {
@@ -53,6 +88,9 @@ impl Default for ModelConfig {
             dcn_stages: vec![],
             dcn_last_conv: false,
             refine: true,
+            distances: Distances::Relu,
+            quality_tower: Tower::Reg,
+            tower_bias: true,
             init: "imagenet".into(),
         }
     }
@@ -66,6 +104,8 @@ pub struct Detector {
     backbone: resnet::ResNet,
     neck: fpn::Fpn,
     head: head::Head,
+    /// How its predictions become detections; the strategy that it is trained with decides.
+    pub rank: Rank,
 }
 
 impl Detector {
@@ -75,7 +115,7 @@ impl Detector {
         let backbone = resnet::ResNet::new(&mut params, config);
         let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels);
         let head = head::Head::new(&mut params, config, classes as i64);
-        Self { params, backbone, neck, head }
+        Self { params, backbone, neck, head, rank: Rank::default() }
     }
 
     /// Normalised images `[B, 3, H, W]` (H and W multiples of 32) to predictions.

@@ -23,8 +23,10 @@ type Series = Vec<(String, Vec<(f64, f64)>)>;
 pub fn draw(run: &Path, out: &Path) -> Result<()> {
     let file = if run.is_dir() { run.join(jsonl::NAME) } else { run.to_owned() };
     let rows = jsonl::read(&file)?;
-    let loss_names = ["loss", "loss_cls_pos", "loss_loc", "loss_cls_neg"];
-    let losses = series(&rows, &loss_names);
+    // The loss and its terms, whatever the strategy calls them, in the order of the rows.
+    let is_loss = |name: &&String| *name == "loss" || name.starts_with("loss_");
+    let names: Vec<&str> = rows.first().into_iter().flat_map(|r| r.keys().filter(is_loss)).map(String::as_str).collect();
+    let losses = series(&rows, &names);
     if losses.iter().all(|s| s.1.is_empty()) {
         return Err(Error::Data(format!("{}: no steps in it yet", file.display())));
     }

@@ -13,6 +13,7 @@ use super::log::{Log, StepRecord, jsonl};
 use super::saver::Saver;
 use super::step::{Done, Input, Step};
 use super::validation::{self, Validation};
+use crate::assign::Progress;
 use crate::data::loader::{Batch, Recipe};
 use crate::data::{Dataset, Loader};
 use crate::error::{Error, Result};
@@ -71,7 +72,7 @@ impl Run<'_> {
             let Some(batch) = loader.next_batch() else { break };
             let batch = batch?;
             let (lr, asked) = (plan.schedule.lr(step), stop.load(Ordering::Relaxed));
-            let input = Input { images: &batch.images, pairs: &batch.pairs };
+            let input = Input { images: &batch.images, targets: &batch.targets, at: self.progress(step) };
             let done = self.step.run(input, lr, asked, fault, |_| ())?;
             if !done.is_finite() {
                 // The last good checkpoint may be half-way to the disk; its own error, if any, matters less than this one.
@@ -97,13 +98,19 @@ impl Run<'_> {
         let plan = self.plan;
         Recipe {
             data: plan.config.data.clone(),
-            assign: plan.config.assign.clone(),
+            matcher: self.step.matcher(),
             seed: plan.config.train.seed,
             global_batch: plan.global_batch,
             rank: plan.rank,
             world: plan.world,
             device: plan.device,
         }
+    }
+
+    fn progress(&self, step: usize) -> Progress {
+        let plan = self.plan;
+        let epoch = step / plan.steps_per_epoch;
+        Progress { step, epoch, total_steps: plan.total_steps, seed: plan.config.train.seed }
     }
 
     fn open_records(&self) -> Result<Records> {

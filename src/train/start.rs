@@ -85,6 +85,7 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
     let plan = Plan::new(&name, config, train.categories().len(), images, device, &world, threads, global_batch)?;
     tch::manual_seed(plan.config.train.seed as i64);
     let mut detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
+    let strategy = plan.config.assign.build(&mut detector.params, plan.classes as i64);
     if request.dry_run {
         if plan.rank == 0 {
             println!("{}", plan.table(&detector));
@@ -94,7 +95,7 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
     if from.is_none() {
         init::weights(&mut detector, &plan.config.model, &world)?;
     }
-    let mut step = Step::new(detector, &plan.config, &world)?;
+    let mut step = Step::new(detector, strategy, &plan.config, &world)?;
     if let Some(c) = &from {
         c.load(&mut step.detector.params, Some(&step.flat))?;
         tracing::info!("going on from {} (step {start})", c.path.display());
@@ -178,7 +179,8 @@ fn without_data(
     let global_batch = config.train.images_per_rank * world.size();
     let plan = Plan::new(name, config, classes, (train, val), device, &world, threads, global_batch)?;
     if plan.rank == 0 {
-        let detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
+        let mut detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
+        let _ = plan.config.assign.build(&mut detector.params, plan.classes as i64);
         println!("{}", plan.table(&detector));
     }
     Ok(())

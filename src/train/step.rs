@@ -11,8 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::buckets::{Buckets, Cost, buffer_of};
 use super::flat::Flat;
 use super::sgd;
-use crate::assign::dw::{self, CenterPrior, Inputs, Weights};
-use crate::assign::{DwConfig, PairTensors};
+use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
 use crate::config::{Config, TrainConfig};
 use crate::device::upload;
 use crate::error::Result;
@@ -28,7 +27,7 @@ pub struct Step {
     pub flat: Flat,
     buckets: Buckets,
     world: Arc<World>,
-    assign: DwConfig,
+    strategy: Strategy,
     train: TrainConfig,
     device: Device,
 }
@@ -38,8 +37,10 @@ pub struct Step {
 pub struct Input<'a> {
     /// Normalised images `[B, 3, H, W]`, on the host or the device.
     pub images: &'a Tensor,
-    /// Boxes and their points, on the host or the device.
-    pub pairs: &'a PairTensors,
+    /// Targets of the same images, on the host or the device.
+    pub targets: &'a Targets,
+    /// How far the run is.
+    pub at: Progress,
 }
 
 /// What one step measured.
@@ -75,37 +76,36 @@ pub enum Part {
     Update,
 }
 
-/// The loss of given predictions over all ranks, and the weights that the strategy gave.
+/// The loss of given predictions over all ranks; `probe` sees the weights that the strategy gave.
 ///
 /// # Errors
 /// A lost peer.
 pub fn loss_of(
-    assign: &DwConfig,
+    criterion: &dyn Criterion,
     predicted: &Outputs,
-    prior: &(Tensor, Tensor),
-    pairs: &PairTensors,
-    stop: bool,
-    world: &World,
-) -> Result<(Loss, Weights)> {
-    let (cls, distances, objectness) = predicted.flatten();
-    let pairs = &pairs.to(cls.kind(), cls.device());
-    let prior = CenterPrior { mean: &prior.0, sigma: &prior.1 };
-    let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs, prior };
-    let (terms, weights) = dw::terms(assign, &inputs);
-    Ok((loss::reduce(&terms, stop, world)?, weights))
+    targets: &Targets,
+    at: &Progress,
+    probe: &mut dyn Probe,
+    (stop, world): (bool, &World),
+) -> Result<Loss> {
+    let predicted = predicted.flatten();
+    let targets = targets.to(predicted.cls.kind(), predicted.cls.device());
+    let terms = criterion.terms(&predicted, &targets, at, probe);
+    loss::reduce(&terms, stop, world)
 }
 
 impl Step {
-    /// Moves the network's trained parameters into flat buffers and listens to their gradients.
+    /// Moves the network's trained parameters into flat buffers and listens to their gradients. `strategy` was built for
+    /// this network.
     ///
     /// # Errors
     /// Memory ran out, or libtorch refuses a buffer.
-    pub fn new(mut detector: Detector, config: &Config, world: &Arc<World>) -> Result<Self> {
+    pub fn new(mut detector: Detector, strategy: Strategy, config: &Config, world: &Arc<World>) -> Result<Self> {
+        detector.rank = strategy.rank;
         let flat = Flat::new(&mut detector.params)?;
         let buckets = Buckets::new(&detector.params, &flat, &config.train, world)?;
-        let (assign, train) = (config.assign.clone(), config.train.clone());
-        let device = detector.params.device;
-        Ok(Self { detector, flat, buckets, world: world.clone(), assign, train, device })
+        let (device, train) = (detector.params.device, config.train.clone());
+        Ok(Self { detector, flat, buckets, world: world.clone(), strategy, train, device })
     }
 
     /// Predictions for a batch of images.
@@ -117,8 +117,13 @@ impl Step {
     ///
     /// # Errors
     /// A lost peer.
-    pub fn loss(&self, predicted: &Outputs, pairs: &PairTensors, stop: bool) -> Result<Loss> {
-        Ok(loss_of(&self.assign, predicted, &self.detector.head().prior, pairs, stop, &self.world)?.0)
+    pub fn loss(&self, predicted: &Outputs, targets: &Targets, at: &Progress, stop: bool) -> Result<Loss> {
+        loss_of(&*self.strategy.criterion, predicted, targets, at, &mut (), (stop, &self.world))
+    }
+
+    /// The half of the strategy that the loader's threads run.
+    pub fn matcher(&self) -> Arc<dyn Matcher> {
+        self.strategy.matcher.clone()
     }
 
     /// Gradients of the global batch, in the flat buffer on all ranks.
@@ -157,7 +162,7 @@ impl Step {
     pub fn run(&mut self, input: Input, lr: f64, stop: bool, fault: Option<drill::Kind>, mut after: impl FnMut(Part)) -> Result<Done> {
         let predicted = self.forward(input.images);
         after(Part::Forward);
-        let mut loss = self.loss(&predicted, input.pairs, stop)?;
+        let mut loss = self.loss(&predicted, input.targets, &input.at, stop)?;
         drop(predicted);
         after(Part::Loss);
         if !loss.total().is_finite() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use dw::assign::{DwConfig, Pairs, PairsBuilder};
+use dw::assign::ImageBoxes;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -67,18 +67,15 @@ impl Case {
         (0..5).map(|l| self.tensors[&format!("{name}.{l}")].to_kind(kind).to_device(device())).collect()
     }
 
-    /// Pairs of the case's boxes on the given level sizes.
-    pub fn pairs(&self, sizes: &[(i64, i64)], classes: i64, rule: &DwConfig) -> Pairs {
-        let mut builder = PairsBuilder::new(sizes, classes, rule);
+    /// The case's boxes, image by image.
+    pub fn truth(&self) -> Vec<ImageBoxes> {
         let empty = vec![];
         let labels = self.json["gt_labels"].as_array().unwrap_or(&empty);
-        for (boxes, labels) in self.json["gt_bboxes"].as_array().unwrap_or(&empty).iter().zip(labels) {
-            let boxes: Vec<[f32; 4]> =
-                boxes.as_array().unwrap_or(&empty).iter().map(|b| [0, 1, 2, 3].map(|i| number(&b[i]) as f32)).collect();
-            let labels: Vec<i64> = labels.as_array().unwrap_or(&empty).iter().filter_map(Value::as_i64).collect();
-            builder.image(&boxes, &labels);
-        }
-        builder.finish()
+        let image = |(boxes, labels): (&Value, &Value)| ImageBoxes {
+            boxes: boxes.as_array().unwrap_or(&empty).iter().map(|b| [0, 1, 2, 3].map(|i| number(&b[i]) as f32)).collect(),
+            labels: labels.as_array().unwrap_or(&empty).iter().filter_map(Value::as_i64).collect(),
+        };
+        self.json["gt_bboxes"].as_array().unwrap_or(&empty).iter().zip(labels).map(image).collect()
     }
 }
 

@@ -1,20 +1,16 @@
 //! Post-processing.
 
-use dw::boxes::{Points, decode};
 use dw::config::EvalConfig;
 use dw::eval::detect::{Image, detect};
-use dw::model::Outputs;
+use dw::model::{Outputs, Rank, head};
 use tch::{Kind, Tensor};
 
-use crate::case::{Case, device, host, number};
+use crate::case::{Case, host, number};
 
 pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
     let of = |name: &str| case.levels(&format!("input.{name}"), kind);
-    let out = Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), objectness: of("centernesses") };
-    let (cls, distances, objectness) = out.flatten();
-    let scores = cls.sigmoid() * objectness.sigmoid().unsqueeze(-1);
-    let boxes = decode(&Points::new(&out.sizes(), kind, device()).xy, &distances);
-    let levels: Vec<usize> = out.sizes().iter().map(|(h, w)| (h * w) as usize).collect();
+    let out = Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), quality: of("centernesses") };
+    let head::Scored { ranked, boxes, levels, .. } = head::scored(&out, Rank::Score);
     let t = &case.json["test_cfg"];
     let config = EvalConfig {
         every_epochs: 1,
@@ -32,7 +28,8 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
         let hw = &case.json["img_shape_hw"][i];
         let found = detect(
             &Image {
-                scores: &list(scores.get(image))?,
+                ranked: &list(ranked.get(image))?,
+                factor: None,
                 boxes: &list(boxes.get(image))?,
                 levels: &levels,
                 size: (number(&hw[1]) as f32, number(&hw[0]) as f32),

@@ -1,9 +1,11 @@
 //! The loss alone: both formulas.
 
-use dw::assign::dw::Weights;
-use dw::assign::{DwConfig, Formula, NegWeight, Pairs, Prior};
+use std::collections::BTreeMap;
+
+use dw::assign::{AssignConfig, DwConfig, Formula, NegWeight, Pairs, Prior, Progress};
+use dw::boxes::Grid;
 use dw::loss::Loss;
-use dw::model::Outputs;
+use dw::model::{Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;
 use tch::{Device, Kind, Tensor};
@@ -14,28 +16,39 @@ use crate::case::{Case, close, device, group_within, host, number, within};
 pub struct Run {
     pub outputs: Outputs,
     pub loss: Loss,
-    pub weights: Weights,
+    /// Positive weights of the pairs, and negative ones of the cells.
+    pub positive: Tensor,
+    pub negative: Tensor,
     pub pairs: Pairs,
 }
 
-/// Computes the loss of predictions and runs backward.
+/// Computes the loss of predictions and runs backward. `prior`: mean and sigma of the centre prior.
 pub fn run(case: &Case, outputs: Outputs, rule: &DwConfig, prior: (&Tensor, &Tensor)) -> Result<Run, String> {
-    let sizes = outputs.sizes();
     let classes = outputs.cls[0].size()[1];
-    let pairs = case.pairs(&sizes, classes, rule);
-    let prior = (prior.0.shallow_clone(), prior.1.shallow_clone());
-    let (loss, weights) = loss_of(rule, &outputs, &prior, &pairs.tensors(), false, &World::solo()).map_err(|e| e.to_string())?;
+    let mut params = Params::new(outputs.cls[0].kind(), device());
+    let strategy = AssignConfig::Dw(rule.clone()).build(&mut params, classes);
+    for (name, value) in [("mean", prior.0), ("sigma", prior.1)] {
+        let name = format!("bbox_head.center_prior.{name}");
+        let entry = params.entries.iter_mut().find(|e| e.name == name).ok_or("no centre prior")?;
+        entry.tensor.copy_(value);
+    }
+    let pairs = rule.pairs(&Grid::centers(&outputs.sizes()), classes, &case.truth());
+    let targets = strategy.matcher.targets(&Grid::centers(&outputs.sizes()), &case.truth());
+    let mut seen = BTreeMap::new();
+    let loss = loss_of(&*strategy.criterion, &outputs, &targets, &Progress::default(), &mut seen, (false, &World::solo()))
+        .map_err(|e| e.to_string())?;
     loss.local.backward();
-    Ok(Run { outputs, loss, weights, pairs })
+    let (positive, negative) = (seen["positive"].shallow_clone(), seen["negative"].shallow_clone());
+    Ok(Run { outputs, loss, positive, negative, pairs })
 }
 
 fn leaves(case: &Case, kind: Kind) -> Outputs {
     let of = |name: &str| case.levels(&format!("input.{name}"), kind).into_iter().map(|t| t.set_requires_grad(true)).collect();
-    Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), objectness: of("objectnesses") }
+    Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), quality: of("objectnesses") }
 }
 
 fn compare_gradients(case: &Case, out: &Outputs, kind: Kind, tolerance: f64) -> Result<(), String> {
-    for (name, levels) in [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("objectnesses", &out.objectness)] {
+    for (name, levels) in [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("objectnesses", &out.quality)] {
         let grad = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
         let expected = case.levels(&format!("grad.{name}"), kind);
         let pairs: Vec<_> = levels.iter().map(grad).zip(expected).collect();
@@ -46,7 +59,7 @@ fn compare_gradients(case: &Case, out: &Outputs, kind: Kind, tolerance: f64) -> 
 
 /// Weights of pairs as `[P, G]` of one image.
 fn dense_positive(run: &Run, image: i64, first_gt: i64, gts: i64) -> Tensor {
-    let out = Tensor::zeros([run.pairs.points * gts], (run.weights.positive.kind(), Device::Cpu));
+    let out = Tensor::zeros([run.pairs.points * gts], (run.positive.kind(), Device::Cpu));
     let mut index = vec![];
     let mut from = vec![];
     for (i, (&p, &g)) in run.pairs.point.iter().zip(&run.pairs.gt).enumerate() {
@@ -55,14 +68,14 @@ fn dense_positive(run: &Run, image: i64, first_gt: i64, gts: i64) -> Tensor {
             from.push(i as i64);
         }
     }
-    let values = host(&run.weights.positive).index_select(0, &Tensor::from_slice(&from));
+    let values = host(&run.positive).index_select(0, &Tensor::from_slice(&from));
     out.index_copy(0, &Tensor::from_slice(&index), &values).view([run.pairs.points, gts])
 }
 
 /// Weights of cells as `[P, C]` of every image, `rest` elsewhere.
 fn dense_negative(run: &Run, images: i64, classes: i64, rest: f64) -> Tensor {
-    let out = Tensor::full([images * run.pairs.points * classes], rest, (run.weights.negative.kind(), Device::Cpu));
-    out.index_copy(0, &Tensor::from_slice(&run.pairs.cell_flat), &host(&run.weights.negative)).view([images, run.pairs.points, classes])
+    let out = Tensor::full([images * run.pairs.points * classes], rest, (run.negative.kind(), Device::Cpu));
+    out.index_copy(0, &Tensor::from_slice(&run.pairs.cell_flat), &host(&run.negative)).view([images, run.pairs.points, classes])
 }
 
 pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
@@ -130,13 +143,12 @@ pub fn paper(case: &Case, kind: Kind) -> Result<(), String> {
             Some("one_minus_pos") => NegWeight::OneMinusPos,
             _ => NegWeight::Full,
         },
-        ..DwConfig::default()
     };
     // `extreme` saturates sigmoids: f64 only.
     if kind == Kind::Float && input.json["tensor_source"] == "f32" {
         return Ok(());
     }
-    let unused = Tensor::zeros([1, 2], (kind, device()));
+    let unused = Tensor::zeros([input.int("num_classes"), 2], (kind, device()));
     let run = run(&input, leaves(&input, kind), &rule, (&unused, &unused))?;
     let expected = &case.json["expected"]["f64"];
     let (scalar, tensor) = if kind == Kind::Double { (1e-9, 1e-6) } else { (1e-4, 1e-4) };

@@ -1,5 +1,5 @@
-//! Golden numbers: the reference implementation's (`loss head detector detect`), the paper's formulas' (`paper`) and
-//! pycocotools' (`coco`), one test result per case and precision.
+//! Golden numbers: the reference implementation's (`loss head detector detect`), the paper's formulas' (`paper`), other
+//! systems' (`lab`) and pycocotools' (`coco`), one test result per case and precision.
 //!
 //! `DW_GOLDENS` names the folder, or several with `:` between them (default: the small copy beside
 //! this file). `DW_GOLDEN_KINDS` selects kinds; `DW_DEVICE=cuda` computes on a GPU. A case's kind is
@@ -11,6 +11,7 @@ mod case;
 mod coco;
 mod detect;
 mod find;
+mod lab;
 mod loss;
 mod network;
 
@@ -40,12 +41,13 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 6] = [
+const SUITES: [Suite; 7] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
     Suite { key: "detector", precisions: &[Kind::Float, Kind::Double], check: network::detector },
     Suite { key: "detect", precisions: &[Kind::Float], check: detect::check },
+    Suite { key: "lab/fcos", precisions: &[Kind::Float, Kind::Double], check: lab::fcos },
     Suite { key: "coco", precisions: &[Kind::Double], check: coco::check },
 ];
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use dw::assign::DwConfig;
+use dw::assign::{AssignConfig, DwConfig, Progress};
+use dw::boxes::Grid;
 use dw::config::Config;
 use dw::model::params::Role;
 use dw::model::{Backbone, Detector, ModelConfig, Outputs, Params, head};
@@ -143,7 +144,7 @@ fn after_updates(params: &Params, start: &[Tensor], expected: &Value, kind: Kind
 }
 
 fn outputs(case: &Case, out: &Outputs, tolerances: [f64; 3]) -> Result<(), String> {
-    let groups = [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("centernesses", &out.objectness)];
+    let groups = [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("centernesses", &out.quality)];
     for ((name, levels), tolerance) in groups.into_iter().zip(tolerances) {
         for (l, t) in levels.iter().enumerate() {
             within(&format!("out.{name}.{l}"), t, &case.tensors[&format!("out.{name}.{l}")], tolerance)?;
@@ -152,11 +153,19 @@ fn outputs(case: &Case, out: &Outputs, tolerances: [f64; 3]) -> Result<(), Strin
     Ok(())
 }
 
+/// A tensor of the centre prior.
+fn prior(params: &Params, name: &str) -> Result<Tensor, String> {
+    let name = format!("bbox_head.center_prior.{name}");
+    params.entries.iter().find(|e| e.name == name).map(|e| e.tensor.shallow_clone()).ok_or("no centre prior".into())
+}
+
 pub fn head(case: &Case, kind: Kind) -> Result<(), String> {
     let refine = case.json["reg_refine"].as_bool().unwrap_or(false);
     let mut params = Params::new(kind, device());
     let config = ModelConfig { channels: case.int("feat_channels"), refine, ..ModelConfig::default() };
     let head = head::Head::new(&mut params, &config, case.int("num_classes"));
+    let rule = rule(case);
+    let _ = AssignConfig::Dw(rule.clone()).build(&mut params, case.int("num_classes"));
     fill_state(case, &mut params)?;
     let sizes: Vec<[i64; 2]> = (0..5).map(|l| [0, 1].map(|i| case.json["level_hw"][l][i].as_i64().unwrap_or(0))).collect();
     let features: Vec<Tensor> = sizes
@@ -170,7 +179,7 @@ pub fn head(case: &Case, kind: Kind) -> Result<(), String> {
     let out = head.forward(&features);
     let boxes = if refine { 2e-3 } else { 5e-4 };
     outputs(case, &out, if kind == Kind::Double { [1e-5, 1e-4, 1e-5] } else { [3e-5, boxes, 3e-5] })?;
-    let run = loss::run(case, out, &rule(case), (&head.prior.0, &head.prior.1))?;
+    let run = loss::run(case, out, &rule, (&prior(&params, "mean")?, &prior(&params, "sigma")?))?;
     let (scalar, gradient) = if kind == Kind::Double { (1e-9, 1e-8) } else { (1e-5, 1e-3) };
     losses("head", &run.loss.terms, &case.json["expected"]["f64"], scalar)?;
     gradients(&params, &case.json["expected"]["param_grads"], gradient)?;
@@ -223,6 +232,8 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     let config = model(case)?;
     let deep = config.backbone.name().contains("101");
     let mut net = Detector::new(&config, case.int("num_classes") as usize, kind, device());
+    let assign = AssignConfig::Dw(rule(case));
+    let strategy = assign.build(&mut net.params, case.int("num_classes"));
     fill_state(case, &mut net.params)?;
     let names = |key: &str| -> Vec<&str> { case.json[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect() };
     let mut own: Vec<&str> = net.params.entries.iter().filter(|e| e.trainable).map(|e| e.name.as_str()).collect();
@@ -239,8 +250,8 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     if own != expected {
         return Err("the parameters without weight decay are not the reference's".into());
     }
-    let config = Config { model: config, assign: rule(case), ..Config::default() };
-    let mut step = Step::new(net, &config, &Arc::new(World::solo())).map_err(|e| e.to_string())?;
+    let config = Config { model: config, assign, ..Config::default() };
+    let mut step = Step::new(net, strategy, &config, &Arc::new(World::solo())).map_err(|e| e.to_string())?;
     let start: Vec<Tensor> = step.detector.params.entries.iter().map(|e| e.tensor.detach().copy()).collect();
     let (h, w) = (case.json["image_hw"][0].as_i64().unwrap_or(0), case.json["image_hw"][1].as_i64().unwrap_or(0));
     let image = fill("image", case.seed(), &[case.int("batch"), 3, h, w], &json!(["affine", -2.0, 4.0])).to_kind(kind);
@@ -257,11 +268,11 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
         }
     }
     let out = step.detector.head().forward(&p);
-    for (name, levels) in [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("centernesses", &out.objectness)] {
+    for (name, levels) in [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("centernesses", &out.quality)] {
         digests(name, levels, &expected[format!("{name}_f64")], if kind == Kind::Double { 1e-9 } else { 2e-5 })?;
     }
     let scale = |levels: &[Tensor]| levels.iter().map(max_abs).fold(0.0, f64::max) * 1e-5;
-    let tolerances = [scale(&out.cls), 5e-3, scale(&out.objectness)];
+    let tolerances = [scale(&out.cls), 5e-3, scale(&out.quality)];
     outputs(case, &out, tolerances)?;
     let trajectory = &case.json["expected"]["trajectories"]["warmup_from_0"];
     let steps = &trajectory["steps_f64"];
@@ -274,8 +285,8 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
     let mut out = Some(out);
     for (n, expected) in steps.as_array().ok_or("no trajectory")?.iter().enumerate() {
         let predicted = out.take().unwrap_or_else(|| step.forward(&image));
-        let pairs = case.pairs(&predicted.sizes(), case.int("num_classes"), &config.assign).tensors();
-        let loss = step.loss(&predicted, &pairs, false).map_err(|e| e.to_string())?;
+        let targets = step.matcher().targets(&Grid::centers(&predicted.sizes()), &case.truth());
+        let loss = step.loss(&predicted, &targets, &Progress::default(), false).map_err(|e| e.to_string())?;
         step.backward(&loss).map_err(|e| e.to_string())?;
         if n == 0 {
             losses("step 0", &loss.terms, expected, first)?;

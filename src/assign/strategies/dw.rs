@@ -3,11 +3,18 @@
 //! Shapes: N pairs, U cells (a cell is a (point, class) covered by some box of that class), G boxes, B images,
 //! P points, C classes. Weights carry no gradient.
 
-use tch::{Reduction, Tensor};
+use std::sync::Arc;
 
-use super::pairs::PairTensors;
-use super::{DwConfig, Formula, NegWeight, Prior, Term};
-use crate::boxes::iou_and_giou;
+use tch::Tensor;
+
+pub use super::dw_config::{DwConfig, Formula, NegWeight, Prior};
+use crate::assign::pairs::{Inside, PairTensors, Pairs};
+use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets};
+use crate::boxes::{Grid, iou_and_giou};
+use crate::loss::functions::bce;
+use crate::loss::{Normaliser, Term};
+use crate::model::params::Role;
+use crate::model::{Params, Predictions, Rank};
 
 /// Floor of areas in denominators: the released code's, and the paper reading's.
 const AREA_EPS: f64 = 1e-6;
@@ -25,54 +32,98 @@ const SURELY_POSITIVE: f64 = 0.95;
 const FOCAL_ALPHA: f64 = 0.25;
 const FOCAL_GAMMA: f64 = 2.0;
 
-/// The centre prior of each class, `[C, 2]` (x, y) in strides; a state of the checkpoint that is never trained.
-#[derive(Debug)]
-pub struct CenterPrior<'a> {
-    /// Shift of the centre.
-    pub mean: &'a Tensor,
-    /// Width.
-    pub sigma: &'a Tensor,
-}
-
-/// What a batch looks like to the loss.
-pub struct Inputs<'a> {
-    /// Class logits `[B, P, C]`.
-    pub cls: &'a Tensor,
-    /// Distances `[B, P, 4]`, pixels.
-    pub distances: &'a Tensor,
-    /// Objectness logits `[B, P]`.
-    pub objectness: &'a Tensor,
-    /// Boxes and their pairs.
-    pub pairs: &'a PairTensors,
-    /// The prior of the released formula.
-    pub prior: CenterPrior<'a>,
-}
-
-/// The weights of one batch, for tests and pictures.
-#[derive(Debug)]
-pub struct Weights {
-    /// Positive weight of each pair `[N]`.
-    pub positive: Tensor,
-    /// Weight of each cell in the negative loss `[U]`: P_neg (released), w_neg (paper).
-    pub negative: Tensor,
-}
-
-/// Sums, denominators and weights of a batch: Eq. 3-12 (`paper`), or what the authors' code computes (`released`;
-/// `docs/formulas.md` lists every difference). Nothing is read back to the host; a number that is not one comes out in
-/// every sum. Inputs must be on one device and of one kind.
-pub fn terms(config: &DwConfig, x: &Inputs) -> (Vec<Term>, Weights) {
-    let (q, poison_q) = without_nan(&(x.cls.sigmoid() * x.objectness.sigmoid().unsqueeze(-1)));
-    // Sides beyond any image would overflow when they are multiplied, in f32.
-    let (distances, poison_d) = without_nan(x.distances);
-    let distances = distances.clamp_max(LARGEST_SIDE);
-    let (mut terms, weights) = match config.formula {
-        Formula::Released => released(config, x, &q, &Geometry::new(&distances, x.pairs, AREA_EPS)),
-        Formula::Paper => paper(config, x, &q, &Geometry::new(&distances, x.pairs, PAPER_AREA_EPS)),
-    };
-    for t in &mut terms {
-        t.sum += &poison_q + &poison_d;
+impl DwConfig {
+    /// The strategy's halves. The centre prior of the released formula is a state of the network: mean and sigma of each
+    /// class, which is never trained.
+    pub(crate) fn build(&self, params: &mut Params, classes: i64) -> Strategy {
+        let mean = params.buffer("bbox_head.center_prior.mean", &[classes, 2], 0.0, Role::Constant);
+        // 1 + 0.11, added in f32 as the released code does.
+        let start = f64::from(1.0f32 + 0.11f32);
+        let sigma = params.buffer("bbox_head.center_prior.sigma", &[classes, 2], start, Role::Constant);
+        let matcher = Arc::new(Bags { config: self.clone(), classes });
+        let criterion = Box::new(DualWeighting { config: self.clone(), prior: CenterPrior { mean, sigma } });
+        Strategy { matcher, criterion, rank: Rank::Score }
     }
-    (terms, weights)
+
+    /// The pairs of a batch: every point inside a box, or with the paper's formula those that the centre prior keeps.
+    pub fn pairs(&self, grid: &Grid, classes: i64, images: &[ImageBoxes]) -> Pairs {
+        Pairs::new(grid, classes, images, &|found, stride| self.keep(found, stride))
+    }
+
+    fn keep(&self, found: &mut Vec<Inside>, stride: i64) {
+        if self.formula == Formula::Released || self.prior == Prior::Soft {
+            return;
+        }
+        // Distance from the centre in strides: half the difference of opposite sides, along each axis.
+        let r = |[l, t, r, b]: [f32; 4]| f64::from(l - r).hypot(f64::from(t - b)) / (2 * stride) as f64;
+        if self.prior == Prior::Threshold {
+            found.retain(|p| r(p.1) <= self.prior_value);
+        } else {
+            // Stable: the lower point index first on ties.
+            found.sort_by(|a, b| r(a.1).total_cmp(&r(b.1)));
+            found.truncate(self.prior_value as usize);
+            found.sort_by_key(|p| p.0);
+        }
+    }
+}
+
+/// Finds the bag of points of each box.
+struct Bags {
+    config: DwConfig,
+    classes: i64,
+}
+
+impl Matcher for Bags {
+    fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> Targets {
+        Targets::Pairs(self.config.pairs(grid, self.classes, images).tensors())
+    }
+}
+
+/// The centre prior of each class, `[C, 2]` (x, y) in strides.
+#[derive(Debug)]
+struct CenterPrior {
+    /// Shift of the centre.
+    mean: Tensor,
+    /// Width.
+    sigma: Tensor,
+}
+
+/// Weighs the points of each bag.
+struct DualWeighting {
+    config: DwConfig,
+    prior: CenterPrior,
+}
+
+/// What a batch looks like to the loss. Tensors are on one device and of one kind.
+struct Inputs<'a> {
+    /// Class logits `[B, P, C]`.
+    cls: &'a Tensor,
+    /// Boxes and their pairs.
+    pairs: &'a PairTensors,
+    /// The prior of the released formula.
+    prior: &'a CenterPrior,
+}
+
+impl Criterion for DualWeighting {
+    /// Eq. 3-12 (`paper`), or what the authors' code computes (`released`; `docs/formulas.md` lists every difference).
+    /// The probe sees `positive`, the positive weight of each pair `[N]`, and `negative`, the weight of each cell in the
+    /// negative loss `[U]`: P_neg (released), w_neg (paper).
+    fn terms(&self, predicted: &Predictions, targets: &Targets, _: &Progress, probe: &mut dyn Probe) -> Vec<Term> {
+        let pairs = targets.pairs();
+        let (q, poison_q) = without_nan(&(predicted.cls.sigmoid() * predicted.quality.sigmoid().unsqueeze(-1)));
+        // Sides beyond any image would overflow when they are multiplied, in f32.
+        let (distances, poison_d) = without_nan(&predicted.distances);
+        let distances = distances.clamp_max(LARGEST_SIDE);
+        let x = Inputs { cls: &predicted.cls, pairs, prior: &self.prior };
+        let mut terms = match self.config.formula {
+            Formula::Released => released(&self.config, &x, &q, &Geometry::new(&distances, pairs, AREA_EPS), probe),
+            Formula::Paper => paper(&self.config, &x, &q, &Geometry::new(&distances, pairs, PAPER_AREA_EPS), probe),
+        };
+        for t in &mut terms {
+            t.sum += &poison_q + &poison_d;
+        }
+        terms
+    }
 }
 
 /// Predicted box against ground truth, of every pair.
@@ -126,12 +177,6 @@ fn localisation(giou_loss: &Tensor, beta: f64) -> Tensor {
     (giou_loss * -beta).exp().clamp_max(1.0)
 }
 
-/// `-max(ln p, -100)` for target 1, `-max(ln(1 - p), -100)` for target 0, with libtorch's own gradient.
-fn bce(p: &Tensor, target: f64) -> Tensor {
-    let target = Tensor::full([1], target, (p.kind(), p.device())).expand_as(p);
-    p.binary_cross_entropy::<Tensor>(&target, None, Reduction::None)
-}
-
 /// Numbers without NaN, and 0 or, where one was NaN or infinite, NaN.
 ///
 /// libtorch's cross entropy refuses NaN (on a GPU by an assertion that kills the process). So it is taken out here and
@@ -144,7 +189,14 @@ fn count(x: &Inputs) -> Tensor {
     Tensor::from(x.pairs.labels.numel() as f64).to_kind(x.cls.kind()).to_device(x.cls.device())
 }
 
-fn released(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weights) {
+/// Sums and normalisers of the positive classification, localisation and negative classification loss. The positive
+/// ones are sums of positive weights times numbers above 0.
+fn terms([cls_pos, loc, cls_neg]: [(Tensor, Tensor); 3]) -> Vec<Term> {
+    let term = |name, (sum, value), needs_positives| Term { name, sum, by: Normaliser::at_least_one(value), needs_positives };
+    vec![term("loss_cls_pos", cls_pos, true), term("loss_loc", loc, true), term("loss_cls_neg", cls_neg, false)]
+}
+
+fn released(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry, probe: &mut dyn Probe) -> Vec<Term> {
     let pairs = x.pairs;
     let flat = pairs.cell_flat.index_select(0, &pairs.cell);
     let p_cls = q.reshape([-1]).index_select(0, &flat);
@@ -152,8 +204,8 @@ fn released(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry) -> (Vec<Term>, W
 
     let w_pos = tch::no_grad(|| {
         let labels = pairs.labels.index_select(0, &pairs.gt);
-        let d = (offset(pairs) - columns(x.prior.mean, &labels)).square();
-        let along = (d / (columns(x.prior.sigma, &labels).square() * -2.0)).exp();
+        let d = (offset(pairs) - columns(&x.prior.mean, &labels)).square();
+        let along = (d / (columns(&x.prior.sigma, &labels).square() * -2.0)).exp();
         let prior = along.get(0) * along.get(1);
         let prior = if c.prior == Prior::Soft { prior } else { prior.gt(c.prior_value).to_kind(q.kind()) };
         let p = &p_cls * &p_loc;
@@ -178,15 +230,12 @@ fn released(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry) -> (Vec<Term>, W
     let cls_pos = (&w_pos * bce(&p_cls, 1.0)).sum(None) * POSITIVE_SCALE;
     let loc = (&w_pos * bce(&p_loc, 1.0)).sum(None) * POSITIVE_SCALE;
     let cls_neg = (p_neg_all * q.pow_tensor_scalar(c.gamma2) * bce(q, 0.0)).sum(None);
-    let terms = vec![
-        Term { name: "loss_cls_pos", sum: cls_pos, denominator: boxes.shallow_clone() },
-        Term { name: "loss_loc", sum: loc, denominator: boxes },
-        Term { name: "loss_cls_neg", sum: cls_neg, denominator: (-&p_neg + 1.0).sum(None) },
-    ];
-    (terms, Weights { positive: w_pos, negative: p_neg })
+    probe.see("positive", &w_pos);
+    probe.see("negative", &p_neg);
+    terms([(cls_pos, boxes.shallow_clone()), (loc, boxes), (cls_neg, (-&p_neg + 1.0).sum(None))])
 }
 
-fn paper(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weights) {
+fn paper(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry, probe: &mut dyn Probe) -> Vec<Term> {
     let pairs = x.pairs;
     let q_cell = q.reshape([-1]).index_select(0, &pairs.cell_flat);
     let s = q_cell.index_select(0, &pairs.cell);
@@ -225,12 +274,9 @@ fn paper(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry) -> (Vec<Term>, Weig
     let loc = (&w_pos * &g.giou_loss).sum(None) * c.beta;
     let focal = (outside * q.pow_tensor_scalar(FOCAL_GAMMA) * bce(q, 0.0)).sum(None);
     let cls_neg = (&w_neg * bce(&q_cell, 0.0)).sum(None) + focal;
-    let terms = vec![
-        Term { name: "loss_cls_pos", sum: cls_pos, denominator: boxes.shallow_clone() },
-        Term { name: "loss_loc", sum: loc, denominator: boxes.shallow_clone() },
-        Term { name: "loss_cls_neg", sum: cls_neg, denominator: boxes },
-    ];
-    (terms, Weights { positive: w_pos, negative: w_neg })
+    probe.see("positive", &w_pos);
+    probe.see("negative", &w_neg);
+    terms([(cls_pos, boxes.shallow_clone()), (loc, boxes.shallow_clone()), (cls_neg, boxes)])
 }
 
 #[cfg(test)]
@@ -238,7 +284,6 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::assign::PairsBuilder;
     use crate::boxes::level_sizes;
 
     #[test]
@@ -252,17 +297,17 @@ mod tests {
         assert_eq!(Vec::<f32>::try_from(giou_loss.grad()).unwrap(), [0.0, 0.0, 5.0], "nothing to gain at the top");
     }
 
-    /// Pain 7: a prediction that is no number, or as good as infinite, never ends the process; NaN and infinity are told.
+    /// A prediction that is not a number, or as good as infinite, never ends the process; NaN and infinity come out.
     #[test]
     fn bad_numbers_come_out_in_the_sums() {
-        let (sizes, options) = (level_sizes(64, 64), (Kind::Float, Device::Cpu));
-        let points: i64 = sizes.iter().map(|(h, w)| h * w).sum();
+        let (grid, options) = (Grid::centers(&level_sizes(64, 64)), (Kind::Float, Device::Cpu));
+        let points = grid.num_points();
+        let images = [ImageBoxes { boxes: vec![[5.0, 5.0, 50.0, 60.0], [1.0, 2.0, 30.0, 30.0]], labels: vec![1, 1] }];
         for formula in [Formula::Released, Formula::Paper] {
-            let rule = DwConfig { formula, ..DwConfig::default() };
-            let mut builder = PairsBuilder::new(&sizes, 3, &rule);
-            builder.image(&[[5.0, 5.0, 50.0, 60.0], [1.0, 2.0, 30.0, 30.0]], &[1, 1]);
-            let pairs = builder.finish().tensors();
-            let (mean, sigma) = (Tensor::zeros([3, 2], options), Tensor::ones([3, 2], options));
+            let config = DwConfig { formula, ..DwConfig::default() };
+            let targets = Targets::Pairs(config.pairs(&grid, 3, &images).tensors());
+            let prior = CenterPrior { mean: Tensor::zeros([3, 2], options), sigma: Tensor::ones([3, 2], options) };
+            let criterion = DualWeighting { config, prior };
             for (value, told) in [(f64::NAN, true), (f64::INFINITY, true), (1e25, false), (1e38, false), (1.0, false)] {
                 for which in 0..3 {
                     let tensor = |n: usize, shape: &[i64]| {
@@ -270,10 +315,9 @@ mod tests {
                         let _ = t.view([-1]).narrow(0, 9, 1).fill_(if n == which { value } else { 1.0 });
                         t.set_requires_grad(true)
                     };
-                    let (cls, distances, objectness) = (tensor(0, &[1, points, 3]), tensor(1, &[1, points, 4]), tensor(2, &[1, points]));
-                    let prior = CenterPrior { mean: &mean, sigma: &sigma };
-                    let inputs = Inputs { cls: &cls, distances: &distances, objectness: &objectness, pairs: &pairs, prior };
-                    let (terms, _) = terms(&rule, &inputs);
+                    let (cls, distances, quality) = (tensor(0, &[1, points, 3]), tensor(1, &[1, points, 4]), tensor(2, &[1, points]));
+                    let predicted = Predictions { cls, distances, quality, grid: grid.clone() };
+                    let terms = criterion.terms(&predicted, &targets, &Progress::default(), &mut ());
                     let sum: f64 = terms.iter().map(|t| t.sum.double_value(&[])).sum();
                     // An infinite logit is a probability of 1.
                     let expected = if told && (value.is_nan() || which == 1) { sum.is_nan() } else { sum.is_finite() };

@@ -1,0 +1,5 @@
+//! The strategies, one file each; none knows another.
+
+pub mod dw;
+mod dw_config;
+pub mod fcos;
