@@ -21,26 +21,46 @@ fn rust_files(dir: &str) -> Vec<(String, String)> {
     found.iter().map(|p| (name(p), std::fs::read_to_string(p).unwrap())).collect()
 }
 
-/// Rooms in the order of the data's flow: a room may use those before it and itself.
-const ROOMS: [&str; 9] = ["boxes", "config", "model", "assign", "data", "loss", "eval", "train", "show"];
+/// Modules in dependency order: each may use those before it and itself.
+const MODULES: [&str; 11] = ["boxes", "torch", "device", "loss", "config", "model", "assign", "data", "eval", "train", "show"];
 
 /// Pairs that the order would forbid, with the reason why they stand.
 const ALLOWED: [(&str, &str, &str); 2] = [
-    ("config", "assign", "[assign] is defined beside the formulas"),
+    ("config", "assign", "[assign] is defined beside the strategies"),
     ("config", "model", "backbones and norms are closed enums of the model"),
 ];
 
 #[test]
-fn rooms_use_only_what_lies_before_them() {
+fn modules_use_only_those_before_them() {
     for (file, text) in rust_files("src") {
-        let room = file.trim_start_matches("src/").split(['/', '.']).next().unwrap().to_owned();
-        let Some(own) = ROOMS.iter().position(|r| *r == room) else { continue };
-        for (other, name) in ROOMS.iter().enumerate() {
+        let module = file.trim_start_matches("src/").split(['/', '.']).next().unwrap().to_owned();
+        let Some(own) = MODULES.iter().position(|m| *m == module) else { continue };
+        for (other, name) in MODULES.iter().enumerate() {
             let uses = text.contains(&format!("crate::{name}::")) || text.contains(&format!("crate::{name};"));
             // Starting a run wires everything together, as the binaries do.
             let wiring = file.ends_with("train/start.rs") || file.ends_with("command.rs");
-            let allowed = other <= own || wiring || ALLOWED.iter().any(|(a, b, _)| *a == room && b == name);
-            assert!(!uses || allowed, "{file} uses `{name}`, which lies behind `{room}`");
+            let allowed = other <= own || wiring || ALLOWED.iter().any(|(a, b, _)| *a == module && b == name);
+            assert!(!uses || allowed, "{file} uses `{name}`, which comes after `{module}`");
+        }
+    }
+}
+
+/// A strategy is a file of its own: no other strategy knows it, and whoever trains, loads or evaluates knows none.
+#[test]
+fn strategies_are_known_by_the_list_alone() {
+    let own: Vec<(String, String)> = rust_files("src/assign/strategies");
+    let names: Vec<&str> = own.iter().map(|(f, _)| f.rsplit('/').next().unwrap().trim_end_matches(".rs")).collect();
+    for (file, text) in own.iter().filter(|(f, _)| !f.ends_with("mod.rs")) {
+        let name = file.rsplit('/').next().unwrap().trim_end_matches(".rs").trim_end_matches("_config");
+        for other in names.iter().filter(|n| n.trim_end_matches("_config") != name && **n != "mod") {
+            assert!(!text.contains(&format!("{other}::")), "{file} uses the strategy `{other}`");
+        }
+    }
+    for dir in ["src/train", "src/data", "src/eval", "src/model", "src/loss", "src/show", "src/device"] {
+        for (file, text) in rust_files(dir) {
+            for known in ["strategies", "DwConfig", "FcosConfig", "loss_cls_pos", "center_prior"] {
+                assert!(!text.contains(known), "{file} knows `{known}`");
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ unsafe extern "C" {
     ) -> *mut torch_sys::C_tensor;
 }
 
-/// Modulated deformable convolution with bounded memory; see [`crate::model::deform::deform_conv2d`] for the
+/// Modulated deformable convolution with bounded memory; the convolution module of the model has the
 /// shapes. `[stride, padding, groups, chunk]`: `chunk` bounds the numbers of the sampled columns that exist at once.
 ///
 /// # Panics

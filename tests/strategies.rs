@@ -1,0 +1,71 @@
+//! Every strategy trains, evaluates, resumes to the last bit, and computes the same on several ranks.
+
+mod support;
+
+use support::{Place, bin, fails, launch, run, says};
+
+/// Settings of each strategy beside DW, on the smoke configuration.
+const STRATEGIES: [&[&str]; 2] = [
+    &["assign.kind=fcos", "model.refine=false"],
+    &[
+        "assign.kind=fcos",
+        "assign.form=plain",
+        "model.refine=false",
+        "model.distances=exp",
+        "model.quality_tower=cls",
+        "model.tower_bias=false",
+    ],
+];
+
+fn with<'a>(strategy: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [strategy, more].concat()
+}
+
+#[test]
+fn runs_are_resumed_exactly_and_evaluated() {
+    for strategy in STRATEGIES {
+        let place = Place::new();
+        let sets = |steps| with(strategy, &["eval.every_epochs=1", steps]);
+        place.train(0, "whole", &sets("train.max_steps=8"));
+        place.train(0, "parts", &sets("train.max_steps=3"));
+        place.train(0, "parts", &sets("train.max_steps=8"));
+        assert_eq!(place.losses("whole"), place.losses("parts"), "{strategy:?}");
+        let names: Vec<String> = place.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
+        assert_eq!(names, ["loss_cls", "loss_bbox", "loss_centerness"]);
+        let model = |work: &str| std::fs::read(place.path(work) + "/checkpoints/step-00000008/model.safetensors").unwrap();
+        assert!(model("whole") == model("parts"), "{strategy:?}");
+        let json = run(launch(0, "dw-eval").arg(place.path("whole")).args(["--device", "cpu", "--json"]));
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let recorded = place.rows("whole").into_iter().rfind(|r| r.contains_key("AP")).unwrap();
+        assert_eq!(json["AP"], recorded["AP"]);
+        // The curves name the strategy's own terms.
+        run(std::process::Command::new(bin("dw-show")).args(["curves", &place.path("whole"), "-o", &place.path("c.png")]));
+        assert!(std::fs::metadata(place.path("c.png")).unwrap().len() > 1000);
+    }
+}
+
+#[test]
+fn ranks_add_up_to_one_big_batch() {
+    for strategy in STRATEGIES {
+        let place = Place::new();
+        let losses = |ranks: usize| -> Vec<f64> {
+            let images = format!("train.images_per_rank={}", 4 / ranks);
+            let work = format!("r{ranks}");
+            let more = ["eval.every_epochs=0", "train.max_steps=5", "data.group=4", "train.precision=f64", &images];
+            place.train(if ranks == 1 { 0 } else { ranks }, &work, &with(strategy, &more));
+            place.steps(&work).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
+        };
+        let (one, two) = (losses(1), losses(2));
+        for (step, (a, b)) in one.iter().zip(&two).enumerate() {
+            assert!((a - b).abs() <= 1e-9 * a, "{strategy:?}, step {}: {a} on one rank, {b} on two", step + 1);
+        }
+    }
+}
+
+#[test]
+fn another_strategy_is_another_run() {
+    let place = Place::new();
+    place.train(0, "w", &["eval.every_epochs=0", "train.max_steps=2"]);
+    let args = place.train_args("w", &["eval.every_epochs=0", "train.max_steps=4", "assign.kind=fcos"]);
+    says(&fails(launch(0, "dw-train").args(args), 2), &["assign.kind: \"dw\" -> \"fcos\""]);
+}
