@@ -27,8 +27,8 @@ impl Unmatched {
         self.warned = true;
         Some(format!(
             "no point has had a positive weight for {MANY} steps: the boxes teach nothing, only background is learnt\n\
-             hint: a threshold of the prior that no point passes (assign.prior, assign.prior_value), images without \
-             boxes (data.filter_empty), or boxes far smaller than a stride of 8 pixels (data.short_side)"
+             hint: settings of [assign] that no point passes, images without boxes (data.filter_empty), or \
+             boxes far smaller than a stride of 8 pixels (data.short_side)"
         ))
     }
 
