@@ -26,10 +26,14 @@ fn runs_are_resumed_exactly_and_evaluated() {
     for strategy in STRATEGIES {
         let place = Place::new();
         let sets = |steps| with(strategy, &["eval.every_epochs=1", steps]);
-        place.train(0, "whole", &sets("train.max_steps=8"));
-        place.train(0, "parts", &sets("train.max_steps=3"));
-        place.train(0, "parts", &sets("train.max_steps=8"));
-        assert_eq!(place.losses("whole"), place.losses("parts"), "{strategy:?}");
+        for ranks in [2, 0] {
+            // The files of one rank stay for what follows.
+            let (whole, parts) = if ranks == 0 { ("whole", "parts") } else { ("whole-2", "parts-2") };
+            place.train(ranks, whole, &sets("train.max_steps=8"));
+            place.train(ranks, parts, &sets("train.max_steps=3"));
+            place.train(ranks, parts, &sets("train.max_steps=8"));
+            assert_eq!(place.losses(whole), place.losses(parts), "{ranks} ranks, {strategy:?}");
+        }
         let names: Vec<String> = place.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
         assert_eq!(names, ["loss_cls", "loss_bbox", "loss_centerness"]);
         let model = |work: &str| std::fs::read(place.path(work) + "/checkpoints/step-00000008/model.safetensors").unwrap();

@@ -5,6 +5,7 @@
 //! and local normalisers, which [`crate::loss::reduce`] adds over all ranks. [`AssignConfig`] is the closed list of
 //! strategies: to add one, write a file in [`strategies`] and a variant here.
 
+pub mod hard;
 pub mod pairs;
 pub mod points;
 pub mod strategies;
