@@ -194,7 +194,10 @@ def in_turns(sides, rounds=ROUNDS):
 
 
 def report(size, results, errors):
-    """A row for each side; theirs / ours where ours ran beside it in the same arithmetic."""
+    """A row for each side; theirs / ours where ours ran beside it in the same arithmetic.
+
+    No ratio on the CPU, where our side is the small network of `smoke`.
+    """
     name = " x ".join(map(str, size))
     middle = {
         c: statistics.median(r["median"] for r in all_) for c, all_ in results.items() if all_
@@ -204,7 +207,7 @@ def report(size, results, errors):
             row(STEP, f"{name}, {side}", False, why=errors.get(side, "no time left"))
             continue
         mode = side.split()[1]
-        beside = middle.get(f"ours {mode}") if side.startswith("theirs") else None
+        beside = middle.get(f"ours {mode}") if GPU and side.startswith("theirs") else None
         medians = [r["median"] for r in all_]
         row(
             STEP,

@@ -58,7 +58,7 @@ def launches():
             seconds,
             syncs_per_step=syncs,
             precision=found.get("precision"),
-            **({} if code == 0 else {"why": ending(code, text)}),
+            why=ending(code, text) if code != 0 else None if GPU else "DEVICE=cpu",
         )
         trace(part, name, command)
 
@@ -72,16 +72,22 @@ def trace(part, name, command):
         row(part, f"trace, {name}", False, seconds, why=ending(code, text))
         return
     told = (json_line(text, "dw step") or {}).get("trace_steps")
-    found, kernels, waits = gpu_trace.measure(gpu_trace.read(file), told)
-    seen = found["kernels"] > 0
-    why = {} if seen else {"why": "no kernels in the trace"}
+    try:
+        events = gpu_trace.read(file)
+    except (ValueError, KeyError) as e:
+        row(part, f"trace, {name}", False, seconds, why=f"the trace cannot be read: {e!r}"[:200])
+        return
+    found, kernels, waits = gpu_trace.measure(events, told)
+    lacking = [what for what in ("host_ops", "kernels") if not found[what]]
+    # A trace of the CPU alone has host operations, but no kernels.
+    unusable = lacking if GPU else set(lacking) - {"kernels"}
     row(
         part,
         f"trace, {name}",
-        seen if GPU else None,
+        False if unusable else True if GPU else None,
         seconds,
         **found,
-        **why,
+        why=f"no {' and no '.join(lacking)} in the trace" if lacking else None,
         lines=[*waits, *kernels],
     )
     kept = OUT / f"trace-{name.replace(' ', '')}.json.gz"

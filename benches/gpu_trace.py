@@ -53,6 +53,7 @@ def measure(events, told=None):
     whole = max(s[1] for s in spans) - min(s[0] for s in spans) if spans else 0.0
     found = {
         "steps": steps,
+        "host_ops": sum(e.get("cat") == "cpu_op" for e in events) / steps,
         "kernels": len(kernels) / steps,
         "launches": count(LAUNCHES),
         "waits": count(WAITS),
@@ -88,6 +89,7 @@ def waits(calls, steps):
 def selftest():
     """The numbers of a small trace that was counted by hand."""
     events = [
+        {"ph": "X", "cat": "cpu_op", "name": "aten::add", "ts": 0, "dur": 5},
         {"ph": "X", "cat": "user_annotation", "name": "step 1", "ts": 0, "dur": 50},
         {"ph": "X", "cat": "user_annotation", "name": "step 2", "ts": 50, "dur": 50},
         {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernelExC", "ts": 1, "dur": 2},
@@ -107,6 +109,7 @@ def selftest():
     found, kernels, waited = measure(events)
     assert found == {
         "steps": 2,
+        "host_ops": 0.5,
         "kernels": 1.0,
         "launches": 1.0,
         "waits": 0.5,

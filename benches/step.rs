@@ -122,7 +122,7 @@ fn main() {
             "threads": a.threads, "device": format!("{device:?}"), "precision": precision.name(), "ranks": ranks, "apart": a.apart,
             "step_s_median": median, "step_s_min": times[0], "images_per_s": (a.batch * ranks as i64) as f64 / median,
             "forward_s": parts[0], "loss_s": parts[1], "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib(),
-            "device_peak_mib": device_peak, "syncs_per_step": syncs, "trace_steps": TRACED, "buckets": count,
+            "device_peak_mib": device_peak, "syncs_per_step": syncs, "trace_steps": a.trace.is_some().then_some(TRACED), "buckets": count,
             "gradient_mib": step.step.flat.grads.numel() as f64 / 262_144.0, "comm_exposed_s": exposed, "comm_alone_s": alone,
             "comm_hidden": 1.0 - exposed / alone.max(1e-12), "bare_all_reduce_s": bare});
         println!("{row}");
