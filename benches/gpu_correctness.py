@@ -25,6 +25,8 @@ NCCL_TRIALS = (
     "nccl_abort_ends",
     "stream_order_of_two_ranks",
 )
+# The only trial where the device cannot be used: it fails and says why.
+NO_DEVICE = "the_device"
 # The libtorch that the binaries were built for.
 TORCH = "2.11.0"
 
@@ -113,6 +115,8 @@ def network():
     """The network and its gradients against the CPU's, then the golden cases."""
     part = "2 network and goldens"
     listed = trials()
+    if NO_DEVICE in listed:
+        trial(part, NO_DEVICE, listed, 60)
     text = trial(part, NETWORK_TRIALS[0], listed, 60)
     cuda = ["libtorch_cuda", "libcudart", "libcudnn", "libcublas"]
     libraries(part, text, ["libtorch_cpu", *(cuda if GPU else [])])
@@ -144,7 +148,7 @@ def nccl():
         text = trial(part, name, listed, 60)
         if name == NCCL_TRIALS[0] and GPU:
             libraries(part, text, ["libnccl"])
-    known = {*NCCL_TRIALS, *NETWORK_TRIALS}
+    known = {*NCCL_TRIALS, *NETWORK_TRIALS, NO_DEVICE}
     for name in sorted(listed - known):
         trial(part, name, listed, 60)
 

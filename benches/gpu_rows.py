@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -97,10 +98,16 @@ def json_line(text, what=None):
 
 
 def ending(code, text):
-    """Why a program's run does not count: its exit code and its last words."""
+    """Why a program's run does not count: its exit code and its last words.
+
+    Of a test executable: what its first failed test says.
+    """
+    told = "ran out of time" if code is None else f"code {code}"
+    failed = re.search(r"^---- .* ----\n(.+(?:\n.+){0,2})", text, re.MULTILINE)
+    if failed:
+        return f"{told}: {' '.join(failed[1].split())[:200]}"
     lines = [line for line in text.strip().splitlines() if line]
     errors = [line for line in lines if "error: " in line.lower() or "panicked" in line] or lines
-    told = "ran out of time" if code is None else f"code {code}"
     return f"{told}: {errors[-1][:200] if errors else 'no output'}"
 
 
