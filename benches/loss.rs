@@ -108,6 +108,7 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
         cls: levels(CLASSES, &|t, _| t - 3.0),
         distances: levels(4, &|t, stride| t.uniform(0.0, 8.0 * stride)),
         quality: levels(1, &|t, _| t),
+        offset: 0.5,
     };
     let world = World::solo();
     let before = reset_peak_mib();
@@ -124,7 +125,8 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
     }
     times.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (total, forward) = times[times.len() / 2];
-    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "strategy": config.assign.summary(), "precision": "f32", "boxes": count,         "step_s_median": total, "forward_s": forward, "matching_s": matching_s, "peak_mib": peak_mib() - before})
+    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "strategy": config.assign.summary(), "precision": "f32", "boxes": count,
+        "step_s_median": total, "forward_s": forward, "matching_s": matching_s, "peak_mib": peak_mib() - before})
 }
 
 /// Forgets the process's largest resident memory so far; what is resident now, MiB.

@@ -29,10 +29,14 @@ fn version() -> String {
     #[cfg(not(feature = "mpi"))]
     let mpi = "not in this build";
     device::open(Choice::Auto);
-    let cuda = device::cuda::devices().map_or_else(|e| e.to_string(), |count| format!("{count} devices"));
+    let cuda = device::cuda::devices().map_or_else(|e| first_line(&e), |count| format!("{count} devices"));
     let nccl = dw_launch::nccl::loaded().map_or_else(|| "not loaded (it comes with libtorch's CUDA half)".into(), |n| n.to_string());
     let (version, revision, torch) = (env!("CARGO_PKG_VERSION"), env!("DW_GIT"), torch::version());
     format!("{version} ({revision})\nlibtorch {torch}\nCUDA: {cuda}\nMPI: {mpi}\nNCCL: {nccl}")
+}
+
+fn first_line(e: &Error) -> String {
+    e.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Parses the command line; ends the process for `--help`, `--version` and mistakes.
@@ -197,7 +201,7 @@ impl Saved {
         tracing::info!("the network runs in {} on {device:?}", precision.name());
         let classes = data.categories().len();
         let mut detector = Detector::new(&self.config.model, classes, precision.kind(), device);
-        detector.rank = self.config.assign.build(&mut detector.params, classes as i64).rank;
+        self.config.assign.build(&mut detector.params, classes as i64).attach(&mut detector);
         let mut report = weights::load(&file, &mut detector.params)?;
         // A count of batches that nothing reads; files of older programs lack it.
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));

@@ -155,12 +155,14 @@ fn overlay(under: &mut Table, layer: &Table, prefix: &str, origin: &str) -> Resu
     }
     for (key, value) in layer {
         let full = format!("{prefix}{key}");
-        let Some(old) = under.get_mut(key) else {
+        if !under.contains_key(key) {
             // Of an unknown section the first key inside is what was meant.
             let inside = value.as_table().and_then(|t| t.keys().next()).map_or_else(String::new, |k| format!(".{k}"));
-            let hint = suggest::hint(&format!("{full}{inside}"));
+            let beside: Vec<String> = under.keys().map(|k| format!("{prefix}{k}")).collect();
+            let hint = suggest::hint(&format!("{full}{inside}"), if prefix.is_empty() { &[] } else { &beside });
             return Err(Error::Usage(format!("{origin}: unknown key `{full}`\nhint: {hint}")));
-        };
+        }
+        let Some(old) = under.get_mut(key) else { continue };
         match (old, value) {
             (Value::Table(old), Value::Table(new)) => overlay(old, new, &format!("{full}."), origin)?,
             (old @ Value::Float(_), Value::Integer(n)) => *old = Value::Float(*n as f64),
@@ -237,7 +239,13 @@ mod tests {
         let AssignConfig::Fcos(fcos) = &c.assign else { panic!("{:?}", c.assign) };
         assert_eq!(fcos.radius, 2.0);
         let e = load(&["assign.kind=fcos", "assign.beta=3"]).unwrap_err().to_string();
-        assert!(e.contains("unknown key `assign.beta`"), "{e}");
+        assert!(e.contains("unknown key `assign.beta`") && e.contains("another `assign.kind`"), "{e}");
+        // Every variant is in the list: serde names the ones that there are.
+        let serde = toml::from_str::<AssignConfig>("kind = \"none\"").unwrap_err().to_string();
+        for c in AssignConfig::all() {
+            assert!(serde.contains(Table::try_from(&c).unwrap()["kind"].as_str().unwrap()), "{serde}");
+        }
+        assert_eq!(serde.matches('`').count() / 2 - 1, AssignConfig::all().len(), "{serde}");
         let e = load(&["assign.kind=atss2"]).unwrap_err().to_string();
         assert!(e.contains("\"dw\", \"fcos\"") && e.contains("atss2"), "{e}");
         // Naming the kind that is there brings its defaults back.
@@ -246,6 +254,21 @@ mod tests {
         let saved = toml::to_string(&c).unwrap();
         assert_eq!(from_saved(&saved, Path::new("saved")).unwrap(), c);
         assert!(keys().contains(&"assign.radius".to_owned()) && keys().contains(&"assign.beta".to_owned()));
+    }
+
+    /// A checkpoint of a version that did not know some keys yet goes on as the same run.
+    #[test]
+    fn saved_configurations_of_older_versions() {
+        let now = load("dw_r50_fpn_1x", &["train.precision=f32".to_owned()]).unwrap();
+        let mut old = Table::try_from(&now).unwrap();
+        let later = [("model", "distances"), ("model", "quality_tower"), ("model", "tower_bias"), ("train", "deterministic")];
+        for (section, key) in later.into_iter().chain([("data", "prefetch_mib")]) {
+            let removed = old.get_mut(section).and_then(Value::as_table_mut).and_then(|t| t.remove(key));
+            assert!(removed.is_some(), "{section}.{key}");
+        }
+        let read = from_saved(&toml::to_string(&old).unwrap(), Path::new("saved")).unwrap();
+        assert_eq!(read, now);
+        assert_eq!(identity::changes(&read, &now), (vec![], vec![]));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The criterion that hard assigners share: focal loss, a box loss weighted by centre-ness, and centre-ness itself, as
-//! FCOS (Tian et al., ICCV 2019, Sec. 3) and ATSS have it in mmdetection.
+//! A criterion for hard assigners: focal loss, a box loss weighted by centre-ness, and centre-ness itself, as FCOS (Tian et
+//! al., ICCV 2019, Sec. 3) has it in mmdetection.
 
 use tch::{Kind, Tensor};
 
@@ -42,7 +42,9 @@ impl Criterion for FocalAndCenterness {
         let labels = t.labels.index_select(0, &t.gt);
         let index = &t.positive * self.classes + &labels;
         let one_hot = Tensor::zeros([rows * self.classes], (cls.kind(), cls.device())).index_fill_(0, &index, 1.0);
-        let loss_cls = focal(cls, &one_hot.view_as(cls), FOCAL_ALPHA, FOCAL_GAMMA).sum(None);
+        // Only positive points are looked up below: what is not finite elsewhere comes out here.
+        let poison = (predicted.distances.detach() * 0.0).sum(None) + (predicted.quality.detach() * 0.0).sum(None);
+        let loss_cls = focal(cls, &one_hot.view_as(cls), FOCAL_ALPHA, FOCAL_GAMMA).sum(None) + poison;
         let mut label = Tensor::full([rows], self.classes, (Kind::Int64, cls.device()));
         probe.see("label", &label.index_copy_(0, &t.positive, &labels));
 
@@ -93,5 +95,28 @@ mod tests {
         let d = Tensor::from_slice(&[1.0f64, 4.0, 2.0, 2.0, 4.0, 4.0, 2.0, 2.0]).view([4, 2]);
         let found: Vec<f64> = centerness(&d).try_into().unwrap();
         assert_eq!(found, [0.5, 1.0]);
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_come_out_wherever_they_are() {
+        let (grid, options) = (Grid::centers(&[(2, 2)]), (Kind::Float, tch::Device::Cpu));
+        let targets = crate::assign::PointTargets { boxes: vec![[0.0, 0.0, 9.0, 9.0]], labels: vec![1], positive: vec![0], gt: vec![0] };
+        let targets = Targets::Points(targets.tensors());
+        let criterion = FocalAndCenterness { box_loss: BoxLoss::Giou, classes: 2 };
+        let sum = |which: usize, point: i64, value: f64| {
+            let tensor = |n: usize, last: i64| {
+                let t = Tensor::ones([1, 4, last], options);
+                let _ = t.get(0).get(point).fill_(if n == which { value } else { 1.0 });
+                t
+            };
+            let quality = tensor(2, 1).squeeze_dim(-1);
+            let predicted = Predictions { cls: tensor(0, 2), distances: tensor(1, 4), quality, grid: grid.clone() };
+            let terms = criterion.terms(&predicted, &targets, &Progress::default(), &mut ());
+            terms.iter().map(|t| t.sum.double_value(&[])).sum::<f64>()
+        };
+        for (which, point) in [(0, 0), (0, 3), (1, 0), (1, 3), (2, 0), (2, 3)] {
+            assert!(sum(which, point, f64::NAN).is_nan(), "input {which}, point {point}");
+            assert!(sum(which, point, 2.0).is_finite());
+        }
     }
 }

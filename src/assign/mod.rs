@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::boxes::Grid;
-use crate::loss::Term;
-use crate::model::{Params, Predictions, Rank};
+use crate::loss::{Loss, Term};
+use crate::model::{Detector, ModelConfig, Params, Predictions, Rank};
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
@@ -40,7 +40,7 @@ impl Default for AssignConfig {
     }
 }
 
-/// A strategy at work on one network.
+/// Matcher, criterion and ranking of one network.
 pub struct Strategy {
     /// The half that runs in the loader's threads.
     pub matcher: Arc<dyn Matcher>,
@@ -75,11 +75,11 @@ impl AssignConfig {
         }
     }
 
-    /// What valid settings leave out, where they leave out whole boxes.
-    pub fn caution(&self) -> Option<String> {
+    /// A warning about valid settings of strategy and head that exclude whole boxes or do not belong together.
+    pub fn caution(&self, model: &ModelConfig) -> Option<String> {
         match self {
             Self::Dw(c) => c.caution(),
-            Self::Fcos(_) => None,
+            Self::Fcos(c) => c.caution(model),
         }
     }
 
@@ -101,8 +101,21 @@ pub struct ImageBoxes {
     pub labels: Vec<i64>,
 }
 
+impl Strategy {
+    /// Makes a network predict for this strategy: where its points lie, and how its predictions become detections.
+    pub fn attach(&self, detector: &mut Detector) {
+        detector.rank = self.rank;
+        detector.offset = self.matcher.offset();
+    }
+}
+
 /// The half of a strategy that depends on boxes and grid alone.
 pub trait Matcher: Send + Sync {
+    /// Place of the points in their cells, see [`Grid`]: the centre, unless the strategy wants another.
+    fn offset(&self) -> f64 {
+        0.5
+    }
+
     /// Targets of a batch, in host memory.
     fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> Targets;
 }
@@ -167,6 +180,10 @@ pub trait Criterion: Send {
     /// The terms of the loss of this rank's images. Nothing is read back to the host, and a number that is not finite
     /// comes out in a sum. Pure: the same arguments give the same terms. `probe` sees weights on the way.
     fn terms(&self, predicted: &Predictions, targets: &Targets, at: &Progress, probe: &mut dyn Probe) -> Vec<Term>;
+
+    /// Called after each update with the loss over all ranks, for running state. State belongs in tensors that
+    /// [`AssignConfig::build`] added to the network's parameters: those are saved and resumed.
+    fn after_step(&mut self, _: &Loss) {}
 }
 
 /// Sees tensors of a criterion by name: for tests and pictures.
@@ -175,7 +192,7 @@ pub trait Probe {
     fn see(&mut self, name: &'static str, value: &Tensor);
 }
 
-/// Sees nothing.
+/// Ignores everything.
 impl Probe for () {
     fn see(&mut self, _: &'static str, _: &Tensor) {}
 }

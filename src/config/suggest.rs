@@ -50,8 +50,12 @@ const NO_KEY: &[(&[&str], &str)] = &[
 /// Similarity (1: equal) from which a key counts as a slip of the pen.
 const NEAR: f64 = 0.75;
 
-/// The hint for the unknown key `key`, as `train.learning_rate`.
-pub(super) fn hint(key: &str) -> String {
+/// The hint for the unknown key `key`, as `train.learning_rate`. `beside`: the valid keys of its table; those of a section
+/// whose keys depend on its kind are fewer than [`keys`] has.
+pub(super) fn hint(key: &str, beside: &[String]) -> String {
+    let section = key.split('.').next().unwrap_or_default();
+    let in_section = |k: &str| k.split('.').next() == Some(section);
+    let valid: Vec<String> = keys().into_iter().filter(|k| !in_section(k) || beside.is_empty() || beside.contains(k)).collect();
     let name = last(key).to_lowercase().replace('-', "_");
     let in_table = |table: &[(&[&str], &'static str)]| table.iter().find(|(names, _)| names.contains(&&*name)).map(|f| f.1);
     if let Some(text) = in_table(NO_KEY) {
@@ -60,11 +64,13 @@ pub(super) fn hint(key: &str) -> String {
     if let Some(ours) = in_table(ELSEWHERE) {
         return format!("it is called `{ours}` here");
     }
-    if let Some(near) = nearest(key) {
+    if keys().iter().any(|k| k == key) {
+        return "it is a key of another `assign.kind`".to_owned();
+    }
+    if let Some(near) = nearest(key, &valid) {
         return format!("did you mean `{near}`?");
     }
-    let section = key.split('.').next().unwrap_or_default();
-    let inside: Vec<String> = keys().into_iter().filter(|k| k.split('.').next() == Some(section)).collect();
+    let inside: Vec<String> = valid.into_iter().filter(|k| in_section(k)).collect();
     if inside.is_empty() {
         "the sections are model, data, assign, train, eval and checkpoint".to_owned()
     } else {
@@ -77,7 +83,7 @@ fn last(key: &str) -> &str {
 }
 
 /// The most similar valid key, by its whole path or by its last part (`data.lr` for `train.lr`).
-fn nearest(key: &str) -> Option<String> {
+fn nearest(key: &str, valid: &[String]) -> Option<String> {
     let alike = strsim::normalized_damerau_levenshtein;
     let section = |k: &str| k.split('.').next().unwrap_or_default().to_owned();
     let score = |k: &str| {
@@ -85,8 +91,8 @@ fn nearest(key: &str) -> Option<String> {
         let bonus = if section(k) == section(key) { 0.05 } else { 0.0 };
         alike(last(k), last(key)) + if alike(&section(k), &section(key)) < NEAR { 0.0 } else { bonus + 0.01 }
     };
-    let all = keys().into_iter().map(|k| (score(&k), k));
-    all.filter(|(score, _)| *score >= NEAR).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
+    let all = valid.iter().map(|k| (score(k), k));
+    all.filter(|(score, _)| *score >= NEAR).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k.clone())
 }
 
 #[cfg(test)]
@@ -106,10 +112,10 @@ mod tests {
             ("train.learning_rate", "`train.lr`"),
             ("train.accumulate", "not accumulated"),
         ] {
-            assert!(hint(typed).contains(expected), "{typed}: {}", hint(typed));
+            assert!(hint(typed, &[]).contains(expected), "{typed}: {}", hint(typed, &[]));
         }
-        let far = hint("train.zebra");
+        let far = hint("train.zebra", &[]);
         assert!(!far.contains("did you mean") && far.contains("train.warmup_ratio"), "{far}");
-        assert!(hint("zebra.x").contains("sections"), "{}", hint("zebra.x"));
+        assert!(hint("zebra.x", &[]).contains("sections"), "{}", hint("zebra.x", &[]));
     }
 }

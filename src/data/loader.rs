@@ -83,7 +83,7 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
     let size = |image: usize| dataset.split.entry(dataset.records[image]).original();
     let sketch = sketch(recipe, order, dataset.len(), size, step);
     let (w, h) = sketch.padded;
-    let grid_sizes = level_sizes(i64::from(h), i64::from(w));
+    let grid = Grid { sizes: level_sizes(i64::from(h), i64::from(w)).to_vec(), offset: recipe.matcher.offset() };
     let (mut image_ids, mut truth) = (vec![], vec![]);
     let images = batch(sketch.images.len(), (w, h), recipe.device, |i, out| {
         let (image, t) = &sketch.images[i];
@@ -95,7 +95,7 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
         Ok(())
     })?;
     let sizes = sketch.images.iter().map(|(_, t)| (t.width, t.height)).collect();
-    let targets = recipe.matcher.targets(&Grid::centers(&grid_sizes), &truth);
+    let targets = recipe.matcher.targets(&grid, &truth);
     Ok(Batch { images, targets, image_ids, sizes })
 }
 

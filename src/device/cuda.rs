@@ -41,14 +41,17 @@ pub fn open() {
     });
 }
 
+const INSTALL: &str = "hint: `make setup` on a machine with an NVIDIA driver (580 or newer), or `DW_CUDA=1 make setup` on one without, \
+                       installs libtorch's CUDA half";
+
 /// Number of usable devices, at least 1.
 ///
 /// # Errors
 /// Why there is none (exit code 2), or that the GPU or its driver failed (4).
 pub fn devices() -> Result<usize> {
     match OPENED.get() {
-        None => return Err(Error::Usage("libtorch's CUDA half was not opened at the start of the program".into())),
-        Some(opened) => opened.clone().map_err(Error::Usage)?,
+        None => return Err(Error::Usage("libtorch's CUDA half was not opened at the start of the program: this is a bug in dw".into())),
+        Some(opened) => opened.clone().map_err(|why| Error::Usage(format!("{why}\n{INSTALL}")))?,
     }
     if !torch::sees_cuda() {
         return Err(Error::Usage("libtorch looked for its CUDA half before that was opened: this is a bug in dw".into()));
@@ -62,6 +65,8 @@ pub fn devices() -> Result<usize> {
 /// Why libtorch sees no device, by what the CUDA runtime says when it is asked for them.
 fn no_devices() -> Error {
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+    /// `cudaErrorInsufficientDriver`: a driver that is too old, or none.
+    const DRIVER: c_int = 35;
     /// `cudaErrorNoDevice`: a machine, or a choice of visible devices, without a GPU; nothing has failed.
     const NO_DEVICE: c_int = 100;
     let mut count = 0;
@@ -69,12 +74,29 @@ fn no_devices() -> Error {
     let get = unsafe { function::<Count>(b"cudaGetDeviceCount\0") };
     // SAFETY: the number outlives the call.
     let code = get.map_or(0, |get| unsafe { get(&raw mut count) });
-    let text = if code == 0 { String::new() } else { format!(": {}", error_text(code)) };
+    let text = match code {
+        0 => String::new(),
+        DRIVER if driver_version() == 0 => ": no NVIDIA driver is installed".to_owned(),
+        code => format!(": {}", error_text(code)),
+    };
     let text = format!("libtorch sees no CUDA device{text}");
     match classify(&text) {
         Some(Failure::Device) if code != NO_DEVICE => Error::Device(format!("{text} (host {})", dw_launch::host())),
-        _ => Error::Usage(text),
+        _ => Error::Usage(format!("{text}\nhint: `nvidia-smi` shows the driver (580 or newer is needed) and the devices")),
     }
+}
+
+/// The newest CUDA version that the driver serves, as 13000; 0 without a driver.
+fn driver_version() -> c_int {
+    type Version = unsafe extern "C" fn(*mut c_int) -> c_int;
+    let mut version = 0;
+    // SAFETY: the type is that of `cudaDriverGetVersion(int *)`.
+    let get = unsafe { function::<Version>(b"cudaDriverGetVersion\0") };
+    if let Ok(get) = get {
+        // SAFETY: the number outlives the call; on failure it stays 0.
+        unsafe { get(&raw mut version) };
+    }
+    version
 }
 
 /// A function of a library that is loaded with global symbols, as the CUDA runtime is with libtorch's CUDA half.

@@ -20,6 +20,7 @@ pub enum Choice {
     /// The CPU
     Cpu,
     /// CUDA, or an error
+    #[value(alias = "gpu")]
     Cuda,
 }
 
@@ -47,11 +48,11 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
             cuda::set_current(index)?;
             Ok(Device::Cuda(index))
         }
-        Err(Error::Usage(why)) if choice == Choice::Cuda => Err(Error::Usage(format!("--device cuda: {why}\n{HINT}"))),
+        Err(Error::Usage(why)) if choice == Choice::Cuda => Err(Error::Usage(format!("--device cuda: {why}"))),
         Err(Error::Usage(why)) => {
             if let Some(evidence) = cuda::gpu_evidence() {
                 let text = format!("--device auto: {evidence}, but CUDA cannot be used: {why}");
-                return Err(Error::Usage(format!("{text}\n{HINT}; --device cpu runs on the CPU")));
+                return Err(Error::Usage(format!("{text}; --device cpu runs on the CPU")));
             }
             if topology.rank == 0 {
                 tracing::info!("no GPU is visible: running on the CPU");
@@ -84,6 +85,3 @@ pub fn upload(images: &Tensor, device: Device, kind: Kind) -> Tensor {
     let there = images.to_device_(device, images.kind(), true, false).to_kind(kind);
     there.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
-
-const HINT: &str = "hint: `nvidia-smi` shows the driver (580 or newer is needed); `make setup` on this machine, \
-                    or `DW_CUDA=1 make setup` on one without a GPU, installs libtorch's CUDA half";

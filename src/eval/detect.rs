@@ -124,6 +124,23 @@ mod tests {
         assert!(nms(&[], 0.6, true).is_empty());
     }
 
+    /// FCOS: threshold and best of a level by class probability; the score is what quality makes of it.
+    #[test]
+    fn quality_multiplies_after_the_ranking() {
+        // Two points, two classes; the first point has the better class and the worse quality.
+        let boxes = [0.0, 0.0, 10.0, 10.0, 50.0, 0.0, 60.0, 10.0];
+        let image = |factor: &'static [f32], mirrored: bool| {
+            let (ranked, levels) = (&[0.9, 0.04, 0.6, 0.5], &[2]);
+            let image = Image { ranked, factor: Some(factor), boxes: &boxes, levels, size: (100.0, 100.0), scale: (1.0, 1.0) };
+            let c = EvalConfig { per_level: 2, ..EvalConfig::default() };
+            let found = select(&candidates(&image, &c, mirrored), &c);
+            found.iter().map(|d| (d.label, d.score, d.bbox[0])).collect::<Vec<_>>()
+        };
+        // 0.04 is below the threshold of 0.05, 0.5 not among the two best; 0.9 * 0.01 stays although it is below 0.05.
+        assert_eq!(image(&[0.01, 0.5], false), [(0, 0.6 * 0.5, 50.0), (0, 0.9 * 0.01, 0.0)]);
+        assert_eq!(image(&[0.01, 0.5], true), [(0, 0.6 * 0.5, 40.0), (0, 0.9 * 0.01, 90.0)]);
+    }
+
     #[test]
     fn a_mirrored_view_gives_the_same_boxes() {
         let image = |boxes| Image { ranked: &[0.9], factor: None, boxes, levels: &[1], size: (200.0, 100.0), scale: (2.0, 1.0) };

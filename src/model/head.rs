@@ -8,8 +8,8 @@ use super::params::{Init, Params};
 use super::{Distances, ModelConfig, Tower};
 use crate::boxes::{self, Grid, STRIDES};
 
-/// What the head says of one batch; one tensor a level.
-#[derive(Debug, Default)]
+/// Raw predictions for one batch, one tensor a level.
+#[derive(Debug)]
 pub struct Outputs {
     /// Class logits `[B, C, h, w]`.
     pub cls: Vec<Tensor>,
@@ -17,9 +17,11 @@ pub struct Outputs {
     pub distances: Vec<Tensor>,
     /// Quality logits `[B, 1, h, w]`: objectness in DW, where they have no target of their own, centre-ness in FCOS.
     pub quality: Vec<Tensor>,
+    /// Place of a point in its cell, see [`Grid`].
+    pub offset: f64,
 }
 
-/// What the head says of one batch; all levels in one tensor.
+/// Raw predictions for one batch, all levels in one tensor.
 #[derive(Debug)]
 pub struct Predictions {
     /// Class logits `[B, P, C]`.
@@ -50,7 +52,7 @@ impl Outputs {
             Tensor::cat(&flat, 1)
         };
         let (cls, distances, quality) = (rows(&self.cls), rows(&self.distances), rows(&self.quality).squeeze_dim(-1));
-        Predictions { cls, distances, quality, grid: Grid::centers(&self.sizes()) }
+        Predictions { cls, distances, quality, grid: Grid { sizes: self.sizes(), offset: self.offset } }
     }
 
     /// `(h, w)` of each level.
@@ -123,9 +125,9 @@ impl Head {
         }
     }
 
-    /// `[P3, .., P7]` to predictions.
-    pub fn forward(&self, pyramid: &[Tensor]) -> Outputs {
-        let mut out = Outputs::default();
+    /// `[P3, .., P7]` to predictions at points with this place in their cells.
+    pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
+        let mut out = Outputs { cls: vec![], distances: vec![], quality: vec![], offset };
         for (level, x) in pyramid.iter().enumerate() {
             let run = |tower: &[(AnyConv, Norm)]| {
                 tower.iter().fold(x.shallow_clone(), |y, (conv, norm)| norm.forward(&conv.forward(&y), true).relu_())
@@ -208,5 +210,43 @@ pub fn scored(outputs: &Outputs, rank: Rank) -> Scored {
     match rank {
         Rank::Score => Scored { ranked: cls * quality.unsqueeze(-1), factor: None, boxes, levels },
         Rank::Class => Scored { ranked: cls, factor: Some(quality), boxes, levels },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn head(config: &ModelConfig) -> (Params, Head) {
+        tch::manual_seed(5);
+        let mut params = Params::new(Kind::Double, Device::Cpu);
+        let head = Head::new(&mut params, &ModelConfig { channels: 8, refine: false, ..config.clone() }, 2);
+        (params, head)
+    }
+
+    /// FCOS's plain head: exponential distances in pixels, quality from the class tower, towers without bias.
+    #[test]
+    fn the_plain_head() {
+        let plain = ModelConfig { distances: Distances::Exp, quality_tower: Tower::Cls, tower_bias: false, ..ModelConfig::default() };
+        let pyramid: Vec<Tensor> = (0..5).map(|_| Tensor::randn([1, 8, 4, 4], (Kind::Double, Device::Cpu))).collect();
+        for (config, tower, biases) in [(plain, "cls_convs", 0), (ModelConfig::default(), "reg_convs", 8)] {
+            let (params, head) = head(&config);
+            let in_towers = params.entries.iter().filter(|e| e.name.contains("_convs") && e.name.ends_with("conv.bias"));
+            assert_eq!(in_towers.count(), biases);
+            let out = head.forward(&pyramid, 0.5);
+            out.quality[0].sum(Kind::Double).backward();
+            for other in ["cls_convs", "reg_convs"] {
+                let weight = params.entries.iter().find(|e| e.name == format!("bbox_head.{other}.0.conv.weight")).unwrap();
+                assert_eq!(weight.tensor.grad().defined(), other == tower, "{other}");
+            }
+            // A level's scale multiplies before the exponential, and before the stride.
+            let (before, scale) = (out.distances[4].copy(), head.scales[4].shallow_clone());
+            tch::no_grad(|| drop(scale.shallow_clone().fill_(2.0)));
+            let after = head.forward(&pyramid, 0.5).distances[4].shallow_clone();
+            let expected = if config.distances == Distances::Exp { before.square() } else { before * 2.0 };
+            assert!(after.allclose(&expected, 1e-12, 0.0, false), "{:?}", config.distances);
+        }
     }
 }

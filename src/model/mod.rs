@@ -106,6 +106,8 @@ pub struct Detector {
     head: head::Head,
     /// How its predictions become detections; the strategy that it is trained with decides.
     pub rank: Rank,
+    /// Where its points lie in their cells, see [`crate::boxes::Grid`]; the strategy decides.
+    pub offset: f64,
 }
 
 impl Detector {
@@ -115,12 +117,12 @@ impl Detector {
         let backbone = resnet::ResNet::new(&mut params, config);
         let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels);
         let head = head::Head::new(&mut params, config, classes as i64);
-        Self { params, backbone, neck, head, rank: Rank::default() }
+        Self { params, backbone, neck, head, rank: Rank::default(), offset: 0.5 }
     }
 
     /// Normalised images `[B, 3, H, W]` (H and W multiples of 32) to predictions.
     pub fn forward(&self, images: &Tensor, train: bool) -> Outputs {
-        self.head.forward(&self.features(images, train).1)
+        self.head.forward(&self.features(images, train).1, self.offset)
     }
 
     /// Normalised images `[B, 3, H, W]` to backbone features C2..C5 (strides 4 to 32) and pyramid P3..P7 (8 to 128).

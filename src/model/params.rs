@@ -34,6 +34,8 @@ pub enum Role {
     RunningStatistic,
     /// A number that no step changes: statistics of frozen norm layers, priors.
     Constant,
+    /// State that a strategy changes after steps, the same way on every rank.
+    StrategyState,
     /// A count that nothing here reads, stored because loaders of other tools expect it.
     Counter,
 }

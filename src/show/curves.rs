@@ -25,7 +25,8 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
     let rows = jsonl::read(&file)?;
     // The loss and its terms, whatever the strategy calls them, in the order of the rows.
     let is_loss = |name: &&String| *name == "loss" || name.starts_with("loss_");
-    let names: Vec<&str> = rows.first().into_iter().flat_map(|r| r.keys().filter(is_loss)).map(String::as_str).collect();
+    let names: Vec<&str> =
+        rows.iter().find(|r| r.contains_key("loss")).into_iter().flat_map(|r| r.keys().filter(is_loss)).map(String::as_str).collect();
     let losses = series(&rows, &names);
     if losses.iter().all(|s| s.1.is_empty()) {
         return Err(Error::Data(format!("{}: no steps in it yet", file.display())));

@@ -110,6 +110,12 @@ impl Snapshot {
         Ok(Self { state, config: config.clone(), model, momentum: named(&momentum, &flat.slots).collect() })
     }
 
+    /// A tensor of the network by its name.
+    #[cfg(test)]
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.model.iter().find(|(n, _)| n == name).map(|(_, t)| t)
+    }
+
     /// Steps done.
     pub fn step(&self) -> usize {
         self.state.step

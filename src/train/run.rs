@@ -75,9 +75,10 @@ impl Run<'_> {
             let input = Input { images: &batch.images, targets: &batch.targets, at: self.progress(step) };
             let done = self.step.run(input, lr, asked, fault, |_| ())?;
             if !done.is_finite() {
+                let error = self.not_finite(step, &batch, &done);
                 // The last good checkpoint may be half-way to the disk; its own error, if any, matters less than this one.
                 let _ = records.saver.finish();
-                return Err(self.not_finite(step, &batch, &done));
+                return Err(error);
             }
             let (data_s, step_s) = (loader.waited_s, began.elapsed().as_secs_f64());
             if step == self.start {

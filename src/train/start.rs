@@ -216,7 +216,7 @@ fn prepare_work_dir(dir: &Path, start: usize, plan: &Plan, detector: &Detector) 
     checkpoint::clean(&dir.join("checkpoints"))?;
     let table = plan.table(detector);
     tracing::info!("settings\n{table}");
-    if let Some(caution) = plan.config.assign.caution() {
+    if let Some(caution) = plan.config.assign.caution(&plan.config.model) {
         tracing::warn!("{caution}");
     }
     if start >= plan.total_steps {

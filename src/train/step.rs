@@ -101,7 +101,7 @@ impl Step {
     /// # Errors
     /// Memory ran out, or libtorch refuses a buffer.
     pub fn new(mut detector: Detector, strategy: Strategy, config: &Config, world: &Arc<World>) -> Result<Self> {
-        detector.rank = strategy.rank;
+        strategy.attach(&mut detector);
         let flat = Flat::new(&mut detector.params)?;
         let buckets = Buckets::new(&detector.params, &flat, &config.train, world)?;
         let (device, train) = (detector.params.device, config.train.clone());
@@ -178,9 +178,12 @@ impl Step {
         let cost = self.backward(&loss)?;
         let backward_s = began.elapsed().as_secs_f64();
         after(Part::Backward);
-        let grad_norm = Some(self.update(lr)?);
+        let grad_norm = self.update(lr)?;
+        if grad_norm.is_finite() {
+            self.strategy.criterion.after_step(&loss);
+        }
         after(Part::Update);
-        Ok(Done { loss, grad_norm, backward_s, cost })
+        Ok(Done { loss, grad_norm: Some(grad_norm), backward_s, cost })
     }
 
     /// Number of gradient buckets, and seconds of an all-reduce of all of them that nothing hides, once known.
@@ -205,5 +208,68 @@ impl Step {
             at += n;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assign::{AssignConfig, ImageBoxes};
+    use crate::boxes::{Grid, level_sizes};
+    use crate::config;
+    use crate::loss::Term;
+    use crate::model::Predictions;
+    use crate::train::checkpoint::{Snapshot, State};
+
+    /// FCOS with points at the corners of cells and a count of steps in the network's parameters.
+    struct Counting {
+        fcos: Box<dyn Criterion>,
+        count: Tensor,
+    }
+
+    impl Criterion for Counting {
+        fn terms(&self, p: &Predictions, t: &Targets, at: &Progress, probe: &mut dyn Probe) -> Vec<Term> {
+            assert_eq!(p.grid.offset, 0.0, "predictions lie where the matcher put them");
+            self.fcos.terms(p, t, at, probe)
+        }
+
+        fn after_step(&mut self, loss: &Loss) {
+            assert!(loss.total().is_finite());
+            tch::no_grad(|| drop(self.count.g_add_scalar_(1)));
+        }
+    }
+
+    struct Corners(Arc<dyn Matcher>);
+
+    impl Matcher for Corners {
+        fn offset(&self) -> f64 {
+            0.0
+        }
+
+        fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> Targets {
+            self.0.targets(grid, images)
+        }
+    }
+
+    #[test]
+    fn a_strategy_decides_the_grid_and_keeps_state_of_its_own() {
+        let config = config::load("smoke", &[]).unwrap();
+        let mut net = Detector::new(&config.model, 3, Kind::Float, Device::Cpu);
+        let fcos = AssignConfig::all()[1].build(&mut net.params, 3);
+        let count = net.params.buffer("bbox_head.count", &[1], 0.0, Role::StrategyState);
+        let criterion = Box::new(Counting { fcos: fcos.criterion, count });
+        let strategy = Strategy { matcher: Arc::new(Corners(fcos.matcher)), criterion, rank: fcos.rank };
+        let mut step = Step::new(net, strategy, &config, &Arc::new(World::solo())).unwrap();
+        let truth = [ImageBoxes { boxes: vec![[8.0, 8.0, 50.0, 60.0]], labels: vec![1] }];
+        let grid = Grid { sizes: level_sizes(64, 64).to_vec(), offset: step.matcher().offset() };
+        let targets = step.matcher().targets(&grid, &truth);
+        let images = Tensor::rand([1, 3, 64, 64], (Kind::Float, Device::Cpu));
+        for _ in 0..3 {
+            let input = Input { images: &images, targets: &targets, at: Progress::default() };
+            assert!(step.run(input, 1e-4, false, None, |_| ()).unwrap().is_finite());
+        }
+        let state = State { step: 3, seed: 0, global_batch: 1, data: 0, categories: vec![] };
+        let saved = Snapshot::take(state, &config, &step.detector.params, &step.flat).unwrap();
+        assert_eq!(saved.tensor("bbox_head.count").unwrap().double_value(&[0]), 3.0);
     }
 }

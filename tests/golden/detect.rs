@@ -9,7 +9,7 @@ use crate::case::{Case, host, number};
 
 pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
     let of = |name: &str| case.levels(&format!("input.{name}"), kind);
-    let out = Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), quality: of("centernesses") };
+    let out = Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), quality: of("centernesses"), offset: 0.5 };
     let head::Scored { ranked, boxes, levels, .. } = head::scored(&out, Rank::Score);
     let t = &case.json["test_cfg"];
     let config = EvalConfig {

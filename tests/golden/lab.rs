@@ -27,6 +27,7 @@ pub fn fcos(case: &Case, kind: Kind) -> Result<(), String> {
         cls: cls.iter().map(Tensor::shallow_clone).collect(),
         distances: distances.iter().zip(STRIDES).map(|(t, s)| t * unit(s)).collect(),
         quality: quality.iter().map(Tensor::shallow_clone).collect(),
+        offset: number(&case.json["prior_offset"]),
     };
     let seen = losses(case, kind, &AssignConfig::Fcos(config), &outputs)?;
     for (name, levels) in [("cls_scores", &cls), ("bbox_preds", &distances), ("centernesses", &quality)] {

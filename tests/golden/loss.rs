@@ -44,7 +44,7 @@ pub fn run(case: &Case, outputs: Outputs, rule: &DwConfig, prior: (&Tensor, &Ten
 
 fn leaves(case: &Case, kind: Kind) -> Outputs {
     let of = |name: &str| case.levels(&format!("input.{name}"), kind).into_iter().map(|t| t.set_requires_grad(true)).collect();
-    Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), quality: of("objectnesses") }
+    Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), quality: of("objectnesses"), offset: 0.5 }
 }
 
 fn compare_gradients(case: &Case, out: &Outputs, kind: Kind, tolerance: f64) -> Result<(), String> {

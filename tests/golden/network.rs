@@ -176,7 +176,7 @@ pub fn head(case: &Case, kind: Kind) -> Result<(), String> {
             fill(&format!("feat.{l}"), case.seed(), &shape, &json!(["affine", -2.0, 4.0])).to_kind(kind).set_requires_grad(true)
         })
         .collect();
-    let out = head.forward(&features);
+    let out = head.forward(&features, 0.5);
     let boxes = if refine { 2e-3 } else { 5e-4 };
     outputs(case, &out, if kind == Kind::Double { [1e-5, 1e-4, 1e-5] } else { [3e-5, boxes, 3e-5] })?;
     let run = loss::run(case, out, &rule, (&prior(&params, "mean")?, &prior(&params, "sigma")?))?;
@@ -267,7 +267,7 @@ pub fn detector(case: &Case, kind: Kind) -> Result<(), String> {
             within(&format!("fpn.{l}.slice"), &t.narrow(1, 0, slice.size()[1]), slice, 1e-5 * max_abs(slice))?;
         }
     }
-    let out = step.detector.head().forward(&p);
+    let out = step.detector.head().forward(&p, step.detector.offset);
     for (name, levels) in [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("centernesses", &out.quality)] {
         digests(name, levels, &expected[format!("{name}_f64")], if kind == Kind::Double { 1e-9 } else { 2e-5 })?;
     }

@@ -180,7 +180,7 @@ fn localisation(giou_loss: &Tensor, beta: f64) -> Tensor {
 /// Numbers without NaN, and 0 or, where one was NaN or infinite, NaN.
 ///
 /// libtorch's cross entropy refuses NaN (on a GPU by an assertion that kills the process). So it is taken out here and
-/// added to the terms, where the trainer finds and tells it.
+/// added to the terms, where the trainer reports it.
 fn without_nan(t: &Tensor) -> (Tensor, Tensor) {
     (t.nan_to_num(0.5, None, None), (t.detach() * 0.0).sum(None))
 }

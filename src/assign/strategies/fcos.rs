@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::assign::hard::{BoxLoss, FocalAndCenterness};
 use crate::assign::{ImageBoxes, Matcher, PointTargets, Strategy, Targets};
 use crate::boxes::{Grid, STRIDES};
-use crate::model::Rank;
+use crate::model::{Distances, ModelConfig, Rank, Tower};
 
 /// Settings of FCOS.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,8 +42,39 @@ const LARGEST: [f32; 5] = [64.0, 128.0, 256.0, 512.0, 1e8];
 
 impl FcosConfig {
     pub(crate) fn check(&self) -> Result<(), String> {
-        let ok = self.radius > 0.0 && self.radius <= 1000.0;
-        if ok { Ok(()) } else { Err(format!("`assign.radius`: expected a number above 0 and at most 1000 strides; found {}", self.radius)) }
+        let radius = self.radius;
+        if self.form == Form::Plain && radius != Self::default().radius {
+            return Err(format!(
+                "`assign.radius` = {radius} belongs to `assign.form` = \"improved\": the plain form has no centre sampling"
+            ));
+        }
+        if radius > 0.0 && radius <= 1000.0 {
+            return Ok(());
+        }
+        Err(format!("`assign.radius`: expected a number above 0 and at most 1000 strides; found {radius}"))
+    }
+
+    /// A head that is not the form's own is an experiment, and is said to be one.
+    pub(crate) fn caution(&self, model: &ModelConfig) -> Option<String> {
+        let (distances, tower, bias) = match self.form {
+            Form::Improved => (Distances::Relu, Tower::Reg, true),
+            Form::Plain => (Distances::Exp, Tower::Cls, false),
+        };
+        let mut other = vec![];
+        if model.refine {
+            other.push("model.refine = true".to_owned());
+        }
+        if model.distances != distances {
+            other.push(format!("model.distances other than {distances:?}").to_lowercase());
+        }
+        if model.quality_tower != tower {
+            other.push(format!("model.quality_tower other than {tower:?}").to_lowercase());
+        }
+        if model.tower_bias != bias {
+            other.push(format!("model.tower_bias = {}", model.tower_bias));
+        }
+        let form = format!("{:?}", self.form).to_lowercase();
+        (!other.is_empty()).then(|| format!("assign.form = \"{form}\" of FCOS has another head than this one: {}", other.join(", ")))
     }
 
     pub(crate) fn summary(&self) -> String {
@@ -69,15 +100,16 @@ impl FcosConfig {
             let first = out.boxes.len() as i64;
             let mut point = i as i64 * grid.num_points();
             for (level, &(h, w)) in grid.sizes.iter().enumerate() {
-                for row in 0..h {
+                let fitting = fitting(level, image);
+                for row in 0..if fitting.is_empty() { 0 } else { h } {
                     for col in 0..w {
-                        if let Some(gt) = self.box_of(grid, level, (col, row), image) {
-                            out.positive.push(point);
+                        if let Some(gt) = self.box_of(grid, level, (col, row), image, &fitting) {
+                            out.positive.push(point + row * w + col);
                             out.gt.push(first + gt as i64);
                         }
-                        point += 1;
                     }
                 }
+                point += h * w;
             }
             out.boxes.extend(&image.boxes);
             out.labels.extend(&image.labels);
@@ -85,14 +117,15 @@ impl FcosConfig {
         out
     }
 
-    /// The box that the point at (column, row) of a level learns from: the smallest candidate, the first of equals.
-    fn box_of(&self, grid: &Grid, level: usize, (col, row): (i64, i64), image: &ImageBoxes) -> Option<usize> {
+    /// The box that the point at (column, row) of a level learns from: the smallest of the `fitting`, the first of equals.
+    fn box_of(&self, grid: &Grid, level: usize, (col, row): (i64, i64), image: &ImageBoxes, fitting: &[usize]) -> Option<usize> {
         let stride = STRIDES[level] as f32;
         let at = |i: i64| (i as f32 + grid.offset as f32) * stride;
         let (x, y) = (at(col), at(row));
-        let smallest = if level == 0 { -1.0 } else { LARGEST[level - 1] };
+        let smallest = smallest(level);
         let mut best: Option<(f32, usize)> = None;
-        for (n, &[x1, y1, x2, y2]) in image.boxes.iter().enumerate() {
+        for &n in fitting {
+            let [x1, y1, x2, y2] = image.boxes[n];
             let largest = (x - x1).max(y - y1).max(x2 - x).max(y2 - y);
             if !(smallest..=LARGEST[level]).contains(&largest) {
                 continue;
@@ -114,6 +147,19 @@ impl FcosConfig {
         }
         best.map(|b| b.1)
     }
+}
+
+/// Least of the largest distances that points of a level learn, pixels.
+fn smallest(level: usize) -> f32 {
+    if level == 0 { -1.0 } else { LARGEST[level - 1] }
+}
+
+/// The boxes of an image that some point of a level may learn: the largest of a point's distances lies between half the
+/// box's longer side and that side, with a pixel of slack for rounding.
+fn fitting(level: usize, image: &ImageBoxes) -> Vec<usize> {
+    let longer = |&[x1, y1, x2, y2]: &[f32; 4]| (x2 - x1).max(y2 - y1);
+    let fits = |side: f32| side + 1.0 > smallest(level) && side / 2.0 - 1.0 <= LARGEST[level];
+    (0..image.boxes.len()).filter(|&n| fits(longer(&image.boxes[n]))).collect()
 }
 
 /// Finds the box of each point.
@@ -140,11 +186,16 @@ mod tests {
         // Points of stride 8 at 4, 12, ...: a box from 4 to 20 holds 12 only, strictly inside; too small for other levels.
         let t = plain.targets(&grid, &image(&[[4.0, 4.0, 20.0, 20.0], [8.0, 8.0, 16.0, 16.0], [8.0, 8.0, 16.0, 16.0]]));
         assert_eq!((t.positive, t.gt), (vec![16 + 1], vec![1]), "the smaller, and the first of two equal ones");
-        // A side of 128 at its centre: 64 still belongs to the first level, more to the second.
-        let large = image(&[[0.0, 0.0, 128.0, 128.0]]);
-        let t = FcosConfig::default().targets(&grid, &large);
-        assert!(t.positive.iter().all(|p| *p >= 256), "the nearest points of stride 8 are 68 from the far side");
-        let stride_16: Vec<i64> = t.positive.iter().copied().filter(|p| (256..320).contains(p)).collect();
-        assert_eq!(stride_16.len(), 4, "within 1.5 strides of the centre, up to the side of the square: {stride_16:?}");
+        // Both ends of a level's range belong to it: of a box with sides of 124, the point (60, 60) of stride 8 is 64 from the far
+        // sides, its neighbours are farther.
+        let t = FcosConfig::default().targets(&grid, &image(&[[0.0, 0.0, 124.0, 124.0]]));
+        let level_0: Vec<i64> = t.positive.iter().copied().filter(|p| *p < 256).collect();
+        assert_eq!(level_0, [7 * 16 + 7], "64 is the last distance of the first level");
+        let level_1: Vec<i64> = t.positive.iter().copied().filter(|p| (256..320).contains(p)).collect();
+        let around: Vec<i64> = (2..5).flat_map(|row| (2..5).map(move |col| 256 + 8 * row + col)).collect();
+        assert_eq!(level_1, around, "40, 56 and 72 lie within 1.5 strides of 62");
+        let narrow = FcosConfig { radius: 0.5, ..FcosConfig::default() };
+        let t = narrow.targets(&grid, &image(&[[0.0, 0.0, 124.0, 124.0]]));
+        assert_eq!(t.positive.iter().filter(|p| (256..320).contains(*p)).count(), 1, "within half a stride");
     }
 }

@@ -83,7 +83,7 @@ pub trait Sink {
     }
 }
 
-/// The first of several errors; every sink has its turn.
+/// The first of several errors, after all sinks were called.
 fn first_error(results: impl Iterator<Item = Result<()>>) -> Result<()> {
     results.fold(Ok(()), Result::and)
 }
