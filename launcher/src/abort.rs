@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use dw_base::text;
 
-pub use self::failure::{Failure, classify, out_of_memory};
+pub use self::failure::{Failure, classify};
 use crate::watchdog::Watch;
 
 /// Seconds that an abort may take until the process ends itself.

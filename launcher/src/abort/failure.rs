@@ -154,11 +154,6 @@ pub fn classify(text: &str) -> Option<Failure> {
     }
 }
 
-/// Whether a library's error says that memory, or threads, ran out.
-pub fn out_of_memory(text: &str) -> bool {
-    matches!(classify(text), Some(Failure::Memory | Failure::Threads))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,7 +185,6 @@ mod tests {
             "Search for `cudaErrorMemoryAllocation'",
         ] {
             assert_eq!(classify(text), Some(Failure::Memory), "{text}");
-            assert!(out_of_memory(text), "{text}");
         }
         for text in [
             "failed to spawn thread: Os { code: 11, kind: WouldBlock, message: \"x\" }",
@@ -198,7 +192,6 @@ mod tests {
             "libgomp: Thread creation failed",
         ] {
             assert_eq!(classify(text), Some(Failure::Threads), "{text}");
-            assert!(out_of_memory(text), "{text}");
         }
         assert_eq!((Failure::Memory.exit_code(), Failure::Threads.exit_code()), (5, 5));
     }
@@ -209,7 +202,6 @@ mod tests {
             let text = text.strip_prefix("CUDA error: ").unwrap_or(text);
             for text in [libtorch(name, text), format!("CUDA error: {text}"), format!("`{name}'")] {
                 assert_eq!(classify(&text), Some(Failure::Device), "{text}");
-                assert!(!out_of_memory(&text), "{text}");
             }
         }
         for text in [
