@@ -35,15 +35,20 @@ struct Args {
 
 fn main() {
     let a = Args::parse();
-    let dataset = Arc::new(Dataset::open(&a.data, &a.split, 0, true).unwrap_or_else(|e| panic!("{e}")));
-    let data = DataConfig { short_side: a.short_side, long_side: a.long_side, ..DataConfig::default() };
+    let dataset =
+        Arc::new(Dataset::open(&a.data, &a.split, 0, true).unwrap_or_else(|e| panic!("{e}")));
+    let data =
+        DataConfig { short_side: a.short_side, long_side: a.long_side, ..DataConfig::default() };
     let mut params = Params::new(Kind::Float, Device::Cpu);
-    let matcher = AssignConfig::default().build(&mut params, dataset.categories().len() as i64).matcher;
-    let recipe = Recipe { data, matcher, seed: 0, global_batch: 2, rank: 0, world: 1, device: Device::Cpu };
+    let matcher =
+        AssignConfig::default().build(&mut params, dataset.categories().len() as i64).matcher;
+    let recipe =
+        Recipe { data, matcher, seed: 0, global_batch: 2, rank: 0, world: 1, device: Device::Cpu };
     let mut rates = vec![];
     for _ in 0..3 {
         let (start, cpu) = (Instant::now(), cpu_s());
-        let mut loader = Loader::start(&dataset, &recipe, 0..a.steps, a.threads, 4).unwrap_or_else(|e| panic!("{e}"));
+        let mut loader = Loader::start(&dataset, &recipe, 0..a.steps, a.threads, 4)
+            .unwrap_or_else(|e| panic!("{e}"));
         let (mut images, mut first) = (0, 0.0);
         while let Some(batch) = loader.next_batch() {
             images += batch.unwrap_or_else(|e| panic!("{e}")).image_ids.len();

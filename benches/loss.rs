@@ -59,13 +59,21 @@ fn main() {
 fn shapes(annotations: Option<&std::path::Path>) -> Vec<(f64, f64)> {
     let Some(path) = annotations else {
         let mut rng = stream(&[2]);
-        return (0..1000).map(|_| ((unit(&mut rng) * -4.0).exp(), (unit(&mut rng) * -4.0).exp())).collect();
+        return (0..1000)
+            .map(|_| ((unit(&mut rng) * -4.0).exp(), (unit(&mut rng) * -4.0).exp()))
+            .collect();
     };
-    let json: Value = serde_json::from_slice(&std::fs::read(path).expect("annotations")).expect("JSON");
+    let json: Value =
+        serde_json::from_slice(&std::fs::read(path).expect("annotations")).expect("JSON");
     let list = |key: &str| json[key].as_array().expect("a list").clone();
     let sizes: std::collections::HashMap<i64, (f64, f64)> = list("images")
         .iter()
-        .map(|i| (i["id"].as_i64().unwrap_or(0), (i["width"].as_f64().unwrap_or(1.0), i["height"].as_f64().unwrap_or(1.0))))
+        .map(|i| {
+            (
+                i["id"].as_i64().unwrap_or(0),
+                (i["width"].as_f64().unwrap_or(1.0), i["height"].as_f64().unwrap_or(1.0)),
+            )
+        })
         .collect();
     let boxes = list("annotations");
     let shape = |b: &Value| {
@@ -84,7 +92,10 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
                 let (w, h) = shapes[(unit(&mut rng) * shapes.len() as f64) as usize];
                 let (w, h) = (w * width, h * height);
                 let (x, y) = (unit(&mut rng) * (width - w), unit(&mut rng) * (height - h));
-                ([x as f32, y as f32, (x + w) as f32, (y + h) as f32], (unit(&mut rng) * CLASSES as f64) as i64)
+                (
+                    [x as f32, y as f32, (x + w) as f32, (y + h) as f32],
+                    (unit(&mut rng) * CLASSES as f64) as i64,
+                )
             };
             let (boxes, labels) = (0..count).map(one).unzip();
             ImageBoxes { boxes, labels }
@@ -101,7 +112,10 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
     // One tensor a level, as the head makes them.
     let levels = |channels: i64, make: &dyn Fn(Tensor, f64) -> Tensor| -> Vec<Tensor> {
         let shape = |(h, w): &(i64, i64)| [IMAGES, channels, *h, *w];
-        let made = sizes.iter().zip(STRIDES).map(|(size, s)| make(Tensor::randn(shape(size), options), s as f64));
+        let made = sizes
+            .iter()
+            .zip(STRIDES)
+            .map(|(size, s)| make(Tensor::randn(shape(size), options), s as f64));
         made.map(|t| t.set_requires_grad(true)).collect()
     };
     let predicted = Outputs {
@@ -116,7 +130,15 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
     for n in 0..steps + 2 {
         let began = Instant::now();
         let criterion = &*strategy.criterion;
-        let loss = loss_of(criterion, &predicted, &targets, &Progress::default(), &mut (), (false, &world)).expect("one process");
+        let loss = loss_of(
+            criterion,
+            &predicted,
+            &targets,
+            &Progress::default(),
+            &mut (),
+            (false, &world),
+        )
+        .expect("one process");
         let forward = began.elapsed().as_secs_f64();
         loss.local.backward();
         if n >= 2 {

@@ -65,7 +65,10 @@ struct Args {
 
 fn precision(text: &str) -> Result<Precision, String> {
     let known = [Precision::Auto, Precision::F32, Precision::Tf32, Precision::F64];
-    known.into_iter().find(|p| p.name() == text).ok_or_else(|| "expected auto, f32, tf32 or f64".into())
+    known
+        .into_iter()
+        .find(|p| p.name() == text)
+        .ok_or_else(|| "expected auto, f32, tf32 or f64".into())
 }
 
 /// A step with the batch that it computes on again and again.
@@ -136,7 +139,10 @@ impl Repeated {
         let config = config::load(&a.config, &[]).expect("a configuration");
         let mut net = Detector::new(&config.model, 80, kind, device);
         let strategy = config.assign.build(&mut net.params, 80);
-        let targets = strategy.matcher.targets(&Grid::centers(&level_sizes(a.height, a.width)), &truth(a)).to(kind, device);
+        let targets = strategy
+            .matcher
+            .targets(&Grid::centers(&level_sizes(a.height, a.width)), &truth(a))
+            .to(kind, device);
         let step = Step::new(net, strategy, &config, world).expect("memory");
         let images = Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu));
         Self { step, images: upload(&images, device, kind), targets, device }
@@ -154,7 +160,10 @@ impl Repeated {
     fn run(&mut self) -> (Vec<Instant>, Cost) {
         let mut marks = vec![Self::mark(self.device)];
         let input = Input { images: &self.images, targets: &self.targets, at: Progress::default() };
-        let done = self.step.run(input, 1e-5, false, None, |_| marks.push(Self::mark(self.device))).expect("peers");
+        let done = self
+            .step
+            .run(input, 1e-5, false, None, |_| marks.push(Self::mark(self.device)))
+            .expect("peers");
         assert!(done.is_finite(), "{done:?}");
         (marks, done.cost)
     }
@@ -173,7 +182,9 @@ impl Repeated {
             .expect("libtorch's count of synchronisations")
             .1
         };
-        let marks = torch::count_syncs(|| Self::mark(self.device)).expect("libtorch's count of synchronisations").1 as f64;
+        let marks = torch::count_syncs(|| Self::mark(self.device))
+            .expect("libtorch's count of synchronisations")
+            .1 as f64;
         count(steps, self) as f64 / steps as f64 - 5.0 * marks
     }
 
@@ -193,7 +204,8 @@ fn truth(a: &Args) -> Vec<ImageBoxes> {
     let mut image = |_| {
         let mut drawn = ImageBoxes::default();
         for _ in 0..a.boxes {
-            let (w, h) = (draw(16.0, 16.0 + 0.4 * a.width as f64), draw(16.0, 16.0 + 0.4 * a.height as f64));
+            let (w, h) =
+                (draw(16.0, 16.0 + 0.4 * a.width as f64), draw(16.0, 16.0 + 0.4 * a.height as f64));
             let (x, y) = (draw(0.0, a.width as f64 - w), draw(0.0, a.height as f64 - h));
             drawn.boxes.push([x as f32, y as f32, (x + w) as f32, (y + h) as f32]);
             drawn.labels.push(draw(0.0, 80.0) as i64);

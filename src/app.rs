@@ -29,8 +29,12 @@ fn version() -> String {
     #[cfg(not(feature = "mpi"))]
     let mpi = "not in this build";
     device::open(Choice::Auto);
-    let cuda = device::cuda::devices().map_or_else(|e| first_line(&e), |count| format!("{count} devices"));
-    let nccl = dw_launch::nccl::loaded().map_or_else(|| "not loaded (it comes with libtorch's CUDA half)".into(), |n| n.to_string());
+    let cuda =
+        device::cuda::devices().map_or_else(|e| first_line(&e), |count| format!("{count} devices"));
+    let nccl = dw_launch::nccl::loaded().map_or_else(
+        || "not loaded (it comes with libtorch's CUDA half)".into(),
+        |n| n.to_string(),
+    );
     let (version, revision, torch) = (env!("CARGO_PKG_VERSION"), env!("DW_GIT"), torch::version());
     format!("{version} ({revision})\nlibtorch {torch}\nCUDA: {cuda}\nMPI: {mpi}\nNCCL: {nccl}")
 }
@@ -63,13 +67,16 @@ pub struct Start {
 /// Runs a program as one rank of a job, and ends the process. An error is reported once and ends every rank.
 pub fn run(start: Start, main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ! {
     threads::wait_passively();
-    let listening = if start.catch_signals { dw_launch::signals::listen().map(drop) } else { Ok(()) };
+    let listening =
+        if start.catch_signals { dw_launch::signals::listen().map(drop) } else { Ok(()) };
     dw_launch::prepare();
     device::open(start.device);
     let topology = Topology::from_env();
     log_to_stderr(&topology);
     if topology.world == 1 {
-        dw_launch::abort::install_panic_hook(0, |code| dw_launch::Collectives::abort(&dw_launch::Solo, code));
+        dw_launch::abort::install_panic_hook(0, |code| {
+            dw_launch::Collectives::abort(&dw_launch::Solo, code)
+        });
     }
     dw_launch::lost_file::tell(topology.rank);
     let mut world: Option<Arc<World>> = None;
@@ -89,7 +96,8 @@ pub fn run(start: Start, main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -
 
 /// Logs to standard error; ranks other than 0 only warnings and errors.
 fn log_to_stderr(topology: &Topology) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("DW_LOG").unwrap_or_else(|_| "info".into());
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("DW_LOG").unwrap_or_else(|_| "info".into());
     let filter = if topology.rank == 0 { filter } else { "warn".into() };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -121,7 +129,8 @@ fn fail(e: &Error, topology: &Topology, world: Option<Arc<World>>) -> ! {
         };
         std::thread::sleep(std::time::Duration::from_secs(seconds));
     }
-    let place = if topology.world > 1 { format!("[rank {}] ", topology.rank) } else { String::new() };
+    let place =
+        if topology.world > 1 { format!("[rank {}] ", topology.rank) } else { String::new() };
     dw_launch::abort::last_words(&format!("{place}error: {e}"));
     match world {
         Some(world) => world.abort(e.exit_code(), &e.to_string()),
@@ -148,7 +157,8 @@ pub fn device(choice: Choice, threads: usize, topology: &Topology) -> Result<Dev
 pub fn find_checkpoint(path: &Path) -> Result<Checkpoint> {
     let inside = path.join("checkpoints");
     if inside.is_dir() {
-        return checkpoint::newest(&inside).ok_or_else(|| Error::Usage(format!("no whole checkpoint in {}", inside.display())));
+        return checkpoint::newest(&inside)
+            .ok_or_else(|| Error::Usage(format!("no whole checkpoint in {}", inside.display())));
     }
     checkpoint::open(path)
 }
@@ -172,14 +182,24 @@ impl Saved {
         if path.is_file() {
             let name = config.ok_or_else(|| {
                 let text = "a weight file does not say which network it belongs to";
-                Error::Usage(format!("{}: {text}\nhint: name its configuration, as --config dw_r50_fpn_1x", path.display()))
+                Error::Usage(format!(
+                    "{}: {text}\nhint: name its configuration, as --config dw_r50_fpn_1x",
+                    path.display()
+                ))
             })?;
-            return Ok(Self { config: config::load(name, sets)?, categories: None, weights: path.to_owned() });
+            return Ok(Self {
+                config: config::load(name, sets)?,
+                categories: None,
+                weights: path.to_owned(),
+            });
         }
         let c = find_checkpoint(path)?;
         if config.is_some() {
             let text = "a checkpoint brings its own configuration; --config is for weight files";
-            return Err(Error::Usage(format!("{}: {text}\nhint: change single keys with --set", path.display())));
+            return Err(Error::Usage(format!(
+                "{}: {text}\nhint: change single keys with --set",
+                path.display()
+            )));
         }
         let config = config::with_sets(&c.config, sets)?;
         Ok(Self { config, categories: Some(c.state.categories), weights: c.path })
@@ -228,8 +248,11 @@ fn same_names(file: &Weights, categories: &[Category]) -> Result<()> {
         tracing::info!("{path}: its {} classes are the data's", names.len());
         return Ok(());
     }
-    let label = (0..names.len().max(ours.len())).find(|i| names.get(*i) != ours.get(*i).copied()).unwrap_or(0);
-    let name = |n: Option<&String>| n.map_or_else(|| "nothing".to_owned(), |n| format!("`{}`", shown(n)));
+    let label = (0..names.len().max(ours.len()))
+        .find(|i| names.get(*i) != ours.get(*i).copied())
+        .unwrap_or(0);
+    let name =
+        |n: Option<&String>| n.map_or_else(|| "nothing".to_owned(), |n| format!("`{}`", shown(n)));
     Err(Error::Data(format!(
         "the classes of {path} and of the data differ: label {label} is {} in one and {} in the other\nhint: name the categories alike and pack again",
         name(names.get(label)),

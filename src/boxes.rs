@@ -33,13 +33,21 @@ impl Grid {
     /// Coordinates (x, y) of all points in pixels, `[P, 2]`.
     pub fn points(&self, kind: Kind, device: Device) -> Tensor {
         let levels = self.sizes.iter().zip(&STRIDES);
-        let levels: Vec<Tensor> = levels.map(|(&(h, w), &s)| level_points(h, w, s, self.offset, kind, device)).collect();
+        let levels: Vec<Tensor> =
+            levels.map(|(&(h, w), &s)| level_points(h, w, s, self.offset, kind, device)).collect();
         Tensor::cat(&levels, 0)
     }
 }
 
 /// Points of one level, `[h * w, 2]`.
-pub fn level_points(h: i64, w: i64, stride: i64, offset: f64, kind: Kind, device: Device) -> Tensor {
+pub fn level_points(
+    h: i64,
+    w: i64,
+    stride: i64,
+    offset: f64,
+    kind: Kind,
+    device: Device,
+) -> Tensor {
     let axis = |n: i64| (Tensor::arange(n, (kind, device)) + offset) * stride as f64;
     let (y, x) = (axis(h), axis(w));
     let grid = [x.unsqueeze(0).expand([h, w], false), y.unsqueeze(1).expand([h, w], false)];
@@ -113,11 +121,20 @@ mod tests {
     #[test]
     fn iou_of_known_pairs() {
         // Around (1, 1): a 2 x 2 box and one moved by half of it; around (0, 0): boxes that touch in a corner.
-        let a = Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]).view([2, 4]).tr().contiguous();
-        let b = Tensor::from_slice(&[0.0, 0.0, 2.0, 2.0, 0.0, 0.0, 2.0, 1.0]).view([2, 4]).tr().contiguous();
+        let a = Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+            .view([2, 4])
+            .tr()
+            .contiguous();
+        let b = Tensor::from_slice(&[0.0, 0.0, 2.0, 2.0, 0.0, 0.0, 2.0, 1.0])
+            .view([2, 4])
+            .tr()
+            .contiguous();
         let (iou, giou) = iou_and_giou(&a, &b, 1e-6);
         assert_eq!(vec(&iou), [1. / 7., 0.]);
         assert!((vec(&giou)[0] - (1. / 7. - 2. / 9.)).abs() < 1e-12);
-        assert!((vec(&giou)[1] + 0.5).abs() < 1e-12, "no overlap: minus the empty half of the hull");
+        assert!(
+            (vec(&giou)[1] + 0.5).abs() < 1e-12,
+            "no overlap: minus the empty half of the hull"
+        );
     }
 }

@@ -47,7 +47,8 @@ pub enum Error {
 
 /// libtorch's message without its stack, and what a failure of the machine means.
 fn torch_text(text: &str) -> String {
-    let frames = ["\nException raised from", "\nframe #0"].iter().filter_map(|mark| text.find(mark)).min();
+    let frames =
+        ["\nException raised from", "\nframe #0"].iter().filter_map(|mark| text.find(mark)).min();
     let message = text[..frames.unwrap_or(text.len())].trim_end();
     match classify(text) {
         Some(failure) => format!("{message}\n{}\n{}", failure.describe(), failure.hint()),

@@ -19,7 +19,9 @@ use crate::train::buckets::buffer_of;
 /// No MPI or NCCL where they are needed, two ranks on one GPU, sums that are wrong; a peer that was lost on the way.
 pub fn join(device: Device, place: &mut Option<Arc<World>>) -> Result<Arc<World>> {
     // A set-up that cannot work stays so when the job is started again: an error of the user's (exit code 2).
-    let setup = |e: dw_launch::Error| if e.out_of_resources() { Error::Peer(e) } else { Error::Usage(e.to_string()) };
+    let setup = |e: dw_launch::Error| {
+        if e.out_of_resources() { Error::Peer(e) } else { Error::Usage(e.to_string()) }
+    };
     let world = place.insert(Arc::new(World::new(dw_launch::join().map_err(setup)?)?)).clone();
     report_hosts(&world)?;
     let cuda = f64::from(u8::from(device.is_cuda()));
@@ -31,8 +33,10 @@ pub fn join(device: Device, place: &mut Option<Arc<World>>) -> Result<Arc<World>
     let (Device::Cuda(index), true) = (device, world.size() > 1) else { return Ok(world) };
     one_gpu_each(&world, index)?;
     let stream = CudaSide::new(index)?;
-    let library = world.together("opening NCCL", |base| Library::open_on_all(&*base)).map_err(setup)?;
-    let nccl = world.together("joining NCCL", |base| Nccl::join(library, base, Box::new(stream)))?;
+    let library =
+        world.together("opening NCCL", |base| Library::open_on_all(&*base)).map_err(setup)?;
+    let nccl =
+        world.together("joining NCCL", |base| Nccl::join(library, base, Box::new(stream)))?;
     let world = place.insert(Arc::new(world.over(Arc::new(nccl)))).clone();
     self_test(&world, device)?;
     Ok(world)
@@ -44,14 +48,17 @@ fn report_hosts(world: &World) -> Result<()> {
     if world.rank() > 0 || world.size() == 1 {
         return Ok(());
     }
-    let names: Vec<String> = hosts.iter().map(|h| String::from_utf8_lossy(h).into_owned()).collect();
+    let names: Vec<String> =
+        hosts.iter().map(|h| String::from_utf8_lossy(h).into_owned()).collect();
     let mut places: Vec<String> = vec![];
     for part in names.chunk_by(|a, b| a == b) {
         places.push(format!("{} on {}", part.len(), part[0]));
     }
     let networks = ["OMPI_MCA_btl_tcp_if_include", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"];
-    let set: Vec<String> = networks.iter().filter_map(|n| Some(format!("{n}={}", std::env::var(n).ok()?))).collect();
-    let network = if set.is_empty() { "network chosen by the libraries".to_owned() } else { set.join(", ") };
+    let set: Vec<String> =
+        networks.iter().filter_map(|n| Some(format!("{n}={}", std::env::var(n).ok()?))).collect();
+    let network =
+        if set.is_empty() { "network chosen by the libraries".to_owned() } else { set.join(", ") };
     tracing::info!("ranks in order: {}; {network}", places.join(", "));
     Ok(())
 }
@@ -61,8 +68,14 @@ const SHARING: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
 /// Every rank needs a GPU of its own: NCCL would fail later, in words that do not say which ranks share which GPU.
 fn one_gpu_each(world: &World, index: usize) -> Result<()> {
-    let shares = |v: &str| v.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= 30);
-    if std::env::var(SHARING).is_ok_and(|v| v == "1") && nccl::version().is_some_and(|v| shares(&v)) {
+    let shares = |v: &str| {
+        v.split('.')
+            .nth(1)
+            .and_then(|minor| minor.parse::<u32>().ok())
+            .is_some_and(|minor| minor >= 30)
+    };
+    if std::env::var(SHARING).is_ok_and(|v| v == "1") && nccl::version().is_some_and(|v| shares(&v))
+    {
         tracing::warn!("{SHARING}=1: ranks may share a GPU");
         return Ok(());
     }
@@ -75,7 +88,8 @@ fn one_gpu_each(world: &World, index: usize) -> Result<()> {
 /// Which two ranks have the same GPU, in words; empty where none do. A GPU is its machine's boot and its address, then
 /// the host's name on a line of its own.
 fn shared_gpu(gpus: &[String]) -> String {
-    let split: Vec<(&str, &str)> = gpus.iter().map(|g| g.split_once('\n').unwrap_or((g, ""))).collect();
+    let split: Vec<(&str, &str)> =
+        gpus.iter().map(|g| g.split_once('\n').unwrap_or((g, ""))).collect();
     for (second, (gpu, host)) in split.iter().enumerate() {
         if let Some(first) = split[..second].iter().position(|(g, _)| g == gpu) {
             let name = format!("{} of {host}", gpu.rsplit(' ').next().unwrap_or(gpu));
@@ -90,12 +104,21 @@ fn shared_gpu(gpus: &[String]) -> String {
 
 /// Gathers a text from every rank and lets rank 0 judge them; every rank gets the verdict, where it is not empty, as
 /// an error.
-fn agree_on(world: &World, mine: &str, tag: &'static str, judge: impl Fn(&[String]) -> String) -> Result<std::result::Result<(), String>> {
+fn agree_on(
+    world: &World,
+    mine: &str,
+    tag: &'static str,
+    judge: impl Fn(&[String]) -> String,
+) -> Result<std::result::Result<(), String>> {
     let all = world.gather_bytes(mine.as_bytes(), tag)?;
     let all: Vec<String> = all.iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
     let verdict = if world.rank() == 0 { judge(&all) } else { String::new() };
     let verdict = world.broadcast_bytes(verdict.into_bytes(), tag)?;
-    Ok(if verdict.is_empty() { Ok(()) } else { Err(String::from_utf8_lossy(&verdict).into_owned()) })
+    Ok(if verdict.is_empty() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&verdict).into_owned())
+    })
 }
 
 /// Numbers of the self-test: 4 MiB of f32, enough for every channel that NCCL opens.
@@ -118,7 +141,11 @@ pub fn self_test(world: &World, device: Device) -> Result<()> {
         world.finish()?;
         let wrong = i64::try_from(sum.ne_tensor(&(&pattern * total)).sum(Kind::Int64))?;
         world.seen();
-        let mine = if wrong > 0 { format!("rank {} on {}: {wrong} of {TESTED}", world.rank(), dw_launch::host()) } else { String::new() };
+        let mine = if wrong > 0 {
+            format!("rank {} on {}: {wrong} of {TESTED}", world.rank(), dw_launch::host())
+        } else {
+            String::new()
+        };
         agree_on(world, &mine, "self-test", |all| {
             let wrong: Vec<&str> = all.iter().filter(|t| !t.is_empty()).map(String::as_str).collect();
             if wrong.is_empty() {
@@ -208,7 +235,10 @@ mod tests {
         for wrong in [0.0, 1.0, 2.001] {
             let e = self_test(&two(wrong, |_| vec![]), Device::Cpu).unwrap_err();
             assert_eq!(e.exit_code(), 4, "a broken link, not a mistake of the user");
-            assert!(e.to_string().contains("rank 0 on ") && e.to_string().contains("wrong sums"), "{e}");
+            assert!(
+                e.to_string().contains("rank 0 on ") && e.to_string().contains("wrong sums"),
+                "{e}"
+            );
         }
         let e = self_test(&two(2.0, |_| b"rank 1 on b: 3 of 9".to_vec()), Device::Cpu).unwrap_err();
         assert!(e.to_string().contains("rank 1 on b: 3 of 9"), "found on another rank: {e}");
@@ -216,10 +246,14 @@ mod tests {
 
     #[test]
     fn ranks_that_share_a_gpu_are_named() {
-        let gpus = |list: &[&str]| shared_gpu(&list.iter().map(|g| (*g).to_owned()).collect::<Vec<_>>());
+        let gpus =
+            |list: &[&str]| shared_gpu(&list.iter().map(|g| (*g).to_owned()).collect::<Vec<_>>());
         assert_eq!(gpus(&["x 1\na", "x 2\na", "y 1\na"]), "", "two machines with the same name");
         let text = gpus(&["x 1\na", "x 2\na", "x 1\nb"]);
-        assert!(text.contains("ranks 0 and 2") && text.contains("1 of b") && text.contains("hint:"), "{text}");
+        assert!(
+            text.contains("ranks 0 and 2") && text.contains("1 of b") && text.contains("hint:"),
+            "{text}"
+        );
         let verdict = agree_on(&two(0.0, <[u8]>::to_vec), "x 1\na", "GPUs", shared_gpu).unwrap();
         assert!(verdict.unwrap_err().contains("ranks 0 and 1"));
     }

@@ -137,16 +137,22 @@ impl Plan {
     pub fn table(&self, detector: &Detector) -> String {
         let c = &self.config;
         let (trained, all) = detector.params.counts();
-        let (height, width) = (c.data.short_side.next_multiple_of(32), c.data.long_side.next_multiple_of(32));
+        let (height, width) =
+            (c.data.short_side.next_multiple_of(32), c.data.long_side.next_multiple_of(32));
         let cost = detector.cost(height.into(), width.into()) as f64 / 1e9;
         let (m, d, t) = (&c.model, &c.data, &c.train);
         let deformable = match (&m.dcn_stages[..], m.dcn_last_conv) {
             ([], false) => "nothing deformable".to_owned(),
             ([], true) => "DCNv2 in the head".to_owned(),
-            (stages, head) => format!("DCNv2 in C{stages:?}{}", if head { " and the head" } else { "" }),
+            (stages, head) => {
+                format!("DCNv2 in C{stages:?}{}", if head { " and the head" } else { "" })
+            }
         };
-        let scales =
-            if d.multi_scale.is_empty() { d.short_side.to_string() } else { format!("{}..{}", d.multi_scale[0], d.multi_scale[1]) };
+        let scales = if d.multi_scale.is_empty() {
+            d.short_side.to_string()
+        } else {
+            format!("{}..{}", d.multi_scale[0], d.multi_scale[1])
+        };
         let rows = [
             ("configuration", self.name.clone()),
             (
@@ -162,7 +168,12 @@ impl Plan {
                 ),
             ),
             ("parameters", format!("{trained} trained of {all}")),
-            ("cost", format!("{cost:.1} GFLOPs (multiply-adds of the convolutions) for one image of {height} x {width}")),
+            (
+                "cost",
+                format!(
+                    "{cost:.1} GFLOPs (multiply-adds of the convolutions) for one image of {height} x {width}"
+                ),
+            ),
             ("start", format!("{}, {} frozen stages", m.init, m.frozen_stages.max(0))),
             (
                 "data",
@@ -176,10 +187,26 @@ impl Plan {
                 ),
             ),
             ("classes", self.classes.to_string()),
-            ("input", format!("short side {scales}, long side <= {}, flip {}", d.long_side, d.flip)),
+            (
+                "input",
+                format!("short side {scales}, long side <= {}, flip {}", d.long_side, d.flip),
+            ),
             ("assignment", c.assign.summary()),
-            ("ranks", format!("{} on {:?}, {} threads each, collectives: {}", self.world, self.device, self.threads, self.collectives)),
-            ("precision", format!("{}{}", t.precision.name(), if t.deterministic { ", deterministic algorithms" } else { "" })),
+            (
+                "ranks",
+                format!(
+                    "{} on {:?}, {} threads each, collectives: {}",
+                    self.world, self.device, self.threads, self.collectives
+                ),
+            ),
+            (
+                "precision",
+                format!(
+                    "{}{}",
+                    t.precision.name(),
+                    if t.deterministic { ", deterministic algorithms" } else { "" }
+                ),
+            ),
             (
                 "prefetch",
                 format!(
@@ -191,12 +218,26 @@ impl Plan {
                     self.workers
                 ),
             ),
-            ("global batch", format!("{} = {} images x {} ranks", self.global_batch, self.global_batch / self.world, self.world)),
+            (
+                "global batch",
+                format!(
+                    "{} = {} images x {} ranks",
+                    self.global_batch,
+                    self.global_batch / self.world,
+                    self.world
+                ),
+            ),
             (
                 "learning rate",
                 format!(
                     "{} ({} at {} images, scaling {:?}), x{} after epochs {:?}, warm-up {} steps",
-                    self.schedule.lr, t.lr, t.base_batch, t.lr_scaling, t.lr_decay, t.lr_steps, t.warmup_steps
+                    self.schedule.lr,
+                    t.lr,
+                    t.base_batch,
+                    t.lr_scaling,
+                    t.lr_decay,
+                    t.lr_steps,
+                    t.warmup_steps
                 ),
             ),
             (

@@ -38,9 +38,13 @@ pub fn check(key: &str, configured: usize, topology: &Topology, dry_run: bool) -
         return Ok(());
     }
     let of_ranks = if ranks > 1 { format!(" on each of {ranks} ranks") } else { String::new() };
-    let text = format!("{key} = {configured}: more threads{of_ranks} than the machine has cores ({cores})");
+    let text = format!(
+        "{key} = {configured}: more threads{of_ranks} than the machine has cores ({cores})"
+    );
     if configured.saturating_mul(ranks) > MOST_PER_CORE * cores && !dry_run {
-        let hint = format!("hint: 0 shares the cores among the ranks; at most {MOST_PER_CORE} threads a core are allowed");
+        let hint = format!(
+            "hint: 0 shares the cores among the ranks; at most {MOST_PER_CORE} threads a core are allowed"
+        );
         return Err(Error::Usage(format!("{text}\n{hint}")));
     }
     if topology.rank == 0 {
@@ -53,7 +57,9 @@ pub fn check(key: &str, configured: usize, topology: &Topology, dry_run: bool) -
 pub fn for_this_machine(configured: usize, topology: &Topology) -> usize {
     let share = resolve(0, topology);
     if configured > share && topology.rank == 0 {
-        tracing::info!("train.threads = {configured} is more than this machine's share of a rank: using {share}");
+        tracing::info!(
+            "train.threads = {configured} is more than this machine's share of a rank: using {share}"
+        );
     }
     if configured == 0 { share } else { configured.min(share) }
 }
@@ -121,7 +127,10 @@ mod tests {
         let (cores, _) = cores(&alone);
         assert!(check("train.threads", cores, &alone, false).is_ok());
         assert!(check("train.threads", 4 * cores, &alone, false).is_ok());
-        assert!(check("train.threads", 4 * cores + 1, &alone, true).is_ok(), "a dry run starts none");
+        assert!(
+            check("train.threads", 4 * cores + 1, &alone, true).is_ok(),
+            "a dry run starts none"
+        );
         let e = check("train.threads", 4 * cores + 1, &alone, false).unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("train.threads"), "{e}");
         let crowded = Topology { world: 8, local_world: 8 * cores, ..alone };

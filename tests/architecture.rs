@@ -22,7 +22,10 @@ fn rust_files(dir: &str) -> Vec<(String, String)> {
 }
 
 /// Modules in dependency order: each may use those before it and itself.
-const MODULES: [&str; 11] = ["boxes", "torch", "device", "loss", "config", "model", "assign", "data", "eval", "train", "show"];
+const MODULES: [&str; 11] = [
+    "boxes", "torch", "device", "loss", "config", "model", "assign", "data", "eval", "train",
+    "show",
+];
 
 /// Pairs that the order would forbid, with the reason why they stand.
 const ALLOWED: [(&str, &str, &str); 2] = [
@@ -36,10 +39,12 @@ fn modules_use_only_those_before_them() {
         let module = file.trim_start_matches("src/").split(['/', '.']).next().unwrap().to_owned();
         let Some(own) = MODULES.iter().position(|m| *m == module) else { continue };
         for (other, name) in MODULES.iter().enumerate() {
-            let uses = text.contains(&format!("crate::{name}::")) || text.contains(&format!("crate::{name};"));
+            let uses = text.contains(&format!("crate::{name}::"))
+                || text.contains(&format!("crate::{name};"));
             // Starting a run wires everything together, as the binaries do.
             let wiring = file.ends_with("train/start.rs") || file.ends_with("command.rs");
-            let allowed = other <= own || wiring || ALLOWED.iter().any(|(a, b, _)| *a == module && b == name);
+            let allowed =
+                other <= own || wiring || ALLOWED.iter().any(|(a, b, _)| *a == module && b == name);
             assert!(!uses || allowed, "{file} uses `{name}`, which comes after `{module}`");
         }
     }
@@ -49,10 +54,13 @@ fn modules_use_only_those_before_them() {
 #[test]
 fn strategies_are_known_by_the_list_alone() {
     let own: Vec<(String, String)> = rust_files("src/assign/strategies");
-    let names: Vec<&str> = own.iter().map(|(f, _)| f.rsplit('/').next().unwrap().trim_end_matches(".rs")).collect();
+    let names: Vec<&str> =
+        own.iter().map(|(f, _)| f.rsplit('/').next().unwrap().trim_end_matches(".rs")).collect();
     for (file, text) in own.iter().filter(|(f, _)| !f.ends_with("mod.rs")) {
-        let name = file.rsplit('/').next().unwrap().trim_end_matches(".rs").trim_end_matches("_config");
-        for other in names.iter().filter(|n| n.trim_end_matches("_config") != name && **n != "mod") {
+        let name =
+            file.rsplit('/').next().unwrap().trim_end_matches(".rs").trim_end_matches("_config");
+        for other in names.iter().filter(|n| n.trim_end_matches("_config") != name && **n != "mod")
+        {
             assert!(!text.contains(&format!("{other}::")), "{file} uses the strategy `{other}`");
         }
     }
@@ -68,8 +76,11 @@ fn strategies_are_known_by_the_list_alone() {
         }
     }
     for (file, text) in own.iter().filter(|(f, _)| !f.ends_with("mod.rs")) {
-        let name = file.rsplit('/').next().unwrap().trim_end_matches(".rs").trim_end_matches("_config");
-        let others = forbidden.iter().filter(|f| f.ends_with("Config") && **f != format!("{}Config", camel(name)));
+        let name =
+            file.rsplit('/').next().unwrap().trim_end_matches(".rs").trim_end_matches("_config");
+        let others = forbidden
+            .iter()
+            .filter(|f| f.ends_with("Config") && **f != format!("{}Config", camel(name)));
         for other in others {
             assert!(!text.contains(other.as_str()), "{file} uses {other}");
         }
@@ -79,7 +90,10 @@ fn strategies_are_known_by_the_list_alone() {
 #[test]
 fn assignment_never_talks_to_other_ranks() {
     for (file, text) in rust_files("src/assign") {
-        assert!(!text.contains("dw_launch"), "{file} names the collectives; a strategy returns local sums");
+        assert!(
+            !text.contains("dw_launch"),
+            "{file} names the collectives; a strategy returns local sums"
+        );
     }
 }
 
@@ -94,7 +108,10 @@ fn tools_and_launcher_use_nothing_of_ours() {
     ] {
         for (file, text) in rust_files(dir) {
             for f in forbidden {
-                assert!(!text.contains(&format!("use {f}")) && !text.contains(&format!(" {f}")), "{file} uses {f}");
+                assert!(
+                    !text.contains(&format!("use {f}")) && !text.contains(&format!(" {f}")),
+                    "{file} uses {f}"
+                );
             }
         }
     }
@@ -102,7 +119,9 @@ fn tools_and_launcher_use_nothing_of_ours() {
 
 #[test]
 fn files_stay_small_and_binaries_thin() {
-    for dir in ["src", "base/src", "launcher/src", "data-tools/src", "weights/src", "metric/src", "tests"] {
+    for dir in
+        ["src", "base/src", "launcher/src", "data-tools/src", "weights/src", "metric/src", "tests"]
+    {
         for (file, text) in rust_files(dir) {
             let lines = text.lines().count();
             let most = if file.contains("src/bin/") { 80 } else { 500 };
@@ -124,11 +143,19 @@ fn every_main_opens_the_device_first() {
         let place = |words: &str| body.find(words);
         if file.starts_with("src/bin") {
             assert!(place("app::run(Start {").is_some(), "{file}: main goes through app::run");
-            assert!(!body.contains("tch::") && !body.contains("torch::"), "{file}: libtorch before app::run");
+            assert!(
+                !body.contains("tch::") && !body.contains("torch::"),
+                "{file}: libtorch before app::run"
+            );
             checked += 1;
         } else if let Some(pick) = place("device::pick(") {
             let open = place("device::open(").unwrap_or(usize::MAX);
-            let first = ["tch::", "torch::", "Tensor::", "nccl::"].iter().filter_map(|w| place(w)).chain([pick]).min().unwrap();
+            let first = ["tch::", "torch::", "Tensor::", "nccl::"]
+                .iter()
+                .filter_map(|w| place(w))
+                .chain([pick])
+                .min()
+                .unwrap();
             assert!(open < first, "{file}: device::open must come before libtorch is used");
             checked += 1;
         }

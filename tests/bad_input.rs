@@ -15,15 +15,27 @@ fn train(place: &Place, sets: &[&str]) -> Command {
 #[test]
 fn configuration_mistakes_name_key_and_nearest() {
     let place = Place::new();
-    says(&fails(&mut train(&place, &["train.learning_rate=1"]), 2), &["unknown key `train.learning_rate`", "`train.lr`"]);
-    says(&fails(&mut train(&place, &["data.flip=often"]), 2), &["`data.flip`", "expected a number", "often"]);
+    says(
+        &fails(&mut train(&place, &["train.learning_rate=1"]), 2),
+        &["unknown key `train.learning_rate`", "`train.lr`"],
+    );
+    says(
+        &fails(&mut train(&place, &["data.flip=often"]), 2),
+        &["`data.flip`", "expected a number", "often"],
+    );
     let file = place.path("my.toml");
     std::fs::write(&file, "base = \"smoke\"\n[model]\nwidht = 0.5\n").unwrap();
     let mut c = launch(0, "dw-train");
-    says(&fails(c.args([&file, "--data", &place.shards()]), 2), &["my.toml", "unknown key `model.widht`", "`model.width`"]);
+    says(
+        &fails(c.args([&file, "--data", &place.shards()]), 2),
+        &["my.toml", "unknown key `model.widht`", "`model.width`"],
+    );
     std::fs::write(&file, "base = \"smoke\"\n[model\n").unwrap();
     says(&fails(launch(0, "dw-train").arg(&file), 2), &["my.toml", "line 2"]);
-    says(&fails(launch(0, "dw-train").arg("no_such_config"), 2), &["no_such_config", "dw_r50_fpn_1x"]);
+    says(
+        &fails(launch(0, "dw-train").arg("no_such_config"), 2),
+        &["no_such_config", "dw_r50_fpn_1x"],
+    );
 }
 
 /// Under mpirun one mistake is told once, not once a rank.
@@ -39,8 +51,14 @@ fn mistakes_are_told_once_under_mpirun() {
 fn missing_data_and_splits() {
     let place = Place::new();
     let mut c = launch(0, "dw-train");
-    says(&fails(c.args(["smoke", "--data", "/no/such/shards"]), 2), &["/no/such/shards", "dw-pack"]);
-    says(&fails(&mut train(&place, &["data.train_split=test"]), 2), &["no split `test`", "train2017, val2017"]);
+    says(
+        &fails(c.args(["smoke", "--data", "/no/such/shards"]), 2),
+        &["/no/such/shards", "dw-pack"],
+    );
+    says(
+        &fails(&mut train(&place, &["data.train_split=test"]), 2),
+        &["no split `test`", "train2017, val2017"],
+    );
 }
 
 #[test]
@@ -82,7 +100,18 @@ fn data_of_other_categories() {
     let place = Place::new();
     place.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
     let other = place.path("other");
-    run(Command::new(bin("dw-pack")).args(["synth", &other, "--images", "2", "--val", "2", "--classes", "2", "--side", "96"]));
+    run(Command::new(bin("dw-pack")).args([
+        "synth",
+        &other,
+        "--images",
+        "2",
+        "--val",
+        "2",
+        "--classes",
+        "2",
+        "--side",
+        "96",
+    ]));
     run(Command::new(bin("dw-pack")).arg(&other));
     let mut c = launch(0, "dw-eval");
     let text = fails(c.args([&place.path("w"), "--data", &(other + "/shards")]), 3);
@@ -99,12 +128,24 @@ fn results_and_truth_files() {
         fails(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt]), code)
     };
     says(&coco("{}", 3), &["dt.json", "expected a list"]);
-    says(&coco(r#"[{"image_id":5,"category_id":1,"bbox":[0,0,1,1],"score":1}]"#, 3), &["results[0]", "`image_id`", "found 5"]);
-    says(&coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1],"score":1}]"#, 3), &["results[0]", "`bbox`", "found 3"]);
-    says(&coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1,1]}]"#, 3), &["results[0]", "score"]);
+    says(
+        &coco(r#"[{"image_id":5,"category_id":1,"bbox":[0,0,1,1],"score":1}]"#, 3),
+        &["results[0]", "`image_id`", "found 5"],
+    );
+    says(
+        &coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1],"score":1}]"#, 3),
+        &["results[0]", "`bbox`", "found 3"],
+    );
+    says(
+        &coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1,1]}]"#, 3),
+        &["results[0]", "score"],
+    );
     says(&coco("[{", 3), &["results[0]", "the file ends", "hint: "]);
     std::fs::write(&dt, "[]").unwrap();
-    assert!(run(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt, "--json"])).contains("\"AP\":0.0"));
+    assert!(
+        run(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt, "--json"]))
+            .contains("\"AP\":0.0")
+    );
 }
 
 #[test]
@@ -135,7 +176,10 @@ fn a_new_start_never_overwrites_an_old_run() {
     place.train(0, "w", &["train.max_steps=4", "eval.every_epochs=0"]);
     let before = (files(&(place.path("w") + "/checkpoints"), ""), place.rows("w").len());
     let mut c = train(&place, &["train.max_steps=2", "eval.every_epochs=0"]);
-    says(&fails(c.args(["--resume", "none"]), 2), &["checkpoint of step 4", "choose another --work-dir"]);
+    says(
+        &fails(c.args(["--resume", "none"]), 2),
+        &["checkpoint of step 4", "choose another --work-dir"],
+    );
     assert_eq!((files(&(place.path("w") + "/checkpoints"), ""), place.rows("w").len()), before);
 }
 
@@ -144,7 +188,8 @@ fn a_new_start_never_overwrites_an_old_run() {
 fn a_run_goes_on_only_with_its_own_data_settings() {
     let place = Place::new();
     place.train(0, "w", &["train.max_steps=2", "eval.every_epochs=0"]);
-    let text = fails(&mut train(&place, &["train.max_steps=4", "eval.every_epochs=0", "data.limit=5"]), 2);
+    let text =
+        fails(&mut train(&place, &["train.max_steps=4", "eval.every_epochs=0", "data.limit=5"]), 2);
     says(&text, &["cannot go on", "data.limit: 0 -> 5", "config.toml"]);
     let mut other = launch(0, "dw-train");
     let text = fails(other.args(place.train_args("w2", &["data.canonical_nodes=3"])), 2);
@@ -159,13 +204,20 @@ fn too_many_threads() {
         let set = format!("{key}=100000");
         says(&fails(&mut train(&place, &[&set]), 2), &[key, "100000", "cores", "hint:"]);
         let dry = train(&place, &[&set]).arg("--dry-run").output().unwrap();
-        assert!(dry.status.success() && support::stderr(&dry).contains(key), "{}", support::stderr(&dry));
+        assert!(
+            dry.status.success() && support::stderr(&dry).contains(key),
+            "{}",
+            support::stderr(&dry)
+        );
     }
     let cores = std::thread::available_parallelism().unwrap().get();
     let some = format!("train.threads={}", cores + 1);
     let out = train(&place, &[&some, "train.max_steps=1", "eval.every_epochs=0"]).output().unwrap();
     assert!(out.status.success(), "{}", support::stderr(&out));
-    says(&support::stderr(&out), &["WARN train.threads", "more threads than the machine has cores"]);
+    says(
+        &support::stderr(&out),
+        &["WARN train.threads", "more threads than the machine has cores"],
+    );
     // A configuration of a large machine is evaluated on a small one.
     run(launch(0, "dw-eval").args([&place.path("w"), "--set", "train.threads=4000"]));
 }
@@ -174,9 +226,14 @@ fn too_many_threads() {
 #[test]
 fn threads_that_the_machine_refuses() {
     let place = Place::new();
-    let args = place.train_args("w", &["train.max_steps=1", "eval.every_epochs=0", "data.workers=8"]);
+    let args =
+        place.train_args("w", &["train.max_steps=1", "eval.every_epochs=0", "data.workers=8"]);
     // Every thread's stack is larger than the memory that the process may map.
-    let out = Command::new(bin("dw-train")).args(args).env("RUST_MIN_STACK", (1u64 << 46).to_string()).output().unwrap();
+    let out = Command::new(bin("dw-train"))
+        .args(args)
+        .env("RUST_MIN_STACK", (1u64 << 46).to_string())
+        .output()
+        .unwrap();
     let text = support::stderr(&out);
     assert_eq!(out.status.code(), Some(5), "{text}");
     says(&text, &["thread", "hint:"]);
@@ -198,7 +255,10 @@ fn splits_called_train_and_val() {
     let text = support::stderr(&out);
     assert!(out.status.success(), "{text}");
     says(&text, &["data.train_split: taking `train`", "data.val_split: taking `valid`"]);
-    says(&fails(&mut train(&place, &["data.train_split=train2017"]), 2), &["no split `train2017`", "data.train_split=train"]);
+    says(
+        &fails(&mut train(&place, &["data.train_split=train2017"]), 2),
+        &["no split `train2017`", "data.train_split=train"],
+    );
     // Two that could be meant.
     let json = |name: &str| place.path(&format!("coco/annotations/instances_{name}.json"));
     std::fs::copy(json("train"), json("train_b")).unwrap();
@@ -226,11 +286,24 @@ fn numbers_that_are_not_finite_or_come_too_late() {
 #[test]
 fn a_threshold_that_no_point_passes() {
     let place = Place::new();
-    let sets = ["assign.prior=threshold", "assign.prior_value=0.999999", "eval.every_epochs=0", "train.max_steps=55", "train.epochs=90"];
+    let sets = [
+        "assign.prior=threshold",
+        "assign.prior_value=0.999999",
+        "eval.every_epochs=0",
+        "train.max_steps=55",
+        "train.epochs=90",
+    ];
     let out = train(&place, &sets).output().unwrap();
     let text = support::stderr(&out);
     assert!(out.status.success(), "{text}");
-    says(&text, &["excludes every point of boxes", "no point has had a positive weight for 50 steps", "55 of 55 steps"]);
+    says(
+        &text,
+        &[
+            "excludes every point of boxes",
+            "no point has had a positive weight for 50 steps",
+            "55 of 55 steps",
+        ],
+    );
     assert!(place.rows("w").iter().all(|r| r["no_positive"] == 1));
     place.train(0, "v", &["eval.every_epochs=0", "train.max_steps=3"]);
     assert!(place.rows("v").iter().all(|r| r["no_positive"] == 0));

@@ -26,9 +26,15 @@ fn fake() -> TempDir {
     )
     .unwrap();
     let libraries = dir.path().join("libnccl.so.2");
-    run(Command::new("cc").args(["-shared", "-fPIC", "-Wl,-soname,libnccl.so.2", "-o"]).arg(&libraries).arg(&nccl));
+    run(Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wl,-soname,libnccl.so.2", "-o"])
+        .arg(&libraries)
+        .arg(&nccl));
     let runtime = dir.path().join(RUNTIME);
-    run(Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&runtime).arg(sources.join("fake_cudart.c")));
+    run(Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&runtime)
+        .arg(sources.join("fake_cudart.c")));
     let cuda = dir.path().join("libtorch_cuda.so");
     run(Command::new("c++")
         .args(["-std=c++17", "-shared", "-fPIC", "-w", "-Wl,--no-as-needed", "-o"])
@@ -52,7 +58,10 @@ fn text(out: &Output) -> String {
 /// The place of each of these words, which must come in this order.
 fn in_order(text: &str, words: &[&str]) {
     let places: Vec<Option<usize>> = words.iter().map(|w| text.find(w)).collect();
-    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "expected {words:?} in this order: {text}");
+    assert!(
+        places.iter().all(Option::is_some) && places.is_sorted(),
+        "expected {words:?} in this order: {text}"
+    );
 }
 
 #[test]
@@ -66,7 +75,12 @@ fn cuda_is_opened_before_libtorch_looks_for_it_and_before_nccl() {
         args.map(|a| if a == "cpu" { "auto".to_owned() } else { a }).collect()
     };
     let out = with(launch(0, "dw-train").args(auto("a")), &fake).output().unwrap();
-    assert_eq!(out.status.code(), Some(0), "the stand-in aborts when it is unloaded: {}", text(&out));
+    assert_eq!(
+        out.status.code(),
+        Some(0),
+        "the stand-in aborts when it is unloaded: {}",
+        text(&out)
+    );
     in_order(&text(&out), &order);
     says(&text(&out), &["no GPU is visible"]);
 
@@ -80,13 +94,20 @@ fn cuda_is_opened_before_libtorch_looks_for_it_and_before_nccl() {
         assert_eq!(version.status.code(), Some(0), "{}", text(&version));
         in_order(&text(&version), &order);
         let opened = text(&version);
-        assert_eq!(opened.matches("fake: nccl opened").count(), 1, "as a dependency of the CUDA half: {opened}");
+        assert_eq!(
+            opened.matches("fake: nccl opened").count(),
+            1,
+            "as a dependency of the CUDA half: {opened}"
+        );
     }
 
     // --device cpu touches neither; a user's settings of the allocator stay.
-    let cpu = with(launch(0, "dw-train").args(place.train_args("b", &sets)), &fake).output().unwrap();
+    let cpu =
+        with(launch(0, "dw-train").args(place.train_args("b", &sets)), &fake).output().unwrap();
     assert!(cpu.status.success() && !text(&cpu).contains("fake:"), "{}", text(&cpu));
-    let own = with(launch(0, "dw-train").args(auto("c")).arg("--dry-run"), &fake).env("PYTORCH_CUDA_ALLOC_CONF", "backend:native").output();
+    let own = with(launch(0, "dw-train").args(auto("c")).arg("--dry-run"), &fake)
+        .env("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+        .output();
     in_order(&text(&own.unwrap()), &["fake: cuda opened, allocator backend:native"]);
 }
 
@@ -96,17 +117,33 @@ fn a_gpu_that_cannot_be_used_is_an_error_with_the_reason() {
     let train = |device: &str, vars: &[(&str, &str)], code: i32| {
         let mut command = launch(0, "dw-train");
         let args = place.train_args("a", &["train.max_steps=1"]).into_iter();
-        with(&mut command, &fake).env_remove("CUDA_VISIBLE_DEVICES").env("LD_PRELOAD", fake.path().join(RUNTIME));
-        command.args(args.map(|a| if a == "cpu" { device.to_owned() } else { a })).envs(vars.iter().copied());
+        with(&mut command, &fake)
+            .env_remove("CUDA_VISIBLE_DEVICES")
+            .env("LD_PRELOAD", fake.path().join(RUNTIME));
+        command
+            .args(args.map(|a| if a == "cpu" { device.to_owned() } else { a }))
+            .envs(vars.iter().copied());
         fails(&mut command, code)
     };
     // SLURM gave a GPU, and the runtime finds none.
     let e = train("auto", &[("SLURM_JOB_GPUS", "0")], 2);
-    says(&e, &["--device auto", "SLURM_JOB_GPUS=0", "CUDA error 100: no CUDA-capable device", "hint:", "--device cpu"]);
+    says(
+        &e,
+        &[
+            "--device auto",
+            "SLURM_JOB_GPUS=0",
+            "CUDA error 100: no CUDA-capable device",
+            "hint:",
+            "--device cpu",
+        ],
+    );
     says(&train("cuda", &[], 2), &["--device cuda", "no CUDA-capable device"]);
     // A device that is there and fails.
     let failing = |code: &'static str| [("FAKE_DEVICES", "2"), ("FAKE_SET", code)];
-    says(&train("auto", &failing("214"), 4), &["CUDA device 0 of ", "uncorrectable ECC error", "nvidia-smi"]);
+    says(
+        &train("auto", &failing("214"), 4),
+        &["CUDA device 0 of ", "uncorrectable ECC error", "nvidia-smi"],
+    );
     says(&train("cuda", &failing("2"), 5), &["CUDA device 0 of ", "out of memory"]);
     says(&train("cuda", &failing("101"), 2), &["invalid device ordinal", "hint:"]);
 }
@@ -115,9 +152,17 @@ fn a_gpu_that_cannot_be_used_is_an_error_with_the_reason() {
 fn a_preemption_stays_a_preemption_when_the_runtime_cannot_be_unloaded() {
     let (fake, place) = (fake(), Place::of(8, 2));
     let mut command = launch(0, "dw-train");
-    let sets = ["train.max_steps=100000", "train.epochs=100000", "eval.every_epochs=0", "checkpoint.every_minutes=60.0"];
+    let sets = [
+        "train.max_steps=100000",
+        "train.epochs=100000",
+        "eval.every_epochs=0",
+        "checkpoint.every_minutes=60.0",
+    ];
     let args = place.train_args("a", &sets).into_iter();
-    let job = Job::start(with(command.args(args.map(|a| if a == "cpu" { "auto".to_owned() } else { a })), &fake));
+    let job = Job::start(with(
+        command.args(args.map(|a| if a == "cpu" { "auto".to_owned() } else { a })),
+        &fake,
+    ));
     job.until("step 1/");
     job.signal("USR1");
     let (code, text) = job.end(Duration::from_mins(1));

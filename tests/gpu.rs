@@ -58,7 +58,9 @@ fn main() {
         trial("training_follows_the_cpu", move || training(device, 1)),
     ];
     if device.is_cuda() {
-        trials.push(trial("nccl_joins_and_tests_itself", move || self_test(&world(device), device).unwrap()));
+        trials.push(trial("nccl_joins_and_tests_itself", move || {
+            self_test(&world(device), device).unwrap()
+        }));
         trials.push(trial("nccl_keeps_what_one_rank_has", move || one_rank(device)));
         trials.push(trial("nccl_abort_ends", move || abort_ends(device)));
     }
@@ -122,7 +124,10 @@ fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
     let strategy = config.assign.build(&mut net.params, 3);
     let mut step = Step::new(net, strategy, &config, &Arc::new(World::solo())).unwrap();
     let truth = [
-        ImageBoxes { boxes: vec![[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 110.0, 90.0]], labels: vec![0, 2] },
+        ImageBoxes {
+            boxes: vec![[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 110.0, 90.0]],
+            labels: vec![0, 2],
+        },
         ImageBoxes { boxes: vec![[5.0, 5.0, 30.0, 40.0]], labels: vec![1] },
     ];
     let targets = step.matcher().targets(&Grid::centers(&level_sizes(96, 128)), &truth);
@@ -135,7 +140,10 @@ fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
 fn network(device: Device) {
     for (kind, tolerance) in [(Kind::Double, 1e-9), (Kind::Float, 1e-3)] {
         let ((a, ga), (b, gb)) = (gradients(Device::Cpu, kind), gradients(device, kind));
-        assert!((a - b).abs() <= tolerance * a.abs(), "{kind:?}: loss {a} on the CPU, {b} on the device");
+        assert!(
+            (a - b).abs() <= tolerance * a.abs(),
+            "{kind:?}: loss {a} on the CPU, {b} on the device"
+        );
         let error = f64::try_from((&ga - &gb).norm() / ga.norm()).unwrap();
         assert!(error <= tolerance, "{kind:?}: the gradient is off by {error} of its norm");
     }
@@ -160,7 +168,10 @@ fn one_rank(device: Device) {
 /// A rank that gives up ends at once, whatever the communicator holds.
 fn abort_ends(device: Device) {
     let began = Instant::now();
-    let out = Command::new(std::env::current_exe().unwrap()).envs([(ABORT, "1"), ("DW_DEVICE", name_of(device))]).output().unwrap();
+    let out = Command::new(std::env::current_exe().unwrap())
+        .envs([(ABORT, "1"), ("DW_DEVICE", name_of(device))])
+        .output()
+        .unwrap();
     assert_eq!(out.status.code(), Some(4), "{}", String::from_utf8_lossy(&out.stderr));
     assert!(began.elapsed() < Duration::from_mins(1));
 }
@@ -174,7 +185,12 @@ fn stream_order(device: Device) {
         let images = images(device, Kind::Float);
         let backend = Arc::new(Doubling::new(device));
         let world = Arc::new(World::new(backend.clone()).unwrap());
-        let config = TrainConfig { grad_compression: compression, bucket_mib: 0.5, first_bucket_mib: 0.1, ..TrainConfig::default() };
+        let config = TrainConfig {
+            grad_compression: compression,
+            bucket_mib: 0.5,
+            first_bucket_mib: 0.1,
+            ..TrainConfig::default()
+        };
         let mut buckets = Buckets::new(&net.params, &flat, &config, &world).unwrap();
         let loss = |net: &Detector| {
             let p = net.forward(&images, true).flatten();
@@ -193,10 +209,16 @@ fn stream_order(device: Device) {
             assert!(sums > 3, "only {sums} buckets");
             let twice = before.to_kind(Kind::Float) * 2.0;
             let wrong = i64::try_from(flat.grads.ne_tensor(&twice).sum(Kind::Int64)).unwrap();
-            assert_eq!(wrong, 0, "{compression:?}, step {step}: numbers that are not twice the gradient");
+            assert_eq!(
+                wrong, 0,
+                "{compression:?}, step {step}: numbers that are not twice the gradient"
+            );
             let error = f64::try_from((&flat.grads / 2.0 - &own).norm() / own.norm()).unwrap();
             let rounding = if compression == GradCompression::None { 1e-4 } else { 1e-2 };
-            assert!(error < rounding, "{compression:?}, step {step}: the gradient is off by {error} of its norm");
+            assert!(
+                error < rounding,
+                "{compression:?}, step {step}: the gradient is off by {error} of its norm"
+            );
         }
         world.leave(0);
     }
@@ -226,9 +248,18 @@ fn training(device: Device, ranks: usize) {
         let args = on(
             &place,
             device,
-            &["eval.every_epochs=1", "train.max_steps=20", "train.precision=f32", "train.lr=0.008", "train.warmup_steps=100", &images],
+            &[
+                "eval.every_epochs=1",
+                "train.max_steps=20",
+                "train.precision=f32",
+                "train.lr=0.008",
+                "train.warmup_steps=100",
+                &images,
+            ],
         );
-        run(launch(if ranks == 1 { 0 } else { ranks }, "dw-train").args(args).env("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
+        run(launch(if ranks == 1 { 0 } else { ranks }, "dw-train")
+            .args(args)
+            .env("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
         place.steps(device).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
     };
     // The same ranks on both: a sum that NCCL gets wrong shows in every later loss.
@@ -238,6 +269,10 @@ fn training(device: Device, ranks: usize) {
     for (step, (a, b)) in cpu.iter().zip(&other).enumerate() {
         // With a low rate rounding hardly grows in 20 steps; a gradient that is off by a factor shows at once.
         let tolerance = if step == 0 { 1e-3 } else { 0.02 };
-        assert!((a - b).abs() <= tolerance * a, "step {}: loss {a} on the CPU, {b} on the device", step + 1);
+        assert!(
+            (a - b).abs() <= tolerance * a,
+            "step {}: loss {a} on the CPU, {b} on the device",
+            step + 1
+        );
     }
 }

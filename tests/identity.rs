@@ -57,7 +57,10 @@ fn locks_that_were_left_behind() {
     let mut owner: serde_json::Value = serde_json::from_str(&left).unwrap();
     owner["host"] = "node17".into();
     std::fs::write(&lock, owner.to_string()).unwrap();
-    says(&fails(&mut train(&place, &[], &[]), 2), &["node17", "if it has ended, remove ", "run.lock"]);
+    says(
+        &fails(&mut train(&place, &[], &[]), 2),
+        &["node17", "if it has ended, remove ", "run.lock"],
+    );
 }
 
 /// Other settings than the checkpoint's are listed key by key and refused, of a finished run as of an
@@ -68,24 +71,40 @@ fn other_settings_are_refused_key_by_key() {
     run(&mut train(&place, &[], &[]));
     let before = (text(&place, "config.toml"), place.rows("w").len(), files(&place.path("w"), ""));
     for steps in ["train.max_steps=4", "train.max_steps=8"] {
-        let said = fails(&mut train(&place, &[steps, "assign.formula=paper", "train.lr=0.5"], &[]), 2);
+        let said =
+            fails(&mut train(&place, &[steps, "assign.formula=paper", "train.lr=0.5"], &[]), 2);
         says(&said, &["assign.formula: \"released\" -> \"paper\"", "train.lr: 0.02 -> 0.5"]);
         says(&said, &["--resume-with-changes", "--work-dir", "config.toml"]);
-        says(&fails(&mut train(&place, &[steps, "train.images_per_rank=3"], &[]), 2), &["global batch", "2 -> 3"]);
+        says(
+            &fails(&mut train(&place, &[steps, "train.images_per_rank=3"], &[]), 2),
+            &["global batch", "2 -> 3"],
+        );
         says(&fails(&mut train(&place, &[steps, "train.seed=9"], &[]), 2), &["train.seed: 0 -> 9"]);
         says(&fails(&mut train(&place, &[steps], &["--init", "imagenet"]), 2), &["model.init"]);
     }
-    assert_eq!((text(&place, "config.toml"), place.rows("w").len(), files(&place.path("w"), "")), before);
+    assert_eq!(
+        (text(&place, "config.toml"), place.rows("w").len(), files(&place.path("w"), "")),
+        before
+    );
     let changed = ["train.max_steps=8", "train.lr=0.5", "checkpoint.keep=5"];
     let out = train(&place, &changed, &["--resume-with-changes"]).output().unwrap();
     assert!(out.status.success(), "{}", stderr(&out));
-    says(&stderr(&out), &["alter the result", "train.lr: 0.02 -> 0.5", "without effect", "train.max_steps: 4 -> 8"]);
+    says(
+        &stderr(&out),
+        &["alter the result", "train.lr: 0.02 -> 0.5", "without effect", "train.max_steps: 4 -> 8"],
+    );
     assert_eq!(text(&place, "config.toml"), before.0, "the first start's settings stay");
     says(&text(&place, "config-2.toml"), &["lr = 0.5"]);
-    assert_eq!(place.rows("w").iter().map(|r| r["attempt"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 1, 1, 1, 2, 2, 2, 2]);
+    assert_eq!(
+        place.rows("w").iter().map(|r| r["attempt"].as_u64().unwrap()).collect::<Vec<_>>(),
+        [1, 1, 1, 1, 2, 2, 2, 2]
+    );
     // From here on the changed settings are the run's.
     run(&mut train(&place, &changed, &[]));
-    assert!(!std::path::Path::new(&(place.path("w") + "/config-3.toml")).exists(), "nothing was left to do");
+    assert!(
+        !std::path::Path::new(&(place.path("w") + "/config-3.toml")).exists(),
+        "nothing was left to do"
+    );
 }
 
 /// Another data set in the same default work directory is refused, with the option to give.
@@ -93,7 +112,8 @@ fn other_settings_are_refused_key_by_key() {
 fn another_data_set_in_the_same_work_directory() {
     let (place, other) = (Place::new(), Place::of(9, 3));
     run(&mut train(&place, &[], &[]));
-    let args = ["smoke", "--device", "cpu", "--data", &other.shards(), "--work-dir", &place.path("w")];
+    let args =
+        ["smoke", "--device", "cpu", "--data", &other.shards(), "--work-dir", &place.path("w")];
     let said = fails(launch(0, "dw-train").args(args), 2);
     says(&said, &["training data (fingerprint", "--work-dir"]);
 }
@@ -139,8 +159,14 @@ fn rows_and_checkpoints_count_alike() {
     let rows = place.rows("w");
     let ap: Vec<_> = rows.iter().filter(|r| r.contains_key("AP")).collect();
     let last = place.newest_step("w") as u64;
-    assert_eq!((ap.len(), ap[1]["step"].as_u64(), ap[1]["epoch"].as_u64()), (2, Some(last), Some(2)));
-    assert_eq!(rows.iter().filter(|r| r.contains_key("loss")).map(|r| r["epoch"].as_u64().unwrap()).max(), Some(2));
+    assert_eq!(
+        (ap.len(), ap[1]["step"].as_u64(), ap[1]["epoch"].as_u64()),
+        (2, Some(last), Some(2))
+    );
+    assert_eq!(
+        rows.iter().filter(|r| r.contains_key("loss")).map(|r| r["epoch"].as_u64().unwrap()).max(),
+        Some(2)
+    );
     assert_eq!(rows[0]["step"], 1);
 }
 
@@ -148,10 +174,19 @@ fn rows_and_checkpoints_count_alike() {
 #[test]
 fn checkpoints_by_time() {
     let place = Place::new();
-    let sets = ["eval.every_epochs=0", "train.max_steps=40", "train.epochs=100", "checkpoint.keep=100"];
-    place.train(0, "w", &[&sets[..], &["checkpoint.every_steps=1000", "checkpoint.every_minutes=0.001"]].concat());
+    let sets =
+        ["eval.every_epochs=0", "train.max_steps=40", "train.epochs=100", "checkpoint.keep=100"];
+    place.train(
+        0,
+        "w",
+        &[&sets[..], &["checkpoint.every_steps=1000", "checkpoint.every_minutes=0.001"]].concat(),
+    );
     assert!(files(&(place.path("w") + "/checkpoints"), "").len() > 3);
-    place.train(0, "v", &[&sets[..], &["checkpoint.every_steps=1000", "checkpoint.every_minutes=0"]].concat());
+    place.train(
+        0,
+        "v",
+        &[&sets[..], &["checkpoint.every_steps=1000", "checkpoint.every_minutes=0"]].concat(),
+    );
     assert_eq!(files(&(place.path("v") + "/checkpoints"), "").len(), 1);
 }
 
@@ -161,11 +196,27 @@ fn a_run_is_found_from_elsewhere() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new();
     let mut c = launch(0, "dw-train");
-    let args = ["smoke", "--device", "cpu", "--data", "coco/shards", "--work-dir", "w", "--set", "train.epochs=1"];
+    let args = [
+        "smoke",
+        "--device",
+        "cpu",
+        "--data",
+        "coco/shards",
+        "--work-dir",
+        "w",
+        "--set",
+        "train.epochs=1",
+    ];
     run(c.current_dir(place.path("")).args(args));
-    run(Command::new(bin("dw-eval")).current_dir("/").arg(place.path("w")).args(["--device", "cpu"]));
+    run(Command::new(bin("dw-eval"))
+        .current_dir("/")
+        .arg(place.path("w"))
+        .args(["--device", "cpu"]));
     let folder = files(&(place.path("w") + "/checkpoints"), "").remove(0);
-    let modes: Vec<u32> = files(folder.to_str().unwrap(), "").iter().map(|f| f.metadata().unwrap().permissions().mode()).collect();
+    let modes: Vec<u32> = files(folder.to_str().unwrap(), "")
+        .iter()
+        .map(|f| f.metadata().unwrap().permissions().mode())
+        .collect();
     assert!(modes.iter().all(|m| *m == modes[0]), "{modes:?}");
 }
 

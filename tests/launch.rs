@@ -28,12 +28,26 @@ fn a_lost_rank_costs_time_and_nothing_else() {
     for (round, lost) in ["-n", "-o"].into_iter().enumerate() {
         job.until_true("checkpoints", || place.newest_step("w") >= 16 * (round + 1));
         // The newest and the oldest process of that name: rank 1, rank 0.
-        run(Command::new("pkill").args(["-KILL", lost, "-f", &format!("^{}.*{}", bin("dw-train").display(), place.path("w"))]));
-        job.until_true("a restart", || job.text().matches("starting again from the newest checkpoint").count() > round);
+        run(Command::new("pkill").args([
+            "-KILL",
+            lost,
+            "-f",
+            &format!("^{}.*{}", bin("dw-train").display(), place.path("w")),
+        ]));
+        job.until_true("a restart", || {
+            job.text().matches("starting again from the newest checkpoint").count() > round
+        });
     }
     let (code, text) = job.end(Duration::from_mins(2));
     assert_eq!(code, Some(0), "{text}");
-    says(&text, &["was lost: signal 9", "starting again from the newest checkpoint (2 of 3)", "going on from "]);
+    says(
+        &text,
+        &[
+            "was lost: signal 9",
+            "starting again from the newest checkpoint (2 of 3)",
+            "going on from ",
+        ],
+    );
     assert_eq!(place.losses("w"), place.losses("whole"));
     assert!(weights(&place, "w") == weights(&place, "whole"), "the weights differ");
 }
@@ -59,7 +73,8 @@ fn signals_save_and_end_with_75() {
     let many = sets(&["train.max_steps=4000", "checkpoint.every_steps=100000"]);
     for (signal, supervised) in [("USR1", false), ("USR1", true), ("TERM", true), ("INT", true)] {
         let work = format!("{signal}{supervised}");
-        let mut command = if supervised { dw_launch(2, &[], "dw-train") } else { launch(2, "dw-train") };
+        let mut command =
+            if supervised { dw_launch(2, &[], "dw-train") } else { launch(2, "dw-train") };
         let job = Job::start(command.args(place.train_args(&work, &many)));
         job.until(" INFO step 1/");
         job.signal(signal);
@@ -80,12 +95,18 @@ fn output_has_its_rank_in_front_and_results_can_go_raw() {
     let place = Place::new();
     place.train(1, "w", &["train.epochs=1"]);
     let eval = |options: &[&str]| {
-        let out = dw_launch(2, options, "dw-eval").args([&place.path("w"), "--device", "cpu", "--json"]).output().unwrap();
+        let out = dw_launch(2, options, "dw-eval")
+            .args([&place.path("w"), "--device", "cpu", "--json"])
+            .output()
+            .unwrap();
         assert!(out.status.success(), "{}", stderr(&out));
         (String::from_utf8(out.stdout.clone()).unwrap(), stderr(&out))
     };
     let (stdout, log) = eval(&[]);
-    assert!(stdout.starts_with("[0] {") && log.lines().any(|l| l.starts_with("[0] ")), "{stdout}{log}");
+    assert!(
+        stdout.starts_with("[0] {") && log.lines().any(|l| l.starts_with("[0] ")),
+        "{stdout}{log}"
+    );
     let raw: Value = serde_json::from_str(&eval(&["--raw-stdout"]).0).unwrap();
     assert!(raw["AP"].is_number());
 }
@@ -94,7 +115,8 @@ fn output_has_its_rank_in_front_and_results_can_go_raw() {
 #[test]
 fn openmp_waits_passively_unless_told_otherwise() {
     let place = Place::new();
-    for (chosen, expected) in [(None, "OMP_WAIT_POLICY=passive"), (Some("77"), "GOMP_SPINCOUNT=77")] {
+    for (chosen, expected) in [(None, "OMP_WAIT_POLICY=passive"), (Some("77"), "GOMP_SPINCOUNT=77")]
+    {
         let mut command = launch(0, "dw-train");
         command.args(place.train_args("w", &sets(&["train.max_steps=100000"])));
         command.env_remove("OMP_WAIT_POLICY").env_remove("GOMP_SPINCOUNT");
@@ -117,13 +139,24 @@ fn mistakes_are_told_before_anything_starts() {
     says(&start(&["-n", "1", "--", "no-such-program"]), &["no-such-program", "hint:"]);
     says(&start(&["--slurm", "--", "dw-train"]), &["how many ranks"]);
     says(&start(&["plan", "--gpus", "8", "--step-ms", "0"]), &["--step-ms"]);
-    let shown = run(Command::new(bin("dw-launch")).args(["-n", "3", "--dry-run", "--", "dw-train", "a b"]));
+    let shown =
+        run(Command::new(bin("dw-launch")).args(["-n", "3", "--dry-run", "--", "dw-train", "a b"]));
     says(&shown, &["mpirun -n 3", "-x DW_BOARD", "dw-train 'a b'"]);
 }
 
 #[test]
 fn plans_for_any_number_of_gpus() {
-    let plan = |args: &[&str]| run(Command::new(bin("dw-launch")).args(["plan", "--gpus", "8..4096", "--step-ms", "180"]).args(args));
-    assert_eq!(plan(&["--json"]).lines().filter(|l| serde_json::from_str::<Value>(l).unwrap()["step_ms"].is_number()).count(), 10);
+    let plan = |args: &[&str]| {
+        run(Command::new(bin("dw-launch"))
+            .args(["plan", "--gpus", "8..4096", "--step-ms", "180"])
+            .args(args))
+    };
+    assert_eq!(
+        plan(&["--json"])
+            .lines()
+            .filter(|l| serde_json::from_str::<Value>(l).unwrap()["step_ms"].is_number())
+            .count(),
+        10
+    );
     says(&plan(&[]), &["exposed", "4096", "linear"]);
 }

@@ -13,18 +13,43 @@ fn trains_evaluates_and_saves_on_any_number_of_ranks() {
         place.train(ranks, &work, &["train.epochs=1"]);
         let steps = place.steps(&work);
         let batch = 2 * ranks.max(1);
-        assert!(steps.len() >= 13 / batch && steps.len() <= 14usize.div_ceil(batch), "{} steps on {ranks} ranks", steps.len());
-        for key in ["step", "epoch", "loss", "lr", "data_s", "step_s", "images_per_s", "loss_cls_pos", "loss_loc", "loss_cls_neg"] {
+        assert!(
+            steps.len() >= 13 / batch && steps.len() <= 14usize.div_ceil(batch),
+            "{} steps on {ranks} ranks",
+            steps.len()
+        );
+        for key in [
+            "step",
+            "epoch",
+            "loss",
+            "lr",
+            "data_s",
+            "step_s",
+            "images_per_s",
+            "loss_cls_pos",
+            "loss_loc",
+            "loss_cls_neg",
+        ] {
             assert!(steps.iter().all(|s| s[key].is_number()), "{key}");
         }
-        let ap = place.rows(&work).into_iter().find(|r| r.contains_key("AP")).expect("a row of the evaluation");
+        let ap = place
+            .rows(&work)
+            .into_iter()
+            .find(|r| r.contains_key("AP"))
+            .expect("a row of the evaluation");
         assert!(ap["AP50"].is_number());
         let checkpoints = files(&(place.path(&work) + "/checkpoints"), "");
         assert_eq!(checkpoints.len(), 1);
-        for f in ["model.safetensors", "momentum.safetensors", "state.json", "manifest.json", "DONE"] {
+        for f in
+            ["model.safetensors", "momentum.safetensors", "state.json", "manifest.json", "DONE"]
+        {
             assert!(std::fs::metadata(checkpoints[0].join(f)).unwrap().len() > 0, "{f}");
         }
-        assert!(std::fs::read_to_string(place.path(&work) + "/config.toml").unwrap().contains("[train]"));
+        assert!(
+            std::fs::read_to_string(place.path(&work) + "/config.toml")
+                .unwrap()
+                .contains("[train]")
+        );
     }
 }
 
@@ -32,7 +57,9 @@ fn trains_evaluates_and_saves_on_any_number_of_ranks() {
 #[test]
 fn twenty_steps_are_the_same_twice() {
     let place = Place::new();
-    for (ranks, network) in [(1, "model.norm=gn"), (2, "model.norm=gn"), (2, "model.dcn_last_conv=true")] {
+    for (ranks, network) in
+        [(1, "model.norm=gn"), (2, "model.norm=gn"), (2, "model.dcn_last_conv=true")]
+    {
         let sets = ["eval.every_epochs=0", "train.max_steps=20", network];
         let (a, b) = (format!("a{ranks}{network}"), format!("b{ranks}{network}"));
         place.train(ranks, &a, &sets);
@@ -63,12 +90,26 @@ fn resume_is_bit_exact() {
 #[test]
 fn losses_do_not_depend_on_the_number_of_ranks() {
     let place = Place::of(24, 5);
-    let sets = |images| vec!["eval.every_epochs=0", "train.max_steps=10", "data.group=12", "train.precision=f64", images];
-    let losses = |work: &str| -> Vec<f64> { place.steps(work).iter().map(|s| s["loss"].as_f64().unwrap()).collect() };
+    let sets = |images| {
+        vec![
+            "eval.every_epochs=0",
+            "train.max_steps=10",
+            "data.group=12",
+            "train.precision=f64",
+            images,
+        ]
+    };
+    let losses = |work: &str| -> Vec<f64> {
+        place.steps(work).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
+    };
     place.train(1, "1", &sets("train.images_per_rank=12"));
     let alone = losses("1");
     assert_eq!(alone.len(), 10);
-    for (ranks, images) in [(2, "train.images_per_rank=6"), (3, "train.images_per_rank=4"), (4, "train.images_per_rank=3")] {
+    for (ranks, images) in [
+        (2, "train.images_per_rank=6"),
+        (3, "train.images_per_rank=4"),
+        (4, "train.images_per_rank=3"),
+    ] {
         let work = ranks.to_string();
         place.train(ranks, &work, &sets(images));
         for (step, (a, b)) in alone.iter().zip(losses(&work)).enumerate() {
@@ -82,7 +123,14 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
 fn images_without_boxes_are_part_of_the_batch() {
     let place = Place::new();
     let sets = |images| {
-        vec!["eval.every_epochs=0", "train.max_steps=14", "data.filter_empty=false", "data.group=2", "train.precision=f64", images]
+        vec![
+            "eval.every_epochs=0",
+            "train.max_steps=14",
+            "data.filter_empty=false",
+            "data.group=2",
+            "train.precision=f64",
+            images,
+        ]
     };
     place.train(1, "1", &sets("train.images_per_rank=2"));
     place.train(2, "2", &sets("train.images_per_rank=1"));
@@ -98,18 +146,34 @@ fn images_without_boxes_are_part_of_the_batch() {
 fn compressed_gradients_are_close() {
     let place = Place::new();
     let sets = |how| {
-        let one =
-            ["eval.every_epochs=0", "train.max_steps=1", "train.weight_decay=0", "train.first_bucket_mib=0.1", "train.bucket_mib=0.5"];
+        let one = [
+            "eval.every_epochs=0",
+            "train.max_steps=1",
+            "train.weight_decay=0",
+            "train.first_bucket_mib=0.1",
+            "train.bucket_mib=0.5",
+        ];
         one.into_iter().chain([how]).collect::<Vec<_>>()
     };
     place.train(2, "f32", &sets("train.grad_compression=none"));
     place.train(2, "bf16", &sets("train.grad_compression=bf16"));
     let momentum = |work: &str| {
-        let bytes = std::fs::read(files(&(place.path(work) + "/checkpoints"), "")[0].join("momentum.safetensors")).unwrap();
+        let bytes = std::fs::read(
+            files(&(place.path(work) + "/checkpoints"), "")[0].join("momentum.safetensors"),
+        )
+        .unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let mut all: Vec<(String, Vec<f32>)> = tensors
             .iter()
-            .map(|(n, t)| (n.to_owned(), t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()))
+            .map(|(n, t)| {
+                (
+                    n.to_owned(),
+                    t.data()
+                        .chunks_exact(4)
+                        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                        .collect(),
+                )
+            })
             .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
@@ -118,9 +182,15 @@ fn compressed_gradients_are_close() {
     let square = |v: f64| v * v;
     let (mut off, mut all) = (0.0, 0.0);
     for ((name, exact), (_, rounded)) in momentum("f32").iter().zip(momentum("bf16")) {
-        let difference: f64 = exact.iter().zip(&rounded).map(|(a, b)| square(f64::from(a - b))).sum();
+        let difference: f64 =
+            exact.iter().zip(&rounded).map(|(a, b)| square(f64::from(a - b))).sum();
         let size: f64 = exact.iter().map(|a| square(f64::from(*a))).sum();
-        assert!(difference.sqrt() <= size.sqrt() / 16.0, "{name}: off by {} of {}", difference.sqrt(), size.sqrt());
+        assert!(
+            difference.sqrt() <= size.sqrt() / 16.0,
+            "{name}: off by {} of {}",
+            difference.sqrt(),
+            size.sqrt()
+        );
         (off, all) = (off + difference, all + size);
     }
     let error = (off / all).sqrt();
@@ -135,7 +205,8 @@ fn resume_on_another_number_of_ranks() {
     place.train(2, "w", &sets("train.max_steps=4"));
     place.train(1, "w", &sets("train.max_steps=6"));
     assert_eq!(place.steps("w").len(), 6);
-    let text = fails(launch(3, "dw-train").args(place.train_args("w", &sets("train.max_steps=8"))), 2);
+    let text =
+        fails(launch(3, "dw-train").args(place.train_args("w", &sets("train.max_steps=8"))), 2);
     says(&text, &["global batch of 4", "1, 2, 4"]);
 }
 
@@ -143,9 +214,13 @@ fn resume_on_another_number_of_ranks() {
 #[test]
 fn a_loss_that_is_not_finite_is_told() {
     let place = Place::new();
-    let sets = ["train.lr=1e30", "train.warmup_steps=0", "train.clip_norm=0", "eval.every_epochs=0"];
+    let sets =
+        ["train.lr=1e30", "train.warmup_steps=0", "train.clip_norm=0", "eval.every_epochs=0"];
     let text = fails(launch(2, "dw-train").args(place.train_args("w", &sets)), 3);
-    says(&text, &["step ", "is not a finite number", "loss_cls_neg", "images [", "hint: lower train.lr"]);
+    says(
+        &text,
+        &["step ", "is not a finite number", "loss_cls_neg", "images [", "hint: lower train.lr"],
+    );
 }
 
 /// Pains 2 and 19: a damaged shard ends the whole job, with shard, record and offset.
@@ -153,7 +228,8 @@ fn a_loss_that_is_not_finite_is_told() {
 fn a_damaged_shard_ends_the_job() {
     let place = Place::new();
     damage(&files(&place.shards(), ".dwshard")[0]);
-    let text = fails(launch(2, "dw-train").args(place.train_args("w", &["eval.every_epochs=0"])), 3);
+    let text =
+        fails(launch(2, "dw-train").args(place.train_args("w", &["eval.every_epochs=0"])), 3);
     says(&text, &[".dwshard", "record", "at offset", "damaged"]);
 }
 
@@ -165,7 +241,14 @@ fn evaluation_does_not_depend_on_the_number_of_ranks() {
     place.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
     let eval = |ranks: usize| {
         let dt = place.path(&format!("dt{ranks}.json"));
-        let json = run(launch(ranks, "dw-eval").args([&place.path("w"), "--device", "cpu", "--json", "--dt-out", &dt]));
+        let json = run(launch(ranks, "dw-eval").args([
+            &place.path("w"),
+            "--device",
+            "cpu",
+            "--json",
+            "--dt-out",
+            &dt,
+        ]));
         (json, std::fs::read_to_string(dt).unwrap())
     };
     let alone = eval(0);
@@ -173,15 +256,30 @@ fn evaluation_does_not_depend_on_the_number_of_ranks() {
         assert_eq!(eval(ranks), alone, "{ranks} ranks");
     }
     let gt = place.path("coco/annotations/instances_val2017.json");
-    let again = run(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &place.path("dt0.json"), "--json"]));
-    let (a, b): (Value, Value) = (serde_json::from_str(&alone.0).unwrap(), serde_json::from_str(&again).unwrap());
-    for key in ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"] {
+    let again = run(launch(0, "dw-eval").args([
+        "coco",
+        "--gt",
+        &gt,
+        "--dt",
+        &place.path("dt0.json"),
+        "--json",
+    ]));
+    let (a, b): (Value, Value) =
+        (serde_json::from_str(&alone.0).unwrap(), serde_json::from_str(&again).unwrap());
+    for key in
+        ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+    {
         assert_eq!(a[key], b[key], "{key}");
     }
     assert!(a["AR100"].as_f64().unwrap() > 0.0, "something was found: {a}");
-    for (out, args) in [("pred.png", vec!["pred", "W", "-n", "3"]), ("curves.png", vec!["curves", "W"])] {
+    for (out, args) in
+        [("pred.png", vec!["pred", "W", "-n", "3"]), ("curves.png", vec!["curves", "W"])]
+    {
         let png = place.path(out);
-        let args: Vec<String> = args.into_iter().map(|a| if a == "W" { place.path("w") } else { a.to_owned() }).collect();
+        let args: Vec<String> = args
+            .into_iter()
+            .map(|a| if a == "W" { place.path("w") } else { a.to_owned() })
+            .collect();
         run(std::process::Command::new(bin("dw-show")).args(args).args(["-o", &png]));
         let image = image::open(&png).unwrap().to_rgb8();
         assert!(image.width() > 300 && image.pixels().any(|p| p != image.get_pixel(0, 0)));

@@ -47,7 +47,9 @@ fn a_missed_evaluation_is_made_up() {
     let place = Place::of(14, 300);
     let sets = ["train.epochs=1"];
     place.train(2, "whole", &sets);
-    let ap = |work: &str| place.rows(work).into_iter().find(|r| r.contains_key("AP")).map(|r| r["AP"].clone());
+    let ap = |work: &str| {
+        place.rows(work).into_iter().find(|r| r.contains_key("AP")).map(|r| r["AP"].clone())
+    };
     assert!(ap("whole").is_some());
     // As after a kill in the evaluation at the run's very end.
     let metrics = place.path("whole") + "/metrics.jsonl";
@@ -65,12 +67,18 @@ fn a_missed_evaluation_is_made_up() {
     place.train(2, "w", &sets);
     assert_eq!(ap("w"), made_up);
     place.train(2, "w", &sets);
-    assert_eq!(place.rows("w").iter().filter(|r| r.contains_key("AP")).count(), 1, "and once is enough");
+    assert_eq!(
+        place.rows("w").iter().filter(|r| r.contains_key("AP")).count(),
+        1,
+        "and once is enough"
+    );
 }
 
 /// Runs a shell line in a mount namespace of its own; `None` where the system does not allow that.
 fn in_own_mounts(line: &str) -> Option<std::process::Output> {
-    let options = ["-rm", "-m"].into_iter().find(|o| Command::new("unshare").args([o, "true"]).status().is_ok_and(|s| s.success()))?;
+    let options = ["-rm", "-m"]
+        .into_iter()
+        .find(|o| Command::new("unshare").args([o, "true"]).status().is_ok_and(|s| s.success()))?;
     Some(Command::new("unshare").args([options, "sh", "-c", line]).output().unwrap())
 }
 
@@ -91,7 +99,8 @@ fn a_full_disk_ends_or_not_as_configured() {
     let place = Place::new();
     let run = |work: &str, mount: &str, on_error: &str| {
         let on_error = format!("checkpoint.on_error={on_error}");
-        let sets = ["eval.every_epochs=0", "checkpoint.every_steps=4", "train.max_steps=12", &on_error];
+        let sets =
+            ["eval.every_epochs=0", "checkpoint.every_steps=4", "train.max_steps=12", &on_error];
         let out = in_own_mounts(&line(&place, work, mount, &sets))?;
         let text = stderr(&out);
         assert_eq!(out.status.code(), Some(3), "{text}");
@@ -103,10 +112,17 @@ fn a_full_disk_ends_or_not_as_configured() {
         return;
     };
     says(&text, &["error: checkpoint of step 8", "No space left on device", "hint: free space"]);
-    assert_eq!(left.trim(), "step-00000004", "the older one is whole, nothing half-written is left");
+    assert_eq!(
+        left.trim(),
+        "step-00000004",
+        "the older one is whole, nothing half-written is left"
+    );
     assert!(place.steps("stop").len() < 12);
     let (text, left) = run("continue", small, "continue").unwrap();
-    says(&text, &["No space left on device", "training goes on without it", "error: checkpoint of step 12"]);
+    says(
+        &text,
+        &["No space left on device", "training goes on without it", "error: checkpoint of step 12"],
+    );
     assert_eq!(left.trim(), "step-00000004");
     assert_eq!(place.steps("continue").len(), 12);
     let (text, left) = run("readonly", "mount -t tmpfs -o ro none", "stop").unwrap();

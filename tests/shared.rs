@@ -42,7 +42,11 @@ fn pack(coco: &Path, out: &Path, more: &[&str]) {
 fn packs(data: &Path) {
     let dir = tempfile::tempdir().unwrap();
     pack(&data.join("coco128"), dir.path(), &["--split", "train2017", "--split", "val2017"]);
-    let info: Value = serde_json::from_str(&run(Command::new(bin("dw-pack")).arg("info").arg(dir.path()).arg("--json"))).unwrap();
+    let info: Value = serde_json::from_str(&run(Command::new(bin("dw-pack"))
+        .arg("info")
+        .arg(dir.path())
+        .arg("--json")))
+    .unwrap();
     let (train, val) = (&info["splits"]["train2017"], &info["splits"]["val2017"]);
     assert_eq!((&train["images"], &val["images"]), (&128.into(), &128.into()));
     assert_eq!(train["boxes"].as_u64().unwrap() + train["crowd"].as_u64().unwrap(), 939);
@@ -57,13 +61,18 @@ fn codecs_agree(data: &Path) {
     let open = |d: &tempfile::TempDir| dw_shards::Split::open(d.path(), "train2017").unwrap();
     let (a, b) = (open(&a), open(&b));
     for i in 0..a.len() {
-        assert!(a.record(i).unwrap().decode().unwrap() == b.record(i).unwrap().decode().unwrap(), "record {i}");
+        assert!(
+            a.record(i).unwrap().decode().unwrap() == b.record(i).unwrap().decode().unwrap(),
+            "record {i}"
+        );
     }
 }
 
 fn losses(work: &Path) -> Vec<f64> {
     let text = std::fs::read_to_string(work.join("metrics.jsonl")).unwrap();
-    text.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["loss"].as_f64()).collect()
+    text.lines()
+        .filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["loss"].as_f64())
+        .collect()
 }
 
 fn overfits_four(data: &Path) {
@@ -71,7 +80,10 @@ fn overfits_four(data: &Path) {
     let (shards, work) = (dir.path().join("s"), dir.path().join("w"));
     pack(&data.join("coco128"), &shards, &["--split", "train2017"]);
     let mut job = launch(2, "dw-train");
-    job.args(["dw_r50_fpn_1x", "--init", "random", "--device", "cpu", "--data"]).arg(&shards).arg("--work-dir").arg(&work);
+    job.args(["dw_r50_fpn_1x", "--init", "random", "--device", "cpu", "--data"])
+        .arg(&shards)
+        .arg("--work-dir")
+        .arg(&work);
     for set in [
         "data.limit=4",
         "data.short_side=256",
@@ -97,7 +109,14 @@ fn bccd(data: &Path) {
     job.args(["--set", "data.limit=40", "--set", "train.epochs=1"]);
     run(&mut job);
     assert!(losses(&work).iter().all(|l| l.is_finite()));
-    let json = run(launch(2, "dw-eval").arg(&work).args(["--device", "cpu", "--json", "--split", "test2017"]));
-    let names: Vec<String> = serde_json::from_str::<Value>(&json).unwrap()["per_class"].as_object().unwrap().keys().cloned().collect();
+    let json = run(launch(2, "dw-eval")
+        .arg(&work)
+        .args(["--device", "cpu", "--json", "--split", "test2017"]));
+    let names: Vec<String> = serde_json::from_str::<Value>(&json).unwrap()["per_class"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect();
     assert_eq!(names, ["RBC", "WBC", "Platelets"]);
 }

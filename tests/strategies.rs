@@ -28,20 +28,27 @@ fn runs_are_resumed_exactly_and_evaluated() {
         let sets = |steps| with(strategy, &["eval.every_epochs=1", steps]);
         for ranks in [2, 0] {
             // The files of one rank stay for what follows.
-            let (whole, parts) = if ranks == 0 { ("whole", "parts") } else { ("whole-2", "parts-2") };
+            let (whole, parts) =
+                if ranks == 0 { ("whole", "parts") } else { ("whole-2", "parts-2") };
             place.train(ranks, whole, &sets("train.max_steps=8"));
             place.train(ranks, parts, &sets("train.max_steps=3"));
             place.train(ranks, parts, &sets("train.max_steps=8"));
             assert_eq!(place.losses(whole), place.losses(parts), "{ranks} ranks, {strategy:?}");
         }
-        let names: Vec<String> = place.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
+        let names: Vec<String> =
+            place.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
         assert_eq!(names, ["loss_cls", "loss_bbox", "loss_centerness"]);
-        let model = |work: &str| std::fs::read(place.path(work) + "/checkpoints/step-00000008/model.safetensors").unwrap();
+        let model = |work: &str| {
+            std::fs::read(place.path(work) + "/checkpoints/step-00000008/model.safetensors")
+                .unwrap()
+        };
         assert!(model("whole") == model("parts"), "{strategy:?}");
         // So few steps give low scores: the evaluation must find something, or it proves nothing.
         let eval = |more: &[&str]| -> serde_json::Value {
             let mut c = launch(0, "dw-eval");
-            c.arg(place.path("whole")).args(["--device", "cpu", "--json", "--set", "eval.score_threshold=0.001"]).args(more);
+            c.arg(place.path("whole"))
+                .args(["--device", "cpu", "--json", "--set", "eval.score_threshold=0.001"])
+                .args(more);
             serde_json::from_str(&run(&mut c)).unwrap()
         };
         for more in [&[][..], &["--batch", "3"], &["--flip"]] {
@@ -51,7 +58,12 @@ fn runs_are_resumed_exactly_and_evaluated() {
         let recorded = place.rows("whole").into_iter().rfind(|r| r.contains_key("AP")).unwrap();
         assert!(recorded["AP"].is_number());
         // The curves name the strategy's own terms.
-        run(std::process::Command::new(bin("dw-show")).args(["curves", &place.path("whole"), "-o", &place.path("c.png")]));
+        run(std::process::Command::new(bin("dw-show")).args([
+            "curves",
+            &place.path("whole"),
+            "-o",
+            &place.path("c.png"),
+        ]));
         assert!(std::fs::metadata(place.path("c.png")).unwrap().len() > 1000);
     }
 }
@@ -63,13 +75,23 @@ fn ranks_add_up_to_one_big_batch() {
         let losses = |ranks: usize| -> Vec<f64> {
             let images = format!("train.images_per_rank={}", 4 / ranks);
             let work = format!("r{ranks}");
-            let more = ["eval.every_epochs=0", "train.max_steps=5", "data.group=4", "train.precision=f64", &images];
+            let more = [
+                "eval.every_epochs=0",
+                "train.max_steps=5",
+                "data.group=4",
+                "train.precision=f64",
+                &images,
+            ];
             place.train(if ranks == 1 { 0 } else { ranks }, &work, &with(strategy, &more));
             place.steps(&work).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
         };
         let (one, two) = (losses(1), losses(2));
         for (step, (a, b)) in one.iter().zip(&two).enumerate() {
-            assert!((a - b).abs() <= 1e-9 * a, "{strategy:?}, step {}: {a} on one rank, {b} on two", step + 1);
+            assert!(
+                (a - b).abs() <= 1e-9 * a,
+                "{strategy:?}, step {}: {a} on one rank, {b} on two",
+                step + 1
+            );
         }
     }
 }
@@ -78,6 +100,7 @@ fn ranks_add_up_to_one_big_batch() {
 fn another_strategy_is_another_run() {
     let place = Place::new();
     place.train(0, "w", &["eval.every_epochs=0", "train.max_steps=2"]);
-    let args = place.train_args("w", &["eval.every_epochs=0", "train.max_steps=4", "assign.kind=fcos"]);
+    let args =
+        place.train_args("w", &["eval.every_epochs=0", "train.max_steps=4", "assign.kind=fcos"]);
     says(&fails(launch(0, "dw-train").args(args), 2), &["assign.kind: \"dw\" -> \"fcos\""]);
 }

@@ -63,7 +63,8 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 /// Control characters (C0, DEL and C1), line and paragraph separators, and the marks that reorder the
 /// text around them (Unicode bidirectional controls), with which one name can pass for another.
 pub fn is_unsafe(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Serialised JSON that is safe to print and means the same: what [`is_unsafe`] names becomes `\uXXXX`.
@@ -95,9 +96,16 @@ mod tests {
     fn escape_sequences_do_not_reach_the_terminal() {
         let name = "a\u{1b}]0;title\u{7}\r\n\u{9b}31m\u{202e}gpj.jpg";
         assert_eq!(shown(name).to_string(), r"a\u{1b}]0;title\u{7}\r\n\u{9b}31m\u{202e}gpj.jpg");
-        assert_eq!(lines("error: a\u{1b}[2J\nhint:\tb").to_string(), "error: a\\u{1b}[2J\nhint:\tb");
+        assert_eq!(
+            lines("error: a\u{1b}[2J\nhint:\tb").to_string(),
+            "error: a\\u{1b}[2J\nhint:\tb"
+        );
         let raw = "{\n\"a\u{9b}\": \"\u{7f}\u{202e}Ü\"}";
         assert_eq!(json(raw), "{\n\"a\\u009b\": \"\\u007f\\u202eÜ\"}");
-        assert_eq!(shown("Straße 鳥 😀").to_string(), "Straße 鳥 😀", "other alphabets stay readable");
+        assert_eq!(
+            shown("Straße 鳥 😀").to_string(),
+            "Straße 鳥 😀",
+            "other alphabets stay readable"
+        );
     }
 }

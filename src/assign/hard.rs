@@ -35,16 +35,25 @@ pub enum BoxLoss {
 
 impl Criterion for FocalAndCenterness {
     /// The probe sees `label`, the class of each point `[B, P]`, C for background.
-    fn terms(&self, predicted: &Predictions, targets: &Targets, _: &Progress, probe: &mut dyn Probe) -> Vec<Term> {
+    fn terms(
+        &self,
+        predicted: &Predictions,
+        targets: &Targets,
+        _: &Progress,
+        probe: &mut dyn Probe,
+    ) -> Vec<Term> {
         let t = targets.points();
         let cls = &predicted.cls;
         let rows = cls.size()[0] * cls.size()[1];
         let labels = t.labels.index_select(0, &t.gt);
         let index = &t.positive * self.classes + &labels;
-        let one_hot = Tensor::zeros([rows * self.classes], (cls.kind(), cls.device())).index_fill_(0, &index, 1.0);
+        let one_hot = Tensor::zeros([rows * self.classes], (cls.kind(), cls.device()))
+            .index_fill_(0, &index, 1.0);
         // Only positive points are looked up below: what is not finite elsewhere comes out here.
-        let poison = (predicted.distances.detach() * 0.0).sum(None) + (predicted.quality.detach() * 0.0).sum(None);
-        let loss_cls = focal(cls, &one_hot.view_as(cls), FOCAL_ALPHA, FOCAL_GAMMA).sum(None) + poison;
+        let poison = (predicted.distances.detach() * 0.0).sum(None)
+            + (predicted.quality.detach() * 0.0).sum(None);
+        let loss_cls =
+            focal(cls, &one_hot.view_as(cls), FOCAL_ALPHA, FOCAL_GAMMA).sum(None) + poison;
         let mut label = Tensor::full([rows], self.classes, (Kind::Int64, cls.device()));
         probe.see("label", &label.index_copy_(0, &t.positive, &labels));
 
@@ -61,12 +70,18 @@ impl Criterion for FocalAndCenterness {
         let loss_center = bce_with_logits(&quality, &center).sum(None);
 
         let count = Tensor::ones_like(&center).sum(None);
-        let by_count = || Normaliser { value: count.shallow_clone(), floor: 1.0, plus: F32_EPSILON };
+        let by_count =
+            || Normaliser { value: count.shallow_clone(), floor: 1.0, plus: F32_EPSILON };
         let by_center = Normaliser { value: center.sum(None), floor: EPS, plus: F32_EPSILON };
         vec![
             Term { name: "loss_cls", sum: loss_cls, by: by_count(), needs_positives: false },
             Term { name: "loss_bbox", sum: loss_bbox, by: by_center, needs_positives: true },
-            Term { name: "loss_centerness", sum: loss_center, by: by_count(), needs_positives: true },
+            Term {
+                name: "loss_centerness",
+                sum: loss_center,
+                by: by_count(),
+                needs_positives: true,
+            },
         ]
     }
 }
@@ -100,7 +115,12 @@ mod tests {
     #[test]
     fn numbers_that_are_not_finite_come_out_wherever_they_are() {
         let (grid, options) = (Grid::centers(&[(2, 2)]), (Kind::Float, tch::Device::Cpu));
-        let targets = crate::assign::PointTargets { boxes: vec![[0.0, 0.0, 9.0, 9.0]], labels: vec![1], positive: vec![0], gt: vec![0] };
+        let targets = crate::assign::PointTargets {
+            boxes: vec![[0.0, 0.0, 9.0, 9.0]],
+            labels: vec![1],
+            positive: vec![0],
+            gt: vec![0],
+        };
         let targets = Targets::Points(targets.tensors());
         let criterion = FocalAndCenterness { box_loss: BoxLoss::Giou, classes: 2 };
         let sum = |which: usize, point: i64, value: f64| {
@@ -110,7 +130,12 @@ mod tests {
                 t
             };
             let quality = tensor(2, 1).squeeze_dim(-1);
-            let predicted = Predictions { cls: tensor(0, 2), distances: tensor(1, 4), quality, grid: grid.clone() };
+            let predicted = Predictions {
+                cls: tensor(0, 2),
+                distances: tensor(1, 4),
+                quality,
+                grid: grid.clone(),
+            };
             let terms = criterion.terms(&predicted, &targets, &Progress::default(), &mut ());
             terms.iter().map(|t| t.sum.double_value(&[])).sum::<f64>()
         };

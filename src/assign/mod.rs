@@ -179,7 +179,13 @@ pub struct Progress {
 pub trait Criterion: Send {
     /// The terms of the loss of this rank's images. Nothing is read back to the host, and a number that is not finite
     /// comes out in a sum. Pure: the same arguments give the same terms. `probe` sees weights on the way.
-    fn terms(&self, predicted: &Predictions, targets: &Targets, at: &Progress, probe: &mut dyn Probe) -> Vec<Term>;
+    fn terms(
+        &self,
+        predicted: &Predictions,
+        targets: &Targets,
+        at: &Progress,
+        probe: &mut dyn Probe,
+    ) -> Vec<Term>;
 
     /// Called after each update with the loss over all ranks, for running state. State belongs in tensors that
     /// [`AssignConfig::build`] added to the network's parameters: those are saved and resumed.

@@ -114,7 +114,15 @@ impl Pairs {
     pub fn new(grid: &Grid, classes: i64, images: &[ImageBoxes], keep: Keep) -> Self {
         assert_eq!(grid.offset, 0.5, "pairs are found at the centres of cells");
         let out = Self { points: grid.num_points(), ..Self::default() };
-        let mut builder = Builder { sizes: &grid.sizes, classes, keep, out, images: 0, cells: vec![], grids: vec![] };
+        let mut builder = Builder {
+            sizes: &grid.sizes,
+            classes,
+            keep,
+            out,
+            images: 0,
+            cells: vec![],
+            grids: vec![],
+        };
         for image in images {
             builder.image(&image.boxes, &image.labels);
         }
@@ -147,7 +155,13 @@ impl Builder<'_> {
     }
 
     /// Points of one level that belong to the box's bag, row by row, with their distances from the box's sides.
-    fn level_points(&self, &[x1, y1, x2, y2]: &[f32; 4], h: i64, w: i64, stride: i64) -> Vec<(i64, [f32; 4])> {
+    fn level_points(
+        &self,
+        &[x1, y1, x2, y2]: &[f32; 4],
+        h: i64,
+        w: i64,
+        stride: i64,
+    ) -> Vec<(i64, [f32; 4])> {
         let s = stride as f32;
         // Strictly inside, in f32 like the reference; a generous range first, then the exact test.
         let range = |low: f32, high: f32, n: i64| {
@@ -211,9 +225,13 @@ mod tests {
 
     #[test]
     fn inside_is_strict_and_last_box_of_a_class_wins() {
-        let image = |boxes: &[[f32; 4]], labels: &[i64]| ImageBoxes { boxes: boxes.to_vec(), labels: labels.to_vec() };
+        let image = |boxes: &[[f32; 4]], labels: &[i64]| ImageBoxes {
+            boxes: boxes.to_vec(),
+            labels: labels.to_vec(),
+        };
         // Points of stride 8 are at 4, 12, 20, 28: a box from 4 to 20 holds 12 only.
-        let first = image(&[[4., 4., 20., 20.], [11., 11., 13., 13.], [11., 11., 13., 13.]], &[1, 1, 2]);
+        let first =
+            image(&[[4., 4., 20., 20.], [11., 11., 13., 13.], [11., 11., 13., 13.]], &[1, 1, 2]);
         let images = [first, image(&[], &[]), image(&[[0., 0., 9., 9.]], &[0])];
         let p = Pairs::new(&Grid::centers(&level_sizes(32, 32)), 3, &images, &|_, _| ());
         // 16 + 4 + 1 + 1 + 1 points; the first box also holds (8, 8) of stride 16 and (16, 16) of stride 32.

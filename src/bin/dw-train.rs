@@ -56,8 +56,11 @@ fn main() {
     // A path goes in as a TOML literal, so that no character of it has a meaning.
     sets.extend(cli.data.map(|d| format!("data.shards='''{}'''", d.display())));
     sets.extend(cli.init.map(|i| format!("model.init='''{i}'''")));
-    let Cli { config, work_dir, resume, resume_with_changes: with_changes, device, dry_run, .. } =
-        Cli { set: vec![], data: None, init: None, ..cli };
+    let Cli {
+        config, work_dir, resume, resume_with_changes: with_changes, device, dry_run, ..
+    } = Cli { set: vec![], data: None, init: None, ..cli };
     let request = Request { config, sets, work_dir, resume, with_changes, device, dry_run };
-    app::run(Start { device, catch_signals: true }, |topology, world| train(&request, topology, world))
+    app::run(Start { device, catch_signals: true }, |topology, world| {
+        train(&request, topology, world)
+    })
 }

@@ -10,8 +10,12 @@ use crate::error::{Error, Result};
 pub(super) fn finite(merged: &Table) -> Result<()> {
     fn walk(key: &str, value: &Value) -> Result<()> {
         match value {
-            Value::Float(v) if !v.is_finite() => Err(Error::Usage(format!("configuration: `{key}`: expected a finite number, found {v}"))),
-            Value::Table(inner) => inner.iter().try_for_each(|(k, v)| walk(&format!("{key}.{k}"), v)),
+            Value::Float(v) if !v.is_finite() => Err(Error::Usage(format!(
+                "configuration: `{key}`: expected a finite number, found {v}"
+            ))),
+            Value::Table(inner) => {
+                inner.iter().try_for_each(|(k, v)| walk(&format!("{key}.{k}"), v))
+            }
             Value::Array(list) => list.iter().try_for_each(|v| walk(key, v)),
             _ => Ok(()),
         }
@@ -30,25 +34,46 @@ pub(super) fn ranges(c: &Config) -> Result<()> {
 }
 
 fn must(ok: bool, key: &str, expected: &str) -> Result<()> {
-    if ok { Ok(()) } else { Err(Error::Usage(format!("configuration: `{key}`: expected {expected}"))) }
+    if ok {
+        Ok(())
+    } else {
+        Err(Error::Usage(format!("configuration: `{key}`: expected {expected}")))
+    }
 }
 
 fn model(c: &Config) -> Result<()> {
     let m = &c.model;
     must(m.width > 0.0 && m.width <= 8.0, "model.width", "a number above 0 and at most 8")?;
-    must((8..=4096).contains(&m.channels) && m.channels % 8 == 0, "model.channels", "a multiple of 8, at most 4096")?;
+    must(
+        (8..=4096).contains(&m.channels) && m.channels % 8 == 0,
+        "model.channels",
+        "a multiple of 8, at most 4096",
+    )?;
     must((-1..=4).contains(&m.frozen_stages), "model.frozen_stages", "-1 to 4")?;
     let stages = &m.dcn_stages;
-    must(stages.iter().all(|s| (2..=5).contains(s)), "model.dcn_stages", "a list of feature maps, 2 to 5, as [3, 4, 5]")?;
-    must(stages.is_empty() || m.backbone.bottleneck(), "model.dcn_stages", "[] for this backbone: it has no bottlenecks")
+    must(
+        stages.iter().all(|s| (2..=5).contains(s)),
+        "model.dcn_stages",
+        "a list of feature maps, 2 to 5, as [3, 4, 5]",
+    )?;
+    must(
+        stages.is_empty() || m.backbone.bottleneck(),
+        "model.dcn_stages",
+        "[] for this backbone: it has no bottlenecks",
+    )
 }
 
 fn data(c: &Config) -> Result<()> {
     let d = &c.data;
     must(d.short_side >= 32, "data.short_side", "at least 32")?;
-    must((d.short_side..=8192).contains(&d.long_side), "data.long_side", "data.short_side to 8192")?;
+    must(
+        (d.short_side..=8192).contains(&d.long_side),
+        "data.long_side",
+        "data.short_side to 8192",
+    )?;
     let scales = &d.multi_scale;
-    let range = scales.is_empty() || (scales.len() == 2 && scales[0] <= scales[1] && scales[0] >= 32 && scales[1] <= 8192);
+    let range = scales.is_empty()
+        || (scales.len() == 2 && scales[0] <= scales[1] && scales[0] >= 32 && scales[1] <= 8192);
     must(range, "data.multi_scale", "an empty list or [low, high] with 32 <= low <= high <= 8192")?;
     must((0.0..=1.0).contains(&d.flip), "data.flip", "a probability, 0 to 1")?;
     must(d.prefetch_mib > 0, "data.prefetch_mib", "at least 1")?;
@@ -61,16 +86,26 @@ fn train(c: &Config) -> Result<()> {
     must(t.images_per_rank > 0, "train.images_per_rank", "at least 1")?;
     if t.precision == Precision::Bf16 {
         let text = "configuration: `train.precision` = \"bf16\" is not in this version";
-        return Err(Error::Usage(format!("{text}\nhint: expected auto, f32, tf32 (on a GPU) or f64")));
+        return Err(Error::Usage(format!(
+            "{text}\nhint: expected auto, f32, tf32 (on a GPU) or f64"
+        )));
     }
     must(t.base_batch > 0, "train.base_batch", "at least 1")?;
     must(t.lr >= 0.0, "train.lr", "a number of at least 0")?;
     must((0.0..1.0).contains(&t.momentum), "train.momentum", "at least 0 and below 1")?;
     must((0.0..1.0).contains(&t.weight_decay), "train.weight_decay", "at least 0 and below 1")?;
     must(t.clip_norm >= 0.0, "train.clip_norm", "a number of at least 0 (0: no clipping)")?;
-    must(t.bucket_mib > 0.0 && t.first_bucket_mib > 0.0, "train.bucket_mib and train.first_bucket_mib", "more than 0")?;
+    must(
+        t.bucket_mib > 0.0 && t.first_bucket_mib > 0.0,
+        "train.bucket_mib and train.first_bucket_mib",
+        "more than 0",
+    )?;
     let deadlines = [t.step_deadline_s, t.start_deadline_s];
-    must(deadlines.iter().all(|s| (1.0..=1e6).contains(s)), "train.step_deadline_s and train.start_deadline_s", "1 to 1000000 seconds")
+    must(
+        deadlines.iter().all(|s| (1.0..=1e6).contains(s)),
+        "train.step_deadline_s and train.start_deadline_s",
+        "1 to 1000000 seconds",
+    )
 }
 
 fn schedule(c: &Config) -> Result<()> {
@@ -78,8 +113,13 @@ fn schedule(c: &Config) -> Result<()> {
     must(t.epochs > 0, "train.epochs", "at least 1")?;
     must(t.lr_decay > 0.0, "train.lr_decay", "a number above 0")?;
     must((0.0..=1.0).contains(&t.warmup_ratio), "train.warmup_ratio", "0 to 1")?;
-    must(t.lr_steps.is_sorted() && t.lr_steps.iter().all(|e| *e > 0), "train.lr_steps", "ascending numbers of epochs, from 1")?;
-    let late: Vec<String> = t.lr_steps.iter().filter(|e| **e >= t.epochs).map(ToString::to_string).collect();
+    must(
+        t.lr_steps.is_sorted() && t.lr_steps.iter().all(|e| *e > 0),
+        "train.lr_steps",
+        "ascending numbers of epochs, from 1",
+    )?;
+    let late: Vec<String> =
+        t.lr_steps.iter().filter(|e| **e >= t.epochs).map(ToString::to_string).collect();
     if late.is_empty() {
         return Ok(());
     }
@@ -95,8 +135,16 @@ fn results(c: &Config) -> Result<()> {
     let e = &c.eval;
     must(e.per_image > 0 && e.per_level > 0, "eval.per_image and eval.per_level", "at least 1")?;
     must(e.batch > 0, "eval.batch", "at least 1")?;
-    must((0.0..1.0).contains(&e.score_threshold), "eval.score_threshold", "at least 0 and below 1")?;
+    must(
+        (0.0..1.0).contains(&e.score_threshold),
+        "eval.score_threshold",
+        "at least 0 and below 1",
+    )?;
     must((0.0..=1.0).contains(&e.nms_iou), "eval.nms_iou", "0 to 1")?;
-    must(c.checkpoint.every_minutes >= 0.0, "checkpoint.every_minutes", "a number of at least 0 (0: not by time)")?;
+    must(
+        c.checkpoint.every_minutes >= 0.0,
+        "checkpoint.every_minutes",
+        "a number of at least 0 (0: not by time)",
+    )?;
     must(c.checkpoint.keep > 0, "checkpoint.keep", "at least 1")
 }

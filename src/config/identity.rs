@@ -61,7 +61,9 @@ fn compare(old: &Table, new: &Table, prefix: &str, found: &mut Vec<Change>) {
     for k in keys {
         let key = format!("{prefix}{k}");
         match (old.get(k), new.get(k)) {
-            (Some(Value::Table(a)), Some(Value::Table(b))) => compare(a, b, &format!("{key}."), found),
+            (Some(Value::Table(a)), Some(Value::Table(b))) => {
+                compare(a, b, &format!("{key}."), found)
+            }
             (a, b) if a == b => {}
             (a, b) => found.push(Change { key, old: text(a), new: text(b) }),
         }
@@ -77,7 +79,10 @@ mod tests {
         let run = Config::default();
         let mut asked = run.clone();
         (asked.train.lr, asked.train.threads) = (0.5, 3);
-        asked.assign = crate::assign::AssignConfig::Dw(crate::assign::DwConfig { beta: 2.0, ..Default::default() });
+        asked.assign = crate::assign::AssignConfig::Dw(crate::assign::DwConfig {
+            beta: 2.0,
+            ..Default::default()
+        });
         asked.eval.every_epochs = 4;
         let (decide, may) = changes(&run, &asked);
         let keys = |c: &[Change]| c.iter().map(|c| c.key.clone()).collect::<Vec<_>>();
@@ -86,7 +91,9 @@ mod tests {
         assert_eq!(decide[1].to_string(), "train.lr: 0.01 -> 0.5");
         assert_eq!(changes(&run, &run), (vec![], vec![]));
         for key in MAY_CHANGE {
-            let known = super::super::keys().iter().any(|k| if key.ends_with('.') { k.starts_with(key) } else { k == key });
+            let known = super::super::keys()
+                .iter()
+                .any(|k| if key.ends_with('.') { k.starts_with(key) } else { k == key });
             assert!(known, "{key} is no key");
         }
     }

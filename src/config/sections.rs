@@ -218,7 +218,15 @@ pub struct EvalConfig {
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { every_epochs: 1, score_threshold: 0.05, per_level: 1000, nms_iou: 0.6, per_image: 100, batch: 1, flip: false }
+        Self {
+            every_epochs: 1,
+            score_threshold: 0.05,
+            per_level: 1000,
+            nms_iou: 0.6,
+            per_image: 100,
+            batch: 1,
+            flip: false,
+        }
     }
 }
 

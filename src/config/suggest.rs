@@ -6,7 +6,17 @@ use super::keys;
 /// Names that other trainers use (mmdetection, Detectron2, torchvision's references, YOLO), in lower
 /// case with underscores, and what they are called here.
 const ELSEWHERE: &[(&[&str], &str)] = &[
-    (&["batch_size", "batch", "samples_per_gpu", "imgs_per_gpu", "ims_per_batch", "images_per_gpu"], "train.images_per_rank"),
+    (
+        &[
+            "batch_size",
+            "batch",
+            "samples_per_gpu",
+            "imgs_per_gpu",
+            "ims_per_batch",
+            "images_per_gpu",
+        ],
+        "train.images_per_rank",
+    ),
     (&["max_epochs", "num_epochs", "total_epochs", "n_epochs"], "train.epochs"),
     (&["learning_rate", "base_lr", "lr0", "initial_lr"], "train.lr"),
     (&["milestones", "step", "steps", "lr_milestones"], "train.lr_steps"),
@@ -14,11 +24,17 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["warmup_iters", "warmup_iterations", "warmup"], "train.warmup_steps"),
     (&["max_iters", "max_iter", "num_steps", "total_steps"], "train.max_steps"),
     (&["wd"], "train.weight_decay"),
-    (&["grad_clip", "clip_grad", "max_norm", "gradient_clip_val", "clip_gradients"], "train.clip_norm"),
+    (
+        &["grad_clip", "clip_grad", "max_norm", "gradient_clip_val", "clip_gradients"],
+        "train.clip_norm",
+    ),
     (&["amp", "fp16", "bf16", "half", "mixed_precision", "dtype"], "train.precision"),
     (&["random_seed"], "train.seed"),
     (&["num_workers", "workers_per_gpu", "n_workers"], "data.workers"),
-    (&["imgsz", "img_size", "image_size", "img_scale", "input_size", "min_size"], "data.short_side"),
+    (
+        &["imgsz", "img_size", "image_size", "img_scale", "input_size", "min_size"],
+        "data.short_side",
+    ),
     (&["max_size"], "data.long_side"),
     (&["data_root", "dataset", "data_dir", "data_path", "root"], "data.shards"),
     (&["flip_prob", "flip_ratio", "fliplr"], "data.flip"),
@@ -29,19 +45,33 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["max_per_img", "max_det", "max_dets", "detections_per_img"], "eval.per_image"),
     (&["nms_pre", "topk_candidates"], "eval.per_level"),
     (&["eval_interval", "val_interval"], "eval.every_epochs"),
-    (&["save_interval", "save_period", "checkpoint_interval", "checkpoint_period"], "checkpoint.every_steps"),
+    (
+        &["save_interval", "save_period", "checkpoint_interval", "checkpoint_period"],
+        "checkpoint.every_steps",
+    ),
     (&["max_keep_ckpts", "save_total_limit"], "checkpoint.keep"),
 ];
 
 /// Names that stand for something which is no key here.
 const NO_KEY: &[(&[&str], &str)] = &[
-    (&["num_classes", "classes", "nc", "class_names"], "the classes come from the packed data (`dw-pack info OUT`)"),
     (
-        &["accumulate", "accumulation_steps", "gradient_accumulation_steps", "accumulate_grad_batches"],
+        &["num_classes", "classes", "nc", "class_names"],
+        "the classes come from the packed data (`dw-pack info OUT`)",
+    ),
+    (
+        &[
+            "accumulate",
+            "accumulation_steps",
+            "gradient_accumulation_steps",
+            "accumulate_grad_batches",
+        ],
         "gradients are not accumulated over steps; the global batch is train.images_per_rank x ranks",
     ),
     (&["optimizer", "optim"], "the optimiser is SGD with train.momentum and train.weight_decay"),
-    (&["gpus", "num_gpus", "gpu_ids", "devices", "world_size"], "the launcher decides: mpirun -n N, or dw-launch -n N"),
+    (
+        &["gpus", "num_gpus", "gpu_ids", "devices", "world_size"],
+        "the launcher decides: mpirun -n N, or dw-launch -n N",
+    ),
     (&["device"], "use the option --device"),
     (&["work_dir", "output_dir", "save_dir", "project"], "use the option --work-dir"),
     (&["resume", "resume_from"], "use the option --resume"),
@@ -55,9 +85,14 @@ const NEAR: f64 = 0.75;
 pub(super) fn hint(key: &str, beside: &[String]) -> String {
     let section = key.split('.').next().unwrap_or_default();
     let in_section = |k: &str| k.split('.').next() == Some(section);
-    let valid: Vec<String> = keys().into_iter().filter(|k| !in_section(k) || beside.is_empty() || beside.contains(k)).collect();
+    let valid: Vec<String> = keys()
+        .into_iter()
+        .filter(|k| !in_section(k) || beside.is_empty() || beside.contains(k))
+        .collect();
     let name = last(key).to_lowercase().replace('-', "_");
-    let in_table = |table: &[(&[&str], &'static str)]| table.iter().find(|(names, _)| names.contains(&&*name)).map(|f| f.1);
+    let in_table = |table: &[(&[&str], &'static str)]| {
+        table.iter().find(|(names, _)| names.contains(&&*name)).map(|f| f.1)
+    };
     if let Some(text) = in_table(NO_KEY) {
         return text.to_owned();
     }
@@ -89,10 +124,13 @@ fn nearest(key: &str, valid: &[String]) -> Option<String> {
     let score = |k: &str| {
         // The same name in another section is as near as a slip in the same one.
         let bonus = if section(k) == section(key) { 0.05 } else { 0.0 };
-        alike(last(k), last(key)) + if alike(&section(k), &section(key)) < NEAR { 0.0 } else { bonus + 0.01 }
+        alike(last(k), last(key))
+            + if alike(&section(k), &section(key)) < NEAR { 0.0 } else { bonus + 0.01 }
     };
     let all = valid.iter().map(|k| (score(k), k));
-    all.filter(|(score, _)| *score >= NEAR).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k.clone())
+    all.filter(|(score, _)| *score >= NEAR)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, k)| k.clone())
 }
 
 #[cfg(test)]

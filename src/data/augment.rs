@@ -40,7 +40,14 @@ pub fn keep_ratio(width: u32, height: u32, short: u32, long: u32) -> (u32, u32) 
 
 impl Transform {
     /// For training: drawn from seed, epoch and position alone.
-    pub fn train(width: u32, height: u32, c: &DataConfig, seed: u64, epoch: usize, position: usize) -> Self {
+    pub fn train(
+        width: u32,
+        height: u32,
+        c: &DataConfig,
+        seed: u64,
+        epoch: usize,
+        position: usize,
+    ) -> Self {
         let mut rng = stream(&[seed, epoch as u64, position as u64, 1]);
         let flip = unit(&mut rng) < c.flip;
         let short = match c.multi_scale[..] {
@@ -60,7 +67,10 @@ impl Transform {
     /// Boxes of the network input, with labels: crowds and boxes under a pixel are left out, the rest is clipped.
     /// `original`: size (width, height) of the image in whose pixels `boxes` are.
     pub fn boxes(&self, boxes: &[GtBox], original: (u32, u32)) -> (Vec<[f32; 4]>, Vec<i64>) {
-        let (sx, sy) = (f64::from(self.width) / f64::from(original.0), f64::from(self.height) / f64::from(original.1));
+        let (sx, sy) = (
+            f64::from(self.width) / f64::from(original.0),
+            f64::from(self.height) / f64::from(original.1),
+        );
         let (w, h) = (f64::from(self.width), f64::from(self.height));
         boxes
             .iter()
@@ -72,7 +82,8 @@ impl Transform {
                 if self.flip {
                     (x1, x2) = (w - x2, w - x1);
                 }
-                (x2 > x1 && y2 > y1).then_some(([x1 as f32, y1 as f32, x2 as f32, y2 as f32], i64::from(b.label)))
+                (x2 > x1 && y2 > y1)
+                    .then_some(([x1 as f32, y1 as f32, x2 as f32, y2 as f32], i64::from(b.label)))
             })
             .unzip()
     }
@@ -86,7 +97,15 @@ pub fn padded(sizes: impl Iterator<Item = (u32, u32)>) -> (u32, u32) {
 
 /// Resizes, mirrors, normalises and pads into `out`: the image's `[H, W, 3]` of `padded` (w, h).
 pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [f32]) {
-    resize_into(image, (t.width as usize, t.height as usize), t.flip, MEAN, STD.map(|s| 1.0 / s), padded.0 as usize, out);
+    resize_into(
+        image,
+        (t.width as usize, t.height as usize),
+        t.flip,
+        MEAN,
+        STD.map(|s| 1.0 / s),
+        padded.0 as usize,
+        out,
+    );
 }
 
 /// A record's pixels for `t`: all of them, or as few as it needs where `data.scaled_decode` says so.
@@ -94,7 +113,11 @@ pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [f32]) {
 /// # Errors
 /// Damaged pixels.
 pub fn decode(record: &Record, t: &Transform, c: &DataConfig) -> Result<Rgb> {
-    Ok(if c.scaled_decode { record.decode_at_least(t.width as usize, t.height as usize)? } else { record.decode()? })
+    Ok(if c.scaled_decode {
+        record.decode_at_least(t.width as usize, t.height as usize)?
+    } else {
+        record.decode()?
+    })
 }
 
 /// Images of one padded size (w, h) as the network wants them, `[B, 3, H, W]` f32 in host memory with the channels
@@ -102,10 +125,17 @@ pub fn decode(record: &Record, t: &Transform, c: &DataConfig) -> Result<Rgb> {
 ///
 /// # Errors
 /// What `fill` fails with; memory that cannot be had.
-pub fn batch(count: usize, (w, h): (u32, u32), device: Device, mut fill: impl FnMut(usize, &mut [f32]) -> Result<()>) -> Result<Tensor> {
-    let images = torch::host_floats(&[count as i64, i64::from(h), i64::from(w), 3], device.is_cuda())?;
+pub fn batch(
+    count: usize,
+    (w, h): (u32, u32),
+    device: Device,
+    mut fill: impl FnMut(usize, &mut [f32]) -> Result<()>,
+) -> Result<Tensor> {
+    let images =
+        torch::host_floats(&[count as i64, i64::from(h), i64::from(w), 3], device.is_cuda())?;
     // SAFETY: the tensor was made just now, is contiguous, holds this many floats, and nobody else knows it.
-    let floats = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), images.numel()) };
+    let floats =
+        unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), images.numel()) };
     for (i, out) in floats.chunks_exact_mut(3 * (w * h) as usize).enumerate() {
         fill(i, out)?;
     }
@@ -133,7 +163,10 @@ mod tests {
         render(&image, &t, (32, 32), &mut out);
         let red = |x: usize| out[3 * x] * STD[0] + MEAN[0];
         assert!((red(2) - 255.0).abs() < 1e-3 && red(1).abs() < 1e-3);
-        assert!(out[12] == 0.0 && out[3 * 32 * 2..].iter().all(|v| *v == 0.0), "padding is zero after normalisation");
+        assert!(
+            out[12] == 0.0 && out[3 * 32 * 2..].iter().all(|v| *v == 0.0),
+            "padding is zero after normalisation"
+        );
         let b = GtBox { id: 1, bbox: [1.0, 0.0, 1.0, 1.0], area: 1.0, label: 7, crowd: false };
         assert_eq!(t.boxes(&[b], (4, 2)), (vec![[2.0, 0.0, 3.0, 1.0]], vec![7]));
     }
@@ -142,7 +175,11 @@ mod tests {
     fn crowds_and_slivers_are_not_trained_on() {
         let t = Transform { width: 10, height: 10, flip: false };
         let b = |bbox, crowd| GtBox { id: 1, bbox, area: 1.0, label: 0, crowd };
-        assert!(t.boxes(&[b([1., 1., 5., 5.], true), b([1., 1., 0.5, 5.], false)], (10, 10)).0.is_empty());
+        assert!(
+            t.boxes(&[b([1., 1., 5., 5.], true), b([1., 1., 0.5, 5.], false)], (10, 10))
+                .0
+                .is_empty()
+        );
         assert_eq!(t.boxes(&[b([5., 5., 50., 50.], false)], (10, 10)).0, [[5., 5., 10., 10.]]);
     }
 
@@ -152,7 +189,11 @@ mod tests {
         let of = |p| Transform::train(1000, 500, &c, 3, 1, p);
         let shorts: Vec<u32> = (0..200).map(|p| of(p).height).collect();
         assert!(shorts.iter().all(|s| (480..=667).contains(s)), "the longer side caps it at 667");
-        assert!(shorts.iter().any(|&s| s < 500) && (0..200).any(|p| of(p).flip) && (0..200).any(|p| !of(p).flip));
+        assert!(
+            shorts.iter().any(|&s| s < 500)
+                && (0..200).any(|p| of(p).flip)
+                && (0..200).any(|p| !of(p).flip)
+        );
         assert_eq!(of(17), of(17));
     }
 }

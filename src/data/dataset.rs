@@ -32,12 +32,18 @@ impl Dataset {
             .entries()
             .take(limit)
             .enumerate()
-            .filter(|(_, e)| !filter_empty || (e.boxes > 0 && smaller(e.original()) >= SMALLEST_SIDE))
+            .filter(|(_, e)| {
+                !filter_empty || (e.boxes > 0 && smaller(e.original()) >= SMALLEST_SIDE)
+            })
             .map(|(i, _)| i)
             .collect();
         if records.is_empty() {
             let hint = "hint: `data.filter_empty` drops images without boxes, `data.limit` takes the first N only";
-            return Err(Error::Usage(format!("split `{}` in {}: no image is left to use\n{hint}", split.meta.split, shards.display())));
+            return Err(Error::Usage(format!(
+                "split `{}` in {}: no image is left to use\n{hint}",
+                split.meta.split,
+                shards.display()
+            )));
         }
         Ok(Self { split, records })
     }
@@ -63,7 +69,13 @@ impl Dataset {
 ///
 /// # Errors
 /// No such split, or several that could be meant.
-pub fn choose_split(shards: &Path, asked: &str, usual: &str, prefix: &str, key: &str) -> Result<String> {
+pub fn choose_split(
+    shards: &Path,
+    asked: &str,
+    usual: &str,
+    prefix: &str,
+    key: &str,
+) -> Result<String> {
     let names = dw_shards::reader::split_names(shards)?;
     let wanted = if asked.is_empty() { usual } else { asked };
     if names.iter().any(|n| n == wanted) {
@@ -71,7 +83,11 @@ pub fn choose_split(shards: &Path, asked: &str, usual: &str, prefix: &str, key: 
     }
     let alike: Vec<&String> = names.iter().filter(|n| n.starts_with(prefix)).collect();
     if let ([only], true) = (&alike[..], asked.is_empty()) {
-        tracing::info!("{key}: taking `{}`, the only split of {} that begins with `{prefix}`", shown(only), shards.display());
+        tracing::info!(
+            "{key}: taking `{}`, the only split of {} that begins with `{prefix}`",
+            shown(only),
+            shards.display()
+        );
         return Ok((*only).clone());
     }
     let held = shown(names.join(", ")).to_string();
@@ -89,7 +105,9 @@ pub fn choose_split(shards: &Path, asked: &str, usual: &str, prefix: &str, key: 
 /// # Errors
 /// The first category that differs.
 pub fn same_categories(a: &[Category], b: &[Category], what_a: &str, what_b: &str) -> Result<()> {
-    let text = |c: Option<&Category>| c.map_or_else(|| "nothing".to_owned(), |c| format!("{} `{}`", c.id, shown(&c.name)));
+    let text = |c: Option<&Category>| {
+        c.map_or_else(|| "nothing".to_owned(), |c| format!("{} `{}`", c.id, shown(&c.name)))
+    };
     for i in 0..a.len().max(b.len()) {
         if a.get(i) != b.get(i) {
             let (x, y) = (text(a.get(i)), text(b.get(i)));

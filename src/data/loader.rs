@@ -60,9 +60,18 @@ pub struct Sketch {
 /// The batch of a rank in global step `step`, for images of `size` (width, height): a pure function of seed, step and
 /// global batch. Each of the fixed groups of `data.group` consecutive positions has a padded shape of its own, which does
 /// not depend on the number of ranks either.
-pub fn sketch(recipe: &Recipe, order: &Order, images: usize, size: impl Fn(usize) -> (u32, u32), step: usize) -> Sketch {
+pub fn sketch(
+    recipe: &Recipe,
+    order: &Order,
+    images: usize,
+    size: impl Fn(usize) -> (u32, u32),
+    step: usize,
+) -> Sketch {
     let per_epoch = steps_per_epoch(images, recipe.global_batch);
-    let (epoch, own) = (step / per_epoch, positions(step % per_epoch, recipe.rank, recipe.world, recipe.global_batch));
+    let (epoch, own) = (
+        step / per_epoch,
+        positions(step % per_epoch, recipe.rank, recipe.world, recipe.global_batch),
+    );
     let change = |position: usize| {
         let image = order.image(position);
         let (w, h) = size(image);
@@ -83,7 +92,10 @@ pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize
     let size = |image: usize| dataset.split.entry(dataset.records[image]).original();
     let sketch = sketch(recipe, order, dataset.len(), size, step);
     let (w, h) = sketch.padded;
-    let grid = Grid { sizes: level_sizes(i64::from(h), i64::from(w)).to_vec(), offset: recipe.matcher.offset() };
+    let grid = Grid {
+        sizes: level_sizes(i64::from(h), i64::from(w)).to_vec(),
+        offset: recipe.matcher.offset(),
+    };
     let (mut image_ids, mut truth) = (vec![], vec![]);
     let images = batch(sketch.images.len(), (w, h), recipe.device, |i, out| {
         let (image, t) = &sketch.images[i];
@@ -110,7 +122,10 @@ fn arrangement(dataset: &Dataset, recipe: &Recipe) -> Arrangement {
         batch: recipe.global_batch,
         nodes: recipe.data.canonical_nodes,
         group: recipe.data.group,
-        portrait: recipe.data.aspect_grouping.then(|| Arc::new(dataset.records.iter().map(is_portrait).collect())),
+        portrait: recipe
+            .data
+            .aspect_grouping
+            .then(|| Arc::new(dataset.records.iter().map(is_portrait).collect())),
     }
 }
 
@@ -143,12 +158,25 @@ impl Loader {
     ///
     /// # Errors
     /// The machine does not give a thread.
-    pub fn start(dataset: &Arc<Dataset>, recipe: &Recipe, steps: std::ops::Range<usize>, threads: usize, ahead: usize) -> Result<Self> {
-        let state = State { next: steps.start, wanted: steps.start, ready: BTreeMap::new(), closed: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), last: steps.end, ahead });
+    pub fn start(
+        dataset: &Arc<Dataset>,
+        recipe: &Recipe,
+        steps: std::ops::Range<usize>,
+        threads: usize,
+        ahead: usize,
+    ) -> Result<Self> {
+        let state =
+            State { next: steps.start, wanted: steps.start, ready: BTreeMap::new(), closed: false };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            last: steps.end,
+            ahead,
+        });
         let mut loader = Self { shared, threads: vec![], waited_s: 0.0 };
         for i in 0..threads.max(1) {
-            let (shared, dataset, recipe) = (loader.shared.clone(), dataset.clone(), recipe.clone());
+            let (shared, dataset, recipe) =
+                (loader.shared.clone(), dataset.clone(), recipe.clone());
             let thread = std::thread::Builder::new().name(format!("dw-loader-{i}"));
             let thread = thread.spawn(move || work(&shared, &dataset, &recipe));
             loader.threads.push(thread.map_err(|e| refused("a thread that prepares batches", &e))?);
@@ -174,10 +202,14 @@ impl Loader {
                 self.waited_s = start.elapsed().as_secs_f64();
                 return Some(batch);
             }
-            if self.threads.iter().all(JoinHandle::is_finished) && !state.ready.contains_key(&step) {
-                return Some(Err(Error::Data(format!("the threads that prepare batches ended before step {step}"))));
+            if self.threads.iter().all(JoinHandle::is_finished) && !state.ready.contains_key(&step)
+            {
+                return Some(Err(Error::Data(format!(
+                    "the threads that prepare batches ended before step {step}"
+                ))));
             }
-            let waiting = self.shared.changed.wait_timeout(state, std::time::Duration::from_millis(500));
+            let waiting =
+                self.shared.changed.wait_timeout(state, std::time::Duration::from_millis(500));
             state = waiting.map_or_else(|e| e.into_inner().0, |w| w.0);
         }
     }
@@ -211,7 +243,8 @@ fn work(shared: &Shared, dataset: &Dataset, recipe: &Recipe) {
                 if state.next < state.wanted + shared.ahead {
                     break;
                 }
-                state = shared.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                state =
+                    shared.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
             }
             state.next += 1;
             state.next - 1
@@ -245,10 +278,17 @@ mod tests {
     #[test]
     fn global_batches_do_not_depend_on_the_ranks() {
         let size = |i: usize| (200 + (i * 37 % 500) as u32, 200 + (i * 53 % 400) as u32);
-        let data = DataConfig { multi_scale: vec![480, 960], aspect_grouping: true, ..DataConfig::default() };
-        for (images, batch, nodes) in [(10_007, 4096, 1), (10_007, 4096, 8), (501, 96, 4), (97, 60, 1), (13, 8, 2)] {
+        let data = DataConfig {
+            multi_scale: vec![480, 960],
+            aspect_grouping: true,
+            ..DataConfig::default()
+        };
+        for (images, batch, nodes) in
+            [(10_007, 4096, 1), (10_007, 4096, 8), (501, 96, 4), (97, 60, 1), (13, 8, 2)]
+        {
             let data = DataConfig { canonical_nodes: nodes, ..data.clone() };
-            let portrait = Some(Arc::new((0..images).map(|i| size(i).1 > size(i).0).collect::<Vec<_>>()));
+            let portrait =
+                Some(Arc::new((0..images).map(|i| size(i).1 > size(i).0).collect::<Vec<_>>()));
             let a = Arrangement { images, batch, nodes, group: data.group, portrait };
             let order = Order::new(&a, 9, 1);
             let recipe = |rank, world| Recipe {
@@ -265,14 +305,22 @@ mod tests {
                 let whole = sketch(&recipe(0, 1), &order, images, size, step);
                 assert_eq!(whole.images.len(), batch);
                 for world in (1..=batch).filter(|n| batch % n == 0) {
-                    let parts: Vec<Sketch> = (0..world).map(|rank| sketch(&recipe(rank, world), &order, images, size, step)).collect();
+                    let parts: Vec<Sketch> = (0..world)
+                        .map(|rank| sketch(&recipe(rank, world), &order, images, size, step))
+                        .collect();
                     assert!(parts.iter().all(|p| p.images.len() == batch / world), "{world} ranks");
                     let joined: Vec<_> = parts.iter().flat_map(|p| p.images.clone()).collect();
-                    assert!(joined == whole.images, "{images} images in batches of {batch}, {world} ranks");
+                    assert!(
+                        joined == whole.images,
+                        "{images} images in batches of {batch}, {world} ranks"
+                    );
                     if batch / world == data.group {
                         // A rank of one group pads to the group's own shape.
                         for p in &parts {
-                            assert_eq!(p.padded, padded(p.images.iter().map(|(_, t)| (t.width, t.height))));
+                            assert_eq!(
+                                p.padded,
+                                padded(p.images.iter().map(|(_, t)| (t.width, t.height)))
+                            );
                         }
                     }
                 }

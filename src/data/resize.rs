@@ -29,7 +29,10 @@ impl Axis {
             }
             let clamp = |i: i64| i.clamp(0, last) as usize;
             index.push([clamp(low), clamp(low + 1)]);
-            weight.push([((1.0 - fraction) * ONE).round_ties_even() as i32, (fraction * ONE).round_ties_even() as i32]);
+            weight.push([
+                ((1.0 - fraction) * ONE).round_ties_even() as i32,
+                (fraction * ONE).round_ties_even() as i32,
+            ]);
         }
         Self { index, weight }
     }
@@ -55,14 +58,21 @@ pub fn resize_into(
     let three = |v: [f32; 3]| v.iter().copied().cycle().take(width * 3).collect::<Vec<f32>>();
     let (mean, scale) = (three(mean), three(scale));
     // The source rows at hand, resized along the row: upscaling uses each of them several times.
-    let mut kept: [(usize, Vec<i16>); 2] = [(usize::MAX, vec![0; width * 3]), (usize::MAX, vec![0; width * 3])];
+    let mut kept: [(usize, Vec<i16>); 2] =
+        [(usize::MAX, vec![0; width * 3]), (usize::MAX, vec![0; width * 3])];
     let (body, rest) = out.split_at_mut((height * stride * 3).min(out.len()));
     rest.fill(0.0);
-    for ((line, index), weight) in body.chunks_exact_mut(stride * 3).zip(&rows.index).zip(&rows.weight) {
+    for ((line, index), weight) in
+        body.chunks_exact_mut(stride * 3).zip(&rows.index).zip(&rows.weight)
+    {
         let [first, second] = *index;
         let fetch = |slot: usize, source: usize, kept: &mut [(usize, Vec<i16>); 2]| {
             kept[slot].0 = source;
-            along_row(&image.data[source * image.width * 3..][..image.width * 3], &columns, &mut kept[slot].1);
+            along_row(
+                &image.data[source * image.width * 3..][..image.width * 3],
+                &columns,
+                &mut kept[slot].1,
+            );
         };
         if kept[0].0 != first && kept[1].0 == first {
             kept.swap(0, 1);
@@ -82,7 +92,8 @@ pub fn resize_into(
 
 /// One source row to the target's width, with 7 fractional bits.
 fn along_row(row: &[u8], columns: &Axis, out: &mut [i16]) {
-    for ((o, [a, b]), [wa, wb]) in out.chunks_exact_mut(3).zip(&columns.index).zip(&columns.weight) {
+    for ((o, [a, b]), [wa, wb]) in out.chunks_exact_mut(3).zip(&columns.index).zip(&columns.weight)
+    {
         let (p, q) = (&row[a * 3..a * 3 + 3], &row[b * 3..b * 3 + 3]);
         for c in 0..3 {
             o[c] = ((i32::from(p[c]) * wa + i32::from(q[c]) * wb) >> 4) as i16;
@@ -91,7 +102,14 @@ fn along_row(row: &[u8], columns: &Axis, out: &mut [i16]) {
 }
 
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma"))]
-fn across_rows(first: &[i16], second: &[i16], [a, b]: [i32; 2], mean: &[f32], scale: &[f32], out: &mut [f32]) {
+fn across_rows(
+    first: &[i16],
+    second: &[i16],
+    [a, b]: [i32; 2],
+    mean: &[f32],
+    scale: &[f32],
+    out: &mut [f32],
+) {
     for ((((o, p), q), mean), scale) in out.iter_mut().zip(first).zip(second).zip(mean).zip(scale) {
         let value = (((a * i32::from(*p)) >> 16) + ((b * i32::from(*q)) >> 16) + 2) >> 2;
         *o = (value.clamp(0, 255) as f32 - mean) * scale;
@@ -115,13 +133,20 @@ mod tests {
 
     fn noise(width: usize, height: usize, seed: u64) -> Rgb {
         let mut rng = stream(&[seed]);
-        Rgb { width, height, data: (0..width * height * 3).map(|_| (unit(&mut rng) * 256.0) as u8).collect() }
+        Rgb {
+            width,
+            height,
+            data: (0..width * height * 3).map(|_| (unit(&mut rng) * 256.0) as u8).collect(),
+        }
     }
 
     /// `tests/data/resize/make.py`: noise and gradients, larger, smaller, one row, one column.
     #[test]
     fn equals_opencv_to_the_last_bit() {
-        let cases = Weights::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/resize/cases.safetensors")).unwrap();
+        let cases = Weights::open(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/resize/cases.safetensors"),
+        )
+        .unwrap();
         let of = |name: &str| {
             let shape = &cases.tensors[name].shape;
             Rgb { width: shape[1], height: shape[0], data: cases.read(name).unwrap().into_owned() }
@@ -131,7 +156,8 @@ mod tests {
         for name in outputs {
             let (source, expected) = (of(name.split(".to.").next().unwrap()), of(name));
             let found = resize(&source, expected.width, expected.height, false);
-            let differ = found.iter().zip(&expected.data).filter(|(f, e)| **f != f32::from(**e)).count();
+            let differ =
+                found.iter().zip(&expected.data).filter(|(f, e)| **f != f32::from(**e)).count();
             assert_eq!(differ, 0, "{name}: values that differ");
         }
     }
@@ -139,12 +165,16 @@ mod tests {
     /// Against exact bilinear interpolation: never a whole step off.
     #[test]
     fn is_bilinear() {
-        for (n, (w, h, tw, th)) in [(13, 9, 40, 31), (40, 31, 13, 9), (5, 5, 5, 5), (1, 7, 6, 3), (64, 48, 107, 80)].into_iter().enumerate()
+        for (n, (w, h, tw, th)) in
+            [(13, 9, 40, 31), (40, 31, 13, 9), (5, 5, 5, 5), (1, 7, 6, 3), (64, 48, 107, 80)]
+                .into_iter()
+                .enumerate()
         {
             let image = noise(w, h, n as u64);
             let found = resize(&image, tw, th, false);
             let axis = |i: usize, from: usize, to: usize| {
-                let at = (((i as f64 + 0.5) * from as f64 / to as f64) - 0.5).clamp(0.0, from as f64 - 1.0);
+                let at = (((i as f64 + 0.5) * from as f64 / to as f64) - 0.5)
+                    .clamp(0.0, from as f64 - 1.0);
                 (at.floor() as usize, (at.floor() as usize + 1).min(from - 1), at - at.floor())
             };
             for y in 0..th {
@@ -165,7 +195,9 @@ mod tests {
     #[test]
     fn the_same_size_changes_nothing_and_a_flip_mirrors() {
         let image = noise(17, 6, 3);
-        assert!(resize(&image, 17, 6, false).iter().zip(&image.data).all(|(f, p)| *f == f32::from(*p)));
+        assert!(
+            resize(&image, 17, 6, false).iter().zip(&image.data).all(|(f, p)| *f == f32::from(*p))
+        );
         let (plain, mirrored) = (resize(&image, 30, 11, false), resize(&image, 30, 11, true));
         for (a, b) in plain.chunks_exact(90).zip(mirrored.chunks_exact(90)) {
             assert!(a.chunks_exact(3).eq(b.chunks_exact(3).rev()));

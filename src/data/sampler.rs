@@ -44,7 +44,9 @@ pub struct Order {
 
 /// A generator for one purpose: streams of different `parts` are independent.
 pub fn stream(parts: &[u64]) -> Xoshiro256PlusPlus {
-    let seed = parts.iter().fold(0x6477_2d6f_7264_6572, |state: u64, &p| SplitMix64::seed_from_u64(state ^ p).next_u64());
+    let seed = parts.iter().fold(0x6477_2d6f_7264_6572, |state: u64, &p| {
+        SplitMix64::seed_from_u64(state ^ p).next_u64()
+    });
     Xoshiro256PlusPlus::seed_from_u64(seed)
 }
 
@@ -65,11 +67,17 @@ impl Order {
     /// in groups where that is asked for.
     pub fn new(a: &Arrangement, seed: u64, epoch: usize) -> Self {
         let part = |node: usize| {
-            let mut rng = if node == 0 { stream(&[seed, epoch as u64]) } else { stream(&[seed, epoch as u64, node as u64, 2]) };
+            let mut rng = if node == 0 {
+                stream(&[seed, epoch as u64])
+            } else {
+                stream(&[seed, epoch as u64, node as u64, 2])
+            };
             let mut permutation: Vec<u32> = a.part(node).map(|i| i as u32).collect();
             shuffle(&mut permutation, &mut rng);
             match &a.portrait {
-                Some(portrait) => grouped(&permutation, a.group, |i| portrait[i as usize], &mut rng),
+                Some(portrait) => {
+                    grouped(&permutation, a.group, |i| portrait[i as usize], &mut rng)
+                }
                 None => permutation,
             }
         };
@@ -87,7 +95,12 @@ impl Order {
 }
 
 /// Groups of `group` images that are all portraits or all not, in random order; what is left over comes last.
-fn grouped(permutation: &[u32], group: usize, portrait: impl Fn(u32) -> bool, rng: &mut impl Rng) -> Vec<u32> {
+fn grouped(
+    permutation: &[u32],
+    group: usize,
+    portrait: impl Fn(u32) -> bool,
+    rng: &mut impl Rng,
+) -> Vec<u32> {
     let (high, wide): (Vec<u32>, Vec<u32>) = permutation.iter().partition(|&&i| portrait(i));
     let (mut groups, mut rest) = (vec![], vec![]);
     for list in [&high, &wide] {
@@ -105,7 +118,12 @@ pub fn steps_per_epoch(images: usize, global_batch: usize) -> usize {
 }
 
 /// The positions of a rank's images in step `step` of an epoch: contiguous slices of the global batch.
-pub fn positions(step: usize, rank: usize, world: usize, global_batch: usize) -> std::ops::Range<usize> {
+pub fn positions(
+    step: usize,
+    rank: usize,
+    world: usize,
+    global_batch: usize,
+) -> std::ops::Range<usize> {
     let own = global_batch / world;
     let start = step * global_batch + rank * own;
     start..start + own
@@ -123,7 +141,10 @@ mod tests {
         for step in 0..steps_per_epoch(images, batch) {
             let whole: Vec<_> = positions(step, 0, 1, batch).map(|p| order.image(p)).collect();
             for world in [2, 3, 4, 6, 8, 12, 24] {
-                let cut: Vec<_> = (0..world).flat_map(|r| positions(step, r, world, batch)).map(|p| order.image(p)).collect();
+                let cut: Vec<_> = (0..world)
+                    .flat_map(|r| positions(step, r, world, batch))
+                    .map(|p| order.image(p))
+                    .collect();
                 assert_eq!(cut, whole, "world {world}");
             }
         }
@@ -139,7 +160,10 @@ mod tests {
                 seen[order.image(p)] += 1;
             }
             let (low, high) = (seen.iter().min().unwrap(), seen.iter().max().unwrap());
-            assert!(*low >= 1 && high - low <= 1, "{images} images in batches of {batch}: {seen:?}");
+            assert!(
+                *low >= 1 && high - low <= 1,
+                "{images} images in batches of {batch}: {seen:?}"
+            );
         }
     }
 
@@ -156,7 +180,9 @@ mod tests {
     /// Nodes read their own part only, every image is seen in an epoch, and the number of ranks changes nothing.
     #[test]
     fn nodes_keep_to_their_part() {
-        for (images, batch, nodes) in [(37, 24, 4), (9, 4, 2), (100, 12, 3), (5, 8, 8), (1000, 64, 1)] {
+        for (images, batch, nodes) in
+            [(37, 24, 4), (9, 4, 2), (100, 12, 3), (5, 8, 8), (1000, 64, 1)]
+        {
             let a = Arrangement { nodes, ..Arrangement::plain(images, batch) };
             let order = Order::new(&a, 3, 1);
             let mut seen = vec![false; images];
@@ -167,7 +193,10 @@ mod tests {
                 }
                 let node = p % batch / (batch / nodes);
                 let image = order.image(p);
-                assert!(a.part(node).contains(&image), "{images} images, {nodes} nodes: node {node} reads {image}");
+                assert!(
+                    a.part(node).contains(&image),
+                    "{images} images, {nodes} nodes: node {node} reads {image}"
+                );
                 seen[image] = true;
             }
             assert!(images < nodes || seen.iter().all(|s| *s), "{images} images, {nodes} nodes");
@@ -177,13 +206,23 @@ mod tests {
     #[test]
     fn portraits_share_groups() {
         let portrait = Arc::new((0..101).map(|i| i % 3 == 0).collect::<Vec<_>>());
-        let a = Arrangement { group: 4, portrait: Some(portrait.clone()), ..Arrangement::plain(101, 8) };
+        let a = Arrangement {
+            group: 4,
+            portrait: Some(portrait.clone()),
+            ..Arrangement::plain(101, 8)
+        };
         let order = Order::new(&a, 1, 0);
         let all: Vec<usize> = (0..101).map(|p| order.image(p)).collect();
-        let mixed = all.chunks(4).filter(|g| g.iter().any(|i| portrait[*i]) && g.iter().any(|i| !portrait[*i])).count();
+        let mixed = all
+            .chunks(4)
+            .filter(|g| g.iter().any(|i| portrait[*i]) && g.iter().any(|i| !portrait[*i]))
+            .count();
         assert!(mixed <= 2, "{mixed} mixed groups: only what is left over");
         let kinds: Vec<bool> = all.chunks(4).map(|g| portrait[g[0]]).collect();
-        assert!(kinds.windows(2).filter(|k| k[0] != k[1]).count() > 4, "the groups themselves are shuffled");
+        assert!(
+            kinds.windows(2).filter(|k| k[0] != k[1]).count() > 4,
+            "the groups themselves are shuffled"
+        );
         let mut sorted = all.clone();
         sorted.sort_unstable();
         assert!(sorted.into_iter().eq(0..101), "every image once");

@@ -50,11 +50,16 @@ const INSTALL: &str = "hint: `make setup` on a machine with an NVIDIA driver (58
 /// Why there is none (exit code 2), or that the GPU or its driver failed (4).
 pub fn devices() -> Result<usize> {
     match OPENED.get() {
-        None => return Err(Error::Usage("libtorch's CUDA half was not opened at the start of the program: this is a bug in dw".into())),
+        None => return Err(Error::Usage(
+            "libtorch's CUDA half was not opened at the start of the program: this is a bug in dw"
+                .into(),
+        )),
         Some(opened) => opened.clone().map_err(|why| Error::Usage(format!("{why}\n{INSTALL}")))?,
     }
     if !torch::sees_cuda() {
-        return Err(Error::Usage("libtorch looked for its CUDA half before that was opened: this is a bug in dw".into()));
+        return Err(Error::Usage(
+            "libtorch looked for its CUDA half before that was opened: this is a bug in dw".into(),
+        ));
     }
     match tch::Cuda::device_count() {
         count if count > 0 => Ok(count as usize),
@@ -81,8 +86,12 @@ fn no_devices() -> Error {
     };
     let text = format!("libtorch sees no CUDA device{text}");
     match classify(&text) {
-        Some(Failure::Device) if code != NO_DEVICE => Error::Device(format!("{text} (host {})", dw_launch::host())),
-        _ => Error::Usage(format!("{text}\nhint: `nvidia-smi` shows the driver (580 or newer is needed) and the devices")),
+        Some(Failure::Device) if code != NO_DEVICE => {
+            Error::Device(format!("{text} (host {})", dw_launch::host()))
+        }
+        _ => Error::Usage(format!(
+            "{text}\nhint: `nvidia-smi` shows the driver (580 or newer is needed) and the devices"
+        )),
     }
 }
 
@@ -105,7 +114,9 @@ fn driver_version() -> c_int {
 /// `T` must be the function's type.
 unsafe fn function<T: Copy>(name: &[u8]) -> std::result::Result<T, String> {
     // SAFETY: the caller vouches for the type; the library stays loaded (see `open`).
-    unsafe { Library::this().get::<T>(name) }.map(|f| *f).map_err(|e| format!("no CUDA runtime is loaded: {}", with_causes(&e)))
+    unsafe { Library::this().get::<T>(name) }
+        .map(|f| *f)
+        .map_err(|e| format!("no CUDA runtime is loaded: {}", with_causes(&e)))
 }
 
 /// "CUDA error 46: CUDA-capable device(s) is/are busy or unavailable".
@@ -144,7 +155,9 @@ fn failure(index: usize, text: &str) -> Error {
     let text = format!("CUDA device {index} of {} cannot be used: {text}", dw_launch::host());
     match classify(&text) {
         Some(Failure::Device) => Error::Device(text),
-        Some(_) => Error::Resources(format!("{text}\nhint: another process holds its memory (nvidia-smi)")),
+        Some(_) => {
+            Error::Resources(format!("{text}\nhint: another process holds its memory (nvidia-smi)"))
+        }
         None => Error::Usage(format!("{text}\nhint: `nvidia-smi` shows the device's state")),
     }
 }
@@ -160,7 +173,9 @@ pub fn pci_address(index: usize) -> Result<String> {
     let get = unsafe { function::<Address>(b"cudaDeviceGetPCIBusId\0") }.map_err(Error::Usage)?;
     // SAFETY: the buffer is as long as said.
     match unsafe { get(text.as_mut_ptr().cast(), text.len() as c_int, index as c_int) } {
-        0 => Ok(CStr::from_bytes_until_nul(&text).unwrap_or_default().to_string_lossy().into_owned()),
+        0 => {
+            Ok(CStr::from_bytes_until_nul(&text).unwrap_or_default().to_string_lossy().into_owned())
+        }
         code => Err(failure(index, &error_text(code))),
     }
 }
@@ -193,10 +208,23 @@ fn evidence(exists: impl Fn(&str) -> bool, var: impl Fn(&str) -> Option<String>)
 
 /// The libraries of libtorch and CUDA that are loaded, by their real paths.
 pub fn loaded_libraries() -> Vec<PathBuf> {
-    const NAMES: [&str; 8] = ["libtorch", "libc10", "libcuda.", "libcudart", "libcudnn", "libcublas", "libnccl", "libnvrtc"];
+    const NAMES: [&str; 8] = [
+        "libtorch",
+        "libc10",
+        "libcuda.",
+        "libcudart",
+        "libcudnn",
+        "libcublas",
+        "libnccl",
+        "libnvrtc",
+    ];
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let mut paths: Vec<PathBuf> = maps.lines().filter_map(|l| l.find('/').map(|at| PathBuf::from(&l[at..]))).collect();
-    paths.retain(|p| p.file_name().is_some_and(|n| NAMES.iter().any(|name| n.to_string_lossy().starts_with(name))));
+    let mut paths: Vec<PathBuf> =
+        maps.lines().filter_map(|l| l.find('/').map(|at| PathBuf::from(&l[at..]))).collect();
+    paths.retain(|p| {
+        p.file_name()
+            .is_some_and(|n| NAMES.iter().any(|name| n.to_string_lossy().starts_with(name)))
+    });
     paths.sort();
     paths.dedup();
     paths
@@ -214,10 +242,17 @@ mod tests {
     fn a_gpu_is_expected_where_a_driver_or_slurm_shows_one() {
         assert_eq!(evidence_of(false, &[]), None);
         assert!(evidence_of(true, &[]).unwrap().contains("/dev/nvidiactl"));
-        assert!(evidence_of(false, &[("SLURM_JOB_GPUS", "0")]).unwrap().contains("SLURM_JOB_GPUS=0"), "the GPU of number 0");
+        assert!(
+            evidence_of(false, &[("SLURM_JOB_GPUS", "0")]).unwrap().contains("SLURM_JOB_GPUS=0"),
+            "the GPU of number 0"
+        );
         assert_eq!(evidence_of(false, &[("SLURM_GPUS_ON_NODE", "0")]), None);
         for hidden in ["", " ", "-1", "NoDevFiles"] {
-            assert_eq!(evidence_of(true, &[("CUDA_VISIBLE_DEVICES", hidden)]), None, "hidden by `{hidden}`");
+            assert_eq!(
+                evidence_of(true, &[("CUDA_VISIBLE_DEVICES", hidden)]),
+                None,
+                "hidden by `{hidden}`"
+            );
         }
         assert!(evidence_of(true, &[("CUDA_VISIBLE_DEVICES", "0,1")]).is_some());
     }

@@ -48,7 +48,9 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
             cuda::set_current(index)?;
             Ok(Device::Cuda(index))
         }
-        Err(Error::Usage(why)) if choice == Choice::Cuda => Err(Error::Usage(format!("--device cuda: {why}"))),
+        Err(Error::Usage(why)) if choice == Choice::Cuda => {
+            Err(Error::Usage(format!("--device cuda: {why}")))
+        }
         Err(Error::Usage(why)) => {
             if let Some(evidence) = cuda::gpu_evidence() {
                 let text = format!("--device auto: {evidence}, but CUDA cannot be used: {why}");

@@ -24,7 +24,8 @@ pub enum Precision {
 }
 
 /// Variables by which NVIDIA's libraries and oneDNN change the rounding of f32 whatever libtorch is told.
-const OVERRIDES: [&str; 3] = ["NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"];
+const OVERRIDES: [&str; 3] =
+    ["NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"];
 
 impl Precision {
     /// As written in a configuration.
@@ -76,7 +77,9 @@ impl Precision {
     pub fn apply(self) -> Result<()> {
         torch::allow_tf32_convolutions(self == Self::Tf32)?;
         for name in OVERRIDES.iter().filter(|name| std::env::var_os(name).is_some()) {
-            tracing::warn!("{name} is set: it changes how f32 is rounded, whatever train.precision says");
+            tracing::warn!(
+                "{name} is set: it changes how f32 is rounded, whatever train.precision says"
+            );
         }
         Ok(())
     }
@@ -91,7 +94,11 @@ mod tests {
         let (cpu, gpu) = (Device::Cpu, Device::Cuda(1));
         assert_eq!(Precision::Auto.resolve(cpu).unwrap(), Precision::F32);
         assert_eq!(Precision::Auto.resolve(gpu).unwrap(), Precision::Tf32);
-        assert_eq!(Precision::F32.resolve(gpu).unwrap(), Precision::F32, "f32 means f32 everywhere");
+        assert_eq!(
+            Precision::F32.resolve(gpu).unwrap(),
+            Precision::F32,
+            "f32 means f32 everywhere"
+        );
         let e = Precision::Tf32.resolve(cpu).unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("train.precision"), "{e}");
         assert_eq!(Precision::Tf32.for_evaluation(cpu), Precision::F32);

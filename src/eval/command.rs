@@ -73,8 +73,12 @@ pub struct Request {
 }
 
 fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
-    let sides = text.split_once('x').and_then(|(short, long)| Some((short.parse().ok()?, long.parse().ok()?)));
-    sides.filter(|(short, long)| (32..=*long).contains(short)).ok_or_else(|| "expected SHORTxLONG, as 800x1333, at least 32".into())
+    let sides = text
+        .split_once('x')
+        .and_then(|(short, long)| Some((short.parse().ok()?, long.parse().ok()?)));
+    sides
+        .filter(|(short, long)| (32..=*long).contains(short))
+        .ok_or_else(|| "expected SHORTxLONG, as 800x1333, at least 32".into())
 }
 
 impl Request {
@@ -103,7 +107,11 @@ impl Request {
 /// A damaged checkpoint, other categories, bad data.
 pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
     let params = r.limits.params()?;
-    let paths: Vec<&PathBuf> = if r.compare.is_empty() { r.checkpoint.iter().collect() } else { r.compare.iter().collect() };
+    let paths: Vec<&PathBuf> = if r.compare.is_empty() {
+        r.checkpoint.iter().collect()
+    } else {
+        r.compare.iter().collect()
+    };
     let all = paths.iter().map(|p| r.saved(p)).collect::<Result<Vec<_>>>()?;
     check_outputs(r, topology)?;
     let mut device = None;
@@ -113,7 +121,10 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
         let d = &config.data;
         let split = choose_split(&d.shards, &d.val_split, "val2017", "val", "data.val_split")?;
         let d = Dataset::open(&d.shards, &split, d.limit, false)?;
-        if let Some(first) = data.as_ref().filter(|first: &&Dataset| first.split.fingerprint() != d.split.fingerprint()) {
+        if let Some(first) = data
+            .as_ref()
+            .filter(|first: &&Dataset| first.split.fingerprint() != d.split.fingerprint())
+        {
             let (a, b) = (&first.split.meta.split, &d.split.meta.split);
             return Err(Error::Usage(format!(
                 "the runs are of different data ({a} and {b})\nhint: --data and --split name one split for both"
@@ -121,7 +132,11 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
         }
         let device = match device {
             Some(known) => known,
-            None => *device.insert(app::device(r.device, for_this_machine(config.train.threads, topology), topology)?),
+            None => *device.insert(app::device(
+                r.device,
+                for_this_machine(config.train.threads, topology),
+                topology,
+            )?),
         };
         let detector = saved.detector(&d, device)?;
         let world = match world {
@@ -146,9 +161,15 @@ pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> 
     }
     let (Some(data), false) = (data, reports.is_empty()) else { return Ok(()) };
     let names = labels(&reports[0].truth.names, &reports[0].truth.categories);
-    print(&reports.iter().map(|r| &r.evaluation).collect::<Vec<_>>(), &names, r.json, r.per_class || r.json);
+    print(
+        &reports.iter().map(|r| &r.evaluation).collect::<Vec<_>>(),
+        &names,
+        r.json,
+        r.per_class || r.json,
+    );
     // The numbers are out whatever becomes of the files, and one file that fails does not cost the other.
-    let written = r.dt_out.as_ref().map_or(Ok(()), |path| write_results(path, &reports[0].detections));
+    let written =
+        r.dt_out.as_ref().map_or(Ok(()), |path| write_results(path, &reports[0].detections));
     if let Some(dir) = &r.report {
         page(dir, &paths, &all, &data, &reports, &names)?;
     }
@@ -163,10 +184,18 @@ fn check_outputs(r: &Request, topology: &Topology) -> Result<()> {
     if let Some(path) = &r.dt_out {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if path.is_dir() {
-            return Err(Error::Usage(format!("--dt-out {}: is a folder, expected a file", path.display())));
+            return Err(Error::Usage(format!(
+                "--dt-out {}: is a folder, expected a file",
+                path.display()
+            )));
         }
         // Makes a file without a name; a folder that is missing is not made.
-        let problem = |e| Error::Usage(format!("--dt-out {}: cannot write there: {e}\nhint: make the folder first", path.display()));
+        let problem = |e| {
+            Error::Usage(format!(
+                "--dt-out {}: cannot write there: {e}\nhint: make the folder first",
+                path.display()
+            ))
+        };
         tempfile::tempfile_in(folder).map(drop).map_err(problem)?;
     }
     if let Some(dir) = &r.report {
@@ -191,7 +220,11 @@ fn without_truth(r: &Request, detector: &Detector, job: &Job) -> Result<()> {
     if let Some((detections, spent)) = found {
         tell(data, &spent, None, began.elapsed().as_secs_f64());
         write_results(path, &detections)?;
-        tracing::info!("no ground truth in `{split}`: {} detections in {}, no numbers", detections.len(), path.display());
+        tracing::info!(
+            "no ground truth in `{split}`: {} detections in {}, no numbers",
+            detections.len(),
+            path.display()
+        );
     }
     Ok(())
 }
@@ -212,17 +245,30 @@ fn tell(data: &Dataset, spent: &Spent, matching_s: Option<f64>, seconds: f64) {
     );
 }
 
-fn page(dir: &Path, paths: &[&PathBuf], saved: &[(Saved, Config)], data: &Dataset, reports: &[Report], names: &[String]) -> Result<()> {
-    let place = |id: i64| data.records.iter().copied().find(|&i| data.split.entry(i).image_id == id);
+fn page(
+    dir: &Path,
+    paths: &[&PathBuf],
+    saved: &[(Saved, Config)],
+    data: &Dataset,
+    reports: &[Report],
+    names: &[String],
+) -> Result<()> {
+    let place =
+        |id: i64| data.records.iter().copied().find(|&i| data.split.entry(i).image_id == id);
     let name = |id: i64| Some(data.split.record(place(id)?).ok()?.annotations.file_name.clone());
     let picture = |id: i64| {
         let record = data.split.record(place(id)?).ok()?;
         let pixels = record.decode().ok()?;
-        let stored = image::RgbImage::from_raw(pixels.width as u32, pixels.height as u32, pixels.data)?;
+        let stored =
+            image::RgbImage::from_raw(pixels.width as u32, pixels.height as u32, pixels.data)?;
         let (width, height) = record.entry.original();
         // Boxes are in the original's pixels.
         let shrunken = record.entry.is_shrunken();
-        Some(if shrunken { image::imageops::resize(&stored, width, height, image::imageops::FilterType::Triangle) } else { stored })
+        Some(if shrunken {
+            image::imageops::resize(&stored, width, height, image::imageops::FilterType::Triangle)
+        } else {
+            stored
+        })
     };
     let titles: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
     let facts: Vec<Vec<(String, String)>> = saved.iter().map(|(_, c)| facts(c)).collect();
@@ -247,15 +293,31 @@ fn page(dir: &Path, paths: &[&PathBuf], saved: &[(Saved, Config)], data: &Datase
 /// How it was detected.
 fn facts(c: &Config) -> Vec<(String, String)> {
     let e = &c.eval;
-    let network = format!("{} x {}, {} channels, refinement {}", c.model.backbone.name(), c.model.width, c.model.channels, c.model.refine);
-    let input =
-        format!("short side {}, long side at most {}{}", c.data.short_side, c.data.long_side, if e.flip { ", and mirrored" } else { "" });
-    let rule = format!("score above {}, NMS at {}, {} an image", e.score_threshold, e.nms_iou, e.per_image);
-    [("network", network), ("input", input), ("detections", rule)].map(|(n, v)| (n.to_owned(), v)).to_vec()
+    let network = format!(
+        "{} x {}, {} channels, refinement {}",
+        c.model.backbone.name(),
+        c.model.width,
+        c.model.channels,
+        c.model.refine
+    );
+    let input = format!(
+        "short side {}, long side at most {}{}",
+        c.data.short_side,
+        c.data.long_side,
+        if e.flip { ", and mirrored" } else { "" }
+    );
+    let rule = format!(
+        "score above {}, NMS at {}, {} an image",
+        e.score_threshold, e.nms_iou, e.per_image
+    );
+    [("network", network), ("input", input), ("detections", rule)]
+        .map(|(n, v)| (n.to_owned(), v))
+        .to_vec()
 }
 
 /// Writes detections in COCO's results format.
 fn write_results(path: &Path, detections: &[Detection]) -> Result<()> {
     let text = results_json(detections).to_string();
-    write_atomically(path, |file| file.write_all(text.as_bytes())).map_err(Error::io("cannot write", path))
+    write_atomically(path, |file| file.write_all(text.as_bytes()))
+        .map_err(Error::io("cannot write", path))
 }

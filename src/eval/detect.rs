@@ -83,10 +83,12 @@ pub fn select(boxes: &[Box], c: &EvalConfig) -> Vec<Box> {
 pub fn nms(boxes: &[Box], iou: f64, shifted: bool) -> Vec<usize> {
     let mut order: Vec<usize> = (0..boxes.len()).collect();
     order.sort_by(|&a, &b| boxes[b].score.total_cmp(&boxes[a].score));
-    let step = if shifted { boxes.iter().flat_map(|b| b.bbox).fold(0.0, f32::max) + 1.0 } else { 0.0 };
+    let step =
+        if shifted { boxes.iter().flat_map(|b| b.bbox).fold(0.0, f32::max) + 1.0 } else { 0.0 };
     let moved = |b: &Box| b.bbox.map(|v| v + b.label as f32 * step);
     let mut kept: Vec<usize> = vec![];
-    let mut by_class: std::collections::HashMap<u32, Vec<([f32; 4], f32)>> = std::collections::HashMap::new();
+    let mut by_class: std::collections::HashMap<u32, Vec<([f32; 4], f32)>> =
+        std::collections::HashMap::new();
     for i in order {
         let b = moved(&boxes[i]);
         let area = (b[2] - b[0]) * (b[3] - b[1]);
@@ -120,7 +122,11 @@ mod tests {
         assert_eq!(nms(&boxes, 0.6, true), [1, 2, 3]);
         assert_eq!(nms(&boxes, 0.6, false), [1, 2, 3]);
         assert_eq!(nms(&[b(0.0, 0.5, 0), b(0.0, 0.5, 0)], 0.6, true), [0], "ties: the first stays");
-        assert_eq!(nms(&[Box { bbox: [0.0; 4], ..b(0.0, 0.5, 0) }; 2], 0.6, true), [0, 1], "no area: not suppressed");
+        assert_eq!(
+            nms(&[Box { bbox: [0.0; 4], ..b(0.0, 0.5, 0) }; 2], 0.6, true),
+            [0, 1],
+            "no area: not suppressed"
+        );
         assert!(nms(&[], 0.6, true).is_empty());
     }
 
@@ -131,7 +137,14 @@ mod tests {
         let boxes = [0.0, 0.0, 10.0, 10.0, 50.0, 0.0, 60.0, 10.0];
         let image = |factor: &'static [f32], mirrored: bool| {
             let (ranked, levels) = (&[0.9, 0.04, 0.6, 0.5], &[2]);
-            let image = Image { ranked, factor: Some(factor), boxes: &boxes, levels, size: (100.0, 100.0), scale: (1.0, 1.0) };
+            let image = Image {
+                ranked,
+                factor: Some(factor),
+                boxes: &boxes,
+                levels,
+                size: (100.0, 100.0),
+                scale: (1.0, 1.0),
+            };
             let c = EvalConfig { per_level: 2, ..EvalConfig::default() };
             let found = select(&candidates(&image, &c, mirrored), &c);
             found.iter().map(|d| (d.label, d.score, d.bbox[0])).collect::<Vec<_>>()
@@ -143,11 +156,22 @@ mod tests {
 
     #[test]
     fn a_mirrored_view_gives_the_same_boxes() {
-        let image = |boxes| Image { ranked: &[0.9], factor: None, boxes, levels: &[1], size: (200.0, 100.0), scale: (2.0, 1.0) };
+        let image = |boxes| Image {
+            ranked: &[0.9],
+            factor: None,
+            boxes,
+            levels: &[1],
+            size: (200.0, 100.0),
+            scale: (2.0, 1.0),
+        };
         let c = EvalConfig::default();
         let seen = candidates(&image(&[20.0, 30.0, 80.0, 90.0]), &c, false);
         assert_eq!(candidates(&image(&[120.0, 30.0, 180.0, 90.0]), &c, true), seen);
-        assert_eq!(select(&[seen.clone(), seen.clone()].concat(), &c), seen, "both views find it once");
+        assert_eq!(
+            select(&[seen.clone(), seen.clone()].concat(), &c),
+            seen,
+            "both views find it once"
+        );
     }
 
     #[test]

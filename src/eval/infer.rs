@@ -50,12 +50,20 @@ pub fn detect_records(
     spent: &mut Spent,
 ) -> Result<Vec<Vec<Box>>> {
     let mut clock = Clock(Instant::now());
-    let records = records.iter().map(|&i| data.split.record(i)).collect::<std::result::Result<Vec<_>, _>>()?;
+    let records = records
+        .iter()
+        .map(|&i| data.split.record(i))
+        .collect::<std::result::Result<Vec<_>, _>>()?;
     // The input's size follows from the original's, and boxes go back to it, also where fewer pixels are stored.
     let originals: Vec<(u32, u32)> = records.iter().map(|r| r.entry.original()).collect();
-    let views: Vec<Transform> = originals.iter().map(|(w, h)| Transform::eval(*w, *h, &config.data)).collect();
+    let views: Vec<Transform> =
+        originals.iter().map(|(w, h)| Transform::eval(*w, *h, &config.data)).collect();
     let (w, h) = padded(views.iter().map(|t| (t.width, t.height)));
-    let pixels = records.iter().zip(&views).map(|(r, t)| decode(r, t, &config.data)).collect::<Result<Vec<_>>>()?;
+    let pixels = records
+        .iter()
+        .zip(&views)
+        .map(|(r, t)| decode(r, t, &config.data))
+        .collect::<Result<Vec<_>>>()?;
     let mut candidates = vec![vec![]; records.len()];
     for mirrored in if config.eval.flip { &[false, true][..] } else { &[false] } {
         let input = batch(records.len(), (w, h), device, |i, out| {
@@ -127,7 +135,8 @@ type Found = Vec<(usize, Vec<Box>)>;
 fn detect_range(detector: &Detector, job: &Job, groups: Range<usize>) -> Result<(Found, Spent)> {
     let Job { data, config, device, stop, .. } = *job;
     let threads = if device == Device::Cpu { tch::get_num_threads().max(1) } else { 1 };
-    let (shared, next, end, size) = (Shared(detector), AtomicUsize::new(groups.start), groups.end, config.eval.batch);
+    let (shared, next, end, size) =
+        (Shared(detector), AtomicUsize::new(groups.start), groups.end, config.eval.batch);
     let work = || {
         tch::set_num_threads(1);
         crate::torch::flush_denormals();
@@ -138,7 +147,14 @@ fn detect_range(detector: &Detector, job: &Job, groups: Range<usize>) -> Result<
                 return Ok((found, spent));
             }
             let images = group * size..((group + 1) * size).min(data.len());
-            let boxes = detect_records(shared.network(), data, &data.records[images.clone()], config, device, &mut spent)?;
+            let boxes = detect_records(
+                shared.network(),
+                data,
+                &data.records[images.clone()],
+                config,
+                device,
+                &mut spent,
+            )?;
             found.extend(images.zip(boxes));
         }
     };
@@ -147,7 +163,10 @@ fn detect_range(detector: &Detector, job: &Job, groups: Range<usize>) -> Result<
         let workers: Vec<_> = (0..threads).map(start).collect();
         let ended = |_| Err(Error::Data("a thread of the evaluation ended early".into()));
         let refused = |e| Err(crate::threads::refused("a thread of the evaluation", &e));
-        workers.into_iter().map(|w| w.map_or_else(refused, |w| w.join().unwrap_or_else(ended))).collect()
+        workers
+            .into_iter()
+            .map(|w| w.map_or_else(refused, |w| w.join().unwrap_or_else(ended)))
+            .collect()
     });
     tch::set_num_threads(threads);
     let (mut all, mut spent) = (vec![], Spent::default());
@@ -176,10 +195,23 @@ pub fn detect_all(detector: &Detector, job: &Job) -> Result<Option<(Vec<Detectio
     for (i, boxes) in found {
         for b in boxes {
             let [x1, y1, x2, y2] = b.bbox.map(f64::from);
-            rows.extend([i as f64, f64::from(b.label), x1, y1, x2 - x1, y2 - y1, f64::from(b.score)]);
+            rows.extend([
+                i as f64,
+                f64::from(b.label),
+                x1,
+                y1,
+                x2 - x1,
+                y2 - y1,
+                f64::from(b.score),
+            ]);
         }
     }
-    let mut cost = [spent.decode_s, spent.network_s, spent.nms_s, f64::from(u8::from(stop.load(Ordering::Relaxed)))];
+    let mut cost = [
+        spent.decode_s,
+        spent.network_s,
+        spent.nms_s,
+        f64::from(u8::from(stop.load(Ordering::Relaxed))),
+    ];
     world.all_reduce(&mut cost, Op::Sum, "evaluation's cost")?;
     if cost[3] > 0.0 {
         return Err(Error::Preempted("stopped by a signal in an evaluation, which the next start makes up: run again to go on".into()));
@@ -195,11 +227,19 @@ pub fn detect_all(detector: &Detector, job: &Job) -> Result<Option<(Vec<Detectio
         for r in part[1..].chunks_exact(WIDTH) {
             let image_id = data.split.entry(data.records[r[0] as usize]).image_id;
             let category_id = data.categories()[r[1] as usize].id;
-            all.push(Detection { image_id, category_id, bbox: [r[2], r[3], r[4], r[5]], score: r[6] });
+            all.push(Detection {
+                image_id,
+                category_id,
+                bbox: [r[2], r[3], r[4], r[5]],
+                score: r[6],
+            });
         }
     }
     if counted != data.len() {
-        return Err(Error::Data(format!("evaluation covered {counted} of {} images: ranks disagree about the data", data.len())));
+        return Err(Error::Data(format!(
+            "evaluation covered {counted} of {} images: ranks disagree about the data",
+            data.len()
+        )));
     }
     let [decode_s, network_s, nms_s, _] = cost;
     Ok(Some((all, Spent { decode_s, network_s, nms_s })))

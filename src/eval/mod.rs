@@ -61,7 +61,12 @@ impl Truth {
 
     /// The split with what was found on it.
     pub fn problem<'a>(&'a self, detections: &'a [Detection]) -> Problem<'a> {
-        Problem { images: &self.images, categories: &self.categories, truth: &self.boxes, detections }
+        Problem {
+            images: &self.images,
+            categories: &self.categories,
+            truth: &self.boxes,
+            detections,
+        }
     }
 }
 
@@ -99,7 +104,12 @@ pub struct Job<'a> {
 ///
 /// # Errors
 /// Bad data, a lost peer, images that were not counted exactly once, a signal.
-pub fn evaluate(detector: &Detector, job: &Job, truth: &mut Option<Arc<Truth>>, params: &Params) -> Result<Option<Report>> {
+pub fn evaluate(
+    detector: &Detector,
+    job: &Job,
+    truth: &mut Option<Arc<Truth>>,
+    params: &Params,
+) -> Result<Option<Report>> {
     let Some((detections, spent)) = infer::detect_all(detector, job)? else { return Ok(None) };
     let began = Instant::now();
     let truth = match truth {
@@ -107,7 +117,13 @@ pub fn evaluate(detector: &Detector, job: &Job, truth: &mut Option<Arc<Truth>>, 
         None => truth.insert(Arc::new(Truth::new(job.data)?)).clone(),
     };
     let evaluation = dw_metric::evaluate(&truth.problem(&detections), params);
-    Ok(Some(Report { evaluation, truth, detections, spent, matching_s: began.elapsed().as_secs_f64() }))
+    Ok(Some(Report {
+        evaluation,
+        truth,
+        detections,
+        spent,
+        matching_s: began.elapsed().as_secs_f64(),
+    }))
 }
 
 /// Detections as COCO's results format.

@@ -34,9 +34,11 @@ mod tests {
         let found: Vec<f64> = focal(&logits, &target, 0.25, 2.0).try_into().unwrap();
         let by_hand = |p: f64, alpha: f64| alpha * (1.0 - p).powi(2) * -p.ln();
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-        for (found, expected) in
-            found.iter().zip([by_hand(0.5, 0.25), by_hand(1.0 - sigmoid(2.0), 0.75), by_hand(1.0 - sigmoid(-1.0), 0.75)])
-        {
+        for (found, expected) in found.iter().zip([
+            by_hand(0.5, 0.25),
+            by_hand(1.0 - sigmoid(2.0), 0.75),
+            by_hand(1.0 - sigmoid(-1.0), 0.75),
+        ]) {
             assert!((found - expected).abs() < 1e-14, "{found} {expected}");
         }
     }

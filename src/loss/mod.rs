@@ -71,8 +71,11 @@ impl Loss {
 /// # Errors
 /// A lost peer.
 pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Loss> {
-    let scalars: Vec<Tensor> = terms.iter().flat_map(|t| [t.sum.detach(), t.by.value.shallow_clone()]).collect();
-    let mut host = Vec::<f64>::try_from(Tensor::stack(&scalars, 0).to_kind(tch::Kind::Double).to_device(tch::Device::Cpu))?;
+    let scalars: Vec<Tensor> =
+        terms.iter().flat_map(|t| [t.sum.detach(), t.by.value.shallow_clone()]).collect();
+    let mut host = Vec::<f64>::try_from(
+        Tensor::stack(&scalars, 0).to_kind(tch::Kind::Double).to_device(tch::Device::Cpu),
+    )?;
     host.push(f64::from(u8::from(stop)));
     world.all_reduce(&mut host, Op::Sum, "loss")?;
     let mut local = Tensor::zeros_like(&terms[0].sum.detach());
@@ -84,5 +87,11 @@ pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Loss> {
         denominators.push(denominator);
         without_positive &= !t.needs_positives || pair[0] == 0.0;
     }
-    Ok(Loss { local, terms: values, denominators, stop_votes: host[host.len() - 1] as usize, without_positive })
+    Ok(Loss {
+        local,
+        terms: values,
+        denominators,
+        stop_votes: host[host.len() - 1] as usize,
+        without_positive,
+    })
 }

@@ -25,11 +25,13 @@ impl DeformConv {
         let ConvSpec { input, output, kernel, stride, groups, bias, .. } = spec;
         // Per tap: dy, dx and the mask.
         let taps = kernel * kernel;
-        let offset_spec = ConvSpec { output: 3 * taps, groups: 1, init: offsets, bias: Some(0.0), ..spec };
+        let offset_spec =
+            ConvSpec { output: 3 * taps, groups: 1, init: offsets, bias: Some(0.0), ..spec };
         let offset = Conv::new(p, &format!("{name}.conv_offset"), offset_spec, trainable);
         let shape = [output, input / groups, kernel, kernel];
         let weight = p.param(format!("{name}.weight"), &shape, Init::UniformFanIn, trainable, true);
-        let bias = bias.map(|b| p.param(format!("{name}.bias"), &[output], Init::Const(b), trainable, true));
+        let bias = bias
+            .map(|b| p.param(format!("{name}.bias"), &[output], Init::Const(b), trainable, true));
         Self { offset, weight, bias, stride, groups }
     }
 
@@ -37,7 +39,8 @@ impl DeformConv {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let taps = self.weight.size()[2] * self.weight.size()[3];
         let predicted = self.offset.forward(x);
-        let (offset, mask) = (predicted.narrow(1, 0, 2 * taps), predicted.narrow(1, 2 * taps, taps).sigmoid());
+        let (offset, mask) =
+            (predicted.narrow(1, 0, 2 * taps), predicted.narrow(1, 2 * taps, taps).sigmoid());
         let y = deform_conv2d(x, &offset, &mask, &self.weight, self.stride, self.groups);
         match &self.bias {
             Some(bias) => y + bias.view([1, -1, 1, 1]),
@@ -60,7 +63,14 @@ const CHUNK: i64 = 1 << 24;
 ///
 /// `x` `[B, Cin, H, W]`, `offset` `[B, 2 K, H', W']` in cells as (dy, dx) for each of the K taps, `mask` `[B, K, H', W']`,
 /// `weight` `[Cout, Cin / groups, k, k]`; gives `[B, Cout, H', W']`. Positions outside the input read zeros, corner by corner.
-pub fn deform_conv2d(x: &Tensor, offset: &Tensor, mask: &Tensor, weight: &Tensor, stride: i64, groups: i64) -> Tensor {
+pub fn deform_conv2d(
+    x: &Tensor,
+    offset: &Tensor,
+    mask: &Tensor,
+    weight: &Tensor,
+    stride: i64,
+    groups: i64,
+) -> Tensor {
     let padding = weight.size()[2] / 2;
     torch::deform_conv2d(x, offset, mask, weight, [stride, padding, groups, CHUNK])
 }
@@ -105,21 +115,36 @@ mod tests {
     /// outside, one tap; whole and in chunks of one row.
     #[test]
     fn equals_torchvision() {
-        let cases = weights::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/deform/cases.safetensors")).unwrap();
+        let cases = weights::read(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/deform/cases.safetensors"),
+        )
+        .unwrap();
         for case in 0..5 {
             let of = |name: &str| cases[&format!("{case}.{name}")].shallow_clone();
             let numbers = Vec::<i64>::try_from(of("stride_groups")).unwrap();
-            for (kind, chunk, tolerance) in [(Kind::Double, CHUNK, 1e-12), (Kind::Double, 1, 1e-12), (Kind::Float, CHUNK, 1e-4)] {
+            for (kind, chunk, tolerance) in
+                [(Kind::Double, CHUNK, 1e-12), (Kind::Double, 1, 1e-12), (Kind::Float, CHUNK, 1e-4)]
+            {
                 let names = ["x", "offset", "mask", "weight"];
                 let leaves = names.map(|n| of(n).copy().to_kind(kind).set_requires_grad(true));
                 let [x, offset, mask, weight] = &leaves;
                 let padding = weight.size()[2] / 2;
-                let y = torch::deform_conv2d(x, offset, mask, weight, [numbers[0], padding, numbers[1], chunk]);
+                let y = torch::deform_conv2d(
+                    x,
+                    offset,
+                    mask,
+                    weight,
+                    [numbers[0], padding, numbers[1], chunk],
+                );
                 (&y * of("r").to_kind(kind)).sum(kind).backward();
                 let close = |what: &str, found: &Tensor, expected: &Tensor| {
-                    let off = (found.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
+                    let off =
+                        (found.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
                     let scale = expected.abs().max().double_value(&[]).max(1.0);
-                    assert!(off <= tolerance * scale, "case {case}, {kind:?}, chunk {chunk}: {what} is off by {off:e}");
+                    assert!(
+                        off <= tolerance * scale,
+                        "case {case}, {kind:?}, chunk {chunk}: {what} is off by {off:e}"
+                    );
                 };
                 close("the value", &y.detach(), &of("y"));
                 for (name, leaf) in names.iter().zip(&leaves) {
@@ -136,7 +161,14 @@ mod tests {
         let options = (Kind::Double, tch::Device::Cpu);
         let x = Tensor::randn([2, 8, 9, 7], options).set_requires_grad(true);
         let weight = Tensor::randn([6, 4, 3, 3], options);
-        let y = deform_conv2d(&x, &Tensor::zeros([2, 18, 5, 4], options), &Tensor::ones([2, 9, 5, 4], options), &weight, 2, 2);
+        let y = deform_conv2d(
+            &x,
+            &Tensor::zeros([2, 18, 5, 4], options),
+            &Tensor::ones([2, 9, 5, 4], options),
+            &weight,
+            2,
+            2,
+        );
         let plain = x.conv2d::<Tensor>(&weight, None, [2, 2], [1, 1], [1, 1], 2);
         assert!(y.allclose(&plain, 0.0, 1e-12, false));
         y.sum(Kind::Double).backward();

@@ -24,26 +24,35 @@ impl Fpn {
             init: Init::XavierUniform,
             bias: Some(0.0),
         };
-        let lateral =
-            inputs.iter().enumerate().map(|(i, &c)| Conv::new(p, &format!("neck.lateral_convs.{i}.conv"), spec(c, 1, 1), true)).collect();
+        let lateral = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, &c)| {
+                Conv::new(p, &format!("neck.lateral_convs.{i}.conv"), spec(c, 1, 1), true)
+            })
+            .collect();
         let strides = [1, 1, 1, 2, 2];
         let output = strides
             .iter()
             .enumerate()
-            .map(|(i, &s)| Conv::new(p, &format!("neck.fpn_convs.{i}.conv"), spec(channels, 3, s), true))
+            .map(|(i, &s)| {
+                Conv::new(p, &format!("neck.fpn_convs.{i}.conv"), spec(channels, 3, s), true)
+            })
             .collect();
         Self { lateral, output }
     }
 
     /// `[C3, C4, C5]` to `[P3, P4, P5, P6, P7]`; P7 is made of relu(P6), P6 of P5 as it is.
     pub fn forward(&self, c: &[Tensor]) -> Vec<Tensor> {
-        let mut lateral: Vec<Tensor> = c.iter().zip(&self.lateral).map(|(x, conv)| conv.forward(x)).collect();
+        let mut lateral: Vec<Tensor> =
+            c.iter().zip(&self.lateral).map(|(x, conv)| conv.forward(x)).collect();
         for i in (1..lateral.len()).rev() {
             let size = lateral[i - 1].size();
             let up = lateral[i].upsample_nearest2d([size[2], size[3]], None, None);
             lateral[i - 1] = &lateral[i - 1] + up;
         }
-        let mut p: Vec<Tensor> = lateral.iter().zip(&self.output).map(|(x, conv)| conv.forward(x)).collect();
+        let mut p: Vec<Tensor> =
+            lateral.iter().zip(&self.output).map(|(x, conv)| conv.forward(x)).collect();
         p.push(self.output[3].forward(&p[2]));
         p.push(self.output[4].forward(&p[3].relu()));
         p
@@ -53,7 +62,8 @@ impl Fpn {
     pub fn cost(&self, c: &[Size]) -> (u64, Vec<Size>) {
         let mut sizes = c.to_vec();
         let lateral: u64 = c.iter().zip(&self.lateral).map(|(size, conv)| conv.cost(*size).0).sum();
-        let mut output: u64 = c.iter().zip(&self.output).map(|(size, conv)| conv.cost(*size).0).sum();
+        let mut output: u64 =
+            c.iter().zip(&self.output).map(|(size, conv)| conv.cost(*size).0).sum();
         for conv in &self.output[c.len()..] {
             let (macs, size) = conv.cost(sizes[sizes.len() - 1]);
             output += macs;

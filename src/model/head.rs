@@ -48,11 +48,18 @@ impl Outputs {
     /// All levels as rows of points.
     pub fn flatten(&self) -> Predictions {
         let rows = |levels: &[Tensor]| {
-            let flat: Vec<Tensor> = levels.iter().map(|t| t.permute([0, 2, 3, 1]).flatten(1, 2)).collect();
+            let flat: Vec<Tensor> =
+                levels.iter().map(|t| t.permute([0, 2, 3, 1]).flatten(1, 2)).collect();
             Tensor::cat(&flat, 1)
         };
-        let (cls, distances, quality) = (rows(&self.cls), rows(&self.distances), rows(&self.quality).squeeze_dim(-1));
-        Predictions { cls, distances, quality, grid: Grid { sizes: self.sizes(), offset: self.offset } }
+        let (cls, distances, quality) =
+            (rows(&self.cls), rows(&self.distances), rows(&self.quality).squeeze_dim(-1));
+        Predictions {
+            cls,
+            distances,
+            quality,
+            grid: Grid { sizes: self.sizes(), offset: self.offset },
+        }
     }
 
     /// `(h, w)` of each level.
@@ -100,7 +107,13 @@ impl Head {
                     let name = format!("bbox_head.{name}.{i}");
                     let c = if config.dcn_last_conv && i + 1 == STACKED {
                         // mmdetection's start of the head reaches the offsets' convolution, too.
-                        AnyConv::Deform(DeformConv::new(p, &format!("{name}.conv"), in_tower, Init::Normal(0.01), true))
+                        AnyConv::Deform(DeformConv::new(
+                            p,
+                            &format!("{name}.conv"),
+                            in_tower,
+                            Init::Normal(0.01),
+                            true,
+                        ))
                     } else {
                         AnyConv::Plain(Conv::new(p, &format!("{name}.conv"), in_tower, true))
                     };
@@ -117,11 +130,26 @@ impl Head {
             quality_tower: config.quality_tower,
             cls_tower,
             reg_tower,
-            cls: Conv::new(p, "bbox_head.conv_cls", conv(classes, -((1.0 - START_SCORE) / START_SCORE).ln()), true),
+            cls: Conv::new(
+                p,
+                "bbox_head.conv_cls",
+                conv(classes, -((1.0 - START_SCORE) / START_SCORE).ln()),
+                true,
+            ),
             reg: Conv::new(p, "bbox_head.conv_reg", conv(4, start_distance), true),
             quality: Conv::new(p, "bbox_head.conv_centerness", conv(1, 0.0), true),
             offset: config.refine.then(|| Conv::new(p, "bbox_head.reg_offset", conv(8, 0.0), true)),
-            scales: (0..STRIDES.len()).map(|i| p.param(format!("bbox_head.scales.{i}.scale"), &[], Init::Const(1.0), true, true)).collect(),
+            scales: (0..STRIDES.len())
+                .map(|i| {
+                    p.param(
+                        format!("bbox_head.scales.{i}.scale"),
+                        &[],
+                        Init::Const(1.0),
+                        true,
+                        true,
+                    )
+                })
+                .collect(),
         }
     }
 
@@ -130,7 +158,9 @@ impl Head {
         let mut out = Outputs { cls: vec![], distances: vec![], quality: vec![], offset };
         for (level, x) in pyramid.iter().enumerate() {
             let run = |tower: &[(AnyConv, Norm)]| {
-                tower.iter().fold(x.shallow_clone(), |y, (conv, norm)| norm.forward(&conv.forward(&y), true).relu_())
+                tower.iter().fold(x.shallow_clone(), |y, (conv, norm)| {
+                    norm.forward(&conv.forward(&y), true).relu_()
+                })
             };
             let (cls, reg) = (run(&self.cls_tower), run(&self.reg_tower));
             let stride = STRIDES[level];
@@ -145,7 +175,11 @@ impl Head {
             };
             out.cls.push(self.cls.forward(&cls));
             out.distances.push(distances);
-            out.quality.push(self.quality.forward(if self.quality_tower == Tower::Cls { &cls } else { &reg }));
+            out.quality.push(self.quality.forward(if self.quality_tower == Tower::Cls {
+                &cls
+            } else {
+                &reg
+            }));
         }
         out
     }
@@ -154,7 +188,8 @@ impl Head {
     pub fn cost(&self, p: &[Size]) -> u64 {
         let last = [Some(&self.cls), Some(&self.reg), Some(&self.quality), self.offset.as_ref()];
         let level = |size: Size| -> u64 {
-            let towers = self.cls_tower.iter().chain(&self.reg_tower).map(|(conv, _)| conv.cost(size).0);
+            let towers =
+                self.cls_tower.iter().chain(&self.reg_tower).map(|(conv, _)| conv.cost(size).0);
             towers.chain(last.iter().flatten().map(|conv| conv.cost(size).0)).sum()
         };
         p.iter().map(|&size| level(size)).sum()
@@ -171,9 +206,11 @@ fn refine(distances: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
     let (b, h, w) = (size[0], size[2], size[3]);
     let (kind, device) = (distances.kind(), distances.device());
     let points = boxes::level_points(h, w, stride, 0.5, kind, device).view([1, h, w, 2]);
-    let map = boxes::decode(&points, &distances.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]).contiguous();
+    let map =
+        boxes::decode(&points, &distances.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]).contiguous();
     // Shift to the side's midpoint, in cells: x1 and x2 move along x, y1 and y2 along y.
-    let constant = |v: [f32; 4]| Tensor::from_slice(&v).to_kind(kind).to_device(device).view([1, 4, 1, 1]);
+    let constant =
+        |v: [f32; 4]| Tensor::from_slice(&v).to_kind(kind).to_device(device).view([1, 4, 1, 1]);
     let shift = distances * constant([-1.0, -1.0, 1.0, 1.0]) / stride as f64;
     let offsets = offsets.contiguous().view([b, 4, 2, h, w]);
     let along_x = constant([1.0, 0.0, 1.0, 0.0]);
@@ -182,8 +219,10 @@ fn refine(distances: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
     let x = offsets.select(2, 1) + &shift * along_x + cells(w).view([1, 1, 1, w]);
     let y = offsets.select(2, 0) + &shift * along_y + cells(h).view([1, 1, h, 1]);
     // grid_sample's coordinates with align_corners = false.
-    let grid = Tensor::stack(&[(x * 2.0 + 1.0) / w as f64 - 1.0, (y * 2.0 + 1.0) / h as f64 - 1.0], -1);
-    let sampled = map.view([b * 4, 1, h, w]).grid_sampler_2d(&grid.view([b * 4, h, w, 2]), 0, 0, false);
+    let grid =
+        Tensor::stack(&[(x * 2.0 + 1.0) / w as f64 - 1.0, (y * 2.0 + 1.0) / h as f64 - 1.0], -1);
+    let sampled =
+        map.view([b * 4, 1, h, w]).grid_sampler_2d(&grid.view([b * 4, h, w, 2]), 0, 0, false);
     let sampled = sampled.view([b, 4, h, w]).permute([0, 2, 3, 1]);
     boxes::encode(&points, &sampled).relu().permute([0, 3, 1, 2])
 }
@@ -204,8 +243,10 @@ pub struct Scored {
 /// Scores and boxes of a batch.
 pub fn scored(outputs: &Outputs, rank: Rank) -> Scored {
     let p = outputs.flatten();
-    let (cls, quality) = (p.cls.to_kind(Kind::Float).sigmoid(), p.quality.to_kind(Kind::Float).sigmoid());
-    let boxes = boxes::decode(&p.grid.points(Kind::Float, cls.device()), &p.distances.to_kind(Kind::Float));
+    let (cls, quality) =
+        (p.cls.to_kind(Kind::Float).sigmoid(), p.quality.to_kind(Kind::Float).sigmoid());
+    let boxes =
+        boxes::decode(&p.grid.points(Kind::Float, cls.device()), &p.distances.to_kind(Kind::Float));
     let levels = p.grid.sizes.iter().map(|(h, w)| (h * w) as usize).collect();
     match rank {
         Rank::Score => Scored { ranked: cls * quality.unsqueeze(-1), factor: None, boxes, levels },
@@ -222,30 +263,50 @@ mod tests {
     fn head(config: &ModelConfig) -> (Params, Head) {
         tch::manual_seed(5);
         let mut params = Params::new(Kind::Double, Device::Cpu);
-        let head = Head::new(&mut params, &ModelConfig { channels: 8, refine: false, ..config.clone() }, 2);
+        let head = Head::new(
+            &mut params,
+            &ModelConfig { channels: 8, refine: false, ..config.clone() },
+            2,
+        );
         (params, head)
     }
 
     /// FCOS's plain head: exponential distances in pixels, quality from the class tower, towers without bias.
     #[test]
     fn the_plain_head() {
-        let plain = ModelConfig { distances: Distances::Exp, quality_tower: Tower::Cls, tower_bias: false, ..ModelConfig::default() };
-        let pyramid: Vec<Tensor> = (0..5).map(|_| Tensor::randn([1, 8, 4, 4], (Kind::Double, Device::Cpu))).collect();
-        for (config, tower, biases) in [(plain, "cls_convs", 0), (ModelConfig::default(), "reg_convs", 8)] {
+        let plain = ModelConfig {
+            distances: Distances::Exp,
+            quality_tower: Tower::Cls,
+            tower_bias: false,
+            ..ModelConfig::default()
+        };
+        let pyramid: Vec<Tensor> =
+            (0..5).map(|_| Tensor::randn([1, 8, 4, 4], (Kind::Double, Device::Cpu))).collect();
+        for (config, tower, biases) in
+            [(plain, "cls_convs", 0), (ModelConfig::default(), "reg_convs", 8)]
+        {
             let (params, head) = head(&config);
-            let in_towers = params.entries.iter().filter(|e| e.name.contains("_convs") && e.name.ends_with("conv.bias"));
+            let in_towers = params
+                .entries
+                .iter()
+                .filter(|e| e.name.contains("_convs") && e.name.ends_with("conv.bias"));
             assert_eq!(in_towers.count(), biases);
             let out = head.forward(&pyramid, 0.5);
             out.quality[0].sum(Kind::Double).backward();
             for other in ["cls_convs", "reg_convs"] {
-                let weight = params.entries.iter().find(|e| e.name == format!("bbox_head.{other}.0.conv.weight")).unwrap();
+                let weight = params
+                    .entries
+                    .iter()
+                    .find(|e| e.name == format!("bbox_head.{other}.0.conv.weight"))
+                    .unwrap();
                 assert_eq!(weight.tensor.grad().defined(), other == tower, "{other}");
             }
             // A level's scale multiplies before the exponential, and before the stride.
             let (before, scale) = (out.distances[4].copy(), head.scales[4].shallow_clone());
             tch::no_grad(|| drop(scale.shallow_clone().fill_(2.0)));
             let after = head.forward(&pyramid, 0.5).distances[4].shallow_clone();
-            let expected = if config.distances == Distances::Exp { before.square() } else { before * 2.0 };
+            let expected =
+                if config.distances == Distances::Exp { before.square() } else { before * 2.0 };
             assert!(after.allclose(&expected, 1e-12, 0.0, false), "{:?}", config.distances);
         }
     }

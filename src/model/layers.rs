@@ -53,14 +53,28 @@ impl Conv {
     /// A convolution named `name`, padded to keep the size at stride 1.
     pub fn new(p: &mut Params, name: &str, spec: ConvSpec, trainable: bool) -> Self {
         let ConvSpec { input, output, kernel, stride, groups, init, bias } = spec;
-        let weight = p.param(format!("{name}.weight"), &[output, input / groups, kernel, kernel], init, trainable, true);
-        let bias = bias.map(|b| p.param(format!("{name}.bias"), &[output], Init::Const(b), trainable, true));
+        let weight = p.param(
+            format!("{name}.weight"),
+            &[output, input / groups, kernel, kernel],
+            init,
+            trainable,
+            true,
+        );
+        let bias = bias
+            .map(|b| p.param(format!("{name}.bias"), &[output], Init::Const(b), trainable, true));
         Self { weight, bias, stride, padding: kernel / 2, groups }
     }
 
     /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&self.weight, self.bias.as_ref(), [self.stride, self.stride], [self.padding, self.padding], [1i64, 1], self.groups)
+        x.conv2d(
+            &self.weight,
+            self.bias.as_ref(),
+            [self.stride, self.stride],
+            [self.padding, self.padding],
+            [1i64, 1],
+            self.groups,
+        )
     }
 
     /// Multiply-adds for an input of `size`, and the output's size.
@@ -107,8 +121,16 @@ fn groups(channels: i64) -> i64 {
 
 impl Norm {
     /// A norm layer of `kind` named `name`, starting with scale `scale`.
-    pub fn new(p: &mut Params, name: &str, channels: i64, kind: NormKind, scale: f64, trainable: bool) -> Self {
-        let weight = p.param(format!("{name}.weight"), &[channels], Init::Const(scale), trainable, false);
+    pub fn new(
+        p: &mut Params,
+        name: &str,
+        channels: i64,
+        kind: NormKind,
+        scale: f64,
+        trainable: bool,
+    ) -> Self {
+        let weight =
+            p.param(format!("{name}.weight"), &[channels], Init::Const(scale), trainable, false);
         let bias = p.param(format!("{name}.bias"), &[channels], Init::Const(0.0), trainable, false);
         if kind == NormKind::Gn {
             return Self::Group { weight, bias, groups: groups(channels) };
@@ -124,10 +146,19 @@ impl Norm {
     /// Normalises `[B, C, H, W]`; `train` updates batch statistics where they are not fixed.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         match self {
-            Self::Batch { weight, bias, mean, var, fixed } => {
-                x.batch_norm(Some(weight), Some(bias), Some(mean), Some(var), train && !fixed, 0.1, 1e-5, true)
+            Self::Batch { weight, bias, mean, var, fixed } => x.batch_norm(
+                Some(weight),
+                Some(bias),
+                Some(mean),
+                Some(var),
+                train && !fixed,
+                0.1,
+                1e-5,
+                true,
+            ),
+            Self::Group { weight, bias, groups } => {
+                x.group_norm(*groups, Some(weight), Some(bias), 1e-5, true)
             }
-            Self::Group { weight, bias, groups } => x.group_norm(*groups, Some(weight), Some(bias), 1e-5, true),
         }
     }
 }

@@ -22,7 +22,11 @@ pub enum Init {
 /// A convolution's weights with the channels innermost in memory, which is the layout of the images: libtorch would
 /// otherwise convert weights that are not trained in every step (trained ones get their layout from the flat buffers).
 fn channels_last(t: &Tensor) -> Tensor {
-    if t.dim() == 4 { t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { t.shallow_clone() }
+    if t.dim() == 4 {
+        t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    } else {
+        t.shallow_clone()
+    }
 }
 
 /// What a named tensor is to the network.
@@ -72,7 +76,14 @@ impl Params {
         Self { entries: vec![], kind, device }
     }
 
-    fn push(&mut self, name: String, tensor: &Tensor, trainable: bool, decay: bool, role: Role) -> Tensor {
+    fn push(
+        &mut self,
+        name: String,
+        tensor: &Tensor,
+        trainable: bool,
+        decay: bool,
+        role: Role,
+    ) -> Tensor {
         let tensor = channels_last(&tensor.to_device(self.device)).set_requires_grad(trainable);
         let shared = tensor.shallow_clone();
         self.entries.push(Entry { name, tensor, trainable, decay, role });
@@ -80,10 +91,18 @@ impl Params {
     }
 
     /// Adds a parameter.
-    pub fn param(&mut self, name: impl Into<String>, shape: &[i64], init: Init, trainable: bool, decay: bool) -> Tensor {
+    pub fn param(
+        &mut self,
+        name: impl Into<String>,
+        shape: &[i64],
+        init: Init,
+        trainable: bool,
+        decay: bool,
+    ) -> Tensor {
         let options = (self.kind, Device::Cpu);
         let receptive: i64 = shape.iter().skip(2).product();
-        let (fan_in, fan_out) = (receptive * shape.get(1).unwrap_or(&1), receptive * shape.first().unwrap_or(&1));
+        let (fan_in, fan_out) =
+            (receptive * shape.get(1).unwrap_or(&1), receptive * shape.first().unwrap_or(&1));
         let mut t = Tensor::zeros(shape, options);
         let _ = match init {
             Init::Const(v) => t.fill_(v),
@@ -102,20 +121,36 @@ impl Params {
     }
 
     /// Adds numbers that SGD does not train, all `value` at the start.
-    pub fn buffer(&mut self, name: impl Into<String>, shape: &[i64], value: f64, role: Role) -> Tensor {
+    pub fn buffer(
+        &mut self,
+        name: impl Into<String>,
+        shape: &[i64],
+        value: f64,
+        role: Role,
+    ) -> Tensor {
         let t = Tensor::full(shape, value, (self.kind, Device::Cpu));
         self.push(name.into(), &t, false, false, role)
     }
 
     /// Adds an integer counter (batch norm's `num_batches_tracked`, which loaders of other tools expect).
     pub fn counter(&mut self, name: impl Into<String>) -> Tensor {
-        self.push(name.into(), &Tensor::zeros([0i64; 0], (Kind::Int64, Device::Cpu)), false, false, Role::Counter)
+        self.push(
+            name.into(),
+            &Tensor::zeros([0i64; 0], (Kind::Int64, Device::Cpu)),
+            false,
+            false,
+            Role::Counter,
+        )
     }
 
     /// Number of trained and of all parameters.
     pub fn counts(&self) -> (usize, usize) {
         let of = |only: bool| {
-            self.entries.iter().filter(|e| e.role == Role::Parameter && (e.trainable || !only)).map(|e| e.tensor.numel()).sum()
+            self.entries
+                .iter()
+                .filter(|e| e.role == Role::Parameter && (e.trainable || !only))
+                .map(|e| e.tensor.numel())
+                .sum()
         };
         (of(true), of(false))
     }

@@ -96,12 +96,16 @@ impl Block {
                 y = y.relu_();
             }
         }
-        let skip = self.shortcut.as_ref().map_or_else(|| x.shallow_clone(), |(conv, norm)| norm.forward(&conv.forward(x), train));
+        let skip = self.shortcut.as_ref().map_or_else(
+            || x.shallow_clone(),
+            |(conv, norm)| norm.forward(&conv.forward(x), train),
+        );
         (y + skip).relu_()
     }
 
     fn cost(&self, input: Size) -> (u64, Size) {
-        let (mut macs, mut size) = (self.shortcut.as_ref().map_or(0, |(conv, _)| conv.cost(input).0), input);
+        let (mut macs, mut size) =
+            (self.shortcut.as_ref().map_or(0, |(conv, _)| conv.cost(input).0), input);
         for (conv, _) in &self.convs {
             let (m, s) = conv.cost(size);
             (macs, size) = (macs + m, s);
@@ -153,7 +157,11 @@ impl ResNet {
                 let stride = if i == 0 && stage > 0 { 2 } else { 1 };
                 let shapes = if backbone.bottleneck() {
                     let inner = backbone.inner(planes);
-                    vec![(input, inner, 1, 1, 1), (inner, inner, 3, stride, backbone.groups()), (inner, output, 1, 1, 1)]
+                    vec![
+                        (input, inner, 1, 1, 1),
+                        (inner, inner, 3, stride, backbone.groups()),
+                        (inner, output, 1, 1, 1),
+                    ]
                 } else {
                     vec![(input, planes, 3, stride, 1), (planes, planes, 3, 1, 1)]
                 };
@@ -165,14 +173,28 @@ impl ResNet {
                     let scale = if n + 1 == shapes.len() { 0.0 } else { 1.0 };
                     let conv_name = format!("{name}.conv{}", n + 1);
                     let c = if deformable && k == 3 {
-                        AnyConv::Deform(DeformConv::new(p, &conv_name, conv(a, b, k, s, g), Init::Const(0.0), trainable))
+                        AnyConv::Deform(DeformConv::new(
+                            p,
+                            &conv_name,
+                            conv(a, b, k, s, g),
+                            Init::Const(0.0),
+                            trainable,
+                        ))
                     } else {
                         AnyConv::Plain(Conv::new(p, &conv_name, conv(a, b, k, s, g), trainable))
                     };
-                    convs.push((c, Norm::new(p, &format!("{name}.{kind}{}", n + 1), b, norm, scale, trainable)));
+                    convs.push((
+                        c,
+                        Norm::new(p, &format!("{name}.{kind}{}", n + 1), b, norm, scale, trainable),
+                    ));
                 }
                 let shortcut = (stride != 1 || input != output).then(|| {
-                    let c = Conv::new(p, &format!("{name}.downsample.0"), conv(input, output, 1, stride, 1), trainable);
+                    let c = Conv::new(
+                        p,
+                        &format!("{name}.downsample.0"),
+                        conv(input, output, 1, stride, 1),
+                        trainable,
+                    );
                     (c, Norm::new(p, &format!("{name}.downsample.1"), output, norm, 1.0, trainable))
                 });
                 list.push(Block { convs, shortcut });
@@ -224,13 +246,20 @@ mod tests {
     /// Multiply-adds at 224 x 224 as published for the classifiers, less their last layer (2048 x 1000).
     #[test]
     fn cost_is_the_published_one() {
-        for (backbone, giga) in [(Backbone::Resnet50, 4.09), (Backbone::Resnet101, 7.80), (Backbone::Resnext101x64x4d, 15.46)] {
+        for (backbone, giga) in [
+            (Backbone::Resnet50, 4.09),
+            (Backbone::Resnet101, 7.80),
+            (Backbone::Resnext101x64x4d, 15.46),
+        ] {
             let mut p = Params::new(Kind::Float, Device::Cpu);
             let net = ResNet::new(&mut p, &ModelConfig { backbone, ..ModelConfig::default() });
             let (macs, sizes) = net.cost((224, 224));
             assert_eq!(sizes, [(56, 56), (28, 28), (14, 14), (7, 7)]);
             let found = (macs as f64 + 2048e3) / 1e9;
-            assert!((found - giga).abs() < 0.03, "{backbone:?}: {found} giga multiply-adds, published {giga}");
+            assert!(
+                (found - giga).abs() < 0.03,
+                "{backbone:?}: {found} giga multiply-adds, published {giga}"
+            );
         }
     }
 

@@ -26,10 +26,19 @@ pub struct LoadReport {
 impl std::fmt::Display for LoadReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} tensors matched", self.matched)?;
-        for (what, names) in [("missing in the file", &self.missing), ("of another shape", &self.reshaped), ("not used", &self.unused)] {
+        for (what, names) in [
+            ("missing in the file", &self.missing),
+            ("of another shape", &self.reshaped),
+            ("not used", &self.unused),
+        ] {
             if !names.is_empty() {
                 let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-                write!(f, "; {} {what}: {shown}{}", names.len(), if names.len() > 5 { ", ..." } else { "" })?;
+                write!(
+                    f,
+                    "; {} {what}: {shown}{}",
+                    names.len(),
+                    if names.len() > 5 { ", ..." } else { "" }
+                )?;
             }
         }
         Ok(())
@@ -61,16 +70,26 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 
 fn tensor(file: &Weights, name: &str) -> Result<Tensor> {
     let t = &file.tensors[name];
-    let kind = kind(t.dtype)
-        .ok_or_else(|| Error::Data(format!("{}: `{name}`: numbers of type {:?} cannot be used", file.path.display(), t.dtype)))?;
+    let kind = kind(t.dtype).ok_or_else(|| {
+        Error::Data(format!(
+            "{}: `{name}`: numbers of type {:?} cannot be used",
+            file.path.display(),
+            t.dtype
+        ))
+    })?;
     let shape: Vec<i64> = t.shape.iter().map(|&n| n as i64).collect();
     let tensor = Tensor::f_from_data_size(&file.read(name)?, &shape, kind)?;
-    let finite = !tensor.is_floating_point() || tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1;
+    let finite =
+        !tensor.is_floating_point() || tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1;
     if finite { Ok(tensor) } else { Err(Error::Data(not_finite(file, name))) }
 }
 
 fn not_finite(file: &Weights, name: &str) -> String {
-    format!("{}: `{}` holds numbers that are not finite (NaN or infinity): a training that diverged?", file.path.display(), shown(name))
+    format!(
+        "{}: `{}` holds numbers that are not finite (NaN or infinity): a training that diverged?",
+        file.path.display(),
+        shown(name)
+    )
 }
 
 /// All tensors of a weight file by name.
@@ -91,7 +110,9 @@ pub fn load(file: &Weights, params: &mut Params) -> Result<LoadReport> {
     let mut used = BTreeSet::new();
     for e in &mut params.entries {
         let bare = e.name.strip_prefix("backbone.").unwrap_or(&e.name);
-        let Some((name, t)) = file.tensors.get_key_value(&e.name).or_else(|| file.tensors.get_key_value(bare)) else {
+        let Some((name, t)) =
+            file.tensors.get_key_value(&e.name).or_else(|| file.tensors.get_key_value(bare))
+        else {
             report.missing.push(e.name.clone());
             continue;
         };
@@ -101,7 +122,12 @@ pub fn load(file: &Weights, params: &mut Params) -> Result<LoadReport> {
             tch::no_grad(|| e.tensor.copy_(&value));
             report.matched += 1;
         } else {
-            report.reshaped.push(format!("{} (network {:?}, file {:?})", e.name, e.tensor.size(), t.shape));
+            report.reshaped.push(format!(
+                "{} (network {:?}, file {:?})",
+                e.name,
+                e.tensor.size(),
+                t.shape
+            ));
         }
     }
     report.unused = file.tensors.keys().filter(|k| !used.contains(k)).cloned().collect();

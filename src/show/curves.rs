@@ -25,8 +25,13 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
     let rows = jsonl::read(&file)?;
     // The loss and its terms, whatever the strategy calls them, in the order of the rows.
     let is_loss = |name: &&String| *name == "loss" || name.starts_with("loss_");
-    let names: Vec<&str> =
-        rows.iter().find(|r| r.contains_key("loss")).into_iter().flat_map(|r| r.keys().filter(is_loss)).map(String::as_str).collect();
+    let names: Vec<&str> = rows
+        .iter()
+        .find(|r| r.contains_key("loss"))
+        .into_iter()
+        .flat_map(|r| r.keys().filter(is_loss))
+        .map(String::as_str)
+        .collect();
     let losses = series(&rows, &names);
     if losses.iter().all(|s| s.1.is_empty()) {
         return Err(Error::Data(format!("{}: no steps in it yet", file.display())));
@@ -39,7 +44,13 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
         root.fill(&WHITE).map_err(failed)?;
         let (top, bottom) = root.split_vertically(HEIGHT * 6 / 10);
         let highest = losses.iter().flat_map(|s| smooth(&s.1)).map(|p| p.1).fold(0.0, f64::max);
-        panel(&top, "loss (running mean)", &losses.iter().map(|(n, p)| (n.clone(), smooth(p))).collect(), highest * 1.05, 8)?;
+        panel(
+            &top,
+            "loss (running mean)",
+            &losses.iter().map(|(n, p)| (n.clone(), smooth(p))).collect(),
+            highest * 1.05,
+            8,
+        )?;
         // 0 to 1 in tenths.
         panel(&bottom, "AP on the validation split", &aps, 1.0, 11)?;
         root.present().map_err(failed)?;
@@ -53,7 +64,10 @@ fn series(rows: &[Map<String, Value>], names: &[&str]) -> Series {
         .map(|name| {
             let mut points = std::collections::BTreeMap::new();
             for row in rows {
-                if let (Some(step), Some(v)) = (row.get("step").and_then(Value::as_u64), row.get(*name).and_then(Value::as_f64)) {
+                if let (Some(step), Some(v)) = (
+                    row.get("step").and_then(Value::as_u64),
+                    row.get(*name).and_then(Value::as_f64),
+                ) {
                     points.insert(step, v);
                 }
             }
@@ -73,7 +87,13 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str, lines: &Series, top: f64, labels: usize) -> Result<()> {
+fn panel(
+    area: &DrawingArea<BitMapBackend, plotters::coord::Shift>,
+    title: &str,
+    lines: &Series,
+    top: f64,
+    labels: usize,
+) -> Result<()> {
     let last = lines.iter().filter_map(|s| s.1.last()).map(|p| p.0).fold(1.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 20))
@@ -102,12 +122,21 @@ fn panel(area: &DrawingArea<BitMapBackend, plotters::coord::Shift>, title: &str,
             .label(label)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
         chart
-            .draw_series(points.iter().take(if points.len() < 50 { 50 } else { 0 }).map(|p| Circle::new(*p, 3, color.filled())))
+            .draw_series(
+                points
+                    .iter()
+                    .take(if points.len() < 50 { 50 } else { 0 })
+                    .map(|p| Circle::new(*p, 3, color.filled())),
+            )
             .map_err(failed)?;
     }
     if lines.iter().any(|s| !s.1.is_empty()) {
         // Losses fall and AP rises: the corner that both leave free.
-        let corner = if title.starts_with("loss") { SeriesLabelPosition::UpperRight } else { SeriesLabelPosition::LowerRight };
+        let corner = if title.starts_with("loss") {
+            SeriesLabelPosition::UpperRight
+        } else {
+            SeriesLabelPosition::LowerRight
+        };
         let mut labels = chart.configure_series_labels();
         let labels = labels.position(corner).background_style(WHITE.mix(0.85)).border_style(BLACK);
         labels.label_font(("sans-serif", 14)).draw().map_err(failed)?;

@@ -30,7 +30,8 @@ pub fn place(size: (i32, i32), target: &Area, picture: (i32, i32), taken: &[Area
     let (w, h) = size;
     let (left, right) = (target.x, target.x + target.w - w);
     let (top, bottom) = (target.y, target.y + target.h);
-    let near = [top - h, top, bottom, bottom - h].into_iter().flat_map(|y| [left, right].map(|x| (x, y)));
+    let near =
+        [top - h, top, bottom, bottom - h].into_iter().flat_map(|y| [left, right].map(|x| (x, y)));
     // Sliding along an edge of the picture is still near.
     let slid = |x: i32| x.clamp(0, (picture.0 - w).max(0));
     let free = |&(x, y): &(i32, i32)| {
@@ -71,11 +72,18 @@ mod tests {
             let target = Area { x: 100 + i % 5, y: 60 + i % 3, w: 90, h: 60 };
             let target = if i % 7 == 0 { Area { x: 300, y: -20, ..target } } else { target };
             let label = place((70, 16), &target, picture, &taken).unwrap();
-            assert!(label.is_inside(picture) && !taken.iter().any(|t: &Area| t.meets(&label)), "{i}: {label:?}");
+            assert!(
+                label.is_inside(picture) && !taken.iter().any(|t: &Area| t.meets(&label)),
+                "{i}: {label:?}"
+            );
             taken.push(label);
         }
         let first = Area { x: 100, y: 60 - 16, w: 70, h: 16 };
-        assert_eq!(place((70, 16), &Area { x: 100, y: 60, w: 90, h: 60 }, picture, &[]), Some(first), "above its box");
+        assert_eq!(
+            place((70, 16), &Area { x: 100, y: 60, w: 90, h: 60 }, picture, &[]),
+            Some(first),
+            "above its box"
+        );
         assert_eq!(place((400, 16), &first, picture, &[]), None, "wider than the picture");
     }
 

@@ -23,7 +23,9 @@ pub const COLORS: [RGBColor; 7] = [
 fn font() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        if register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::HACK_REGULAR).is_err() {
+        if register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::HACK_REGULAR)
+            .is_err()
+        {
             tracing::warn!("the built-in font cannot be read: pictures have no text");
         }
     });
@@ -38,7 +40,10 @@ fn failed(e: impl std::fmt::Display) -> crate::Error {
 fn save_png(path: &std::path::Path, width: u32, height: u32, pixels: &[u8]) -> crate::Result<()> {
     let name = path.extension().and_then(|e| e.to_str());
     if name != Some("png") {
-        return Err(crate::Error::Usage(format!("-o {}: expected a name that ends in .png", path.display())));
+        return Err(crate::Error::Usage(format!(
+            "-o {}: expected a name that ends in .png",
+            path.display()
+        )));
     }
     let aside = path.with_extension("writing.png");
     image::save_buffer(&aside, pixels, width, height, image::ColorType::Rgb8).map_err(failed)?;

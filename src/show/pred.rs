@@ -46,7 +46,13 @@ pub struct Options {
 ///
 /// # Errors
 /// A damaged checkpoint or record, a file that cannot be written.
-pub fn draw(checkpoint: &Path, data: Option<&Path>, split: Option<&str>, o: &Options, out: &Path) -> Result<()> {
+pub fn draw(
+    checkpoint: &Path,
+    data: Option<&Path>,
+    split: Option<&str>,
+    o: &Options,
+    out: &Path,
+) -> Result<()> {
     let saved = app::Saved::find(checkpoint, o.config.as_deref(), &[])?;
     let mut config = saved.config.clone();
     if let Some(d) = data {
@@ -60,10 +66,20 @@ pub fn draw(checkpoint: &Path, data: Option<&Path>, split: Option<&str>, o: &Opt
     let data = Dataset::open(&d.shards, &split, o.count, false)?;
     let detector = saved.detector(&data, Device::Cpu)?;
     font();
-    let cells = data.records.iter().map(|&i| cell(&detector, &data, i, &config, o)).collect::<Result<Vec<_>>>()?;
+    let cells = data
+        .records
+        .iter()
+        .map(|&i| cell(&detector, &data, i, &config, o))
+        .collect::<Result<Vec<_>>>()?;
     let columns = (cells.len() as f64).sqrt().ceil() as usize;
     let rows: Vec<&[Cell]> = cells.chunks(columns).collect();
-    let width = rows.iter().map(|r| r.iter().map(|c| c.width + GAP).sum::<u32>()).max().unwrap_or(0).max(LEGEND_WIDTH) + GAP;
+    let width = rows
+        .iter()
+        .map(|r| r.iter().map(|c| c.width + GAP).sum::<u32>())
+        .max()
+        .unwrap_or(0)
+        .max(LEGEND_WIDTH)
+        + GAP;
     let row_height = CELL as u32 + CAPTION + GAP;
     let height = rows.len() as u32 * row_height + GAP + LEGEND;
     let mut sheet = vec![BACKGROUND; (width * height * 3) as usize];
@@ -83,7 +99,13 @@ pub fn draw(checkpoint: &Path, data: Option<&Path>, split: Option<&str>, o: &Opt
             let y = GAP + r as u32 * row_height + CELL as u32 + 2;
             let mut x = GAP;
             for c in *row {
-                text(&root, &shorten(&c.name, c.width as usize / LETTER), 12, (x as i32, y as i32), WHITE)?;
+                text(
+                    &root,
+                    &shorten(&c.name, c.width as usize / LETTER),
+                    12,
+                    (x as i32, y as i32),
+                    WHITE,
+                )?;
                 x += c.width + GAP;
             }
         }
@@ -109,15 +131,26 @@ fn truth_frame(root: &Root, corners: [(i32, i32); 2]) -> Result<()> {
 fn legend(root: &Root, y: i32, score: f32) -> Result<()> {
     let gap = GAP as i32;
     // On light, so that the frame's black edge shows as it does in a picture.
-    root.draw(&Rectangle::new([(gap, y + 3), (gap + 36, y + 21)], RGBColor(150, 150, 150).filled())).map_err(failed)?;
+    root.draw(&Rectangle::new(
+        [(gap, y + 3), (gap + 36, y + 21)],
+        RGBColor(150, 150, 150).filled(),
+    ))
+    .map_err(failed)?;
     truth_frame(root, [(gap + 6, y + 7), (gap + 30, y + 17)])?;
     text(root, "ground truth", 14, (gap + 44, y + 4), WHITE)?;
     let x = gap + 160;
     for (i, color) in COLORS.iter().take(3).enumerate() {
         let left = x + 14 * i as i32;
-        root.draw(&Rectangle::new([(left, y + 7), (left + 10, y + 17)], color.stroke_width(2))).map_err(failed)?;
+        root.draw(&Rectangle::new([(left, y + 7), (left + 10, y + 17)], color.stroke_width(2)))
+            .map_err(failed)?;
     }
-    text(root, &format!("prediction, a colour a class, score above {score}"), 14, (x + 50, y + 4), WHITE)
+    text(
+        root,
+        &format!("prediction, a colour a class, score above {score}"),
+        14,
+        (x + 50, y + 4),
+        WHITE,
+    )
 }
 
 /// One finished picture.
@@ -127,15 +160,24 @@ struct Cell {
     name: String,
 }
 
-fn cell(detector: &Detector, data: &Dataset, index: usize, config: &Config, o: &Options) -> Result<Cell> {
-    let found = detect_records(detector, data, &[index], config, Device::Cpu, &mut Spent::default())?.remove(0);
+fn cell(
+    detector: &Detector,
+    data: &Dataset,
+    index: usize,
+    config: &Config,
+    o: &Options,
+) -> Result<Cell> {
+    let found =
+        detect_records(detector, data, &[index], config, Device::Cpu, &mut Spent::default())?
+            .remove(0);
     let record = data.split.record(index)?;
     let image = record.decode()?;
     let scale = CELL / image.height as f64;
     let (width, height) = (((image.width as f64 * scale) as u32).max(1), CELL as u32);
     let mut pixels = nearest(&image, width as usize, height as usize);
     let original = record.entry.original();
-    let (sx, sy) = (f64::from(width) / f64::from(original.0), f64::from(height) / f64::from(original.1));
+    let (sx, sy) =
+        (f64::from(width) / f64::from(original.0), f64::from(height) / f64::from(original.1));
     let point = |x: f64, y: f64| ((x * sx) as i32, (y * sy) as i32);
     let found: Vec<_> = found.into_iter().filter(|d| d.score > o.score).collect();
     {
@@ -155,7 +197,15 @@ fn cell(detector: &Detector, data: &Dataset, index: usize, config: &Config, o: &
         let mut taken = vec![];
         for d in &found {
             let name = &data.categories()[d.label as usize].name;
-            label(&root, (width as i32, height as i32), corners(d), color(d), name, d.score, &mut taken)?;
+            label(
+                &root,
+                (width as i32, height as i32),
+                corners(d),
+                color(d),
+                name,
+                d.score,
+                &mut taken,
+            )?;
         }
         root.present().map_err(failed)?;
     }
@@ -183,8 +233,11 @@ fn label(
     let (tw, th) = root.estimate_text_size(&words, &style).map_err(failed)?;
     let [(x, y), (x2, y2)] = corners;
     let target = Area { x, y, w: x2 - x, h: y2 - y };
-    let Some(plate) = place((tw as i32 + 3, th as i32 + 3), &target, picture, taken) else { return Ok(()) };
-    let touches = plate.x <= x2 && x <= plate.x + plate.w && plate.y <= y2 && y <= plate.y + plate.h;
+    let Some(plate) = place((tw as i32 + 3, th as i32 + 3), &target, picture, taken) else {
+        return Ok(());
+    };
+    let touches =
+        plate.x <= x2 && x <= plate.x + plate.w && plate.y <= y2 && y <= plate.y + plate.h;
     if !touches {
         let from = (plate.x + plate.w / 2, plate.y + plate.h / 2);
         root.draw(&PathElement::new([from, (x, y)], color.stroke_width(1))).map_err(failed)?;

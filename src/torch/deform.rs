@@ -22,7 +22,13 @@ unsafe extern "C" {
 ///
 /// # Panics
 /// When the shapes do not fit, or memory runs out.
-pub fn deform_conv2d(x: &Tensor, offset: &Tensor, mask: &Tensor, weight: &Tensor, [stride, padding, groups, chunk]: [i64; 4]) -> Tensor {
+pub fn deform_conv2d(
+    x: &Tensor,
+    offset: &Tensor,
+    mask: &Tensor,
+    weight: &Tensor,
+    [stride, padding, groups, chunk]: [i64; 4],
+) -> Tensor {
     let (x, offset, mask, weight) = (x.as_ptr(), offset.as_ptr(), mask.as_ptr(), weight.as_ptr());
     // SAFETY: four live tensors for the whole call; the C++ side throws nothing and returns a new tensor or null.
     let out = unsafe { dw_deform_conv2d(x, offset, mask, weight, stride, padding, groups, chunk) };

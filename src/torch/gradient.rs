@@ -45,7 +45,10 @@ unsafe impl Send for GradientHook {}
 ///
 /// # Errors
 /// `param` does not require a gradient.
-pub fn on_gradient(param: &Tensor, callback: impl Fn() + Send + Sync + 'static) -> Result<GradientHook> {
+pub fn on_gradient(
+    param: &Tensor,
+    callback: impl Fn() + Send + Sync + 'static,
+) -> Result<GradientHook> {
     unsafe extern "C" fn call(context: *mut c_void) {
         // SAFETY: the pointer made below, not dropped before the last call.
         unsafe { (*context.cast::<Callback>())() }
@@ -56,7 +59,8 @@ pub fn on_gradient(param: &Tensor, callback: impl Fn() + Send + Sync + 'static) 
     }
     let callback: Box<Callback> = Box::new(Box::new(callback));
     // SAFETY: a live tensor; the C++ side owns the callback from here, also when it fails.
-    let hook = unsafe { dw_on_gradient(param.as_ptr(), call, Box::into_raw(callback).cast(), drop) };
+    let hook =
+        unsafe { dw_on_gradient(param.as_ptr(), call, Box::into_raw(callback).cast(), drop) };
     NonNull::new(hook).map(GradientHook).ok_or_else(last_error)
 }
 

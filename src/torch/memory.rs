@@ -8,7 +8,11 @@ use super::{Result, check, last_error};
 
 unsafe extern "C" {
     fn dw_to_host(tensor: *const torch_sys::C_tensor) -> *mut torch_sys::C_tensor;
-    fn dw_host_floats(shape: *const i64, dimensions: usize, pinned: c_int) -> *mut torch_sys::C_tensor;
+    fn dw_host_floats(
+        shape: *const i64,
+        dimensions: usize,
+        pinned: c_int,
+    ) -> *mut torch_sys::C_tensor;
     fn dw_peak_bytes(index: i64) -> i64;
     fn dw_reset_peak_bytes(index: i64) -> c_int;
 }

@@ -24,8 +24,18 @@ unsafe extern "C" {
 ///
 /// # Panics
 /// When the shapes differ.
-pub fn fused_sgd(param: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, weight_decay: f64, momentum: f64, lr: f64) -> Result<()> {
-    assert!(param.size() == grad.size() && param.size() == velocity.size(), "buffers of different shapes");
+pub fn fused_sgd(
+    param: &mut Tensor,
+    grad: &Tensor,
+    velocity: &mut Tensor,
+    weight_decay: f64,
+    momentum: f64,
+    lr: f64,
+) -> Result<()> {
+    assert!(
+        param.size() == grad.size() && param.size() == velocity.size(),
+        "buffers of different shapes"
+    );
     let (p, g, v) = (param.as_ptr(), grad.as_ptr(), velocity.as_ptr());
     // SAFETY: three live tensors of one shape for the whole call; the two that change are borrowed mutably.
     check(unsafe { dw_fused_sgd(p, g, v, weight_decay, momentum, lr) })

@@ -10,7 +10,11 @@ unsafe extern "C" {
     fn dw_side_drop(side: *mut c_void);
     fn dw_side_handle(side: *const c_void) -> *mut c_void;
     fn dw_side_order(side: *const c_void, side_waits: c_int) -> c_int;
-    fn dw_side_run(side: *const c_void, call: unsafe extern "C" fn(*mut c_void), context: *mut c_void) -> c_int;
+    fn dw_side_run(
+        side: *const c_void,
+        call: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+    ) -> c_int;
 }
 
 /// A high-priority stream of a CUDA device for communication.
@@ -53,7 +57,11 @@ impl CudaSide {
         // SAFETY: a live stream.
         let status = check(unsafe { dw_side_order(self.0.as_ptr(), c_int::from(side_waits)) });
         // A panic ends the job with the exit code that the text means.
-        assert!(status.is_ok(), "ordering two CUDA streams: {}", status.err().map_or_else(String::new, |e| e.to_string()));
+        assert!(
+            status.is_ok(),
+            "ordering two CUDA streams: {}",
+            status.err().map_or_else(String::new, |e| e.to_string())
+        );
     }
 }
 

@@ -81,11 +81,21 @@ impl Buckets {
     ///
     /// # Errors
     /// libtorch refuses a hook.
-    pub fn new(params: &Params, flat: &Flat, config: &TrainConfig, world: &Arc<World>) -> Result<Self> {
+    pub fn new(
+        params: &Params,
+        flat: &Flat,
+        config: &TrainConfig,
+        world: &Arc<World>,
+    ) -> Result<Self> {
         let width = params.kind.elt_size_in_bytes() as f64;
         let numbers = |mib: f64| ((mib * f64::from(1 << 20) / width) as i64).max(1);
         let ends: Vec<i64> = flat.slots.iter().map(|s| s.range().end).collect();
-        let ranges = cut(&ends, flat.grads.size()[0], numbers(config.first_bucket_mib), numbers(config.bucket_mib));
+        let ranges = cut(
+            &ends,
+            flat.grads.size()[0],
+            numbers(config.first_bucket_mib),
+            numbers(config.bucket_mib),
+        );
         let bucket_of = |s: &Slot| ranges.iter().position(|r| s.range().start < r.1).unwrap_or(0);
         let places: Vec<usize> = flat.slots.iter().map(bucket_of).collect();
         let mut counts = vec![0; ranges.len()];
@@ -111,7 +121,9 @@ impl Buckets {
         let mut hooks = vec![];
         if world.size() > 1 {
             for (slot, &bucket) in flat.slots.iter().zip(&places) {
-                let Some(entry) = params.entries.iter().find(|e| e.name == slot.name) else { continue };
+                let Some(entry) = params.entries.iter().find(|e| e.name == slot.name) else {
+                    continue;
+                };
                 let shared = shared.clone();
                 hooks.push(torch::on_gradient(&entry.tensor, move || shared.ready(bucket))?);
             }
@@ -159,7 +171,8 @@ impl Buckets {
         }
         self.steps += 1;
         let on_host = !matches!(s.grads.device(), Device::Cuda(_));
-        let hidden = (on_host && self.steps > 2 && self.alone_s > 0.0).then(|| (1.0 - exposed_s / self.alone_s).max(0.0));
+        let hidden = (on_host && self.steps > 2 && self.alone_s > 0.0)
+            .then(|| (1.0 - exposed_s / self.alone_s).max(0.0));
         Ok(Cost { exposed_s, hidden })
     }
 
@@ -252,10 +265,14 @@ mod tests {
         let unused = p.param("u", &[4], Init::Const(1.0), true, true);
         let flat = Flat::new(&mut p).unwrap();
         let (count, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
-        let (c, d, grads) = (count.clone(), dropped.clone(), Mutex::new(flat.grads.shallow_clone()));
+        let (c, d, grads) =
+            (count.clone(), dropped.clone(), Mutex::new(flat.grads.shallow_clone()));
         let hook = torch::on_gradient(&w, move || {
             assert_eq!(Arc::strong_count(&d), 2);
-            assert!(f64::try_from(grads.lock().unwrap().abs().sum(Kind::Float)).unwrap() > 0.0, "the gradient is in the buffer");
+            assert!(
+                f64::try_from(grads.lock().unwrap().abs().sum(Kind::Float)).unwrap() > 0.0,
+                "the gradient is in the buffer"
+            );
             c.fetch_add(1, Ordering::Relaxed);
         })
         .unwrap();
@@ -267,7 +284,10 @@ mod tests {
             y.backward();
             assert_eq!(count.load(Ordering::Relaxed), round);
         }
-        assert!(!unused.grad().defined() || f64::try_from(unused.grad().abs().sum(Kind::Float)).unwrap() == 0.0);
+        assert!(
+            !unused.grad().defined()
+                || f64::try_from(unused.grad().abs().sum(Kind::Float)).unwrap() == 0.0
+        );
         drop(hook);
         drop((w, p, flat));
         assert_eq!(Arc::strong_count(&dropped), 1, "the callback goes with its parameter");

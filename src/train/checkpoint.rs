@@ -72,11 +72,18 @@ fn bytes_of(t: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
 }
 
 fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let data = tensors.iter().map(|(n, t)| Ok((n.to_owned(), bytes_of(t)?))).collect::<Result<Vec<_>>>()?;
-    let problem = |e: safetensors::SafeTensorError| Error::Data(format!("cannot write {}: {e}", path.display()));
+    let data = tensors
+        .iter()
+        .map(|(n, t)| Ok((n.to_owned(), bytes_of(t)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let problem = |e: safetensors::SafeTensorError| {
+        Error::Data(format!("cannot write {}: {e}", path.display()))
+    };
     let views = data
         .iter()
-        .map(|(n, (dtype, shape, bytes))| Ok((n.clone(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .map(|(n, (dtype, shape, bytes))| {
+            Ok((n.clone(), TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(problem)?;
     safetensors::serialize_to_file(views, None, path).map_err(problem)
@@ -98,7 +105,8 @@ impl Snapshot {
     /// # Errors
     /// Memory ran out, or the device failed.
     pub fn take(state: State, config: &Config, params: &Params, flat: &Flat) -> Result<Self> {
-        let (weights, momentum) = (torch::to_host(&flat.params.detach())?, torch::to_host(&flat.momentum)?);
+        let (weights, momentum) =
+            (torch::to_host(&flat.params.detach())?, torch::to_host(&flat.momentum)?);
         let mut tensors: HashMap<String, Tensor> = named(&weights, &flat.slots).collect();
         for kind in [params.kind, Kind::Int64] {
             let rest = |e: &&Entry| !tensors.contains_key(&e.name) && e.tensor.kind() == kind;
@@ -107,7 +115,12 @@ impl Snapshot {
             tensors.extend(rest.iter().map(|e| e.name.clone()).zip(copies));
         }
         let model = params.entries.iter().filter_map(|e| tensors.remove_entry(&e.name)).collect();
-        Ok(Self { state, config: config.clone(), model, momentum: named(&momentum, &flat.slots).collect() })
+        Ok(Self {
+            state,
+            config: config.clone(),
+            model,
+            momentum: named(&momentum, &flat.slots).collect(),
+        })
     }
 
     /// A tensor of the network by its name.
@@ -177,8 +190,13 @@ fn write_all(aside: &Path, snapshot: &Snapshot) -> Result<()> {
     };
     let json = |e: serde_json::Error| Error::Data(format!("cannot write {}: {e}", aside.display()));
     write(STATE, serde_json::to_string_pretty(state).map_err(json)? + "\n")?;
-    write(CONFIG, toml::to_string(config).map_err(|e| Error::Data(format!("cannot write {}: {e}", aside.display())))?)?;
-    let mode = fs::metadata(aside.join(STATE)).map_err(Error::io("cannot read", aside))?.permissions();
+    write(
+        CONFIG,
+        toml::to_string(config)
+            .map_err(|e| Error::Data(format!("cannot write {}: {e}", aside.display())))?,
+    )?;
+    let mode =
+        fs::metadata(aside.join(STATE)).map_err(Error::io("cannot read", aside))?.permissions();
     for (name, tensors) in [(MODEL, model), (MOMENTUM, momentum)] {
         let path = aside.join(name);
         write_tensors(&path, tensors)?;
@@ -219,16 +237,28 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         )));
     }
     if !is_whole(path) {
-        return Err(Error::Data(format!("{}: not a whole checkpoint: it has no file {DONE}", path.display())));
+        return Err(Error::Data(format!(
+            "{}: not a whole checkpoint: it has no file {DONE}",
+            path.display()
+        )));
     }
-    let text = |name: &str| fs::read_to_string(path.join(name)).map_err(|e| Error::Data(format!("checkpoint: {e}")));
-    let bad = |name: &str, e: &dyn std::fmt::Display| Error::Data(format!("{}: {e}", path.join(name).display()));
-    let manifest: BTreeMap<String, String> = serde_json::from_str(&text(MANIFEST)?).map_err(|e| bad(MANIFEST, &e))?;
+    let text = |name: &str| {
+        fs::read_to_string(path.join(name)).map_err(|e| Error::Data(format!("checkpoint: {e}")))
+    };
+    let bad = |name: &str, e: &dyn std::fmt::Display| {
+        Error::Data(format!("{}: {e}", path.join(name).display()))
+    };
+    let manifest: BTreeMap<String, String> =
+        serde_json::from_str(&text(MANIFEST)?).map_err(|e| bad(MANIFEST, &e))?;
     for name in [MODEL, MOMENTUM, STATE, CONFIG] {
-        let expected = manifest.get(name).ok_or_else(|| bad(MANIFEST, &format!("does not list {name}")))?;
+        let expected =
+            manifest.get(name).ok_or_else(|| bad(MANIFEST, &format!("does not list {name}")))?;
         let found = checksum(&path.join(name))?;
         if *expected != found {
-            return Err(bad(name, &format!("the file is damaged: expected {expected}, found {found}")));
+            return Err(bad(
+                name,
+                &format!("the file is damaged: expected {expected}, found {found}"),
+            ));
         }
     }
     let state: State = serde_json::from_str(&text(STATE)?).map_err(|e| bad(STATE, &e))?;
@@ -239,8 +269,12 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
 /// Step folders below `dir`, newest first.
 fn steps(dir: &Path) -> Vec<(usize, PathBuf)> {
     let Ok(entries) = fs::read_dir(dir) else { return vec![] };
-    let mut found: Vec<_> =
-        entries.flatten().filter_map(|e| Some((e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?, e.path()))).collect();
+    let mut found: Vec<_> = entries
+        .flatten()
+        .filter_map(|e| {
+            Some((e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?, e.path()))
+        })
+        .collect();
     found.sort_by_key(|f| std::cmp::Reverse(f.0));
     found
 }
@@ -278,7 +312,8 @@ pub fn is_whole(path: &Path) -> bool {
 pub fn clean(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(".step-") && (name.ends_with(".writing") || name.ends_with(".removing")) {
+        if name.starts_with(".step-") && (name.ends_with(".writing") || name.ends_with(".removing"))
+        {
             fs::remove_dir_all(entry.path()).map_err(Error::io("cannot remove", &entry.path()))?;
         }
     }
@@ -295,7 +330,9 @@ pub fn prune(dir: &Path, last: usize, keep: usize, best: Option<usize>) -> Resul
         if Some(step) != best {
             // A kill in between leaves no folder that looks like a checkpoint and is none.
             let aside = dir.join(format!(".{}.removing", folder(step)));
-            fs::rename(&path, &aside).and_then(|()| fs::remove_dir_all(&aside)).map_err(Error::io("cannot remove", &path))?;
+            fs::rename(&path, &aside)
+                .and_then(|()| fs::remove_dir_all(&aside))
+                .map_err(Error::io("cannot remove", &path))?;
         }
     }
     Ok(())
@@ -319,7 +356,10 @@ impl Checkpoint {
             let momentum = weights::read(&self.path.join(MOMENTUM))?;
             for (name, mut place) in flat.momentum_by_name() {
                 let Some(t) = momentum.get(&name).filter(|t| t.size() == place.size()) else {
-                    return Err(Error::Data(format!("{}: no momentum of `{name}` in the right shape", self.path.display())));
+                    return Err(Error::Data(format!(
+                        "{}: no momentum of `{name}` in the right shape",
+                        self.path.display()
+                    )));
                 };
                 tch::no_grad(|| place.copy_(t));
             }
@@ -340,18 +380,31 @@ mod tests {
     fn a_snapshot_is_four_copies() {
         let mut params = Params::new(Kind::Float, Device::Cpu);
         for i in 0..9 {
-            let _ = params.param(format!("w{i}"), &[4, 3, 3, 3], Init::Normal(1.0), i % 3 > 0, i % 2 == 0);
+            let _ = params.param(
+                format!("w{i}"),
+                &[4, 3, 3, 3],
+                Init::Normal(1.0),
+                i % 3 > 0,
+                i % 2 == 0,
+            );
             let _ = params.buffer(format!("b{i}"), &[5], f64::from(i), Role::Constant);
             let _ = params.counter(format!("n{i}"));
         }
         let flat = Flat::new(&mut params).unwrap();
-        let values = |t: &Tensor| Vec::<f64>::try_from(t.to_kind(Kind::Double).contiguous().reshape([-1])).unwrap();
+        let values = |t: &Tensor| {
+            Vec::<f64>::try_from(t.to_kind(Kind::Double).contiguous().reshape([-1])).unwrap()
+        };
         let before: Vec<Vec<f64>> = params.entries.iter().map(|e| values(&e.tensor)).collect();
         let state = State { step: 1, seed: 0, global_batch: 1, data: 0, categories: vec![] };
         let snapshot = Snapshot::take(state, &Config::default(), &params, &flat).unwrap();
-        tch::no_grad(|| params.entries.iter().for_each(|e| drop(e.tensor.shallow_clone().fill_(7))));
+        tch::no_grad(|| {
+            params.entries.iter().for_each(|e| drop(e.tensor.shallow_clone().fill_(7)))
+        });
         let names: Vec<&String> = snapshot.model.iter().map(|(name, _)| name).collect();
-        assert!(names.iter().copied().eq(params.entries.iter().map(|e| &e.name)), "every tensor, in the network's order");
+        assert!(
+            names.iter().copied().eq(params.entries.iter().map(|e| &e.name)),
+            "every tensor, in the network's order"
+        );
         for ((name, t), before) in snapshot.model.iter().zip(&before) {
             assert_eq!(&values(t), before, "{name}");
         }

@@ -47,7 +47,10 @@ fn view(buffer: &Tensor, slot: &Slot) -> Tensor {
 }
 
 /// Each parameter's part of a buffer of this layout by name, in the parameter's own shape.
-pub fn named<'a>(buffer: &'a Tensor, slots: &'a [Slot]) -> impl Iterator<Item = (String, Tensor)> + 'a {
+pub fn named<'a>(
+    buffer: &'a Tensor,
+    slots: &'a [Slot],
+) -> impl Iterator<Item = (String, Tensor)> + 'a {
     slots.iter().map(|s| (s.name.clone(), view(buffer, s)))
 }
 
@@ -67,9 +70,20 @@ impl Flat {
         let align = (ALIGN_BYTES / params.kind.elt_size_in_bytes()) as i64;
         let (mut slots, mut order, mut end, mut decayed) = (vec![], vec![], 0i64, 0);
         for decay in [true, false] {
-            for (i, e) in params.entries.iter().enumerate().rev().filter(|(_, e)| e.trainable && e.decay == decay) {
+            for (i, e) in params
+                .entries
+                .iter()
+                .enumerate()
+                .rev()
+                .filter(|(_, e)| e.trainable && e.decay == decay)
+            {
                 let numel = e.tensor.numel() as i64;
-                slots.push(Slot { name: e.name.clone(), shape: e.tensor.size(), offset: end, numel });
+                slots.push(Slot {
+                    name: e.name.clone(),
+                    shape: e.tensor.size(),
+                    offset: end,
+                    numel,
+                });
                 order.push(i);
                 end += (numel + align - 1) / align * align;
             }
@@ -118,15 +132,27 @@ mod tests {
         let scale = p.param("n.weight", &[4], Init::Const(1.5), true, false);
         let before = conv.copy();
         let flat = Flat::new(&mut p).unwrap();
-        assert_eq!(flat.slots.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["a.weight", "n.weight"]);
+        assert_eq!(
+            flat.slots.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
+            ["a.weight", "n.weight"]
+        );
         assert_eq!((flat.decayed, flat.params.size()[0]), (128, 192), "aligned to 64 numbers");
-        assert!(conv.allclose(&before, 0.0, 0.0, false), "values survive the move, channels-last or not");
+        assert!(
+            conv.allclose(&before, 0.0, 0.0, false),
+            "values survive the move, channels-last or not"
+        );
         for round in 1..=2 {
-            let x = Tensor::ones([1, 3, 5, 5], (Kind::Float, Device::Cpu)) * frozen.view([1, 3, 1, 1]);
-            let y = x.conv2d::<Tensor>(&conv, None, [1, 1], [1, 1], [1, 1], 1) * scale.view([1, 4, 1, 1]);
+            let x =
+                Tensor::ones([1, 3, 5, 5], (Kind::Float, Device::Cpu)) * frozen.view([1, 3, 1, 1]);
+            let y = x.conv2d::<Tensor>(&conv, None, [1, 1], [1, 1], [1, 1], 1)
+                * scale.view([1, 4, 1, 1]);
             y.sum(Kind::Float).backward();
             assert!(f64::try_from(flat.grads.abs().sum(Kind::Float)).unwrap() > 0.0);
-            assert_eq!(f64::try_from(&conv.grad().get(0).get(1).get(1).get(1)).unwrap(), 75.0 * f64::from(round), "accumulates in place");
+            assert_eq!(
+                f64::try_from(&conv.grad().get(0).get(1).get(1).get(1)).unwrap(),
+                75.0 * f64::from(round),
+                "accumulates in place"
+            );
         }
         let mut grads = flat.grads.shallow_clone();
         let _ = grads.fill_(0.0);

@@ -26,7 +26,9 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
                 "training from random weights: no stage of the backbone is frozen, and a good result takes far more epochs than from ImageNet weights"
             );
             if config.norm == NormKind::FrozenBn {
-                tracing::warn!("model.norm = \"frozen_bn\" normalises nothing from random weights: consider model.norm=gn");
+                tracing::warn!(
+                    "model.norm = \"frozen_bn\" normalises nothing from random weights: consider model.norm=gn"
+                );
             }
             return Ok(());
         }
@@ -38,10 +40,18 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     let file = Weights::open(&path)?;
     let report = by_name::load(&file, &mut detector.params)?;
     if report.matched == 0 {
-        return Err(Error::Usage(format!("{}: none of its tensors fits the network: {report}", path.display())));
+        return Err(Error::Usage(format!(
+            "{}: none of its tensors fits the network: {report}",
+            path.display()
+        )));
     }
     if let Some(names) = &file.classes {
-        tracing::info!("{}: its head was trained on {} classes: {}", path.display(), names.len(), shown(names.join(", ")));
+        tracing::info!(
+            "{}: its head was trained on {} classes: {}",
+            path.display(),
+            names.len(),
+            shown(names.join(", "))
+        );
     }
     let parts = by_part(&detector.params, &report);
     let frozen = frozen_and_absent(&detector.params, &report, config.norm);
@@ -56,9 +66,14 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     }
     tracing::info!("{} ({}): {report}", path.display(), file.container);
     // A backbone's file rightly says nothing about neck and head; a part that it gives, it must give whole.
-    let fits = |(part, found, all): &(&str, usize, usize)| found == all || (*found == 0 && *part != PARTS[0]);
+    let fits = |(part, found, all): &(&str, usize, usize)| {
+        found == all || (*found == 0 && *part != PARTS[0])
+    };
     if world.rank() == 0 && !counts(&detector.params, &report).iter().all(fits) {
-        tracing::warn!("{}: does not fit the whole network: of {parts}; the rest starts at random values", path.display());
+        tracing::warn!(
+            "{}: does not fit the whole network: of {parts}; the rest starts at random values",
+            path.display()
+        );
     }
     Ok(())
 }
@@ -71,14 +86,18 @@ fn counts(params: &Params, report: &LoadReport) -> Vec<(&'static str, usize, usi
     let absent = absent(report);
     let count = |part: &'static str| {
         let counted = params.entries.iter().filter(|e| e.role != Role::Counter);
-        let names: Vec<&str> = counted.map(|e| e.name.as_str()).filter(|n| n.starts_with(part)).collect();
+        let names: Vec<&str> =
+            counted.map(|e| e.name.as_str()).filter(|n| n.starts_with(part)).collect();
         (part, names.iter().filter(|n| !absent.contains(*n)).count(), names.len())
     };
     PARTS.map(count).to_vec()
 }
 
 fn by_part(params: &Params, report: &LoadReport) -> String {
-    let text: Vec<String> = counts(params, report).iter().map(|(part, found, all)| format!("{part} {found} of {all}")).collect();
+    let text: Vec<String> = counts(params, report)
+        .iter()
+        .map(|(part, found, all)| format!("{part} {found} of {all}"))
+        .collect();
     format!("{} tensors were found", text.join(", "))
 }
 
@@ -92,7 +111,9 @@ fn absent(report: &LoadReport) -> HashSet<&str> {
 /// Tensors of the backbone that no step changes, and that the file does not give.
 fn frozen_and_absent<'a>(params: &'a Params, report: &LoadReport, norm: NormKind) -> Vec<&'a str> {
     let absent = absent(report);
-    let role = |e: &Entry| e.role == Role::Parameter || (norm == NormKind::FrozenBn && e.role != Role::Counter);
+    let role = |e: &Entry| {
+        e.role == Role::Parameter || (norm == NormKind::FrozenBn && e.role != Role::Counter)
+    };
     let frozen = |e: &&Entry| !e.trainable && role(e);
     let of_backbone = params.entries.iter().filter(|e| e.name.starts_with(PARTS[0])).filter(frozen);
     of_backbone.map(|e| e.name.as_str()).filter(|n| absent.contains(n)).collect()
@@ -102,10 +123,12 @@ fn frozen_and_absent<'a>(params: &'a Params, report: &LoadReport, norm: NormKind
 fn imagenet(config: &ModelConfig, world: &World) -> Result<PathBuf> {
     let name = config.backbone.name();
     if (config.width - 1.0).abs() > 0.0 {
-        let text = format!("model.init = \"imagenet\" needs model.width = 1, found {}", config.width);
+        let text =
+            format!("model.init = \"imagenet\" needs model.width = 1, found {}", config.width);
         return Err(Error::Usage(format!("{text}\nhint: start with --init random")));
     }
-    let pinned = Pinned::find(name).ok_or_else(|| Error::Usage(format!("no ImageNet weights are known for {name}")))?;
+    let pinned = Pinned::find(name)
+        .ok_or_else(|| Error::Usage(format!("no ImageNet weights are known for {name}")))?;
     let folder = cache();
     let mut said = Vec::new();
     if world.rank() == 0 && pinned.inside(&folder).is_none() {
@@ -116,7 +139,10 @@ fn imagenet(config: &ModelConfig, world: &World) -> Result<PathBuf> {
     }
     let said = world.broadcast_bytes(said, "ImageNet weights")?;
     if !said.is_empty() {
-        return Err(Error::Usage(format!("model.init = \"imagenet\": {}", String::from_utf8_lossy(&said))));
+        return Err(Error::Usage(format!(
+            "model.init = \"imagenet\": {}",
+            String::from_utf8_lossy(&said)
+        )));
     }
     pinned.inside(&folder).ok_or_else(|| {
         let text = "rank 0 has the ImageNet weights, this rank does not find them";

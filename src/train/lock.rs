@@ -86,13 +86,17 @@ impl Lock {
         let began = Instant::now();
         let mut told = false;
         loop {
-            let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+            let file =
+                OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
             let file = file.map_err(Error::io("cannot open", &path))?;
             let held = match file.try_lock() {
                 Ok(()) => false,
                 Err(TryLockError::WouldBlock) => true,
                 Err(TryLockError::Error(e)) => {
-                    tracing::debug!("{}: this file system has no locks ({e}): judged by what is written there", path.display());
+                    tracing::debug!(
+                        "{}: this file system has no locks ({e}): judged by what is written there",
+                        path.display()
+                    );
                     false
                 }
             };
@@ -170,7 +174,10 @@ fn refused(dir: &Path, owner: Option<&Owner>, here: bool) -> Error {
             file.display()
         )
     };
-    Error::Usage(format!("{}: another run works in this directory: {who}\nhint: {hint}", dir.display()))
+    Error::Usage(format!(
+        "{}: another run works in this directory: {who}\nhint: {hint}",
+        dir.display()
+    ))
 }
 
 #[cfg(test)]
@@ -188,15 +195,24 @@ mod tests {
         assert!(me.started > 0 && me.is_alive());
         drop(Lock::take(dir.path()).unwrap());
         assert!(!dir.path().join(NAME).exists(), "a run that ends leaves nothing");
-        for dead in [Owner { started: me.started + 1, ..me.clone() }, Owner { pid: u32::MAX - 1, ..me.clone() }] {
+        for dead in [
+            Owner { started: me.started + 1, ..me.clone() },
+            Owner { pid: u32::MAX - 1, ..me.clone() },
+        ] {
             leave(dir.path(), &dead);
             drop(Lock::take(dir.path()).unwrap());
         }
-        leave(dir.path(), &Owner { host: "node17\u{1b}[2J".into(), slurm_job: Some("7".into()), ..me });
+        leave(
+            dir.path(),
+            &Owner { host: "node17\u{1b}[2J".into(), slurm_job: Some("7".into()), ..me },
+        );
         let e = Lock::take(dir.path()).unwrap_err();
         let text = e.to_string();
         assert_eq!(e.exit_code(), 2);
-        assert!(text.contains("node17") && text.contains("remove") && !text.contains('\u{1b}'), "{text}");
+        assert!(
+            text.contains("node17") && text.contains("remove") && !text.contains('\u{1b}'),
+            "{text}"
+        );
         fs_err::write(dir.path().join(NAME), "cut off by a full di").unwrap();
         Lock::take(dir.path()).unwrap();
     }

@@ -49,7 +49,8 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
         Resume::Auto => checkpoint::newest(checkpoints),
         Resume::Path(path) => Some(app::find_checkpoint(path)?),
     };
-    let path = mine.as_ref().map(|c| c.path.as_os_str().as_encoded_bytes().to_vec()).unwrap_or_default();
+    let path =
+        mine.as_ref().map(|c| c.path.as_os_str().as_encoded_bytes().to_vec()).unwrap_or_default();
     let path = world.broadcast_bytes(path, "checkpoint")?;
     if world.rank() == 0 || path.is_empty() {
         return Ok(mine);
@@ -69,14 +70,24 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
 ///
 /// # Errors
 /// The keys that differ (exit code 2), other categories (3), or ranks that cannot share the batch.
-pub fn check(c: &Checkpoint, train: &Dataset, asked: &Config, world: &World, with_changes: bool) -> Result<usize> {
+pub fn check(
+    c: &Checkpoint,
+    train: &Dataset,
+    asked: &Config,
+    world: &World,
+    with_changes: bool,
+) -> Result<usize> {
     let (ranks, lead) = (world.size(), world.rank() == 0);
     same_categories(&c.state.categories, train.categories(), "the checkpoint", "the data")?;
     let (mut decide, may) = changes(&c.config, asked);
     let data = train.split.fingerprint();
     if c.state.data != data && !decide.iter().any(|d| d.key == "data.train_split") {
         let (old, new) = (format!("{:08x}", c.state.data), format!("{data:08x}"));
-        decide.push(Change { key: "training data (fingerprint of the packed split)".into(), old, new });
+        decide.push(Change {
+            key: "training data (fingerprint of the packed split)".into(),
+            old,
+            new,
+        });
     }
     let (kept, wanted) = (c.state.global_batch, asked.train.images_per_rank * ranks);
     // The same images_per_rank on another number of ranks is the same run shared otherwise.
@@ -100,20 +111,30 @@ pub fn check(c: &Checkpoint, train: &Dataset, asked: &Config, world: &World, wit
         )));
     }
     if lead && !decide.is_empty() {
-        tracing::warn!("going on with changes that alter the result (--resume-with-changes):{}", list(&decide));
+        tracing::warn!(
+            "going on with changes that alter the result (--resume-with-changes):{}",
+            list(&decide)
+        );
     }
     if lead && !may.is_empty() {
-        tracing::info!("changed since the checkpoint, without effect on the steps' results:{}", list(&may));
+        tracing::info!(
+            "changed since the checkpoint, without effect on the steps' results:{}",
+            list(&may)
+        );
     }
     if !batch.is_multiple_of(ranks) {
-        let fits: Vec<String> = (1..=batch).filter(|n| batch.is_multiple_of(*n)).map(|n| n.to_string()).collect();
+        let fits: Vec<String> =
+            (1..=batch).filter(|n| batch.is_multiple_of(*n)).map(|n| n.to_string()).collect();
         return Err(Error::Usage(format!(
             "cannot resume on {ranks} ranks: the checkpoint's global batch of {batch} images must be shared evenly\nhint: use {} ranks",
             fits.join(", ")
         )));
     }
     if batch != wanted {
-        tracing::info!("the global batch of {batch} images is kept: {} on each of {ranks} ranks", batch / ranks);
+        tracing::info!(
+            "the global batch of {batch} images is kept: {} on each of {ranks} ranks",
+            batch / ranks
+        );
     }
     Ok(batch)
 }

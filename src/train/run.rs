@@ -54,7 +54,8 @@ impl Run<'_> {
     /// # Errors
     /// Bad data, a lost peer, a loss that is not finite, preemption (after a checkpoint).
     pub fn train(&mut self) -> Result<()> {
-        let stop = signals::listen().map_err(Error::io("cannot listen to", std::path::Path::new("signals")))?;
+        let stop = signals::listen()
+            .map_err(Error::io("cannot listen to", std::path::Path::new("signals")))?;
         let drill = Drill::from_env().map_err(|e| Error::Usage(e.to_string()))?;
         let (plan, total) = (self.plan, self.plan.total_steps);
         let mut records = self.open_records()?;
@@ -64,7 +65,13 @@ impl Run<'_> {
             return Ok(());
         }
         let steps = self.start..total;
-        let mut loader = Loader::start(&self.train, &self.recipe(), steps.clone(), plan.workers, plan.prefetch.batches)?;
+        let mut loader = Loader::start(
+            &self.train,
+            &self.recipe(),
+            steps.clone(),
+            plan.workers,
+            plan.prefetch.batches,
+        )?;
         for step in steps {
             self.world.at_step(step + 1);
             let fault = drill.and_then(|d| d.at(plan.rank, step + 1));
@@ -72,7 +79,8 @@ impl Run<'_> {
             let Some(batch) = loader.next_batch() else { break };
             let batch = batch?;
             let (lr, asked) = (plan.schedule.lr(step), stop.load(Ordering::Relaxed));
-            let input = Input { images: &batch.images, targets: &batch.targets, at: self.progress(step) };
+            let input =
+                Input { images: &batch.images, targets: &batch.targets, at: self.progress(step) };
             let done = self.step.run(input, lr, asked, fault, |_| ())?;
             if !done.is_finite() {
                 let error = self.not_finite(step, &batch, &done);
@@ -129,9 +137,13 @@ impl Run<'_> {
             return Ok(None);
         }
         let rows = jsonl::read(&self.work_dir.join(jsonl::NAME))?;
-        let found = rows.iter().filter_map(|r| Some((r.get("AP")?.as_f64()?, r.get("step")?.as_u64()? as usize)));
+        let found = rows
+            .iter()
+            .filter_map(|r| Some((r.get("AP")?.as_f64()?, r.get("step")?.as_u64()? as usize)));
         // As in training: a later checkpoint must be better. One that is gone is no candidate.
-        let there = |f: &(f64, usize)| f.1 <= self.start && checkpoint::exists(&self.work_dir.join("checkpoints"), f.1);
+        let there = |f: &(f64, usize)| {
+            f.1 <= self.start && checkpoint::exists(&self.work_dir.join("checkpoints"), f.1)
+        };
         Ok(found.filter(there).reduce(|best, f| if f.0 > best.0 { f } else { best }))
     }
 
@@ -147,7 +159,10 @@ impl Run<'_> {
         if self.world.broadcast_bytes(missing, "evaluation to make up")? != [1] {
             return Ok(());
         }
-        tracing::info!("evaluating the checkpoint of step {}, which the run before did not get to", self.start);
+        tracing::info!(
+            "evaluating the checkpoint of step {}, which the run before did not get to",
+            self.start
+        );
         self.evaluate(self.start, records, stop)?;
         // The first step is still to come, and it is slow.
         self.set_deadline(self.plan.config.train.start_deadline_s);
@@ -158,7 +173,13 @@ impl Run<'_> {
         self.validation.is_some() && Validation::is_due(self.plan, done)
     }
 
-    fn record(&self, step: usize, done: &Done, (lr, data_s, step_s): (f64, f64, f64), records: &mut Records) -> Result<()> {
+    fn record(
+        &self,
+        step: usize,
+        done: &Done,
+        (lr, data_s, step_s): (f64, f64, f64),
+        records: &mut Records,
+    ) -> Result<()> {
         if let Some(log) = &mut records.log {
             let record = StepRecord {
                 step: step + 1,
@@ -178,7 +199,13 @@ impl Run<'_> {
     }
 
     /// Checkpoint and evaluation, where they are due after `done` steps; the end, where the ranks agreed to stop.
-    fn after_step(&mut self, done: usize, preempted: bool, records: &mut Records, stop: &AtomicBool) -> Result<()> {
+    fn after_step(
+        &mut self,
+        done: usize,
+        preempted: bool,
+        records: &mut Records,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         let plan = self.plan;
         let last = done == plan.total_steps;
         let evaluate = self.evaluates_after(done);
@@ -192,7 +219,9 @@ impl Run<'_> {
         if preempted && (!last || evaluate) {
             // An evaluation that is due here is made up by the next start.
             self.settle(&mut records.saver)?;
-            return Err(Error::Preempted(format!("stopped by a signal; checkpoint of step {done} written, run again to go on")));
+            return Err(Error::Preempted(format!(
+                "stopped by a signal; checkpoint of step {done} written, run again to go on"
+            )));
         }
         if evaluate {
             self.evaluate(done, records, stop)?;
@@ -225,13 +254,14 @@ impl Run<'_> {
         // sound job.
         self.set_deadline(self.plan.config.train.start_deadline_s);
         let Some(validation) = &mut self.validation else { return Ok(()) };
-        let found = match validation.evaluate(&self.step.detector, self.plan, &self.world, stop, done) {
-            Err(e @ Error::Preempted(_)) => {
-                self.settle(&mut records.saver)?;
-                return Err(e);
-            }
-            found => found?,
-        };
+        let found =
+            match validation.evaluate(&self.step.detector, self.plan, &self.world, stop, done) {
+                Err(e @ Error::Preempted(_)) => {
+                    self.settle(&mut records.saver)?;
+                    return Err(e);
+                }
+                found => found?,
+            };
         self.set_deadline(self.plan.config.train.step_deadline_s);
         let (Some(record), Some(log)) = (found, &mut records.log) else { return Ok(()) };
         log.evaluation(&record, &mut records.saver)?;
@@ -259,11 +289,17 @@ impl Run<'_> {
     fn not_finite(&self, step: usize, batch: &Batch, done: &Done) -> Error {
         let ids: Vec<u8> = batch.image_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         let images: Vec<i64> = match self.world.gather_bytes(&ids, "images") {
-            Ok(all) => all.concat().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default())).collect(),
+            Ok(all) => all
+                .concat()
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()))
+                .collect(),
             Err(e) => return e.into(),
         };
         let terms: Vec<String> = done.loss.terms.iter().map(|(n, v)| format!("{n} {v}")).collect();
-        let what = done.grad_norm.map_or_else(|| "the loss".to_owned(), |n| format!("the gradient's norm ({n})"));
+        let what = done
+            .grad_norm
+            .map_or_else(|| "the loss".to_owned(), |n| format!("the gradient's norm ({n})"));
         Error::NotFinite(format!(
             "step {}: {what} is not a finite number: {}; images {images:?}\nhint: lower train.lr, lengthen train.warmup_steps or set train.clip_norm; {}",
             step + 1,

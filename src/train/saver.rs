@@ -49,8 +49,16 @@ impl Saver {
     ///
     /// # Errors
     /// The write before failed, and the run is to end then.
-    pub fn save(&mut self, snapshot: impl FnOnce() -> Result<Snapshot>, best: Option<usize>, may_skip: bool) -> Result<()> {
-        if may_skip && self.on_error == OnError::Continue && self.writing.as_ref().is_some_and(|w| !w.is_finished()) {
+    pub fn save(
+        &mut self,
+        snapshot: impl FnOnce() -> Result<Snapshot>,
+        best: Option<usize>,
+        may_skip: bool,
+    ) -> Result<()> {
+        if may_skip
+            && self.on_error == OnError::Continue
+            && self.writing.as_ref().is_some_and(|w| !w.is_finished())
+        {
             tracing::warn!("the checkpoint before is still being written: this one is left out");
             return Ok(());
         }
@@ -62,11 +70,18 @@ impl Saver {
             let (began, step) = (Instant::now(), snapshot.step());
             let path = checkpoint::save(&dir, &snapshot)?;
             checkpoint::prune(&dir, step, keep, best)?;
-            tracing::info!("checkpoint {} ({:.1} s)", path.display(), began.elapsed().as_secs_f64());
+            tracing::info!(
+                "checkpoint {} ({:.1} s)",
+                path.display(),
+                began.elapsed().as_secs_f64()
+            );
             Ok(())
         };
         let thread = std::thread::Builder::new().name("dw-checkpoint".into()).spawn(write);
-        self.writing = Some(thread.map_err(|e| crate::threads::refused("a thread that writes the checkpoint", &e))?);
+        self.writing = Some(
+            thread
+                .map_err(|e| crate::threads::refused("a thread that writes the checkpoint", &e))?,
+        );
         Ok(())
     }
 
@@ -111,8 +126,14 @@ impl Saver {
             }
             (Err(e), known) => {
                 let count = known.map_or(0, |i| self.failures.remove(i).2);
-                let more = if count > 0 { format!(" ({count} more since the last report)") } else { String::new() };
-                tracing::error!("{e}\ntraining goes on without it (checkpoint.on_error = \"continue\"){more}");
+                let more = if count > 0 {
+                    format!(" ({count} more since the last report)")
+                } else {
+                    String::new()
+                };
+                tracing::error!(
+                    "{e}\ntraining goes on without it (checkpoint.on_error = \"continue\"){more}"
+                );
                 self.failures.push((output, Instant::now(), 0));
                 Ok(())
             }
@@ -121,7 +142,12 @@ impl Saver {
 
     fn wait(&mut self) -> Result<()> {
         let Some(thread) = self.writing.take() else { return Ok(()) };
-        thread.join().unwrap_or_else(|_| Err(Error::Data(format!("the thread that writes to {} ended early", self.dir.display()))))
+        thread.join().unwrap_or_else(|_| {
+            Err(Error::Data(format!(
+                "the thread that writes to {} ended early",
+                self.dir.display()
+            )))
+        })
     }
 }
 
@@ -131,14 +157,18 @@ mod tests {
 
     #[test]
     fn a_failure_that_repeats_is_counted_and_ends_with_the_first_success() {
-        let config = CheckpointConfig { on_error: OnError::Continue, ..CheckpointConfig::default() };
+        let config =
+            CheckpointConfig { on_error: OnError::Continue, ..CheckpointConfig::default() };
         let mut saver = Saver::new("/none".into(), &config);
         let full = || Err(Error::Data("disk full".into()));
         for _ in 0..5 {
             saver.tolerate(Output::Row, full()).unwrap();
         }
         saver.tolerate(Output::Checkpoint, full()).unwrap();
-        assert_eq!(saver.failures.iter().map(|f| (f.0, f.2)).collect::<Vec<_>>(), [(Output::Row, 4), (Output::Checkpoint, 0)]);
+        assert_eq!(
+            saver.failures.iter().map(|f| (f.0, f.2)).collect::<Vec<_>>(),
+            [(Output::Row, 4), (Output::Checkpoint, 0)]
+        );
         saver.tolerate(Output::Row, Ok(())).unwrap();
         assert_eq!(saver.failures.len(), 1);
         let mut strict = Saver::new("/none".into(), &CheckpointConfig::default());

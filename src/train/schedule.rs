@@ -37,7 +37,14 @@ mod tests {
 
     #[test]
     fn warm_up_and_drops() {
-        let s = Schedule { lr: 0.01, steps_per_epoch: 7330, drops: vec![8, 11], decay: 0.1, warmup_steps: 1000, warmup_ratio: 0.001 };
+        let s = Schedule {
+            lr: 0.01,
+            steps_per_epoch: 7330,
+            drops: vec![8, 11],
+            decay: 0.1,
+            warmup_steps: 1000,
+            warmup_ratio: 0.001,
+        };
         assert_eq!(s.lr(0), 1.000_000_000_000_001e-5, "the reference's value, to the last bit");
         assert_eq!(s.lr(1000), 0.01);
         assert_eq!(s.lr(8 * 7330 - 1), 0.01);

@@ -18,9 +18,17 @@ pub fn step(flat: &mut Flat, lr: f64, momentum: f64, weight_decay: f64, scale: f
         }
         // One pass over each part instead of one for every operation: the buffers are far larger than any cache.
         let total = params.size()[0];
-        for (start, len, decay) in [(0, *decayed, weight_decay), (*decayed, total - *decayed, 0.0)] {
+        for (start, len, decay) in [(0, *decayed, weight_decay), (*decayed, total - *decayed, 0.0)]
+        {
             let part = |t: &Tensor| t.narrow(0, start, len);
-            torch::fused_sgd(&mut part(params), &part(grads), &mut part(velocity), decay, momentum, lr)?;
+            torch::fused_sgd(
+                &mut part(params),
+                &part(grads),
+                &mut part(velocity),
+                decay,
+                momentum,
+                lr,
+            )?;
         }
         let _ = grads.zero_();
         Ok(())

@@ -51,7 +51,9 @@ pub struct Request {
 pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
     let mut config = config::load(&request.config, &request.sets)?;
     config.resolve();
-    let name = Path::new(&request.config).file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
+    let name = Path::new(&request.config)
+        .file_stem()
+        .map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
     let work_dir = request.work_dir.clone().unwrap_or_else(|| Path::new("work").join(&name));
     let threads = threads_of(&config, topology, request.dry_run)?;
     if request.dry_run && !config.data.shards.exists() {
@@ -80,11 +82,28 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
             checkpoints.display()
         )));
     }
-    agree(&world, &format!("step {start}, data {:08x} ({} images), settings {config:?}", train.split.fingerprint(), train.len()))?;
+    agree(
+        &world,
+        &format!(
+            "step {start}, data {:08x} ({} images), settings {config:?}",
+            train.split.fingerprint(),
+            train.len()
+        ),
+    )?;
     let images = (train.len(), val.as_ref().map_or(0, Dataset::len));
-    let plan = Plan::new(&name, config, train.categories().len(), images, device, &world, threads, global_batch)?;
+    let plan = Plan::new(
+        &name,
+        config,
+        train.categories().len(),
+        images,
+        device,
+        &world,
+        threads,
+        global_batch,
+    )?;
     tch::manual_seed(plan.config.train.seed as i64);
-    let mut detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
+    let mut detector =
+        Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
     let strategy = plan.config.assign.build(&mut detector.params, plan.classes as i64);
     if request.dry_run {
         if plan.rank == 0 {
@@ -100,7 +119,8 @@ pub fn train(request: &Request, topology: &Topology, world: &mut Option<Arc<Worl
         c.load(&mut step.detector.params, Some(&step.flat))?;
         tracing::info!("going on from {} (step {start})", c.path.display());
     }
-    let attempt = if plan.rank == 0 { prepare_work_dir(&work_dir, start, &plan, &step.detector)? } else { 0 };
+    let attempt =
+        if plan.rank == 0 { prepare_work_dir(&work_dir, start, &plan, &step.detector)? } else { 0 };
     let validation = val.map(Validation::new);
     Run { plan: &plan, world, train, validation, step, start, work_dir, attempt }.train()
 }
@@ -114,7 +134,12 @@ fn threads_of(config: &Config, topology: &Topology, dry_run: bool) -> Result<usi
 
 /// This rank's device, set to the precision and determinism of the run; `train.precision` becomes what it
 /// stands for on this device. A dry run computes nothing: it starts no threads.
-fn device_of(request: &Request, config: &mut Config, threads: usize, topology: &Topology) -> Result<Device> {
+fn device_of(
+    request: &Request,
+    config: &mut Config,
+    threads: usize,
+    topology: &Topology,
+) -> Result<Device> {
     device::deterministic(config.train.deterministic)?;
     let device = app::device(request.device, if request.dry_run { 1 } else { threads }, topology)?;
     config.train.precision = config.train.precision.resolve(device)?;
@@ -127,7 +152,8 @@ fn lock(work_dir: &Path, dry_run: bool, world: &World) -> Result<Option<Lock>> {
     if dry_run || world.rank() > 0 {
         return Ok(None);
     }
-    fs_err::create_dir_all(work_dir).map_err(Error::io("cannot create the work directory", work_dir))?;
+    fs_err::create_dir_all(work_dir)
+        .map_err(Error::io("cannot create the work directory", work_dir))?;
     Lock::take(work_dir).map(Some)
 }
 
@@ -169,7 +195,9 @@ fn without_data(
             config.data.shards.display()
         );
     }
-    for (name, usual) in [(&mut config.data.train_split, USUAL.0), (&mut config.data.val_split, USUAL.1)] {
+    for (name, usual) in
+        [(&mut config.data.train_split, USUAL.0), (&mut config.data.val_split, USUAL.1)]
+    {
         if name.is_empty() {
             usual.clone_into(name);
         }
@@ -177,9 +205,15 @@ fn without_data(
     let device = device_of(request, &mut config, threads, topology)?;
     let world = join(device, world)?;
     let global_batch = config.train.images_per_rank * world.size();
-    let plan = Plan::new(name, config, classes, (train, val), device, &world, threads, global_batch)?;
+    let plan =
+        Plan::new(name, config, classes, (train, val), device, &world, threads, global_batch)?;
     if plan.rank == 0 {
-        let mut detector = Detector::new(&plan.config.model, plan.classes, plan.config.train.precision.kind(), device);
+        let mut detector = Detector::new(
+            &plan.config.model,
+            plan.classes,
+            plan.config.train.precision.kind(),
+            device,
+        );
         let _ = plan.config.assign.build(&mut detector.params, plan.classes as i64);
         println!("{}", plan.table(&detector));
     }
@@ -222,6 +256,7 @@ fn prepare_work_dir(dir: &Path, start: usize, plan: &Plan, detector: &Detector) 
     if start >= plan.total_steps {
         return Ok(work_dir::attempts(dir).max(1));
     }
-    let saved = toml::to_string(&plan.config).map_err(|e| Error::Usage(format!("cannot save the configuration: {e}")))?;
+    let saved = toml::to_string(&plan.config)
+        .map_err(|e| Error::Usage(format!("cannot save the configuration: {e}")))?;
     work_dir::record(dir, &saved, &(table + "\n"))
 }

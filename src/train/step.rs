@@ -100,7 +100,12 @@ impl Step {
     ///
     /// # Errors
     /// Memory ran out, or libtorch refuses a buffer.
-    pub fn new(mut detector: Detector, strategy: Strategy, config: &Config, world: &Arc<World>) -> Result<Self> {
+    pub fn new(
+        mut detector: Detector,
+        strategy: Strategy,
+        config: &Config,
+        world: &Arc<World>,
+    ) -> Result<Self> {
         strategy.attach(&mut detector);
         let flat = Flat::new(&mut detector.params)?;
         let buckets = Buckets::new(&detector.params, &flat, &config.train, world)?;
@@ -117,7 +122,13 @@ impl Step {
     ///
     /// # Errors
     /// A lost peer.
-    pub fn loss(&self, predicted: &Outputs, targets: &Targets, at: &Progress, stop: bool) -> Result<Loss> {
+    pub fn loss(
+        &self,
+        predicted: &Outputs,
+        targets: &Targets,
+        at: &Progress,
+        stop: bool,
+    ) -> Result<Loss> {
         loss_of(&*self.strategy.criterion, predicted, targets, at, &mut (), (stop, &self.world))
     }
 
@@ -148,7 +159,8 @@ impl Step {
         self.world.seen();
         if norm.is_finite() {
             let t = &self.train;
-            let scale = if t.clip_norm > 0.0 && norm > t.clip_norm { t.clip_norm / norm } else { 1.0 };
+            let scale =
+                if t.clip_norm > 0.0 && norm > t.clip_norm { t.clip_norm / norm } else { 1.0 };
             sgd::step(&mut self.flat, lr, t.momentum, t.weight_decay, scale)?;
         }
         Ok(norm)
@@ -159,7 +171,14 @@ impl Step {
     ///
     /// # Errors
     /// A lost peer, a failed device, memory that ran out.
-    pub fn run(&mut self, input: Input, lr: f64, stop: bool, fault: Option<drill::Kind>, mut after: impl FnMut(Part)) -> Result<Done> {
+    pub fn run(
+        &mut self,
+        input: Input,
+        lr: f64,
+        stop: bool,
+        fault: Option<drill::Kind>,
+        mut after: impl FnMut(Part),
+    ) -> Result<Done> {
         let predicted = self.forward(input.images);
         after(Part::Forward);
         let mut loss = self.loss(&predicted, input.targets, &input.at, stop)?;
@@ -194,7 +213,8 @@ impl Step {
     /// Batch norm's running statistics become the ranks' mean, so that every rank saves and evaluates the same network.
     fn average_statistics(&self) -> Result<()> {
         let entries = self.detector.params.entries.iter();
-        let stats: Vec<&Tensor> = entries.filter(|e| e.role == Role::RunningStatistic).map(|e| &e.tensor).collect();
+        let stats: Vec<&Tensor> =
+            entries.filter(|e| e.role == Role::RunningStatistic).map(|e| &e.tensor).collect();
         if stats.is_empty() {
             return Ok(());
         }
@@ -228,7 +248,13 @@ mod tests {
     }
 
     impl Criterion for Counting {
-        fn terms(&self, p: &Predictions, t: &Targets, at: &Progress, probe: &mut dyn Probe) -> Vec<Term> {
+        fn terms(
+            &self,
+            p: &Predictions,
+            t: &Targets,
+            at: &Progress,
+            probe: &mut dyn Probe,
+        ) -> Vec<Term> {
             assert_eq!(p.grid.offset, 0.0, "predictions lie where the matcher put them");
             self.fcos.terms(p, t, at, probe)
         }
@@ -258,7 +284,8 @@ mod tests {
         let fcos = AssignConfig::all()[1].build(&mut net.params, 3);
         let count = net.params.buffer("bbox_head.count", &[1], 0.0, Role::StrategyState);
         let criterion = Box::new(Counting { fcos: fcos.criterion, count });
-        let strategy = Strategy { matcher: Arc::new(Corners(fcos.matcher)), criterion, rank: fcos.rank };
+        let strategy =
+            Strategy { matcher: Arc::new(Corners(fcos.matcher)), criterion, rank: fcos.rank };
         let mut step = Step::new(net, strategy, &config, &Arc::new(World::solo())).unwrap();
         let truth = [ImageBoxes { boxes: vec![[8.0, 8.0, 50.0, 60.0]], labels: vec![1] }];
         let grid = Grid { sizes: level_sizes(64, 64).to_vec(), offset: step.matcher().offset() };

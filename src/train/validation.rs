@@ -34,7 +34,9 @@ impl Validation {
         let every = plan.config.eval.every_epochs;
         let epochs = done / plan.steps_per_epoch;
         let epoch_end = done.is_multiple_of(plan.steps_per_epoch);
-        every > 0 && done > 0 && (done == plan.total_steps || (epoch_end && epochs.is_multiple_of(every)))
+        every > 0
+            && done > 0
+            && (done == plan.total_steps || (epoch_end && epochs.is_multiple_of(every)))
     }
 
     /// Evaluates the network as it is after `done` steps, on all ranks; rank 0 gets the numbers.
@@ -50,7 +52,8 @@ impl Validation {
         done: usize,
     ) -> Result<Option<EvalRecord>> {
         let began = Instant::now();
-        let job = eval::Job { data: &self.data, config: &plan.config, device: plan.device, world, stop };
+        let job =
+            eval::Job { data: &self.data, config: &plan.config, device: plan.device, world, stop };
         let report = eval::evaluate(detector, &job, &mut self.truth, &Params::default())?;
         world.barrier("evaluation's end")?;
         Ok(report.map(|report| EvalRecord {
@@ -67,6 +70,7 @@ impl Validation {
 /// # Errors
 /// A `metrics.jsonl` that cannot be read.
 pub fn is_recorded(work_dir: &Path, done: usize) -> Result<bool> {
-    let is_it = |r: &Map<String, Value>| r.contains_key("AP") && r["step"].as_u64() == Some(done as u64);
+    let is_it =
+        |r: &Map<String, Value>| r.contains_key("AP") && r["step"].as_u64() == Some(done as u64);
     Ok(jsonl::read(&work_dir.join(jsonl::NAME))?.iter().any(is_it))
 }

@@ -10,7 +10,11 @@ use crate::error::{Error, Result};
 
 /// Name of a file of start `attempt`, as `config-2.toml`.
 fn numbered(dir: &Path, stem: &str, ending: &str, attempt: usize) -> PathBuf {
-    dir.join(if attempt == 1 { format!("{stem}.{ending}") } else { format!("{stem}-{attempt}.{ending}") })
+    dir.join(if attempt == 1 {
+        format!("{stem}.{ending}")
+    } else {
+        format!("{stem}-{attempt}.{ending}")
+    })
 }
 
 /// Starts that have left their settings in `dir`.
@@ -47,6 +51,9 @@ mod tests {
             assert_eq!(record(dir.path(), &format!("start = {n}"), "table").unwrap(), n);
         }
         let text = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
-        assert_eq!((text("config.toml"), text("config-3.toml")), ("start = 1".into(), "start = 3".into()));
+        assert_eq!(
+            (text("config.toml"), text("config-3.toml")),
+            ("start = 1".into(), "start = 3".into())
+        );
     }
 }

@@ -41,7 +41,8 @@ impl Case {
         if !file.is_file() {
             return Ok(Self { path: path.to_owned(), json: Value::Null, tensors: BTreeMap::new() });
         }
-        let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let text =
+            std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
         let json = serde_json::from_str(&text).map_err(|e| format!("{}: {e}", file.display()))?;
         let tensors = path.join("tensors.safetensors");
         let tensors = dw::model::weights::read(&tensors).map_err(|e| e.to_string())?;
@@ -64,7 +65,9 @@ impl Case {
 
     /// Five levels of `input.NAME` as leaves.
     pub fn levels(&self, name: &str, kind: Kind) -> Vec<Tensor> {
-        (0..5).map(|l| self.tensors[&format!("{name}.{l}")].to_kind(kind).to_device(device())).collect()
+        (0..5)
+            .map(|l| self.tensors[&format!("{name}.{l}")].to_kind(kind).to_device(device()))
+            .collect()
     }
 
     /// The case's boxes, image by image.
@@ -72,7 +75,12 @@ impl Case {
         let empty = vec![];
         let labels = self.json["gt_labels"].as_array().unwrap_or(&empty);
         let image = |(boxes, labels): (&Value, &Value)| ImageBoxes {
-            boxes: boxes.as_array().unwrap_or(&empty).iter().map(|b| [0, 1, 2, 3].map(|i| number(&b[i]) as f32)).collect(),
+            boxes: boxes
+                .as_array()
+                .unwrap_or(&empty)
+                .iter()
+                .map(|b| [0, 1, 2, 3].map(|i| number(&b[i]) as f32))
+                .collect(),
             labels: labels.as_array().unwrap_or(&empty).iter().filter_map(Value::as_i64).collect(),
         };
         self.json["gt_bboxes"].as_array().unwrap_or(&empty).iter().zip(labels).map(image).collect()
@@ -100,14 +108,22 @@ pub fn max_abs(t: &Tensor) -> f64 {
 /// Largest difference of two tensors.
 pub fn difference(what: &str, found: &Tensor, expected: &Tensor) -> Result<f64, String> {
     if found.size() != expected.size() {
-        return Err(format!("{what}: expected shape {:?}, found {:?}", expected.size(), found.size()));
+        return Err(format!(
+            "{what}: expected shape {:?}, found {:?}",
+            expected.size(),
+            found.size()
+        ));
     }
     Ok(max_abs(&(host(found).to_kind(Kind::Double) - host(expected).to_kind(Kind::Double))))
 }
 
 pub fn within(what: &str, found: &Tensor, expected: &Tensor, absolute: f64) -> Result<(), String> {
     let off = difference(what, found, expected)?;
-    if off <= absolute { Ok(()) } else { Err(format!("{what}: largest difference {off:e}, allowed {absolute:e}")) }
+    if off <= absolute {
+        Ok(())
+    } else {
+        Err(format!("{what}: largest difference {off:e}, allowed {absolute:e}"))
+    }
 }
 
 /// A group of tensors: the largest difference relative to the largest number of the group.
@@ -130,7 +146,9 @@ pub fn fill(name: &str, seed: u64, shape: &[i64], rule: &Value) -> Tensor {
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     };
     let values: Vec<f32> = match rule[0].as_str() {
-        Some("affine") => (0..n).map(|i| (number(&rule[1]) + number(&rule[2]) * u(i)) as f32).collect(),
+        Some("affine") => {
+            (0..n).map(|i| (number(&rule[1]) + number(&rule[2]) * u(i)) as f32).collect()
+        }
         Some("conv") => {
             let fan_in: i64 = shape[1..].iter().product();
             let bound = (3.0 * number(&rule[1]) / fan_in as f64).sqrt();

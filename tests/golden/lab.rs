@@ -15,12 +15,16 @@ use crate::case::{Case, close, device, group_within, host, number};
 /// FCOS in both forms.
 pub fn fcos(case: &Case, kind: Kind) -> Result<(), String> {
     let plain = case.json["variant"] == "plain";
-    let config = FcosConfig { form: if plain { Form::Plain } else { Form::Improved }, ..FcosConfig::default() };
+    let config = FcosConfig {
+        form: if plain { Form::Plain } else { Form::Improved },
+        ..FcosConfig::default()
+    };
     let leaves = |name: &str| -> Vec<Tensor> {
         let levels = case.levels(&format!("input.{name}"), kind);
         levels.into_iter().map(|t| t.set_requires_grad(true)).collect()
     };
-    let (cls, distances, quality) = (leaves("cls_scores"), leaves("bbox_preds"), leaves("centernesses"));
+    let (cls, distances, quality) =
+        (leaves("cls_scores"), leaves("bbox_preds"), leaves("centernesses"));
     // The improved form's inputs are in units of the stride.
     let unit = |stride: i64| if plain { 1.0 } else { stride as f64 };
     let outputs = Outputs {
@@ -30,7 +34,9 @@ pub fn fcos(case: &Case, kind: Kind) -> Result<(), String> {
         offset: number(&case.json["prior_offset"]),
     };
     let seen = losses(case, kind, &AssignConfig::Fcos(config), &outputs)?;
-    for (name, levels) in [("cls_scores", &cls), ("bbox_preds", &distances), ("centernesses", &quality)] {
+    for (name, levels) in
+        [("cls_scores", &cls), ("bbox_preds", &distances), ("centernesses", &quality)]
+    {
         gradients(case, kind, name, levels)?;
     }
     let labels = host(&seen["label"]).view([case.int("batch"), -1]);
@@ -44,12 +50,24 @@ pub fn fcos(case: &Case, kind: Kind) -> Result<(), String> {
 }
 
 /// Computes the losses of a case, compares them and runs backward; returns what the probe saw.
-fn losses(case: &Case, kind: Kind, config: &AssignConfig, outputs: &Outputs) -> Result<BTreeMap<&'static str, Tensor>, String> {
+fn losses(
+    case: &Case,
+    kind: Kind,
+    config: &AssignConfig,
+    outputs: &Outputs,
+) -> Result<BTreeMap<&'static str, Tensor>, String> {
     let mut params = Params::new(kind, device());
     let strategy = config.build(&mut params, case.int("num_classes"));
     let targets = strategy.matcher.targets(&Grid::centers(&outputs.sizes()), &case.truth());
     let (mut seen, world) = (BTreeMap::new(), World::solo());
-    let loss = loss_of(&*strategy.criterion, outputs, &targets, &Progress::default(), &mut seen, (false, &world));
+    let loss = loss_of(
+        &*strategy.criterion,
+        outputs,
+        &targets,
+        &Progress::default(),
+        &mut seen,
+        (false, &world),
+    );
     let loss = loss.map_err(|e| e.to_string())?;
     loss.local.backward();
     let expected = &case.json["expected"]["f64"];

@@ -23,7 +23,12 @@ pub struct Run {
 }
 
 /// Computes the loss of predictions and runs backward. `prior`: mean and sigma of the centre prior.
-pub fn run(case: &Case, outputs: Outputs, rule: &DwConfig, prior: (&Tensor, &Tensor)) -> Result<Run, String> {
+pub fn run(
+    case: &Case,
+    outputs: Outputs,
+    rule: &DwConfig,
+    prior: (&Tensor, &Tensor),
+) -> Result<Run, String> {
     let classes = outputs.cls[0].size()[1];
     let mut params = Params::new(outputs.cls[0].kind(), device());
     let strategy = AssignConfig::Dw(rule.clone()).build(&mut params, classes);
@@ -35,20 +40,39 @@ pub fn run(case: &Case, outputs: Outputs, rule: &DwConfig, prior: (&Tensor, &Ten
     let pairs = rule.pairs(&Grid::centers(&outputs.sizes()), classes, &case.truth());
     let targets = strategy.matcher.targets(&Grid::centers(&outputs.sizes()), &case.truth());
     let mut seen = BTreeMap::new();
-    let loss = loss_of(&*strategy.criterion, &outputs, &targets, &Progress::default(), &mut seen, (false, &World::solo()))
-        .map_err(|e| e.to_string())?;
+    let loss = loss_of(
+        &*strategy.criterion,
+        &outputs,
+        &targets,
+        &Progress::default(),
+        &mut seen,
+        (false, &World::solo()),
+    )
+    .map_err(|e| e.to_string())?;
     loss.local.backward();
     let (positive, negative) = (seen["positive"].shallow_clone(), seen["negative"].shallow_clone());
     Ok(Run { outputs, loss, positive, negative, pairs })
 }
 
 fn leaves(case: &Case, kind: Kind) -> Outputs {
-    let of = |name: &str| case.levels(&format!("input.{name}"), kind).into_iter().map(|t| t.set_requires_grad(true)).collect();
-    Outputs { cls: of("cls_scores"), distances: of("bbox_preds"), quality: of("objectnesses"), offset: 0.5 }
+    let of = |name: &str| {
+        case.levels(&format!("input.{name}"), kind)
+            .into_iter()
+            .map(|t| t.set_requires_grad(true))
+            .collect()
+    };
+    Outputs {
+        cls: of("cls_scores"),
+        distances: of("bbox_preds"),
+        quality: of("objectnesses"),
+        offset: 0.5,
+    }
 }
 
 fn compare_gradients(case: &Case, out: &Outputs, kind: Kind, tolerance: f64) -> Result<(), String> {
-    for (name, levels) in [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("objectnesses", &out.quality)] {
+    for (name, levels) in
+        [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("objectnesses", &out.quality)]
+    {
         let grad = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
         let expected = case.levels(&format!("grad.{name}"), kind);
         let pairs: Vec<_> = levels.iter().map(grad).zip(expected).collect();
@@ -74,8 +98,16 @@ fn dense_positive(run: &Run, image: i64, first_gt: i64, gts: i64) -> Tensor {
 
 /// Weights of cells as `[P, C]` of every image, `rest` elsewhere.
 fn dense_negative(run: &Run, images: i64, classes: i64, rest: f64) -> Tensor {
-    let out = Tensor::full([images * run.pairs.points * classes], rest, (run.negative.kind(), Device::Cpu));
-    out.index_copy(0, &Tensor::from_slice(&run.pairs.cell_flat), &host(&run.negative)).view([images, run.pairs.points, classes])
+    let out = Tensor::full(
+        [images * run.pairs.points * classes],
+        rest,
+        (run.negative.kind(), Device::Cpu),
+    );
+    out.index_copy(0, &Tensor::from_slice(&run.pairs.cell_flat), &host(&run.negative)).view([
+        images,
+        run.pairs.points,
+        classes,
+    ])
 }
 
 pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
@@ -84,14 +116,20 @@ pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
     let extreme = case.json["tensor_source"] == "f32";
     let classes = case.int("num_classes");
     let soft = case.json["soft_prior"].as_bool().unwrap_or(true);
-    let rule = if soft { DwConfig::default() } else { DwConfig { prior: Prior::Threshold, prior_value: 0.3, ..DwConfig::default() } };
+    let rule = if soft {
+        DwConfig::default()
+    } else {
+        DwConfig { prior: Prior::Threshold, prior_value: 0.3, ..DwConfig::default() }
+    };
     let prior = |name: &str, default: f64| match case.tensors.get(name) {
         Some(t) => t.to_kind(kind).to_device(device()),
         None => Tensor::full([classes, 2], default, (kind, device())),
     };
-    let (mean, sigma) = (prior("center_prior.mean", 0.0), prior("center_prior.sigma", f64::from(1.0f32 + 0.11f32)));
+    let (mean, sigma) =
+        (prior("center_prior.mean", 0.0), prior("center_prior.sigma", f64::from(1.0f32 + 0.11f32)));
     let run = run(case, leaves(case, kind), &rule, (&mean, &sigma))?;
-    let expected = &case.json["expected"][if extreme && kind == Kind::Float { "f32" } else { "f64" }];
+    let expected =
+        &case.json["expected"][if extreme && kind == Kind::Float { "f32" } else { "f64" }];
     // In f64 the tensors are still stored as f32.
     let (scalar, tensor) = match (extreme, kind) {
         (_, Kind::Double) => (1e-10, 1e-6),
@@ -110,10 +148,14 @@ pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
     let p_neg = dense_negative(&run, images, classes, 1.0);
     let (mut negative, mut positive, mut first) = (vec![], vec![], 0);
     for image in 0..images {
-        negative.push((p_neg.get(image), case.tensors[&format!("p_neg_prob.{image}")].shallow_clone()));
+        negative
+            .push((p_neg.get(image), case.tensors[&format!("p_neg_prob.{image}")].shallow_clone()));
         let gts = case.json["gt_labels"][image as usize].as_array().map_or(0, Vec::len) as i64;
         if gts > 0 {
-            positive.push((dense_positive(&run, image, first, gts), case.tensors[&format!("p_pos_weight.{image}")].shallow_clone()));
+            positive.push((
+                dense_positive(&run, image, first, gts),
+                case.tensors[&format!("p_pos_weight.{image}")].shallow_clone(),
+            ));
         }
         first += gts;
     }

@@ -52,7 +52,11 @@ const SUITES: [Suite; 7] = [
 ];
 
 fn main() {
-    let choice = if std::env::var("DW_DEVICE").is_ok_and(|d| d == "cuda") { Choice::Cuda } else { Choice::Cpu };
+    let choice = if std::env::var("DW_DEVICE").is_ok_and(|d| d == "cuda") {
+        Choice::Cuda
+    } else {
+        Choice::Cpu
+    };
     device::open(choice);
     match device::pick(choice, &Topology::from_env()) {
         Ok(device) => case::set_device(device),

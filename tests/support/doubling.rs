@@ -36,7 +36,11 @@ fn view(b: &Buffer, device: Device) -> Tensor {
 
 impl Doubling {
     pub fn new(device: Device) -> Self {
-        let side = if let Device::Cuda(index) = device { Some(CudaSide::new(index).unwrap()) } else { None };
+        let side = if let Device::Cuda(index) = device {
+            Some(CudaSide::new(index).unwrap())
+        } else {
+            None
+        };
         let numbers = if device.is_cuda() { 64 << 20 } else { 1 };
         let delay_tensor = Mutex::new(Tensor::ones([numbers], (Kind::Float, device)));
         Self { device, side, delay_tensor, before: Mutex::default(), threads: Mutex::default() }

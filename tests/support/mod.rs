@@ -64,7 +64,9 @@ impl Place {
     /// Arguments of a smoke run into `work`.
     pub fn train_args(&self, work: &str, sets: &[&str]) -> Vec<String> {
         let mut args: Vec<String> =
-            ["smoke", "--device", "cpu", "--data", &self.shards(), "--work-dir", &self.path(work)].map(str::to_owned).to_vec();
+            ["smoke", "--device", "cpu", "--data", &self.shards(), "--work-dir", &self.path(work)]
+                .map(str::to_owned)
+                .to_vec();
         for s in sets {
             args.extend(["--set".to_owned(), (*s).to_owned()]);
         }
@@ -92,8 +94,12 @@ impl Place {
 
     /// Step of the newest checkpoint that is in place; 0 without any.
     pub fn newest_step(&self, work: &str) -> usize {
-        let names = std::fs::read_dir(self.path(work) + "/checkpoints").into_iter().flatten().flatten();
-        names.filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max().unwrap_or(0)
+        let names =
+            std::fs::read_dir(self.path(work) + "/checkpoints").into_iter().flatten().flatten();
+        names
+            .filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
+            .max()
+            .unwrap_or(0)
     }
 
     /// Losses of all steps, to the last bit.
@@ -129,8 +135,13 @@ pub struct Job {
 
 impl Job {
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-        let (lines, text) = (BufReader::new(child.stderr.take().unwrap()), Arc::new(Mutex::new(String::new())));
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let (lines, text) =
+            (BufReader::new(child.stderr.take().unwrap()), Arc::new(Mutex::new(String::new())));
         let into = text.clone();
         let reader = std::thread::spawn(move || {
             for line in lines.split(b'\n').map_while(Result::ok) {
@@ -160,7 +171,11 @@ impl Job {
     pub fn until_true(&self, what: &str, done: impl Fn() -> bool) {
         let began = Instant::now();
         while !done() {
-            assert!(began.elapsed() < Duration::from_mins(2), "waited in vain for {what}: {}", self.text());
+            assert!(
+                began.elapsed() < Duration::from_mins(2),
+                "waited in vain for {what}: {}",
+                self.text()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -196,13 +211,20 @@ pub fn processes(text: &str) -> Vec<String> {
 
 /// A number of rounds from the environment: a few in CI, many in `make soak`.
 pub fn rounds(variable: &str, usual: usize) -> usize {
-    std::env::var(variable).ok().map_or(usual, |v| v.parse().unwrap_or_else(|e| panic!("{variable}={v}: {e}")))
+    std::env::var(variable)
+        .ok()
+        .map_or(usual, |v| v.parse().unwrap_or_else(|e| panic!("{variable}={v}: {e}")))
 }
 
 /// Runs to success; returns stdout.
 pub fn run(command: &mut Command) -> String {
     let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(out.status.success(), "{command:?}: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{command:?}: {}\n{}",
+        out.status,
+        String::from_utf8_lossy(&out.stderr)
+    );
     String::from_utf8(out.stdout).unwrap()
 }
 
@@ -236,8 +258,12 @@ pub fn damage(path: &Path) {
 
 /// Files of a folder whose names end like this.
 pub fn files(dir: &str, ending: &str) -> Vec<PathBuf> {
-    let mut found: Vec<_> =
-        std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).filter(|p| p.to_string_lossy().ends_with(ending)).collect();
+    let mut found: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.to_string_lossy().ends_with(ending))
+        .collect();
     found.sort();
     found
 }

@@ -39,9 +39,11 @@ impl DwConfig {
         let mean = params.buffer("bbox_head.center_prior.mean", &[classes, 2], 0.0, Role::Constant);
         // 1 + 0.11, added in f32 as the released code does.
         let start = f64::from(1.0f32 + 0.11f32);
-        let sigma = params.buffer("bbox_head.center_prior.sigma", &[classes, 2], start, Role::Constant);
+        let sigma =
+            params.buffer("bbox_head.center_prior.sigma", &[classes, 2], start, Role::Constant);
         let matcher = Arc::new(Bags { config: self.clone(), classes });
-        let criterion = Box::new(DualWeighting { config: self.clone(), prior: CenterPrior { mean, sigma } });
+        let criterion =
+            Box::new(DualWeighting { config: self.clone(), prior: CenterPrior { mean, sigma } });
         Strategy { matcher, criterion, rank: Rank::Score }
     }
 
@@ -55,7 +57,8 @@ impl DwConfig {
             return;
         }
         // Distance from the centre in strides: half the difference of opposite sides, along each axis.
-        let r = |[l, t, r, b]: [f32; 4]| f64::from(l - r).hypot(f64::from(t - b)) / (2 * stride) as f64;
+        let r =
+            |[l, t, r, b]: [f32; 4]| f64::from(l - r).hypot(f64::from(t - b)) / (2 * stride) as f64;
         if self.prior == Prior::Threshold {
             found.retain(|p| r(p.1) <= self.prior_value);
         } else {
@@ -108,16 +111,31 @@ impl Criterion for DualWeighting {
     /// Eq. 3-12 (`paper`), or what the authors' code computes (`released`; `docs/formulas.md` lists every difference).
     /// The probe sees `positive`, the positive weight of each pair `[N]`, and `negative`, the weight of each cell in the
     /// negative loss `[U]`: P_neg (released), w_neg (paper).
-    fn terms(&self, predicted: &Predictions, targets: &Targets, _: &Progress, probe: &mut dyn Probe) -> Vec<Term> {
+    fn terms(
+        &self,
+        predicted: &Predictions,
+        targets: &Targets,
+        _: &Progress,
+        probe: &mut dyn Probe,
+    ) -> Vec<Term> {
         let pairs = targets.pairs();
-        let (q, poison_q) = without_nan(&(predicted.cls.sigmoid() * predicted.quality.sigmoid().unsqueeze(-1)));
+        let (q, poison_q) =
+            without_nan(&(predicted.cls.sigmoid() * predicted.quality.sigmoid().unsqueeze(-1)));
         // Sides beyond any image would overflow when they are multiplied, in f32.
         let (distances, poison_d) = without_nan(&predicted.distances);
         let distances = distances.clamp_max(LARGEST_SIDE);
         let x = Inputs { cls: &predicted.cls, pairs, prior: &self.prior };
         let mut terms = match self.config.formula {
-            Formula::Released => released(&self.config, &x, &q, &Geometry::new(&distances, pairs, AREA_EPS), probe),
-            Formula::Paper => paper(&self.config, &x, &q, &Geometry::new(&distances, pairs, PAPER_AREA_EPS), probe),
+            Formula::Released => {
+                released(&self.config, &x, &q, &Geometry::new(&distances, pairs, AREA_EPS), probe)
+            }
+            Formula::Paper => paper(
+                &self.config,
+                &x,
+                &q,
+                &Geometry::new(&distances, pairs, PAPER_AREA_EPS),
+                probe,
+            ),
         };
         for t in &mut terms {
             t.sum += &poison_q + &poison_d;
@@ -192,11 +210,26 @@ fn count(x: &Inputs) -> Tensor {
 /// Sums and normalisers of the positive classification, localisation and negative classification loss. The positive
 /// ones are sums of positive weights times numbers above 0.
 fn terms([cls_pos, loc, cls_neg]: [(Tensor, Tensor); 3]) -> Vec<Term> {
-    let term = |name, (sum, value), needs_positives| Term { name, sum, by: Normaliser::at_least_one(value), needs_positives };
-    vec![term("loss_cls_pos", cls_pos, true), term("loss_loc", loc, true), term("loss_cls_neg", cls_neg, false)]
+    let term = |name, (sum, value), needs_positives| Term {
+        name,
+        sum,
+        by: Normaliser::at_least_one(value),
+        needs_positives,
+    };
+    vec![
+        term("loss_cls_pos", cls_pos, true),
+        term("loss_loc", loc, true),
+        term("loss_cls_neg", cls_neg, false),
+    ]
 }
 
-fn released(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry, probe: &mut dyn Probe) -> Vec<Term> {
+fn released(
+    c: &DwConfig,
+    x: &Inputs,
+    q: &Tensor,
+    g: &Geometry,
+    probe: &mut dyn Probe,
+) -> Vec<Term> {
     let pairs = x.pairs;
     let flat = pairs.cell_flat.index_select(0, &pairs.cell);
     let p_cls = q.reshape([-1]).index_select(0, &flat);
@@ -207,7 +240,8 @@ fn released(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry, probe: &mut dyn 
         let d = (offset(pairs) - columns(&x.prior.mean, &labels)).square();
         let along = (d / (columns(&x.prior.sigma, &labels).square() * -2.0)).exp();
         let prior = along.get(0) * along.get(1);
-        let prior = if c.prior == Prior::Soft { prior } else { prior.gt(c.prior_value).to_kind(q.kind()) };
+        let prior =
+            if c.prior == Prior::Soft { prior } else { prior.gt(c.prior_value).to_kind(q.kind()) };
         let p = &p_cls * &p_loc;
         // The exponents differ on purpose: 5 above, 3 below.
         let (with_prior, above, below) = (&p * prior, (&p * c.mu).exp(), (&p * (c.mu * 0.6)).exp());
@@ -224,7 +258,9 @@ fn released(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry, probe: &mut dyn 
         // Several boxes of one class on a point: the last one's holds.
         p.index_select(0, &pairs.cell_last)
     });
-    let p_neg_all = Tensor::ones(q.numel() as i64, (q.kind(), q.device())).index_copy_(0, &pairs.cell_flat, &p_neg).view_as(q);
+    let p_neg_all = Tensor::ones(q.numel() as i64, (q.kind(), q.device()))
+        .index_copy_(0, &pairs.cell_flat, &p_neg)
+        .view_as(q);
 
     let boxes = count(x);
     let cls_pos = (&w_pos * bce(&p_cls, 1.0)).sum(None) * POSITIVE_SCALE;
@@ -244,7 +280,11 @@ fn paper(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry, probe: &mut dyn Pro
         // Eq. 3 and 4, the prior e^(-r^2), normalised over the bag.
         let t = &s * g.iou.pow_tensor_scalar(c.beta);
         let w = (&t * c.mu).exp() * &t;
-        let w = if c.prior == Prior::Soft { w * (-offset(pairs).square().sum_dim_intlist(0, false, None)).exp() } else { w };
+        let w = if c.prior == Prior::Soft {
+            w * (-offset(pairs).square().sum_dim_intlist(0, false, None)).exp()
+        } else {
+            w
+        };
         &w / sum_per_box(&w, pairs).clamp_min(TINY)
     });
     let w_neg = tch::no_grad(|| {
@@ -266,8 +306,9 @@ fn paper(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry, probe: &mut dyn Pro
         let start = Tensor::full(pairs.cell_flat.size(), f64::INFINITY, (w.kind(), w.device()));
         start.internal_scatter_reduce(0, &pairs.cell, &w, "amin", true)
     });
-    let outside =
-        Tensor::full(q.numel() as i64, 1.0 - FOCAL_ALPHA, (q.kind(), q.device())).index_fill_(0, &pairs.cell_flat, 0.0).view_as(q);
+    let outside = Tensor::full(q.numel() as i64, 1.0 - FOCAL_ALPHA, (q.kind(), q.device()))
+        .index_fill_(0, &pairs.cell_flat, 0.0)
+        .view_as(q);
 
     let boxes = count(x);
     let cls_pos = (&w_pos * bce(&s, 1.0)).sum(None);
@@ -294,7 +335,11 @@ mod tests {
         let loss = bce(&p, 1.0).sum(Kind::Float);
         loss.backward();
         assert_eq!(loss.double_value(&[]), 2.5);
-        assert_eq!(Vec::<f32>::try_from(giou_loss.grad()).unwrap(), [0.0, 0.0, 5.0], "nothing to gain at the top");
+        assert_eq!(
+            Vec::<f32>::try_from(giou_loss.grad()).unwrap(),
+            [0.0, 0.0, 5.0],
+            "nothing to gain at the top"
+        );
     }
 
     /// A prediction that is not a number, or as good as infinite, never ends the process; NaN and infinity come out.
@@ -302,25 +347,50 @@ mod tests {
     fn bad_numbers_come_out_in_the_sums() {
         let (grid, options) = (Grid::centers(&level_sizes(64, 64)), (Kind::Float, Device::Cpu));
         let points = grid.num_points();
-        let images = [ImageBoxes { boxes: vec![[5.0, 5.0, 50.0, 60.0], [1.0, 2.0, 30.0, 30.0]], labels: vec![1, 1] }];
+        let images = [ImageBoxes {
+            boxes: vec![[5.0, 5.0, 50.0, 60.0], [1.0, 2.0, 30.0, 30.0]],
+            labels: vec![1, 1],
+        }];
         for formula in [Formula::Released, Formula::Paper] {
             let config = DwConfig { formula, ..DwConfig::default() };
             let targets = Targets::Pairs(config.pairs(&grid, 3, &images).tensors());
-            let prior = CenterPrior { mean: Tensor::zeros([3, 2], options), sigma: Tensor::ones([3, 2], options) };
+            let prior = CenterPrior {
+                mean: Tensor::zeros([3, 2], options),
+                sigma: Tensor::ones([3, 2], options),
+            };
             let criterion = DualWeighting { config, prior };
-            for (value, told) in [(f64::NAN, true), (f64::INFINITY, true), (1e25, false), (1e38, false), (1.0, false)] {
+            for (value, told) in [
+                (f64::NAN, true),
+                (f64::INFINITY, true),
+                (1e25, false),
+                (1e38, false),
+                (1.0, false),
+            ] {
                 for which in 0..3 {
                     let tensor = |n: usize, shape: &[i64]| {
                         let t = Tensor::full(shape, 1.0, options);
-                        let _ = t.view([-1]).narrow(0, 9, 1).fill_(if n == which { value } else { 1.0 });
+                        let _ = t.view([-1]).narrow(0, 9, 1).fill_(if n == which {
+                            value
+                        } else {
+                            1.0
+                        });
                         t.set_requires_grad(true)
                     };
-                    let (cls, distances, quality) = (tensor(0, &[1, points, 3]), tensor(1, &[1, points, 4]), tensor(2, &[1, points]));
+                    let (cls, distances, quality) = (
+                        tensor(0, &[1, points, 3]),
+                        tensor(1, &[1, points, 4]),
+                        tensor(2, &[1, points]),
+                    );
                     let predicted = Predictions { cls, distances, quality, grid: grid.clone() };
-                    let terms = criterion.terms(&predicted, &targets, &Progress::default(), &mut ());
+                    let terms =
+                        criterion.terms(&predicted, &targets, &Progress::default(), &mut ());
                     let sum: f64 = terms.iter().map(|t| t.sum.double_value(&[])).sum();
                     // An infinite logit is a probability of 1.
-                    let expected = if told && (value.is_nan() || which == 1) { sum.is_nan() } else { sum.is_finite() };
+                    let expected = if told && (value.is_nan() || which == 1) {
+                        sum.is_nan()
+                    } else {
+                        sum.is_finite()
+                    };
                     assert!(expected, "{formula:?}: {value} in input {which} gives {sum}");
                     terms.iter().map(|t| &t.sum).fold(Tensor::from(0f32), |a, b| a + b).backward();
                 }

@@ -89,10 +89,15 @@ impl DwConfig {
         }
         if self.formula == Formula::Released {
             if self.prior == Prior::Topk {
-                return Err("`assign.prior` = \"topk\" belongs to `assign.formula` = \"paper\"".into());
+                return Err(
+                    "`assign.prior` = \"topk\" belongs to `assign.formula` = \"paper\"".into()
+                );
             }
             if self.w_neg != NegWeight::Full {
-                return Err("`assign.w_neg` other than \"full\" belongs to `assign.formula` = \"paper\"".into());
+                return Err(
+                    "`assign.w_neg` other than \"full\" belongs to `assign.formula` = \"paper\""
+                        .into(),
+                );
             }
         }
         Ok(())
@@ -114,7 +119,9 @@ impl DwConfig {
                 "a distance above 0 and at most 1000 strides: with the paper's formula a point takes \
                  part where it is nearer to the box's centre"
             }
-            (Prior::Topk, _) if v.fract() == 0.0 && (1.0..=MOST_POINTS).contains(&v) => return Ok(()),
+            (Prior::Topk, _) if v.fract() == 0.0 && (1.0..=MOST_POINTS).contains(&v) => {
+                return Ok(());
+            }
             (Prior::Topk, _) => "a whole number of points on each level, 1 to 10000",
         };
         Err(format!("`assign.prior_value`: expected {expected}; found {v}"))
@@ -134,7 +141,9 @@ impl DwConfig {
     pub fn caution(&self) -> Option<String> {
         let nearest = std::f64::consts::FRAC_1_SQRT_2;
         let strict = match (self.prior, self.formula) {
-            (Prior::Threshold, Formula::Released) => self.prior_value > (-nearest * nearest / 2.46).exp(),
+            (Prior::Threshold, Formula::Released) => {
+                self.prior_value > (-nearest * nearest / 2.46).exp()
+            }
             (Prior::Threshold, Formula::Paper) => self.prior_value < nearest,
             _ => false,
         };

@@ -51,7 +51,9 @@ impl FcosConfig {
         if radius > 0.0 && radius <= 1000.0 {
             return Ok(());
         }
-        Err(format!("`assign.radius`: expected a number above 0 and at most 1000 strides; found {radius}"))
+        Err(format!(
+            "`assign.radius`: expected a number above 0 and at most 1000 strides; found {radius}"
+        ))
     }
 
     /// A head that is not the form's own is an experiment, and is said to be one.
@@ -74,12 +76,19 @@ impl FcosConfig {
             other.push(format!("model.tower_bias = {}", model.tower_bias));
         }
         let form = format!("{:?}", self.form).to_lowercase();
-        (!other.is_empty()).then(|| format!("assign.form = \"{form}\" of FCOS has another head than this one: {}", other.join(", ")))
+        (!other.is_empty()).then(|| {
+            format!(
+                "assign.form = \"{form}\" of FCOS has another head than this one: {}",
+                other.join(", ")
+            )
+        })
     }
 
     pub(crate) fn summary(&self) -> String {
         match self.form {
-            Form::Improved => format!("FCOS, centre sampling within {} strides, GIoU loss", self.radius),
+            Form::Improved => {
+                format!("FCOS, centre sampling within {} strides, GIoU loss", self.radius)
+            }
             Form::Plain => "FCOS, plain form: all points inside a box, IoU loss".into(),
         }
     }
@@ -90,7 +99,11 @@ impl FcosConfig {
             Form::Improved => BoxLoss::Giou,
             Form::Plain => BoxLoss::LogIou,
         };
-        Strategy { matcher, criterion: Box::new(FocalAndCenterness { box_loss, classes }), rank: Rank::Class }
+        Strategy {
+            matcher,
+            criterion: Box::new(FocalAndCenterness { box_loss, classes }),
+            rank: Rank::Class,
+        }
     }
 
     /// The targets of a batch.
@@ -118,7 +131,14 @@ impl FcosConfig {
     }
 
     /// The box that the point at (column, row) of a level learns from: the smallest of the `fitting`, the first of equals.
-    fn box_of(&self, grid: &Grid, level: usize, (col, row): (i64, i64), image: &ImageBoxes, fitting: &[usize]) -> Option<usize> {
+    fn box_of(
+        &self,
+        grid: &Grid,
+        level: usize,
+        (col, row): (i64, i64),
+        image: &ImageBoxes,
+        fitting: &[usize],
+    ) -> Option<usize> {
         let stride = STRIDES[level] as f32;
         let at = |i: i64| (i as f32 + grid.offset as f32) * stride;
         let (x, y) = (at(col), at(row));
@@ -181,21 +201,36 @@ mod tests {
     #[test]
     fn a_point_learns_the_smallest_box_that_fits_its_level() {
         let grid = Grid::centers(&level_sizes(128, 128));
-        let image = |boxes: &[[f32; 4]]| [ImageBoxes { boxes: boxes.to_vec(), labels: vec![0; boxes.len()] }];
+        let image = |boxes: &[[f32; 4]]| {
+            [ImageBoxes { boxes: boxes.to_vec(), labels: vec![0; boxes.len()] }]
+        };
         let plain = FcosConfig { form: Form::Plain, ..FcosConfig::default() };
         // Points of stride 8 at 4, 12, ...: a box from 4 to 20 holds 12 only, strictly inside; too small for other levels.
-        let t = plain.targets(&grid, &image(&[[4.0, 4.0, 20.0, 20.0], [8.0, 8.0, 16.0, 16.0], [8.0, 8.0, 16.0, 16.0]]));
-        assert_eq!((t.positive, t.gt), (vec![16 + 1], vec![1]), "the smaller, and the first of two equal ones");
+        let t = plain.targets(
+            &grid,
+            &image(&[[4.0, 4.0, 20.0, 20.0], [8.0, 8.0, 16.0, 16.0], [8.0, 8.0, 16.0, 16.0]]),
+        );
+        assert_eq!(
+            (t.positive, t.gt),
+            (vec![16 + 1], vec![1]),
+            "the smaller, and the first of two equal ones"
+        );
         // Both ends of a level's range belong to it: of a box with sides of 124, the point (60, 60) of stride 8 is 64 from the far
         // sides, its neighbours are farther.
         let t = FcosConfig::default().targets(&grid, &image(&[[0.0, 0.0, 124.0, 124.0]]));
         let level_0: Vec<i64> = t.positive.iter().copied().filter(|p| *p < 256).collect();
         assert_eq!(level_0, [7 * 16 + 7], "64 is the last distance of the first level");
-        let level_1: Vec<i64> = t.positive.iter().copied().filter(|p| (256..320).contains(p)).collect();
-        let around: Vec<i64> = (2..5).flat_map(|row| (2..5).map(move |col| 256 + 8 * row + col)).collect();
+        let level_1: Vec<i64> =
+            t.positive.iter().copied().filter(|p| (256..320).contains(p)).collect();
+        let around: Vec<i64> =
+            (2..5).flat_map(|row| (2..5).map(move |col| 256 + 8 * row + col)).collect();
         assert_eq!(level_1, around, "40, 56 and 72 lie within 1.5 strides of 62");
         let narrow = FcosConfig { radius: 0.5, ..FcosConfig::default() };
         let t = narrow.targets(&grid, &image(&[[0.0, 0.0, 124.0, 124.0]]));
-        assert_eq!(t.positive.iter().filter(|p| (256..320).contains(*p)).count(), 1, "within half a stride");
+        assert_eq!(
+            t.positive.iter().filter(|p| (256..320).contains(*p)).count(),
+            1,
+            "within half a stride"
+        );
     }
 }

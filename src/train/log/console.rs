@@ -34,7 +34,8 @@ impl Sink for Console {
         let left = (self.total - r.step) as f64;
         let eta = indicatif::HumanDuration(Duration::from_secs_f64(pace * left));
         let terms = r.loss.terms.iter();
-        let terms: Vec<String> = terms.map(|(n, v)| format!("{} {v:.3}", n.trim_start_matches("loss_"))).collect();
+        let terms: Vec<String> =
+            terms.map(|(n, v)| format!("{} {v:.3}", n.trim_start_matches("loss_"))).collect();
         tracing::info!(
             "step {}/{} epoch {} loss {:.3} ({}) lr {:.2e} {:.1} images/s ETA {eta:#}",
             r.step,
@@ -51,7 +52,11 @@ impl Sink for Console {
     fn evaluation(&mut self, r: &EvalRecord) -> Result<()> {
         let number = |name| r.number(name);
         let (ap, ap50, ap75) = (number("AP"), number("AP50"), number("AP75"));
-        tracing::info!("epoch {}: AP {ap:.3}, AP50 {ap50:.3}, AP75 {ap75:.3} ({:.0} s)", r.epoch, r.eval_s);
+        tracing::info!(
+            "epoch {}: AP {ap:.3}, AP50 {ap50:.3}, AP75 {ap75:.3} ({:.0} s)",
+            r.epoch,
+            r.eval_s
+        );
         Ok(())
     }
 }

@@ -106,7 +106,8 @@ fn length_up_to(path: &Path, last: usize) -> Result<u64> {
 }
 
 fn parse(path: &Path, n: usize, line: &str) -> Result<Map<String, Value>> {
-    serde_json::from_str(line).map_err(|e| Error::Data(format!("{}: line {}: {e}", path.display(), n + 1)))
+    serde_json::from_str(line)
+        .map_err(|e| Error::Data(format!("{}: line {}: {e}", path.display(), n + 1)))
 }
 
 /// Rows of a file; a cut last line is left out.
@@ -114,7 +115,8 @@ fn parse(path: &Path, n: usize, line: &str) -> Result<Map<String, Value>> {
 /// # Errors
 /// A missing file or a line that is not an object.
 pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let text = fs_err::read_to_string(path).map_err(|e| Error::Usage(format!("cannot read metrics: {e}")))?;
+    let text = fs_err::read_to_string(path)
+        .map_err(|e| Error::Usage(format!("cannot read metrics: {e}")))?;
     let whole = text.rfind('\n').map_or("", |at| &text[..at]);
     whole.lines().enumerate().map(|(n, line)| parse(path, n, line)).collect()
 }
@@ -137,7 +139,8 @@ mod tests {
         let half = fs_err::read_to_string(&path).unwrap() + "{\"st";
         fs_err::write(&path, half).unwrap();
         assert_eq!(read(&path).unwrap().len(), 6);
-        let steps = || read(&path).unwrap().iter().map(|r| r["step"].as_u64().unwrap()).collect::<Vec<_>>();
+        let steps =
+            || read(&path).unwrap().iter().map(|r| r["step"].as_u64().unwrap()).collect::<Vec<_>>();
         drop(Metrics::open(&path, 5, 2).unwrap());
         assert_eq!(steps(), [1, 2, 3, 4, 5, 5], "the evaluation of the checkpoint stays");
         let mut m = Metrics::open(&path, 3, 3).unwrap();

@@ -101,7 +101,8 @@ impl Log {
     /// A file that cannot be opened.
     pub fn open(work_dir: &Path, start: usize, total: usize, attempt: usize) -> Result<Self> {
         let metrics = Metrics::open(&work_dir.join(jsonl::NAME), start, attempt)?;
-        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(metrics), Box::new(Console::new(start, total))];
+        let sinks: Vec<Box<dyn Sink>> =
+            vec![Box::new(metrics), Box::new(Console::new(start, total))];
         Ok(Self { sinks, unmatched: Unmatched::default() })
     }
 
@@ -110,7 +111,10 @@ impl Log {
     /// # Errors
     /// A sink's, where the run is to end with it.
     pub fn step(&mut self, record: &StepRecord, saver: &mut Saver) -> Result<()> {
-        saver.tolerate(Output::Row, first_error(self.sinks.iter_mut().map(|sink| sink.step(record))))?;
+        saver.tolerate(
+            Output::Row,
+            first_error(self.sinks.iter_mut().map(|sink| sink.step(record))),
+        )?;
         if let Some(warning) = self.unmatched.see(record.loss.without_positive()) {
             tracing::warn!("{warning}");
         }
@@ -122,7 +126,10 @@ impl Log {
     /// # Errors
     /// As [`Log::step`].
     pub fn evaluation(&mut self, record: &EvalRecord, saver: &mut Saver) -> Result<()> {
-        saver.tolerate(Output::Row, first_error(self.sinks.iter_mut().map(|sink| sink.evaluation(record))))
+        saver.tolerate(
+            Output::Row,
+            first_error(self.sinks.iter_mut().map(|sink| sink.evaluation(record))),
+        )
     }
 
     /// Puts everything on disk.
