@@ -5,7 +5,6 @@
 //! here: [`shown`] for one name inside a message, [`lines`] for a message as a whole.
 
 use std::fmt::{self, Display, Write as _};
-use std::io::Write as _;
 
 /// Text that is safe to print; made by [`shown`] and [`lines`].
 #[derive(Debug, Clone, Copy)]
@@ -80,12 +79,6 @@ pub fn json(text: &str) -> String {
         }
     }
     out
-}
-
-/// Prints `error: ...` on standard error in one piece.
-pub fn print_error(error: &dyn Display) {
-    // Nobody is left to be told that standard error is closed.
-    let _ = std::io::stderr().write_all(format!("error: {}\n", lines(error)).as_bytes());
 }
 
 #[cfg(test)]

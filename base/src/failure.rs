@@ -29,7 +29,7 @@ impl Failure {
             Self::Threads => {
                 "no thread could be started: a limit of processes or memory is reached".into()
             }
-            Self::Device => format!("a GPU of host {}, or its driver, failed", crate::host()),
+            Self::Device => format!("a GPU of host {}, or its driver, failed", crate::host::name()),
         }
     }
 
@@ -219,7 +219,7 @@ mod tests {
             assert_eq!(classify(text), Some(Failure::Device), "{text}");
         }
         assert_eq!(Failure::Device.exit_code(), 4);
-        assert!(Failure::Device.describe().contains(&crate::host()));
+        assert!(Failure::Device.describe().contains(&crate::host::name()));
     }
 
     #[test]
