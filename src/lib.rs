@@ -1,37 +1,35 @@
 //! `dw` trains dense object detectors with Dual Weighting label assignment.
 //!
-//! Data flows one way: shards -> [`data`] -> [`model`] -> [`assign`] -> [`loss`] -> [`train`] -> [`eval`] -> [`show`].
-//! `docs/architecture.md` has the picture.
+//! Modules in dependency order; each one uses only those above it (`tests/architecture.rs`):
 //!
-//! * [`config`]: TOML files and `--set` to one checked [`config::Config`]
-//! * [`plan`]: configuration + world + data to the numbers a run uses
-//! * [`boxes`]: anchor points, distances <-> boxes, IoU and GIoU
+//! * [`geometry`]: anchor points, boxes and distances, IoU and GIoU
+//! * [`torch`]: what the libtorch bindings lack
+//! * [`device`]: CPU or CUDA, precision, CPU threads, and how the ranks of a job join on them
+//! * [`loss`]: loss functions, and reduction of their terms to the global loss
+//! * [`model`]: ResNet and ResNeXt, DCNv2, FPN, FCOS head with box refinement, weights by name
+//! * [`assign`]: label assignment: the interface of strategies, and the strategies (DW, FCOS)
 //! * [`data`]: which image when, augmentation, threads that prepare batches
-//! * [`model`]: ResNet and ResNeXt, DCNv2, FPN, FCOS head with box refinement, weight files by name
-//! * [`assign`]: label assignment: the seam, and the strategies behind it (DW in both formulas, FCOS)
-//! * [`loss`]: loss functions, and local sums to the global loss
-//! * [`train`]: the loop, one step, SGD on flat buffers, schedule, checkpoints, records
-//! * [`eval`]: detections on all ranks, `dw-eval` with a network (the metric and its report are the crate `dw-metric`)
-//! * [`show`]: pictures of predictions and curves
-//! * [`device`], [`threads`], [`torch`]: CPU or CUDA, CPU threads, and what the libtorch bindings lack
-//! * [`join`]: the ranks of a job on their devices
-//! * [`app`]: what the binaries share
+//! * [`eval`]: detections of all ranks, and their evaluation
+//! * [`train`]: plan, loop and step of a run; SGD on flat buffers; checkpoints; logs
+//! * [`show`]: pictures of predictions and training curves
+//! * [`config`]: TOML files and `--set` options to one checked [`config::Config`]
+//! * [`app`]: what the programs do
+//!
+//! Shapes in names and comments: B images, P anchor points over all levels, G ground-truth boxes,
+//! C classes, N (point, box) pairs; `cls_bpc` is a tensor `[B, P, C]`, `ltrb_bp4` is `[B, P, 4]`.
+//! `docs/architecture.md` has the picture.
 
 pub mod app;
 pub mod assign;
-pub mod boxes;
 pub mod config;
 pub mod data;
 pub mod device;
-pub mod error;
 pub mod eval;
-pub mod join;
+pub mod geometry;
 pub mod loss;
 pub mod model;
-pub mod plan;
 pub mod show;
-pub mod threads;
 pub mod torch;
 pub mod train;
 
-pub use error::{Error, Result};
+pub use dw_base::{Error, Result};

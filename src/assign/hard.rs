@@ -4,7 +4,7 @@
 use tch::{Kind, Tensor};
 
 use super::{Criterion, PointTensors, Probe, Progress, Targets};
-use crate::boxes::{Grid, iou_and_giou};
+use crate::geometry::{Grid, iou_and_giou};
 use crate::loss::functions::{bce_with_logits, focal};
 use crate::loss::{Normaliser, Term};
 use crate::model::Predictions;

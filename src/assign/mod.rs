@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::boxes::Grid;
+use crate::geometry::Grid;
 use crate::loss::{Loss, Term};
 use crate::model::{Detector, ModelConfig, Params, Predictions, Rank};
 pub use pairs::{PairTensors, Pairs};

@@ -4,7 +4,7 @@
 use tch::{Device, Kind as TensorKind, Tensor};
 
 use super::ImageBoxes;
-use crate::boxes::{Grid, STRIDES};
+use crate::geometry::{Grid, STRIDES};
 
 /// Pairs of one batch, as plain numbers (made by loader threads).
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -221,7 +221,7 @@ impl Builder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boxes::level_sizes;
+    use crate::geometry::level_sizes;
 
     #[test]
     fn inside_is_strict_and_last_box_of_a_class_wins() {

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use dw::app::show::{PredArgs, predictions};
 use dw::app::{self, Start};
 use dw::device::Choice;
 use dw::show;
 
 const EXAMPLES: &str = "Examples:
-  dw-show pred work/demo -o pred.png                 predictions of the newest checkpoint on its validation split
+  dw-show pred work/demo -o pred.png         newest checkpoint on its validation split
   dw-show pred work/demo --split train2017 -n 12 --score 0.3 -o train.png
-  dw-show curves work/demo -o curves.png             losses and AP over steps";
+  dw-show curves work/demo -o curves.png     losses and AP over steps";
 
 /// Draw predictions and training curves.
 #[derive(Debug, Parser)]
@@ -26,7 +27,7 @@ enum Command {
     Pred {
         /// Checkpoint folder, work directory, or weight file
         checkpoint: PathBuf,
-        /// Configuration that a weight file belongs to
+        /// Configuration of a weight file
         #[arg(long)]
         config: Option<String>,
         /// Folder of shards [default: the run's]
@@ -36,12 +37,13 @@ enum Command {
         #[arg(long)]
         split: Option<String>,
         /// Number of images
-        #[arg(short = 'n', long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=100))]
+        #[arg(short = 'n', long, default_value_t = 9,
+              value_parser = clap::value_parser!(u16).range(1..=100))]
         count: u16,
-        /// Smallest score drawn
+        /// Smallest score to draw
         #[arg(long, default_value_t = 0.3)]
         score: f32,
-        /// Picture to write
+        /// Output file
         #[arg(short, long, value_name = "FILE.png")]
         out: PathBuf,
     },
@@ -49,7 +51,7 @@ enum Command {
     Curves {
         /// Work directory, or a metrics.jsonl
         run: PathBuf,
-        /// Picture to write
+        /// Output file
         #[arg(short, long, value_name = "FILE.png")]
         out: PathBuf,
     },
@@ -57,10 +59,11 @@ enum Command {
 
 fn main() {
     let cli: Cli = app::parse();
-    app::run(Start { device: Choice::Cpu, catch_signals: false }, |_, _| match cli.command {
+    let start = Start { device: Choice::Cpu, catch_signals: false };
+    app::run(start, |_, _| match cli.command {
         Command::Pred { checkpoint, config, data, split, count, score, out } => {
-            let options = show::pred::Options { count: count.into(), score, config };
-            show::pred::draw(&checkpoint, data.as_deref(), split.as_deref(), &options, &out)
+            let count = count.into();
+            predictions(&PredArgs { checkpoint, config, data, split, count, score }, &out)
         }
         Command::Curves { run, out } => show::curves::draw(&run, &out),
     })

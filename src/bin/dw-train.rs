@@ -1,21 +1,21 @@
-//! `dw-train`: trains a detector; under mpirun or srun, on all ranks together.
+//! `dw-train`: trains a detector, on all ranks under mpirun or srun.
 
 use std::path::PathBuf;
 
 use clap::Parser;
+use dw::app::train::{Resume, TrainArgs, train};
 use dw::app::{self, Start};
 use dw::device::Choice;
-use dw::train::start::{Request, Resume, train};
 
 const EXAMPLES: &str = "Examples:
   dw-train                                          dw_r50_fpn_1x on coco/shards, one process
   mpirun -n 8 dw-train dw_r50_fpn_1x                eight ranks on this node
   dw-train --set train.lr=0.02 --set model.refine=false
   dw-train my.toml --data /fast/shards --work-dir runs/a --resume auto
-  dw-train dw_r101_fpn_mstrain_2x --dry-run              print the resolved settings
+  dw-train dw_r101_fpn_mstrain_2x --dry-run         print the resolved settings
 
-Exit codes: 0 done, 2 a mistake in the command, 3 bad data, 4 a peer was lost or a GPU failed,
-5 out of memory or threads, 70 a bug, 75 stopped by a signal after a checkpoint (run again to go on)";
+Exit codes: 0 success, 2 usage error, 3 bad data, 4 a peer was lost or a GPU failed, 5 out of memory
+or threads, 70 a bug, 75 stopped by a signal after a checkpoint (the same command continues)";
 
 /// Train a dense object detector with dual weighting label assignment.
 #[derive(Debug, Parser)]
@@ -24,19 +24,19 @@ struct Cli {
     /// Built-in name or path of a TOML file
     #[arg(default_value = "dw_r50_fpn_1x")]
     config: String,
-    /// Set one key, as train.lr=0.02 (may be repeated)
+    /// Set one key, as train.lr=0.02 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
     /// Folder of shards (`data.shards`)
     #[arg(long, value_name = "OUT")]
     data: Option<PathBuf>,
-    /// Where metrics and checkpoints go [default: work/NAME]
+    /// Folder of metrics and checkpoints [default: work/NAME]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
-    /// Checkpoint to go on from: auto (the newest of the work directory), none, or a path
+    /// Checkpoint to resume from: auto (the newest of the work directory), none, or a path
     #[arg(long, default_value = "auto", value_name = "auto|none|PATH")]
     resume: Resume,
-    /// Go on although settings that decide the result differ from the checkpoint's
+    /// Resume although settings that determine the result differ from the checkpoint's
     #[arg(long)]
     resume_with_changes: bool,
     /// Starting weights (`model.init`): imagenet, random, or a file
@@ -45,7 +45,7 @@ struct Cli {
     /// Device
     #[arg(long, value_enum, default_value = "auto")]
     device: Choice,
-    /// Resolve and print the settings, then end
+    /// Print the resolved settings and end
     #[arg(long)]
     dry_run: bool,
 }
@@ -53,13 +53,13 @@ struct Cli {
 fn main() {
     let cli: Cli = app::parse();
     let mut sets = cli.set;
-    // A path goes in as a TOML literal, so that no character of it has a meaning.
+    // A path is passed as a TOML literal string, in which no character is special.
     sets.extend(cli.data.map(|d| format!("data.shards='''{}'''", d.display())));
     sets.extend(cli.init.map(|i| format!("model.init='''{i}'''")));
     let Cli {
         config, work_dir, resume, resume_with_changes: with_changes, device, dry_run, ..
     } = Cli { set: vec![], data: None, init: None, ..cli };
-    let request = Request { config, sets, work_dir, resume, with_changes, device, dry_run };
+    let args = TrainArgs { config, sets, work_dir, resume, with_changes, device, dry_run };
     app::run(Start { device, catch_signals: true }, |topology, world| {
         train(&request, topology, world)
     })

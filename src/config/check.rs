@@ -1,12 +1,12 @@
-//! Values that no run can use, found before anything starts.
+//! Range checks of configuration values, made before anything starts.
 
 use toml::{Table, Value};
 
 use super::Config;
 use crate::device::Precision;
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
-/// Refuses numbers that are not finite, wherever they stand; `merged` is the whole configuration.
+/// Checks that every number of the merged configuration is finite.
 pub(super) fn finite(merged: &Table) -> Result<()> {
     fn walk(key: &str, value: &Value) -> Result<()> {
         match value {
@@ -23,7 +23,7 @@ pub(super) fn finite(merged: &Table) -> Result<()> {
     merged.iter().try_for_each(|(k, v)| walk(k, v))
 }
 
-/// Refuses values out of their range.
+/// Checks the range of every value, section by section.
 pub(super) fn ranges(c: &Config) -> Result<()> {
     model(c)?;
     data(c)?;
@@ -33,6 +33,7 @@ pub(super) fn ranges(c: &Config) -> Result<()> {
     c.assign.check().map_err(|e| Error::Usage(format!("configuration: {e}")))
 }
 
+/// An error that names `key` and the expected range, unless `ok`.
 fn must(ok: bool, key: &str, expected: &str) -> Result<()> {
     if ok {
         Ok(())
@@ -85,7 +86,7 @@ fn train(c: &Config) -> Result<()> {
     let t = &c.train;
     must(t.images_per_rank > 0, "train.images_per_rank", "at least 1")?;
     if t.precision == Precision::Bf16 {
-        let text = "configuration: `train.precision` = \"bf16\" is not in this version";
+        let text = "configuration: `train.precision` = \"bf16\" is not supported in this version";
         return Err(Error::Usage(format!(
             "{text}\nhint: expected auto, f32, tf32 (on a GPU) or f64"
         )));
@@ -123,14 +124,16 @@ fn schedule(c: &Config) -> Result<()> {
     if late.is_empty() {
         return Ok(());
     }
-    let hint = "hint: train.lr_steps=[] keeps the rate, or name epochs before the last one";
+    let hint = "hint: name epochs before the last one; train.lr_steps=[] keeps the rate constant";
     Err(Error::Usage(format!(
-        "configuration: `train.lr_steps`: a drop after epoch {} would never come, since `train.epochs` is {}\n{hint}",
+        "configuration: `train.lr_steps`: no drop can follow epoch {}, since `train.epochs` is {}\n\
+         {hint}",
         late.join(" and "),
         t.epochs
     )))
 }
 
+/// `[eval]` and `[checkpoint]`.
 fn results(c: &Config) -> Result<()> {
     let e = &c.eval;
     must(e.per_image > 0 && e.per_level > 0, "eval.per_image and eval.per_level", "at least 1")?;

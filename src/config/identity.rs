@@ -1,12 +1,12 @@
-//! What makes a run the run it is: the settings that decide its numbers. A run that goes on from a
-//! checkpoint must have the same ones.
+//! Which settings determine a run's numbers. A resumed run must have the same ones.
 
 use toml::{Table, Value};
 
 use super::Config;
 
-/// Keys, or sections ending in a dot, that may change on the way: none of them changes what the steps
-/// before and after compute (`train.images_per_rank` is compared as the global batch).
+/// Keys, or sections ending in a dot, that may change when a run is resumed: they do not affect what
+/// a step computes (`train.images_per_rank` is compared as the global batch). A key that is not
+/// listed is taken to determine the result.
 const MAY_CHANGE: [&str; 14] = [
     "data.shards",
     "data.val_split",
@@ -27,11 +27,11 @@ const MAY_CHANGE: [&str; 14] = [
 /// A key whose value differs between two configurations.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
-    /// As `train.lr`.
+    /// Key, as `train.lr`.
     pub key: String,
-    /// What the run has.
+    /// Value in the run that is resumed.
     pub old: String,
-    /// What is asked for.
+    /// Requested value.
     pub new: String,
 }
 
@@ -41,20 +41,20 @@ impl std::fmt::Display for Change {
     }
 }
 
-/// The differences between a run's settings and those asked for: first the keys that decide the
+/// The differences between a run's settings and the requested ones: first those that determine the
 /// result, then those that may change.
-pub fn changes(run: &Config, asked: &Config) -> (Vec<Change>, Vec<Change>) {
+pub fn changes(run: &Config, requested: &Config) -> (Vec<Change>, Vec<Change>) {
     let table = |c: &Config| Table::try_from(c).unwrap_or_default();
     let mut found = vec![];
-    compare(&table(run), &table(asked), "", &mut found);
-    found.into_iter().partition(|c| decides(&c.key))
+    compare(&table(run), &table(requested), "", &mut found);
+    found.into_iter().partition(|c| determines_result(&c.key))
 }
 
-fn decides(key: &str) -> bool {
+fn determines_result(key: &str) -> bool {
     !MAY_CHANGE.iter().any(|k| if k.ends_with('.') { key.starts_with(k) } else { key == *k })
 }
 
-/// Both tables come from the same structure; a key that one of them lacks is told as `unset`.
+/// Collects the keys whose values differ; a key that one table lacks has the value `unset`.
 fn compare(old: &Table, new: &Table, prefix: &str, found: &mut Vec<Change>) {
     let text = |v: Option<&Value>| v.map_or_else(|| "unset".to_owned(), ToString::to_string);
     let keys = new.keys().chain(old.keys().filter(|k| !new.contains_key(*k)));
@@ -75,26 +75,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_decides_the_result_is_told_apart() {
+    fn settings_that_determine_the_result_are_separated() {
         let run = Config::default();
-        let mut asked = run.clone();
-        (asked.train.lr, asked.train.threads) = (0.5, 3);
-        asked.assign = crate::assign::AssignConfig::Dw(crate::assign::DwConfig {
+        let mut requested = run.clone();
+        (requested.train.lr, requested.train.threads) = (0.5, 3);
+        requested.assign = crate::assign::AssignConfig::Dw(crate::assign::DwConfig {
             beta: 2.0,
             ..Default::default()
         });
-        asked.eval.every_epochs = 4;
-        let (decide, may) = changes(&run, &asked);
+        requested.eval.every_epochs = 4;
+        let (determine, may) = changes(&run, &requested);
         let keys = |c: &[Change]| c.iter().map(|c| c.key.clone()).collect::<Vec<_>>();
-        assert_eq!(keys(&decide), ["assign.beta", "train.lr"]);
+        assert_eq!(keys(&determine), ["assign.beta", "train.lr"]);
         assert_eq!(keys(&may), ["train.threads", "eval.every_epochs"]);
-        assert_eq!(decide[1].to_string(), "train.lr: 0.01 -> 0.5");
+        assert_eq!(determine[1].to_string(), "train.lr: 0.01 -> 0.5");
         assert_eq!(changes(&run, &run), (vec![], vec![]));
         for key in MAY_CHANGE {
             let known = super::super::keys()
                 .iter()
                 .any(|k| if key.ends_with('.') { k.starts_with(key) } else { k == key });
-            assert!(known, "{key} is no key");
+            assert!(known, "{key} is not a key");
         }
     }
 }

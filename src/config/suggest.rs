@@ -1,10 +1,10 @@
-//! What to say about a key that does not exist: the nearest valid one, or what another program's name
-//! for it corresponds to here.
+//! Hints for unknown keys: the nearest valid key, or the key that corresponds to another trainer's
+//! name.
 
 use super::keys;
 
-/// Names that other trainers use (mmdetection, Detectron2, torchvision's references, YOLO), in lower
-/// case with underscores, and what they are called here.
+/// Names in other trainers (mmdetection, Detectron2, torchvision's references, YOLO), in lower case
+/// with underscores, and the corresponding key here.
 const ELSEWHERE: &[(&[&str], &str)] = &[
     (
         &[
@@ -52,7 +52,7 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["max_keep_ckpts", "save_total_limit"], "checkpoint.keep"),
 ];
 
-/// Names that stand for something which is no key here.
+/// Names of other trainers for something that is not a key here, and where it is set instead.
 const NO_KEY: &[(&[&str], &str)] = &[
     (
         &["num_classes", "classes", "nc", "class_names"],
@@ -77,11 +77,11 @@ const NO_KEY: &[(&[&str], &str)] = &[
     (&["resume", "resume_from"], "use the option --resume"),
 ];
 
-/// Similarity (1: equal) from which a key counts as a slip of the pen.
+/// Similarity (1: equal) from which a key is taken for a typing error.
 const NEAR: f64 = 0.75;
 
-/// The hint for the unknown key `key`, as `train.learning_rate`. `beside`: the valid keys of its table; those of a section
-/// whose keys depend on its kind are fewer than [`keys`] has.
+/// The hint for an unknown key, as `train.learning_rate`. `beside`: the valid keys of its table
+/// (fewer than [`keys`] has for a section whose keys depend on its kind).
 pub(super) fn hint(key: &str, beside: &[String]) -> String {
     let section = key.split('.').next().unwrap_or_default();
     let in_section = |k: &str| k.split('.').next() == Some(section);
@@ -97,7 +97,7 @@ pub(super) fn hint(key: &str, beside: &[String]) -> String {
         return text.to_owned();
     }
     if let Some(ours) = in_table(ELSEWHERE) {
-        return format!("it is called `{ours}` here");
+        return format!("the key here is `{ours}`");
     }
     if keys().iter().any(|k| k == key) {
         return "it is a key of another `assign.kind`".to_owned();
@@ -113,6 +113,7 @@ pub(super) fn hint(key: &str, beside: &[String]) -> String {
     }
 }
 
+/// The last part of a dotted key.
 fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or_default()
 }
@@ -122,7 +123,7 @@ fn nearest(key: &str, valid: &[String]) -> Option<String> {
     let alike = strsim::normalized_damerau_levenshtein;
     let section = |k: &str| k.split('.').next().unwrap_or_default().to_owned();
     let score = |k: &str| {
-        // The same name in another section is as near as a slip in the same one.
+        // The same name in another section counts as much as a typing error in the same one.
         let bonus = if section(k) == section(key) { 0.05 } else { 0.0 };
         alike(last(k), last(key))
             + if alike(&section(k), &section(key)) < NEAR { 0.0 } else { bonus + 0.01 }
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_names_and_names_used_elsewhere() {
+    fn similar_keys_and_names_of_other_trainers_get_hints() {
         for (typed, expected) in [
             ("train.epoch", "`train.epochs`"),
             ("train.warmup_step", "`train.warmup_steps`"),

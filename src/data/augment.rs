@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 use super::resize::resize_into;
 use super::sampler::{stream, unit};
 use crate::config::DataConfig;
-use crate::error::Result;
+use crate::Result;
 use crate::torch;
 
 /// Mean and standard deviation of ImageNet's pixels (RGB, 0..255).

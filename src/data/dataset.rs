@@ -6,7 +6,7 @@ use dw_base::text::shown;
 use dw_shards::Split;
 use dw_shards::coco::Category;
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Images with a side under this are not trained on.
 const SMALLEST_SIDE: u32 = 32;

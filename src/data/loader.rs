@@ -11,10 +11,10 @@ use super::augment::{Transform, batch, decode, padded, render};
 use super::dataset::Dataset;
 use super::sampler::{Arrangement, Order, positions, steps_per_epoch};
 use crate::assign::{ImageBoxes, Matcher, Targets};
-use crate::boxes::{Grid, level_sizes};
+use crate::geometry::{Grid, level_sizes};
 use crate::config::DataConfig;
-use crate::error::{Error, Result};
-use crate::threads::refused;
+use crate::{Error, Result};
+use crate::device::threads::refused;
 
 /// What a rank trains on in one step.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use dw_base::text::with_causes;
 use dw_launch::abort::{Failure, classify};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use crate::torch;
 
 /// Whether libtorch's CUDA half was opened; set once in a process.

@@ -9,7 +9,7 @@ mod precision;
 use dw_launch::Topology;
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 pub use precision::Precision;
 
 /// What the user asked for.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use crate::torch;
 
 /// Kind of a network's numbers, and how f32 convolutions round on a GPU.

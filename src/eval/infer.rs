@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::augment::{Transform, batch, decode, padded, render};
 use crate::device::upload;
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use crate::model::Detector;
 use crate::model::head::{self, Scored};
 
@@ -162,7 +162,7 @@ fn detect_range(detector: &Detector, job: &Job, groups: Range<usize>) -> Result<
         let start = |_| std::thread::Builder::new().spawn_scoped(scope, work);
         let workers: Vec<_> = (0..threads).map(start).collect();
         let ended = |_| Err(Error::Data("a thread of the evaluation ended early".into()));
-        let refused = |e| Err(crate::threads::refused("a thread of the evaluation", &e));
+        let refused = |e| Err(crate::device::threads::refused("a thread of the evaluation", &e));
         workers
             .into_iter()
             .map(|w| w.map_or_else(refused, |w| w.join().unwrap_or_else(ended)))

@@ -16,7 +16,7 @@ use tch::Device;
 
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::error::Result;
+use crate::Result;
 use crate::model::Detector;
 use infer::Spent;
 

@@ -6,7 +6,7 @@ pub mod functions;
 use dw_launch::{Op, World};
 use tch::Tensor;
 
-use crate::error::Result;
+use crate::Result;
 
 /// One term of the loss: its sum over all ranks divided by its normaliser over all ranks.
 #[derive(Debug)]

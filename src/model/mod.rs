@@ -1,20 +1,19 @@
 //! The detector: ResNet, FPN and FCOS head.
 
-pub mod deform;
+pub mod backbone;
 pub mod fpn;
-pub mod head;
+pub mod heads;
 pub mod layers;
 pub mod params;
-pub mod resnet;
 pub mod weights;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-pub use head::{Outputs, Predictions, Rank};
+pub use heads::fcos::{Outputs, Predictions, Rank};
 pub use layers::NormKind;
 pub use params::Params;
-pub use resnet::Backbone;
+pub use backbone::resnet::Backbone;
 
 /// `[model]`: what decides the network's shape, and how it starts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,12 +100,12 @@ impl Default for ModelConfig {
 pub struct Detector {
     /// Named tensors that the layers share.
     pub params: Params,
-    backbone: resnet::ResNet,
+    backbone: backbone::resnet::ResNet,
     neck: fpn::Fpn,
-    head: head::Head,
+    head: heads::fcos::Head,
     /// How its predictions become detections; the strategy that it is trained with decides.
     pub rank: Rank,
-    /// Where its points lie in their cells, see [`crate::boxes::Grid`]; the strategy decides.
+    /// Where its points lie in their cells, see [`crate::geometry::Grid`]; the strategy decides.
     pub offset: f64,
 }
 
@@ -114,9 +113,9 @@ impl Detector {
     /// Builds a network for `classes` classes with random weights (seeded by `tch::manual_seed`).
     pub fn new(config: &ModelConfig, classes: usize, kind: Kind, device: Device) -> Self {
         let mut params = Params::new(kind, device);
-        let backbone = resnet::ResNet::new(&mut params, config);
+        let backbone = backbone::resnet::ResNet::new(&mut params, config);
         let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels);
-        let head = head::Head::new(&mut params, config, classes as i64);
+        let head = heads::fcos::Head::new(&mut params, config, classes as i64);
         Self { params, backbone, neck, head, rank: Rank::default(), offset: 0.5 }
     }
 
@@ -141,7 +140,7 @@ impl Detector {
     }
 
     /// Predictions from given features P3..P7.
-    pub fn head(&self) -> &head::Head {
+    pub fn head(&self) -> &heads::fcos::Head {
         &self.head
     }
 }

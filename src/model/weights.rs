@@ -8,7 +8,7 @@ use dw_weights::{Dtype, Weights};
 use tch::{Kind, Tensor};
 
 use super::Params;
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// What became of a file's tensors.
 #[derive(Debug, Default)]

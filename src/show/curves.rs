@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use serde_json::{Map, Value};
 
 use super::{COLORS, failed, font, save_png};
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use crate::train::log::jsonl;
 
 const WIDTH: u32 = 1000;

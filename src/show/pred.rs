@@ -13,7 +13,7 @@ use crate::app;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::dataset::choose_split;
-use crate::error::Result;
+use crate::Result;
 use crate::eval::detect;
 use crate::eval::infer::{Spent, detect_records};
 use crate::model::Detector;

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::flat::{Flat, Slot};
 use crate::config::{GradCompression, TrainConfig};
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use crate::model::Params;
 use crate::torch::{self, GradientHook};
 

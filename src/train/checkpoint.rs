@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 
 use super::flat::{Flat, named};
 use crate::config::{self, Config};
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use crate::model::params::Entry;
 use crate::model::{Params, weights};
 use crate::torch;

@@ -9,7 +9,7 @@ use dw_weights::Weights;
 use dw_weights::fetch::{Pinned, cache};
 
 use crate::app;
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use crate::model::params::{Entry, Role};
 use crate::model::weights::{self as by_name, LoadReport};
 use crate::model::{Detector, ModelConfig, NormKind, Params};

@@ -16,8 +16,8 @@ use super::validation::{self, Validation};
 use crate::assign::Progress;
 use crate::data::loader::{Batch, Recipe};
 use crate::data::{Dataset, Loader};
-use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::{Error, Result};
+use crate::train::plan::Plan;
 
 /// A run: everything the loop needs.
 pub struct Run<'a> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::checkpoint::{self, Snapshot};
 use crate::config::{CheckpointConfig, OnError};
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Time between two reports of the same failure.
 const REPEAT: Duration = Duration::from_mins(5);
@@ -80,7 +80,7 @@ impl Saver {
         let thread = std::thread::Builder::new().name("dw-checkpoint".into()).spawn(write);
         self.writing = Some(
             thread
-                .map_err(|e| crate::threads::refused("a thread that writes the checkpoint", &e))?,
+                .map_err(|e| crate::device::threads::refused("a thread that writes the checkpoint", &e))?,
         );
         Ok(())
     }

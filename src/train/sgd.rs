@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::flat::Flat;
-use crate::error::Result;
+use crate::Result;
 use crate::torch;
 
 /// One update. `scale` multiplies the gradient (clipping). Leaves the gradients at zero.

@@ -14,7 +14,7 @@ use super::sgd;
 use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
 use crate::config::{Config, TrainConfig};
 use crate::device::upload;
-use crate::error::Result;
+use crate::Result;
 use crate::loss::{self, Loss};
 use crate::model::params::Role;
 use crate::model::{Detector, Outputs};
@@ -235,7 +235,7 @@ impl Step {
 mod tests {
     use super::*;
     use crate::assign::{AssignConfig, ImageBoxes};
-    use crate::boxes::{Grid, level_sizes};
+    use crate::geometry::{Grid, level_sizes};
     use crate::config;
     use crate::loss::Term;
     use crate::model::Predictions;

@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 
 use super::log::{EvalRecord, jsonl};
 use crate::data::Dataset;
-use crate::error::Result;
+use crate::Result;
 use crate::eval::{self, Truth};
 use crate::model::Detector;
-use crate::plan::Plan;
+use crate::train::plan::Plan;
 
 /// The validation split of a run.
 pub struct Validation {

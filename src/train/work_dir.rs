@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Name of a file of start `attempt`, as `config-2.toml`.
 fn numbered(dir: &Path, stem: &str, ending: &str, attempt: usize) -> PathBuf {

@@ -10,7 +10,7 @@ use tch::Tensor;
 pub use super::dw_config::{DwConfig, Formula, NegWeight, Prior};
 use crate::assign::pairs::{Inside, PairTensors, Pairs};
 use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets};
-use crate::boxes::{Grid, iou_and_giou};
+use crate::geometry::{Grid, iou_and_giou};
 use crate::loss::functions::bce;
 use crate::loss::{Normaliser, Term};
 use crate::model::params::Role;
@@ -325,7 +325,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::boxes::level_sizes;
+    use crate::geometry::level_sizes;
 
     #[test]
     fn a_giou_just_above_1_is_no_error() {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assign::hard::{BoxLoss, FocalAndCenterness};
 use crate::assign::{ImageBoxes, Matcher, PointTargets, Strategy, Targets};
-use crate::boxes::{Grid, STRIDES};
+use crate::geometry::{Grid, STRIDES};
 use crate::model::{Distances, ModelConfig, Rank, Tower};
 
 /// Settings of FCOS.
@@ -196,7 +196,7 @@ impl Matcher for SmallestBox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boxes::level_sizes;
+    use crate::geometry::level_sizes;
 
     #[test]
     fn a_point_learns_the_smallest_box_that_fits_its_level() {

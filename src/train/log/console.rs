@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{EvalRecord, Sink, StepRecord};
-use crate::error::Result;
+use crate::Result;
 
 /// Time between progress lines.
 const LOG_EVERY: Duration = Duration::from_secs(5);

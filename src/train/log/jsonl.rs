@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{EvalRecord, Sink, StepRecord};
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Name of the file in a work directory.
 pub const NAME: &str = "metrics.jsonl";

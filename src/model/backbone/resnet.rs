@@ -4,10 +4,10 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::ModelConfig;
+use crate::model::ModelConfig;
 use super::deform::{AnyConv, DeformConv};
-use super::layers::{Conv, ConvSpec, Norm, NormKind, Size};
-use super::params::{Init, Params};
+use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size};
+use crate::model::params::{Init, Params};
 
 /// Which backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

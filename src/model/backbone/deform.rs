@@ -5,8 +5,8 @@
 
 use tch::Tensor;
 
-use super::layers::{Conv, ConvSpec, Size};
-use super::params::{Init, Params};
+use crate::model::layers::{Conv, ConvSpec, Size};
+use crate::model::params::{Init, Params};
 use crate::torch;
 
 /// A deformable convolution with the convolution that predicts its offsets.

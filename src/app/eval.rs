@@ -1,4 +1,4 @@
-//! What `dw-eval` does with a network: a checkpoint on a split, or two of them side by side.
+//! `dw-eval` with a network: a checkpoint on a split, or two of them side by side.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -6,35 +6,38 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use super::infer::{Spent, detect_all};
-use super::{Job, Report, evaluate, results_json};
-use crate::app::{self, Saved};
+use dw_base::file::write_atomically;
+use dw_launch::{Topology, World};
+use dw_metric::cli::{Limits, labels, print, today};
+use dw_metric::{Detection, MetricConfig, report};
+use tch::Device;
+
+use super::saved::Saved;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::dataset::choose_split;
 use crate::device::Choice;
-use crate::error::{Error, Result};
-use crate::join::join;
+use crate::device::join::join;
+use crate::device::threads::for_this_machine;
+use crate::eval::infer::{Spent, detect_all};
+use crate::eval::{Job, Report, evaluate, results_json};
 use crate::model::Detector;
-use crate::threads::for_this_machine;
-use dw_base::file::write_atomically;
-use dw_launch::{Topology, World};
-use dw_metric::cli::{Limits, labels, print, today};
-use dw_metric::{Detection, report};
+use crate::{Error, Result};
 
-/// Evaluation of a checkpoint.
+/// Arguments of `dw-eval` with a network.
 #[derive(Debug, clap::Args)]
-pub struct Request {
+pub struct EvalArgs {
     /// Checkpoint folder, work directory (its newest checkpoint), or weight file
     #[arg(required_unless_present = "compare")]
     pub checkpoint: Option<PathBuf>,
-    /// Two of these, side by side
-    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["checkpoint", "dt_out"])]
+    /// Compare two of these
+    #[arg(long, num_args = 2, value_names = ["A", "B"],
+          conflicts_with_all = ["checkpoint", "dt_out"])]
     pub compare: Vec<PathBuf>,
     /// Configuration that a weight file belongs to
     #[arg(long)]
     pub config: Option<String>,
-    /// Set one key, as eval.nms_iou=0.5 (may be repeated)
+    /// Set one key, as eval.nms_iou=0.5 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
     /// Folder of shards [default: the run's]
@@ -43,28 +46,29 @@ pub struct Request {
     /// Split [default: the run's data.val_split]
     #[arg(long)]
     pub split: Option<String>,
-    /// Write the detections in COCO's results format (what the test-dev server takes)
+    /// Write the detections in COCO's results format (for the test-dev server)
     #[arg(long, value_name = "FILE")]
     pub dt_out: Option<PathBuf>,
-    /// Write a page for people: index.html in this folder
+    /// Write an HTML report: index.html in this folder
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
-    /// Images that go through the network together [default: eval.batch]
+    /// Images per forward pass [default: eval.batch]
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
-    /// Short and long side of the network's input, as 800x1333 [default: data.short_side, data.long_side]
+    /// Short and long side of the network input, as 800x1333 [default: data.short_side,
+    /// data.long_side]
     #[arg(long, value_name = "SHORTxLONG", value_parser = scale)]
     pub scale: Option<(u32, u32)>,
-    /// Detect on the mirrored image, too
+    /// Detect on the mirrored image as well
     #[arg(long)]
     pub flip: bool,
     /// What to evaluate
     #[command(flatten)]
     pub limits: Limits,
-    /// Numbers as JSON
+    /// Print the numbers as JSON
     #[arg(long)]
     pub json: bool,
-    /// AP of each class, too
+    /// Print AP of each class
     #[arg(long)]
     pub per_class: bool,
     /// Device
@@ -72,6 +76,7 @@ pub struct Request {
     pub device: Choice,
 }
 
+/// Parses `SHORTxLONG`, pixels.
 fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
     let sides = text
         .split_once('x')
@@ -81,8 +86,8 @@ fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
         .ok_or_else(|| "expected SHORTxLONG, as 800x1333, at least 32".into())
 }
 
-impl Request {
-    /// Weights with the configuration that the options make of theirs.
+impl EvalArgs {
+    /// The weights at a path, and their configuration with the options applied.
     fn saved(&self, path: &Path) -> Result<(Saved, Config)> {
         let saved = Saved::find(path, self.config.as_deref(), &self.set)?;
         let mut config = saved.config.clone();
@@ -101,87 +106,129 @@ impl Request {
     }
 }
 
-/// Evaluates on all ranks.
+/// Evaluates on all ranks and prints the numbers on rank 0.
 ///
 /// # Errors
-/// A damaged checkpoint, other categories, bad data.
-pub fn run(r: &Request, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
-    let params = r.limits.params()?;
-    let paths: Vec<&PathBuf> = if r.compare.is_empty() {
-        r.checkpoint.iter().collect()
+/// A damaged checkpoint, categories that differ, bad data, a lost peer.
+pub fn run(args: &EvalArgs, topology: &Topology, place: &mut Option<Arc<World>>) -> Result<()> {
+    let metric = args.limits.config()?;
+    let paths: Vec<&PathBuf> = if args.compare.is_empty() {
+        args.checkpoint.iter().collect()
     } else {
-        r.compare.iter().collect()
+        args.compare.iter().collect()
     };
-    let all = paths.iter().map(|p| r.saved(p)).collect::<Result<Vec<_>>>()?;
-    check_outputs(r, topology)?;
-    let mut device = None;
+    let runs = paths.iter().map(|p| args.saved(p)).collect::<Result<Vec<_>>>()?;
+    check_outputs(args, topology)?;
+    let data = open_split(&runs)?;
+    let device = select_device(args, &runs, topology)?;
     let mut reports = vec![];
-    let mut data = None;
-    for (saved, config) in &all {
-        let d = &config.data;
-        let split = choose_split(&d.shards, &d.val_split, "val2017", "val", "data.val_split")?;
-        let d = Dataset::open(&d.shards, &split, d.limit, false)?;
-        if let Some(first) = data
-            .as_ref()
-            .filter(|first: &&Dataset| first.split.fingerprint() != d.split.fingerprint())
-        {
-            let (a, b) = (&first.split.meta.split, &d.split.meta.split);
-            return Err(Error::Usage(format!(
-                "the runs are of different data ({a} and {b})\nhint: --data and --split name one split for both"
-            )));
-        }
-        let device = match device {
-            Some(known) => known,
-            None => *device.insert(app::device(
-                r.device,
-                for_this_machine(config.train.threads, topology),
-                topology,
-            )?),
-        };
-        let detector = saved.detector(&d, device)?;
-        let world = match world {
+    for (saved, config) in &runs {
+        let detector = saved.detector(&data, device)?;
+        let world = match place {
             Some(world) => world.clone(),
-            None => join(device, world)?,
+            None => join(device, place)?,
         };
         world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
-        // Signals end this program as any other: it has nothing to save.
-        let job = Job { data: &d, config, device, world: &world, stop: &AtomicBool::new(false) };
-        let bare = |i: &usize| d.split.entry(*i).boxes + d.split.entry(*i).crowd == 0;
-        if d.records.iter().all(bare) {
-            return without_truth(r, &detector, &job);
+        // Signals keep their default action: there is nothing to save.
+        let stop = AtomicBool::new(false);
+        let job = Job {
+            data: &data,
+            input: &config.data,
+            config: &config.eval,
+            device,
+            world: &world,
+            stop: &stop,
+        };
+        let has_no_boxes = |i: &usize| data.split.entry(*i).boxes + data.split.entry(*i).crowd == 0;
+        if data.records.iter().all(has_no_boxes) {
+            return without_truth(args, &detector, &job);
         }
-        let began = Instant::now();
-        let report = evaluate(&detector, &job, &mut None, &params)?;
-        world.barrier("evaluation's end")?;
-        if let Some(report) = report {
-            tell(&d, &report.spent, Some(report.matching_s), began.elapsed().as_secs_f64());
-            reports.push(report);
-        }
-        data.get_or_insert(d);
+        reports.extend(evaluate_one(&detector, &job, &metric)?);
     }
-    let (Some(data), false) = (data, reports.is_empty()) else { return Ok(()) };
+    if reports.is_empty() {
+        return Ok(());
+    }
+    print_and_write(args, &paths, &runs, &data, &reports)
+}
+
+/// Opens the split that all runs are evaluated on.
+///
+/// # Errors
+/// Runs whose splits differ.
+fn open_split(runs: &[(Saved, Config)]) -> Result<Dataset> {
+    let open = |config: &Config| {
+        let d = &config.data;
+        let split = choose_split(&d.shards, &d.val_split, "val2017", "val", "data.val_split")?;
+        Dataset::open(&d.shards, &split, d.limit, false)
+    };
+    let first = open(&runs[0].1)?;
+    for (_, config) in &runs[1..] {
+        let other = open(config)?;
+        if other.split.fingerprint() != first.split.fingerprint() {
+            let (a, b) = (&first.split.meta.split, &other.split.meta.split);
+            return Err(Error::Usage(format!(
+                "the runs have different validation data ({a} and {b})\n\
+                 hint: select one split for both with --data and --split"
+            )));
+        }
+    }
+    Ok(first)
+}
+
+/// This rank's device, with the number of threads that the first run was configured with.
+fn select_device(
+    args: &EvalArgs,
+    runs: &[(Saved, Config)],
+    topology: &Topology,
+) -> Result<Device> {
+    let num_threads = for_this_machine(runs[0].1.train.threads, topology);
+    super::device(args.device, num_threads, topology)
+}
+
+/// Evaluates one network; rank 0 gets the report.
+fn evaluate_one(
+    detector: &Detector,
+    job: &Job,
+    metric: &MetricConfig,
+) -> Result<Option<Report>> {
+    let began = Instant::now();
+    let report = evaluate(detector, job, &mut None, metric)?;
+    job.world.barrier("evaluation's end")?;
+    if let Some(report) = &report {
+        let seconds = began.elapsed().as_secs_f64();
+        log_speed(job.data, &report.spent, Some(report.matching_s), seconds);
+    }
+    Ok(report)
+}
+
+/// Prints the numbers and writes the files that were asked for. The numbers are printed first:
+/// neither file can cost them, nor one file the other.
+fn print_and_write(
+    args: &EvalArgs,
+    paths: &[&PathBuf],
+    runs: &[(Saved, Config)],
+    data: &Dataset,
+    reports: &[Report],
+) -> Result<()> {
     let names = labels(&reports[0].truth.names, &reports[0].truth.categories);
-    print(
-        &reports.iter().map(|r| &r.evaluation).collect::<Vec<_>>(),
-        &names,
-        r.json,
-        r.per_class || r.json,
-    );
-    // The numbers are out whatever becomes of the files, and one file that fails does not cost the other.
-    let written =
-        r.dt_out.as_ref().map_or(Ok(()), |path| write_results(path, &reports[0].detections));
-    if let Some(dir) = &r.report {
-        page(dir, &paths, &all, &data, &reports, &names)?;
+    let evaluations: Vec<_> = reports.iter().map(|r| &r.evaluation).collect();
+    print(&evaluations, &names, args.json, args.per_class || args.json);
+    let written = match &args.dt_out {
+        Some(path) => write_results(path, &reports[0].detections),
+        None => Ok(()),
+    };
+    if let Some(dir) = &args.report {
+        page(dir, paths, runs, data, reports, &names)?;
     }
     written
 }
 
-/// Finds out before the evaluation whether its files can be written.
-fn check_outputs(r: &Request, topology: &Topology) -> Result<()> {
+/// Checks before the evaluation that its files can be written, on rank 0.
+fn check_outputs(args: &EvalArgs, topology: &Topology) -> Result<()> {
     if topology.rank > 0 {
         return Ok(());
     }
-    if let Some(path) = &r.dt_out {
+    if let Some(path) = &args.dt_out {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if path.is_dir() {
             return Err(Error::Usage(format!(
@@ -189,28 +236,29 @@ fn check_outputs(r: &Request, topology: &Topology) -> Result<()> {
                 path.display()
             )));
         }
-        // Makes a file without a name; a folder that is missing is not made.
+        // An unnamed file: nothing is left behind, and a missing folder is not created.
         let problem = |e| {
             Error::Usage(format!(
-                "--dt-out {}: cannot write there: {e}\nhint: make the folder first",
+                "--dt-out {}: cannot write there: {e}\nhint: create the folder first",
                 path.display()
             ))
         };
         tempfile::tempfile_in(folder).map(drop).map_err(problem)?;
     }
-    if let Some(dir) = &r.report {
+    if let Some(dir) = &args.report {
         report::check(dir)?;
     }
     Ok(())
 }
 
-/// A split without any box, as test-dev: the results file is all there is to get.
-fn without_truth(r: &Request, detector: &Detector, job: &Job) -> Result<()> {
+/// A split without boxes, as test-dev: only the results file can be written.
+fn without_truth(args: &EvalArgs, detector: &Detector, job: &Job) -> Result<()> {
     let data = job.data;
     let split = &data.split.meta.split;
-    let Some(path) = &r.dt_out else {
+    let Some(path) = &args.dt_out else {
         return Err(Error::Usage(format!(
-            "none of the {} images of split `{split}` has a box to evaluate against\nhint: --dt-out detections_{split}_NAME_results.json writes what the server takes",
+            "none of the {} images of split `{split}` has a box to evaluate against\n\
+             hint: --dt-out detections_{split}_NAME_results.json writes the file for the server",
             data.len()
         )));
     };
@@ -218,10 +266,10 @@ fn without_truth(r: &Request, detector: &Detector, job: &Job) -> Result<()> {
     let found = detect_all(detector, job)?;
     job.world.barrier("evaluation's end")?;
     if let Some((detections, spent)) = found {
-        tell(data, &spent, None, began.elapsed().as_secs_f64());
+        log_speed(data, &spent, None, began.elapsed().as_secs_f64());
         write_results(path, &detections)?;
         tracing::info!(
-            "no ground truth in `{split}`: {} detections in {}, no numbers",
+            "no ground truth in `{split}`: wrote {} detections to {}",
             detections.len(),
             path.display()
         );
@@ -229,13 +277,14 @@ fn without_truth(r: &Request, detector: &Detector, job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Speed, and where the time went.
-fn tell(data: &Dataset, spent: &Spent, matching_s: Option<f64>, seconds: f64) {
+/// Logs the speed and the share of each part of the work.
+fn log_speed(data: &Dataset, spent: &Spent, matching_s: Option<f64>, seconds: f64) {
     let Spent { decode_s, network_s, nms_s } = *spent;
     let share = |s: f64| 100.0 * s / (decode_s + network_s + nms_s).max(1e-9);
     let matching = matching_s.map_or_else(String::new, |s| format!("; matching {s:.2} s"));
     tracing::info!(
-        "{} images of {} in {seconds:.1} s ({:.1} images/s): network {:.1} %, decoding {:.1} %, NMS {:.2} % of the ranks' time{matching}",
+        "{} images of {} in {seconds:.1} s ({:.1} images/s): network {:.1} %, decoding {:.1} %, \
+         NMS {:.2} % of the ranks' time{matching}",
         data.len(),
         data.split.meta.split,
         data.len() as f64 / seconds,
@@ -245,6 +294,7 @@ fn tell(data: &Dataset, spent: &Spent, matching_s: Option<f64>, seconds: f64) {
     );
 }
 
+/// Writes the HTML report.
 fn page(
     dir: &Path,
     paths: &[&PathBuf],
@@ -262,9 +312,8 @@ fn page(
         let stored =
             image::RgbImage::from_raw(pixels.width as u32, pixels.height as u32, pixels.data)?;
         let (width, height) = record.entry.original();
-        // Boxes are in the original's pixels.
-        let shrunken = record.entry.is_shrunken();
-        Some(if shrunken {
+        // Boxes are in pixels of the original image.
+        Some(if record.entry.is_shrunken() {
             image::imageops::resize(&stored, width, height, image::imageops::FilterType::Triangle)
         } else {
             stored
@@ -319,5 +368,4 @@ fn facts(c: &Config) -> Vec<(String, String)> {
 fn write_results(path: &Path, detections: &[Detection]) -> Result<()> {
     let text = results_json(detections).to_string();
     write_atomically(path, |file| file.write_all(text.as_bytes()))
-        .map_err(Error::io("cannot write", path))
 }

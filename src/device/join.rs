@@ -1,5 +1,5 @@
-//! Joins the ranks of a job on their devices: devices of one kind everywhere, one GPU each, NCCL where there
-//! are GPUs, and a self-test of its sums.
+//! Joins the ranks of a job on their devices: the same kind of device everywhere, one GPU per rank,
+//! NCCL where there are GPUs, and a self-test of its sums.
 
 use std::sync::Arc;
 
@@ -7,34 +7,23 @@ use dw_launch::nccl::{self, Library, Nccl};
 use dw_launch::{Op, World};
 use tch::{Device, Kind, Tensor};
 
-use crate::device::cuda;
-use crate::error::{Error, Result};
-use crate::torch::CudaSide;
-use crate::train::buckets::buffer_of;
+use super::cuda;
+use crate::torch::{self, CudaSide, buffer_of};
+use crate::{Error, Result};
 
-/// Joins the job on a device: NCCL on CUDA with several ranks, MPI or nothing on the CPU. `place` has the job
-/// from the first moment on, so that an error can end it.
+/// Joins the job on a device, with NCCL for several ranks on CUDA and MPI on the CPU. `place` holds
+/// the communicator as soon as it exists, so that an error can end the job.
 ///
 /// # Errors
-/// No MPI or NCCL where they are needed, two ranks on one GPU, sums that are wrong; a peer that was lost on the way.
+/// MPI or NCCL missing where they are needed, two ranks on one GPU, wrong sums, a lost peer.
 pub fn join(device: Device, place: &mut Option<Arc<World>>) -> Result<Arc<World>> {
-    // A set-up that cannot work stays so when the job is started again: an error of the user's (exit code 2).
-    let setup = |e: dw_launch::Error| {
-        if e.out_of_resources() { Error::Peer(e) } else { Error::Usage(e.to_string()) }
-    };
-    let world = place.insert(Arc::new(World::new(dw_launch::join().map_err(setup)?)?)).clone();
-    report_hosts(&world)?;
-    let cuda = f64::from(u8::from(device.is_cuda()));
-    let mut lowest = [cuda, -cuda];
-    world.all_reduce(&mut lowest, Op::Min, "devices")?;
-    if lowest[0] != -lowest[1] {
-        return Err(Error::Usage("some ranks found a CUDA device and others did not\nhint: choose --device cpu or cuda for all".into()));
-    }
+    let world = place.insert(Arc::new(World::new(dw_launch::join()?)?)).clone();
+    log_hosts(&world)?;
+    check_device_kind(&world, device)?;
     let (Device::Cuda(index), true) = (device, world.size() > 1) else { return Ok(world) };
     one_gpu_each(&world, index)?;
     let stream = CudaSide::new(index)?;
-    let library =
-        world.together("opening NCCL", |base| Library::open_on_all(&*base)).map_err(setup)?;
+    let library = world.together("opening NCCL", |base| Library::open_on_all(&*base))?;
     let nccl =
         world.together("joining NCCL", |base| Nccl::join(library, base, Box::new(stream)))?;
     let world = place.insert(Arc::new(world.over(Arc::new(nccl)))).clone();
@@ -42,51 +31,75 @@ pub fn join(device: Device, place: &mut Option<Arc<World>>) -> Result<Arc<World>
     Ok(world)
 }
 
-/// Logs which ranks are where and which network they were told to use: the first thing to look at when a job is slow or hangs.
-fn report_hosts(world: &World) -> Result<()> {
-    let hosts = world.gather_bytes(dw_launch::host().as_bytes(), "hosts")?;
+/// Logs the hosts of the ranks and the network they were configured with, which are the first
+/// things to check when a job is slow or hangs.
+fn log_hosts(world: &World) -> Result<()> {
+    let hosts = world.gather_bytes(dw_base::host::name().as_bytes(), "hosts")?;
     if world.rank() > 0 || world.size() == 1 {
         return Ok(());
     }
     let names: Vec<String> =
         hosts.iter().map(|h| String::from_utf8_lossy(h).into_owned()).collect();
-    let mut places: Vec<String> = vec![];
-    for part in names.chunk_by(|a, b| a == b) {
-        places.push(format!("{} on {}", part.len(), part[0]));
-    }
+    let places: Vec<String> = names
+        .chunk_by(|a, b| a == b)
+        .map(|part| format!("{} on {}", part.len(), part[0]))
+        .collect();
     let networks = ["OMPI_MCA_btl_tcp_if_include", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"];
-    let set: Vec<String> =
-        networks.iter().filter_map(|n| Some(format!("{n}={}", std::env::var(n).ok()?))).collect();
-    let network =
-        if set.is_empty() { "network chosen by the libraries".to_owned() } else { set.join(", ") };
+    let set: Vec<String> = networks
+        .iter()
+        .filter_map(|n| Some(format!("{n}={}", std::env::var(n).ok()?)))
+        .collect();
+    let network = if set.is_empty() {
+        "network chosen by the libraries".to_owned()
+    } else {
+        set.join(", ")
+    };
     tracing::info!("ranks in order: {}; {network}", places.join(", "));
     Ok(())
 }
 
-/// NCCL from 2.30 on lets ranks share a GPU where this is 1, for tests on machines with fewer GPUs than ranks.
+/// Checks that all ranks have the same kind of device.
+fn check_device_kind(world: &World, device: Device) -> Result<()> {
+    let cuda = f64::from(u8::from(device.is_cuda()));
+    let mut lowest = [cuda, -cuda];
+    world.all_reduce(&mut lowest, Op::Min, "devices")?;
+    if lowest[0] == -lowest[1] {
+        return Ok(());
+    }
+    Err(Error::Usage(
+        "some ranks found a CUDA device and others did not\n\
+         hint: choose --device cpu or cuda for all"
+            .into(),
+    ))
+}
+
+/// From NCCL 2.30 on, ranks may share a GPU where this variable is 1. Meant for tests on machines
+/// with fewer GPUs than ranks.
 const SHARING: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
-/// Every rank needs a GPU of its own: NCCL would fail later, in words that do not say which ranks share which GPU.
+/// Checks that every rank has a GPU of its own. NCCL would fail later, with a message that does not
+/// name the ranks and the GPU.
 fn one_gpu_each(world: &World, index: usize) -> Result<()> {
-    let shares = |v: &str| {
-        v.split('.')
-            .nth(1)
-            .and_then(|minor| minor.parse::<u32>().ok())
-            .is_some_and(|minor| minor >= 30)
+    let can_share = |version: &str| {
+        let minor = version.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok());
+        minor.is_some_and(|minor| minor >= 30)
     };
-    if std::env::var(SHARING).is_ok_and(|v| v == "1") && nccl::version().is_some_and(|v| shares(&v))
+    if std::env::var(SHARING).is_ok_and(|v| v == "1")
+        && nccl::version().is_some_and(|v| can_share(&v))
     {
         tracing::warn!("{SHARING}=1: ranks may share a GPU");
         return Ok(());
     }
-    // Containers on one machine may have different names, and those of two machines the same; a boot has an identity.
+    // Host names do not identify a machine: containers on one machine can have different names, and
+    // two machines the same one. The id of its boot does.
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let gpu = format!("{} {}\n{}", boot.trim(), cuda::pci_address(index)?, dw_launch::host());
+    let gpu =
+        format!("{} {}\n{}", boot.trim(), cuda::pci_address(index)?, dw_base::host::name());
     agree_on(world, &gpu, "GPUs", shared_gpu)?.map_err(Error::Usage)
 }
 
-/// Which two ranks have the same GPU, in words; empty where none do. A GPU is its machine's boot and its address, then
-/// the host's name on a line of its own.
+/// The message about two ranks that have the same GPU; empty if there are none. An entry is the
+/// boot id of a machine and the PCI address of the GPU, then the host name on a second line.
 fn shared_gpu(gpus: &[String]) -> String {
     let split: Vec<(&str, &str)> =
         gpus.iter().map(|g| g.split_once('\n').unwrap_or((g, ""))).collect();
@@ -94,16 +107,17 @@ fn shared_gpu(gpus: &[String]) -> String {
         if let Some(first) = split[..second].iter().position(|(g, _)| g == gpu) {
             let name = format!("{} of {host}", gpu.rsplit(' ').next().unwrap_or(gpu));
             return format!(
-                "ranks {first} and {second} are on the same GPU: {name}\nhint: start at most as many ranks on a node as it has GPUs, \
-                 and let no variable (CUDA_VISIBLE_DEVICES) show several ranks the same one"
+                "ranks {first} and {second} are on the same GPU: {name}\n\
+                 hint: start at most as many ranks on a node as it has GPUs, and let no variable \
+                 (CUDA_VISIBLE_DEVICES) show several ranks the same one"
             );
         }
     }
     String::new()
 }
 
-/// Gathers a text from every rank and lets rank 0 judge them; every rank gets the verdict, where it is not empty, as
-/// an error.
+/// Gathers a text from every rank and applies `judge` to all of them on rank 0. If it returns a
+/// message, every rank gets that as the inner error.
 fn agree_on(
     world: &World,
     mine: &str,
@@ -112,55 +126,60 @@ fn agree_on(
 ) -> Result<std::result::Result<(), String>> {
     let all = world.gather_bytes(mine.as_bytes(), tag)?;
     let all: Vec<String> = all.iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
-    let verdict = if world.rank() == 0 { judge(&all) } else { String::new() };
-    let verdict = world.broadcast_bytes(verdict.into_bytes(), tag)?;
-    Ok(if verdict.is_empty() {
+    let message = if world.rank() == 0 { judge(&all) } else { String::new() };
+    let message = world.broadcast_bytes(message.into_bytes(), tag)?;
+    Ok(if message.is_empty() {
         Ok(())
     } else {
-        Err(String::from_utf8_lossy(&verdict).into_owned())
+        Err(String::from_utf8_lossy(&message).into_owned())
     })
 }
 
-/// Numbers of the self-test: 4 MiB of f32, enough for every channel that NCCL opens.
-const TESTED: i64 = 1 << 20;
+/// Size of the self-test, 4 MiB of f32: enough to use every channel that NCCL opens.
+const NUM_TESTED: i64 = 1 << 20;
 
-/// Adds numbers over all ranks whose sum is known, on the way that gradients take: a network, a driver or an
-/// environment that loses or changes data is found before the first step and not by a strange loss.
+/// All-reduces values whose sum is known, on the path of the gradients. A network, driver or
+/// environment that loses or changes data is found before the first step, and not by its loss.
 ///
 /// # Errors
-/// The ranks that got a wrong sum, the same text on all ranks.
+/// [`Error::Device`] with the ranks that got wrong sums, the same text on all ranks.
 pub fn self_test(world: &World, device: Device) -> Result<()> {
     let weight = |rank: usize| (rank % 16 + 1) as f64;
     let total: f64 = (0..world.size()).map(weight).sum();
     for kind in [Kind::Float, Kind::Double] {
-        // Whole numbers below 2^24 for up to 150,000 ranks: exact in f32.
-        let pattern = Tensor::arange(TESTED, (kind, device)).remainder(7.0) + 1.0;
+        // Integers below 2^24 for up to 150,000 ranks: exact in f32.
+        let pattern = Tensor::arange(NUM_TESTED, (kind, device)).remainder(7.0) + 1.0;
         let sum = &pattern * weight(world.rank());
         // SAFETY: the tensor is contiguous and lives until the sum is finished.
         unsafe { world.start_sum(buffer_of(&sum), "self-test") }?;
         world.finish()?;
-        let wrong = i64::try_from(sum.ne_tensor(&(&pattern * total)).sum(Kind::Int64))?;
+        let wrong = sum.ne_tensor(&(&pattern * total)).sum(Kind::Int64);
+        let wrong = i64::try_from(wrong).map_err(torch::error)?;
         world.seen();
         let mine = if wrong > 0 {
-            format!("rank {} on {}: {wrong} of {TESTED}", world.rank(), dw_launch::host())
+            let (rank, host) = (world.rank(), dw_base::host::name());
+            format!("rank {rank} on {host}: {wrong} of {NUM_TESTED}")
         } else {
             String::new()
         };
-        agree_on(world, &mine, "self-test", |all| {
-            let wrong: Vec<&str> = all.iter().filter(|t| !t.is_empty()).map(String::as_str).collect();
-            if wrong.is_empty() {
-                return String::new();
-            }
-            format!(
-                "the self-test of the all-reduce ({}, {kind:?}) gave wrong sums: {}\nhint: NCCL_DEBUG=INFO shows the transports it \
-                 chose; NCCL_P2P_DISABLE=1 or NCCL_IB_DISABLE=1 find out which one is broken",
-                world.name(),
-                wrong.join("; ")
-            )
-        })?
-        .map_err(Error::Device)?;
+        let judge = |all: &[String]| wrong_sums(all, &world.name(), kind);
+        agree_on(world, &mine, "self-test", judge)?.map_err(Error::Device)?;
     }
     Ok(())
+}
+
+/// The message about ranks with wrong sums; empty if there are none.
+fn wrong_sums(ranks: &[String], backend: &str, kind: Kind) -> String {
+    let wrong: Vec<&str> = ranks.iter().filter(|t| !t.is_empty()).map(String::as_str).collect();
+    if wrong.is_empty() {
+        return String::new();
+    }
+    format!(
+        "the self-test of the all-reduce ({backend}, {kind:?}) gave wrong sums: {}\n\
+         hint: NCCL_DEBUG=INFO shows the transports it chose; NCCL_P2P_DISABLE=1 or \
+         NCCL_IB_DISABLE=1 find out which one is broken",
+        wrong.join("; ")
+    )
 }
 
 #[cfg(test)]

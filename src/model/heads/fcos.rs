@@ -2,11 +2,11 @@
 
 use tch::{Kind, Tensor};
 
-use super::deform::{AnyConv, DeformConv};
-use super::layers::{Conv, ConvSpec, Norm, NormKind, Size};
-use super::params::{Init, Params};
-use super::{Distances, ModelConfig, Tower};
-use crate::boxes::{self, Grid, STRIDES};
+use crate::model::backbone::deform::{AnyConv, DeformConv};
+use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size};
+use crate::model::params::{Init, Params};
+use crate::model::{Distances, ModelConfig, Tower};
+use crate::geometry::{self, Grid, STRIDES};
 
 /// Raw predictions for one batch, one tensor a level.
 #[derive(Debug)]
@@ -205,9 +205,9 @@ fn refine(distances: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
     let size = distances.size();
     let (b, h, w) = (size[0], size[2], size[3]);
     let (kind, device) = (distances.kind(), distances.device());
-    let points = boxes::level_points(h, w, stride, 0.5, kind, device).view([1, h, w, 2]);
+    let points = geometry::level_points(h, w, stride, 0.5, kind, device).view([1, h, w, 2]);
     let map =
-        boxes::decode(&points, &distances.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]).contiguous();
+        geometry::decode(&points, &distances.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]).contiguous();
     // Shift to the side's midpoint, in cells: x1 and x2 move along x, y1 and y2 along y.
     let constant =
         |v: [f32; 4]| Tensor::from_slice(&v).to_kind(kind).to_device(device).view([1, 4, 1, 1]);
@@ -224,7 +224,7 @@ fn refine(distances: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
     let sampled =
         map.view([b * 4, 1, h, w]).grid_sampler_2d(&grid.view([b * 4, h, w, 2]), 0, 0, false);
     let sampled = sampled.view([b, 4, h, w]).permute([0, 2, 3, 1]);
-    boxes::encode(&points, &sampled).relu().permute([0, 3, 1, 2])
+    geometry::encode(&points, &sampled).relu().permute([0, 3, 1, 2])
 }
 
 /// Detections' raw numbers, in f32.
@@ -246,7 +246,7 @@ pub fn scored(outputs: &Outputs, rank: Rank) -> Scored {
     let (cls, quality) =
         (p.cls.to_kind(Kind::Float).sigmoid(), p.quality.to_kind(Kind::Float).sigmoid());
     let boxes =
-        boxes::decode(&p.grid.points(Kind::Float, cls.device()), &p.distances.to_kind(Kind::Float));
+        geometry::decode(&p.grid.points(Kind::Float, cls.device()), &p.distances.to_kind(Kind::Float));
     let levels = p.grid.sizes.iter().map(|(h, w)| (h * w) as usize).collect();
     match rank {
         Rank::Score => Scored { ranked: cls * quality.unsqueeze(-1), factor: None, boxes, levels },

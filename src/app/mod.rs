@@ -1,0 +1,157 @@
+//! What the programs do: start-up and its order, errors to exit codes, and the commands themselves.
+//!
+//! * [`train`], [`resume`]: `dw-train`
+//! * [`eval`]: `dw-eval` with a network
+//! * [`show`]: `dw-show`
+//! * [`saved`]: weights to evaluate or draw, with their configuration
+
+pub mod eval;
+pub mod resume;
+pub mod saved;
+pub mod show;
+pub mod train;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dw_base::exit;
+use dw_base::program::{Clock, log_to_stderr, print_message};
+use dw_launch::abort::exit_now;
+use dw_launch::{Topology, World};
+use tch::Device;
+
+use crate::device::{self, Choice, threads};
+use crate::{Error, Result, torch};
+
+/// The text of `--version`. The libraries it names are opened in the order that training opens
+/// them: an NCCL loaded before libtorch's CUDA half would replace the one that belongs to it.
+fn version() -> String {
+    #[cfg(feature = "mpi")]
+    let mpi = dw_launch::mpi::library_version();
+    #[cfg(not(feature = "mpi"))]
+    let mpi = "not in this build";
+    device::open(Choice::Auto);
+    let cuda = match device::cuda::devices() {
+        Ok(count) => format!("{count} devices"),
+        Err(e) => e.to_string().lines().next().unwrap_or_default().to_owned(),
+    };
+    let nccl = match dw_launch::nccl::loaded() {
+        Some(library) => library.to_string(),
+        None => "not loaded (it comes with libtorch's CUDA half)".to_owned(),
+    };
+    let (version, revision, torch) =
+        (env!("CARGO_PKG_VERSION"), env!("DW_GIT"), torch::version());
+    format!("{version} ({revision})\nlibtorch {torch}\nCUDA: {cuda}\nMPI: {mpi}\nNCCL: {nccl}")
+}
+
+/// Parses the command line. Ends the process for `--help`, `--version` and usage errors.
+#[expect(clippy::print_stdout, reason = "the version is the result")]
+pub fn parse<C: clap::Parser>() -> C {
+    C::try_parse().unwrap_or_else(|e| {
+        if e.kind() == clap::error::ErrorKind::DisplayVersion {
+            println!("{} {}", C::command().get_name(), version());
+            exit_now(exit::OK)
+        }
+        e.exit()
+    })
+}
+
+/// What a program needs at its start.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    /// The device it will compute on.
+    pub device: Choice,
+    /// Whether USR1 and TERM request a checkpoint instead of ending the process.
+    pub catch_signals: bool,
+}
+
+/// Runs a program as one rank of a job and ends the process. An error is reported once and ends
+/// every rank. `main` stores the communicator in its second argument as soon as it exists.
+pub fn run(
+    start: Start,
+    main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>,
+) -> ! {
+    threads::wait_passively();
+    // Before any library starts a thread, which would inherit the signals' default action.
+    let signals = if start.catch_signals {
+        dw_launch::signals::listen().map(drop).map_err(Error::io("cannot handle", Path::new("signals")))
+    } else {
+        Ok(())
+    };
+    dw_launch::prepare();
+    device::open(start.device);
+    let topology = Topology::from_env();
+    // Messages of rank 0 stand for all; of the others only warnings and errors are of interest.
+    if topology.rank == 0 {
+        log_to_stderr("info", Clock::On);
+    } else {
+        log_to_stderr("warn", Clock::On);
+    }
+    if topology.world_size == 1 {
+        let abort = |code| dw_launch::Collectives::abort(&dw_launch::Solo, code);
+        dw_launch::abort::install_panic_hook(0, abort);
+    }
+    dw_launch::lost_file::tell(topology.rank);
+    let mut world: Option<Arc<World>> = None;
+    match signals.and_then(|()| main(&topology, &mut world)) {
+        Ok(()) => finish(world, exit::OK),
+        // All ranks stop together: each one leaves by itself, and no peer waits for it.
+        Err(Error::Preempted(text)) => {
+            if topology.rank == 0 {
+                print_message(&text);
+            }
+            finish(world, exit::PREEMPTED)
+        }
+        Err(e) => fail(&e, &topology, world),
+    }
+}
+
+/// Leaves the job and ends the process.
+fn finish(world: Option<Arc<World>>, code: i32) -> ! {
+    if let Some(world) = world {
+        world.leave(code);
+    }
+    exit_now(code)
+}
+
+/// Reports an error and ends the job.
+fn fail(e: &Error, topology: &Topology, world: Option<Arc<World>>) -> ! {
+    if topology.rank != 0 {
+        std::thread::sleep(report_delay(e, world.is_some()));
+    }
+    let rank = if topology.world_size > 1 {
+        format!("[rank {}] ", topology.rank)
+    } else {
+        String::new()
+    };
+    print_message(&format!("{rank}error: {e}"));
+    match world {
+        Some(world) => world.abort(e.exit_code(), &e.to_string()),
+        None => exit_now(e.exit_code()),
+    }
+}
+
+/// How long a rank other than 0 waits before it reports an error. An error that every rank has is
+/// reported by rank 0, whose end also ends the others: within seconds, or after it has finished
+/// writing a checkpoint. A file, memory or a device can fail on one rank alone.
+fn report_delay(e: &Error, joined: bool) -> Duration {
+    Duration::from_secs(match e {
+        Error::NotFinite(_) => 60,
+        Error::Usage(_) => 4,
+        _ if !joined => 4,
+        _ => 1,
+    })
+}
+
+/// This rank's device; on the CPU libtorch is given `num_threads` threads.
+///
+/// # Errors
+/// CUDA was requested and is not available; the machine refuses that many threads.
+pub fn device(choice: Choice, num_threads: usize, topology: &Topology) -> Result<Device> {
+    let device = device::pick(choice, topology)?;
+    threads::probe(num_threads)?;
+    tch::set_num_threads(num_threads as i32);
+    torch::flush_denormals();
+    Ok(device)
+}

@@ -1,0 +1,112 @@
+//! Weights to evaluate or draw, together with the configuration that they belong to.
+
+use std::path::{Path, PathBuf};
+
+use dw_base::text::shown;
+use dw_shards::coco::Category;
+use dw_weights::Weights;
+use tch::Device;
+
+use crate::config::{self, Config};
+use crate::data::Dataset;
+use crate::data::dataset::same_categories;
+use crate::model::{Detector, weights};
+use crate::train::checkpoint;
+use crate::{Error, Result};
+
+/// Saved weights and their configuration.
+#[derive(Debug)]
+pub struct Saved {
+    /// The run's configuration, or the one that was named for a weight file.
+    pub config: Config,
+    /// The run's categories by label; a weight file has none.
+    categories: Option<Vec<Category>>,
+    weights: PathBuf,
+}
+
+impl Saved {
+    /// Finds a checkpoint by its folder or work directory, or takes a weight file together with
+    /// the name of its configuration. `sets`: `key.path=value`, applied to the configuration.
+    ///
+    /// # Errors
+    /// None of these, a weight file without a configuration, or a checkpoint with one.
+    pub fn find(path: &Path, config: Option<&str>, sets: &[String]) -> Result<Self> {
+        if path.is_file() {
+            let Some(name) = config else {
+                return Err(Error::Usage(format!(
+                    "{}: a weight file does not contain the configuration of its network\n\
+                     hint: name it, as --config dw_r50_fpn_1x",
+                    path.display()
+                )));
+            };
+            let config = config::load(name, sets)?;
+            return Ok(Self { config, categories: None, weights: path.to_owned() });
+        }
+        let c = checkpoint::find(path)?;
+        if config.is_some() {
+            return Err(Error::Usage(format!(
+                "{}: --config is for weight files; a checkpoint contains its configuration\n\
+                 hint: change single keys with --set",
+                path.display()
+            )));
+        }
+        let own = config::from_toml(&c.config, &c.path)?;
+        let config = config::with_sets(&own, sets)?;
+        Ok(Self { config, categories: Some(c.state.categories), weights: c.path })
+    }
+
+    /// Builds the network with these weights, ready to detect on `data`.
+    ///
+    /// # Errors
+    /// Damaged weights, weights of another network, or categories other than those of `data`.
+    pub fn detector(&self, data: &Dataset, device: Device) -> Result<Detector> {
+        let file = Weights::open(&self.weights)?;
+        if let Some(own) = &self.categories {
+            same_categories(own, data.categories(), "the checkpoint", "the data")?;
+        } else {
+            same_names(&file, data.categories())?;
+        }
+        let precision = self.config.train.precision.for_evaluation(device);
+        precision.apply()?;
+        tracing::info!("precision of the network: {} on {device:?}", precision.name());
+        let classes = data.categories().len();
+        let mut detector = Detector::new(&self.config.model, classes, precision.kind(), device);
+        let strategy = self.config.assign.build(&mut detector.params, classes as i64);
+        strategy.attach(&mut detector);
+        let mut report = weights::load(&file, &mut detector.params)?;
+        // A count of batches that nothing reads; files of older programs lack it.
+        report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));
+        if !report.complete() {
+            return Err(Error::Usage(format!(
+                "{}: weights of the network are missing from the file or have another shape: \
+                 {report}\nhint: check --config and the categories of the data",
+                self.weights.display()
+            )));
+        }
+        Ok(detector)
+    }
+}
+
+/// Checks that the class names of a weight file, if it has any, are those of the data in the same
+/// order.
+fn same_names(file: &Weights, categories: &[Category]) -> Result<()> {
+    let path = file.path.display();
+    let Some(names) = &file.classes else {
+        tracing::info!("{path}: no class names in the file; assuming those of the data");
+        return Ok(());
+    };
+    let ours: Vec<&String> = categories.iter().map(|c| &c.name).collect();
+    if names.iter().eq(ours.iter().copied()) {
+        tracing::info!("{path}: its {} classes match those of the data", names.len());
+        return Ok(());
+    }
+    let differs = |i: &usize| names.get(*i) != ours.get(*i).copied();
+    let label = (0..names.len().max(ours.len())).find(differs).unwrap_or(0);
+    let name = |n: Option<&String>| n.map_or("none".to_owned(), |n| format!("`{}`", shown(n)));
+    let (found, expected) = (name(names.get(label)), name(ours.get(label).copied()));
+    Err(Error::data(
+        &file.path,
+        format!("class of label {label}"),
+        format!("expected {expected} as in the data, found {found}\nhint: rename the categories and pack again"),
+    ))
+}

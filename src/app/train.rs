@@ -1,0 +1,323 @@
+//! `dw-train`: from the command line to a running loop. Resolves data, device, plan, network,
+//! weights or checkpoint, and the work directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dw_launch::{Topology, World};
+use tch::Device;
+
+use super::resume;
+pub use super::resume::Resume;
+use crate::config::{self, Config, table};
+use crate::data::Dataset;
+use crate::data::dataset::{choose_split, same_categories};
+use crate::device::join::join;
+use crate::device::{self, Choice, threads};
+use crate::model::Detector;
+use crate::train::checkpoint::{self, Checkpoint};
+use crate::train::lock::Lock;
+use crate::train::plan::RunInputs;
+use crate::train::run::Run;
+use crate::train::step::Step;
+use crate::train::validation::Validation;
+use crate::train::{Plan, init, work_dir};
+use crate::{Error, Result};
+
+/// Arguments of `dw-train`.
+#[derive(Debug)]
+pub struct TrainArgs {
+    /// Built-in name or path of the configuration.
+    pub config: String,
+    /// `key.path=value`, applied to the configuration.
+    pub sets: Vec<String>,
+    /// Folder of the results; `work/NAME` if `None`.
+    pub work_dir: Option<PathBuf>,
+    /// Checkpoint to resume from.
+    pub resume: Resume,
+    /// Resume although settings that determine the result differ.
+    pub with_changes: bool,
+    /// Device.
+    pub device: Choice,
+    /// Print the resolved settings and end.
+    pub dry_run: bool,
+}
+
+impl TrainArgs {
+    /// Name of the configuration: its file name without the ending.
+    fn name(&self) -> String {
+        let stem = Path::new(&self.config).file_stem();
+        stem.map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned())
+    }
+
+    fn work_dir(&self) -> PathBuf {
+        self.work_dir.clone().unwrap_or_else(|| Path::new("work").join(self.name()))
+    }
+}
+
+/// Prepares a run and trains it to its end.
+///
+/// # Errors
+/// Any mistake in the arguments, bad data, a lost peer, preemption.
+pub fn train(
+    args: &TrainArgs,
+    topology: &Topology,
+    world: &mut Option<Arc<World>>,
+) -> Result<()> {
+    let mut config = config::load(&args.config, &args.sets)?;
+    config.resolve();
+    let num_threads = num_threads(&config, topology, args.dry_run)?;
+    if args.dry_run && !config.data.shards.exists() {
+        return dry_run_without_data(config, args, num_threads, topology, world);
+    }
+    let data = Data::open(&mut config)?;
+    let work_dir = args.work_dir();
+    let device = select_device(args, &mut config, num_threads, topology)?;
+    let world = join(device, world)?;
+    world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
+    // Held until this function returns, which is the end of the run.
+    let _lock = lock(&work_dir, args.dry_run, &world)?;
+    let (from, global_batch) = starting_point(args, &mut config, &data, &work_dir, &world)?;
+    let start = from.as_ref().map_or(0, |c| c.state.step);
+    check_agreement(&config, &data.train, start, &world)?;
+    let inputs = RunInputs {
+        name: args.name(),
+        toml: config.to_toml()?,
+        classes: data.train.categories().len(),
+        train_images: data.train.len(),
+        val_images: data.val.as_ref().map_or(0, Dataset::len),
+        device,
+        threads: num_threads,
+        global_batch,
+    };
+    let plan = Plan::new(inputs, config.run(), &world)?;
+    if args.dry_run {
+        return print_settings(&config, &plan);
+    }
+    let step = build_step(&config, &plan, from.as_ref(), &world)?;
+    let attempt = if plan.rank == 0 {
+        prepare_work_dir(&work_dir, start, &config, &plan, &step.detector)?
+    } else {
+        0
+    };
+    let validation = data.val.map(Validation::new);
+    Run { plan: &plan, world, train: data.train, validation, step, start, work_dir, attempt }.train()
+}
+
+/// Number of CPU threads of this rank, checked against the machine.
+fn num_threads(config: &Config, topology: &Topology, dry_run: bool) -> Result<usize> {
+    threads::check("train.threads", config.train.threads, topology, dry_run)?;
+    threads::check("data.workers", config.data.workers, topology, dry_run)?;
+    Ok(threads::resolve(config.train.threads, topology))
+}
+
+/// Selects this rank's device and applies the run's precision and determinism to it;
+/// `train.precision` is replaced by what `auto` means on the device. A dry run starts no threads.
+fn select_device(
+    args: &TrainArgs,
+    config: &mut Config,
+    num_threads: usize,
+    topology: &Topology,
+) -> Result<Device> {
+    device::deterministic(config.train.deterministic)?;
+    let num_threads = if args.dry_run { 1 } else { num_threads };
+    let device = super::device(args.device, num_threads, topology)?;
+    config.train.precision = config.train.precision.resolve(device)?;
+    config.train.precision.apply()?;
+    Ok(device)
+}
+
+/// Locks the work directory for this run, on rank 0.
+fn lock(work_dir: &Path, dry_run: bool, world: &World) -> Result<Option<Lock>> {
+    if dry_run || world.rank() > 0 {
+        return Ok(None);
+    }
+    fs_err::create_dir_all(work_dir)
+        .map_err(Error::io("cannot create the work directory", work_dir))?;
+    Lock::take(work_dir).map(Some)
+}
+
+/// Names of the splits of COCO 2017, which are preferred: training and validation.
+const COCO_SPLITS: (&str, &str) = ("train2017", "val2017");
+
+/// Training images with boxes, validation images and categories of COCO 2017.
+const COCO_SIZE: (usize, usize, usize) = (117_266, 5_000, 80);
+
+/// The splits of a run.
+struct Data {
+    train: Arc<Dataset>,
+    /// A run without evaluation has none.
+    val: Option<Dataset>,
+}
+
+impl Data {
+    /// Opens the splits and stores their names, and the absolute path of the shards, in the
+    /// configuration: the run's files then refer to the same data from any directory.
+    fn open(config: &mut Config) -> Result<Self> {
+        let evaluates = config.eval.every_epochs > 0;
+        let d = &mut config.data;
+        let usual = COCO_SPLITS;
+        d.train_split =
+            choose_split(&d.shards, &d.train_split, usual.0, "train", "data.train_split")?;
+        if evaluates {
+            d.val_split = choose_split(&d.shards, &d.val_split, usual.1, "val", "data.val_split")?;
+        }
+        d.shards = std::path::absolute(&d.shards).map_err(Error::io("cannot find", &d.shards))?;
+        let train = Dataset::open(&d.shards, &d.train_split, d.limit, d.filter_empty)?;
+        let val = if evaluates {
+            let val = Dataset::open(&d.shards, &d.val_split, d.limit, false)?;
+            same_categories(train.categories(), val.categories(), &d.train_split, &d.val_split)?;
+            Some(val)
+        } else {
+            None
+        };
+        Ok(Self { train: Arc::new(train), val })
+    }
+}
+
+/// The checkpoint to resume from, if any, and the global batch of the run (images).
+///
+/// # Errors
+/// A checkpoint of another run, or a start that would overwrite later checkpoints.
+fn starting_point(
+    args: &TrainArgs,
+    config: &mut Config,
+    data: &Data,
+    work_dir: &Path,
+    world: &World,
+) -> Result<(Option<Checkpoint>, usize)> {
+    let checkpoints = work_dir.join("checkpoints");
+    let from = resume::choose(&args.resume, &checkpoints, world)?;
+    let mut global_batch = config.train.images_per_rank * world.size();
+    if let Some(c) = &from {
+        let saved = config::from_toml(&c.config, &c.path)?;
+        global_batch =
+            resume::check(c, &saved, &data.train, config, world, args.with_changes)?;
+        // Keep the original `init`: it determines which stages are frozen.
+        config.model.init.clone_from(&saved.model.init);
+    }
+    let start = from.as_ref().map_or(0, |c| c.state.step);
+    if args.resume != Resume::Auto
+        && let Some(later) = checkpoint::newest_step(&checkpoints).filter(|s| *s > start)
+    {
+        return Err(Error::Usage(format!(
+            "{}: contains a checkpoint of step {later}, which a run from step {start} would \
+             overwrite\nhint: choose another --work-dir, or remove it",
+            checkpoints.display()
+        )));
+    }
+    Ok((from, global_batch))
+}
+
+/// Builds the network with its starting weights or those of a checkpoint.
+fn build_step(
+    config: &Config,
+    plan: &Plan,
+    from: Option<&Checkpoint>,
+    world: &Arc<World>,
+) -> Result<Step> {
+    tch::manual_seed(config.train.seed as i64);
+    let (classes, device) = (plan.inputs.classes, plan.inputs.device);
+    let kind = config.train.precision.kind();
+    let mut detector = Detector::new(&config.model, classes, kind, device);
+    let strategy = config.assign.build(&mut detector.params, classes as i64);
+    if from.is_none() {
+        init::weights(&mut detector, &config.model, world)?;
+    }
+    let mut step = Step::new(detector, strategy, &config.train, world)?;
+    if let Some(c) = from {
+        c.load(&mut step.detector.params, Some(&step.flat))?;
+        tracing::info!("resuming from {} (step {})", c.path.display(), c.state.step);
+    }
+    Ok(step)
+}
+
+/// Prints the settings of a dry run, on rank 0.
+#[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
+fn print_settings(config: &Config, plan: &Plan) -> Result<()> {
+    if plan.rank == 0 {
+        let (classes, kind) = (plan.inputs.classes, config.train.precision.kind());
+        let mut detector = Detector::new(&config.model, classes, kind, plan.inputs.device);
+        // Strategies can have parameters of their own, which the table counts.
+        let _ = config.assign.build(&mut detector.params, classes as i64);
+        println!("{}", table::settings(config, plan, &detector));
+    }
+    Ok(())
+}
+
+/// A dry run whose shards do not exist yet: the settings are resolved for COCO 2017.
+fn dry_run_without_data(
+    mut config: Config,
+    args: &TrainArgs,
+    num_threads: usize,
+    topology: &Topology,
+    world: &mut Option<Arc<World>>,
+) -> Result<()> {
+    let (train_images, val_images, classes) = COCO_SIZE;
+    if topology.rank == 0 {
+        tracing::warn!(
+            "{} does not exist: showing the settings for COCO 2017 ({classes} classes, \
+             {train_images} and {val_images} images)",
+            config.data.shards.display()
+        );
+    }
+    let d = &mut config.data;
+    for (split, usual) in [(&mut d.train_split, COCO_SPLITS.0), (&mut d.val_split, COCO_SPLITS.1)] {
+        if split.is_empty() {
+            usual.clone_into(split);
+        }
+    }
+    let device = select_device(args, &mut config, num_threads, topology)?;
+    let world = join(device, world)?;
+    let global_batch = config.train.images_per_rank * world.size();
+    let inputs = RunInputs {
+        name: args.name(),
+        toml: config.to_toml()?,
+        classes,
+        train_images,
+        val_images,
+        device,
+        threads: num_threads,
+        global_batch,
+    };
+    print_settings(&config, &Plan::new(inputs, config.run(), &world)?)
+}
+
+/// Checks that every rank has the same settings, data and starting step: a node with a work
+/// directory or data of its own would train something else.
+fn check_agreement(config: &Config, train: &Dataset, start: usize, world: &World) -> Result<()> {
+    let (data, images) = (train.split.fingerprint(), train.len());
+    let mine = format!("step {start}, data {data:08x} ({images} images), settings {config:?}");
+    let first = world.broadcast_bytes(mine.as_bytes().to_vec(), "settings")?;
+    if first == mine.as_bytes() {
+        return Ok(());
+    }
+    let first = String::from_utf8_lossy(&first);
+    Err(Error::Usage(format!(
+        "rank {} and rank 0 have different settings\nrank 0: {first}\nhere:   {mine}\n\
+         hint: data, configuration and work directory must be on storage that all nodes share",
+        world.rank()
+    )))
+}
+
+/// Removes unfinished checkpoints, logs the settings, and stores them in the work directory unless
+/// no step is left. Returns the number of this start, from 1.
+fn prepare_work_dir(
+    dir: &Path,
+    start: usize,
+    config: &Config,
+    plan: &Plan,
+    detector: &Detector,
+) -> Result<usize> {
+    checkpoint::clean(&dir.join("checkpoints"))?;
+    let table = table::settings(config, plan, detector);
+    tracing::info!("settings\n{table}");
+    if let Some(caution) = config.assign.caution(&config.model) {
+        tracing::warn!("{caution}");
+    }
+    if start >= plan.total_steps {
+        return Ok(work_dir::attempts(dir).max(1));
+    }
+    work_dir::record(dir, &plan.inputs.toml, &(table + "\n"))
+}

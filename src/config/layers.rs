@@ -1,0 +1,214 @@
+//! Merging of configuration layers: defaults, `base` files, the named file, `--set` options.
+//!
+//! A layer is a TOML table. Each of its keys must exist in the table below it, with a value of the
+//! same type. A layer that sets `assign.kind` first replaces the section by the defaults of that
+//! kind, wherever the key stands in the layer.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::{BUILT_IN, Config, suggest};
+use crate::assign::AssignConfig;
+use crate::{Error, Result};
+
+/// The section whose key `kind` determines its other keys.
+const ASSIGN: &str = "assign";
+
+/// Most levels of `base`; more are taken for a cycle.
+const MAX_BASES: usize = 8;
+
+/// The defaults with the configuration `name` (built-in, or a path) merged over them.
+pub(super) fn merge_named(name: &str) -> Result<Table> {
+    let mut merged = defaults()?;
+    overlay_named(&mut merged, name, None, 0)?;
+    Ok(merged)
+}
+
+/// Merges `--set` options over a table.
+pub(super) fn apply_sets(merged: &mut Table, sets: &[String]) -> Result<()> {
+    let mut layers = sets.iter().map(|set| layer_of(set)).collect::<Result<Vec<_>>>()?;
+    // `assign.kind` determines the valid keys of its section: it is applied first.
+    layers.sort_by_key(|(_, layer)| kind_in(layer).is_none());
+    for (set, layer) in &layers {
+        overlay(merged, layer, "", &format!("--set {set}"))?;
+    }
+    Ok(())
+}
+
+fn layer_of(set: &str) -> Result<(&str, Table)> {
+    let (key, text) = set.split_once('=').ok_or_else(|| {
+        Error::Usage(format!("--set {set}: expected key.path=value, found no `=`"))
+    })?;
+    let mut layer = Table::new();
+    insert_path(&mut layer, key.trim(), parse_value(text.trim()));
+    Ok((set, layer))
+}
+
+/// The value of `assign.kind` in a layer.
+fn kind_in(layer: &Table) -> Option<&Value> {
+    layer.get(ASSIGN)?.get("kind")
+}
+
+/// The defaults of the section `[assign]` for a kind.
+fn assign_defaults(kind: &Value, origin: &str) -> Result<Table> {
+    let all: Vec<Table> =
+        AssignConfig::all().iter().filter_map(|c| Table::try_from(c).ok()).collect();
+    let found = all.iter().find(|t| t.get("kind") == Some(kind));
+    found.cloned().ok_or_else(|| {
+        let known: Vec<String> =
+            all.iter().filter_map(|t| Some(t.get("kind")?.to_string())).collect();
+        Error::Usage(format!(
+            "{origin}: `assign.kind`: expected one of {}, found {kind}",
+            known.join(", ")
+        ))
+    })
+}
+
+fn defaults() -> Result<Table> {
+    Table::try_from(Config::default())
+        .map_err(|e| Error::Usage(format!("default configuration: {e}")))
+}
+
+/// Parses the value of a `--set` option: as TOML if it is valid TOML, else as a string.
+fn parse_value(text: &str) -> Value {
+    toml::from_str::<Table>(&format!("v = {text}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// Inserts a value at a dotted path, creating the tables on the way.
+fn insert_path(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+        Some((head, rest)) => {
+            let mut inner = Table::new();
+            insert_path(&mut inner, rest, value);
+            table.insert(head.to_owned(), Value::Table(inner));
+        }
+    }
+}
+
+/// Merges a configuration and, before it, its bases; a relative path starts at the folder of the
+/// file that names it.
+fn overlay_named(
+    merged: &mut Table,
+    name: &str,
+    relative_to: Option<&Path>,
+    depth: usize,
+) -> Result<()> {
+    if depth > MAX_BASES {
+        return Err(Error::Usage(format!(
+            "configuration `{name}`: more than {MAX_BASES} levels of `base`\n\
+             hint: check that no file is its own base"
+        )));
+    }
+    let built_in = BUILT_IN.iter().find(|(n, _)| *n == name);
+    let (text, origin, folder) = if let Some((_, text)) = built_in {
+        ((*text).to_owned(), format!("built-in configuration `{name}`"), None)
+    } else {
+        let path = relative_to.map_or_else(|| PathBuf::from(name), |d| d.join(name));
+        let text = fs_err::read_to_string(&path).map_err(|e| {
+            let names: Vec<_> = BUILT_IN.iter().map(|(n, _)| *n).collect();
+            Error::Usage(format!(
+                "configuration `{name}` is neither built in nor a file: {e}\nhint: built in are {}",
+                names.join(", ")
+            ))
+        })?;
+        (text, path.display().to_string(), path.parent().map(Path::to_owned))
+    };
+    let mut layer: Table = toml::from_str(&text)
+        .map_err(|e| Error::Usage(format!("{origin}: {}", e.to_string().trim())))?;
+    if let Some(base) = layer.remove("base") {
+        let base = base.as_str().ok_or_else(|| {
+            Error::Usage(format!("{origin}: `base` must be a name or a path, found {base}"))
+        })?;
+        overlay_named(merged, base, folder.as_deref(), depth + 1)?;
+    }
+    overlay(merged, &layer, "", &origin)
+}
+
+/// Merges `layer` over `under`. Every key must exist in `under`, with a value of the same type.
+fn overlay(under: &mut Table, layer: &Table, prefix: &str, origin: &str) -> Result<()> {
+    if prefix.is_empty()
+        && let Some(kind) = kind_in(layer)
+    {
+        under.insert(ASSIGN.to_owned(), Value::Table(assign_defaults(kind, origin)?));
+    }
+    for (key, value) in layer {
+        let full = format!("{prefix}{key}");
+        if !under.contains_key(key) {
+            return Err(unknown_key(under, prefix, key, value, origin));
+        }
+        let Some(old) = under.get_mut(key) else { continue };
+        match (old, value) {
+            (Value::Table(old), Value::Table(new)) => {
+                overlay(old, new, &format!("{full}."), origin)?;
+            }
+            (old @ Value::Float(_), Value::Integer(n)) => *old = Value::Float(*n as f64),
+            (old, new) if old.same_type(new) => *old = new.clone(),
+            (old, new) => {
+                let (expected, found) = (type_name(old), type_name(new));
+                return Err(Error::Usage(format!(
+                    "{origin}: `{full}`: expected {expected}, found {found} `{new}`"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The error for a key that `under` does not have, with the nearest valid one.
+fn unknown_key(under: &Table, prefix: &str, key: &str, value: &Value, origin: &str) -> Error {
+    let full = format!("{prefix}{key}");
+    // In an unknown section the first key inside tells which one was meant.
+    let inside = value.as_table().and_then(|t| t.keys().next());
+    let inside = inside.map_or_else(String::new, |k| format!(".{k}"));
+    let valid: Vec<String> = under.keys().map(|k| format!("{prefix}{k}")).collect();
+    let valid: &[String] = if prefix.is_empty() { &[] } else { &valid };
+    let hint = suggest::hint(&format!("{full}{inside}"), valid);
+    Error::Usage(format!("{origin}: unknown key `{full}`\nhint: {hint}"))
+}
+
+/// The type of a value, for error messages.
+fn type_name(v: &Value) -> &'static str {
+    match v {
+        Value::String(_) => "a string",
+        Value::Integer(_) => "an integer",
+        Value::Float(_) => "a number",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a table of keys",
+    }
+}
+
+/// All valid keys, as `train.lr`; for `[assign]` those of every kind.
+pub fn keys() -> Vec<String> {
+    fn walk(t: &Table, prefix: &str, out: &mut Vec<String>) {
+        for (k, v) in t {
+            match v {
+                Value::Table(t) => walk(t, &format!("{prefix}{k}."), out),
+                _ => out.push(format!("{prefix}{k}")),
+            }
+        }
+    }
+    let mut out = vec![];
+    if let Ok(t) = defaults() {
+        walk(&t, "", &mut out);
+    }
+    let mut others = vec![];
+    for table in AssignConfig::all().iter().filter_map(|c| Table::try_from(c).ok()) {
+        walk(&table, &format!("{ASSIGN}."), &mut others);
+    }
+    for key in others {
+        if !out.contains(&key) {
+            out.push(key);
+        }
+    }
+    out
+}
+

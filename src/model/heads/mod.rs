@@ -1,0 +1,3 @@
+//! Heads: pyramid features P3..P7 to predictions.
+
+pub mod fcos;
