@@ -1,58 +1,215 @@
-//! The house rules that a compiler does not check: who may use whom, and how long a file may be.
+//! Rules about the structure of the code that the compiler does not check: dependencies between
+//! modules and crates, sizes, and the order of start-up.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+/// Folders with the sources of all crates.
+const SOURCES: [&str; 6] =
+    ["src", "base/src", "launcher/src", "data-tools/src", "weights/src", "metric/src"];
+
+fn collect(dir: &Path, endings: &[&str], out: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            sources(&path, out);
-        } else if path.extension().is_some_and(|e| e == "rs") {
+            collect(&path, endings, out);
+        } else if path.extension().is_some_and(|e| endings.iter().any(|x| e == *x)) {
             out.push(path);
         }
     }
 }
 
-fn rust_files(dir: &str) -> Vec<(String, String)> {
+/// Path relative to the repository, and text, of every file below `dir` with one of the endings.
+fn files(dir: &str, endings: &[&str]) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = vec![];
-    sources(&root.join(dir), &mut found);
+    collect(&root.join(dir), endings, &mut found);
+    found.sort();
     let name = |p: &PathBuf| p.strip_prefix(root).unwrap().to_string_lossy().into_owned();
     found.iter().map(|p| (name(p), std::fs::read_to_string(p).unwrap())).collect()
 }
 
-/// Modules in dependency order: each may use those before it and itself.
-const MODULES: [&str; 11] = [
-    "boxes", "torch", "device", "loss", "config", "model", "assign", "data", "eval", "train",
-    "show",
-];
+fn rust_files(dir: &str) -> Vec<(String, String)> {
+    files(dir, &["rs"])
+}
 
-/// Pairs that the order would forbid, with the reason why they stand.
-const ALLOWED: [(&str, &str, &str); 2] = [
-    ("config", "assign", "[assign] is defined beside the strategies"),
-    ("config", "model", "backbones and norms are closed enums of the model"),
+/// The part of a file before its unit tests, which may use any module.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text)
+}
+
+/// The paths below `crate::` that a text uses, with nested `{...}` lists expanded to their first
+/// two components, as `data::dataset`.
+fn used_paths(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (at, start) in text.match_indices("crate::") {
+        let before = text[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
+            continue;
+        }
+        let rest = &text[at + start.len()..];
+        for path in expand(rest) {
+            found.insert(path.split("::").take(2).collect::<Vec<_>>().join("::"));
+        }
+    }
+    found
+}
+
+/// The paths that begin at the start of a text: `a::b`, `a::{b, c::d}` or `{a, b::c}`.
+fn expand(text: &str) -> Vec<String> {
+    let ident = |t: &str| t.chars().take_while(|c| c.is_alphanumeric() || *c == '_').count();
+    if let Some(list) = text.strip_prefix('{') {
+        let (mut depth, mut start, mut out) = (0, 0, vec![]);
+        for (i, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth > 0 => depth -= 1,
+                ',' | '}' if depth == 0 => {
+                    out.extend(expand(list[start..i].trim()));
+                    start = i + 1;
+                    if c == '}' {
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+        return out;
+    }
+    let head = &text[..ident(text)];
+    match text[head.len()..].strip_prefix("::") {
+        _ if head.is_empty() => vec![],
+        Some(rest) if rest.starts_with('{') || ident(rest) > 0 => {
+            expand(rest).iter().map(|p| format!("{head}::{p}")).collect()
+        }
+        _ => vec![head.to_owned()],
+    }
+}
+
+/// The modules of `src` in dependency order: each one may use those before it and itself.
+const MODULES: [&str; 12] = [
+    "geometry", "torch", "device", "loss", "model", "assign", "data", "eval", "train", "show",
+    "config", "app",
 ];
 
 #[test]
 fn modules_use_only_those_before_them() {
+    let mut seen = BTreeSet::new();
     for (file, text) in rust_files("src") {
         let module = file.trim_start_matches("src/").split(['/', '.']).next().unwrap().to_owned();
-        let Some(own) = MODULES.iter().position(|m| *m == module) else { continue };
-        for (other, name) in MODULES.iter().enumerate() {
-            let uses = text.contains(&format!("crate::{name}::"))
-                || text.contains(&format!("crate::{name};"));
-            // Starting a run wires everything together, as the binaries do.
-            let wiring = file.ends_with("train/start.rs") || file.ends_with("command.rs");
-            let allowed =
-                other <= own || wiring || ALLOWED.iter().any(|(a, b, _)| *a == module && b == name);
-            assert!(!uses || allowed, "{file} uses `{name}`, which comes after `{module}`");
+        if ["lib", "bin"].contains(&module.as_str()) {
+            continue;
+        }
+        let own = MODULES.iter().position(|m| *m == module);
+        let own = own.unwrap_or_else(|| panic!("{file}: `{module}` is missing from MODULES"));
+        seen.insert(module.clone());
+        for path in used_paths(without_tests(&text)) {
+            let name = path.split("::").next().unwrap();
+            if let Some(other) = MODULES.iter().position(|m| *m == name) {
+                assert!(other <= own, "{file} uses `{name}`, which comes after `{module}`");
+            }
+        }
+    }
+    assert_eq!(seen.len(), MODULES.len(), "MODULES names modules that do not exist: {seen:?}");
+}
+
+/// The module path of a source file: `src/data/loader.rs` and `src/data/loader/mod.rs` are
+/// `data::loader`.
+fn module_path(file: &str, sources: &str) -> Vec<String> {
+    let inner = file.strip_prefix(sources).unwrap().trim_start_matches('/').trim_end_matches(".rs");
+    let mut path: Vec<String> = inner.split('/').map(str::to_owned).collect();
+    if path.last().is_some_and(|l| l == "mod") {
+        path.pop();
+    }
+    path
+}
+
+/// Absolute module paths that a file uses through `crate::`, `super::` and `self::`.
+fn dependencies(text: &str, own: &[String]) -> BTreeSet<Vec<String>> {
+    let mut found = BTreeSet::new();
+    let mut add = |prefix: &[String], rest: &str| {
+        for path in expand(rest) {
+            let mut full = prefix.to_vec();
+            full.extend(path.split("::").map(str::to_owned));
+            found.insert(full);
+        }
+    };
+    let standalone = |at: usize| {
+        let before = text[..at].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+    };
+    for (at, _) in text.match_indices("crate::").filter(|(at, _)| standalone(*at)) {
+        add(&[], &text[at + "crate::".len()..]);
+    }
+    for (at, _) in text.match_indices("super::").filter(|(at, _)| standalone(*at)) {
+        let mut rest = &text[at..];
+        let mut prefix = own.to_vec();
+        while let Some(inner) = rest.strip_prefix("super::") {
+            prefix.pop();
+            rest = inner;
+        }
+        add(&prefix, rest);
+    }
+    found
+}
+
+/// In every folder of every crate, the modules beside each other use each other in one direction.
+#[test]
+fn modules_beside_each_other_form_no_circle() {
+    for sources in SOURCES {
+        let all: Vec<(Vec<String>, String)> = rust_files(sources)
+            .into_iter()
+            .filter(|(f, _)| !f.contains("/bin/") && !f.ends_with("/lib.rs"))
+            .filter(|(f, _)| !f.ends_with("tests.rs") && !f.ends_with("testing.rs"))
+            .map(|(f, text)| (module_path(&f, sources), text))
+            .collect();
+        let exists: BTreeSet<Vec<String>> = all.iter().map(|(path, _)| path.clone()).collect();
+        let mut edges: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
+        for (own, text) in &all {
+            for target in dependencies(without_tests(text), own) {
+                let common = own.iter().zip(&target).take_while(|(a, b)| a == b).count();
+                if common >= own.len() || common >= target.len() {
+                    continue;
+                }
+                let (from, to) = (own[..=common].to_vec(), target[..=common].to_vec());
+                if exists.contains(&to) {
+                    edges.entry(from).or_default().insert(to);
+                }
+            }
+        }
+        for start in edges.keys() {
+            if let Some(circle) = path_back(start, &edges) {
+                panic!("{sources}: modules use each other in a circle: {circle:?}");
+            }
         }
     }
 }
 
-/// A strategy is a file of its own: no other strategy knows it, and whoever trains, loads or evaluates knows none.
+/// A path along `edges` from `start` back to it.
+fn path_back(
+    start: &[String],
+    edges: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>,
+) -> Option<Vec<String>> {
+    let mut stack = vec![vec![start.to_vec()]];
+    let mut seen = BTreeSet::new();
+    while let Some(path) = stack.pop() {
+        for next in edges.get(path.last()?).into_iter().flatten() {
+            if next.as_slice() == start {
+                return Some(path.iter().map(|m| m.join("::")).collect());
+            }
+            if seen.insert(next.clone()) {
+                let mut longer = path.clone();
+                longer.push(next.clone());
+                stack.push(longer);
+            }
+        }
+    }
+    None
+}
+
+/// A strategy is a file of its own: no other strategy uses it, and code outside `assign` uses none.
 #[test]
-fn strategies_are_known_by_the_list_alone() {
+fn only_the_list_of_strategies_names_them() {
     let own: Vec<(String, String)> = rust_files("src/assign/strategies");
     let names: Vec<&str> =
         own.iter().map(|(f, _)| f.rsplit('/').next().unwrap().trim_end_matches(".rs")).collect();
@@ -64,15 +221,15 @@ fn strategies_are_known_by_the_list_alone() {
             assert!(!text.contains(&format!("{other}::")), "{file} uses the strategy `{other}`");
         }
     }
-    // `FcosConfig` of `fcos.rs`; the list of strategies and its users may name them, the rest of the program may not.
+    // `FcosConfig` of `fcos.rs` and the like, which only `assign` may name.
     let camel = |n: &str| n.split('_').map(|p| p[..1].to_uppercase() + &p[1..]).collect::<String>();
     let files = names.iter().filter(|n| **n != "mod" && !n.ends_with("_config"));
     let mut forbidden: Vec<String> = files.map(|n| format!("{}Config", camel(n))).collect();
     forbidden.extend(["assign::strategies", "loss_cls_pos", "center_prior"].map(str::to_owned));
     for (file, text) in rust_files("src").iter().filter(|(f, _)| !f.starts_with("src/assign/")) {
         let code = text.split("#[cfg(test)]").next().unwrap();
-        for known in &forbidden {
-            assert!(!code.contains(known.as_str()), "{file} knows `{known}`");
+        for name in &forbidden {
+            assert!(!code.contains(name.as_str()), "{file} names `{name}`");
         }
     }
     for (file, text) in own.iter().filter(|(f, _)| !f.ends_with("mod.rs")) {
@@ -88,51 +245,85 @@ fn strategies_are_known_by_the_list_alone() {
 }
 
 #[test]
-fn assignment_never_talks_to_other_ranks() {
-    for (file, text) in rust_files("src/assign") {
-        assert!(
-            !text.contains("dw_launch"),
-            "{file} names the collectives; a strategy returns local sums"
-        );
+fn model_and_assignment_never_communicate() {
+    for (file, text) in rust_files("src/assign").into_iter().chain(rust_files("src/model")) {
+        assert!(!text.contains("dw_launch"), "{file} uses collectives; terms are local sums");
     }
 }
 
+/// The crates below `dw`, and what each of them may not use.
 #[test]
-fn tools_and_launcher_use_nothing_of_ours() {
+fn crates_use_only_those_below_them() {
     for (dir, forbidden) in [
-        ("base/src", ["dw_", "dw::", "tch::"]),
-        ("data-tools/src", ["dw_launch", "dw::", "tch::"]),
-        ("launcher/src", ["dw_shards", "dw::", "tch::"]),
-        ("weights/src", ["dw_shards", "dw::", "tch::"]),
-        ("metric/src", ["dw_shards", "dw::", "tch::"]),
+        ("base/src", &["dw_launch", "dw_shards", "dw_metric", "dw_weights", "dw", "tch"][..]),
+        ("data-tools/src", &["dw_launch", "dw_metric", "dw_weights", "dw", "tch"]),
+        ("launcher/src", &["dw_shards", "dw_metric", "dw_weights", "dw", "tch"]),
+        ("weights/src", &["dw_shards", "dw_launch", "dw_metric", "dw", "tch"]),
+        ("metric/src", &["dw_shards", "dw_launch", "dw_weights", "dw", "tch"]),
     ] {
         for (file, text) in rust_files(dir) {
-            for f in forbidden {
-                assert!(
-                    !text.contains(&format!("use {f}")) && !text.contains(&format!(" {f}")),
-                    "{file} uses {f}"
-                );
+            for name in forbidden {
+                let path = format!("{name}::");
+                let used = text.match_indices(&path).any(|(at, _)| {
+                    !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+                });
+                assert!(!used, "{file} uses `{name}`");
             }
         }
     }
 }
 
 #[test]
-fn files_stay_small_and_binaries_thin() {
-    for dir in
-        ["src", "base/src", "launcher/src", "data-tools/src", "weights/src", "metric/src", "tests"]
-    {
-        for (file, text) in rust_files(dir) {
+fn files_are_small_have_a_header_and_lines_are_short() {
+    for dir in SOURCES.into_iter().chain(["tests", "benches", "fuzz/fuzz_targets"]) {
+        for (file, text) in files(dir, &["rs", "cpp", "h", "c"]) {
             let lines = text.lines().count();
-            let most = if file.contains("src/bin/") { 80 } else { 500 };
+            let most = if file.contains("src/bin/") { 80 } else { 400 };
             assert!(lines <= most, "{file}: {lines} lines, at most {most}: split it");
-            assert!(text.starts_with("//!"), "{file}: expected a header that says what it is for");
+            if file.ends_with(".rs") {
+                assert!(text.starts_with("//!"), "{file}: expected a header with its purpose");
+            }
+            assert_short_lines(&file, &text);
+        }
+    }
+    for dir in ["tools", "benches", "slurm"] {
+        for (file, text) in files(dir, &["sh", "sbatch"]) {
+            assert_short_lines(&file, &text);
         }
     }
 }
 
-/// libtorch looks for its CUDA half once, at the first call that may need an accelerator: `device::open` comes before
-/// anything else that touches libtorch, in every program that can compute on a GPU. `app::run` does it for the binaries.
+fn assert_short_lines(file: &str, text: &str) {
+    for (i, line) in text.lines().enumerate() {
+        let width = line.chars().count();
+        assert!(width <= 100, "{file}:{}: {width} columns, at most 100", i + 1);
+    }
+}
+
+/// A function fits on a screen. rustfmt ends a function with a brace in the column of its `fn`.
+#[test]
+fn functions_fit_on_a_screen() {
+    for dir in SOURCES {
+        for (file, text) in rust_files(dir) {
+            let lines: Vec<&str> = without_tests(&text).lines().collect();
+            for (i, line) in lines.iter().enumerate() {
+                let indent = line.len() - line.trim_start().len();
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let is_fn = words.contains(&"fn") && !line.trim_start().starts_with("//");
+                if !is_fn || line.ends_with(['}', ';']) {
+                    continue;
+                }
+                let end = format!("{}}}", " ".repeat(indent));
+                let length = lines[i..].iter().position(|l| *l == end).unwrap_or(0) + 1;
+                assert!(length <= 60, "{file}:{}: {length} lines, at most 60", i + 1);
+            }
+        }
+    }
+}
+
+/// libtorch looks for its CUDA half once, at the first call that may need an accelerator. So every
+/// program that can compute on a GPU calls `device::open` before anything else that uses libtorch;
+/// `app::run` does so for the binaries.
 #[test]
 fn every_main_opens_the_device_first() {
     let mains = ["src/bin", "benches", "tests"].into_iter().flat_map(rust_files);
@@ -164,8 +355,8 @@ fn every_main_opens_the_device_first() {
 }
 
 #[test]
-fn unsafe_code_says_why_it_is_sound() {
-    for dir in ["src", "base/src", "launcher/src", "data-tools/src", "weights/src", "metric/src"] {
+fn unsafe_code_has_a_safety_comment() {
+    for dir in SOURCES {
         for (file, text) in rust_files(dir) {
             let lines: Vec<&str> = text.lines().collect();
             for (i, line) in lines.iter().enumerate().filter(|(_, l)| l.contains("unsafe {")) {
