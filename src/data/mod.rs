@@ -1,5 +1,6 @@
-//! From shards to batches: which image when ([`sampler`]), how it is changed ([`augment`]), and the threads that do
-//! it ahead of time ([`loader`]).
+//! From shards to batches: the records of a split ([`dataset`]), the order of the images
+//! ([`sampler`]), augmentation ([`augment`], [`resize`]), and the threads that prepare batches
+//! ahead of the training loop ([`loader`]).
 
 pub mod augment;
 pub mod dataset;
