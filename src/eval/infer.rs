@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Job;
 use super::detect::{self, Detection};
-use crate::config::Config;
+use crate::config::{DataConfig, EvalConfig};
 use crate::data::Dataset;
 use crate::data::augment::{Transform, batch, decode, padded, render};
 use crate::device::upload;
@@ -37,8 +37,8 @@ impl Timings {
     }
 }
 
-/// Runs the network on one batch of records and returns the detections of each record. Adds the
-/// time spent to `timings`.
+/// Runs the network on one batch of records and returns the detections of each record. `input`
+/// determines the size of the network input. Adds the time spent to `timings`.
 ///
 /// # Errors
 /// A damaged record, or a failure of libtorch.
@@ -46,7 +46,7 @@ pub fn detect_records(
     detector: &Detector,
     data: &Dataset,
     records: &[usize],
-    config: &Config,
+    (input, eval): (&DataConfig, &EvalConfig),
     device: Device,
     timings: &mut Timings,
 ) -> Result<Vec<Vec<Detection>>> {
@@ -58,22 +58,19 @@ pub fn detect_records(
     // Input size and boxes refer to the original image, also where the stored image is smaller.
     let originals: Vec<(u32, u32)> = records.iter().map(|r| r.entry.original()).collect();
     let views: Vec<Transform> =
-        originals.iter().map(|(w, h)| Transform::eval(*w, *h, &config.data)).collect();
+        originals.iter().map(|(w, h)| Transform::eval(*w, *h, input)).collect();
     let (w, h) = padded(views.iter().map(|t| (t.width, t.height)));
-    let pixels = records
-        .iter()
-        .zip(&views)
-        .map(|(r, t)| decode(r, t, &config.data))
-        .collect::<Result<Vec<_>>>()?;
+    let pixels =
+        records.iter().zip(&views).map(|(r, t)| decode(r, t, input)).collect::<Result<Vec<_>>>()?;
     let mut candidates = vec![vec![]; records.len()];
-    for mirrored in if config.eval.flip { &[false, true][..] } else { &[false] } {
-        let input = batch(records.len(), (w, h), device, |i, out| {
+    for mirrored in if eval.flip { &[false, true][..] } else { &[false] } {
+        let images = batch(records.len(), (w, h), device, |i, out| {
             render(&pixels[i], &Transform { flip: *mirrored, ..views[i] }, (w, h), out);
             Ok(())
         })?;
         timings.decode_s += lap.lap();
         let (ranked, factor, boxes, levels) = tch::no_grad(|| {
-            let outputs = detector.forward(&upload(&input, device, detector.params.kind), false);
+            let outputs = detector.forward(&upload(&images, device, detector.params.kind), false);
             let Scored { ranked, factor, boxes, levels } = head::scored(&outputs, detector.rank);
             let factor = factor.as_ref().map(to_vec).transpose()?;
             Ok::<_, Error>((to_vec(&ranked)?, factor, to_vec(&boxes)?, levels))
@@ -89,11 +86,11 @@ pub fn detect_records(
                 size: (t.width as f32, t.height as f32),
                 scale: (t.width as f32 / original.0 as f32, t.height as f32 / original.1 as f32),
             };
-            candidates[i].extend(detect::candidates(&image, &config.eval, *mirrored));
+            candidates[i].extend(detect::candidates(&image, eval, *mirrored));
         }
         timings.nms_s += lap.lap();
     }
-    let detections = candidates.iter().map(|c| detect::select(c, &config.eval)).collect();
+    let detections = candidates.iter().map(|c| detect::select(c, eval)).collect();
     timings.nms_s += lap.lap();
     Ok(detections)
 }
@@ -161,7 +158,7 @@ fn detect_range(
                 shared.network(),
                 data,
                 &data.records[images.clone()],
-                config,
+                (&config.data, &config.eval),
                 device,
                 &mut timings,
             )?;
