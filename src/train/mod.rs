@@ -1,10 +1,13 @@
 //! Training: [`run`] is the loop, [`step`] is one step.
 //!
-//! * [`start`]: from a command line to a running loop; [`init`]: starting weights; [`resume`], [`lock`], [`work_dir`]
-//! * [`flat`], [`buckets`], [`sgd`], [`schedule`]: buffers, their all-reduce, the update, the learning rate
-//! * [`validation`]: evaluations of a run
-//! * [`checkpoint`], [`saver`]: what is kept, and the thread that writes it
-//! * [`log`]: records of steps and evaluations, and where they go
+//! * [`start`]: prepares a run and starts its loop; [`init`]: initial weights; [`resume`]: the
+//!   checkpoint to resume from; [`lock`], [`work_dir`]: the work directory
+//! * [`flat`]: flat buffers; [`buckets`]: all-reduce of gradients; [`sgd`]: the update;
+//!   [`schedule`]: the learning rate
+//! * [`validation`]: evaluations during training
+//! * [`snapshot`], [`checkpoint`], [`saver`]: a copy of the state, its folder on disk, and the
+//!   thread that writes it
+//! * [`log`]: records of steps and evaluations, and their sinks
 
 pub mod buckets;
 pub mod checkpoint;
@@ -17,6 +20,7 @@ pub mod run;
 pub mod saver;
 pub mod schedule;
 pub mod sgd;
+pub mod snapshot;
 pub mod start;
 pub mod step;
 pub mod validation;
