@@ -17,8 +17,8 @@ use crate::model::{Detector, ModelConfig, NormKind, Params};
 /// Loads the initial weights that `model.init` selects. Collective: called by every rank.
 ///
 /// # Errors
-/// A file that is missing or damaged, from which no tensor or not every frozen tensor can be loaded,
-/// or that cannot be downloaded.
+/// A file that is missing or damaged, from which no tensor or not every frozen tensor can be
+/// loaded, or that cannot be downloaded.
 pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> Result<()> {
     let path = match config.init.as_str() {
         "random" => {
