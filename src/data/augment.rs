@@ -5,10 +5,10 @@ use dw_shards::pixels::Rgb;
 use dw_shards::reader::Record;
 use tch::{Device, Tensor};
 
+use super::config::DataConfig;
 use super::resize::resize_into;
 use super::sampler::{stream, unit};
-use crate::config::DataConfig;
-use crate::error::Result;
+use crate::Result;
 use crate::torch;
 
 /// Per-channel mean of ImageNet's pixels (RGB, 0 to 255).

@@ -6,7 +6,7 @@ use dw_base::text::shown;
 use dw_shards::Split;
 use dw_shards::coco::Category;
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// With `data.filter_empty`, images with a side shorter than this (pixels) are dropped.
 const SMALLEST_SIDE: u32 = 32;
@@ -115,7 +115,7 @@ pub fn same_categories(a: &[Category], b: &[Category], what_a: &str, what_b: &st
     for i in 0..a.len().max(b.len()) {
         if a.get(i) != b.get(i) {
             let (x, y) = (text(a.get(i)), text(b.get(i)));
-            return Err(Error::Data(format!(
+            return Err(Error::Inconsistent(format!(
                 "the categories of {what_a} and {what_b} differ: label {i} is {x} in the former \
                  and {y} in the latter"
             )));

@@ -9,13 +9,13 @@ use std::time::Instant;
 use tch::{Device, Tensor};
 
 use super::augment::{Transform, batch, decode, padded, render};
+use super::config::DataConfig;
 use super::dataset::Dataset;
 use super::sampler::{Order, SamplerSettings, positions, steps_per_epoch};
 use crate::assign::{ImageBoxes, Matcher, Targets};
-use crate::boxes::{Grid, level_sizes};
-use crate::config::DataConfig;
-use crate::error::{Error, Result};
-use crate::threads::refused;
+use crate::device::threads::refused;
+use crate::geometry::{Grid, level_sizes};
+use crate::{Error, Result};
 
 /// The images and targets of one rank in one step.
 #[derive(Debug)]
@@ -226,7 +226,7 @@ impl Loader {
             }
             if self.threads.iter().all(JoinHandle::is_finished) && !state.ready.contains_key(&step)
             {
-                return Some(Err(Error::Data(format!(
+                return Some(Err(Error::Bug(format!(
                     "the data loader threads ended without a batch for step {step}"
                 ))));
             }

@@ -3,10 +3,12 @@
 //! ahead of the training loop ([`loader`]).
 
 pub mod augment;
+pub mod config;
 pub mod dataset;
 pub mod loader;
 pub mod resize;
 pub mod sampler;
 
+pub use config::DataConfig;
 pub use dataset::Dataset;
 pub use loader::{Batch, Loader};

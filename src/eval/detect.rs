@@ -1,7 +1,7 @@
 //! Post-processing of the raw predictions for one image: score threshold, top-k of each level,
 //! clip, rescale, NMS per class. Follows mmdetection's `get_bboxes` and `multiclass_nms`.
 
-use crate::config::EvalConfig;
+use super::config::EvalConfig;
 
 /// A detected box.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -9,14 +9,14 @@ use dw_launch::Op;
 use tch::{Device, Kind, Tensor};
 
 use super::Job;
+use super::config::EvalConfig;
 use super::detect::{self, Detection};
-use crate::config::{DataConfig, EvalConfig};
-use crate::data::Dataset;
 use crate::data::augment::{Transform, batch, decode, padded, render};
+use crate::data::{DataConfig, Dataset};
 use crate::device::upload;
-use crate::error::{Error, Result};
 use crate::model::Detector;
-use crate::model::head::{self, Scored};
+use crate::model::heads::fcos::{Scored, scored};
+use crate::{Error, Result};
 
 /// Seconds per stage of inference, summed over all threads and ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -71,7 +71,7 @@ pub fn detect_records(
         timings.decode_s += lap.lap();
         let (ranked, factor, boxes, levels) = tch::no_grad(|| {
             let outputs = detector.forward(&upload(&images, device, detector.params.kind), false);
-            let Scored { ranked, factor, boxes, levels } = head::scored(&outputs, detector.rank);
+            let Scored { ranked, factor, boxes, levels } = scored(&outputs, detector.rank);
             let factor = factor.as_ref().map(to_vec).transpose()?;
             Ok::<_, Error>((to_vec(&ranked)?, factor, to_vec(&boxes)?, levels))
         })?;
@@ -140,10 +140,10 @@ fn detect_range(
     job: &Job,
     batches: Range<usize>,
 ) -> Result<(ImageDetections, Timings)> {
-    let Job { data, config, device, stop, .. } = *job;
+    let Job { data, input, config, device, stop, .. } = *job;
     let threads = if device == Device::Cpu { tch::get_num_threads().max(1) } else { 1 };
     let (shared, next, end, size) =
-        (Shared(detector), AtomicUsize::new(batches.start), batches.end, config.eval.batch);
+        (Shared(detector), AtomicUsize::new(batches.start), batches.end, config.batch);
     let work = || {
         tch::set_num_threads(1);
         crate::torch::flush_denormals();
@@ -158,7 +158,7 @@ fn detect_range(
                 shared.network(),
                 data,
                 &data.records[images.clone()],
-                (&config.data, &config.eval),
+                (input, config),
                 device,
                 &mut timings,
             )?;
@@ -168,8 +168,8 @@ fn detect_range(
     let parts: Vec<Result<(ImageDetections, Timings)>> = std::thread::scope(|scope| {
         let start = |_| std::thread::Builder::new().spawn_scoped(scope, work);
         let workers: Vec<_> = (0..threads).map(start).collect();
-        let panicked = |_| Err(Error::Data("an evaluation thread panicked".into()));
-        let refused = |e| Err(crate::threads::refused("an evaluation thread", &e));
+        let panicked = |_| Err(Error::Bug("an evaluation thread panicked".into()));
+        let refused = |e| Err(crate::device::threads::refused("an evaluation thread", &e));
         workers
             .into_iter()
             .map(|w| w.map_or_else(refused, |w| w.join().unwrap_or_else(panicked)))
@@ -197,7 +197,7 @@ pub fn detect_all(
 ) -> Result<Option<(Vec<dw_metric::Detection>, Timings)>> {
     let Job { data, config, world, stop, .. } = *job;
     let (rank, world_size) = (world.rank(), world.size());
-    let num_batches = data.len().div_ceil(config.eval.batch);
+    let num_batches = data.len().div_ceil(config.batch);
     let own = num_batches * rank / world_size..num_batches * (rank + 1) / world_size;
     let (detections, timings) = detect_range(detector, job, own)?;
     let stopped = f64::from(u8::from(stop.load(Ordering::Relaxed)));
@@ -222,7 +222,7 @@ pub fn detect_all(
         all.extend(part[1..].chunks_exact(ROW_LEN).map(|row| decode_row(row, data)));
     }
     if num_images != data.len() {
-        return Err(Error::Data(format!(
+        return Err(Error::Inconsistent(format!(
             "evaluation covered {num_images} images, expected {}: the ranks use different data",
             data.len()
         )));

@@ -1,7 +1,7 @@
 //! Evaluation of a network on a split: inference on all ranks ([`infer`], [`detect`]), then the
 //! COCO metric of the crate `dw-metric` on rank 0, without a JSON file in between.
 
-pub mod command;
+pub mod config;
 pub mod detect;
 pub mod infer;
 
@@ -14,10 +14,10 @@ use dw_metric::{Detection, Evaluation, GroundTruth, Params, Problem};
 use serde_json::json;
 use tch::Device;
 
-use crate::config::Config;
-use crate::data::Dataset;
-use crate::error::Result;
+use crate::data::{DataConfig, Dataset};
+use crate::Result;
 use crate::model::Detector;
+pub use config::EvalConfig;
 use infer::Timings;
 
 /// The ground truth of a split, in the metric's form.
@@ -90,8 +90,10 @@ pub struct Report {
 pub struct Job<'a> {
     /// The images.
     pub data: &'a Dataset,
-    /// The sections `[data]` and `[eval]` apply.
-    pub config: &'a Config,
+    /// Size of the network input.
+    pub input: &'a DataConfig,
+    /// Post-processing.
+    pub config: &'a EvalConfig,
     /// This rank's device.
     pub device: Device,
     /// The communicator of all ranks.

@@ -7,8 +7,8 @@ use plotters::prelude::*;
 use serde_json::{Map, Value};
 
 use super::{COLORS, drawing_error, register_built_in_font, save_png};
-use crate::error::{Error, Result};
 use crate::train::log::jsonl;
+use crate::{Error, Result};
 
 /// Width of the plot, pixels.
 const WIDTH: u32 = 1000;
@@ -37,10 +37,7 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
         .collect();
     let losses = series(&rows, &names);
     if losses.iter().all(|s| s.1.is_empty()) {
-        return Err(Error::Data(format!(
-            "{}: expected at least one row with a loss, found none",
-            file.display()
-        )));
+        return Err(Error::data(&file, "", "expected at least one row with a loss, found none"));
     }
     let aps = series(&rows, &["AP", "AP50", "AP75"]);
     register_built_in_font();

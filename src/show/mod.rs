@@ -12,7 +12,7 @@ use std::sync::Once;
 use dw_base::file::write_atomically;
 use plotters::style::{FontStyle, RGBColor, register_font};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Colours of classes and lines: the palette of Okabe and Ito, which readers with colour blindness
 /// can tell apart.
@@ -40,7 +40,7 @@ fn register_built_in_font() {
 
 /// The error of a failed drawing operation.
 fn drawing_error(e: impl std::fmt::Display) -> Error {
-    Error::Data(format!("cannot draw: {e}"))
+    Error::Bug(format!("cannot draw: {e}"))
 }
 
 /// Writes RGB pixels, `height` rows of `width`, to a PNG file.

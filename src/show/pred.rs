@@ -11,9 +11,9 @@ use tch::Device;
 
 use super::labels::{Area, place, shorten};
 use super::{COLORS, drawing_error, register_built_in_font, save_png};
-use crate::config::{DataConfig, EvalConfig};
-use crate::data::Dataset;
-use crate::error::Result;
+use crate::Result;
+use crate::data::{DataConfig, Dataset};
+use crate::eval::EvalConfig;
 use crate::eval::detect::Detection;
 use crate::eval::infer::{Timings, detect_records};
 use crate::model::Detector;

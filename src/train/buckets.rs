@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use dw_launch::{Buffer, Memory, Number, Tag, World};
 use tch::{Device, Kind, Tensor};
 
+use super::config::{GradCompression, TrainConfig};
 use super::flat::{Flat, Slot};
-use crate::config::{GradCompression, TrainConfig};
-use crate::error::{Error, Result};
 use crate::model::Params;
 use crate::torch::{self, GradientHook};
+use crate::{Error, Result};
 
 /// The gradient buckets of a run.
 pub struct Buckets {
@@ -225,7 +225,7 @@ impl Shared {
             }
         }
         if let Err(e) = self.world.progress() {
-            s.error = Some(e.into());
+            s.error = Some(e);
         }
         s.busy += began.elapsed();
     }

@@ -13,9 +13,8 @@ use tch::{Kind, Tensor};
 
 use super::flat::Flat;
 use super::snapshot::{Snapshot, State};
-use crate::config::{self, Config};
-use crate::error::{Error, Result};
 use crate::model::{Params, weights};
+use crate::{Error, Result};
 use dw_base::file::write_folder_atomically;
 use dw_weights::Weights;
 
@@ -33,8 +32,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// The contents of `state.json`.
     pub state: State,
-    /// Resolved configuration of the run.
-    pub config: Config,
+    /// The resolved configuration of the run, TOML.
+    pub config: String,
 }
 
 /// Name of the checkpoint folder of a step.
@@ -48,7 +47,7 @@ fn bytes_of(t: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
         Kind::Float => (Dtype::F32, 4),
         Kind::Double => (Dtype::F64, 8),
         Kind::Int64 => (Dtype::I64, 8),
-        other => return Err(Error::Data(format!("cannot save a tensor of kind {other:?}"))),
+        other => return Err(Error::Bug(format!("cannot save a tensor of kind {other:?}"))),
     };
     let t = t.contiguous();
     let mut bytes = vec![0; t.numel() * width];
@@ -62,9 +61,7 @@ fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
         .iter()
         .map(|(n, t)| Ok((n.to_owned(), bytes_of(t)?)))
         .collect::<Result<Vec<_>>>()?;
-    let problem = |e: safetensors::SafeTensorError| {
-        Error::Data(format!("cannot write {}: {e}", path.display()))
-    };
+    let problem = |e: safetensors::SafeTensorError| Error::data(path, "", e);
     let views = data
         .iter()
         .map(|(n, (dtype, shape, bytes))| {
@@ -83,7 +80,7 @@ pub fn save(dir: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
     let step = snapshot.state.step;
     let path = dir.join(folder_name(step));
     let problem = |e: Error| {
-        Error::Data(format!(
+        Error::Inconsistent(format!(
             "checkpoint of step {step}: {e}\nhint: free space in {}, or make it writable, and run \
              again: older checkpoints are intact; checkpoint.on_error = \"continue\" trains on \
              without the checkpoint",
@@ -101,11 +98,9 @@ fn write_files(folder: &Path, snapshot: &Snapshot) -> Result<()> {
         let path = folder.join(name);
         fs::write(&path, text).map_err(Error::io("cannot write", &path))
     };
-    let problem =
-        |e: &dyn std::fmt::Display| Error::Data(format!("cannot write {}: {e}", folder.display()));
-    let json = |e: serde_json::Error| problem(&e);
+    let json = |e: serde_json::Error| Error::Bug(format!("cannot serialize the state: {e}"));
     write(STATE, serde_json::to_string_pretty(state).map_err(json)? + "\n")?;
-    write(CONFIG, toml::to_string(config).map_err(|e| problem(&e))?)?;
+    write(CONFIG, config.clone())?;
     let mode =
         fs::metadata(folder.join(STATE)).map_err(Error::io("cannot read", folder))?.permissions();
     for (name, tensors) in [(MODEL, model), (MOMENTUM, momentum)] {
@@ -149,17 +144,14 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         )));
     }
     if !is_complete(path) {
-        return Err(Error::Data(format!(
-            "{}: incomplete checkpoint: expected a file {DONE}, found none",
-            path.display()
-        )));
+        let problem = format!("incomplete checkpoint: expected a file {DONE}, found none");
+        return Err(Error::data(path, "", problem));
     }
     let text = |name: &str| {
-        fs::read_to_string(path.join(name)).map_err(|e| Error::Data(format!("checkpoint: {e}")))
+        let path = path.join(name);
+        fs::read_to_string(&path).map_err(Error::io("cannot read", &path))
     };
-    let bad = |name: &str, e: &dyn std::fmt::Display| {
-        Error::Data(format!("{}: {e}", path.join(name).display()))
-    };
+    let bad = |name: &str, e: &dyn std::fmt::Display| Error::data(&path.join(name), "", e);
     let manifest: BTreeMap<String, String> =
         serde_json::from_str(&text(MANIFEST)?).map_err(|e| bad(MANIFEST, &e))?;
     for name in [MODEL, MOMENTUM, STATE, CONFIG] {
@@ -174,8 +166,21 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         }
     }
     let state: State = serde_json::from_str(&text(STATE)?).map_err(|e| bad(STATE, &e))?;
-    let config = config::from_saved(&text(CONFIG)?, &path.join(CONFIG))?;
-    Ok(Checkpoint { path: path.to_owned(), state, config })
+    Ok(Checkpoint { path: path.to_owned(), state, config: text(CONFIG)? })
+}
+
+/// The checkpoint in the folder `path`, or the newest one if `path` is a work directory.
+///
+/// # Errors
+/// As [`open`], or a work directory without a complete checkpoint.
+pub fn find(path: &Path) -> Result<Checkpoint> {
+    let checkpoints = path.join("checkpoints");
+    if checkpoints.is_dir() {
+        return newest(&checkpoints).ok_or_else(|| {
+            Error::Usage(format!("no complete checkpoint in {}", checkpoints.display()))
+        });
+    }
+    open(path)
 }
 
 /// Steps and paths of the checkpoint folders in `dir`, newest first.
@@ -273,11 +278,9 @@ impl Checkpoint {
             let momentum = weights::read(&self.path.join(MOMENTUM))?;
             for (name, mut view) in flat.momentum_by_name() {
                 let Some(t) = momentum.get(&name).filter(|t| t.size() == view.size()) else {
-                    return Err(Error::Data(format!(
-                        "{}: expected momentum of `{name}` with shape {:?}, found none",
-                        self.path.display(),
-                        view.size()
-                    )));
+                    let problem =
+                        format!("expected a tensor of shape {:?}, found none", view.size());
+                    return Err(Error::data(&self.path.join(MOMENTUM), name, problem));
                 };
                 tch::no_grad(|| view.copy_(t));
             }

@@ -7,7 +7,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::error::Result;
+use crate::Result;
 use crate::model::Params;
 use crate::torch;
 

@@ -8,11 +8,11 @@ use dw_launch::World;
 use dw_weights::Weights;
 use dw_weights::fetch::{Pinned, cache};
 
-use crate::app;
-use crate::error::{Error, Result};
+use super::checkpoint;
 use crate::model::params::{Entry, Role};
 use crate::model::weights::{self as by_name, LoadReport};
 use crate::model::{Detector, ModelConfig, NormKind, Params};
+use crate::{Error, Result};
 
 /// Loads the initial weights that `model.init` selects. Collective: called by every rank.
 ///
@@ -31,7 +31,7 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
         file => PathBuf::from(file),
     };
     // For a work directory this is its newest checkpoint.
-    let path = if path.is_dir() { app::find_checkpoint(&path)?.path } else { path };
+    let path = if path.is_dir() { checkpoint::find(&path)?.path } else { path };
     let file = Weights::open(&path)?;
     let report = by_name::load(&file, &mut detector.params)?;
     if report.matched == 0 {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use dw_base::text::shown;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Name of the file in the work directory.
 pub const NAME: &str = "run.lock";

@@ -1,7 +1,7 @@
 //! Training: [`run`] is the loop, [`step`] is one step.
 //!
-//! * [`start`]: prepares a run and starts its loop; [`init`]: initial weights; [`resume`]: the
-//!   checkpoint to resume from; [`lock`], [`work_dir`]: the work directory
+//! * [`config`]: `[train]` and `[checkpoint]`; [`plan`]: the numbers of a run; [`init`]: initial
+//!   weights; [`lock`], [`work_dir`]: the work directory
 //! * [`flat`]: flat buffers; [`buckets`]: all-reduce of gradients; [`sgd`]: the update;
 //!   [`schedule`]: the learning rate
 //! * [`validation`]: evaluations during training
@@ -11,17 +11,19 @@
 
 pub mod buckets;
 pub mod checkpoint;
+pub mod config;
 pub mod flat;
 pub mod init;
 pub mod lock;
 pub mod log;
-pub mod resume;
+pub mod plan;
 pub mod run;
 pub mod saver;
 pub mod schedule;
 pub mod sgd;
 pub mod snapshot;
-pub mod start;
 pub mod step;
 pub mod validation;
 pub mod work_dir;
+
+pub use plan::Plan;

@@ -10,6 +10,7 @@ use dw_launch::{World, signals};
 
 use super::checkpoint;
 use super::log::{Log, StepRecord, jsonl};
+use super::plan::Plan;
 use super::saver::Saver;
 use super::snapshot::{self, Snapshot};
 use super::step::{Input, Step, StepResult};
@@ -17,8 +18,7 @@ use super::validation::{self, Validation};
 use crate::assign::Progress;
 use crate::data::loader::{Batch, BatchSettings};
 use crate::data::{Dataset, Loader};
-use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::{Error, Result};
 
 /// A training run.
 pub struct Run<'a> {
@@ -167,10 +167,10 @@ impl Run<'_> {
             data: plan.config.data.clone(),
             matcher: self.step.matcher(),
             seed: plan.config.train.seed,
-            global_batch: plan.global_batch,
+            global_batch: plan.inputs.global_batch,
             rank: plan.rank,
-            world_size: plan.world,
-            device: plan.device,
+            world_size: plan.world_size,
+            device: plan.inputs.device,
         };
         let steps = self.start..plan.total_steps;
         Loader::start(&self.train, &settings, steps, plan.workers, plan.prefetch.batches)
@@ -224,7 +224,7 @@ impl Run<'_> {
                 .chunks_exact(8)
                 .map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()))
                 .collect(),
-            Err(e) => return e.into(),
+            Err(e) => return e,
         };
         let terms = result.loss.terms.iter();
         let terms: Vec<String> = terms.map(|(name, value)| format!("{name} {value}")).collect();
@@ -257,7 +257,7 @@ impl Run<'_> {
                 data_s: *data_s,
                 step_s: *step_s,
                 backward_s: result.backward_s,
-                images: self.plan.global_batch,
+                images: self.plan.inputs.global_batch,
                 cost: result.cost,
             };
             log.step(&record, &mut outputs.saver)?;
@@ -333,11 +333,12 @@ impl Run<'_> {
         let state = snapshot::State {
             step: steps_done,
             seed: self.plan.config.train.seed,
-            global_batch: self.plan.global_batch,
+            global_batch: self.plan.inputs.global_batch,
             data: self.train.split.fingerprint(),
             categories: self.train.categories().to_vec(),
         };
-        Snapshot::take(state, &self.plan.config, &self.step.detector.params, &self.step.flat)
+        let (config, step) = (&self.plan.inputs.toml, &self.step);
+        Snapshot::take(state, config, &step.detector.params, &step.flat)
     }
 
     /// Evaluates the network after `steps_done` steps, records the metrics and updates the best AP.
@@ -374,7 +375,7 @@ impl Run<'_> {
     fn finish_checkpoint(&self, saver: &mut Saver) -> Result<()> {
         self.set_deadline(self.plan.config.train.start_deadline_s);
         saver.finish()?;
-        Ok(self.world.barrier("last checkpoint")?)
+        self.world.barrier("last checkpoint")
     }
 
     /// Sets how long collectives wait for other ranks.

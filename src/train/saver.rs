@@ -5,9 +5,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::checkpoint;
+use super::config::{CheckpointConfig, OnError};
 use super::snapshot::Snapshot;
-use crate::config::{CheckpointConfig, OnError};
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Shortest time between two log messages about the same failure.
 const REPORT_INTERVAL: Duration = Duration::from_mins(5);
@@ -102,7 +102,7 @@ impl Saver {
         };
         let thread = std::thread::Builder::new().name("dw-checkpoint".into()).spawn(write);
         self.pending =
-            Some(thread.map_err(|e| crate::threads::refused("the checkpoint thread", &e))?);
+            Some(thread.map_err(|e| crate::device::threads::refused("the checkpoint thread", &e))?);
         Ok(())
     }
 
@@ -167,7 +167,7 @@ impl Saver {
     fn wait(&mut self) -> Result<()> {
         let Some(thread) = self.pending.take() else { return Ok(()) };
         thread.join().unwrap_or_else(|_| {
-            Err(Error::Data(format!(
+            Err(Error::Bug(format!(
                 "the thread that writes checkpoints to {} panicked",
                 self.dir.display()
             )))
@@ -184,7 +184,7 @@ mod tests {
         let config =
             CheckpointConfig { on_error: OnError::Continue, ..CheckpointConfig::default() };
         let mut saver = Saver::new("/none".into(), &config);
-        let full = || Err(Error::Data("disk full".into()));
+        let full = || Err(Error::Inconsistent("disk full".into()));
         for _ in 0..5 {
             saver.handle_write(Output::Metrics, full()).unwrap();
         }

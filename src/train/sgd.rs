@@ -4,7 +4,7 @@
 use tch::Tensor;
 
 use super::flat::Flat;
-use crate::error::Result;
+use crate::Result;
 use crate::torch;
 
 /// Updates the parameters with the gradients multiplied by `scale` (for clipping), then sets the

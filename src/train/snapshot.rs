@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::flat::{Flat, named_views};
-use crate::config::Config;
-use crate::error::Result;
+use crate::Result;
 use crate::model::Params;
 use crate::model::params::Entry;
 use crate::torch;
@@ -32,7 +31,8 @@ pub struct State {
 /// written.
 pub struct Snapshot {
     pub(super) state: State,
-    pub(super) config: Config,
+    /// The resolved configuration, TOML.
+    pub(super) config: String,
     /// All tensors of the network by name, in its order.
     pub(super) model: Vec<(String, Tensor)>,
     /// Momentum of the trained parameters by name.
@@ -43,10 +43,11 @@ impl Snapshot {
     /// Copies everything to host memory in four transfers: trained weights, momentum, tensors that
     /// are not trained, and counters. The host waits for a GPU four times, not once for each of
     /// hundreds of tensors, and the thread that writes the checkpoint does not use the GPU.
+    /// `config` is the resolved configuration as TOML.
     ///
     /// # Errors
     /// Memory that cannot be allocated, or a failed device.
-    pub fn take(state: State, config: &Config, params: &Params, flat: &Flat) -> Result<Self> {
+    pub fn take(state: State, config: &str, params: &Params, flat: &Flat) -> Result<Self> {
         let (weights, momentum) =
             (torch::to_host(&flat.params.detach())?, torch::to_host(&flat.momentum)?);
         let mut tensors: HashMap<String, Tensor> = named_views(&weights, &flat.slots).collect();
@@ -59,7 +60,7 @@ impl Snapshot {
         let model = params.entries.iter().filter_map(|e| tensors.remove_entry(&e.name)).collect();
         Ok(Self {
             state,
-            config: config.clone(),
+            config: config.to_owned(),
             model,
             momentum: named_views(&momentum, &flat.slots).collect(),
         })
@@ -120,7 +121,7 @@ mod tests {
         };
         let before: Vec<Vec<f64>> = params.entries.iter().map(|e| values(&e.tensor)).collect();
         let state = State { step: 1, seed: 0, global_batch: 1, data: 0, categories: vec![] };
-        let snapshot = Snapshot::take(state, &Config::default(), &params, &flat).unwrap();
+        let snapshot = Snapshot::take(state, "", &params, &flat).unwrap();
         tch::no_grad(|| {
             params.entries.iter().for_each(|e| drop(e.tensor.shallow_clone().fill_(7)))
         });

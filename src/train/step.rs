@@ -9,12 +9,12 @@ use dw_launch::{Op, World};
 use tch::{Device, Kind, Tensor};
 
 use super::buckets::{Buckets, Cost, buffer_of};
+use super::config::TrainConfig;
 use super::flat::Flat;
 use super::sgd;
+use crate::Result;
 use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
-use crate::config::{Config, TrainConfig};
 use crate::device::upload;
-use crate::error::Result;
 use crate::loss::{self, Loss};
 use crate::model::params::Role;
 use crate::model::{Detector, Outputs};
@@ -105,13 +105,13 @@ impl Step {
     pub fn new(
         mut detector: Detector,
         strategy: Strategy,
-        config: &Config,
+        config: &TrainConfig,
         world: &Arc<World>,
     ) -> Result<Self> {
         strategy.attach(&mut detector);
         let flat = Flat::new(&mut detector.params)?;
-        let buckets = Buckets::new(&detector.params, &flat, &config.train, world)?;
-        let (device, train) = (detector.params.device, config.train.clone());
+        let buckets = Buckets::new(&detector.params, &flat, config, world)?;
+        let (device, train) = (detector.params.device, config.clone());
         Ok(Self { detector, flat, buckets, world: world.clone(), strategy, train, device })
     }
 
@@ -246,8 +246,7 @@ impl Step {
 mod tests {
     use super::*;
     use crate::assign::{AssignConfig, ImageBoxes};
-    use crate::boxes::{Grid, level_sizes};
-    use crate::config;
+    use crate::geometry::{Grid, level_sizes};
     use crate::loss::Term;
     use crate::model::Predictions;
     use crate::train::snapshot::{Snapshot, State};
@@ -292,14 +291,14 @@ mod tests {
 
     #[test]
     fn a_strategy_chooses_the_grid_and_has_state_that_is_checkpointed() {
-        let config = config::load("smoke", &[]).unwrap();
+        let config = crate::config::load("smoke", &[]).unwrap();
         let mut net = Detector::new(&config.model, 3, Kind::Float, Device::Cpu);
         let fcos = AssignConfig::all()[1].build(&mut net.params, 3);
         let count = net.params.buffer("bbox_head.count", &[1], 0.0, Role::StrategyState);
         let criterion = Box::new(Counting { fcos: fcos.criterion, count });
         let strategy =
             Strategy { matcher: Arc::new(Corners(fcos.matcher)), criterion, rank: fcos.rank };
-        let mut step = Step::new(net, strategy, &config, &Arc::new(World::solo())).unwrap();
+        let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo())).unwrap();
         let truth = [ImageBoxes { boxes: vec![[8.0, 8.0, 50.0, 60.0]], labels: vec![1] }];
         let grid = Grid { sizes: level_sizes(64, 64).to_vec(), offset: step.matcher().offset() };
         let targets = step.matcher().targets(&grid, &truth);
@@ -309,7 +308,7 @@ mod tests {
             assert!(step.run(input, 1e-4, false, None, |_| ()).unwrap().is_finite());
         }
         let state = State { step: 3, seed: 0, global_batch: 1, data: 0, categories: vec![] };
-        let saved = Snapshot::take(state, &config, &step.detector.params, &step.flat).unwrap();
+        let saved = Snapshot::take(state, "", &step.detector.params, &step.flat).unwrap();
         assert_eq!(saved.tensor("bbox_head.count").unwrap().double_value(&[0]), 3.0);
     }
 }

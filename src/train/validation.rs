@@ -10,11 +10,11 @@ use dw_metric::Params;
 use serde_json::{Map, Value};
 
 use super::log::{EvalRecord, jsonl};
+use super::plan::Plan;
+use crate::Result;
 use crate::data::Dataset;
-use crate::error::Result;
 use crate::eval::{self, Truth};
 use crate::model::Detector;
-use crate::plan::Plan;
 
 /// The validation split of a run.
 pub struct Validation {
@@ -53,8 +53,14 @@ impl Validation {
         steps_done: usize,
     ) -> Result<Option<EvalRecord>> {
         let began = Instant::now();
-        let job =
-            eval::Job { data: &self.data, config: &plan.config, device: plan.device, world, stop };
+        let job = eval::Job {
+            data: &self.data,
+            input: &plan.config.data,
+            config: &plan.config.eval,
+            device: plan.inputs.device,
+            world,
+            stop,
+        };
         let report = eval::evaluate(detector, &job, &mut self.truth, &Params::default())?;
         world.barrier("end of evaluation")?;
         Ok(report.map(|report| EvalRecord {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Path of a settings file of an attempt (from 1), for example `config-2.toml`.
 fn numbered(dir: &Path, stem: &str, extension: &str, attempt: usize) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{EvalRecord, Sink, StepRecord};
-use crate::error::Result;
+use crate::Result;
 
 /// Shortest time between two messages.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{EvalRecord, Sink, StepRecord};
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Name of the file in a work directory.
 pub const NAME: &str = "metrics.jsonl";
@@ -110,8 +110,7 @@ fn length_up_to(path: &Path, last: usize) -> Result<u64> {
 
 /// Parses line `n` (from 0).
 fn parse(path: &Path, n: usize, line: &str) -> Result<Map<String, Value>> {
-    serde_json::from_str(line)
-        .map_err(|e| Error::Data(format!("{}: line {}: {e}", path.display(), n + 1)))
+    serde_json::from_str(line).map_err(|e| Error::data(path, format!("line {}", n + 1), e))
 }
 
 /// The rows of a metrics file, without an incomplete last line.

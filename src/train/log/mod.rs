@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::buckets::Cost;
 use super::saver::{Output, Saver};
-use crate::error::Result;
+use crate::Result;
 use crate::loss::Loss;
 use console::Console;
 use jsonl::Metrics;
