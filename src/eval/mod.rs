@@ -14,8 +14,8 @@ use dw_metric::{Detection, Evaluation, GroundTruth, Params, Problem};
 use serde_json::json;
 use tch::Device;
 
-use crate::data::{DataConfig, Dataset};
 use crate::Result;
+use crate::data::{DataConfig, Dataset};
 use crate::model::Detector;
 pub use config::EvalConfig;
 use infer::Timings;
