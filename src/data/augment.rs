@@ -1,36 +1,37 @@
-//! Sizes, flips, and batches of network input.
+//! Resizing, flipping and normalising images, and batching them into network input.
 
 use dw_shards::format::GtBox;
 use dw_shards::pixels::Rgb;
 use dw_shards::reader::Record;
 use tch::{Device, Tensor};
 
+use super::config::DataConfig;
 use super::resize::resize_into;
 use super::sampler::{stream, unit};
-use crate::config::DataConfig;
 use crate::Result;
 use crate::torch;
 
-/// Mean and standard deviation of ImageNet's pixels (RGB, 0..255).
+/// Per-channel mean of ImageNet's pixels (RGB, 0 to 255).
 pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
-/// See [`MEAN`].
+/// Per-channel standard deviation of ImageNet's pixels (RGB, 0 to 255).
 pub const STD: [f32; 3] = [58.395, 57.12, 57.375];
-/// Padded sides are multiples of this.
+/// Padded heights and widths are multiples of this, pixels.
 const ALIGN: u32 = 32;
 
-/// How one image is changed.
+/// Resized size and flip of one image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Transform {
     /// Width after resizing, pixels.
     pub width: u32,
     /// Height after resizing, pixels.
     pub height: u32,
-    /// Mirror left and right.
+    /// Whether the image is mirrored left to right.
     pub flip: bool,
 }
 
-/// Size of a `width` x `height` image whose shorter side becomes `short`, unless the longer would exceed `long`;
-/// rounded as mmcv's `rescale_size`.
+/// The (width, height) of a `width` x `height` image scaled so that its shorter side becomes
+/// `short`, or its longer side `long` where that gives the smaller image. Rounds as mmcv's
+/// `rescale_size`.
 pub fn keep_ratio(width: u32, height: u32, short: u32, long: u32) -> (u32, u32) {
     let (w, h) = (f64::from(width), f64::from(height));
     let scale = (f64::from(long) / w.max(h)).min(f64::from(short) / w.min(h));
@@ -39,7 +40,8 @@ pub fn keep_ratio(width: u32, height: u32, short: u32, long: u32) -> (u32, u32) 
 }
 
 impl Transform {
-    /// For training: drawn from seed, epoch and position alone.
+    /// A random scale and flip for training of a `width` x `height` image: a pure function of the
+    /// seed, the epoch and the image's position in the epoch.
     pub fn train(
         width: u32,
         height: u32,
@@ -58,14 +60,15 @@ impl Transform {
         Self { width, height, flip }
     }
 
-    /// For evaluation.
+    /// The scale for evaluation of a `width` x `height` image: `data.short_side`, no flip.
     pub fn eval(width: u32, height: u32, c: &DataConfig) -> Self {
         let (width, height) = keep_ratio(width, height, c.short_side, c.long_side);
         Self { width, height, flip: false }
     }
 
-    /// Boxes of the network input, with labels: crowds and boxes under a pixel are left out, the rest is clipped.
-    /// `original`: size (width, height) of the image in whose pixels `boxes` are.
+    /// Boxes `[x1, y1, x2, y2]` in pixels of the network input, and their labels. Crowd boxes and
+    /// boxes narrower or lower than one pixel are dropped, the others are clipped to the image.
+    /// `original` is the (width, height) of the image in whose pixels `boxes` are given.
     pub fn boxes(&self, boxes: &[GtBox], original: (u32, u32)) -> (Vec<[f32; 4]>, Vec<i64>) {
         let (sx, sy) = (
             f64::from(self.width) / f64::from(original.0),
@@ -89,13 +92,15 @@ impl Transform {
     }
 }
 
-/// The padded size of images that share a tensor: the largest of each side, a multiple of 32.
+/// The padded (width, height) of images that share a tensor: the largest width and the largest
+/// height, each rounded up to a multiple of 32.
 pub fn padded(sizes: impl Iterator<Item = (u32, u32)>) -> (u32, u32) {
     let (w, h) = sizes.fold((0, 0), |(w, h), (a, b)| (a.max(w), b.max(h)));
     (w.next_multiple_of(ALIGN), h.next_multiple_of(ALIGN))
 }
 
-/// Resizes, mirrors, normalises and pads into `out`: the image's `[H, W, 3]` of `padded` (w, h).
+/// Resizes, flips and normalises an image, and writes it into `out`, `[H, W, 3]` of size `padded`
+/// (w, h). The padding is 0.
 pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [f32]) {
     resize_into(
         image,
@@ -108,10 +113,11 @@ pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [f32]) {
     );
 }
 
-/// A record's pixels for `t`: all of them, or as few as it needs where `data.scaled_decode` says so.
+/// Decodes a record's image; with `data.scaled_decode` at a reduced size that is still at least the
+/// size of `t`.
 ///
 /// # Errors
-/// Damaged pixels.
+/// Pixels that cannot be decoded.
 pub fn decode(record: &Record, t: &Transform, c: &DataConfig) -> Result<Rgb> {
     Ok(if c.scaled_decode {
         record.decode_at_least(t.width as usize, t.height as usize)?
@@ -120,11 +126,12 @@ pub fn decode(record: &Record, t: &Transform, c: &DataConfig) -> Result<Rgb> {
     })
 }
 
-/// Images of one padded size (w, h) as the network wants them, `[B, 3, H, W]` f32 in host memory with the channels
-/// innermost; page-locked where `device`, which will use them, is a GPU. `fill` writes image `i` as `[H, W, 3]`.
+/// A batch of `count` images of padded size (w, h): `[B, 3, H, W]`, f32, channels last, in host
+/// memory, which is page-locked when `device`, the consumer, is a GPU. `fill` writes image `i` as
+/// `[H, W, 3]`.
 ///
 /// # Errors
-/// What `fill` fails with; memory that cannot be had.
+/// Errors of `fill`, or memory that cannot be allocated.
 pub fn batch(
     count: usize,
     (w, h): (u32, u32),
@@ -133,7 +140,7 @@ pub fn batch(
 ) -> Result<Tensor> {
     let images =
         torch::host_floats(&[count as i64, i64::from(h), i64::from(w), 3], device.is_cuda())?;
-    // SAFETY: the tensor was made just now, is contiguous, holds this many floats, and nobody else knows it.
+    // SAFETY: the tensor is new, contiguous and not shared, and holds this many floats.
     let floats =
         unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), images.numel()) };
     for (i, out) in floats.chunks_exact_mut(3 * (w * h) as usize).enumerate() {
@@ -147,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_follow_mmcv() {
+    fn sizes_match_mmcv_rescale_size() {
         assert_eq!(keep_ratio(640, 480, 800, 1333), (1067, 800));
         assert_eq!(keep_ratio(640, 427, 800, 1333), (1199, 800));
         assert_eq!(keep_ratio(640, 200, 800, 1333), (1333, 417));
@@ -155,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn flip_moves_pixels_and_boxes_together() {
+    fn flip_mirrors_pixels_and_boxes() {
         let mut image = Rgb { width: 4, height: 2, data: vec![0; 24] };
         image.data[3] = 255; // red at x = 1, y = 0
         let t = Transform { width: 4, height: 2, flip: true };
@@ -172,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn crowds_and_slivers_are_not_trained_on() {
+    fn crowds_and_boxes_under_one_pixel_are_dropped() {
         let t = Transform { width: 10, height: 10, flip: false };
         let b = |bbox, crowd| GtBox { id: 1, bbox, area: 1.0, label: 0, crowd };
         assert!(
@@ -184,11 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn multi_scale_stays_in_range_and_repeats() {
+    fn multi_scale_is_in_range_and_reproducible() {
         let c = DataConfig { multi_scale: vec![480, 960], ..DataConfig::default() };
         let of = |p| Transform::train(1000, 500, &c, 3, 1, p);
         let shorts: Vec<u32> = (0..200).map(|p| of(p).height).collect();
-        assert!(shorts.iter().all(|s| (480..=667).contains(s)), "the longer side caps it at 667");
+        assert!(
+            shorts.iter().all(|s| (480..=667).contains(s)),
+            "the long side limits the short side to 667"
+        );
         assert!(
             shorts.iter().any(|&s| s < 500)
                 && (0..200).any(|p| of(p).flip)

@@ -1,4 +1,4 @@
-//! A split as training or evaluation sees it: which records, of which size.
+//! A packed split with the records that training or evaluation uses.
 
 use std::path::Path;
 
@@ -8,22 +8,23 @@ use dw_shards::coco::Category;
 
 use crate::{Error, Result};
 
-/// Images with a side under this are not trained on.
+/// With `data.filter_empty`, images with a side shorter than this (pixels) are dropped.
 const SMALLEST_SIDE: u32 = 32;
 
-/// A split with the records that are used.
+/// A packed split and a selection of its records.
 pub struct Dataset {
     /// The packed split.
     pub split: Split,
-    /// Records that are used, ascending.
+    /// Indices of the selected records, ascending.
     pub records: Vec<usize>,
 }
 
 impl Dataset {
-    /// Opens a split; `limit` keeps the first N images (0: all), `filter_empty` drops those without boxes or too small.
+    /// Opens a split. `limit` selects the first N images (0: all); `filter_empty` drops images
+    /// without boxes and images with a side under 32 pixels.
     ///
     /// # Errors
-    /// No such split, damage, or nothing left.
+    /// A split that does not exist or is damaged, or a selection without any image.
     pub fn open(shards: &Path, split: &str, limit: usize, filter_empty: bool) -> Result<Self> {
         let split = Split::open(shards, split)?;
         let limit = if limit == 0 { split.len() } else { limit.min(split.len()) };
@@ -38,9 +39,10 @@ impl Dataset {
             .map(|(i, _)| i)
             .collect();
         if records.is_empty() {
-            let hint = "hint: `data.filter_empty` drops images without boxes, `data.limit` takes the first N only";
+            let hint = "hint: `data.filter_empty` drops images without boxes, `data.limit` \
+                        selects the first N images";
             return Err(Error::Usage(format!(
-                "split `{}` in {}: no image is left to use\n{hint}",
+                "split `{}` in {}: no images are selected\n{hint}",
                 split.meta.split,
                 shards.display()
             )));
@@ -48,62 +50,64 @@ impl Dataset {
         Ok(Self { split, records })
     }
 
-    /// Number of images used.
+    /// Number of selected images.
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Never: opening refuses that.
+    /// Always false: [`Dataset::open`] fails for an empty selection.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// Label -> category.
+    /// Categories, indexed by label.
     pub fn categories(&self) -> &[Category] {
         self.split.categories()
     }
 }
 
-/// The split to use: `asked` where it is named; else `usual`; else the only one whose name begins with
-/// `prefix`, which is logged. `key` is the setting that names it.
+/// The name of the split to use: `configured`, the value of the setting `key`. Where that is empty,
+/// `default` if there is such a split, else the only split whose name begins with `prefix`
+/// (logged).
 ///
 /// # Errors
-/// No such split, or several that could be meant.
+/// No such split, or several splits that begin with `prefix`.
 pub fn choose_split(
     shards: &Path,
-    asked: &str,
-    usual: &str,
+    configured: &str,
+    default: &str,
     prefix: &str,
     key: &str,
 ) -> Result<String> {
     let names = dw_shards::reader::split_names(shards)?;
-    let wanted = if asked.is_empty() { usual } else { asked };
-    if names.iter().any(|n| n == wanted) {
-        return Ok(wanted.to_owned());
+    let name = if configured.is_empty() { default } else { configured };
+    if names.iter().any(|n| n == name) {
+        return Ok(name.to_owned());
     }
-    let alike: Vec<&String> = names.iter().filter(|n| n.starts_with(prefix)).collect();
-    if let ([only], true) = (&alike[..], asked.is_empty()) {
+    let candidates: Vec<&String> = names.iter().filter(|n| n.starts_with(prefix)).collect();
+    if let ([only], true) = (&candidates[..], configured.is_empty()) {
         tracing::info!(
-            "{key}: taking `{}`, the only split of {} that begins with `{prefix}`",
+            "{key}: using `{}`, the only split in {} whose name begins with `{prefix}`",
             shown(only),
             shards.display()
         );
         return Ok((*only).clone());
     }
-    let held = shown(names.join(", ")).to_string();
-    let example = alike.first().or(names.first().as_ref()).map_or(usual, |n| n);
+    let found = shown(names.join(", ")).to_string();
+    let example = candidates.first().or(names.first().as_ref()).map_or(default, |n| n);
     Err(Error::Usage(format!(
-        "no split `{}` in {}: it holds {held}\nhint: name it, as --set {key}={}",
-        shown(wanted),
+        "no split `{}` in {}: found {found}\nhint: select one, for example --set {key}={}",
+        shown(name),
         shards.display(),
         shown(example)
     )))
 }
 
-/// Two tables of categories must be equal (else labels would mean other classes, and AP would be near 0 without a reason given).
+/// Checks that two category tables are equal. If they differed, labels would stand for other
+/// classes and AP would be close to 0 without any error.
 ///
 /// # Errors
-/// The first category that differs.
+/// Names the first label whose categories differ.
 pub fn same_categories(a: &[Category], b: &[Category], what_a: &str, what_b: &str) -> Result<()> {
     let text = |c: Option<&Category>| {
         c.map_or_else(|| "nothing".to_owned(), |c| format!("{} `{}`", c.id, shown(&c.name)))
@@ -111,8 +115,9 @@ pub fn same_categories(a: &[Category], b: &[Category], what_a: &str, what_b: &st
     for i in 0..a.len().max(b.len()) {
         if a.get(i) != b.get(i) {
             let (x, y) = (text(a.get(i)), text(b.get(i)));
-            return Err(Error::Data(format!(
-                "the categories of {what_a} and {what_b} differ: label {i} is {x} in one and {y} in the other"
+            return Err(Error::Inconsistent(format!(
+                "the categories of {what_a} and {what_b} differ: label {i} is {x} in the former \
+                 and {y} in the latter"
             )));
         }
     }

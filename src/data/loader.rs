@@ -1,4 +1,5 @@
-//! Threads that prepare batches ahead of the training loop, in order, a bounded number of steps ahead.
+//! Threads that prepare batches for the training loop: in order, and at most a given number of
+//! steps ahead.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex};
@@ -8,204 +9,225 @@ use std::time::Instant;
 use tch::{Device, Tensor};
 
 use super::augment::{Transform, batch, decode, padded, render};
+use super::config::DataConfig;
 use super::dataset::Dataset;
-use super::sampler::{Arrangement, Order, positions, steps_per_epoch};
+use super::sampler::{Order, SamplerSettings, positions, steps_per_epoch};
 use crate::assign::{ImageBoxes, Matcher, Targets};
-use crate::geometry::{Grid, level_sizes};
-use crate::config::DataConfig;
-use crate::{Error, Result};
 use crate::device::threads::refused;
+use crate::geometry::{Grid, level_sizes};
+use crate::{Error, Result};
 
-/// What a rank trains on in one step.
+/// The images and targets of one rank in one step.
 #[derive(Debug)]
 pub struct Batch {
-    /// `[b, 3, H, W]`, channels innermost in memory, normalised and padded, on the host.
+    /// `[b, 3, H, W]`, f32, channels last, normalised and padded, in host memory.
     pub images: Tensor,
-    /// What the strategy's matcher found, in host memory.
+    /// Targets of the strategy's matcher, in host memory.
     pub targets: Targets,
-    /// COCO ids, for messages.
+    /// COCO image ids, for error messages.
     pub image_ids: Vec<i64>,
-    /// Sizes `(w, h)` before padding.
+    /// (width, height) of each image before padding, pixels.
     pub sizes: Vec<(u32, u32)>,
 }
 
-/// Everything that decides a batch.
+/// Everything beside the dataset and the step that a batch depends on.
 #[derive(Clone)]
-pub struct Recipe {
-    /// `[data]`.
+pub struct BatchSettings {
+    /// The section `[data]` of the configuration.
     pub data: DataConfig,
-    /// Finds the targets.
+    /// Computes the targets.
     pub matcher: Arc<dyn Matcher>,
-    /// Seed of order and augmentation.
+    /// Seed of the order and of the augmentation.
     pub seed: u64,
-    /// Images of all ranks in one step.
+    /// Images of one step, over all ranks.
     pub global_batch: usize,
     /// This rank.
     pub rank: usize,
-    /// Ranks.
-    pub world: usize,
-    /// Where batches will be used: those for a GPU lie in page-locked memory, which it can copy by itself.
+    /// Number of ranks.
+    pub world_size: usize,
+    /// The device that will use the batches: for a GPU the images are in page-locked memory, so
+    /// that they can be copied asynchronously.
     pub device: Device,
 }
 
-/// What a rank's batch will be, before anything is decoded.
+/// The images, transforms and shape of a rank's batch, known before anything is decoded.
 #[derive(Debug, PartialEq)]
-pub struct Sketch {
-    /// Images with their change, in order.
+pub struct BatchLayout {
+    /// Indices into the dataset, each with its transform, in order.
     pub images: Vec<(usize, Transform)>,
-    /// Size (w, h) of the tensor: the largest padded shape of its groups.
+    /// Padded (width, height): the largest width and height of the images of all groups in the
+    /// batch.
     pub padded: (u32, u32),
 }
 
-/// The batch of a rank in global step `step`, for images of `size` (width, height): a pure function of seed, step and
-/// global batch. Each of the fixed groups of `data.group` consecutive positions has a padded shape of its own, which does
-/// not depend on the number of ranks either.
-pub fn sketch(
-    recipe: &Recipe,
+/// The layout of a rank's batch in step `step` (from 0) of the run. `images` is the number of
+/// images of the dataset, `size` returns the (width, height) of one. The result is a pure function
+/// of seed, step and global batch size: the images and transforms of the global batch, and the
+/// padded shape of every group of `data.group` consecutive positions, do not depend on the number
+/// of ranks.
+pub fn batch_layout(
+    settings: &BatchSettings,
     order: &Order,
     images: usize,
     size: impl Fn(usize) -> (u32, u32),
     step: usize,
-) -> Sketch {
-    let per_epoch = steps_per_epoch(images, recipe.global_batch);
+) -> BatchLayout {
+    let per_epoch = steps_per_epoch(images, settings.global_batch);
     let (epoch, own) = (
         step / per_epoch,
-        positions(step % per_epoch, recipe.rank, recipe.world, recipe.global_batch),
+        positions(step % per_epoch, settings.rank, settings.world_size, settings.global_batch),
     );
-    let change = |position: usize| {
+    let transformed = |position: usize| {
         let image = order.image(position);
         let (w, h) = size(image);
-        (image, Transform::train(w, h, &recipe.data, recipe.seed, epoch, position))
+        (image, Transform::train(w, h, &settings.data, settings.seed, epoch, position))
     };
-    // Whole groups decide the padded shape, also the part of them that other ranks have.
-    let group = recipe.data.group;
+    // The padded shape follows from whole groups, including images that belong to other ranks.
+    let group = settings.data.group;
     let around = own.start / group * group..own.end.next_multiple_of(group);
-    let padded = padded(around.map(change).map(|(_, t)| (t.width, t.height)));
-    Sketch { images: own.map(change).collect(), padded }
+    let padded = padded(around.map(transformed).map(|(_, t)| (t.width, t.height)));
+    BatchLayout { images: own.map(transformed).collect(), padded }
 }
 
-/// Makes the batch of global step `step`: called from any thread.
+/// Prepares a rank's batch of step `step` (from 0) of the run: reads, decodes and augments the
+/// images, and computes the targets. Can be called from any thread.
 ///
 /// # Errors
-/// A damaged record.
-pub fn make_batch(dataset: &Dataset, recipe: &Recipe, order: &Order, step: usize) -> Result<Batch> {
+/// A damaged record, or memory that cannot be allocated.
+pub fn make_batch(
+    dataset: &Dataset,
+    settings: &BatchSettings,
+    order: &Order,
+    step: usize,
+) -> Result<Batch> {
     let size = |image: usize| dataset.split.entry(dataset.records[image]).original();
-    let sketch = sketch(recipe, order, dataset.len(), size, step);
-    let (w, h) = sketch.padded;
+    let layout = batch_layout(settings, order, dataset.len(), size, step);
+    let (w, h) = layout.padded;
     let grid = Grid {
         sizes: level_sizes(i64::from(h), i64::from(w)).to_vec(),
-        offset: recipe.matcher.offset(),
+        offset: settings.matcher.offset(),
     };
     let (mut image_ids, mut truth) = (vec![], vec![]);
-    let images = batch(sketch.images.len(), (w, h), recipe.device, |i, out| {
-        let (image, t) = &sketch.images[i];
+    let images = batch(layout.images.len(), (w, h), settings.device, |i, out| {
+        let (image, t) = &layout.images[i];
         let record = dataset.split.record(dataset.records[*image])?;
-        render(&decode(&record, t, &recipe.data)?, t, (w, h), out);
+        render(&decode(&record, t, &settings.data)?, t, (w, h), out);
         let (boxes, labels) = t.boxes(&record.annotations.boxes, record.entry.original());
         truth.push(ImageBoxes { boxes, labels });
         image_ids.push(record.entry.image_id);
         Ok(())
     })?;
-    let sizes = sketch.images.iter().map(|(_, t)| (t.width, t.height)).collect();
-    let targets = recipe.matcher.targets(&grid, &truth);
+    let sizes = layout.images.iter().map(|(_, t)| (t.width, t.height)).collect();
+    let targets = settings.matcher.targets(&grid, &truth);
     Ok(Batch { images, targets, image_ids, sizes })
 }
 
-/// The order that a dataset is read in.
-fn arrangement(dataset: &Dataset, recipe: &Recipe) -> Arrangement {
+/// The sampler's settings for a dataset.
+fn sampler_settings(dataset: &Dataset, settings: &BatchSettings) -> SamplerSettings {
     let is_portrait = |&record: &usize| {
         let (width, height) = dataset.split.entry(record).original();
         height > width
     };
-    Arrangement {
+    SamplerSettings {
         images: dataset.len(),
-        batch: recipe.global_batch,
-        nodes: recipe.data.canonical_nodes,
-        group: recipe.data.group,
-        portrait: recipe
+        batch: settings.global_batch,
+        nodes: settings.data.canonical_nodes,
+        group: settings.data.group,
+        portrait: settings
             .data
             .aspect_grouping
             .then(|| Arc::new(dataset.records.iter().map(is_portrait).collect())),
     }
 }
 
+/// Progress of the threads and of the consumer.
 struct State {
-    /// Next step that a thread may take.
+    /// The next step that a thread will prepare.
     next: usize,
-    /// First step that the consumer has not yet taken.
-    wanted: usize,
+    /// The next step that the consumer will take.
+    consumed: usize,
+    /// Prepared batches, by step.
     ready: BTreeMap<usize, Result<Batch>>,
+    /// Set when the loader is dropped.
     closed: bool,
 }
 
+/// What the threads and the consumer share.
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    last: usize,
+    /// One past the last step.
+    end: usize,
+    /// Most steps between the consumer and the threads.
     ahead: usize,
 }
 
-/// Batches of the steps `first..last` in order.
+/// The batches of a range of steps, in order, prepared by background threads.
 pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Seconds the consumer has waited for the last batch.
+    /// Seconds that the consumer waited for the last batch.
     pub waited_s: f64,
 }
 
 impl Loader {
-    /// Starts `threads` threads that stay at most `ahead` steps before the consumer.
+    /// Starts `threads` threads that prepare the batches of `steps`, at most `ahead` steps ahead of
+    /// the consumer.
     ///
     /// # Errors
-    /// The machine does not give a thread.
+    /// A thread that cannot be started.
     pub fn start(
         dataset: &Arc<Dataset>,
-        recipe: &Recipe,
+        settings: &BatchSettings,
         steps: std::ops::Range<usize>,
         threads: usize,
         ahead: usize,
     ) -> Result<Self> {
-        let state =
-            State { next: steps.start, wanted: steps.start, ready: BTreeMap::new(), closed: false };
+        let state = State {
+            next: steps.start,
+            consumed: steps.start,
+            ready: BTreeMap::new(),
+            closed: false,
+        };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            last: steps.end,
+            end: steps.end,
             ahead,
         });
         let mut loader = Self { shared, threads: vec![], waited_s: 0.0 };
         for i in 0..threads.max(1) {
-            let (shared, dataset, recipe) =
-                (loader.shared.clone(), dataset.clone(), recipe.clone());
+            let (shared, dataset, settings) =
+                (loader.shared.clone(), dataset.clone(), settings.clone());
             let thread = std::thread::Builder::new().name(format!("dw-loader-{i}"));
-            let thread = thread.spawn(move || work(&shared, &dataset, &recipe));
-            loader.threads.push(thread.map_err(|e| refused("a thread that prepares batches", &e))?);
+            let thread = thread.spawn(move || prepare_batches(&shared, &dataset, &settings));
+            loader.threads.push(thread.map_err(|e| refused("a data loader thread", &e))?);
         }
         Ok(loader)
     }
 
-    /// The next step's batch; `None` after the last.
+    /// Waits for the batch of the next step; `None` after the last step.
     ///
     /// # Errors
-    /// What went wrong while preparing it.
+    /// The error that occurred while the batch was prepared.
     pub fn next_batch(&mut self) -> Option<Result<Batch>> {
         let start = Instant::now();
         let mut state = lock(&self.shared.state);
-        let step = state.wanted;
-        if step >= self.shared.last {
+        let step = state.consumed;
+        if step >= self.shared.end {
             return None;
         }
         loop {
             if let Some(batch) = state.ready.remove(&step) {
-                state.wanted += 1;
+                state.consumed += 1;
                 self.shared.changed.notify_all();
                 self.waited_s = start.elapsed().as_secs_f64();
                 return Some(batch);
             }
             if self.threads.iter().all(JoinHandle::is_finished) && !state.ready.contains_key(&step)
             {
-                return Some(Err(Error::Data(format!(
-                    "the threads that prepare batches ended before step {step}"
+                return Some(Err(Error::Bug(format!(
+                    "the data loader threads ended without a batch for step {step}"
                 ))));
             }
             let waiting =
@@ -216,67 +238,68 @@ impl Loader {
 }
 
 impl Drop for Loader {
-    /// Does not wait for the threads: one may hang on storage that is gone, and a rank that fails must be able to end. They share
-    /// what they work on, and end at their next look.
+    /// Does not wait for the threads: one may hang in a read from storage that is gone, and a
+    /// failing rank must be able to exit. They own what they use, and end when they next check
+    /// `closed`.
     fn drop(&mut self) {
         lock(&self.shared.state).closed = true;
         self.shared.changed.notify_all();
     }
 }
 
-/// A poisoned lock means that a thread panicked: the data under it is still whole (it is only moved in and out).
+/// Locks, also after a thread has panicked: values are only moved in and out under the lock, so the
+/// state is consistent.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn work(shared: &Shared, dataset: &Dataset, recipe: &Recipe) {
-    let per_epoch = steps_per_epoch(dataset.len(), recipe.global_batch);
-    let arrangement = arrangement(dataset, recipe);
+/// The body of a loader thread: prepares batches until none are left or the loader is dropped.
+fn prepare_batches(shared: &Shared, dataset: &Dataset, settings: &BatchSettings) {
+    let per_epoch = steps_per_epoch(dataset.len(), settings.global_batch);
+    let sampler = sampler_settings(dataset, settings);
     let mut order: Option<(usize, Order)> = None;
-    loop {
-        let step = {
-            let mut state = lock(&shared.state);
-            loop {
-                if state.closed || state.next >= shared.last {
-                    return;
-                }
-                if state.next < state.wanted + shared.ahead {
-                    break;
-                }
-                state =
-                    shared.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
-            }
-            state.next += 1;
-            state.next - 1
-        };
+    while let Some(step) = next_step(shared) {
         let epoch = step / per_epoch;
         if order.as_ref().is_none_or(|o| o.0 != epoch) {
-            order = Some((epoch, Order::new(&arrangement, recipe.seed, epoch)));
+            order = Some((epoch, Order::new(&sampler, settings.seed, epoch)));
         }
         if let Some((_, order)) = &order {
-            let batch = make_batch(dataset, recipe, order, step);
+            let batch = make_batch(dataset, settings, order, step);
             lock(&shared.state).ready.insert(step, batch);
             shared.changed.notify_all();
         }
     }
 }
 
+/// Waits until another step may be prepared; `None` when there is none.
+fn next_step(shared: &Shared) -> Option<usize> {
+    let mut state = lock(&shared.state);
+    while !state.closed && state.next < shared.end {
+        if state.next < state.consumed + shared.ahead {
+            state.next += 1;
+            return Some(state.next - 1);
+        }
+        state = shared.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct Nothing;
+    struct NoTargets;
 
-    impl Matcher for Nothing {
+    impl Matcher for NoTargets {
         fn targets(&self, _: &Grid, _: &[ImageBoxes]) -> Targets {
             Targets::Points(crate::assign::PointTargets::default().tensors())
         }
     }
 
-    /// Up to 4,096 ranks: the same images with the same flips, scales and group shapes at the same
-    /// positions, and no rank gets fewer.
+    /// Up to 4,096 ranks: equal shares, and the same images, flips, scales and group shapes at the
+    /// same positions.
     #[test]
-    fn global_batches_do_not_depend_on_the_ranks() {
+    fn batches_do_not_depend_on_the_number_of_ranks() {
         let size = |i: usize| (200 + (i * 37 % 500) as u32, 200 + (i * 53 % 400) as u32);
         let data = DataConfig {
             multi_scale: vec![480, 960],
@@ -289,33 +312,35 @@ mod tests {
             let data = DataConfig { canonical_nodes: nodes, ..data.clone() };
             let portrait =
                 Some(Arc::new((0..images).map(|i| size(i).1 > size(i).0).collect::<Vec<_>>()));
-            let a = Arrangement { images, batch, nodes, group: data.group, portrait };
-            let order = Order::new(&a, 9, 1);
-            let recipe = |rank, world| Recipe {
+            let sampler = SamplerSettings { images, batch, nodes, group: data.group, portrait };
+            let order = Order::new(&sampler, 9, 1);
+            let settings = |rank, world_size| BatchSettings {
                 data: data.clone(),
-                matcher: Arc::new(Nothing),
+                matcher: Arc::new(NoTargets),
                 seed: 9,
                 global_batch: batch,
                 rank,
-                world,
+                world_size,
                 device: Device::Cpu,
             };
             let first = steps_per_epoch(images, batch);
             for step in [first, 2 * first - 1] {
-                let whole = sketch(&recipe(0, 1), &order, images, size, step);
+                let whole = batch_layout(&settings(0, 1), &order, images, size, step);
                 assert_eq!(whole.images.len(), batch);
-                for world in (1..=batch).filter(|n| batch % n == 0) {
-                    let parts: Vec<Sketch> = (0..world)
-                        .map(|rank| sketch(&recipe(rank, world), &order, images, size, step))
+                for ranks in (1..=batch).filter(|n| batch % n == 0) {
+                    let parts: Vec<BatchLayout> = (0..ranks)
+                        .map(|rank| {
+                            batch_layout(&settings(rank, ranks), &order, images, size, step)
+                        })
                         .collect();
-                    assert!(parts.iter().all(|p| p.images.len() == batch / world), "{world} ranks");
+                    assert!(parts.iter().all(|p| p.images.len() == batch / ranks), "{ranks} ranks");
                     let joined: Vec<_> = parts.iter().flat_map(|p| p.images.clone()).collect();
                     assert!(
                         joined == whole.images,
-                        "{images} images in batches of {batch}, {world} ranks"
+                        "{images} images in batches of {batch}, {ranks} ranks"
                     );
-                    if batch / world == data.group {
-                        // A rank of one group pads to the group's own shape.
+                    if batch / ranks == data.group {
+                        // A rank with a single group pads to the shape of that group.
                         for p in &parts {
                             assert_eq!(
                                 p.padded,

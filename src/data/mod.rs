@@ -1,11 +1,14 @@
-//! From shards to batches: which image when ([`sampler`]), how it is changed ([`augment`]), and the threads that do
-//! it ahead of time ([`loader`]).
+//! From shards to batches: the records of a split ([`dataset`]), the order of the images
+//! ([`sampler`]), augmentation ([`augment`], [`resize`]), and the threads that prepare batches
+//! ahead of the training loop ([`loader`]).
 
 pub mod augment;
+pub mod config;
 pub mod dataset;
 pub mod loader;
 pub mod resize;
 pub mod sampler;
 
+pub use config::DataConfig;
 pub use dataset::Dataset;
 pub use loader::{Batch, Loader};

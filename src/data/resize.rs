@@ -1,21 +1,24 @@
-//! Bilinear resizing of bytes, to the last bit as OpenCV's `INTER_LINEAR`, fused with mirroring and normalisation.
+//! Bilinear resizing of 8-bit images, bit-exact with OpenCV's `INTER_LINEAR`, fused with the
+//! horizontal flip and the normalisation.
 //!
-//! Detectors are trained elsewhere on what OpenCV gives, so this does the same arithmetic: weights of 11 fractional bits,
-//! rows kept with 7 of them, and no anti-aliasing when shrinking.
+//! mmdetection resizes with OpenCV, so this uses the same fixed-point arithmetic: weights with 11
+//! fractional bits, intermediate rows with 7 fractional bits, and no anti-aliasing when shrinking.
 
 use dw_shards::pixels::Rgb;
 
-/// One side of the target: for every position the two source positions and their weights.
+/// Interpolation along one axis: for every target index the two source indices and their weights.
 struct Axis {
     index: Vec<[usize; 2]>,
     weight: Vec<[i32; 2]>,
 }
 
-/// Fixed-point 1.0 of the weights.
+/// 1.0 as a fixed-point weight (11 fractional bits).
 const ONE: f32 = 2048.0;
 
 impl Axis {
-    /// `snap`: a position beyond the outermost sample takes that sample alone (OpenCV's columns; its rows take it twice).
+    /// Maps `target` indices to `source` indices. With `snap`, a position beyond the outermost
+    /// sample gets that sample with weight 1, as for columns in OpenCV; for rows OpenCV takes the
+    /// outermost sample twice, with both weights.
     fn new(source: usize, target: usize, snap: bool) -> Self {
         let scale = 1.0 / (target as f64 / source as f64);
         let last = source as i64 - 1;
@@ -38,8 +41,9 @@ impl Axis {
     }
 }
 
-/// Resizes `image` to `width` x `height`, mirrors it if `flip`, and writes `(value - mean) * scale` of each channel as
-/// interleaved rows of `stride` pixels into `out`; what lies beyond the image becomes 0.
+/// Resizes `image` to (width, height), mirrors it left to right if `flip`, and writes
+/// `(value - mean) * scale` per channel into `out`: interleaved RGB, rows of `stride` pixels. The
+/// rest of `out`, right of the image and below it, is set to 0.
 pub fn resize_into(
     image: &Rgb,
     (width, height): (usize, usize),
@@ -55,10 +59,11 @@ pub fn resize_into(
         columns.weight.reverse();
     }
     let rows = Axis::new(image.height, height, false);
-    let three = |v: [f32; 3]| v.iter().copied().cycle().take(width * 3).collect::<Vec<f32>>();
-    let (mean, scale) = (three(mean), three(scale));
-    // The source rows at hand, resized along the row: upscaling uses each of them several times.
-    let mut kept: [(usize, Vec<i16>); 2] =
+    let per_value = |v: [f32; 3]| v.iter().copied().cycle().take(width * 3).collect::<Vec<f32>>();
+    let (mean, scale) = (per_value(mean), per_value(scale));
+    // The last two source rows, resized horizontally, with their indices: consecutive target rows
+    // share source rows.
+    let mut cached: [(usize, Vec<i16>); 2] =
         [(usize::MAX, vec![0; width * 3]), (usize::MAX, vec![0; width * 3])];
     let (body, rest) = out.split_at_mut((height * stride * 3).min(out.len()));
     rest.fill(0.0);
@@ -66,31 +71,31 @@ pub fn resize_into(
         body.chunks_exact_mut(stride * 3).zip(&rows.index).zip(&rows.weight)
     {
         let [first, second] = *index;
-        let fetch = |slot: usize, source: usize, kept: &mut [(usize, Vec<i16>); 2]| {
-            kept[slot].0 = source;
+        let fetch = |slot: usize, source: usize, cached: &mut [(usize, Vec<i16>); 2]| {
+            cached[slot].0 = source;
             along_row(
                 &image.data[source * image.width * 3..][..image.width * 3],
                 &columns,
-                &mut kept[slot].1,
+                &mut cached[slot].1,
             );
         };
-        if kept[0].0 != first && kept[1].0 == first {
-            kept.swap(0, 1);
+        if cached[0].0 != first && cached[1].0 == first {
+            cached.swap(0, 1);
         }
-        if kept[0].0 != first {
-            fetch(0, first, &mut kept);
+        if cached[0].0 != first {
+            fetch(0, first, &mut cached);
         }
-        if second != first && kept[1].0 != second {
-            fetch(1, second, &mut kept);
+        if second != first && cached[1].0 != second {
+            fetch(1, second, &mut cached);
         }
         let (pixels, padding) = line.split_at_mut(width * 3);
-        let second = if second == first { &kept[0].1 } else { &kept[1].1 };
-        across_rows(&kept[0].1, second, *weight, &mean, &scale, pixels);
+        let second = if second == first { &cached[0].1 } else { &cached[1].1 };
+        across_rows(&cached[0].1, second, *weight, &mean, &scale, pixels);
         padding.fill(0.0);
     }
 }
 
-/// One source row to the target's width, with 7 fractional bits.
+/// Resizes one source row horizontally; the result has 7 fractional bits.
 fn along_row(row: &[u8], columns: &Axis, out: &mut [i16]) {
     for ((o, [a, b]), [wa, wb]) in out.chunks_exact_mut(3).zip(&columns.index).zip(&columns.weight)
     {
@@ -101,6 +106,8 @@ fn along_row(row: &[u8], columns: &Axis, out: &mut [i16]) {
     }
 }
 
+/// Interpolates between two resized rows with weights `a` and `b`, rounds to 0 to 255, and
+/// normalises.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma"))]
 fn across_rows(
     first: &[i16],
@@ -140,9 +147,10 @@ mod tests {
         }
     }
 
-    /// `tests/data/resize/make.py`: noise and gradients, larger, smaller, one row, one column.
+    /// Cases of `tests/data/resize/make.py`: noise and gradients, enlarged and shrunk, also from
+    /// and to a single row or column.
     #[test]
-    fn equals_opencv_to_the_last_bit() {
+    fn is_bit_exact_with_opencv() {
         let cases = Weights::open(
             &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/resize/cases.safetensors"),
         )
@@ -158,13 +166,12 @@ mod tests {
             let found = resize(&source, expected.width, expected.height, false);
             let differ =
                 found.iter().zip(&expected.data).filter(|(f, e)| **f != f32::from(**e)).count();
-            assert_eq!(differ, 0, "{name}: values that differ");
+            assert_eq!(differ, 0, "{name}: number of different values");
         }
     }
 
-    /// Against exact bilinear interpolation: never a whole step off.
     #[test]
-    fn is_bilinear() {
+    fn is_within_one_level_of_exact_bilinear_interpolation() {
         for (n, (w, h, tw, th)) in
             [(13, 9, 40, 31), (40, 31, 13, 9), (5, 5, 5, 5), (1, 7, 6, 3), (64, 48, 107, 80)]
                 .into_iter()
@@ -193,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_size_changes_nothing_and_a_flip_mirrors() {
+    fn same_size_is_the_identity_and_flip_mirrors() {
         let image = noise(17, 6, 3);
         assert!(
             resize(&image, 17, 6, false).iter().zip(&image.data).all(|(f, p)| *f == f32::from(*p))

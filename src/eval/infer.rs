@@ -1,83 +1,81 @@
-//! The network over a split, on all ranks: every image once, whatever their number, gathered on rank 0.
+//! Inference over a split on all ranks: every image exactly once for any number of ranks, with the
+//! detections gathered on rank 0.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use dw_launch::Op;
-use dw_metric::Detection;
 use tch::{Device, Kind, Tensor};
 
 use super::Job;
-use super::detect::{self, Box};
-use crate::config::Config;
-use crate::data::Dataset;
+use super::config::EvalConfig;
+use super::detect::{self, Detection};
 use crate::data::augment::{Transform, batch, decode, padded, render};
+use crate::data::{DataConfig, Dataset};
 use crate::device::upload;
-use crate::{Error, Result};
 use crate::model::Detector;
-use crate::model::head::{self, Scored};
+use crate::model::heads::fcos::{Scored, scored};
+use crate::{Error, Result};
 
-/// Seconds that went into the parts, all threads and ranks together.
+/// Seconds per stage of inference, summed over all threads and ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Spent {
-    /// Reading, decoding, resizing.
+pub struct Timings {
+    /// Reading, decoding, resizing and normalising.
     pub decode_s: f64,
-    /// The network, with the way to and from its device.
+    /// The forward pass, including copies to and from the device.
     pub network_s: f64,
-    /// Threshold, best of each level, NMS.
+    /// Threshold, top-k of each level, NMS.
     pub nms_s: f64,
 }
 
-impl Spent {
-    fn add(&mut self, o: &Self) {
-        self.decode_s += o.decode_s;
-        self.network_s += o.network_s;
-        self.nms_s += o.nms_s;
+impl Timings {
+    fn add(&mut self, other: &Self) {
+        self.decode_s += other.decode_s;
+        self.network_s += other.network_s;
+        self.nms_s += other.nms_s;
     }
 }
 
-/// Detects on records of a dataset that go through the network together; boxes in pixels of the original images.
+/// Runs the network on one batch of records and returns the detections of each record. `input`
+/// determines the size of the network input. Adds the time spent to `timings`.
 ///
 /// # Errors
-/// A damaged record.
+/// A damaged record, or a failure of libtorch.
 pub fn detect_records(
     detector: &Detector,
     data: &Dataset,
     records: &[usize],
-    config: &Config,
+    (input, eval): (&DataConfig, &EvalConfig),
     device: Device,
-    spent: &mut Spent,
-) -> Result<Vec<Vec<Box>>> {
-    let mut clock = Clock(Instant::now());
+    timings: &mut Timings,
+) -> Result<Vec<Vec<Detection>>> {
+    let mut lap = LapTimer(Instant::now());
     let records = records
         .iter()
         .map(|&i| data.split.record(i))
         .collect::<std::result::Result<Vec<_>, _>>()?;
-    // The input's size follows from the original's, and boxes go back to it, also where fewer pixels are stored.
+    // Input size and boxes refer to the original image, also where the stored image is smaller.
     let originals: Vec<(u32, u32)> = records.iter().map(|r| r.entry.original()).collect();
     let views: Vec<Transform> =
-        originals.iter().map(|(w, h)| Transform::eval(*w, *h, &config.data)).collect();
+        originals.iter().map(|(w, h)| Transform::eval(*w, *h, input)).collect();
     let (w, h) = padded(views.iter().map(|t| (t.width, t.height)));
-    let pixels = records
-        .iter()
-        .zip(&views)
-        .map(|(r, t)| decode(r, t, &config.data))
-        .collect::<Result<Vec<_>>>()?;
+    let pixels =
+        records.iter().zip(&views).map(|(r, t)| decode(r, t, input)).collect::<Result<Vec<_>>>()?;
     let mut candidates = vec![vec![]; records.len()];
-    for mirrored in if config.eval.flip { &[false, true][..] } else { &[false] } {
-        let input = batch(records.len(), (w, h), device, |i, out| {
+    for mirrored in if eval.flip { &[false, true][..] } else { &[false] } {
+        let images = batch(records.len(), (w, h), device, |i, out| {
             render(&pixels[i], &Transform { flip: *mirrored, ..views[i] }, (w, h), out);
             Ok(())
         })?;
-        spent.decode_s += clock.lap();
+        timings.decode_s += lap.lap();
         let (ranked, factor, boxes, levels) = tch::no_grad(|| {
-            let outputs = detector.forward(&upload(&input, device, detector.params.kind), false);
-            let Scored { ranked, factor, boxes, levels } = head::scored(&outputs, detector.rank);
-            let factor = factor.as_ref().map(host).transpose()?;
-            Ok::<_, Error>((host(&ranked)?, factor, host(&boxes)?, levels))
+            let outputs = detector.forward(&upload(&images, device, detector.params.kind), false);
+            let Scored { ranked, factor, boxes, levels } = scored(&outputs, detector.rank);
+            let factor = factor.as_ref().map(to_vec).transpose()?;
+            Ok::<_, Error>((to_vec(&ranked)?, factor, to_vec(&boxes)?, levels))
         })?;
-        spent.network_s += clock.lap();
+        timings.network_s += lap.lap();
         let (per_image, points) = (ranked.len() / records.len(), boxes.len() / 4 / records.len());
         for (i, (t, original)) in views.iter().zip(&originals).enumerate() {
             let image = detect::Image {
@@ -88,23 +86,25 @@ pub fn detect_records(
                 size: (t.width as f32, t.height as f32),
                 scale: (t.width as f32 / original.0 as f32, t.height as f32 / original.1 as f32),
             };
-            candidates[i].extend(detect::candidates(&image, &config.eval, *mirrored));
+            candidates[i].extend(detect::candidates(&image, eval, *mirrored));
         }
-        spent.nms_s += clock.lap();
+        timings.nms_s += lap.lap();
     }
-    let found = candidates.iter().map(|c| detect::select(c, &config.eval)).collect();
-    spent.nms_s += clock.lap();
-    Ok(found)
+    let detections = candidates.iter().map(|c| detect::select(c, eval)).collect();
+    timings.nms_s += lap.lap();
+    Ok(detections)
 }
 
-fn host(t: &Tensor) -> Result<Vec<f32>> {
+/// The numbers of a tensor as f32 in host memory.
+fn to_vec(t: &Tensor) -> Result<Vec<f32>> {
     Ok(Vec::try_from(t.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().reshape([-1]))?)
 }
 
-/// Seconds since it was looked at last.
-struct Clock(Instant);
+/// Measures consecutive intervals.
+struct LapTimer(Instant);
 
-impl Clock {
+impl LapTimer {
+    /// Seconds since the previous call, or since the start.
     fn lap(&mut self) -> f64 {
         let seconds = self.0.elapsed().as_secs_f64();
         self.0 = Instant::now();
@@ -112,11 +112,12 @@ impl Clock {
     }
 }
 
-/// A network that several threads read.
+/// A network that several threads use for inference.
 struct Shared<'a>(&'a Detector);
 
-// SAFETY: `forward` in evaluation only reads the network's tensors; libtorch's reads and its reference counts are
-// thread-safe. Nothing changes the network while `detect_range` borrows it.
+// SAFETY: `forward` for evaluation only reads the network's tensors, and libtorch's reads and
+// reference counts are thread-safe. `detect_range` borrows the network, so nothing modifies it
+// meanwhile.
 unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
@@ -125,122 +126,134 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// Detections of an image, by its position in the dataset.
-type Found = Vec<(usize, Vec<Box>)>;
+/// Images, by their index in the dataset, with their detections.
+type ImageDetections = Vec<(usize, Vec<Detection>)>;
 
-/// Detections of the dataset's images in `groups` of `eval.batch` neighbours, in order.
+/// Detections of a range of batches of `eval.batch` consecutive images, in the dataset's order.
+/// Ends early when `job.stop` is set.
 ///
-/// On the CPU one thread works on one group: faster than many threads on one, and the result does not depend on the
-/// number of threads, which changes the rounding of libtorch's convolutions.
-fn detect_range(detector: &Detector, job: &Job, groups: Range<usize>) -> Result<(Found, Spent)> {
-    let Job { data, config, device, stop, .. } = *job;
+/// On the CPU every batch is processed by a single thread: this is faster than many threads on one
+/// batch, and the result does not depend on the number of threads, which changes the rounding of
+/// libtorch's convolutions.
+fn detect_range(
+    detector: &Detector,
+    job: &Job,
+    batches: Range<usize>,
+) -> Result<(ImageDetections, Timings)> {
+    let Job { data, input, config, device, stop, .. } = *job;
     let threads = if device == Device::Cpu { tch::get_num_threads().max(1) } else { 1 };
     let (shared, next, end, size) =
-        (Shared(detector), AtomicUsize::new(groups.start), groups.end, config.eval.batch);
+        (Shared(detector), AtomicUsize::new(batches.start), batches.end, config.batch);
     let work = || {
         tch::set_num_threads(1);
         crate::torch::flush_denormals();
-        let (mut found, mut spent) = (vec![], Spent::default());
+        let (mut detections, mut timings) = (vec![], Timings::default());
         loop {
-            let group = next.fetch_add(1, Ordering::Relaxed);
-            if group >= end || stop.load(Ordering::Relaxed) {
-                return Ok((found, spent));
+            let batch = next.fetch_add(1, Ordering::Relaxed);
+            if batch >= end || stop.load(Ordering::Relaxed) {
+                return Ok((detections, timings));
             }
-            let images = group * size..((group + 1) * size).min(data.len());
-            let boxes = detect_records(
+            let images = batch * size..((batch + 1) * size).min(data.len());
+            let found = detect_records(
                 shared.network(),
                 data,
                 &data.records[images.clone()],
-                config,
+                (input, config),
                 device,
-                &mut spent,
+                &mut timings,
             )?;
-            found.extend(images.zip(boxes));
+            detections.extend(images.zip(found));
         }
     };
-    let parts: Vec<Result<(Found, Spent)>> = std::thread::scope(|scope| {
+    let parts: Vec<Result<(ImageDetections, Timings)>> = std::thread::scope(|scope| {
         let start = |_| std::thread::Builder::new().spawn_scoped(scope, work);
         let workers: Vec<_> = (0..threads).map(start).collect();
-        let ended = |_| Err(Error::Data("a thread of the evaluation ended early".into()));
-        let refused = |e| Err(crate::device::threads::refused("a thread of the evaluation", &e));
+        let panicked = |_| Err(Error::Bug("an evaluation thread panicked".into()));
+        let refused = |e| Err(crate::device::threads::refused("an evaluation thread", &e));
         workers
             .into_iter()
-            .map(|w| w.map_or_else(refused, |w| w.join().unwrap_or_else(ended)))
+            .map(|w| w.map_or_else(refused, |w| w.join().unwrap_or_else(panicked)))
             .collect()
     });
     tch::set_num_threads(threads);
-    let (mut all, mut spent) = (vec![], Spent::default());
+    let (mut all, mut timings) = (vec![], Timings::default());
     for part in parts {
-        let (found, s) = part?;
-        all.extend(found);
-        spent.add(&s);
+        let (detections, t) = part?;
+        all.extend(detections);
+        timings.add(&t);
     }
     all.sort_by_key(|(i, _)| *i);
-    Ok((all, spent))
+    Ok((all, timings))
 }
 
-/// Numbers of one detection on its way to rank 0.
-const WIDTH: usize = 7;
-
-/// Detections of all images on rank 0, image by image in the dataset's order whatever the number of ranks, with what they cost.
+/// Detections of all images on rank 0, in the dataset's order for any number of ranks, with the
+/// time spent; `None` on the other ranks.
 ///
 /// # Errors
-/// Bad data, a lost peer, images that were not counted exactly once, a signal.
-pub fn detect_all(detector: &Detector, job: &Job) -> Result<Option<(Vec<Detection>, Spent)>> {
+/// Bad data, a lost peer, images that were not counted exactly once, or a stop signal on any rank.
+pub fn detect_all(
+    detector: &Detector,
+    job: &Job,
+) -> Result<Option<(Vec<dw_metric::Detection>, Timings)>> {
     let Job { data, config, world, stop, .. } = *job;
-    let (rank, size, groups) = (world.rank(), world.size(), data.len().div_ceil(config.eval.batch));
-    let own = groups * rank / size..groups * (rank + 1) / size;
-    let (found, spent) = detect_range(detector, job, own)?;
-    let mut rows: Vec<f64> = vec![found.len() as f64];
-    for (i, boxes) in found {
-        for b in boxes {
-            let [x1, y1, x2, y2] = b.bbox.map(f64::from);
-            rows.extend([
-                i as f64,
-                f64::from(b.label),
-                x1,
-                y1,
-                x2 - x1,
-                y2 - y1,
-                f64::from(b.score),
-            ]);
-        }
+    let (rank, world_size) = (world.rank(), world.size());
+    let num_batches = data.len().div_ceil(config.batch);
+    let own = num_batches * rank / world_size..num_batches * (rank + 1) / world_size;
+    let (detections, timings) = detect_range(detector, job, own)?;
+    let stopped = f64::from(u8::from(stop.load(Ordering::Relaxed)));
+    let mut sums = [timings.decode_s, timings.network_s, timings.nms_s, stopped];
+    world.all_reduce(&mut sums, Op::Sum, "evaluation timings")?;
+    let [decode_s, network_s, nms_s, stopped] = sums;
+    if stopped > 0.0 {
+        return Err(Error::Preempted(
+            "evaluation stopped by a signal\nhint: run again to resume; the evaluation is repeated"
+                .into(),
+        ));
     }
-    let mut cost = [
-        spent.decode_s,
-        spent.network_s,
-        spent.nms_s,
-        f64::from(u8::from(stop.load(Ordering::Relaxed))),
-    ];
-    world.all_reduce(&mut cost, Op::Sum, "evaluation's cost")?;
-    if cost[3] > 0.0 {
-        return Err(Error::Preempted("stopped by a signal in an evaluation, which the next start makes up: run again to go on".into()));
-    }
-    let gathered = world.gather_bytes(bytemuck::cast_slice(&rows), "detections")?;
+    let message = encode(&detections);
+    let gathered = world.gather_bytes(bytemuck::cast_slice(&message), "detections")?;
     if rank != 0 {
         return Ok(None);
     }
-    let (mut counted, mut all) = (0, vec![]);
+    let (mut num_images, mut all) = (0, vec![]);
     for part in gathered {
         let part: Vec<f64> = bytemuck::pod_collect_to_vec(&part);
-        counted += part[0] as usize;
-        for r in part[1..].chunks_exact(WIDTH) {
-            let image_id = data.split.entry(data.records[r[0] as usize]).image_id;
-            let category_id = data.categories()[r[1] as usize].id;
-            all.push(Detection {
-                image_id,
-                category_id,
-                bbox: [r[2], r[3], r[4], r[5]],
-                score: r[6],
-            });
-        }
+        num_images += part[0] as usize;
+        all.extend(part[1..].chunks_exact(ROW_LEN).map(|row| decode_row(row, data)));
     }
-    if counted != data.len() {
-        return Err(Error::Data(format!(
-            "evaluation covered {counted} of {} images: ranks disagree about the data",
+    if num_images != data.len() {
+        return Err(Error::Inconsistent(format!(
+            "evaluation covered {num_images} images, expected {}: the ranks use different data",
             data.len()
         )));
     }
-    let [decode_s, network_s, nms_s, _] = cost;
-    Ok(Some((all, Spent { decode_s, network_s, nms_s })))
+    Ok(Some((all, Timings { decode_s, network_s, nms_s })))
+}
+
+/// Numbers of one detection in the message to rank 0: image index, label, x, y, width, height,
+/// score.
+const ROW_LEN: usize = 7;
+
+/// The message of a rank to rank 0: the number of its images, then [`ROW_LEN`] numbers per
+/// detection.
+fn encode(images: &[(usize, Vec<Detection>)]) -> Vec<f64> {
+    let mut message = vec![images.len() as f64];
+    for (i, detections) in images {
+        for d in detections {
+            let [x1, y1, x2, y2] = d.bbox.map(f64::from);
+            let (label, score) = (f64::from(d.label), f64::from(d.score));
+            message.extend([*i as f64, label, x1, y1, x2 - x1, y2 - y1, score]);
+        }
+    }
+    message
+}
+
+/// A detection for the metric, from its [`ROW_LEN`] numbers.
+fn decode_row(row: &[f64], data: &Dataset) -> dw_metric::Detection {
+    dw_metric::Detection {
+        image_id: data.split.entry(data.records[row[0] as usize]).image_id,
+        category_id: data.categories()[row[1] as usize].id,
+        bbox: [row[2], row[3], row[4], row[5]],
+        score: row[6],
+    }
 }

@@ -1,7 +1,7 @@
-//! From a network to COCO's numbers: detections of every image on all ranks ([`infer`], [`detect`]), matched on rank 0 by the
-//! crate `dw-metric`, without JSON on the way.
+//! Evaluation of a network on a split: inference on all ranks ([`infer`], [`detect`]), then the
+//! COCO metric of the crate `dw-metric` on rank 0, without a JSON file in between.
 
-pub mod command;
+pub mod config;
 pub mod detect;
 pub mod infer;
 
@@ -14,27 +14,27 @@ use dw_metric::{Detection, Evaluation, GroundTruth, Params, Problem};
 use serde_json::json;
 use tch::Device;
 
-use crate::config::Config;
-use crate::data::Dataset;
 use crate::Result;
+use crate::data::{DataConfig, Dataset};
 use crate::model::Detector;
-use infer::Spent;
+pub use config::EvalConfig;
+use infer::Timings;
 
-/// A split as the metric sees it.
+/// The ground truth of a split, in the metric's form.
 #[derive(Debug)]
 pub struct Truth {
-    /// Image ids, in the dataset's order.
+    /// COCO image ids, in the dataset's order.
     pub images: Vec<i64>,
-    /// Category ids, by label.
+    /// COCO category ids, indexed by label.
     pub categories: Vec<i64>,
-    /// Their names.
+    /// Category names, indexed by label.
     pub names: Vec<String>,
-    /// Boxes.
+    /// Boxes of all images, crowds included.
     pub boxes: Vec<GroundTruth>,
 }
 
 impl Truth {
-    /// Reads all boxes of a dataset.
+    /// Reads the boxes of all records of a dataset.
     ///
     /// # Errors
     /// A damaged record.
@@ -59,7 +59,7 @@ impl Truth {
         })
     }
 
-    /// The split with what was found on it.
+    /// The metric's input: this ground truth with `detections`.
     pub fn problem<'a>(&'a self, detections: &'a [Detection]) -> Problem<'a> {
         Problem {
             images: &self.images,
@@ -70,50 +70,53 @@ impl Truth {
     }
 }
 
-/// What an evaluation found.
+/// The result of an evaluation.
 #[derive(Debug)]
 pub struct Report {
-    /// The numbers.
+    /// The COCO metrics.
     pub evaluation: Evaluation,
-    /// Ground truth.
+    /// The ground truth of the split.
     pub truth: Arc<Truth>,
-    /// All detections, by image.
+    /// Detections of all images, in the dataset's order.
     pub detections: Vec<Detection>,
-    /// What detecting cost.
-    pub spent: Spent,
-    /// Seconds of matching and accumulating.
+    /// Time spent on inference.
+    pub timings: Timings,
+    /// Seconds spent on matching and accumulating, on rank 0.
     pub matching_s: f64,
 }
 
-/// What is evaluated where.
+/// Everything beside the network that an evaluation depends on.
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
-    /// Images.
+    /// The images.
     pub data: &'a Dataset,
-    /// How to detect.
-    pub config: &'a Config,
+    /// Size of the network input.
+    pub input: &'a DataConfig,
+    /// Post-processing.
+    pub config: &'a EvalConfig,
     /// This rank's device.
     pub device: Device,
-    /// All ranks.
+    /// The communicator of all ranks.
     pub world: &'a World,
-    /// Set by a signal: the ranks end together before they are through.
+    /// Set by a signal: all ranks then abandon the evaluation together.
     pub stop: &'a AtomicBool,
 }
 
-/// Evaluates on all ranks; rank 0 gets the report. `truth` is read from the data the first time and kept there.
+/// Evaluates a network on all ranks; returns the report on rank 0 and `None` on the others. Rank 0
+/// reads the ground truth into `truth` the first time and reuses it afterwards.
 ///
 /// # Errors
-/// Bad data, a lost peer, images that were not counted exactly once, a signal.
+/// See [`infer::detect_all`].
 pub fn evaluate(
     detector: &Detector,
     job: &Job,
     truth: &mut Option<Arc<Truth>>,
     params: &Params,
 ) -> Result<Option<Report>> {
-    let Some((detections, spent)) = infer::detect_all(detector, job)? else { return Ok(None) };
+    let Some((detections, timings)) = infer::detect_all(detector, job)? else { return Ok(None) };
     let began = Instant::now();
     let truth = match truth {
-        Some(known) => known.clone(),
+        Some(truth) => truth.clone(),
         None => truth.insert(Arc::new(Truth::new(job.data)?)).clone(),
     };
     let evaluation = dw_metric::evaluate(&truth.problem(&detections), params);
@@ -121,13 +124,17 @@ pub fn evaluate(
         evaluation,
         truth,
         detections,
-        spent,
+        timings,
         matching_s: began.elapsed().as_secs_f64(),
     }))
 }
 
-/// Detections as COCO's results format.
+/// Detections in COCO's results format, a list of objects.
 pub fn results_json(detections: &[Detection]) -> serde_json::Value {
-    let row = |d: &Detection| json!({"image_id": d.image_id, "category_id": d.category_id, "bbox": d.bbox, "score": d.score});
+    let row = |d: &Detection| {
+        json!({
+            "image_id": d.image_id, "category_id": d.category_id, "bbox": d.bbox, "score": d.score
+        })
+    };
     serde_json::Value::Array(detections.iter().map(row).collect())
 }

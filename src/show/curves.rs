@@ -1,4 +1,4 @@
-//! Losses and AP of a run over its steps.
+//! Plots of loss and AP over the steps of a run.
 
 use std::path::Path;
 
@@ -6,24 +6,27 @@ use plotters::backend::BitMapBackend;
 use plotters::prelude::*;
 use serde_json::{Map, Value};
 
-use super::{COLORS, failed, font, save_png};
-use crate::{Error, Result};
+use super::{COLORS, drawing_error, register_built_in_font, save_png};
 use crate::train::log::jsonl;
+use crate::{Error, Result};
 
+/// Width of the plot, pixels.
 const WIDTH: u32 = 1000;
+/// Height of the plot, pixels.
 const HEIGHT: u32 = 720;
 
-/// Names and points `(step, value)` of the lines.
+/// Lines of a plot: each a name and its points (step, value).
 type Series = Vec<(String, Vec<(f64, f64)>)>;
 
-/// Draws a run's `metrics.jsonl` (given itself or its work directory) into a PNG file.
+/// Plots the metrics of a run to the PNG file `out`. `run`: a `metrics.jsonl` or a work directory.
 ///
 /// # Errors
-/// No such run, no steps in it yet, a file that cannot be written.
+/// A metrics file that is missing, damaged or without any step, or an output that cannot be
+/// written.
 pub fn draw(run: &Path, out: &Path) -> Result<()> {
     let file = if run.is_dir() { run.join(jsonl::NAME) } else { run.to_owned() };
     let rows = jsonl::read(&file)?;
-    // The loss and its terms, whatever the strategy calls them, in the order of the rows.
+    // The terms of the loss depend on the strategy; they are plotted in the order of the rows.
     let is_loss = |name: &&String| *name == "loss" || name.starts_with("loss_");
     let names: Vec<&str> = rows
         .iter()
@@ -34,30 +37,31 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
         .collect();
     let losses = series(&rows, &names);
     if losses.iter().all(|s| s.1.is_empty()) {
-        return Err(Error::Data(format!("{}: no steps in it yet", file.display())));
+        return Err(Error::data(&file, "", "expected at least one row with a loss, found none"));
     }
     let aps = series(&rows, &["AP", "AP50", "AP75"]);
-    font();
+    register_built_in_font();
     let mut pixels = vec![255u8; (WIDTH * HEIGHT * 3) as usize];
     {
         let root = BitMapBackend::with_buffer(&mut pixels, (WIDTH, HEIGHT)).into_drawing_area();
-        root.fill(&WHITE).map_err(failed)?;
+        root.fill(&WHITE).map_err(drawing_error)?;
         let (top, bottom) = root.split_vertically(HEIGHT * 6 / 10);
-        let highest = losses.iter().flat_map(|s| smooth(&s.1)).map(|p| p.1).fold(0.0, f64::max);
+        let max_loss = losses.iter().flat_map(|s| smooth(&s.1)).map(|p| p.1).fold(0.0, f64::max);
         panel(
             &top,
             "loss (running mean)",
             &losses.iter().map(|(n, p)| (n.clone(), smooth(p))).collect(),
-            highest * 1.05,
+            max_loss * 1.05,
             8,
         )?;
-        // 0 to 1 in tenths.
+        // Labels from 0 to 1 in tenths.
         panel(&bottom, "AP on the validation split", &aps, 1.0, 11)?;
-        root.present().map_err(failed)?;
+        root.present().map_err(drawing_error)?;
     }
     save_png(out, WIDTH, HEIGHT, &pixels)
 }
 
+/// The values of the named fields over the steps; of repeated steps the last value.
 fn series(rows: &[Map<String, Value>], names: &[&str]) -> Series {
     names
         .iter()
@@ -76,7 +80,7 @@ fn series(rows: &[Map<String, Value>], names: &[&str]) -> Series {
         .collect()
 }
 
-/// Mean over a window of a fiftieth of the run.
+/// Running mean with a window of one fiftieth of the points.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let half = points.len() / 100;
     (0..points.len())
@@ -87,6 +91,7 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         .collect()
 }
 
+/// Draws one chart: `lines` over steps, y from 0 to `top` with about `labels` labels.
 fn panel(
     area: &DrawingArea<BitMapBackend, plotters::coord::Shift>,
     title: &str,
@@ -101,7 +106,7 @@ fn panel(
         .x_label_area_size(35)
         .y_label_area_size(60)
         .build_cartesian_2d(0.0..last * 1.02, 0.0..top.max(1e-3))
-        .map_err(failed)?;
+        .map_err(drawing_error)?;
     chart
         .configure_mesh()
         .x_desc("step")
@@ -111,14 +116,14 @@ fn panel(
         .label_style(("sans-serif", 14))
         .light_line_style(WHITE)
         .draw()
-        .map_err(failed)?;
+        .map_err(drawing_error)?;
     for (i, (name, points)) in lines.iter().enumerate().filter(|(_, s)| !s.1.is_empty()) {
-        // Yellow is for photos; on white it cannot be read.
+        // Without the palette's yellow, which is hard to see on white.
         let color = [COLORS[6], COLORS[4], COLORS[2], COLORS[5]][i % 4];
         let label = format!("{name} {:.3}", points[points.len() - 1].1);
         chart
             .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))
-            .map_err(failed)?
+            .map_err(drawing_error)?
             .label(label)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
         chart
@@ -128,10 +133,10 @@ fn panel(
                     .take(if points.len() < 50 { 50 } else { 0 })
                     .map(|p| Circle::new(*p, 3, color.filled())),
             )
-            .map_err(failed)?;
+            .map_err(drawing_error)?;
     }
     if lines.iter().any(|s| !s.1.is_empty()) {
-        // Losses fall and AP rises: the corner that both leave free.
+        // Losses fall and AP rises: these corners are usually free.
         let corner = if title.starts_with("loss") {
             SeriesLabelPosition::UpperRight
         } else {
@@ -139,7 +144,7 @@ fn panel(
         };
         let mut labels = chart.configure_series_labels();
         let labels = labels.position(corner).background_style(WHITE.mix(0.85)).border_style(BLACK);
-        labels.label_font(("sans-serif", 14)).draw().map_err(failed)?;
+        labels.label_font(("sans-serif", 14)).draw().map_err(drawing_error)?;
     }
     Ok(())
 }

@@ -1,14 +1,21 @@
-//! Pictures for people: predictions on images ([`pred`], with [`labels`]), losses and AP over steps ([`curves`]).
+//! PNG plots: predictions on images ([`pred`], with [`labels`]), and loss and AP over the steps of
+//! a run ([`curves`]).
 
 pub mod curves;
 pub mod labels;
 pub mod pred;
 
+use std::io::{Cursor, Write};
+use std::path::Path;
 use std::sync::Once;
 
+use dw_base::file::write_atomically;
 use plotters::style::{FontStyle, RGBColor, register_font};
 
-/// Colours of classes and lines: distinct on white, on photos, and for most colour-blind eyes (Okabe and Ito's set).
+use crate::{Error, Result};
+
+/// Colours of classes and lines: the palette of Okabe and Ito, which readers with colour blindness
+/// can tell apart.
 pub const COLORS: [RGBColor; 7] = [
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
@@ -19,33 +26,35 @@ pub const COLORS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
 ];
 
-/// Makes the font that is compiled in known to the plotting library, so that no font needs to be installed.
-fn font() {
+/// Registers the built-in font with the plotting library, so that no font needs to be installed.
+fn register_built_in_font() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::HACK_REGULAR)
             .is_err()
         {
-            tracing::warn!("the built-in font cannot be read: pictures have no text");
+            tracing::warn!("cannot read the built-in font: plots have no text");
         }
     });
 }
 
-/// A drawing that failed.
-fn failed(e: impl std::fmt::Display) -> crate::Error {
-    crate::Error::Data(format!("cannot draw: {e}"))
+/// The error of a failed drawing operation.
+fn drawing_error(e: impl std::fmt::Display) -> Error {
+    Error::Bug(format!("cannot draw: {e}"))
 }
 
-/// Saves RGB pixels as a PNG file, aside first.
-fn save_png(path: &std::path::Path, width: u32, height: u32, pixels: &[u8]) -> crate::Result<()> {
-    let name = path.extension().and_then(|e| e.to_str());
-    if name != Some("png") {
-        return Err(crate::Error::Usage(format!(
-            "-o {}: expected a name that ends in .png",
+/// Writes RGB pixels, `height` rows of `width`, to a PNG file.
+fn save_png(path: &Path, width: u32, height: u32, pixels: &[u8]) -> Result<()> {
+    let extension = path.extension().and_then(|e| e.to_str());
+    if extension != Some("png") {
+        return Err(Error::Usage(format!(
+            "-o {}: expected a file name that ends in .png",
             path.display()
         )));
     }
-    let aside = path.with_extension("writing.png");
-    image::save_buffer(&aside, pixels, width, height, image::ColorType::Rgb8).map_err(failed)?;
-    fs_err::rename(&aside, path).map_err(crate::Error::io("cannot write", path))
+    let mut png = Cursor::new(vec![]);
+    let (color, format) = (image::ColorType::Rgb8, image::ImageFormat::Png);
+    image::write_buffer_with_format(&mut png, pixels, width, height, color, format)
+        .map_err(drawing_error)?;
+    write_atomically(path, |file| file.write_all(png.get_ref()))
 }

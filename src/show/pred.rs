@@ -1,255 +1,269 @@
-//! Images with true boxes (white with a black edge) and predicted boxes (in the class's colour, with name and score).
+//! Images with their true boxes (white with a black outline) and predicted boxes (colour of the
+//! class, with class name and score).
 
 use std::path::Path;
 
 use dw_base::text::shown;
+use dw_shards::format::GtBox;
 use plotters::backend::BitMapBackend;
 use plotters::prelude::*;
 use tch::Device;
 
 use super::labels::{Area, place, shorten};
-use super::{COLORS, failed, font, save_png};
-use crate::app;
-use crate::config::Config;
-use crate::data::Dataset;
-use crate::data::dataset::choose_split;
+use super::{COLORS, drawing_error, register_built_in_font, save_png};
 use crate::Result;
-use crate::eval::detect;
-use crate::eval::infer::{Spent, detect_records};
+use crate::data::{DataConfig, Dataset};
+use crate::eval::EvalConfig;
+use crate::eval::detect::Detection;
+use crate::eval::infer::{Timings, detect_records};
 use crate::model::Detector;
 
-/// Height of a picture in the sheet, pixels.
-const CELL: f64 = 320.0;
-/// Space around pictures.
+/// Height of a tile's image, pixels.
+const TILE_HEIGHT: u32 = 320;
+/// Space between tiles, pixels.
 const GAP: u32 = 6;
-/// Height of the name below a picture, and of the legend.
+/// Height of the file name below an image, pixels.
 const CAPTION: u32 = 18;
+/// Height of a row of tiles, pixels.
+const ROW_HEIGHT: u32 = TILE_HEIGHT + CAPTION + GAP;
+/// Height of the legend, pixels.
 const LEGEND: u32 = 26;
-/// Width that the legend needs.
+/// Width that the legend needs, pixels.
 const LEGEND_WIDTH: u32 = 560;
-/// Width of a letter of names, about.
-const LETTER: usize = 8;
+/// Approximate width of a character of captions and labels, pixels.
+const CHARACTER: usize = 8;
+/// Grey level of the background.
 const BACKGROUND: u8 = 24;
 
 /// What to draw.
-#[derive(Debug)]
-pub struct Options {
-    /// Number of images.
-    pub count: usize,
-    /// Smallest score drawn.
+pub struct View<'a> {
+    /// The network.
+    pub detector: &'a Detector,
+    /// The images.
+    pub data: &'a Dataset,
+    /// Size of the network input.
+    pub input: &'a DataConfig,
+    /// Post-processing.
+    pub eval: &'a EvalConfig,
+    /// Detections with a score of at most this are not drawn.
     pub score: f32,
-    /// Configuration of a weight file.
-    pub config: Option<String>,
 }
 
-/// Draws the first images of the checkpoint's validation split (or of `data` / `split`) into a PNG file.
+/// Draws all images of a dataset with true and predicted boxes, as a grid of tiles, into the PNG
+/// file `out`.
 ///
 /// # Errors
-/// A damaged checkpoint or record, a file that cannot be written.
-pub fn draw(
-    checkpoint: &Path,
-    data: Option<&Path>,
-    split: Option<&str>,
-    o: &Options,
-    out: &Path,
-) -> Result<()> {
-    let saved = app::Saved::find(checkpoint, o.config.as_deref(), &[])?;
-    let mut config = saved.config.clone();
-    if let Some(d) = data {
-        d.clone_into(&mut config.data.shards);
-    }
-    if let Some(s) = split {
-        s.clone_into(&mut config.data.val_split);
-    }
-    let d = &config.data;
-    let split = choose_split(&d.shards, &d.val_split, "val2017", "val", "data.val_split")?;
-    let data = Dataset::open(&d.shards, &split, o.count, false)?;
-    let detector = saved.detector(&data, Device::Cpu)?;
-    font();
-    let cells = data
-        .records
-        .iter()
-        .map(|&i| cell(&detector, &data, i, &config, o))
-        .collect::<Result<Vec<_>>>()?;
-    let columns = (cells.len() as f64).sqrt().ceil() as usize;
-    let rows: Vec<&[Cell]> = cells.chunks(columns).collect();
-    let width = rows
-        .iter()
-        .map(|r| r.iter().map(|c| c.width + GAP).sum::<u32>())
-        .max()
-        .unwrap_or(0)
-        .max(LEGEND_WIDTH)
-        + GAP;
-    let row_height = CELL as u32 + CAPTION + GAP;
-    let height = rows.len() as u32 * row_height + GAP + LEGEND;
-    let mut sheet = vec![BACKGROUND; (width * height * 3) as usize];
-    for (r, row) in rows.iter().enumerate() {
-        let (mut x, y) = (GAP, GAP + r as u32 * row_height);
-        for c in *row {
-            for (line, pixels) in c.pixels.chunks_exact(c.width as usize * 3).enumerate() {
-                let at = ((y as usize + line) * width as usize + x as usize) * 3;
-                sheet[at..at + pixels.len()].copy_from_slice(pixels);
-            }
-            x += c.width + GAP;
-        }
-    }
+/// A damaged record, or a file that cannot be written.
+pub fn draw(view: &View, out: &Path) -> Result<()> {
+    register_built_in_font();
+    let tiles = view.data.records.iter().map(|&i| tile(view, i)).collect::<Result<Vec<_>>>()?;
+    let grid = TileGrid::new(&tiles);
+    let (width, height) = grid.size;
+    let mut pixels = grid.pixels();
     {
-        let root = BitMapBackend::with_buffer(&mut sheet, (width, height)).into_drawing_area();
-        for (r, row) in rows.iter().enumerate() {
-            let y = GAP + r as u32 * row_height + CELL as u32 + 2;
-            let mut x = GAP;
-            for c in *row {
-                text(
-                    &root,
-                    &shorten(&c.name, c.width as usize / LETTER),
-                    12,
-                    (x as i32, y as i32),
-                    WHITE,
-                )?;
-                x += c.width + GAP;
-            }
+        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+        for (tile, (x, y)) in &grid.tiles {
+            let name = shorten(&tile.name, tile.width as usize / CHARACTER);
+            text(&root, &name, 12, (*x as i32, (y + TILE_HEIGHT + 2) as i32), WHITE)?;
         }
-        legend(&root, (height - LEGEND) as i32, o.score)?;
-        root.present().map_err(failed)?;
+        legend(&root, (height - LEGEND) as i32, view.score)?;
+        root.present().map_err(drawing_error)?;
     }
-    save_png(out, width, height, &sheet)
+    save_png(out, width, height, &pixels)
 }
 
+/// Tiles in about as many rows as columns.
+struct TileGrid<'a> {
+    /// Tiles with the (x, y) of their upper left corners, pixels.
+    tiles: Vec<(&'a Tile, (u32, u32))>,
+    /// (width, height) of the whole picture, pixels.
+    size: (u32, u32),
+}
+
+impl<'a> TileGrid<'a> {
+    fn new(all: &'a [Tile]) -> Self {
+        let columns = (all.len() as f64).sqrt().ceil() as usize;
+        let (mut tiles, mut width, mut y) = (vec![], LEGEND_WIDTH, GAP);
+        for row in all.chunks(columns) {
+            let mut x = GAP;
+            for tile in row {
+                tiles.push((tile, (x, y)));
+                x += tile.width + GAP;
+            }
+            width = width.max(x - GAP);
+            y += ROW_HEIGHT;
+        }
+        Self { tiles, size: (width + GAP, y + LEGEND) }
+    }
+
+    /// The picture's RGB pixels: images on the background, without text.
+    fn pixels(&self) -> Vec<u8> {
+        let (width, height) = (self.size.0 as usize, self.size.1 as usize);
+        let mut out = vec![BACKGROUND; width * height * 3];
+        for (tile, (x, y)) in &self.tiles {
+            for (line, pixels) in tile.pixels.chunks_exact(tile.width as usize * 3).enumerate() {
+                let at = ((*y as usize + line) * width + *x as usize) * 3;
+                out[at..at + pixels.len()].copy_from_slice(pixels);
+            }
+        }
+        out
+    }
+}
+
+/// The canvas.
 type Root<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
 
+/// Draws a text with its upper left corner at `at`.
 fn text(root: &Root, text: &str, size: i32, at: (i32, i32), color: RGBColor) -> Result<()> {
     let style = TextStyle::from(("sans-serif", size).into_font()).color(&color);
-    root.draw_text(text, &style, at).map_err(failed)
+    root.draw_text(text, &style, at).map_err(drawing_error)
 }
 
-/// A frame that can be seen on light and on dark: white with black on both sides.
+/// Draws a frame that is visible on light and dark images: white with black on both sides.
 fn truth_frame(root: &Root, corners: [(i32, i32); 2]) -> Result<()> {
-    root.draw(&Rectangle::new(corners, BLACK.stroke_width(3))).map_err(failed)?;
-    root.draw(&Rectangle::new(corners, WHITE.stroke_width(1))).map_err(failed)
+    root.draw(&Rectangle::new(corners, BLACK.stroke_width(3))).map_err(drawing_error)?;
+    root.draw(&Rectangle::new(corners, WHITE.stroke_width(1))).map_err(drawing_error)
 }
 
+/// Draws the legend, whose top is at `y`.
 fn legend(root: &Root, y: i32, score: f32) -> Result<()> {
     let gap = GAP as i32;
-    // On light, so that the frame's black edge shows as it does in a picture.
+    // On a light patch, so that the frame's black outline is visible.
     root.draw(&Rectangle::new(
         [(gap, y + 3), (gap + 36, y + 21)],
         RGBColor(150, 150, 150).filled(),
     ))
-    .map_err(failed)?;
+    .map_err(drawing_error)?;
     truth_frame(root, [(gap + 6, y + 7), (gap + 30, y + 17)])?;
     text(root, "ground truth", 14, (gap + 44, y + 4), WHITE)?;
     let x = gap + 160;
     for (i, color) in COLORS.iter().take(3).enumerate() {
         let left = x + 14 * i as i32;
         root.draw(&Rectangle::new([(left, y + 7), (left + 10, y + 17)], color.stroke_width(2)))
-            .map_err(failed)?;
+            .map_err(drawing_error)?;
     }
     text(
         root,
-        &format!("prediction, a colour a class, score above {score}"),
+        &format!("prediction, coloured by class, score above {score}"),
         14,
         (x + 50, y + 4),
         WHITE,
     )
 }
 
-/// One finished picture.
-struct Cell {
+/// One image with its boxes.
+struct Tile {
+    /// Width, pixels.
     width: u32,
+    /// RGB pixels, `TILE_HEIGHT` rows of `width`.
     pixels: Vec<u8>,
+    /// File name of the image.
     name: String,
 }
 
-fn cell(
-    detector: &Detector,
-    data: &Dataset,
-    index: usize,
-    config: &Config,
-    o: &Options,
-) -> Result<Cell> {
-    let found =
-        detect_records(detector, data, &[index], config, Device::Cpu, &mut Spent::default())?
-            .remove(0);
+/// Runs the network on one record, and draws the record's image and boxes.
+fn tile(view: &View, index: usize) -> Result<Tile> {
+    let View { detector, data, input, eval, score } = *view;
+    let (records, mut timings) = ([index], Timings::default());
+    let detections =
+        detect_records(detector, data, &records, (input, eval), Device::Cpu, &mut timings)?;
+    let detections: Vec<_> = detections.into_iter().flatten().filter(|d| d.score > score).collect();
     let record = data.split.record(index)?;
     let image = record.decode()?;
-    let scale = CELL / image.height as f64;
-    let (width, height) = (((image.width as f64 * scale) as u32).max(1), CELL as u32);
-    let mut pixels = nearest(&image, width as usize, height as usize);
+    let scale = f64::from(TILE_HEIGHT) / image.height as f64;
+    let size = (((image.width as f64 * scale) as u32).max(1), TILE_HEIGHT);
+    let mut pixels = resize_nearest(&image, size.0 as usize, size.1 as usize);
     let original = record.entry.original();
-    let (sx, sy) =
-        (f64::from(width) / f64::from(original.0), f64::from(height) / f64::from(original.1));
-    let point = |x: f64, y: f64| ((x * sx) as i32, (y * sy) as i32);
-    let found: Vec<_> = found.into_iter().filter(|d| d.score > o.score).collect();
+    let scale =
+        (f64::from(size.0) / f64::from(original.0), f64::from(size.1) / f64::from(original.1));
     {
-        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
-        for b in record.annotations.boxes.iter().filter(|b| !b.crowd) {
-            let [x, y, w, h] = b.bbox;
-            truth_frame(&root, [point(x, y), point(x + w, y + h)])?;
-        }
-        let corners = |d: &detect::Box| {
-            let [x1, y1, x2, y2] = d.bbox.map(f64::from);
-            [point(x1, y1), point(x2, y2)]
-        };
-        // The best on top.
-        for d in found.iter().rev() {
-            root.draw(&Rectangle::new(corners(d), color(d).stroke_width(2))).map_err(failed)?;
-        }
-        let mut taken = vec![];
-        for d in &found {
-            let name = &data.categories()[d.label as usize].name;
-            label(
-                &root,
-                (width as i32, height as i32),
-                corners(d),
-                color(d),
-                name,
-                d.score,
-                &mut taken,
-            )?;
-        }
-        root.present().map_err(failed)?;
+        let root = BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area();
+        draw_truth(&root, &record.annotations.boxes, scale)?;
+        draw_detections(&root, size, data, &detections, scale)?;
+        root.present().map_err(drawing_error)?;
     }
-    Ok(Cell { width, pixels, name: shown(&record.annotations.file_name).to_string() })
+    let name = shown(&record.annotations.file_name).to_string();
+    Ok(Tile { width: size.0, pixels, name })
 }
 
-fn color(d: &detect::Box) -> RGBColor {
+/// Corners in the tile of a box `[x1, y1, x2, y2]` in pixels of the original image.
+fn corners([x1, y1, x2, y2]: [f64; 4], scale: (f64, f64)) -> [(i32, i32); 2] {
+    let point = |x: f64, y: f64| ((x * scale.0) as i32, (y * scale.1) as i32);
+    [point(x1, y1), point(x2, y2)]
+}
+
+/// Draws the true boxes, without crowds.
+fn draw_truth(root: &Root, boxes: &[GtBox], scale: (f64, f64)) -> Result<()> {
+    for b in boxes.iter().filter(|b| !b.crowd) {
+        let [x, y, w, h] = b.bbox;
+        truth_frame(root, corners([x, y, x + w, y + h], scale))?;
+    }
+    Ok(())
+}
+
+/// Draws detections, given by descending score, and their labels.
+fn draw_detections(
+    root: &Root,
+    size: (u32, u32),
+    data: &Dataset,
+    detections: &[Detection],
+    scale: (f64, f64),
+) -> Result<()> {
+    let corners = |d: &Detection| corners(d.bbox.map(f64::from), scale);
+    // In reverse order, so that the highest scores are on top.
+    for d in detections.iter().rev() {
+        let frame = Rectangle::new(corners(d), color(d).stroke_width(2));
+        root.draw(&frame).map_err(drawing_error)?;
+    }
+    let size = (size.0 as i32, size.1 as i32);
+    let mut occupied = vec![];
+    for d in detections {
+        let name = shown(&data.categories()[d.label as usize].name).to_string();
+        let name = shorten(&name, (size.0 as usize / CHARACTER).saturating_sub(5));
+        let text = format!("{name} {:.2}", d.score);
+        label(root, size, corners(d), color(d), &text, &mut occupied)?;
+    }
+    Ok(())
+}
+
+/// The colour of a detection's class.
+fn color(d: &Detection) -> RGBColor {
     COLORS[d.label as usize % COLORS.len()]
 }
 
-/// Draws a box's name and score on a plate of its colour, on no other plate; a line leads to the box where the plate
-/// had to go elsewhere.
+/// Draws the label of a box on a background of its colour, without overlapping the `occupied`
+/// areas, and adds its area to them. A line connects the label with the box if they do not touch. A
+/// label without a free area is left out.
 fn label(
     root: &Root,
     picture: (i32, i32),
     corners: [(i32, i32); 2],
     color: RGBColor,
-    name: &str,
-    score: f32,
-    taken: &mut Vec<Area>,
+    text: &str,
+    occupied: &mut Vec<Area>,
 ) -> Result<()> {
-    let most = (picture.0 as usize / LETTER).saturating_sub(5);
-    let words = format!("{} {score:.2}", shorten(&shown(name).to_string(), most));
     let style = TextStyle::from(("sans-serif", 13).into_font()).color(&BLACK);
-    let (tw, th) = root.estimate_text_size(&words, &style).map_err(failed)?;
+    let (tw, th) = root.estimate_text_size(text, &style).map_err(drawing_error)?;
     let [(x, y), (x2, y2)] = corners;
     let target = Area { x, y, w: x2 - x, h: y2 - y };
-    let Some(plate) = place((tw as i32 + 3, th as i32 + 3), &target, picture, taken) else {
+    let Some(area) = place((tw as i32 + 3, th as i32 + 3), &target, picture, occupied) else {
         return Ok(());
     };
-    let touches =
-        plate.x <= x2 && x <= plate.x + plate.w && plate.y <= y2 && y <= plate.y + plate.h;
+    let touches = area.x <= x2 && x <= area.x + area.w && area.y <= y2 && y <= area.y + area.h;
     if !touches {
-        let from = (plate.x + plate.w / 2, plate.y + plate.h / 2);
-        root.draw(&PathElement::new([from, (x, y)], color.stroke_width(1))).map_err(failed)?;
+        let from = (area.x + area.w / 2, area.y + area.h / 2);
+        root.draw(&PathElement::new([from, (x, y)], color.stroke_width(1)))
+            .map_err(drawing_error)?;
     }
-    let area = [(plate.x, plate.y), (plate.x + plate.w - 1, plate.y + plate.h - 1)];
-    root.draw(&Rectangle::new(area, color.filled())).map_err(failed)?;
-    root.draw_text(&words, &style, (plate.x + 1, plate.y + 1)).map_err(failed)?;
-    taken.push(plate);
+    let background = [(area.x, area.y), (area.x + area.w - 1, area.y + area.h - 1)];
+    root.draw(&Rectangle::new(background, color.filled())).map_err(drawing_error)?;
+    root.draw_text(text, &style, (area.x + 1, area.y + 1)).map_err(drawing_error)?;
+    occupied.push(area);
     Ok(())
 }
 
-fn nearest(image: &dw_shards::pixels::Rgb, width: usize, height: usize) -> Vec<u8> {
+/// Resizes RGB pixels with nearest-neighbour interpolation.
+fn resize_nearest(image: &dw_shards::pixels::Rgb, width: usize, height: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(width * height * 3);
     for y in 0..height {
         let row = &image.data[y * image.height / height * image.width * 3..];

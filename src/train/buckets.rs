@@ -1,8 +1,10 @@
-//! The gradients' way to the other ranks: slices of the flat buffer, each sent as soon as backward has made all of it,
-//! while backward goes on.
+//! All-reduce of the gradients in buckets: slices of the flat buffer, each reduced as soon as
+//! backward has computed all of its gradients, overlapped with the rest of backward.
 //!
-//! Every rank sends all buckets in the buffer's order, whatever its batch holds: a bucket waits for those before it, and what
-//! backward never touched (a layer without a gradient in this step) is sent as it is when backward is over (pain 6).
+//! Every rank reduces all buckets in the order of the buffer, so that the collectives match on all
+//! ranks whatever their batches hold. A bucket is reduced only after those before it. A bucket that
+//! backward does not complete, because a parameter has no gradient in this step, is reduced after
+//! backward.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,56 +12,65 @@ use std::time::{Duration, Instant};
 use dw_launch::{Buffer, Memory, Number, Tag, World};
 use tch::{Device, Kind, Tensor};
 
+use super::config::{GradCompression, TrainConfig};
 use super::flat::{Flat, Slot};
-use crate::config::{GradCompression, TrainConfig};
-use crate::{Error, Result};
 use crate::model::Params;
 use crate::torch::{self, GradientHook};
+use crate::{Error, Result};
 
-/// All buckets of a run.
+/// The gradient buckets of a run.
 pub struct Buckets {
     shared: Arc<Shared>,
     hooks: Vec<GradientHook>,
-    /// Steps done: the first is warm-up, the second measures an all-reduce that nothing hides.
+    /// Steps so far: the first is a warm-up, the second measures the all-reduce without overlap.
     steps: usize,
+    /// Seconds of an all-reduce of all buckets without overlap; 0 until measured.
     alone_s: f64,
 }
 
-/// What communication cost in one step.
+/// The cost of communication in one step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Cost {
-    /// Seconds that the host waited for it, calls during backward included. On a GPU the device waits, not the host: these are
-    /// then the seconds that enqueueing took.
+    /// Seconds that the host spent on communication, including calls during backward. On a GPU this
+    /// is only the time of enqueueing: the device waits, not the host.
     pub exposed_s: f64,
-    /// Share of its time that backward hid; `None` until that is known, and on a GPU.
+    /// Fraction of the communication that was overlapped with backward, 0 to 1; `None` on a GPU and
+    /// in the first steps.
     pub hidden: Option<f64>,
 }
 
+/// What the gradient hooks share.
 struct Shared {
     world: Arc<World>,
     compression: GradCompression,
-    /// First and one-past-last number of each bucket.
+    /// Range (start, end) of each bucket in the flat buffer, in numbers.
     ranges: Vec<(i64, i64)>,
-    /// Parameters that touch each bucket.
-    params: Vec<usize>,
+    /// Number of parameters in each bucket.
+    num_params: Vec<usize>,
     state: Mutex<State>,
 }
 
 struct State {
+    /// The flat gradient buffer.
     grads: Tensor,
-    /// Buckets go out during backward.
-    live: bool,
+    /// Whether hooks start all-reduces during backward.
+    overlap: bool,
+    /// Gradients of each bucket that backward has not computed yet.
     missing: Vec<usize>,
+    /// The next bucket to reduce.
     next: usize,
-    /// Compressed copies that are under way.
+    /// Compressed copies of buckets whose all-reduce is pending.
     copies: Vec<(usize, Tensor)>,
+    /// Time spent in hooks during this backward.
     busy: Duration,
+    /// The first error of a hook.
     error: Option<Error>,
 }
 
-/// Ends of buckets: the first small, so that sending starts early, then of `size` numbers; no parameter is cut unless it is
-/// larger than a bucket. `ends`: one past each parameter.
-fn cut(ends: &[i64], total: i64, first: i64, size: i64) -> Vec<(i64, i64)> {
+/// Divides a buffer of `total` numbers into buckets. `ends` holds the end of each parameter; a
+/// bucket ends at the first of them where it holds at least `size` numbers, the first bucket
+/// `first`: a small one, so that communication starts early. The last bucket may hold fewer.
+fn bucket_ranges(ends: &[i64], total: i64, first: i64, size: i64) -> Vec<(i64, i64)> {
     let (mut out, mut start) = (vec![], 0);
     for &end in ends {
         let limit = if out.is_empty() { first } else { size };
@@ -68,7 +79,7 @@ fn cut(ends: &[i64], total: i64, first: i64, size: i64) -> Vec<(i64, i64)> {
             start = end;
         }
     }
-    // Padding behind the last parameter goes with the last bucket.
+    // The last bucket includes the padding after the last parameter.
     match out.last_mut() {
         Some(last) if ends.last() == Some(&start) => last.1 = total,
         _ => out.push((start, total)),
@@ -77,10 +88,11 @@ fn cut(ends: &[i64], total: i64, first: i64, size: i64) -> Vec<(i64, i64)> {
 }
 
 impl Buckets {
-    /// Cuts the gradients and listens to every trained parameter.
+    /// Divides the gradients into buckets, and registers a hook for every trained parameter if
+    /// there is more than one rank.
     ///
     /// # Errors
-    /// libtorch refuses a hook.
+    /// A hook that libtorch rejects.
     pub fn new(
         params: &Params,
         flat: &Flat,
@@ -90,21 +102,21 @@ impl Buckets {
         let width = params.kind.elt_size_in_bytes() as f64;
         let numbers = |mib: f64| ((mib * f64::from(1 << 20) / width) as i64).max(1);
         let ends: Vec<i64> = flat.slots.iter().map(|s| s.range().end).collect();
-        let ranges = cut(
+        let ranges = bucket_ranges(
             &ends,
             flat.grads.size()[0],
             numbers(config.first_bucket_mib),
             numbers(config.bucket_mib),
         );
         let bucket_of = |s: &Slot| ranges.iter().position(|r| s.range().start < r.1).unwrap_or(0);
-        let places: Vec<usize> = flat.slots.iter().map(bucket_of).collect();
-        let mut counts = vec![0; ranges.len()];
-        for place in &places {
-            counts[*place] += 1;
+        let buckets: Vec<usize> = flat.slots.iter().map(bucket_of).collect();
+        let mut num_params = vec![0; ranges.len()];
+        for bucket in &buckets {
+            num_params[*bucket] += 1;
         }
         let state = State {
             grads: flat.grads.shallow_clone(),
-            live: false,
+            overlap: false,
             missing: vec![],
             next: 0,
             copies: vec![],
@@ -114,24 +126,26 @@ impl Buckets {
         let shared = Arc::new(Shared {
             world: world.clone(),
             compression: config.grad_compression,
-            params: counts,
+            num_params,
             state: Mutex::new(state),
             ranges,
         });
         let mut hooks = vec![];
         if world.size() > 1 {
-            for (slot, &bucket) in flat.slots.iter().zip(&places) {
+            for (slot, &bucket) in flat.slots.iter().zip(&buckets) {
                 let Some(entry) = params.entries.iter().find(|e| e.name == slot.name) else {
                     continue;
                 };
                 let shared = shared.clone();
-                hooks.push(torch::on_gradient(&entry.tensor, move || shared.ready(bucket))?);
+                hooks.push(torch::on_gradient(&entry.tensor, move || {
+                    shared.gradient_ready(bucket)
+                })?);
             }
         }
         Ok(Self { shared, hooks, steps: 0, alone_s: 0.0 })
     }
 
-    /// Runs backward from the loss and adds the gradients over all ranks on the way.
+    /// Runs backward from the loss, and sums the gradients over all ranks.
     ///
     /// # Errors
     /// A lost peer.
@@ -143,20 +157,21 @@ impl Buckets {
         let measure = self.steps == 1;
         {
             let mut s = self.shared.state();
-            s.live = !measure;
-            s.missing.clone_from(&self.shared.params);
+            s.overlap = !measure;
+            s.missing.clone_from(&self.shared.num_params);
             (s.next, s.busy) = (0, Duration::ZERO);
         }
         loss.backward();
         let mut s = self.shared.state();
-        s.live = false;
+        s.overlap = false;
         if measure {
-            // Else the fastest rank would take its waiting for the others for communication.
-            self.shared.world.barrier("measuring")?;
+            // Without a barrier the measurement would include the time that faster ranks wait for
+            // others.
+            self.shared.world.barrier("all-reduce measurement")?;
         }
         let began = Instant::now();
         while s.next < self.shared.ranges.len() {
-            self.shared.send(&mut s)?;
+            self.shared.start_next(&mut s)?;
         }
         if let Some(e) = s.error.take() {
             return Err(e);
@@ -176,8 +191,9 @@ impl Buckets {
         Ok(Cost { exposed_s, hidden })
     }
 
-    /// Number of buckets, and seconds of an all-reduce of all of them that nothing hides, once known.
-    pub fn facts(&self) -> (usize, f64) {
+    /// Number of buckets, and seconds of an all-reduce of all of them without overlap (0 until
+    /// measured).
+    pub fn stats(&self) -> (usize, f64) {
         (self.shared.ranges.len(), self.alone_s)
     }
 }
@@ -187,38 +203,40 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A bucket's view of the gradients.
     fn slice(&self, grads: &Tensor, bucket: usize) -> Tensor {
         let (start, end) = self.ranges[bucket];
         grads.narrow(0, start, end - start)
     }
 
-    /// A gradient of this bucket is there (called by libtorch within backward).
-    fn ready(&self, bucket: usize) {
+    /// Called by libtorch during backward when a gradient of a bucket is complete. Starts the
+    /// all-reduce of the buckets that are now complete, and progresses pending ones.
+    fn gradient_ready(&self, bucket: usize) {
         let mut s = self.state();
-        if !s.live || s.error.is_some() {
+        if !s.overlap || s.error.is_some() {
             return;
         }
         let began = Instant::now();
         s.missing[bucket] = s.missing[bucket].saturating_sub(1);
         while s.next < self.ranges.len() && s.missing[s.next] == 0 {
-            if let Err(e) = self.send(&mut s) {
+            if let Err(e) = self.start_next(&mut s) {
                 s.error = Some(e);
                 return;
             }
         }
         if let Err(e) = self.world.progress() {
-            s.error = Some(e.into());
+            s.error = Some(e);
         }
         s.busy += began.elapsed();
     }
 
-    /// Starts the sum of the next bucket.
-    fn send(&self, s: &mut State) -> Result<()> {
+    /// Starts the all-reduce of the next bucket.
+    fn start_next(&self, s: &mut State) -> Result<()> {
         let bucket = s.next;
         s.next += 1;
         let slice = self.slice(&s.grads, bucket);
         let tag = Tag { name: "gradients", part: Some(bucket) };
-        let sent = match self.compression {
+        let reduced = match self.compression {
             GradCompression::None => slice,
             GradCompression::Bf16 => {
                 let copy = tch::no_grad(|| slice.to_kind(Kind::BFloat16));
@@ -226,14 +244,14 @@ impl Shared {
                 copy
             }
         };
-        // SAFETY: the buffer or the copy lives until `finish` has returned, and backward does not touch a bucket again after
-        // the last of its parameters: each gradient is accumulated once.
-        unsafe { self.world.start_sum(buffer_of(&sent), tag) }?;
+        // SAFETY: the buffer or the copy lives until `finish` has returned, and backward does not
+        // write a bucket after the last of its gradients: each is accumulated once.
+        unsafe { self.world.start_sum(buffer_of(&reduced), tag) }?;
         Ok(())
     }
 }
 
-/// A contiguous tensor's memory.
+/// The memory of a contiguous tensor, for a collective.
 pub fn buffer_of(t: &Tensor) -> Buffer {
     let number = match t.kind() {
         Kind::Double => Number::F64,
@@ -249,15 +267,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_cover_everything_once() {
-        assert_eq!(cut(&[10, 20, 90, 100], 128, 5, 30), [(0, 10), (10, 90), (90, 128)]);
-        assert_eq!(cut(&[10], 64, 5, 30), [(0, 64)]);
-        assert_eq!(cut(&[10, 20], 64, 100, 100), [(0, 64)]);
-        assert_eq!(cut(&[], 0, 1, 1), [(0, 0)]);
+    fn buckets_cover_the_buffer_exactly_once() {
+        assert_eq!(bucket_ranges(&[10, 20, 90, 100], 128, 5, 30), [(0, 10), (10, 90), (90, 128)]);
+        assert_eq!(bucket_ranges(&[10], 64, 5, 30), [(0, 64)]);
+        assert_eq!(bucket_ranges(&[10, 20], 64, 100, 100), [(0, 64)]);
+        assert_eq!(bucket_ranges(&[], 0, 1, 1), [(0, 0)]);
     }
 
     #[test]
-    fn a_hook_fires_once_a_backward_after_the_gradient_is_there() {
+    fn a_hook_is_called_once_per_backward_after_the_gradient_is_complete() {
         use crate::model::params::Init;
         use std::sync::atomic::{AtomicUsize, Ordering};
         let mut p = Params::new(Kind::Float, Device::Cpu);
@@ -278,7 +296,7 @@ mod tests {
         .unwrap();
         let x = Tensor::ones([1, 3, 8, 8], (Kind::Float, Device::Cpu));
         for round in 1..=3 {
-            // Used twice, as the head's weights are on every level.
+            // Two uses, like those of the head's weights on every level.
             let y = x.conv2d::<Tensor>(&w, None, [1, 1], [1, 1], [1, 1], 1).sum(Kind::Float)
                 + x.conv2d::<Tensor>(&w, None, [2, 2], [1, 1], [1, 1], 1).sum(Kind::Float);
             y.backward();
@@ -290,6 +308,6 @@ mod tests {
         );
         drop(hook);
         drop((w, p, flat));
-        assert_eq!(Arc::strong_count(&dropped), 1, "the callback goes with its parameter");
+        assert_eq!(Arc::strong_count(&dropped), 1, "the callback is dropped with its parameter");
     }
 }

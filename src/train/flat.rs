@@ -1,8 +1,9 @@
-//! One flat buffer of parameters, one of gradients, one of momentum.
+//! Flat buffers of all trained parameters, their gradients and their momentum.
 //!
-//! Layout: first the parameters with weight decay, then those without, each part in reverse order of use (the order in
-//! which backward makes gradients), every parameter aligned to 256 bytes. A parameter and its gradient are views into
-//! the buffers, so an SGD step is a few operations, zeroing is one fill, and an all-reduce is a slice without a copy.
+//! Layout: first the parameters with weight decay, then those without, each part in reverse order
+//! of use (the order in which backward computes gradients), every parameter aligned to 256 bytes.
+//! Parameters and gradients are views of the buffers, so an SGD step is a few operations, zeroing
+//! the gradients is one fill, and an all-reduce needs no copy.
 
 use tch::{Kind, Tensor};
 
@@ -10,34 +11,37 @@ use crate::Result;
 use crate::model::Params;
 use crate::torch;
 
+/// Alignment of parameters in the buffers.
 const ALIGN_BYTES: usize = 256;
 
-/// Where a parameter lies.
+/// Position of a parameter in the buffers.
 #[derive(Debug, Clone)]
 pub struct Slot {
     /// State-dict key.
     pub name: String,
     shape: Vec<i64>,
+    /// Index of its first number.
     offset: i64,
     numel: i64,
 }
 
-/// The buffers.
+/// The flat buffers, one-dimensional tensors of equal length and layout.
 #[derive(Debug)]
 pub struct Flat {
-    /// Values.
+    /// Parameters.
     pub params: Tensor,
     /// Gradients of the current step.
     pub grads: Tensor,
-    /// SGD's momentum.
+    /// Momentum of SGD.
     pub momentum: Tensor,
-    /// Numbers at the front that decay.
+    /// Length of the front part, to which weight decay applies, in numbers.
     pub decayed: i64,
-    /// Trained parameters in the buffers' order.
+    /// Positions of the trained parameters, in the order of the buffers.
     pub slots: Vec<Slot>,
 }
 
-/// A parameter's view of a buffer: convolution weights are stored channels-last, the layout that CPU and GPU kernels prefer.
+/// A parameter's view of a buffer, in the parameter's shape. Convolution weights are stored
+/// channels-last, the faster layout for CPU and GPU kernels.
 fn view(buffer: &Tensor, slot: &Slot) -> Tensor {
     let flat = buffer.narrow(0, slot.offset, slot.numel);
     match slot.shape[..] {
@@ -46,8 +50,8 @@ fn view(buffer: &Tensor, slot: &Slot) -> Tensor {
     }
 }
 
-/// Each parameter's part of a buffer of this layout by name, in the parameter's own shape.
-pub fn named<'a>(
+/// Each parameter's name and view of a buffer of this layout, in the parameter's shape.
+pub fn named_views<'a>(
     buffer: &'a Tensor,
     slots: &'a [Slot],
 ) -> impl Iterator<Item = (String, Tensor)> + 'a {
@@ -55,17 +59,18 @@ pub fn named<'a>(
 }
 
 impl Slot {
-    /// Its numbers' place in the buffers.
+    /// Range of the parameter in the buffers, in numbers.
     pub fn range(&self) -> std::ops::Range<i64> {
         self.offset..self.offset + self.numel
     }
 }
 
 impl Flat {
-    /// Moves the trained parameters of a network into flat buffers; the layers see the change.
+    /// Moves the trained parameters of a network into flat buffers; the network's tensors become
+    /// views.
     ///
     /// # Errors
-    /// libtorch refuses a buffer.
+    /// A gradient buffer that libtorch rejects.
     pub fn new(params: &mut Params) -> Result<Self> {
         let align = (ALIGN_BYTES / params.kind.elt_size_in_bytes()) as i64;
         let (mut slots, mut order, mut end, mut decayed) = (vec![], vec![], 0i64, 0);
@@ -96,9 +101,9 @@ impl Flat {
         tch::no_grad(|| -> Result<()> {
             for (slot, i) in flat.slots.iter().zip(order) {
                 let tensor = &mut params.entries[i].tensor;
-                let mut place = view(&flat.params, slot);
-                place.copy_(tensor);
-                tensor.set_data(&place);
+                let mut value = view(&flat.params, slot);
+                value.copy_(tensor);
+                tensor.set_data(&value);
                 torch::set_grad(tensor, &view(&flat.grads, slot))?;
             }
             Ok(())
@@ -106,12 +111,15 @@ impl Flat {
         Ok(flat)
     }
 
-    /// Each parameter's momentum by name, in the parameter's own shape.
+    /// Each parameter's name and momentum, in the parameter's shape; the tensors are views.
     pub fn momentum_by_name(&self) -> Vec<(String, Tensor)> {
-        named(&self.momentum, &self.slots).collect()
+        named_views(&self.momentum, &self.slots).collect()
     }
 
-    /// Norm of the gradient of all parameters.
+    /// L2 norm of the gradient of all parameters.
+    ///
+    /// # Errors
+    /// A failure of libtorch.
     pub fn grad_norm(&self) -> Result<f64> {
         Ok(f64::try_from(self.grads.norm().to_kind(Kind::Double))?)
     }
@@ -124,7 +132,7 @@ mod tests {
     use tch::Device;
 
     #[test]
-    fn gradients_arrive_in_the_flat_buffer() {
+    fn parameters_and_gradients_are_views_of_the_buffers() {
         tch::manual_seed(1);
         let mut p = Params::new(Kind::Float, Device::Cpu);
         let conv = p.param("a.weight", &[4, 3, 3, 3], Init::Normal(1.0), true, true);
@@ -139,7 +147,7 @@ mod tests {
         assert_eq!((flat.decayed, flat.params.size()[0]), (128, 192), "aligned to 64 numbers");
         assert!(
             conv.allclose(&before, 0.0, 0.0, false),
-            "values survive the move, channels-last or not"
+            "values are unchanged by the move to channels-last memory"
         );
         for round in 1..=2 {
             let x =
@@ -151,7 +159,7 @@ mod tests {
             assert_eq!(
                 f64::try_from(&conv.grad().get(0).get(1).get(1).get(1)).unwrap(),
                 75.0 * f64::from(round),
-                "accumulates in place"
+                "gradients accumulate in place"
             );
         }
         let mut grads = flat.grads.shallow_clone();

@@ -1,87 +1,109 @@
-//! Starting weights: random, ImageNet's from the cache or the network, or any weight file.
+//! Initial weights: random, pretrained on ImageNet (cached or downloaded), or from any weight file.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
 use dw_launch::World;
 use dw_weights::Weights;
 use dw_weights::fetch::{Pinned, cache};
 
-use crate::app;
-use crate::{Error, Result};
+use super::checkpoint;
 use crate::model::params::{Entry, Role};
 use crate::model::weights::{self as by_name, LoadReport};
 use crate::model::{Detector, ModelConfig, NormKind, Params};
+use crate::{Error, Result};
 
-/// Puts the starting weights of `model.init` into a network; every rank calls it.
+/// Loads the initial weights that `model.init` selects. Collective: called by every rank.
 ///
 /// # Errors
-/// A file that is missing, damaged, or of which nothing fits; no network where ImageNet weights must be fetched.
+/// A file that is missing or damaged, from which no tensor or not every frozen tensor can be
+/// loaded, or that cannot be downloaded.
 pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> Result<()> {
     let path = match config.init.as_str() {
-        "random" if world.rank() > 0 => return Ok(()),
         "random" => {
-            tracing::warn!(
-                "training from random weights: no stage of the backbone is frozen, and a good result takes far more epochs than from ImageNet weights"
-            );
-            if config.norm == NormKind::FrozenBn {
-                tracing::warn!(
-                    "model.norm = \"frozen_bn\" normalises nothing from random weights: consider model.norm=gn"
-                );
+            if world.rank() == 0 {
+                warn_about_random_weights(config);
             }
             return Ok(());
         }
         "imagenet" => imagenet(config, world)?,
         file => PathBuf::from(file),
     };
-    // A work directory stands for its newest checkpoint.
-    let path = if path.is_dir() { app::find_checkpoint(&path)?.path } else { path };
+    // For a work directory this is its newest checkpoint.
+    let path = if path.is_dir() { checkpoint::find(&path)?.path } else { path };
     let file = Weights::open(&path)?;
     let report = by_name::load(&file, &mut detector.params)?;
     if report.matched == 0 {
         return Err(Error::Usage(format!(
-            "{}: none of its tensors fits the network: {report}",
+            "{}: no tensor of the file matches the network: {report}",
             path.display()
         )));
     }
     if let Some(names) = &file.classes {
         tracing::info!(
-            "{}: its head was trained on {} classes: {}",
+            "{}: the head was trained on {} classes: {}",
             path.display(),
             names.len(),
             shown(names.join(", "))
         );
     }
-    let parts = by_part(&detector.params, &report);
-    let frozen = frozen_and_absent(&detector.params, &report, config.norm);
-    if let Some(first) = frozen.first() {
-        return Err(Error::Usage(format!(
-            "{}: {} tensors that are not trained would stay at random values, the first is `{first}`: of {parts}\nhint: a file of this backbone ({}), or model.frozen_stages=-1{}",
-            path.display(),
-            frozen.len(),
-            config.backbone.name(),
-            if config.norm == NormKind::FrozenBn { " with model.norm=bn or gn" } else { "" }
-        )));
-    }
+    check_frozen(&detector.params, &report, config, &path)?;
     tracing::info!("{} ({}): {report}", path.display(), file.container);
-    // A backbone's file rightly says nothing about neck and head; a part that it gives, it must give whole.
-    let fits = |(part, found, all): &(&str, usize, usize)| {
-        found == all || (*found == 0 && *part != PARTS[0])
+    // A file may lack the neck or the head, but the parts that it has should be complete.
+    let complete = |(part, loaded, all): &(&str, usize, usize)| {
+        loaded == all || (*loaded == 0 && *part != PARTS[0])
     };
-    if world.rank() == 0 && !counts(&detector.params, &report).iter().all(fits) {
+    if world.rank() == 0 && !counts(&detector.params, &report).iter().all(complete) {
         tracing::warn!(
-            "{}: does not fit the whole network: of {parts}; the rest starts at random values",
-            path.display()
+            "{}: the file does not match the whole network (loaded tensors: {}); the other tensors \
+             start at random values",
+            path.display(),
+            counts_text(&detector.params, &report)
         );
     }
     Ok(())
 }
 
-/// Parts of a network by the beginning of their names.
+fn warn_about_random_weights(config: &ModelConfig) {
+    tracing::warn!(
+        "training from random weights: no stage of the backbone is frozen, and training takes many \
+         more epochs than from ImageNet weights"
+    );
+    if config.norm == NormKind::FrozenBn {
+        tracing::warn!(
+            "model.norm = \"frozen_bn\" does not normalise with random weights: consider \
+             model.norm=gn"
+        );
+    }
+}
+
+/// Checks that the file has every tensor of the backbone that is not trained.
+fn check_frozen(
+    params: &Params,
+    report: &LoadReport,
+    config: &ModelConfig,
+    path: &Path,
+) -> Result<()> {
+    let missing = frozen_and_absent(params, report, config.norm);
+    let Some(first) = missing.first() else { return Ok(()) };
+    Err(Error::Usage(format!(
+        "{}: {} frozen tensors are not in the file and would stay at random values, the first is \
+         `{first}` (loaded tensors: {})\nhint: use a file of this backbone ({}), or \
+         model.frozen_stages=-1{}",
+        path.display(),
+        missing.len(),
+        counts_text(params, report),
+        config.backbone.name(),
+        if config.norm == NormKind::FrozenBn { " with model.norm=bn or gn" } else { "" }
+    )))
+}
+
+/// Parts of a network: prefixes of tensor names.
 const PARTS: [&str; 3] = ["backbone", "neck", "bbox_head"];
 
-/// Of each part: tensors that were loaded, and all. Counters that nothing reads are left out.
+/// For each part its name, the number of loaded tensors and the number of all tensors, without
+/// counters, which have no effect.
 fn counts(params: &Params, report: &LoadReport) -> Vec<(&'static str, usize, usize)> {
     let absent = absent(report);
     let count = |part: &'static str| {
@@ -93,22 +115,23 @@ fn counts(params: &Params, report: &LoadReport) -> Vec<(&'static str, usize, usi
     PARTS.map(count).to_vec()
 }
 
-fn by_part(params: &Params, report: &LoadReport) -> String {
+/// The counts as text, for messages.
+fn counts_text(params: &Params, report: &LoadReport) -> String {
     let text: Vec<String> = counts(params, report)
         .iter()
-        .map(|(part, found, all)| format!("{part} {found} of {all}"))
+        .map(|(part, loaded, all)| format!("{part} {loaded} of {all}"))
         .collect();
-    format!("{} tensors were found", text.join(", "))
+    text.join(", ")
 }
 
-/// Names of the network's tensors that the file lacks or has in another shape.
+/// Names of the network's tensors that the file lacks or has with another shape.
 fn absent(report: &LoadReport) -> HashSet<&str> {
-    // A reshaped entry goes on with both shapes in parentheses.
+    // In `reshaped`, the name is followed by both shapes in parentheses.
     let reshaped = report.reshaped.iter().map(|t| t.split(" (").next().unwrap_or(t));
     report.missing.iter().map(String::as_str).chain(reshaped).collect()
 }
 
-/// Tensors of the backbone that no step changes, and that the file does not give.
+/// Names of the backbone's tensors that are neither trained nor in the file.
 fn frozen_and_absent<'a>(params: &'a Params, report: &LoadReport, norm: NormKind) -> Vec<&'a str> {
     let absent = absent(report);
     let role = |e: &Entry| {
@@ -119,35 +142,36 @@ fn frozen_and_absent<'a>(params: &'a Params, report: &LoadReport, norm: NormKind
     of_backbone.map(|e| e.name.as_str()).filter(|n| absent.contains(n)).collect()
 }
 
-/// The pinned file of the backbone; rank 0 fetches it when it is not in the cache.
+/// Path of the backbone's pinned ImageNet weights; rank 0 downloads the file if it is not in the
+/// cache.
 fn imagenet(config: &ModelConfig, world: &World) -> Result<PathBuf> {
     let name = config.backbone.name();
     if (config.width - 1.0).abs() > 0.0 {
         let text =
-            format!("model.init = \"imagenet\" needs model.width = 1, found {}", config.width);
+            format!("model.init = \"imagenet\": expected model.width = 1, found {}", config.width);
         return Err(Error::Usage(format!("{text}\nhint: start with --init random")));
     }
     let pinned = Pinned::find(name)
         .ok_or_else(|| Error::Usage(format!("no ImageNet weights are known for {name}")))?;
     let folder = cache();
-    let mut said = Vec::new();
+    let mut failure = Vec::new();
     if world.rank() == 0 && pinned.inside(&folder).is_none() {
-        tracing::info!("fetching {}", pinned.url());
+        tracing::info!("downloading {}", pinned.url());
         if let Err(e) = pinned.fetch(&folder) {
-            said = format!("{e}\nhint: or start with --init random or --init FILE").into_bytes();
+            failure = format!("{e}\nhint: or start with --init random or --init FILE").into_bytes();
         }
     }
-    let said = world.broadcast_bytes(said, "ImageNet weights")?;
-    if !said.is_empty() {
+    let failure = world.broadcast_bytes(failure, "ImageNet weights")?;
+    if !failure.is_empty() {
         return Err(Error::Usage(format!(
             "model.init = \"imagenet\": {}",
-            String::from_utf8_lossy(&said)
+            String::from_utf8_lossy(&failure)
         )));
     }
     pinned.inside(&folder).ok_or_else(|| {
-        let text = "rank 0 has the ImageNet weights, this rank does not find them";
         Error::Usage(format!(
-            "{text}: expected {}.pth in {}\nhint: put it there on every node, or share the home directory",
+            "ImageNet weights: expected {}.pth in {}, where rank 0 has it, found none\n\
+             hint: copy the file to every node, or use a home directory that all nodes share",
             pinned.stem,
             folder.display()
         ))

@@ -1,8 +1,9 @@
-//! One run at a time in a work directory: two would overwrite each other's checkpoints and metrics.
+//! The lock of a work directory: two runs at once would overwrite each other's checkpoints and
+//! metrics.
 //!
-//! `run.lock` is held with `flock` for as long as the process lives, so that the kernel frees it however
-//! the process ends, and says who holds it. Locks of other hosts are judged by what is written in it,
-//! since `flock` does not reach across hosts on every file system.
+//! `run.lock` is locked with `flock` for the lifetime of the process, so the kernel releases it
+//! however the process ends. The file contains the owner. `flock` does not work across hosts on
+//! every file system, so the lock of another host is recognised by the file's contents.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -17,19 +18,20 @@ use crate::{Error, Result};
 
 /// Name of the file in the work directory.
 pub const NAME: &str = "run.lock";
-/// How long the processes of a run that was just ended may take to be gone.
+/// How long to wait for the process of a previous run on this host to exit.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Who holds a work directory.
+/// The owner of a lock, the contents of `run.lock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Owner {
     host: String,
     pid: u32,
-    /// Clock ticks from the machine's start to the process's: tells it from a later one of that number.
+    /// Start time of the process in clock ticks since boot; distinguishes it from a later process
+    /// with the same id.
     started: u64,
-    /// Unix time, seconds.
+    /// When the lock was acquired, Unix time in seconds.
     since: u64,
-    /// SLURM's job, whose requeued second start may run on another host.
+    /// Id of the SLURM job; a requeued job may run on another host.
     slurm_job: Option<String>,
 }
 
@@ -39,14 +41,15 @@ impl Owner {
         Self {
             host: dw_launch::host(),
             pid: std::process::id(),
-            started: start_of(std::process::id()).unwrap_or_default(),
+            started: process_start(std::process::id()).unwrap_or_default(),
             since: now.map_or(0, |d| d.as_secs()),
             slurm_job: std::env::var("SLURM_JOB_ID").ok(),
         }
     }
 
+    /// Whether the process is running, for an owner on this host.
     fn is_alive(&self) -> bool {
-        start_of(self.pid).is_some_and(|started| started == self.started)
+        process_start(self.pid).is_some_and(|started| started == self.started)
     }
 }
 
@@ -62,14 +65,15 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// Field 22 of `/proc/PID/stat`; `None` when there is no such process.
-fn start_of(pid: u32) -> Option<u64> {
+/// Start time of a process in clock ticks since boot, field 22 of `/proc/PID/stat`; `None` if there
+/// is no such process.
+fn process_start(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name in parentheses and may hold anything.
+    // The second field, the program's name in parentheses, may contain any character.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// A held work directory; dropping it frees it.
+/// A locked work directory; dropping it releases the lock.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
@@ -77,48 +81,52 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the work directory `dir`, which must exist.
+    /// Locks the work directory `dir`, which must exist. Waits up to ten seconds for a previous run
+    /// on this host to exit.
     ///
     /// # Errors
-    /// Another run holds it (exit code 2), or the file cannot be written (3).
+    /// Another run holds the lock (exit code 2), or the file cannot be written (3).
     pub fn take(dir: &Path) -> Result<Self> {
         let path = dir.join(NAME);
         let began = Instant::now();
-        let mut told = false;
+        let mut logged = false;
         loop {
             let file =
                 OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
             let file = file.map_err(Error::io("cannot open", &path))?;
-            let held = match file.try_lock() {
+            let locked = match file.try_lock() {
                 Ok(()) => false,
                 Err(TryLockError::WouldBlock) => true,
                 Err(TryLockError::Error(e)) => {
                     tracing::debug!(
-                        "{}: this file system has no locks ({e}): judged by what is written there",
+                        "{}: the file system does not support locks ({e}): relying on the contents",
                         path.display()
                     );
                     false
                 }
             };
-            if !held && !is_at(&file, &path) {
-                // The holder before has just removed it.
+            if !locked && !is_at(&file, &path) {
+                // The previous owner has removed the file after it was opened here.
                 continue;
             }
             let owner = read(&file);
-            let foreign = owner.as_ref().filter(|o| held || stands(o));
-            if !held && foreign.is_none() {
-                if let Some(gone) = owner {
-                    tracing::info!("{}: taking over from {gone}, which has ended", path.display());
+            let other = owner.as_ref().filter(|o| locked || is_in_use(o));
+            if !locked && other.is_none() {
+                if let Some(previous) = owner {
+                    tracing::info!(
+                        "{}: taking over from {previous}, which has exited",
+                        path.display()
+                    );
                 }
                 write(&file).map_err(Error::io("cannot write", &path))?;
                 return Ok(Self { path, file });
             }
-            let here = foreign.is_none_or(|o| o.host == dw_launch::host());
-            if !here || began.elapsed() > GRACE {
-                return Err(refused(dir, foreign, here));
+            let same_host = other.is_none_or(|o| o.host == dw_launch::host());
+            if !same_host || began.elapsed() > GRACE {
+                return Err(locked_by_another_run(dir, other, same_host));
             }
-            if !std::mem::replace(&mut told, true) {
-                tracing::info!("{}: waiting for the run before to end", path.display());
+            if !std::mem::replace(&mut logged, true) {
+                tracing::info!("{}: waiting for the previous run to exit", path.display());
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -128,27 +136,29 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if is_at(&self.file, &self.path) {
-            // What cannot be removed is taken over by the next start.
+            // If this fails, the next attempt takes over the lock of an exited process.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Whether an entry that no process holds by `flock` still counts.
-fn stands(owner: &Owner) -> bool {
+/// Whether the owner of a file that is not locked with `flock` may still be running.
+fn is_in_use(owner: &Owner) -> bool {
     let me = Owner::this_process();
     if owner.host == me.host {
         return owner.pid != me.pid && owner.is_alive();
     }
-    // SLURM starts a requeued job only after its first start has ended.
+    // SLURM starts a requeued job only after the previous attempt has ended.
     owner.slurm_job.is_none() || owner.slurm_job != me.slurm_job
 }
 
+/// Whether the open file is the one at `path`.
 fn is_at(file: &File, path: &Path) -> bool {
     let id = |m: &std::fs::Metadata| (m.dev(), m.ino());
     matches!((file.metadata(), std::fs::metadata(path)), (Ok(a), Ok(b)) if id(&a) == id(&b))
 }
 
+/// The owner in a lock file; `None` if the file is empty or incomplete.
 fn read(mut file: &File) -> Option<Owner> {
     let mut text = String::new();
     file.seek(SeekFrom::Start(0)).ok()?;
@@ -156,6 +166,7 @@ fn read(mut file: &File) -> Option<Owner> {
     serde_json::from_str(&text).ok()
 }
 
+/// Writes this process as the owner.
 fn write(mut file: &File) -> std::io::Result<()> {
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;
@@ -163,19 +174,21 @@ fn write(mut file: &File) -> std::io::Result<()> {
     file.sync_all()
 }
 
-fn refused(dir: &Path, owner: Option<&Owner>, here: bool) -> Error {
-    let who = owner.map_or_else(|| "another process".to_owned(), ToString::to_string);
-    let hint = if here {
-        "wait for it or end it, or choose another --work-dir".to_owned()
+/// The error for a work directory that another run has locked.
+fn locked_by_another_run(dir: &Path, owner: Option<&Owner>, same_host: bool) -> Error {
+    let owner = owner.map_or_else(|| "another process".to_owned(), ToString::to_string);
+    let hint = if same_host {
+        "wait until it has exited or stop it, or choose another --work-dir".to_owned()
     } else {
         let file = dir.join(NAME);
         format!(
-            "whether it still runs cannot be seen from here: if it has ended, remove {}; else choose another --work-dir",
+            "this host cannot check whether it is still running: if it has ended, remove {}; \
+             otherwise choose another --work-dir",
             file.display()
         )
     };
     Error::Usage(format!(
-        "{}: another run works in this directory: {who}\nhint: {hint}",
+        "{}: another run uses this work directory: {owner}\nhint: {hint}",
         dir.display()
     ))
 }
@@ -184,25 +197,25 @@ fn refused(dir: &Path, owner: Option<&Owner>, here: bool) -> Error {
 mod tests {
     use super::*;
 
-    fn leave(dir: &Path, owner: &Owner) {
+    fn write_lock(dir: &Path, owner: &Owner) {
         fs_err::write(dir.join(NAME), serde_json::to_string(owner).unwrap()).unwrap();
     }
 
     #[test]
-    fn dead_owners_give_way_and_other_hosts_are_explained() {
+    fn locks_of_exited_processes_are_taken_over_and_those_of_other_hosts_reported() {
         let dir = tempfile::tempdir().unwrap();
         let me = Owner::this_process();
         assert!(me.started > 0 && me.is_alive());
         drop(Lock::take(dir.path()).unwrap());
-        assert!(!dir.path().join(NAME).exists(), "a run that ends leaves nothing");
+        assert!(!dir.path().join(NAME).exists(), "dropping the lock removes the file");
         for dead in [
             Owner { started: me.started + 1, ..me.clone() },
             Owner { pid: u32::MAX - 1, ..me.clone() },
         ] {
-            leave(dir.path(), &dead);
+            write_lock(dir.path(), &dead);
             drop(Lock::take(dir.path()).unwrap());
         }
-        leave(
+        write_lock(
             dir.path(),
             &Owner { host: "node17\u{1b}[2J".into(), slurm_job: Some("7".into()), ..me },
         );
@@ -210,10 +223,10 @@ mod tests {
         let text = e.to_string();
         assert_eq!(e.exit_code(), 2);
         assert!(
-            text.contains("node17") && text.contains("remove") && !text.contains('\u{1b}'),
+            text.contains("node17") && text.contains(NAME) && !text.contains('\u{1b}'),
             "{text}"
         );
-        fs_err::write(dir.path().join(NAME), "cut off by a full di").unwrap();
+        fs_err::write(dir.path().join(NAME), "{\"host\": \"nod").unwrap();
         Lock::take(dir.path()).unwrap();
     }
 }

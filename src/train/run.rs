@@ -1,292 +1,222 @@
-//! The training loop: fetch, step, log, checkpoint, evaluate, stop.
+//! The training loop: fetch, step, check, record, checkpoint, evaluate, stop.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dw_launch::drill::Drill;
+use dw_launch::drill::{Drill, Kind as Fault};
 use dw_launch::{World, signals};
 
-use super::checkpoint::{self, Snapshot};
+use super::checkpoint;
 use super::log::{Log, StepRecord, jsonl};
+use super::plan::Plan;
 use super::saver::Saver;
-use super::step::{Done, Input, Step};
+use super::snapshot::{self, Snapshot};
+use super::step::{Input, Step, StepResult};
 use super::validation::{self, Validation};
 use crate::assign::Progress;
-use crate::data::loader::{Batch, Recipe};
+use crate::data::loader::{Batch, BatchSettings};
 use crate::data::{Dataset, Loader};
 use crate::{Error, Result};
-use crate::train::plan::Plan;
 
-/// A run: everything the loop needs.
+/// A training run.
 pub struct Run<'a> {
     /// Resolved settings.
     pub plan: &'a Plan,
-    /// The other ranks.
+    /// The communicator of all ranks.
     pub world: Arc<World>,
     /// Training images.
     pub train: Arc<Dataset>,
-    /// The validation split; without one nothing is evaluated.
+    /// The validation split; `None` if the run is not evaluated.
     pub validation: Option<Validation>,
-    /// The network and how it learns.
+    /// The network and its optimiser.
     pub step: Step,
-    /// Steps done before.
+    /// Number of steps that were completed before this attempt.
     pub start: usize,
-    /// Where results go.
+    /// Folder of checkpoints and metrics.
     pub work_dir: PathBuf,
-    /// Number of this start of the run, from 1.
+    /// Number of this attempt of the run, from 1; used on rank 0.
     pub attempt: usize,
 }
 
-/// What rank 0 records and the best evaluation so far.
-struct Records {
-    /// On rank 0.
+/// The outputs of a run.
+struct Outputs {
+    /// On rank 0 only.
     log: Option<Log>,
+    /// Used on rank 0 only.
     saver: Saver,
-    /// AP, and the step of its checkpoint.
+    /// Highest AP so far, and the step of its checkpoint.
     best: Option<(f64, usize)>,
 }
 
+/// Measurements of one step.
+struct Measured {
+    result: StepResult,
+    lr: f64,
+    /// Seconds that this rank waited for its batch.
+    data_s: f64,
+    /// Seconds of the whole step.
+    step_s: f64,
+}
+
 impl Run<'_> {
-    /// Trains to the end of the plan.
+    /// Trains until all steps of the plan are done.
     ///
     /// # Errors
-    /// Bad data, a lost peer, a loss that is not finite, preemption (after a checkpoint).
+    /// Bad data, a lost peer, a loss or gradient that is not finite, an output that cannot be
+    /// written, or a stop signal (after a checkpoint was written).
     pub fn train(&mut self) -> Result<()> {
         let stop = signals::listen()
             .map_err(Error::io("cannot listen to", std::path::Path::new("signals")))?;
-        let drill = Drill::from_env().map_err(|e| Error::Usage(e.to_string()))?;
-        let (plan, total) = (self.plan, self.plan.total_steps);
-        let mut records = self.open_records()?;
-        self.make_up_evaluation(&mut records, &stop)?;
+        let faults = Drill::from_env().map_err(|e| Error::Usage(e.to_string()))?;
+        let mut outputs = self.open_outputs()?;
+        self.run_missed_evaluation(&mut outputs, &stop)?;
+        let total = self.plan.total_steps;
         if self.start >= total {
-            tracing::info!("nothing more to do: {} of {total} steps are done", self.start);
+            tracing::info!("nothing to train: {} of {total} steps are done", self.start);
             return Ok(());
         }
-        let steps = self.start..total;
-        let mut loader = Loader::start(
-            &self.train,
-            &self.recipe(),
-            steps.clone(),
-            plan.workers,
-            plan.prefetch.batches,
-        )?;
-        for step in steps {
+        let mut loader = self.start_loader()?;
+        for step in self.start..total {
             self.world.at_step(step + 1);
-            let fault = drill.and_then(|d| d.at(plan.rank, step + 1));
+            let fault = faults.and_then(|f| f.at(self.plan.rank, step + 1));
             let began = Instant::now();
             let Some(batch) = loader.next_batch() else { break };
             let batch = batch?;
-            let (lr, asked) = (plan.schedule.lr(step), stop.load(Ordering::Relaxed));
-            let input =
-                Input { images: &batch.images, targets: &batch.targets, at: self.progress(step) };
-            let done = self.step.run(input, lr, asked, fault, |_| ())?;
-            if !done.is_finite() {
-                let error = self.not_finite(step, &batch, &done);
-                // The last good checkpoint may be half-way to the disk; its own error, if any, matters less than this one.
-                let _ = records.saver.finish();
-                return Err(error);
-            }
-            let (data_s, step_s) = (loader.waited_s, began.elapsed().as_secs_f64());
+            let lr = self.plan.schedule.lr(step);
+            let result = self.run_step(step, &batch, lr, stop.load(Ordering::Relaxed), fault)?;
+            self.check_finite(step, &batch, &result, &mut outputs)?;
+            let step_s = began.elapsed().as_secs_f64();
             if step == self.start {
-                // From the first whole step on, all ranks are known to be there and warm.
-                self.set_deadline(plan.config.train.step_deadline_s);
+                // Only the first step includes warm-up and the start-up of other ranks.
+                self.set_deadline(self.plan.config.train.step_deadline_s);
             }
-            self.record(step, &done, (lr, data_s, step_s), &mut records)?;
-            self.after_step(step + 1, done.loss.stop_votes > 0, &mut records, &stop)?;
+            let stop_requested = result.loss.stop_votes > 0;
+            let measured = Measured { result, lr, data_s: loader.waited_s, step_s };
+            self.record(step, &measured, &mut outputs)?;
+            self.save_if_due(step + 1, stop_requested, &mut outputs)?;
+            self.stop_if_requested(step + 1, stop_requested, &mut outputs)?;
+            self.evaluate_if_due(step + 1, &mut outputs, &stop)?;
         }
-        if let Some(log) = &records.log {
+        if let Some(log) = &outputs.log {
             log.close(total - self.start);
         }
-        self.settle(&mut records.saver)
+        self.finish_checkpoint(&mut outputs.saver)
     }
 
-    /// Everything that decides a batch.
-    fn recipe(&self) -> Recipe {
-        let plan = self.plan;
-        Recipe {
-            data: plan.config.data.clone(),
-            matcher: self.step.matcher(),
-            seed: plan.config.train.seed,
-            global_batch: plan.global_batch,
-            rank: plan.rank,
-            world: plan.world,
-            device: plan.device,
-        }
-    }
-
-    fn progress(&self, step: usize) -> Progress {
-        let plan = self.plan;
-        let epoch = step / plan.steps_per_epoch;
-        Progress { step, epoch, total_steps: plan.total_steps, seed: plan.config.train.seed }
-    }
-
-    fn open_records(&self) -> Result<Records> {
-        let saver = Saver::new(self.work_dir.join("checkpoints"), &self.plan.config.checkpoint);
+    /// Opens the log and the writer of checkpoints.
+    fn open_outputs(&self) -> Result<Outputs> {
+        let saver = Saver::new(self.checkpoints(), &self.plan.config.checkpoint);
         if self.plan.rank > 0 {
-            return Ok(Records { log: None, saver, best: None });
+            return Ok(Outputs { log: None, saver, best: None });
         }
         let log = Some(Log::open(&self.work_dir, self.start, self.plan.total_steps, self.attempt)?);
-        Ok(Records { log, saver, best: self.best_so_far()? })
+        Ok(Outputs { log, saver, best: self.best_so_far()? })
     }
 
-    /// Best AP of a run that goes on, with the step of its checkpoint.
+    /// The folder of all checkpoints.
+    fn checkpoints(&self) -> PathBuf {
+        self.work_dir.join("checkpoints")
+    }
+
+    /// The highest AP among the existing checkpoints of a resumed run, and the step of its
+    /// checkpoint.
     fn best_so_far(&self) -> Result<Option<(f64, usize)>> {
         if self.start == 0 {
             return Ok(None);
         }
         let rows = jsonl::read(&self.work_dir.join(jsonl::NAME))?;
-        let found = rows
+        let evaluations = rows
             .iter()
             .filter_map(|r| Some((r.get("AP")?.as_f64()?, r.get("step")?.as_u64()? as usize)));
-        // As in training: a later checkpoint must be better. One that is gone is no candidate.
-        let there = |f: &(f64, usize)| {
-            f.1 <= self.start && checkpoint::exists(&self.work_dir.join("checkpoints"), f.1)
+        let candidate = |(_, step): &(f64, usize)| {
+            *step <= self.start && checkpoint::exists(&self.checkpoints(), *step)
         };
-        Ok(found.filter(there).reduce(|best, f| if f.0 > best.0 { f } else { best }))
+        // Of equal AP the earlier one is kept, as during training.
+        Ok(evaluations.filter(candidate).reduce(|best, e| if e.0 > best.0 { e } else { best }))
     }
 
-    /// Evaluates the checkpoint that the run goes on from, if that was due and the run ended before it.
-    fn make_up_evaluation(&mut self, records: &mut Records, stop: &AtomicBool) -> Result<()> {
-        if self.start == 0 || !self.evaluates_after(self.start) {
+    /// Evaluates the checkpoint that the run resumes from, if the previous attempt ended after
+    /// writing it and before the evaluation that was due.
+    fn run_missed_evaluation(&mut self, outputs: &mut Outputs, stop: &AtomicBool) -> Result<()> {
+        if self.start == 0 || !self.evaluation_is_due(self.start) {
             return Ok(());
         }
         let missing = match self.plan.rank {
             0 => vec![u8::from(!validation::is_recorded(&self.work_dir, self.start)?)],
             _ => vec![],
         };
-        if self.world.broadcast_bytes(missing, "evaluation to make up")? != [1] {
+        if self.world.broadcast_bytes(missing, "missed evaluation")? != [1] {
             return Ok(());
         }
         tracing::info!(
-            "evaluating the checkpoint of step {}, which the run before did not get to",
+            "evaluating the checkpoint of step {}, which the previous attempt did not do",
             self.start
         );
-        self.evaluate(self.start, records, stop)?;
-        // The first step is still to come, and it is slow.
+        self.evaluate(self.start, outputs, stop)?;
+        // For the first step, which includes warm-up.
         self.set_deadline(self.plan.config.train.start_deadline_s);
         Ok(())
     }
 
-    fn evaluates_after(&self, done: usize) -> bool {
-        self.validation.is_some() && Validation::is_due(self.plan, done)
+    /// Starts the threads that prepare the batches of the remaining steps.
+    fn start_loader(&self) -> Result<Loader> {
+        let plan = self.plan;
+        let settings = BatchSettings {
+            data: plan.config.data.clone(),
+            matcher: self.step.matcher(),
+            seed: plan.config.train.seed,
+            global_batch: plan.inputs.global_batch,
+            rank: plan.rank,
+            world_size: plan.world_size,
+            device: plan.inputs.device,
+        };
+        let steps = self.start..plan.total_steps;
+        Loader::start(&self.train, &settings, steps, plan.workers, plan.prefetch.batches)
     }
 
-    fn record(
+    /// Runs one step; `stop` is this rank's vote to stop after it.
+    fn run_step(
+        &mut self,
+        step: usize,
+        batch: &Batch,
+        lr: f64,
+        stop: bool,
+        fault: Option<Fault>,
+    ) -> Result<StepResult> {
+        let plan = self.plan;
+        let at = Progress {
+            step,
+            epoch: step / plan.steps_per_epoch,
+            total_steps: plan.total_steps,
+            seed: plan.config.train.seed,
+        };
+        let input = Input { images: &batch.images, targets: &batch.targets, at };
+        self.step.run(input, lr, stop, fault, |_| ())
+    }
+
+    /// Fails if the loss or the gradient of a step is not finite. All ranks fail together, because
+    /// both are sums over all ranks.
+    fn check_finite(
         &self,
         step: usize,
-        done: &Done,
-        (lr, data_s, step_s): (f64, f64, f64),
-        records: &mut Records,
+        batch: &Batch,
+        result: &StepResult,
+        outputs: &mut Outputs,
     ) -> Result<()> {
-        if let Some(log) = &mut records.log {
-            let record = StepRecord {
-                step: step + 1,
-                epoch: step / self.plan.steps_per_epoch + 1,
-                loss: &done.loss,
-                grad_norm: done.grad_norm.unwrap_or(f64::NAN),
-                lr,
-                data_s,
-                step_s,
-                backward_s: done.backward_s,
-                images: self.plan.global_batch,
-                cost: done.cost,
-            };
-            log.step(&record, &mut records.saver)?;
+        if result.is_finite() {
+            return Ok(());
         }
-        records.saver.look()
+        let error = self.not_finite(step, batch, result);
+        // Completes a pending checkpoint, from which the run can be resumed. Its own error is
+        // dropped: this one is the cause.
+        let _ = outputs.saver.finish();
+        Err(error)
     }
 
-    /// Checkpoint and evaluation, where they are due after `done` steps; the end, where the ranks agreed to stop.
-    fn after_step(
-        &mut self,
-        done: usize,
-        preempted: bool,
-        records: &mut Records,
-        stop: &AtomicBool,
-    ) -> Result<()> {
-        let plan = self.plan;
-        let last = done == plan.total_steps;
-        let evaluate = self.evaluates_after(done);
-        let needed = last || preempted || evaluate;
-        if plan.rank == 0 && (needed || self.checkpoint_is_due(done, &records.saver)) {
-            if let Some(log) = &records.log {
-                log.sync(&mut records.saver)?;
-            }
-            records.saver.save(|| self.snapshot(done), records.best.map(|b| b.1), !needed)?;
-        }
-        if preempted && (!last || evaluate) {
-            // An evaluation that is due here is made up by the next start.
-            self.settle(&mut records.saver)?;
-            return Err(Error::Preempted(format!(
-                "stopped by a signal; checkpoint of step {done} written, run again to go on"
-            )));
-        }
-        if evaluate {
-            self.evaluate(done, records, stop)?;
-        }
-        Ok(())
-    }
-
-    /// Whether a checkpoint is due by steps, epochs or time alone.
-    fn checkpoint_is_due(&self, done: usize, saver: &Saver) -> bool {
-        let c = &self.plan.config.checkpoint;
-        let by_steps = if c.every_steps > 0 { c.every_steps } else { self.plan.steps_per_epoch };
-        let by_time = c.every_minutes > 0.0 && saver.age().as_secs_f64() >= 60.0 * c.every_minutes;
-        done.is_multiple_of(by_steps) || by_time
-    }
-
-    fn snapshot(&self, done: usize) -> Result<Snapshot> {
-        let state = checkpoint::State {
-            step: done,
-            seed: self.plan.config.train.seed,
-            global_batch: self.plan.global_batch,
-            data: self.train.split.fingerprint(),
-            categories: self.train.categories().to_vec(),
-        };
-        Snapshot::take(state, &self.plan.config, &self.step.detector.params, &self.step.flat)
-    }
-
-    /// Evaluates after `done` steps, records the numbers and notes whether they are the best.
-    fn evaluate(&mut self, done: usize, records: &mut Records, stop: &AtomicBool) -> Result<()> {
-        // Ranks come to the gathering at different times, and matching is rank 0's alone: a deadline for steps would end a
-        // sound job.
-        self.set_deadline(self.plan.config.train.start_deadline_s);
-        let Some(validation) = &mut self.validation else { return Ok(()) };
-        let found =
-            match validation.evaluate(&self.step.detector, self.plan, &self.world, stop, done) {
-                Err(e @ Error::Preempted(_)) => {
-                    self.settle(&mut records.saver)?;
-                    return Err(e);
-                }
-                found => found?,
-            };
-        self.set_deadline(self.plan.config.train.step_deadline_s);
-        let (Some(record), Some(log)) = (found, &mut records.log) else { return Ok(()) };
-        log.evaluation(&record, &mut records.saver)?;
-        let ap = record.number("AP");
-        if records.best.is_none_or(|best| ap > best.0) {
-            records.best = Some((ap, done));
-        }
-        Ok(())
-    }
-
-    /// Waits for the last checkpoint on all ranks: a launcher may end the job when the first one leaves.
-    fn settle(&self, saver: &mut Saver) -> Result<()> {
-        self.set_deadline(self.plan.config.train.start_deadline_s);
-        saver.finish()?;
-        Ok(self.world.barrier("last checkpoint")?)
-    }
-
-    /// How long ranks wait for each other from now on.
-    fn set_deadline(&self, seconds: f64) {
-        self.world.set_deadline(Duration::from_secs_f64(seconds));
-    }
-
-    /// The error of a step whose loss or gradient is not finite. All ranks come here together: the numbers that
-    /// failed are sums over all of them.
-    fn not_finite(&self, step: usize, batch: &Batch, done: &Done) -> Error {
+    /// The error of a step whose loss or gradient is not finite, with the images of all ranks.
+    fn not_finite(&self, step: usize, batch: &Batch, result: &StepResult) -> Error {
         let ids: Vec<u8> = batch.image_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         let images: Vec<i64> = match self.world.gather_bytes(&ids, "images") {
             Ok(all) => all
@@ -294,21 +224,162 @@ impl Run<'_> {
                 .chunks_exact(8)
                 .map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()))
                 .collect(),
-            Err(e) => return e.into(),
+            Err(e) => return e,
         };
-        let terms: Vec<String> = done.loss.terms.iter().map(|(n, v)| format!("{n} {v}")).collect();
-        let what = done
+        let terms = result.loss.terms.iter();
+        let terms: Vec<String> = terms.map(|(name, value)| format!("{name} {value}")).collect();
+        let what = result
             .grad_norm
             .map_or_else(|| "the loss".to_owned(), |n| format!("the gradient's norm ({n})"));
         Error::NotFinite(format!(
-            "step {}: {what} is not a finite number: {}; images {images:?}\nhint: lower train.lr, lengthen train.warmup_steps or set train.clip_norm; {}",
+            "step {}: {what} is not a finite number: {}; images {images:?}\nhint: lower train.lr, \
+             lengthen train.warmup_steps or set train.clip_norm; {}",
             step + 1,
             terms.join(", "),
-            if step > self.start || self.start > 0 {
-                "the last checkpoint is whole"
+            if step > 0 {
+                "the last checkpoint is intact"
             } else {
-                "it is the first step: look at the starting weights"
+                "this is the first step: check the initial weights"
             },
         ))
+    }
+
+    /// Writes the record of a step, and handles a checkpoint that has been written meanwhile.
+    fn record(&self, step: usize, measured: &Measured, outputs: &mut Outputs) -> Result<()> {
+        let Measured { result, lr, data_s, step_s } = measured;
+        if let Some(log) = &mut outputs.log {
+            let record = StepRecord {
+                step: step + 1,
+                epoch: step / self.plan.steps_per_epoch + 1,
+                loss: &result.loss,
+                grad_norm: result.grad_norm.unwrap_or(f64::NAN),
+                lr: *lr,
+                data_s: *data_s,
+                step_s: *step_s,
+                backward_s: result.backward_s,
+                images: self.plan.inputs.global_batch,
+                cost: result.cost,
+            };
+            log.step(&record, &mut outputs.saver)?;
+        }
+        outputs.saver.poll()
+    }
+
+    /// Starts to write a checkpoint on rank 0, if one is due after `steps_done` steps.
+    fn save_if_due(
+        &self,
+        steps_done: usize,
+        stop_requested: bool,
+        outputs: &mut Outputs,
+    ) -> Result<()> {
+        let last = steps_done == self.plan.total_steps;
+        let required = last || stop_requested || self.evaluation_is_due(steps_done);
+        if self.plan.rank > 0 || !(required || self.checkpoint_is_due(steps_done, &outputs.saver)) {
+            return Ok(());
+        }
+        if let Some(log) = &outputs.log {
+            log.sync(&mut outputs.saver)?;
+        }
+        let best = outputs.best.map(|b| b.1);
+        outputs.saver.save(|| self.snapshot(steps_done), best, !required)
+    }
+
+    /// Ends the run if any rank has received a stop signal, unless all its work is done.
+    fn stop_if_requested(
+        &self,
+        steps_done: usize,
+        stop_requested: bool,
+        outputs: &mut Outputs,
+    ) -> Result<()> {
+        let finished = steps_done == self.plan.total_steps && !self.evaluation_is_due(steps_done);
+        if !stop_requested || finished {
+            return Ok(());
+        }
+        self.finish_checkpoint(&mut outputs.saver)?;
+        Err(Error::Preempted(format!(
+            "stopped by a signal; checkpoint of step {steps_done} written\n\
+             hint: run again to resume"
+        )))
+    }
+
+    /// Runs an evaluation, if one is due after `steps_done` steps.
+    fn evaluate_if_due(
+        &mut self,
+        steps_done: usize,
+        outputs: &mut Outputs,
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        if self.evaluation_is_due(steps_done) {
+            self.evaluate(steps_done, outputs, stop)?;
+        }
+        Ok(())
+    }
+
+    /// Whether an evaluation is due after `steps_done` steps.
+    fn evaluation_is_due(&self, steps_done: usize) -> bool {
+        self.validation.is_some() && Validation::is_due(self.plan, steps_done)
+    }
+
+    /// Whether a checkpoint is due by the intervals of steps, epochs or time.
+    fn checkpoint_is_due(&self, steps_done: usize, saver: &Saver) -> bool {
+        let c = &self.plan.config.checkpoint;
+        let interval = if c.every_steps > 0 { c.every_steps } else { self.plan.steps_per_epoch };
+        let by_time = c.every_minutes > 0.0 && saver.age().as_secs_f64() >= 60.0 * c.every_minutes;
+        steps_done.is_multiple_of(interval) || by_time
+    }
+
+    /// Copies the state after `steps_done` steps.
+    fn snapshot(&self, steps_done: usize) -> Result<Snapshot> {
+        let state = snapshot::State {
+            step: steps_done,
+            seed: self.plan.config.train.seed,
+            global_batch: self.plan.inputs.global_batch,
+            data: self.train.split.fingerprint(),
+            categories: self.train.categories().to_vec(),
+        };
+        let (config, step) = (&self.plan.inputs.toml, &self.step);
+        Snapshot::take(state, config, &step.detector.params, &step.flat)
+    }
+
+    /// Evaluates the network after `steps_done` steps, records the metrics and updates the best AP.
+    fn evaluate(
+        &mut self,
+        steps_done: usize,
+        outputs: &mut Outputs,
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        // Ranks finish inference at different times, and only rank 0 computes the metrics, which
+        // can take longer than the deadline of a step.
+        self.set_deadline(self.plan.config.train.start_deadline_s);
+        let Some(validation) = &mut self.validation else { return Ok(()) };
+        let (detector, world) = (&self.step.detector, &self.world);
+        let record = match validation.evaluate(detector, self.plan, world, stop, steps_done) {
+            Err(e @ Error::Preempted(_)) => {
+                self.finish_checkpoint(&mut outputs.saver)?;
+                return Err(e);
+            }
+            result => result?,
+        };
+        self.set_deadline(self.plan.config.train.step_deadline_s);
+        let (Some(record), Some(log)) = (record, &mut outputs.log) else { return Ok(()) };
+        log.evaluation(&record, &mut outputs.saver)?;
+        let ap = record.number("AP");
+        if outputs.best.is_none_or(|best| ap > best.0) {
+            outputs.best = Some((ap, steps_done));
+        }
+        Ok(())
+    }
+
+    /// Waits on all ranks until the pending checkpoint is written: a launcher may end the job when
+    /// the first rank exits.
+    fn finish_checkpoint(&self, saver: &mut Saver) -> Result<()> {
+        self.set_deadline(self.plan.config.train.start_deadline_s);
+        saver.finish()?;
+        self.world.barrier("last checkpoint")
+    }
+
+    /// Sets how long collectives wait for other ranks.
+    fn set_deadline(&self, seconds: f64) {
+        self.world.set_deadline(Duration::from_secs_f64(seconds));
     }
 }

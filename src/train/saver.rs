@@ -1,54 +1,77 @@
-//! Writes checkpoints while training goes on: the step loop pays for a copy of the weights, a thread for the disk.
+//! Writes checkpoints in the background: the training loop only waits for the copy of the tensors.
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{self, Snapshot};
-use crate::config::{CheckpointConfig, OnError};
+use super::checkpoint;
+use super::config::{CheckpointConfig, OnError};
+use super::snapshot::Snapshot;
 use crate::{Error, Result};
 
-/// Time between two reports of the same failure.
-const REPEAT: Duration = Duration::from_mins(5);
+/// Shortest time between two log messages about the same failure.
+const REPORT_INTERVAL: Duration = Duration::from_mins(5);
 
-/// The writer of one rank.
+/// Writes checkpoints, and handles failures to write results (`checkpoint.on_error`).
 pub struct Saver {
+    /// Folder of the checkpoints.
     dir: PathBuf,
     keep: usize,
     on_error: OnError,
-    writing: Option<JoinHandle<Result<()>>>,
-    /// When the last checkpoint was begun.
-    began: Instant,
-    /// Failures that were tolerated: when which was reported last, and how many times since.
-    failures: Vec<(Output, Instant, usize)>,
+    /// The pending write.
+    pending: Option<JoinHandle<Result<()>>>,
+    /// When the last checkpoint was started.
+    last_save: Instant,
+    /// Outputs whose last write failed.
+    failures: Vec<Failure>,
 }
 
-/// What could not be written.
+/// An output whose last write failed.
+struct Failure {
+    output: Output,
+    /// When it was last logged.
+    logged: Instant,
+    /// Failures since then, which were not logged.
+    unlogged: usize,
+}
+
+/// A kind of result of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
     /// A checkpoint.
     Checkpoint,
-    /// A row of `metrics.jsonl`.
-    Row,
+    /// Rows of `metrics.jsonl`.
+    Metrics,
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Checkpoint => "checkpoints",
+            Self::Metrics => "metrics.jsonl",
+        })
+    }
 }
 
 impl Saver {
-    /// Nothing is written yet. `dir`: the folder of checkpoints.
+    /// A writer of checkpoints into the folder `dir`.
     pub fn new(dir: PathBuf, config: &CheckpointConfig) -> Self {
         let (keep, on_error) = (config.keep, config.on_error);
-        Self { dir, keep, on_error, writing: None, began: Instant::now(), failures: vec![] }
+        Self { dir, keep, on_error, pending: None, last_save: Instant::now(), failures: vec![] }
     }
 
-    /// Time since the last checkpoint was begun, or since the start.
+    /// Time since the last checkpoint was started, or since the start of the run.
     pub fn age(&self) -> Duration {
-        self.began.elapsed()
+        self.last_save.elapsed()
     }
 
-    /// Begins to write. A write that is still under way is waited for, unless this one may be left out: then it is, where the run
-    /// is to go on without. `best`: the step whose checkpoint is kept.
+    /// Starts to write a checkpoint; checkpoints that are no longer needed are removed afterwards,
+    /// except that of step `best`. Waits for a pending write first; if `may_skip` and
+    /// `checkpoint.on_error = "continue"`, skips this checkpoint instead.
     ///
     /// # Errors
-    /// The write before failed, and the run is to end then.
+    /// The previous write failed and `checkpoint.on_error = "stop"`, the snapshot failed, or the
+    /// thread cannot be started.
     pub fn save(
         &mut self,
         snapshot: impl FnOnce() -> Result<Snapshot>,
@@ -57,14 +80,14 @@ impl Saver {
     ) -> Result<()> {
         if may_skip
             && self.on_error == OnError::Continue
-            && self.writing.as_ref().is_some_and(|w| !w.is_finished())
+            && self.pending.as_ref().is_some_and(|w| !w.is_finished())
         {
-            tracing::warn!("the checkpoint before is still being written: this one is left out");
+            tracing::warn!("the previous checkpoint is still being written: skipping this one");
             return Ok(());
         }
-        self.began = Instant::now();
-        let before = self.wait();
-        self.tolerate(Output::Checkpoint, before)?;
+        self.last_save = Instant::now();
+        let previous = self.wait();
+        self.handle_write(Output::Checkpoint, previous)?;
         let (dir, keep, snapshot) = (self.dir.clone(), self.keep, snapshot()?);
         let write = move || {
             let (began, step) = (Instant::now(), snapshot.step());
@@ -78,73 +101,74 @@ impl Saver {
             Ok(())
         };
         let thread = std::thread::Builder::new().name("dw-checkpoint".into()).spawn(write);
-        self.writing = Some(
-            thread
-                .map_err(|e| crate::device::threads::refused("a thread that writes the checkpoint", &e))?,
-        );
+        self.pending =
+            Some(thread.map_err(|e| crate::device::threads::refused("the checkpoint thread", &e))?);
         Ok(())
     }
 
-    /// Takes note of a write that has ended. Returns at once.
+    /// Handles the result of a pending write if it has finished; does not block.
     ///
     /// # Errors
-    /// As [`Saver::save`].
-    pub fn look(&mut self) -> Result<()> {
-        if self.writing.as_ref().is_some_and(JoinHandle::is_finished) {
-            let ended = self.wait();
-            return self.tolerate(Output::Checkpoint, ended);
+    /// The write failed and `checkpoint.on_error = "stop"`.
+    pub fn poll(&mut self) -> Result<()> {
+        if self.pending.as_ref().is_some_and(JoinHandle::is_finished) {
+            let result = self.wait();
+            return self.handle_write(Output::Checkpoint, result);
         }
         Ok(())
     }
 
-    /// Waits for the last write.
+    /// Waits for the pending write.
     ///
     /// # Errors
-    /// It failed: a run must not end as if its last checkpoint were there, whatever is configured.
+    /// The write failed, also with `checkpoint.on_error = "continue"`: a run must not end
+    /// successfully without its last checkpoint.
     pub fn finish(&mut self) -> Result<()> {
         self.wait()
     }
 
-    /// Logs a failure to write results and drops it, where the run is to go on without them. A failure
-    /// that repeats (a full disk fails every step) is logged once in five minutes, and when it is over.
+    /// Handles the result of writing an output. With `checkpoint.on_error = "continue"` an error is
+    /// logged and dropped; repeated failures (a full disk fails in every step) are logged every
+    /// five minutes, and their end is logged.
     ///
     /// # Errors
-    /// The same error, where the run is to end with it.
-    pub fn tolerate(&mut self, output: Output, written: Result<()>) -> Result<()> {
-        let known = self.failures.iter().position(|f| f.0 == output);
-        match (written, known) {
+    /// The error itself, with `checkpoint.on_error = "stop"`.
+    pub fn handle_write(&mut self, output: Output, result: Result<()>) -> Result<()> {
+        let previous = self.failures.iter().position(|f| f.output == output);
+        match (result, previous) {
             (Ok(()), None) => Ok(()),
             (Ok(()), Some(i)) => {
-                let (_, _, count) = self.failures.remove(i);
-                tracing::info!("{output:?}: written again ({count} more failures were not logged)");
+                let unlogged = self.failures.remove(i).unlogged;
+                tracing::info!(
+                    "{output}: writing succeeds again ({unlogged} more failures were not logged)"
+                );
                 Ok(())
             }
             (Err(e), _) if self.on_error == OnError::Stop => Err(e),
-            (Err(_), Some(i)) if self.failures[i].1.elapsed() < REPEAT => {
-                self.failures[i].2 += 1;
+            (Err(_), Some(i)) if self.failures[i].logged.elapsed() < REPORT_INTERVAL => {
+                self.failures[i].unlogged += 1;
                 Ok(())
             }
-            (Err(e), known) => {
-                let count = known.map_or(0, |i| self.failures.remove(i).2);
-                let more = if count > 0 {
-                    format!(" ({count} more since the last report)")
-                } else {
-                    String::new()
+            (Err(e), previous) => {
+                let more = match previous.map_or(0, |i| self.failures.remove(i).unlogged) {
+                    0 => String::new(),
+                    n => format!(" ({n} more failures since the last message)"),
                 };
                 tracing::error!(
-                    "{e}\ntraining goes on without it (checkpoint.on_error = \"continue\"){more}"
+                    "{e}\ntraining continues without it (checkpoint.on_error = \"continue\"){more}"
                 );
-                self.failures.push((output, Instant::now(), 0));
+                self.failures.push(Failure { output, logged: Instant::now(), unlogged: 0 });
                 Ok(())
             }
         }
     }
 
+    /// Waits for the pending write and returns its result.
     fn wait(&mut self) -> Result<()> {
-        let Some(thread) = self.writing.take() else { return Ok(()) };
+        let Some(thread) = self.pending.take() else { return Ok(()) };
         thread.join().unwrap_or_else(|_| {
-            Err(Error::Data(format!(
-                "the thread that writes to {} ended early",
+            Err(Error::Bug(format!(
+                "the thread that writes checkpoints to {} panicked",
                 self.dir.display()
             )))
         })
@@ -156,22 +180,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_that_repeats_is_counted_and_ends_with_the_first_success() {
+    fn repeated_failures_are_counted_until_a_write_succeeds() {
         let config =
             CheckpointConfig { on_error: OnError::Continue, ..CheckpointConfig::default() };
         let mut saver = Saver::new("/none".into(), &config);
-        let full = || Err(Error::Data("disk full".into()));
+        let full = || Err(Error::Inconsistent("disk full".into()));
         for _ in 0..5 {
-            saver.tolerate(Output::Row, full()).unwrap();
+            saver.handle_write(Output::Metrics, full()).unwrap();
         }
-        saver.tolerate(Output::Checkpoint, full()).unwrap();
+        saver.handle_write(Output::Checkpoint, full()).unwrap();
         assert_eq!(
-            saver.failures.iter().map(|f| (f.0, f.2)).collect::<Vec<_>>(),
-            [(Output::Row, 4), (Output::Checkpoint, 0)]
+            saver.failures.iter().map(|f| (f.output, f.unlogged)).collect::<Vec<_>>(),
+            [(Output::Metrics, 4), (Output::Checkpoint, 0)]
         );
-        saver.tolerate(Output::Row, Ok(())).unwrap();
+        saver.handle_write(Output::Metrics, Ok(())).unwrap();
         assert_eq!(saver.failures.len(), 1);
         let mut strict = Saver::new("/none".into(), &CheckpointConfig::default());
-        assert!(strict.tolerate(Output::Row, full()).is_err());
+        assert!(strict.handle_write(Output::Metrics, full()).is_err());
     }
 }

@@ -1,24 +1,25 @@
-//! Learning rate of every step: steps at epochs, linear warm-up, in f64 and in the reference's order of operations.
+//! Learning rate schedule: step decay by epochs with linear warm-up, computed in f64 in the order
+//! of operations of mmcv's `LrUpdaterHook`.
 
-/// A step schedule.
+/// A step decay schedule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
-    /// Rate of the first epoch.
+    /// Base learning rate.
     pub lr: f64,
-    /// Steps of an epoch.
+    /// Number of steps of an epoch.
     pub steps_per_epoch: usize,
-    /// Epochs after which the rate drops.
+    /// Numbers of epochs after which the learning rate is multiplied by `decay`.
     pub drops: Vec<usize>,
-    /// Factor of a drop.
+    /// Factor of each decay.
     pub decay: f64,
-    /// Steps of the warm-up.
+    /// Number of warm-up steps.
     pub warmup_steps: usize,
-    /// Share of the rate at step 0.
+    /// Learning rate of step 0, as a fraction of the regular one.
     pub warmup_ratio: f64,
 }
 
 impl Schedule {
-    /// Rate of step `step` (from 0).
+    /// Learning rate of step `step` (from 0).
     pub fn lr(&self, step: usize) -> f64 {
         let epoch = step / self.steps_per_epoch.max(1);
         let drops = self.drops.iter().filter(|&&d| d <= epoch).count();
@@ -36,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn warm_up_and_drops() {
+    fn linear_warm_up_and_step_decay() {
         let s = Schedule {
             lr: 0.01,
             steps_per_epoch: 7330,
@@ -45,11 +46,11 @@ mod tests {
             warmup_steps: 1000,
             warmup_ratio: 0.001,
         };
-        assert_eq!(s.lr(0), 1.000_000_000_000_001e-5, "the reference's value, to the last bit");
+        assert_eq!(s.lr(0), 1.000_000_000_000_001e-5, "bit-exact with mmcv");
         assert_eq!(s.lr(1000), 0.01);
         assert_eq!(s.lr(8 * 7330 - 1), 0.01);
         assert!((s.lr(8 * 7330) - 0.001).abs() < 1e-18 && (s.lr(11 * 7330) - 0.0001).abs() < 1e-18);
         let tiny = Schedule { steps_per_epoch: 100, drops: vec![2], ..s };
-        assert!(tiny.lr(250) < 0.00026, "a drop inside the warm-up is honoured");
+        assert!(tiny.lr(250) < 0.00026, "decay applies during the warm-up, too");
     }
 }

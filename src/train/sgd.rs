@@ -1,4 +1,5 @@
-//! SGD with momentum and weight decay over the flat buffers: v <- m v + (g + wd p); p <- p - lr v.
+//! SGD with momentum m and weight decay wd on the flat buffers: v <- m v + (g + wd p); p <- p - lr
+//! v.
 
 use tch::Tensor;
 
@@ -6,17 +7,19 @@ use super::flat::Flat;
 use crate::Result;
 use crate::torch;
 
-/// One update. `scale` multiplies the gradient (clipping). Leaves the gradients at zero.
+/// Updates the parameters with the gradients multiplied by `scale` (for clipping), then sets the
+/// gradients to zero.
 ///
 /// # Errors
-/// A failed device, or memory that ran out.
+/// A failed device, or memory that cannot be allocated.
 pub fn step(flat: &mut Flat, lr: f64, momentum: f64, weight_decay: f64, scale: f64) -> Result<()> {
     tch::no_grad(|| {
         let Flat { params, grads, momentum: velocity, decayed, .. } = flat;
         if scale != 1.0 {
             let _ = grads.g_mul_scalar_(scale);
         }
-        // One pass over each part instead of one for every operation: the buffers are far larger than any cache.
+        // The fused kernel reads each buffer once, not once per operation: they do not fit into a
+        // cache.
         let total = params.size()[0];
         for (start, len, decay) in [(0, *decayed, weight_decay), (*decayed, total - *decayed, 0.0)]
         {
@@ -43,7 +46,7 @@ mod tests {
     use tch::{Device, Kind};
 
     #[test]
-    fn without_momentum() {
+    fn a_step_without_momentum_is_gradient_descent() {
         let mut p = Params::new(Kind::Float, Device::Cpu);
         let w = p.param("w", &[1], Init::Const(1.0), true, true);
         let mut flat = Flat::new(&mut p).unwrap();
@@ -53,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn two_steps_by_hand() {
+    fn two_steps_match_the_formula() {
         let mut p = Params::new(Kind::Double, Device::Cpu);
         let w = p.param("w", &[1], Init::Const(1.0), true, true);
         let n = p.param("n", &[1], Init::Const(1.0), true, false);
@@ -68,6 +71,9 @@ mod tests {
             pn -= 0.1 * vn;
         }
         assert!((w.double_value(&[0]) - pw).abs() < 1e-15);
-        assert!((n.double_value(&[0]) - pn).abs() < 1e-15, "norm parameters do not decay");
+        assert!(
+            (n.double_value(&[0]) - pn).abs() < 1e-15,
+            "weight decay does not apply to norm parameters"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! One training step, the only place that wires one: forward, assignment, loss over all ranks, backward
-//! with its all-reduce, finite check, update.
+//! One training step: forward, assignment, loss over all ranks, backward with the all-reduce of the
+//! gradients, finite check, update. The loop, benches and tests all use this implementation.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,21 +9,21 @@ use dw_launch::{Op, World};
 use tch::{Device, Kind, Tensor};
 
 use super::buckets::{Buckets, Cost, buffer_of};
+use super::config::TrainConfig;
 use super::flat::Flat;
 use super::sgd;
-use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
-use crate::config::{Config, TrainConfig};
-use crate::device::upload;
 use crate::Result;
+use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
+use crate::device::upload;
 use crate::loss::{self, Loss};
 use crate::model::params::Role;
 use crate::model::{Detector, Outputs};
 
-/// The network with everything that a step changes or needs beside the batch.
+/// The network and everything beside the batch that a step reads or changes.
 pub struct Step {
     /// The network.
     pub detector: Detector,
-    /// Its trained parameters, their gradients and momentum.
+    /// The buffers of its trained parameters, their gradients and momentum.
     pub flat: Flat,
     buckets: Buckets,
     world: Arc<World>,
@@ -32,51 +32,53 @@ pub struct Step {
     device: Device,
 }
 
-/// What a step computes on.
+/// The input of a step.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
-    /// Normalised images `[B, 3, H, W]`, on the host or the device.
+    /// Normalised images `[B, 3, H, W]`, in host or device memory.
     pub images: &'a Tensor,
-    /// Targets of the same images, on the host or the device.
+    /// Targets of the images, in host or device memory.
     pub targets: &'a Targets,
-    /// How far the run is.
+    /// Progress of the run.
     pub at: Progress,
 }
 
-/// What one step measured.
+/// The result of a step.
 #[derive(Debug)]
-pub struct Done {
+pub struct StepResult {
     /// The loss over the global batch.
     pub loss: Loss,
-    /// Norm of the gradient before clipping; `None` where the loss was not finite and backward did not run.
+    /// L2 norm of the gradient before clipping; `None` if the loss was not finite, so that backward
+    /// was skipped.
     pub grad_norm: Option<f64>,
-    /// Seconds of backward on the host, its part of the all-reduce included.
+    /// Seconds of backward on the host, including its part of the all-reduce.
     pub backward_s: f64,
-    /// What communication cost.
+    /// The cost of communication.
     pub cost: Cost,
 }
 
-impl Done {
-    /// Whether loss and gradient were finite numbers: only then was the network updated.
+impl StepResult {
+    /// Whether loss and gradient norm are finite; otherwise the network was not updated.
     pub fn is_finite(&self) -> bool {
         self.loss.total().is_finite() && self.grad_norm.is_some_and(f64::is_finite)
     }
 }
 
-/// Parts of a step, for whoever measures them.
+/// Parts of a step, for measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// Network, images in, predictions out.
+    /// Forward pass, from images to predictions.
     Forward,
-    /// Assignment and loss over all ranks.
+    /// Assignment, and loss over all ranks.
     Loss,
-    /// Backward and the all-reduce of the gradients.
+    /// Backward, and all-reduce of the gradients.
     Backward,
     /// Finite check and update.
     Update,
 }
 
-/// The loss of given predictions over all ranks; `probe` sees the weights that the strategy gave.
+/// The loss of predictions over all ranks. `probe` receives intermediate values of the strategy;
+/// `stop` is this rank's vote to stop after the step.
 ///
 /// # Errors
 /// A lost peer.
@@ -95,30 +97,30 @@ pub fn loss_of(
 }
 
 impl Step {
-    /// Moves the network's trained parameters into flat buffers and listens to their gradients. `strategy` was built for
-    /// this network.
+    /// Moves the network's trained parameters into flat buffers, and registers the gradient hooks.
+    /// `strategy` must have been built for this network.
     ///
     /// # Errors
-    /// Memory ran out, or libtorch refuses a buffer.
+    /// Memory that cannot be allocated, or a buffer or hook that libtorch rejects.
     pub fn new(
         mut detector: Detector,
         strategy: Strategy,
-        config: &Config,
+        config: &TrainConfig,
         world: &Arc<World>,
     ) -> Result<Self> {
         strategy.attach(&mut detector);
         let flat = Flat::new(&mut detector.params)?;
-        let buckets = Buckets::new(&detector.params, &flat, &config.train, world)?;
-        let (device, train) = (detector.params.device, config.train.clone());
+        let buckets = Buckets::new(&detector.params, &flat, config, world)?;
+        let (device, train) = (detector.params.device, config.clone());
         Ok(Self { detector, flat, buckets, world: world.clone(), strategy, train, device })
     }
 
-    /// Predictions for a batch of images.
+    /// Predictions for a batch of images `[B, 3, H, W]`, with gradients.
     pub fn forward(&self, images: &Tensor) -> Outputs {
         self.detector.forward(&upload(images, self.device, self.detector.params.kind), true)
     }
 
-    /// The loss of predictions over all ranks; `stop`: this rank wants to stop after the step.
+    /// The loss of predictions over all ranks. `stop` is this rank's vote to stop after the step.
     ///
     /// # Errors
     /// A lost peer.
@@ -132,12 +134,12 @@ impl Step {
         loss_of(&*self.strategy.criterion, predicted, targets, at, &mut (), (stop, &self.world))
     }
 
-    /// The half of the strategy that the loader's threads run.
+    /// The part of the strategy that the loader's threads run.
     pub fn matcher(&self) -> Arc<dyn Matcher> {
         self.strategy.matcher.clone()
     }
 
-    /// Gradients of the global batch, in the flat buffer on all ranks.
+    /// Computes the gradients of the global batch, in the flat buffer of every rank.
     ///
     /// # Errors
     /// A lost peer.
@@ -149,11 +151,11 @@ impl Step {
         Ok(cost)
     }
 
-    /// Clips and applies the gradients, unless they are not finite, and leaves them at zero. Returns their
-    /// norm before clipping.
+    /// Clips and applies the gradients if their norm is finite, and sets them to zero. Returns
+    /// their L2 norm before clipping.
     ///
     /// # Errors
-    /// A failed device, or memory that ran out.
+    /// A failed device, or memory that cannot be allocated.
     pub fn update(&mut self, lr: f64) -> Result<f64> {
         let norm = self.flat.grad_norm()?;
         self.world.seen();
@@ -166,11 +168,13 @@ impl Step {
         Ok(norm)
     }
 
-    /// A whole step on this rank's part of the global batch, unless a number is not finite: see
-    /// [`Done::is_finite`]. `fault` is a drill; `after` is called at the end of each part.
+    /// Runs a complete step on this rank's part of the global batch; skips the update if loss or
+    /// gradient is not finite (see [`StepResult::is_finite`]). `stop` is this rank's vote to stop
+    /// after the step, `fault` a failure to inject for tests; `after` is called at the end of each
+    /// part.
     ///
     /// # Errors
-    /// A lost peer, a failed device, memory that ran out.
+    /// A lost peer, a failed device, or memory that cannot be allocated.
     pub fn run(
         &mut self,
         input: Input,
@@ -178,18 +182,23 @@ impl Step {
         stop: bool,
         fault: Option<drill::Kind>,
         mut after: impl FnMut(Part),
-    ) -> Result<Done> {
+    ) -> Result<StepResult> {
         let predicted = self.forward(input.images);
         after(Part::Forward);
         let mut loss = self.loss(&predicted, input.targets, &input.at, stop)?;
         drop(predicted);
         after(Part::Loss);
         if !loss.total().is_finite() {
-            return Ok(Done { loss, grad_norm: None, backward_s: 0.0, cost: Cost::default() });
+            return Ok(StepResult {
+                loss,
+                grad_norm: None,
+                backward_s: 0.0,
+                cost: Cost::default(),
+            });
         }
         match fault {
             Some(drill::Kind::Nan) => loss.local *= f64::NAN,
-            // More than any machine has: libtorch's own error is what a user would meet.
+            // 4 PiB, more than any machine has, so that libtorch reports its own error.
             Some(drill::Kind::Oom) => drop(Tensor::f_zeros([1 << 50], (Kind::Float, self.device))?),
             _ => {}
         }
@@ -202,15 +211,17 @@ impl Step {
             self.strategy.criterion.after_step(&loss);
         }
         after(Part::Update);
-        Ok(Done { loss, grad_norm: Some(grad_norm), backward_s, cost })
+        Ok(StepResult { loss, grad_norm: Some(grad_norm), backward_s, cost })
     }
 
-    /// Number of gradient buckets, and seconds of an all-reduce of all of them that nothing hides, once known.
+    /// Number of gradient buckets, and seconds of an all-reduce of all of them without overlap (0
+    /// until measured).
     pub fn communication(&self) -> (usize, f64) {
-        self.buckets.facts()
+        self.buckets.stats()
     }
 
-    /// Batch norm's running statistics become the ranks' mean, so that every rank saves and evaluates the same network.
+    /// Averages the running statistics of batch norm over the ranks, so that all ranks save and
+    /// evaluate the same network.
     fn average_statistics(&self) -> Result<()> {
         let entries = self.detector.params.entries.iter();
         let stats: Vec<&Tensor> =
@@ -236,12 +247,12 @@ mod tests {
     use super::*;
     use crate::assign::{AssignConfig, ImageBoxes};
     use crate::geometry::{Grid, level_sizes};
-    use crate::config;
     use crate::loss::Term;
     use crate::model::Predictions;
-    use crate::train::checkpoint::{Snapshot, State};
+    use crate::train::snapshot::{Snapshot, State};
 
-    /// FCOS with points at the corners of cells and a count of steps in the network's parameters.
+    /// FCOS with anchor points at the corners of cells, and a counter of steps among the network's
+    /// tensors.
     struct Counting {
         fcos: Box<dyn Criterion>,
         count: Tensor,
@@ -255,7 +266,7 @@ mod tests {
             at: &Progress,
             probe: &mut dyn Probe,
         ) -> Vec<Term> {
-            assert_eq!(p.grid.offset, 0.0, "predictions lie where the matcher put them");
+            assert_eq!(p.grid.offset, 0.0, "predictions use the grid of the matcher");
             self.fcos.terms(p, t, at, probe)
         }
 
@@ -265,6 +276,7 @@ mod tests {
         }
     }
 
+    /// A matcher with anchor points at the corners of cells.
     struct Corners(Arc<dyn Matcher>);
 
     impl Matcher for Corners {
@@ -278,15 +290,15 @@ mod tests {
     }
 
     #[test]
-    fn a_strategy_decides_the_grid_and_keeps_state_of_its_own() {
-        let config = config::load("smoke", &[]).unwrap();
+    fn a_strategy_chooses_the_grid_and_has_state_that_is_checkpointed() {
+        let config = crate::config::load("smoke", &[]).unwrap();
         let mut net = Detector::new(&config.model, 3, Kind::Float, Device::Cpu);
         let fcos = AssignConfig::all()[1].build(&mut net.params, 3);
         let count = net.params.buffer("bbox_head.count", &[1], 0.0, Role::StrategyState);
         let criterion = Box::new(Counting { fcos: fcos.criterion, count });
         let strategy =
             Strategy { matcher: Arc::new(Corners(fcos.matcher)), criterion, rank: fcos.rank };
-        let mut step = Step::new(net, strategy, &config, &Arc::new(World::solo())).unwrap();
+        let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo())).unwrap();
         let truth = [ImageBoxes { boxes: vec![[8.0, 8.0, 50.0, 60.0]], labels: vec![1] }];
         let grid = Grid { sizes: level_sizes(64, 64).to_vec(), offset: step.matcher().offset() };
         let targets = step.matcher().targets(&grid, &truth);
@@ -296,7 +308,7 @@ mod tests {
             assert!(step.run(input, 1e-4, false, None, |_| ()).unwrap().is_finite());
         }
         let state = State { step: 3, seed: 0, global_batch: 1, data: 0, categories: vec![] };
-        let saved = Snapshot::take(state, &config, &step.detector.params, &step.flat).unwrap();
+        let saved = Snapshot::take(state, "", &step.detector.params, &step.flat).unwrap();
         assert_eq!(saved.tensor("bbox_head.count").unwrap().double_value(&[0]), 3.0);
     }
 }

@@ -1,4 +1,4 @@
-//! Evaluations of a run on its validation split.
+//! Evaluations on the validation split during training.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,67 +10,74 @@ use dw_metric::Params;
 use serde_json::{Map, Value};
 
 use super::log::{EvalRecord, jsonl};
-use crate::data::Dataset;
+use super::plan::Plan;
 use crate::Result;
+use crate::data::Dataset;
 use crate::eval::{self, Truth};
 use crate::model::Detector;
-use crate::train::plan::Plan;
 
 /// The validation split of a run.
 pub struct Validation {
     data: Dataset,
-    /// Its boxes, read by rank 0 for the first evaluation.
+    /// Ground truth, read by rank 0 in the first evaluation.
     truth: Option<Arc<Truth>>,
 }
 
 impl Validation {
-    /// Nothing is read yet.
+    /// An evaluation on this split; the ground truth is read later.
     pub fn new(data: Dataset) -> Self {
         Self { data, truth: None }
     }
 
-    /// Whether an evaluation is due after `done` steps.
-    pub fn is_due(plan: &Plan, done: usize) -> bool {
+    /// Whether an evaluation is due after `steps_done` steps.
+    pub fn is_due(plan: &Plan, steps_done: usize) -> bool {
         let every = plan.config.eval.every_epochs;
-        let epochs = done / plan.steps_per_epoch;
-        let epoch_end = done.is_multiple_of(plan.steps_per_epoch);
+        let epochs = steps_done / plan.steps_per_epoch;
+        let epoch_end = steps_done.is_multiple_of(plan.steps_per_epoch);
         every > 0
-            && done > 0
-            && (done == plan.total_steps || (epoch_end && epochs.is_multiple_of(every)))
+            && steps_done > 0
+            && (steps_done == plan.total_steps || (epoch_end && epochs.is_multiple_of(every)))
     }
 
-    /// Evaluates the network as it is after `done` steps, on all ranks; rank 0 gets the numbers.
+    /// Evaluates the network after `steps_done` steps on all ranks; returns the metrics on rank 0
+    /// and `None` on the others. Abandoned when `stop` is set.
     ///
     /// # Errors
-    /// Bad data, a lost peer, preemption.
+    /// Bad data, a lost peer, or a stop signal.
     pub fn evaluate(
         &mut self,
         detector: &Detector,
         plan: &Plan,
         world: &World,
         stop: &AtomicBool,
-        done: usize,
+        steps_done: usize,
     ) -> Result<Option<EvalRecord>> {
         let began = Instant::now();
-        let job =
-            eval::Job { data: &self.data, config: &plan.config, device: plan.device, world, stop };
+        let job = eval::Job {
+            data: &self.data,
+            input: &plan.config.data,
+            config: &plan.config.eval,
+            device: plan.inputs.device,
+            world,
+            stop,
+        };
         let report = eval::evaluate(detector, &job, &mut self.truth, &Params::default())?;
-        world.barrier("evaluation's end")?;
+        world.barrier("end of evaluation")?;
         Ok(report.map(|report| EvalRecord {
-            step: done,
-            epoch: (done - 1) / plan.steps_per_epoch + 1,
+            step: steps_done,
+            epoch: (steps_done - 1) / plan.steps_per_epoch + 1,
             numbers: report.evaluation.summary().named().to_vec(),
             eval_s: began.elapsed().as_secs_f64(),
         }))
     }
 }
 
-/// Whether the evaluation after `done` steps is recorded in a work directory.
+/// Whether the `metrics.jsonl` of a work directory has the evaluation after `steps_done` steps.
 ///
 /// # Errors
 /// A `metrics.jsonl` that cannot be read.
-pub fn is_recorded(work_dir: &Path, done: usize) -> Result<bool> {
-    let is_it =
-        |r: &Map<String, Value>| r.contains_key("AP") && r["step"].as_u64() == Some(done as u64);
-    Ok(jsonl::read(&work_dir.join(jsonl::NAME))?.iter().any(is_it))
+pub fn is_recorded(work_dir: &Path, steps_done: usize) -> Result<bool> {
+    let step = steps_done as u64;
+    let matches = |r: &Map<String, Value>| r.contains_key("AP") && r["step"].as_u64() == Some(step);
+    Ok(jsonl::read(&work_dir.join(jsonl::NAME))?.iter().any(matches))
 }

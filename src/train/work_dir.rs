@@ -1,6 +1,5 @@
-//! The files that a start of a run leaves in its work directory, beside metrics and checkpoints:
-//! `config.toml` and `settings.txt` of the first, `config-2.toml` and `settings-2.txt` of the second,
-//! and so on. None is ever rewritten.
+//! The settings files in a work directory: `config.toml` and `settings.txt` of the first attempt,
+//! `config-2.toml` and `settings-2.txt` of the second, and so on. They are never overwritten.
 
 use std::path::{Path, PathBuf};
 
@@ -8,33 +7,33 @@ use fs_err as fs;
 
 use crate::{Error, Result};
 
-/// Name of a file of start `attempt`, as `config-2.toml`.
-fn numbered(dir: &Path, stem: &str, ending: &str, attempt: usize) -> PathBuf {
+/// Path of a settings file of an attempt (from 1), for example `config-2.toml`.
+fn numbered(dir: &Path, stem: &str, extension: &str, attempt: usize) -> PathBuf {
     dir.join(if attempt == 1 {
-        format!("{stem}.{ending}")
+        format!("{stem}.{extension}")
     } else {
-        format!("{stem}-{attempt}.{ending}")
+        format!("{stem}-{attempt}.{extension}")
     })
 }
 
-/// Starts that have left their settings in `dir`.
+/// Number of attempts whose settings are in `dir`.
 pub fn attempts(dir: &Path) -> usize {
-    let mut found = 0;
-    while numbered(dir, "config", "toml", found + 1).exists() {
-        found += 1;
+    let mut attempts = 0;
+    while numbered(dir, "config", "toml", attempts + 1).exists() {
+        attempts += 1;
     }
-    found
+    attempts
 }
 
-/// Writes the settings of a further start: the resolved configuration as TOML, and the table for
-/// people. Returns the number of the start, from 1.
+/// Writes the settings of a new attempt: the resolved configuration as TOML, and the readable
+/// table. Returns the number of the attempt, from 1.
 ///
 /// # Errors
-/// A folder that cannot be written.
+/// A file that cannot be written.
 pub fn record(dir: &Path, config: &str, table: &str) -> Result<usize> {
     let attempt = attempts(dir) + 1;
-    for (stem, ending, text) in [("settings", "txt", table), ("config", "toml", config)] {
-        let path = numbered(dir, stem, ending, attempt);
+    for (stem, extension, text) in [("settings", "txt", table), ("config", "toml", config)] {
+        let path = numbered(dir, stem, extension, attempt);
         fs::write(&path, text).map_err(Error::io("cannot write", &path))?;
     }
     Ok(attempt)
@@ -45,15 +44,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn earlier_settings_are_never_rewritten() {
+    fn earlier_settings_are_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         for n in 1..=3 {
-            assert_eq!(record(dir.path(), &format!("start = {n}"), "table").unwrap(), n);
+            assert_eq!(record(dir.path(), &format!("attempt = {n}"), "table").unwrap(), n);
         }
         let text = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!(
             (text("config.toml"), text("config-3.toml")),
-            ("start = 1".into(), "start = 3".into())
+            ("attempt = 1".into(), "attempt = 3".into())
         );
     }
 }

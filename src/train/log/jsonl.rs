@@ -1,5 +1,5 @@
-//! `metrics.jsonl`: one object a step, one an evaluation. Steps and epochs count from 1, as in log
-//! lines and in the names of checkpoints.
+//! `metrics.jsonl`: one JSON object per step and per evaluation. Steps and epochs count from 1, as
+//! in log messages and in the names of checkpoints.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -13,40 +13,43 @@ use crate::{Error, Result};
 /// Name of the file in a work directory.
 pub const NAME: &str = "metrics.jsonl";
 
-/// Writes rows; a row is one `write` call, so that a reader never sees half of one unless the machine died.
+/// Appends rows. A row is written by a single `write` call, so readers see only complete rows,
+/// except after a crash of the machine.
 pub struct Metrics {
     file: File,
     path: PathBuf,
-    /// Number of this start of the run, from 1.
+    /// Number of this attempt of the run, from 1.
     attempt: usize,
-    /// Length in whole rows.
-    whole: u64,
+    /// Length of the complete rows, bytes.
+    length: u64,
 }
 
 impl Metrics {
-    /// Opens the file of a run whose first `start` steps are done, in its start number `attempt`. Rows
-    /// of later steps, which the checkpoint does not contain, and a cut last line are removed.
+    /// Opens the file for attempt `attempt` (from 1) of a run whose first `start` steps are
+    /// completed. Removes the rows of later steps, which the checkpoint does not include, and an
+    /// incomplete last line.
     ///
     /// # Errors
-    /// A file that cannot be written, or a line that is not an object.
+    /// A file that cannot be written, or a line that is not a JSON object.
     pub fn open(path: &Path, start: usize, attempt: usize) -> Result<Self> {
         let io = |e| Error::io("cannot open", path)(e);
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
-        let whole = if start == 0 { 0 } else { length_up_to(path, start)? };
-        file.set_len(whole).map_err(Error::io("cannot cut", path))?;
-        Ok(Self { file, path: path.to_owned(), attempt, whole })
+        let length = if start == 0 { 0 } else { length_up_to(path, start)? };
+        file.set_len(length).map_err(Error::io("cannot truncate", path))?;
+        Ok(Self { file, path: path.to_owned(), attempt, length })
     }
 
-    /// Appends a row, and the attempt to it. After an error the file still ends with a whole row.
-    fn row(&mut self, mut row: Map<String, Value>) -> Result<()> {
+    /// Adds the attempt to a row and appends it. After an error the file still ends with a complete
+    /// row.
+    fn append(&mut self, mut row: Map<String, Value>) -> Result<()> {
         row.insert("attempt".into(), self.attempt.into());
         let mut line = Value::Object(row).to_string();
         line.push('\n');
         let written = self.file.write_all(line.as_bytes());
         match written {
-            Ok(()) => self.whole += line.len() as u64,
-            // Whether this succeeds or not, the first error is the one to tell; a resume cuts the file, too.
-            Err(_) => drop(self.file.set_len(self.whole)),
+            Ok(()) => self.length += line.len() as u64,
+            // An error is ignored: the first one is reported, and resuming truncates the file, too.
+            Err(_) => drop(self.file.set_len(self.length)),
         }
         written.map_err(Error::io("cannot write", &self.path))
     }
@@ -72,7 +75,7 @@ impl Sink for Metrics {
         if let Some(hidden) = r.cost.hidden {
             row.insert("comm_hidden".into(), json!(hidden));
         }
-        self.row(row)
+        self.append(row)
     }
 
     fn evaluation(&mut self, r: &EvalRecord) -> Result<()> {
@@ -83,7 +86,7 @@ impl Sink for Metrics {
             row.insert((*name).into(), json!(value));
         }
         row.insert("eval_s".into(), json!(r.eval_s));
-        self.row(row)
+        self.append(row)
     }
 
     fn sync(&self) -> Result<()> {
@@ -91,7 +94,7 @@ impl Sink for Metrics {
     }
 }
 
-/// Bytes of the rows up to step `last`.
+/// Length in bytes of the rows up to step `last`.
 fn length_up_to(path: &Path, last: usize) -> Result<u64> {
     let text = std::fs::read_to_string(path).map_err(Error::io("cannot read", path))?;
     let mut length = 0;
@@ -105,20 +108,20 @@ fn length_up_to(path: &Path, last: usize) -> Result<u64> {
     Ok(length)
 }
 
+/// Parses line `n` (from 0).
 fn parse(path: &Path, n: usize, line: &str) -> Result<Map<String, Value>> {
-    serde_json::from_str(line)
-        .map_err(|e| Error::Data(format!("{}: line {}: {e}", path.display(), n + 1)))
+    serde_json::from_str(line).map_err(|e| Error::data(path, format!("line {}", n + 1), e))
 }
 
-/// Rows of a file; a cut last line is left out.
+/// The rows of a metrics file, without an incomplete last line.
 ///
 /// # Errors
-/// A missing file or a line that is not an object.
+/// A file that cannot be read, or a line that is not a JSON object.
 pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let text = fs_err::read_to_string(path)
         .map_err(|e| Error::Usage(format!("cannot read metrics: {e}")))?;
-    let whole = text.rfind('\n').map_or("", |at| &text[..at]);
-    whole.lines().enumerate().map(|(n, line)| parse(path, n, line)).collect()
+    let complete = text.rfind('\n').map_or("", |at| &text[..at]);
+    complete.lines().enumerate().map(|(n, line)| parse(path, n, line)).collect()
 }
 
 #[cfg(test)]
@@ -130,21 +133,21 @@ mod tests {
     }
 
     #[test]
-    fn a_resume_cuts_what_the_checkpoint_does_not_hold() {
+    fn resuming_removes_rows_after_the_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.jsonl");
         let mut m = Metrics::open(&path, 0, 1).unwrap();
-        (1..=5).for_each(|step| m.row(row(step)).unwrap());
-        m.row(serde_json::json!({"step": 5, "AP": 0.1}).as_object().unwrap().clone()).unwrap();
-        let half = fs_err::read_to_string(&path).unwrap() + "{\"st";
-        fs_err::write(&path, half).unwrap();
+        (1..=5).for_each(|step| m.append(row(step)).unwrap());
+        m.append(serde_json::json!({"step": 5, "AP": 0.1}).as_object().unwrap().clone()).unwrap();
+        let incomplete = fs_err::read_to_string(&path).unwrap() + "{\"st";
+        fs_err::write(&path, incomplete).unwrap();
         assert_eq!(read(&path).unwrap().len(), 6);
         let steps =
             || read(&path).unwrap().iter().map(|r| r["step"].as_u64().unwrap()).collect::<Vec<_>>();
         drop(Metrics::open(&path, 5, 2).unwrap());
-        assert_eq!(steps(), [1, 2, 3, 4, 5, 5], "the evaluation of the checkpoint stays");
+        assert_eq!(steps(), [1, 2, 3, 4, 5, 5], "the evaluation after step 5 is kept");
         let mut m = Metrics::open(&path, 3, 3).unwrap();
-        m.row(row(4)).unwrap();
+        m.append(row(4)).unwrap();
         assert_eq!(steps(), [1, 2, 3, 4]);
         assert_eq!(read(&path).unwrap()[3]["attempt"], 3);
         drop(Metrics::open(&path, 0, 1).unwrap());

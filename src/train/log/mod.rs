@@ -1,5 +1,5 @@
-//! What a run records: one [`StepRecord`] a step and one [`EvalRecord`] an evaluation, for any number of
-//! [`Sink`]s. Only rank 0 has a log.
+//! Records of a run: one [`StepRecord`] per step and one [`EvalRecord`] per evaluation, written to
+//! any number of [`Sink`]s. Only rank 0 has a log.
 
 pub mod console;
 pub mod jsonl;
@@ -15,75 +15,76 @@ use console::Console;
 use jsonl::Metrics;
 use unmatched::Unmatched;
 
-/// What one step measured, over all ranks.
+/// The measurements of one step.
 #[derive(Debug)]
 pub struct StepRecord<'a> {
-    /// From 1.
+    /// Step, from 1.
     pub step: usize,
-    /// From 1.
+    /// Epoch, from 1.
     pub epoch: usize,
-    /// The loss over the global batch, term by term.
+    /// The loss over the global batch, with its terms.
     pub loss: &'a Loss,
-    /// Norm of the gradient before clipping.
+    /// L2 norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
     /// Seconds that rank 0 waited for its batch.
     pub data_s: f64,
-    /// Seconds of the whole step.
+    /// Seconds of the whole step, including `data_s`.
     pub step_s: f64,
-    /// Seconds of backward.
+    /// Seconds of backward, including its part of the all-reduce.
     pub backward_s: f64,
-    /// Images of the global batch.
+    /// Number of images of the global batch.
     pub images: usize,
-    /// What communication cost.
+    /// The cost of communication.
     pub cost: Cost,
 }
 
-/// The numbers of one evaluation.
+/// The metrics of one evaluation.
 #[derive(Debug)]
 pub struct EvalRecord {
     /// The step whose weights were evaluated, from 1.
     pub step: usize,
-    /// From 1.
+    /// Epoch, from 1.
     pub epoch: usize,
-    /// AP and its kin by name, AP first.
+    /// COCO metrics by name, AP first.
     pub numbers: Vec<(&'static str, f64)>,
-    /// Seconds that it took.
+    /// Seconds of the evaluation.
     pub eval_s: f64,
 }
 
 impl EvalRecord {
-    /// A number by its name; not a number where there is none.
+    /// A metric by its name; NaN if there is none.
     pub fn number(&self, name: &str) -> f64 {
         self.numbers.iter().find(|n| n.0 == name).map_or(f64::NAN, |n| n.1)
     }
 }
 
-/// A place that records go to.
+/// A destination of records.
 pub trait Sink {
-    /// Takes a step.
+    /// Writes the record of a step.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The record cannot be written.
     fn step(&mut self, record: &StepRecord) -> Result<()>;
 
-    /// Takes an evaluation.
+    /// Writes the record of an evaluation.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The record cannot be written.
     fn evaluation(&mut self, record: &EvalRecord) -> Result<()>;
 
-    /// Puts what was taken on disk: a checkpoint must not outlive the records of its steps.
+    /// Forces written records to disk. Called before a checkpoint is written, which must not
+    /// survive a crash without the records of its steps.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The records cannot be written.
     fn sync(&self) -> Result<()> {
         Ok(())
     }
 }
 
-/// The first of several errors, after all sinks were called.
+/// The first error of all results; evaluates all of them.
 fn first_error(results: impl Iterator<Item = Result<()>>) -> Result<()> {
     results.fold(Ok(()), Result::and)
 }
@@ -95,7 +96,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// The log of a run in `work_dir` whose first `start` of `total` steps are done, in its start number `attempt`.
+    /// The log of attempt `attempt` (from 1) of a run in `work_dir` with `total` steps, of which
+    /// the first `start` are completed.
     ///
     /// # Errors
     /// A file that cannot be opened.
@@ -106,41 +108,41 @@ impl Log {
         Ok(Self { sinks, unmatched: Unmatched::default() })
     }
 
-    /// Records a step everywhere. What cannot be written is the saver's to judge (`checkpoint.on_error`).
+    /// Writes the record of a step to all sinks, and warns about steps without positive weights.
     ///
     /// # Errors
-    /// A sink's, where the run is to end with it.
+    /// A failure of a sink, unless `saver` drops it (`checkpoint.on_error`).
     pub fn step(&mut self, record: &StepRecord, saver: &mut Saver) -> Result<()> {
-        saver.tolerate(
-            Output::Row,
+        saver.handle_write(
+            Output::Metrics,
             first_error(self.sinks.iter_mut().map(|sink| sink.step(record))),
         )?;
-        if let Some(warning) = self.unmatched.see(record.loss.without_positive()) {
+        if let Some(warning) = self.unmatched.update(record.loss.without_positive()) {
             tracing::warn!("{warning}");
         }
         Ok(())
     }
 
-    /// Records an evaluation everywhere.
+    /// Writes the record of an evaluation to all sinks.
     ///
     /// # Errors
     /// As [`Log::step`].
     pub fn evaluation(&mut self, record: &EvalRecord, saver: &mut Saver) -> Result<()> {
-        saver.tolerate(
-            Output::Row,
+        saver.handle_write(
+            Output::Metrics,
             first_error(self.sinks.iter_mut().map(|sink| sink.evaluation(record))),
         )
     }
 
-    /// Puts everything on disk.
+    /// Forces the records to disk.
     ///
     /// # Errors
     /// As [`Log::step`].
     pub fn sync(&self, saver: &mut Saver) -> Result<()> {
-        saver.tolerate(Output::Row, first_error(self.sinks.iter().map(|sink| sink.sync())))
+        saver.handle_write(Output::Metrics, first_error(self.sinks.iter().map(|sink| sink.sync())))
     }
 
-    /// Logs what only the whole run shows; `steps`: those of this start.
+    /// Logs a summary at the end of a run; `steps` is the number of steps of this attempt.
     pub fn close(&self, steps: usize) {
         if self.unmatched.total() > 0 {
             tracing::warn!("{} of {steps} steps had no positive weight", self.unmatched.total());
