@@ -19,7 +19,7 @@ use crate::data::dataset::choose_split;
 use crate::device::Choice;
 use crate::device::join::join;
 use crate::device::threads::for_this_machine;
-use crate::eval::infer::{Spent, detect_all};
+use crate::eval::infer::{Timings, detect_all};
 use crate::eval::{Job, Report, evaluate, results_json};
 use crate::model::Detector;
 use crate::{Error, Result};
@@ -193,10 +193,10 @@ fn evaluate_one(
 ) -> Result<Option<Report>> {
     let began = Instant::now();
     let report = evaluate(detector, job, &mut None, metric)?;
-    job.world.barrier("evaluation's end")?;
+    job.world.barrier("end of evaluation")?;
     if let Some(report) = &report {
         let seconds = began.elapsed().as_secs_f64();
-        log_speed(job.data, &report.spent, Some(report.matching_s), seconds);
+        log_speed(job.data, &report.timings, Some(report.matching_s), seconds);
     }
     Ok(report)
 }
@@ -264,9 +264,9 @@ fn without_truth(args: &EvalArgs, detector: &Detector, job: &Job) -> Result<()> 
     };
     let began = Instant::now();
     let found = detect_all(detector, job)?;
-    job.world.barrier("evaluation's end")?;
-    if let Some((detections, spent)) = found {
-        log_speed(data, &spent, None, began.elapsed().as_secs_f64());
+    job.world.barrier("end of evaluation")?;
+    if let Some((detections, timings)) = found {
+        log_speed(data, &timings, None, began.elapsed().as_secs_f64());
         write_results(path, &detections)?;
         tracing::info!(
             "no ground truth in `{split}`: wrote {} detections to {}",
@@ -278,8 +278,8 @@ fn without_truth(args: &EvalArgs, detector: &Detector, job: &Job) -> Result<()> 
 }
 
 /// Logs the speed and the share of each part of the work.
-fn log_speed(data: &Dataset, spent: &Spent, matching_s: Option<f64>, seconds: f64) {
-    let Spent { decode_s, network_s, nms_s } = *spent;
+fn log_speed(data: &Dataset, timings: &Timings, matching_s: Option<f64>, seconds: f64) {
+    let Timings { decode_s, network_s, nms_s } = *timings;
     let share = |s: f64| 100.0 * s / (decode_s + network_s + nms_s).max(1e-9);
     let matching = matching_s.map_or_else(String::new, |s| format!("; matching {s:.2} s"));
     tracing::info!(

@@ -57,7 +57,7 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
     // SAFETY: the same program encoded this path on rank 0.
     let path = PathBuf::from(unsafe { std::ffi::OsString::from_encoded_bytes_unchecked(path) });
     let began = Instant::now();
-    while !checkpoint::is_whole(&path) && began.elapsed() < VISIBILITY_TIMEOUT {
+    while !checkpoint::is_complete(&path) && began.elapsed() < VISIBILITY_TIMEOUT {
         std::thread::sleep(Duration::from_millis(200));
     }
     checkpoint::open(&path).map(Some)
