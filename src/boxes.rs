@@ -125,8 +125,8 @@ pub fn encode(xy: &Tensor, boxes: &Tensor) -> Tensor {
 /// use dw::geometry::iou_and_giou;
 /// use tch::Tensor;
 ///
-/// // Boxes of 2 x 2 and 4 x 2 pixels around the same point: the intersection has 4 pixels, the union
-/// // 8, and the enclosing box is the larger one.
+/// // A 2 x 2 and a 4 x 2 box around one point: the intersection is 4 square pixels, the union 8,
+/// // and the enclosing box is the larger box.
 /// let a = Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0]).view([4, 1]);
 /// let b = Tensor::from_slice(&[1.0, 1.0, 3.0, 1.0]).view([4, 1]);
 /// let (iou, giou) = iou_and_giou(&a, &b, 1e-6);
