@@ -54,8 +54,8 @@ impl FcosConfig {
         let radius = self.radius;
         if self.form == Form::Plain && radius != Self::default().radius {
             return Err(format!(
-                "`assign.radius` = {radius} requires `assign.form` = \"improved\": the plain form has \
-                 no centre sampling"
+                "`assign.radius` = {radius} requires `assign.form` = \"improved\": the plain form \
+                 has no centre sampling"
             ));
         }
         if radius > 0.0 && radius <= 1000.0 {
