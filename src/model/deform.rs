@@ -66,8 +66,8 @@ const CHUNK: i64 = 1 << 24;
 /// Deformable convolution as torchvision's `deform_conv2d`, padded to keep the size at stride 1,
 /// one offset group.
 ///
-/// Arguments: `x` `[B, Cin, H, W]`; `offset` `[B, 2 K, H', W']`, in cells of the input, as (dy, dx) for
-/// each of the K taps; `mask` `[B, K, H', W']`; `weight` `[Cout, Cin / groups, k, k]`. Returns
+/// Arguments: `x` `[B, Cin, H, W]`; `offset` `[B, 2 K, H', W']`, in cells of the input, as (dy, dx)
+/// for each of the K taps; `mask` `[B, K, H', W']`; `weight` `[Cout, Cin / groups, k, k]`. Returns
 /// `[B, Cout, H', W']`. Samples outside the input read zeros, corner by corner.
 ///
 /// # Panics
