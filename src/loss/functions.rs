@@ -48,7 +48,7 @@ pub fn bce_with_logits(logits: &Tensor, target: &Tensor) -> Tensor {
 /// // p_t = 0.5 for both targets.
 /// let (logits, target) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[1.0, 0.0]));
 /// let loss = Vec::<f64>::try_from(focal(&logits, &target, 0.25, 2.0)).unwrap();
-/// for (loss, alpha_t) in loss.iter().zip([0.25, 0.75]) {
+/// for (loss, alpha_t) in loss.iter().zip([0.25f64, 0.75]) {
 ///     assert!((loss - alpha_t * 0.25 * 2f64.ln()).abs() < 1e-12);
 /// }
 /// ```
