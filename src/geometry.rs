@@ -1,36 +1,58 @@
-//! Anchor points, distances <-> boxes, IoU and GIoU. Boxes are `[x1, y1, x2, y2]` in pixels of the network input.
+//! Anchor points, conversion between distances and boxes, IoU and GIoU.
+//!
+//! Boxes are `[x1, y1, x2, y2]` and distances `(l, t, r, b)` from a point to the sides of a box,
+//! both in pixels of the network input. Box sizes are `x2 - x1` and `y2 - y1`.
 
 use tch::{Device, Kind, Tensor};
 
-/// Strides of the levels P3 to P7, pixels.
+/// Strides of the feature levels P3 to P7, pixels.
 pub const STRIDES: [i64; 5] = [8, 16, 32, 64, 128];
 
-/// Sizes `(h, w)` of the five levels for an input of `height` x `width` pixels.
+/// Sizes `(h, w)` of the five levels in cells, for an input of `height` x `width` pixels.
+///
+/// ```
+/// use dw::geometry::level_sizes;
+///
+/// assert_eq!(level_sizes(96, 160), [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]);
+/// ```
 pub fn level_sizes(height: i64, width: i64) -> [(i64, i64); 5] {
     STRIDES.map(|s| ((height + s - 1) / s, (width + s - 1) / s))
 }
 
-/// Where the anchor points of an image lie: level by level, row by row.
+/// The anchor points of an image: one in each cell of every level, ordered by level, row and
+/// column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grid {
-    /// `(h, w)` of each level.
+    /// Size `(h, w)` of each level, cells.
     pub sizes: Vec<(i64, i64)>,
-    /// Place of a point in its cell: 0.5 is the cell's centre, 0 its upper left corner.
+    /// Position of the points within their cells, as a fraction of the stride: 0.5 is the cell's
+    /// centre, 0 its upper left corner.
     pub offset: f64,
 }
 
 impl Grid {
     /// Points at the centres of the cells, `(i + 0.5) * stride`.
+    ///
+    /// ```
+    /// use dw::geometry::Grid;
+    /// use tch::{Device, Kind};
+    ///
+    /// // Levels of strides 8 and 16.
+    /// let grid = Grid::centers(&[(1, 2), (1, 1)]);
+    /// assert_eq!(grid.num_points(), 3);
+    /// let xy = Vec::<Vec<f64>>::try_from(grid.points(Kind::Double, Device::Cpu)).unwrap();
+    /// assert_eq!(xy, [[4.0, 4.0], [12.0, 4.0], [8.0, 8.0]]);
+    /// ```
     pub fn centers(sizes: &[(i64, i64)]) -> Self {
         Self { sizes: sizes.to_vec(), offset: 0.5 }
     }
 
-    /// Number of points of an image, P.
+    /// Number of points of one image over all levels, P.
     pub fn num_points(&self) -> i64 {
         self.sizes.iter().map(|(h, w)| h * w).sum()
     }
 
-    /// Coordinates (x, y) of all points in pixels, `[P, 2]`.
+    /// Coordinates (x, y) of all points, `[P, 2]`, pixels.
     pub fn points(&self, kind: Kind, device: Device) -> Tensor {
         let levels = self.sizes.iter().zip(&STRIDES);
         let levels: Vec<Tensor> =
@@ -39,7 +61,8 @@ impl Grid {
     }
 }
 
-/// Points of one level, `[h * w, 2]`.
+/// Coordinates (x, y) of the points of one level, `[h * w, 2]`, pixels. `offset` is that of
+/// [`Grid`].
 pub fn level_points(
     h: i64,
     w: i64,
@@ -54,30 +77,66 @@ pub fn level_points(
     Tensor::stack(&grid, 2).reshape([h * w, 2])
 }
 
-/// `[.., 2]` points and `[.., 4]` distances (l, t, r, b) to `[.., 4]` boxes.
+/// Converts points `[.., 2]` and distances (l, t, r, b) `[.., 4]` to boxes `[.., 4]`.
+///
+/// ```
+/// use dw::geometry::decode;
+/// use tch::Tensor;
+///
+/// let xy = Tensor::from_slice(&[10.0, 20.0]);
+/// let ltrb = Tensor::from_slice(&[1.0, 2.0, 3.0, 4.0]);
+/// let boxes = Vec::<f64>::try_from(decode(&xy, &ltrb)).unwrap();
+/// assert_eq!(boxes, [9.0, 18.0, 13.0, 24.0]);
+/// ```
 pub fn decode(xy: &Tensor, distances: &Tensor) -> Tensor {
     let low = xy - distances.narrow(-1, 0, 2);
     let high = xy + distances.narrow(-1, 2, 2);
     Tensor::cat(&[low, high], -1)
 }
 
-/// `[.., 2]` points and `[.., 4]` boxes to `[.., 4]` distances (l, t, r, b), negative where the point is outside.
+/// Converts points `[.., 2]` and boxes `[.., 4]` to distances (l, t, r, b) `[.., 4]`, the inverse
+/// of [`decode`]. The distance from a side is negative if the point lies beyond that side.
+///
+/// ```
+/// use dw::geometry::encode;
+/// use tch::Tensor;
+///
+/// let xy = Tensor::from_slice(&[10.0, 20.0]);
+/// let boxes = Tensor::from_slice(&[9.0, 18.0, 13.0, 19.0]);
+/// let ltrb = Vec::<f64>::try_from(encode(&xy, &boxes)).unwrap();
+/// assert_eq!(ltrb, [1.0, 2.0, 3.0, -1.0]);
+/// ```
 pub fn encode(xy: &Tensor, boxes: &Tensor) -> Tensor {
     let low = xy - boxes.narrow(-1, 0, 2);
     let high = boxes.narrow(-1, 2, 2) - xy;
     Tensor::cat(&[low, high], -1)
 }
 
-/// Intersection over union and GIoU, each `[N]`, of pairs of boxes given by their distances (l, t, r, b) `[4, N]` from a
-/// point inside both; areas in denominators are at least `eps`.
+/// IoU and GIoU (Rezatofighi et al., CVPR 2019), each `[N]`, of pairs of boxes that contain a
+/// common point, given by their distances (l, t, r, b) from it: `a` and `b` are `[4, N]` and not
+/// negative. Areas used as denominators are at least `eps`.
 ///
-/// Sides come first so that each is contiguous, no box is decoded, and the hull's size follows from the others' (from the
-/// larger side of each pair, which is the sum of both less the smaller): with a million pairs every operation counts.
+/// With the sides in the first dimension each side is contiguous, and no box has to be decoded. The
+/// enclosing box has the larger of the two distances on each side, which is the sum of both less
+/// the smaller, so its size follows from the three sizes already computed. Batches have up to a
+/// million pairs, so the number of tensor operations matters.
+///
+/// ```
+/// use dw::geometry::iou_and_giou;
+/// use tch::Tensor;
+///
+/// // A 2 x 2 and a 4 x 2 box around one point: the intersection is 4 square pixels, the union 8,
+/// // and the enclosing box is the larger box.
+/// let a = Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0]).view([4, 1]);
+/// let b = Tensor::from_slice(&[1.0, 1.0, 3.0, 1.0]).view([4, 1]);
+/// let (iou, giou) = iou_and_giou(&a, &b, 1e-6);
+/// assert_eq!((iou.double_value(&[0]), giou.double_value(&[0])), (0.5, 0.5));
+/// ```
 pub fn iou_and_giou(a: &Tensor, b: &Tensor, eps: f64) -> (Tensor, Tensor) {
-    // (l + r, t + b).
-    let size = |d: &Tensor| d.view([2, 2, -1]).sum_dim_intlist(0, false, None);
-    let area = |size: &Tensor| {
-        let sides = size.unbind(0);
+    // Width l + r and height t + b, `[2, N]`.
+    let size = |ltrb_4n: &Tensor| ltrb_4n.view([2, 2, -1]).sum_dim_intlist(0, false, None);
+    let area = |size_2n: &Tensor| {
+        let sides = size_2n.unbind(0);
         &sides[0] * &sides[1]
     };
     let (size_a, size_b, size_overlap) = (size(a), size(b), size(&a.minimum(b)));
@@ -99,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn points_lie_in_the_middle_of_their_cells() {
+    fn points_are_at_the_offset_within_their_cells() {
         let grid = Grid::centers(&level_sizes(64, 96));
         let p = grid.points(Kind::Double, Device::Cpu);
         assert_eq!(p.size(), [8 * 12 + 4 * 6 + 2 * 3 + 2 + 1, 2]);
@@ -111,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn decode_undoes_encode() {
+    fn decode_is_the_inverse_of_encode() {
         let xy = Tensor::from_slice(&[10.0, 20.0]).view([1, 2]);
         let b = Tensor::from_slice(&[4.0, 5.0, 30.0, 50.0]).view([1, 4]);
         assert_eq!(vec(&encode(&xy, &b)), [6.0, 15.0, 20.0, 30.0]);
@@ -119,8 +178,9 @@ mod tests {
     }
 
     #[test]
-    fn iou_of_known_pairs() {
-        // Around (1, 1): a 2 x 2 box and one moved by half of it; around (0, 0): boxes that touch in a corner.
+    fn iou_and_giou_of_known_pairs() {
+        // Pair 0: a 2 x 2 box, and the same box shifted by 1 along both axes; the point is (1, 1).
+        // Pair 1: a 2 x 2 and a 2 x 1 box that share only a corner, which is the point.
         let a = Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
             .view([2, 4])
             .tr()
@@ -134,7 +194,7 @@ mod tests {
         assert!((vec(&giou)[0] - (1. / 7. - 2. / 9.)).abs() < 1e-12);
         assert!(
             (vec(&giou)[1] + 0.5).abs() < 1e-12,
-            "no overlap: minus the empty half of the hull"
+            "without overlap, GIoU is minus the uncovered share of the hull"
         );
     }
 }

@@ -1,5 +1,7 @@
-//! A criterion for hard assigners: focal loss, a box loss weighted by centre-ness, and centre-ness itself, as FCOS (Tian et
-//! al., ICCV 2019, Sec. 3) has it in mmdetection.
+//! A criterion for hard assigners: focal loss, box loss weighted by centre-ness, and centre-ness,
+//! as in FCOS (Tian et al., ICCV 2019, Sec. 3) and its implementation in mmdetection.
+//!
+//! Shapes: B images, P points over all levels, C classes, G boxes of the batch, N positive points.
 
 use tch::{Kind, Tensor};
 
@@ -11,20 +13,22 @@ use crate::model::Predictions;
 
 const FOCAL_ALPHA: f64 = 0.25;
 const FOCAL_GAMMA: f64 = 2.0;
-/// Floor of areas in denominators, of the IoU in its logarithm, and of the sum of centre-ness.
+/// Lower bound of areas used as denominators, of the IoU in its logarithm, and of the sum of
+/// centre-ness.
 const EPS: f64 = 1e-6;
-/// mmdetection adds the f32 epsilon to what it divides by.
+/// mmdetection adds the f32 epsilon to the denominators.
 const F32_EPSILON: f64 = f32::EPSILON as f64;
 
-/// Focal loss over all points, box loss of the positive ones weighted by their centre-ness, and centre-ness itself.
+/// Focal loss over all points; box loss, weighted by centre-ness, and centre-ness over the positive
+/// ones.
 pub struct FocalAndCenterness {
-    /// Loss of a box.
+    /// Loss of a predicted box.
     pub box_loss: BoxLoss,
-    /// Classes.
+    /// Number of classes, C.
     pub classes: i64,
 }
 
-/// Loss of a predicted box against its ground truth.
+/// Loss of a predicted box with respect to its ground truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BoxLoss {
     /// 1 - GIoU.
@@ -34,7 +38,7 @@ pub enum BoxLoss {
 }
 
 impl Criterion for FocalAndCenterness {
-    /// The probe sees `label`, the class of each point `[B, P]`, C for background.
+    /// The probe records `label`: the class of each point `[B P]`, C for background.
     fn terms(
         &self,
         predicted: &Predictions,
@@ -43,61 +47,60 @@ impl Criterion for FocalAndCenterness {
         probe: &mut dyn Probe,
     ) -> Vec<Term> {
         let t = targets.points();
-        let cls = &predicted.cls;
-        let rows = cls.size()[0] * cls.size()[1];
-        let labels = t.labels.index_select(0, &t.gt);
-        let index = &t.positive * self.classes + &labels;
-        let one_hot = Tensor::zeros([rows * self.classes], (cls.kind(), cls.device()))
-            .index_fill_(0, &index, 1.0);
-        // Only positive points are looked up below: what is not finite elsewhere comes out here.
-        let poison = (predicted.distances.detach() * 0.0).sum(None)
+        let cls_bpc = &predicted.cls;
+        let num_rows = cls_bpc.size()[0] * cls_bpc.size()[1];
+        let labels_n = t.labels.index_select(0, &t.gt);
+        let logit_index_n = &t.positive * self.classes + &labels_n;
+        let one_hot = Tensor::zeros([num_rows * self.classes], (cls_bpc.kind(), cls_bpc.device()))
+            .index_fill_(0, &logit_index_n, 1.0);
+        // 0, or NaN if any prediction is not finite: below, distances and quality are read at the
+        // positive points only.
+        let nan_if_invalid = (predicted.distances.detach() * 0.0).sum(None)
             + (predicted.quality.detach() * 0.0).sum(None);
-        let loss_cls =
-            focal(cls, &one_hot.view_as(cls), FOCAL_ALPHA, FOCAL_GAMMA).sum(None) + poison;
-        let mut label = Tensor::full([rows], self.classes, (Kind::Int64, cls.device()));
-        probe.see("label", &label.index_copy_(0, &t.positive, &labels));
+        let loss_cls = focal(cls_bpc, &one_hot.view_as(cls_bpc), FOCAL_ALPHA, FOCAL_GAMMA)
+            .sum(None)
+            + nan_if_invalid;
+        let mut label = Tensor::full([num_rows], self.classes, (Kind::Int64, cls_bpc.device()));
+        probe.record("label", &label.index_copy_(0, &t.positive, &labels_n));
 
-        let target = distances(t, &predicted.grid);
-        let found = predicted.distances.reshape([-1, 4]).index_select(0, &t.positive).tr();
-        let center = centerness(&target);
-        let (iou, giou) = iou_and_giou(&found, &target, EPS);
-        let box_loss = match self.box_loss {
-            BoxLoss::Giou => -(giou - 1.0),
-            BoxLoss::LogIou => -iou.clamp_min(EPS).log(),
+        let target_4n = distances(t, &predicted.grid);
+        let found_4n = predicted.distances.reshape([-1, 4]).index_select(0, &t.positive).tr();
+        let center_n = centerness(&target_4n);
+        let (iou_n, giou_n) = iou_and_giou(&found_4n, &target_4n, EPS);
+        let box_loss_n = match self.box_loss {
+            BoxLoss::Giou => -(giou_n - 1.0),
+            BoxLoss::LogIou => -iou_n.clamp_min(EPS).log(),
         };
-        let loss_bbox = (box_loss * &center).sum(None);
-        let quality = predicted.quality.reshape([-1]).index_select(0, &t.positive);
-        let loss_center = bce_with_logits(&quality, &center).sum(None);
+        let loss_bbox = (box_loss_n * &center_n).sum(None);
+        let quality_n = predicted.quality.reshape([-1]).index_select(0, &t.positive);
+        let loss_center = bce_with_logits(&quality_n, &center_n).sum(None);
 
-        let count = Tensor::ones_like(&center).sum(None);
+        let count = Tensor::ones_like(&center_n).sum(None);
         let by_count =
             || Normaliser { value: count.shallow_clone(), floor: 1.0, plus: F32_EPSILON };
-        let by_center = Normaliser { value: center.sum(None), floor: EPS, plus: F32_EPSILON };
+        let by_center = Normaliser { value: center_n.sum(None), floor: EPS, plus: F32_EPSILON };
+        let term = |name, sum, by, needs_positives| Term { name, sum, by, needs_positives };
         vec![
-            Term { name: "loss_cls", sum: loss_cls, by: by_count(), needs_positives: false },
-            Term { name: "loss_bbox", sum: loss_bbox, by: by_center, needs_positives: true },
-            Term {
-                name: "loss_centerness",
-                sum: loss_center,
-                by: by_count(),
-                needs_positives: true,
-            },
+            term("loss_cls", loss_cls, by_count(), false),
+            term("loss_bbox", loss_bbox, by_center, true),
+            term("loss_centerness", loss_center, by_count(), true),
         ]
     }
 }
 
-/// Distances (l, t, r, b) of each positive point from its box's sides, `[4, N]`, pixels.
+/// Distances (l, t, r, b) from each positive point to the sides of its box, `[4, N]`, pixels.
 fn distances(t: &PointTensors, grid: &Grid) -> Tensor {
-    let points = grid.points(t.boxes.kind(), t.boxes.device());
-    let xy = points.index_select(0, &t.positive.remainder(grid.num_points())).tr();
-    let boxes = t.boxes.index_select(0, &t.gt).tr();
-    let (low, high) = (&xy - boxes.narrow(0, 0, 2), boxes.narrow(0, 2, 2) - &xy);
+    let points_p2 = grid.points(t.boxes.kind(), t.boxes.device());
+    let xy_2n = points_p2.index_select(0, &t.positive.remainder(grid.num_points())).tr();
+    let boxes_4n = t.boxes.index_select(0, &t.gt).tr();
+    let (low, high) = (&xy_2n - boxes_4n.narrow(0, 0, 2), boxes_4n.narrow(0, 2, 2) - &xy_2n);
     Tensor::cat(&[low, high], 0)
 }
 
-/// `sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))` of distances `[4, N]`: 1 at the centre of a box, 0 at its sides.
-fn centerness(d: &Tensor) -> Tensor {
-    let (l, t, r, b) = (d.get(0), d.get(1), d.get(2), d.get(3));
+/// Centre-ness `[N]` of distances (l, t, r, b) `[4, N]` (FCOS, Eq. 3), 1 at the centre of a box and
+/// 0 at its sides.
+fn centerness(ltrb_4n: &Tensor) -> Tensor {
+    let [l, t, r, b] = [0, 1, 2, 3].map(|side| ltrb_4n.get(side));
     ((l.minimum(&r) / l.maximum(&r)) * (t.minimum(&b) / t.maximum(&b))).sqrt()
 }
 
@@ -106,14 +109,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn centerness_by_hand() {
+    fn centerness_equals_the_formula() {
         let d = Tensor::from_slice(&[1.0f64, 4.0, 2.0, 2.0, 4.0, 4.0, 2.0, 2.0]).view([4, 2]);
         let found: Vec<f64> = centerness(&d).try_into().unwrap();
         assert_eq!(found, [0.5, 1.0]);
     }
 
     #[test]
-    fn numbers_that_are_not_finite_come_out_wherever_they_are() {
+    fn nan_in_any_prediction_makes_the_loss_nan() {
         let (grid, options) = (Grid::centers(&[(2, 2)]), (Kind::Float, tch::Device::Cpu));
         let targets = crate::assign::PointTargets {
             boxes: vec![[0.0, 0.0, 9.0, 9.0]],

@@ -1,9 +1,30 @@
-//! Label assignment: which points learn from which box, and how much.
+//! Label assignment: which points are trained on which box, and with which weight.
 //!
-//! A strategy has two halves. Its [`Matcher`] looks at boxes and grid alone and runs in the loader's threads; its
-//! [`Criterion`] looks at predictions and runs in the training thread, on this rank's images only: it returns local sums
-//! and local normalisers, which [`crate::loss::reduce`] adds over all ranks. [`AssignConfig`] is the closed list of
-//! strategies: to add one, write a file in [`strategies`] and a variant here.
+//! A strategy has two halves. Its [`Matcher`] depends on boxes and grid alone and runs in the
+//! loader's threads. Its [`Criterion`] depends on the predictions and runs in the training thread,
+//! on this rank's images only: it returns local sums and normalisers, which [`crate::loss::reduce`]
+//! adds over all ranks. [`AssignConfig`] is the closed list of strategies: to add one, write a file
+//! in [`strategies`] and add a variant here.
+//!
+//! ```
+//! use dw::assign::{AssignConfig, ImageBoxes};
+//! use dw::geometry::{Grid, level_sizes};
+//! use dw::model::Params;
+//! use tch::{Device, Kind};
+//!
+//! // The default strategy, dual weighting, for a network of 3 classes.
+//! let mut params = Params::new(Kind::Float, Device::Cpu);
+//! let strategy = AssignConfig::default().build(&mut params, 3);
+//!
+//! // The targets of one image of 32 x 32 pixels with one box.
+//! let grid = Grid::centers(&level_sizes(32, 32));
+//! let image = ImageBoxes { boxes: vec![[0.0, 0.0, 16.0, 16.0]], labels: vec![2] };
+//! let targets = strategy.matcher.targets(&grid, &[image]);
+//!
+//! // Inside the box are four points of stride 8, at 4 and 12, and one point of stride 16, at 8.
+//! let points = Vec::<i64>::try_from(&targets.pairs().point).unwrap();
+//! assert_eq!(points, [0, 1, 4, 5, 16]);
+//! ```
 
 pub mod hard;
 pub mod pairs;
@@ -24,13 +45,13 @@ pub use points::{PointTargets, PointTensors};
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
 pub use strategies::fcos::FcosConfig;
 
-/// `[assign]`: the strategy and its settings.
+/// `[assign]`: the strategy (`kind`) and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum AssignConfig {
     /// Dual weighting (Li et al., CVPR 2022).
     Dw(DwConfig),
-    /// FCOS's own assignment (Tian et al., ICCV 2019).
+    /// The assignment of FCOS (Tian et al., ICCV 2019).
     Fcos(FcosConfig),
 }
 
@@ -40,23 +61,24 @@ impl Default for AssignConfig {
     }
 }
 
-/// Matcher, criterion and ranking of one network.
+/// The strategy of one network: matcher, criterion and ranking.
 pub struct Strategy {
-    /// The half that runs in the loader's threads.
+    /// Finds the targets, in the loader's threads.
     pub matcher: Arc<dyn Matcher>,
-    /// The half that runs in the training thread.
+    /// Computes the terms of the loss, in the training thread.
     pub criterion: Box<dyn Criterion>,
-    /// How predictions become detections.
+    /// How predictions are ranked in post-processing.
     pub rank: Rank,
 }
 
 impl AssignConfig {
-    /// Every strategy with its defaults.
+    /// Every strategy, with its default settings.
     pub fn all() -> [Self; 2] {
         [Self::Dw(DwConfig::default()), Self::Fcos(FcosConfig::default())]
     }
 
-    /// The strategy for a network of `classes` classes, whose parameters its own are added to.
+    /// Builds the strategy for a network of `classes` classes. Its own parameters and state are
+    /// added to `params`, the network's.
     pub fn build(&self, params: &mut Params, classes: i64) -> Strategy {
         match self {
             Self::Dw(c) => c.build(params, classes),
@@ -64,10 +86,11 @@ impl AssignConfig {
         }
     }
 
-    /// Refuses values and combinations that mean nothing.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// The key, what it must be (with its unit), and what it is.
+    /// A value is out of range or does not fit another setting. The text names the key, the
+    /// expected values with their unit, and the value found.
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self::Dw(c) => c.check(),
@@ -75,7 +98,8 @@ impl AssignConfig {
         }
     }
 
-    /// A warning about valid settings of strategy and head that exclude whole boxes or do not belong together.
+    /// A warning about valid settings that exclude whole boxes from training, or combine a strategy
+    /// with another head than its paper's.
     pub fn caution(&self, model: &ModelConfig) -> Option<String> {
         match self {
             Self::Dw(c) => c.caution(),
@@ -83,7 +107,7 @@ impl AssignConfig {
         }
     }
 
-    /// The settings on one line, for the settings table.
+    /// The settings on one line, for the table of settings in the log.
     pub fn summary(&self) -> String {
         match self {
             Self::Dw(c) => c.summary(),
@@ -95,42 +119,43 @@ impl AssignConfig {
 /// Ground truth of one image, after resizing and flipping.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ImageBoxes {
-    /// `[x1, y1, x2, y2]`, pixels of the network input.
+    /// Boxes `[x1, y1, x2, y2]`, pixels of the network input.
     pub boxes: Vec<[f32; 4]>,
     /// Class of each box, `0..C`.
     pub labels: Vec<i64>,
 }
 
 impl Strategy {
-    /// Makes a network predict for this strategy: where its points lie, and how its predictions become detections.
+    /// Configures a network for this strategy: the offset of its points within their cells, and the
+    /// ranking of its predictions.
     pub fn attach(&self, detector: &mut Detector) {
         detector.rank = self.rank;
         detector.offset = self.matcher.offset();
     }
 }
 
-/// The half of a strategy that depends on boxes and grid alone.
+/// The half of a strategy that depends on boxes and grid alone: finds the targets of a batch.
 pub trait Matcher: Send + Sync {
-    /// Place of the points in their cells, see [`Grid`]: the centre, unless the strategy wants another.
+    /// Offset of the points within their cells, see [`Grid::offset`]. The default is the centre.
     fn offset(&self) -> f64 {
         0.5
     }
 
-    /// Targets of a batch, in host memory.
+    /// Finds the targets of a batch, in host memory.
     fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> Targets;
 }
 
-/// What a matcher found for a batch.
+/// Targets of a batch, found by a matcher.
 #[derive(Debug)]
 pub enum Targets {
-    /// Soft assignment: every (point, box) pair of a bag.
+    /// Soft assignment: the (point, box) pairs of all bags.
     Pairs(PairTensors),
     /// Hard assignment: at most one box a point.
     Points(PointTensors),
 }
 
 impl Targets {
-    /// On `device`, with floats of `kind`; shares what is there already.
+    /// Copies to `device`, with floats of `kind`; tensors that are there already are shared.
     #[must_use]
     pub fn to(&self, kind: Kind, device: Device) -> Self {
         match self {
@@ -139,46 +164,50 @@ impl Targets {
         }
     }
 
-    /// Pairs of a soft matcher.
+    /// The targets of a soft matcher.
     ///
     /// # Panics
-    /// The targets are of a hard matcher: a strategy's two halves do not belong together.
+    /// If the targets come from a hard matcher, that is, matcher and criterion do not fit together.
     pub fn pairs(&self) -> &PairTensors {
         match self {
             Self::Pairs(t) => t,
-            Self::Points(_) => panic!("targets of a hard matcher for a soft criterion"),
+            Self::Points(_) => panic!("a soft criterion got the targets of a hard matcher"),
         }
     }
 
-    /// Points of a hard matcher.
+    /// The targets of a hard matcher.
     ///
     /// # Panics
-    /// The targets are of a soft matcher.
+    /// If the targets come from a soft matcher.
     pub fn points(&self) -> &PointTensors {
         match self {
             Self::Points(t) => t,
-            Self::Pairs(_) => panic!("targets of a soft matcher for a hard criterion"),
+            Self::Pairs(_) => panic!("a hard criterion got the targets of a soft matcher"),
         }
     }
 }
 
-/// How far a run is, for strategies that change on the way.
+/// Progress of the run, for strategies that change during training.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Steps done before this one.
+    /// Number of steps completed before this one.
     pub step: usize,
-    /// Epochs done before this one.
+    /// Number of epochs completed before this one.
     pub epoch: usize,
-    /// Steps of the run.
+    /// Total number of steps of the run.
     pub total_steps: usize,
     /// Seed of the run.
     pub seed: u64,
 }
 
-/// The half of a strategy that depends on predictions.
+/// The half of a strategy that depends on predictions: computes the terms of the loss.
 pub trait Criterion: Send {
-    /// The terms of the loss of this rank's images. Nothing is read back to the host, and a number that is not finite
-    /// comes out in a sum. Pure: the same arguments give the same terms. `probe` sees weights on the way.
+    /// Computes the terms of the loss over this rank's images; `probe` records intermediate
+    /// weights.
+    ///
+    /// Implementations must not read tensors back to the host, must be pure (the same arguments
+    /// give the same terms), and must return a sum that is not finite if any prediction is NaN,
+    /// without aborting.
     fn terms(
         &self,
         predicted: &Predictions,
@@ -187,24 +216,25 @@ pub trait Criterion: Send {
         probe: &mut dyn Probe,
     ) -> Vec<Term>;
 
-    /// Called after each update with the loss over all ranks, for running state. State belongs in tensors that
-    /// [`AssignConfig::build`] added to the network's parameters: those are saved and resumed.
+    /// Called after each update with the loss over all ranks, to update running state. State
+    /// belongs in tensors that [`AssignConfig::build`] added to the network's parameters, because
+    /// those are saved in checkpoints and resumed.
     fn after_step(&mut self, _: &Loss) {}
 }
 
-/// Sees tensors of a criterion by name: for tests and pictures.
+/// Records named intermediate tensors of a criterion, for tests and pictures.
 pub trait Probe {
-    /// Called with a tensor without gradient.
-    fn see(&mut self, name: &'static str, value: &Tensor);
+    /// Called with a tensor that carries no gradient.
+    fn record(&mut self, name: &'static str, value: &Tensor);
 }
 
-/// Ignores everything.
+/// Records nothing.
 impl Probe for () {
-    fn see(&mut self, _: &'static str, _: &Tensor) {}
+    fn record(&mut self, _: &'static str, _: &Tensor) {}
 }
 
 impl Probe for BTreeMap<&'static str, Tensor> {
-    fn see(&mut self, name: &'static str, value: &Tensor) {
+    fn record(&mut self, name: &'static str, value: &Tensor) {
         self.insert(name, value.shallow_clone());
     }
 }

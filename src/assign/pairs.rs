@@ -1,73 +1,65 @@
-//! Which points lie in which boxes: found on the host with the batch, since it depends on boxes and grid alone.
-//! The loss then runs over the flat list of pairs with a fixed number of tensor operations, whatever the number of boxes.
+//! (point, box) pairs: each box with the points inside it. They depend on boxes and grid alone, so
+//! the loader's threads find them on the host. The loss then runs over the flat list of pairs with
+//! a fixed number of tensor operations, whatever the number of boxes.
+//!
+//! Shapes: B images, P points over all levels, C classes, G boxes, N pairs, U covered logits. A
+//! logit is an entry (point, class) of the class logits `[B, P, C]`; it is covered if the point
+//! lies in the bag of a box of that class.
 
 use tch::{Device, Kind as TensorKind, Tensor};
 
 use super::ImageBoxes;
 use crate::geometry::{Grid, STRIDES};
 
-/// Pairs of one batch, as plain numbers (made by loader threads).
+/// Pairs of one batch on the host.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Pairs {
-    /// Label of each box, image after image.
+    /// Class of each box, image after image, `[G]`.
     pub labels: Vec<i64>,
-    /// Pair -> point, `image * P + point`.
+    /// Point of each pair, `image * P + point`, `[N]`.
     pub point: Vec<i64>,
-    /// Pair -> box; ascending.
+    /// Box of each pair, `0..G`, ascending, `[N]`.
     pub gt: Vec<i64>,
-    /// Pair -> distances (l, t, r, b) of the point from the box's sides, pixels; all positive.
+    /// Distances (l, t, r, b) from the point of each pair to the sides of its box, `[4, N]`,
+    /// pixels; all positive.
     pub target: [Vec<f32>; 4],
-    /// Pair -> stride of the point's level, pixels.
+    /// Stride of the level of each pair's point, `[N]`, pixels.
     pub stride: Vec<f32>,
-    /// Pair -> cell, where a cell is a (point, class) that some box of that class covers.
-    pub cell: Vec<i64>,
-    /// Cell -> `(image * P + point) * C + class`.
-    pub cell_flat: Vec<i64>,
-    /// Cell -> the pair of its box with the largest index: the one whose P_neg holds in the released formula.
-    pub cell_last: Vec<i64>,
-    /// Points of an image over all levels.
-    pub points: i64,
+    /// Covered logit of each pair, `0..U`, `[N]`.
+    pub logit: Vec<i64>,
+    /// Position of each covered logit in the class logits, `(image * P + point) * C + class`,
+    /// `[U]`.
+    pub logit_index: Vec<i64>,
+    /// Last pair of each covered logit, `0..N`, `[U]`: the pair of the box with the largest index.
+    /// The released formula takes P_neg from it.
+    pub logit_last_pair: Vec<i64>,
+    /// Number of points of one image over all levels, P.
+    pub num_points: i64,
 }
 
-/// [`Pairs`] as tensors: made by the loader's threads, moved to the device with the batch.
+/// [`Pairs`] as tensors.
 #[derive(Debug)]
 pub struct PairTensors {
-    /// `[G]`
+    /// Class of each box `[G]`.
     pub labels: Tensor,
-    /// `[N]`
+    /// Point of each pair `[N]`.
     pub point: Tensor,
-    /// `[N]`
+    /// Box of each pair `[N]`.
     pub gt: Tensor,
-    /// `[4, N]`, pixels
+    /// Distances (l, t, r, b) of each pair `[4, N]`, pixels.
     pub target: Tensor,
-    /// `[N]`, pixels
+    /// Stride of each pair `[N]`, pixels.
     pub stride: Tensor,
-    /// `[N]`
-    pub cell: Tensor,
-    /// `[U]`
-    pub cell_flat: Tensor,
-    /// `[U]`
-    pub cell_last: Tensor,
-}
-
-impl Pairs {
-    /// As tensors in host memory.
-    pub fn tensors(&self) -> PairTensors {
-        PairTensors {
-            labels: Tensor::from_slice(&self.labels),
-            point: Tensor::from_slice(&self.point),
-            gt: Tensor::from_slice(&self.gt),
-            target: Tensor::from_slice(&self.target.concat()).view([4, -1]),
-            stride: Tensor::from_slice(&self.stride),
-            cell: Tensor::from_slice(&self.cell),
-            cell_flat: Tensor::from_slice(&self.cell_flat),
-            cell_last: Tensor::from_slice(&self.cell_last),
-        }
-    }
+    /// Covered logit of each pair `[N]`.
+    pub logit: Tensor,
+    /// Position of each covered logit in the class logits `[U]`.
+    pub logit_index: Tensor,
+    /// Last pair of each covered logit `[U]`.
+    pub logit_last_pair: Tensor,
 }
 
 impl PairTensors {
-    /// On `device`, with floats of `kind`; shares what is there already.
+    /// Copies to `device`, with floats of `kind`; tensors that are there already are shared.
     #[must_use]
     pub fn to(&self, kind: TensorKind, device: Device) -> Self {
         let ints = |t: &Tensor| t.to_device(device);
@@ -78,92 +70,152 @@ impl PairTensors {
             gt: ints(&self.gt),
             target: floats(&self.target),
             stride: floats(&self.stride),
-            cell: ints(&self.cell),
-            cell_flat: ints(&self.cell_flat),
-            cell_last: ints(&self.cell_last),
+            logit: ints(&self.logit),
+            logit_index: ints(&self.logit_index),
+            logit_last_pair: ints(&self.logit_last_pair),
         }
+    }
+
+    /// Offset (x, y) of each pair's point from the centre of its box, `[2, N]`, in strides: half
+    /// the difference of the distances to opposite sides.
+    pub fn center_offset(&self) -> Tensor {
+        (self.target.narrow(0, 0, 2) - self.target.narrow(0, 2, 2)) / (&self.stride * 2.0)
+    }
+
+    /// Sum of `values_n` `[N]` over the pairs of each box, repeated for each of these pairs, `[N]`.
+    pub fn sum_per_box(&self, values_n: &Tensor) -> Tensor {
+        let sums_g = Tensor::zeros(self.labels.size(), (values_n.kind(), values_n.device()));
+        sums_g.index_add(0, &self.gt, values_n).index_select(0, &self.gt)
+    }
+
+    /// Minimum of `values_n` `[N]` over the pairs of each box, repeated for each of these pairs,
+    /// `[N]`.
+    pub fn min_per_box(&self, values_n: &Tensor) -> Tensor {
+        let options = (values_n.kind(), values_n.device());
+        let start_g = Tensor::full(self.labels.size(), f64::INFINITY, options);
+        start_g
+            .internal_scatter_reduce(0, &self.gt, values_n, "amin", true)
+            .index_select(0, &self.gt)
+    }
+
+    /// Minimum of `values_n` `[N]` over the pairs of each covered logit, `[U]`.
+    pub fn min_per_logit(&self, values_n: &Tensor) -> Tensor {
+        let options = (values_n.kind(), values_n.device());
+        let start_u = Tensor::full(self.logit_index.size(), f64::INFINITY, options);
+        start_u.internal_scatter_reduce(0, &self.logit, values_n, "amin", true)
     }
 }
 
-/// A point of a level with its distances (l, t, r, b) from a box's sides, pixels.
-pub type Inside = (i64, [f32; 4]);
-
-/// Which points inside a box belong to its bag: removes the others from the points of one level of the given stride.
-pub type Keep<'a> = &'a dyn Fn(&mut Vec<Inside>, i64);
-
-/// Collects the pairs of a batch, image by image.
-struct Builder<'a> {
-    sizes: &'a [(i64, i64)],
-    classes: i64,
-    keep: Keep<'a>,
-    out: Pairs,
-    images: i64,
-    /// Cell of each point of the current image, one grid for each class that it holds; `NO_CELL` where none is yet.
-    cells: Vec<u32>,
-    /// Class of each grid.
-    grids: Vec<i64>,
+/// Selects rows of a tensor `[R, C]` by `index_n` `[N]` and transposes them: `[C, N]`. One flat
+/// `index_select`, whose gradient is one flat addition; the gradient of selecting whole rows adds
+/// row by row, which is far slower.
+pub fn columns(rows: &Tensor, index_n: &Tensor) -> Tensor {
+    let (num_rows, num_columns) = (rows.size()[0], rows.size()[1]);
+    let offsets = Tensor::arange(num_columns, (index_n.kind(), index_n.device())) * num_rows;
+    let index = (offsets.unsqueeze(1) + index_n.unsqueeze(0)).view([-1]);
+    rows.tr().reshape([-1]).index_select(0, &index).view([num_columns, -1])
 }
 
-const NO_CELL: u32 = u32::MAX;
+/// A point of one level inside a box: its index within the level, and its distances (l, t, r, b)
+/// from the box's sides, pixels.
+pub type InsidePoint = (i64, [f32; 4]);
+
+/// Selects the bag of a box: removes the other points from the inside points of one level, given
+/// with the level's stride in pixels.
+pub type BagFilter<'a> = &'a dyn Fn(&mut Vec<InsidePoint>, i64);
 
 impl Pairs {
-    /// The pairs of a batch: each box with the points that lie strictly inside it and that `keep` leaves.
+    /// Finds the pairs of a batch: each box with the points strictly inside it that `filter` keeps.
     ///
     /// # Panics
-    /// Points that are not at the centres of their cells.
-    pub fn new(grid: &Grid, classes: i64, images: &[ImageBoxes], keep: Keep) -> Self {
-        assert_eq!(grid.offset, 0.5, "pairs are found at the centres of cells");
-        let out = Self { points: grid.num_points(), ..Self::default() };
+    /// If the points of `grid` are not at the centres of their cells.
+    pub fn new(grid: &Grid, classes: i64, images: &[ImageBoxes], filter: BagFilter) -> Self {
+        assert_eq!(grid.offset, 0.5, "pairs require points at the centres of their cells");
+        let out = Self { num_points: grid.num_points(), ..Self::default() };
         let mut builder = Builder {
             sizes: &grid.sizes,
             classes,
-            keep,
+            filter,
             out,
-            images: 0,
-            cells: vec![],
-            grids: vec![],
+            num_images: 0,
+            logits: vec![],
+            image_classes: vec![],
         };
         for image in images {
-            builder.image(&image.boxes, &image.labels);
+            builder.add_image(&image.boxes, &image.labels);
         }
         builder.out
     }
+
+    /// Copies to tensors in host memory, with floats in f32.
+    pub fn tensors(&self) -> PairTensors {
+        PairTensors {
+            labels: Tensor::from_slice(&self.labels),
+            point: Tensor::from_slice(&self.point),
+            gt: Tensor::from_slice(&self.gt),
+            target: Tensor::from_slice(&self.target.concat()).view([4, -1]),
+            stride: Tensor::from_slice(&self.stride),
+            logit: Tensor::from_slice(&self.logit),
+            logit_index: Tensor::from_slice(&self.logit_index),
+            logit_last_pair: Tensor::from_slice(&self.logit_last_pair),
+        }
+    }
 }
 
+/// Collects the pairs of a batch, image by image.
+struct Builder<'a> {
+    /// Size `(h, w)` of each level.
+    sizes: &'a [(i64, i64)],
+    /// Number of classes, C.
+    classes: i64,
+    filter: BagFilter<'a>,
+    out: Pairs,
+    /// Number of images added so far.
+    num_images: i64,
+    /// Covered logit of each point of the current image, P entries for each class in
+    /// `image_classes`; `NO_LOGIT` for a logit that is not covered so far.
+    logits: Vec<u32>,
+    /// Classes of the current image, in the order of their first box.
+    image_classes: Vec<i64>,
+}
+
+const NO_LOGIT: u32 = u32::MAX;
+
 impl Builder<'_> {
-    /// Adds the next image's boxes.
-    fn image(&mut self, boxes: &[[f32; 4]], labels: &[i64]) {
-        self.cells.clear();
-        self.grids.clear();
+    /// Adds the boxes of the next image.
+    fn add_image(&mut self, boxes: &[[f32; 4]], labels: &[i64]) {
+        self.logits.clear();
+        self.image_classes.clear();
         for (b, &label) in boxes.iter().zip(labels) {
             let gt = self.out.labels.len() as i64;
-            let grid = self.grid(label);
+            let first_logit = self.first_logit(label);
             self.out.labels.push(label);
-            let mut base = 0;
+            let mut first_point = 0;
             for (&(h, w), &stride) in self.sizes.iter().zip(&STRIDES) {
-                for (p, target) in self.level_points(b, h, w, stride) {
-                    self.pair(base + p, gt, label, grid);
-                    for (side, distance) in self.out.target.iter_mut().zip(target) {
+                for (p, ltrb) in self.bag_of_level(b, h, w, stride) {
+                    self.add_pair(first_point + p, gt, label, first_logit);
+                    for (side, distance) in self.out.target.iter_mut().zip(ltrb) {
                         side.push(distance);
                     }
                     self.out.stride.push(stride as f32);
                 }
-                base += h * w;
+                first_point += h * w;
             }
         }
-        self.images += 1;
+        self.num_images += 1;
     }
 
-    /// Points of one level that belong to the box's bag, row by row, with their distances from the box's sides.
-    fn level_points(
+    /// Points of one level that belong to the bag of a box, row by row.
+    fn bag_of_level(
         &self,
         &[x1, y1, x2, y2]: &[f32; 4],
         h: i64,
         w: i64,
         stride: i64,
-    ) -> Vec<(i64, [f32; 4])> {
+    ) -> Vec<InsidePoint> {
         let s = stride as f32;
-        // Strictly inside, in f32 like the reference; a generous range first, then the exact test.
+        // A range of cells that is certain to hold all inside points; the exact test, in f32 as in
+        // the reference, follows.
         let range = |low: f32, high: f32, n: i64| {
             let first = ((low / s - 1.5).floor() as i64).clamp(0, n);
             let last = ((high / s + 1.5).ceil() as i64).clamp(0, n);
@@ -183,38 +235,37 @@ impl Builder<'_> {
                 }
             }
         }
-        (self.keep)(&mut found, stride);
+        (self.filter)(&mut found, stride);
         found
     }
 
-    /// Where the class's cells begin in `cells`.
-    fn grid(&mut self, label: i64) -> usize {
-        let points = self.out.points as usize;
-        let found = self.grids.iter().position(|&g| g == label);
-        let grid = found.unwrap_or_else(|| {
-            self.grids.push(label);
-            self.cells.resize(self.grids.len() * points, NO_CELL);
-            self.grids.len() - 1
+    /// Index in `logits` of the first point's entry for a class.
+    fn first_logit(&mut self, label: i64) -> usize {
+        let num_points = self.out.num_points as usize;
+        let known = self.image_classes.iter().position(|&class| class == label);
+        let index = known.unwrap_or_else(|| {
+            self.image_classes.push(label);
+            self.logits.resize(self.image_classes.len() * num_points, NO_LOGIT);
+            self.image_classes.len() - 1
         });
-        grid * points
+        index * num_points
     }
 
-    fn pair(&mut self, point: i64, gt: i64, label: i64, grid: usize) {
+    /// Adds a pair. `point` is the index within the image, `first_logit` that of the box's class.
+    fn add_pair(&mut self, point: i64, gt: i64, label: i64, first_logit: usize) {
         let pair = self.out.point.len() as i64;
-        let flat_point = self.images * self.out.points + point;
-        let known = &mut self.cells[grid + point as usize];
-        let cell = if *known == NO_CELL {
-            *known = self.out.cell_flat.len() as u32;
-            self.out.cell_flat.push(flat_point * self.classes + label);
-            self.out.cell_last.push(pair);
-            *known
+        let batch_point = self.num_images * self.out.num_points + point;
+        let entry = &mut self.logits[first_logit + point as usize];
+        if *entry == NO_LOGIT {
+            *entry = self.out.logit_index.len() as u32;
+            self.out.logit_index.push(batch_point * self.classes + label);
+            self.out.logit_last_pair.push(pair);
         } else {
-            self.out.cell_last[*known as usize] = pair;
-            *known
-        };
-        self.out.point.push(flat_point);
+            self.out.logit_last_pair[*entry as usize] = pair;
+        }
+        self.out.logit.push(*entry as i64);
+        self.out.point.push(batch_point);
         self.out.gt.push(gt);
-        self.out.cell.push(cell as i64);
     }
 }
 
@@ -224,23 +275,28 @@ mod tests {
     use crate::geometry::level_sizes;
 
     #[test]
-    fn inside_is_strict_and_last_box_of_a_class_wins() {
+    fn points_are_strictly_inside_and_logits_refer_to_the_last_box() {
         let image = |boxes: &[[f32; 4]], labels: &[i64]| ImageBoxes {
             boxes: boxes.to_vec(),
             labels: labels.to_vec(),
         };
-        // Points of stride 8 are at 4, 12, 20, 28: a box from 4 to 20 holds 12 only.
+        // Points of stride 8 are at 4, 12, 20, 28: only 12 is strictly inside a box from 4 to 20.
         let first =
             image(&[[4., 4., 20., 20.], [11., 11., 13., 13.], [11., 11., 13., 13.]], &[1, 1, 2]);
         let images = [first, image(&[], &[]), image(&[[0., 0., 9., 9.]], &[0])];
         let p = Pairs::new(&Grid::centers(&level_sizes(32, 32)), 3, &images, &|_, _| ());
-        // 16 + 4 + 1 + 1 + 1 points; the first box also holds (8, 8) of stride 16 and (16, 16) of stride 32.
-        assert_eq!(p.points, 23);
+        // 16 + 4 + 1 + 1 + 1 points. The first box also contains (8, 8) of stride 16 and (16, 16)
+        // of stride 32.
+        assert_eq!(p.num_points, 23);
         assert_eq!(p.point, [5, 16, 20, 5, 5, 46, 62]);
         assert_eq!(p.gt, [0, 0, 0, 1, 2, 3, 3]);
         assert_eq!(p.target.each_ref().map(|side| side[1]), [4.0, 4.0, 12.0, 12.0]);
         assert_eq!(p.stride, [8.0, 16.0, 32.0, 8.0, 8.0, 8.0, 16.0]);
-        assert_eq!(p.cell_flat, [16, 49, 61, 17, 138, 186]);
-        assert_eq!(p.cell_last, [3, 1, 2, 4, 5, 6], "the second box owns (point 5, class 1)");
+        assert_eq!(p.logit_index, [16, 49, 61, 17, 138, 186]);
+        assert_eq!(
+            p.logit_last_pair,
+            [3, 1, 2, 4, 5, 6],
+            "box 1 is the last at (point 5, class 1)"
+        );
     }
 }

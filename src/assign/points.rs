@@ -1,36 +1,40 @@
-//! Hard targets: at most one box a point. What is computed from them (distances, centre-ness) the criterion computes in
-//! its own kind: targets hold indices and the boxes as they are.
+//! Targets of hard assigners: at most one box a point.
+//!
+//! They hold indices and the unrounded boxes. What follows from them (distances, centre-ness) is
+//! computed by the criterion in its own kind.
+//!
+//! Shapes: P points over all levels, G boxes of the batch, N positive points.
 
 use tch::{Device, Kind, Tensor};
 
-/// Targets of one batch, as plain numbers (made by loader threads).
+/// Hard targets of one batch on the host.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct PointTargets {
-    /// Boxes of all images, image after image, pixels.
+    /// Boxes `[x1, y1, x2, y2]`, image after image, `[G, 4]`, pixels.
     pub boxes: Vec<[f32; 4]>,
-    /// Label of each box.
+    /// Class of each box, `[G]`.
     pub labels: Vec<i64>,
-    /// Positive points, `image * P + point`, ascending.
+    /// Positive points, `image * P + point`, ascending, `[N]`.
     pub positive: Vec<i64>,
-    /// Box of each positive point.
+    /// Box of each positive point, `0..G`, `[N]`.
     pub gt: Vec<i64>,
 }
 
 /// [`PointTargets`] as tensors.
 #[derive(Debug)]
 pub struct PointTensors {
-    /// `[G, 4]`, pixels.
+    /// Boxes `[G, 4]`, pixels.
     pub boxes: Tensor,
-    /// `[G]`
+    /// Class of each box `[G]`.
     pub labels: Tensor,
-    /// `[N]`
+    /// Positive points `[N]`.
     pub positive: Tensor,
-    /// `[N]`
+    /// Box of each positive point `[N]`.
     pub gt: Tensor,
 }
 
 impl PointTargets {
-    /// As tensors in host memory.
+    /// Copies to tensors in host memory, with floats in f32.
     pub fn tensors(&self) -> PointTensors {
         PointTensors {
             boxes: Tensor::from_slice(self.boxes.as_flattened()).view([-1, 4]),
@@ -42,7 +46,7 @@ impl PointTargets {
 }
 
 impl PointTensors {
-    /// On `device`, with floats of `kind`; shares what is there already.
+    /// Copies to `device`, with floats of `kind`; tensors that are there already are shared.
     #[must_use]
     pub fn to(&self, kind: Kind, device: Device) -> Self {
         Self {

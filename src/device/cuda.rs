@@ -1,5 +1,5 @@
-//! libtorch's CUDA half, opened at run time so that one binary serves machines with and without GPUs, and
-//! the few functions of the CUDA runtime that `tch` lacks.
+//! libtorch's CUDA library, opened at run time so that one binary runs on machines with and without
+//! GPUs, and the few functions of the CUDA runtime that `tch` lacks.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
@@ -12,53 +12,57 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use crate::{Error, Result};
 use crate::torch;
 
-/// Whether libtorch's CUDA half was opened; set once in a process.
+/// Result of opening libtorch's CUDA library; set once per process.
 static OPENED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
 
-/// Settings of libtorch's CUDA allocator, its present name and the older one.
+/// Environment variables with settings of libtorch's CUDA allocator: the current name and the older
+/// one.
 const ALLOCATOR: [&str; 2] = ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"];
 
-/// Opens libtorch's CUDA half. A second call does nothing.
+/// Opens libtorch's CUDA library. Further calls do nothing.
 ///
-/// Images of many sizes fragment the allocator's memory unless its segments can grow, so that is switched
-/// on, unless the user has chosen settings of the allocator.
+/// Also enables expandable segments in the CUDA allocator, unless the user has set its options:
+/// images of many sizes fragment segments of fixed size.
 pub fn open() {
     OPENED.get_or_init(|| {
         if ALLOCATOR.iter().all(|name| std::env::var_os(name).is_none()) {
-            // SAFETY: called first in `main`: no other thread reads the environment.
+            // SAFETY: called first in `main`, when no other thread exists that could read the
+            // environment.
             unsafe { std::env::set_var(ALLOCATOR[1], "expandable_segments:True") };
         }
-        // SAFETY: libtorch_cuda registers itself with the libtorch that is loaded already; both are one
-        // pinned release.
+        // SAFETY: the library's initialisers register it with the libtorch that is loaded; both
+        // are of one pinned release.
         match unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
             Ok(library) => {
-                // Loaded for the rest of the process: its registrations cannot be taken back.
+                // Never unloaded: its registrations cannot be undone.
                 std::mem::forget(library);
                 Ok(())
             }
-            Err(e) => Err(format!("libtorch's CUDA half cannot be opened: {}", with_causes(&e))),
+            Err(e) => Err(format!("libtorch's CUDA library cannot be opened: {}", with_causes(&e))),
         }
     });
 }
 
-const INSTALL: &str = "hint: `make setup` on a machine with an NVIDIA driver (580 or newer), or `DW_CUDA=1 make setup` on one without, \
-                       installs libtorch's CUDA half";
+const INSTALL: &str = "hint: `make setup` on a machine with an NVIDIA driver (580 or newer), or \
+                       `DW_CUDA=1 make setup` on one without, installs libtorch's CUDA library";
 
-/// Number of usable devices, at least 1.
+/// Number of usable CUDA devices, at least 1.
 ///
 /// # Errors
-/// Why there is none (exit code 2), or that the GPU or its driver failed (4).
+/// There is none (exit code 2), or the GPU or its driver failed (exit code 4).
 pub fn devices() -> Result<usize> {
     match OPENED.get() {
-        None => return Err(Error::Usage(
-            "libtorch's CUDA half was not opened at the start of the program: this is a bug in dw"
-                .into(),
-        )),
+        None => {
+            return Err(Error::Usage(
+                "libtorch's CUDA library was not opened at program start: this is a bug in dw"
+                    .into(),
+            ));
+        }
         Some(opened) => opened.clone().map_err(|why| Error::Usage(format!("{why}\n{INSTALL}")))?,
     }
-    if !torch::sees_cuda() {
+    if !torch::has_cuda_hooks() {
         return Err(Error::Usage(
-            "libtorch looked for its CUDA half before that was opened: this is a bug in dw".into(),
+            "libtorch was used before its CUDA library was opened: this is a bug in dw".into(),
         ));
     }
     match tch::Cuda::device_count() {
@@ -67,24 +71,24 @@ pub fn devices() -> Result<usize> {
     }
 }
 
-/// Why libtorch sees no device, by what the CUDA runtime says when it is asked for them.
+/// The error for "no CUDA device", with the cause that `cudaGetDeviceCount` reports.
 fn no_devices() -> Error {
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
-    /// `cudaErrorInsufficientDriver`: a driver that is too old, or none.
+    /// `cudaErrorInsufficientDriver`: no driver, or one that is too old.
     const DRIVER: c_int = 35;
-    /// `cudaErrorNoDevice`: a machine, or a choice of visible devices, without a GPU; nothing has failed.
+    /// `cudaErrorNoDevice`: no GPU in the machine or among the visible devices; not a failure.
     const NO_DEVICE: c_int = 100;
     let mut count = 0;
-    // SAFETY: the type is that of `cudaGetDeviceCount(int *)`.
+    // SAFETY: `cudaError_t cudaGetDeviceCount(int *)`.
     let get = unsafe { function::<Count>(b"cudaGetDeviceCount\0") };
-    // SAFETY: the number outlives the call.
+    // SAFETY: `count` outlives the call.
     let code = get.map_or(0, |get| unsafe { get(&raw mut count) });
     let text = match code {
         0 => String::new(),
         DRIVER if driver_version() == 0 => ": no NVIDIA driver is installed".to_owned(),
         code => format!(": {}", error_text(code)),
     };
-    let text = format!("libtorch sees no CUDA device{text}");
+    let text = format!("libtorch found no CUDA device{text}");
     match classify(&text) {
         Some(Failure::Device) if code != NO_DEVICE => {
             Error::Device(format!("{text} (host {})", dw_launch::host()))
@@ -95,53 +99,58 @@ fn no_devices() -> Error {
     }
 }
 
-/// The newest CUDA version that the driver serves, as 13000; 0 without a driver.
+/// Newest CUDA version that the driver supports, as 13000 for 13.0; 0 without a driver.
 fn driver_version() -> c_int {
     type Version = unsafe extern "C" fn(*mut c_int) -> c_int;
     let mut version = 0;
-    // SAFETY: the type is that of `cudaDriverGetVersion(int *)`.
+    // SAFETY: `cudaError_t cudaDriverGetVersion(int *)`.
     let get = unsafe { function::<Version>(b"cudaDriverGetVersion\0") };
     if let Ok(get) = get {
-        // SAFETY: the number outlives the call; on failure it stays 0.
+        // SAFETY: `version` outlives the call; on failure it stays 0.
         unsafe { get(&raw mut version) };
     }
     version
 }
 
-/// A function of a library that is loaded with global symbols, as the CUDA runtime is with libtorch's CUDA half.
+/// Looks up a function in the libraries loaded with global symbols. The CUDA runtime is among them
+/// once libtorch's CUDA library is open.
+///
+/// # Errors
+/// The function is not found: no CUDA runtime is loaded.
 ///
 /// # Safety
 /// `T` must be the function's type.
 unsafe fn function<T: Copy>(name: &[u8]) -> std::result::Result<T, String> {
-    // SAFETY: the caller vouches for the type; the library stays loaded (see `open`).
+    // SAFETY: the caller guarantees the type; the library is never unloaded (see `open`).
     unsafe { Library::this().get::<T>(name) }
         .map(|f| *f)
         .map_err(|e| format!("no CUDA runtime is loaded: {}", with_causes(&e)))
 }
 
+/// Number and text of a CUDA error, as
 /// "CUDA error 46: CUDA-capable device(s) is/are busy or unavailable".
 fn error_text(code: c_int) -> String {
     type Text = unsafe extern "C" fn(c_int) -> *const c_char;
     // SAFETY: `const char *cudaGetErrorString(cudaError_t)`.
     let get = unsafe { function::<Text>(b"cudaGetErrorString\0") };
-    // SAFETY: no preconditions; a string literal of the runtime, or null.
+    // SAFETY: no preconditions; returns a static string of the runtime, or null.
     let text = get.map_or(std::ptr::null(), |get| unsafe { get(code) });
     if text.is_null() {
         return format!("CUDA error {code}");
     }
-    // SAFETY: a C string that lives for ever.
+    // SAFETY: a static C string.
     format!("CUDA error {code}: {}", unsafe { CStr::from_ptr(text) }.to_string_lossy())
 }
 
-/// Makes a device the calling thread's current one, for libraries beside libtorch (NCCL) too. Creates the
-/// device's context, so this is where a device that another process holds, or a broken one, is noticed.
+/// Makes a device the calling thread's current one, also for other libraries (NCCL). This creates
+/// the device's context, so a broken device, or one held by another process, is detected here.
 ///
 /// # Errors
-/// The device cannot be used: it failed or is held by another process (exit code 4), has no memory left (5), or does
+/// The device failed or is held by another process (exit code 4), has no memory left (5), or does
 /// not exist (2).
 pub fn set_current(index: usize) -> Result<()> {
     type Set = unsafe extern "C" fn(c_int) -> c_int;
-    // SAFETY: `cudaSetDevice(int)`.
+    // SAFETY: `cudaError_t cudaSetDevice(int)`.
     let set = unsafe { function::<Set>(b"cudaSetDevice\0") }.map_err(Error::Usage)?;
     // SAFETY: no preconditions.
     match unsafe { set(index as c_int) } {
@@ -150,28 +159,28 @@ pub fn set_current(index: usize) -> Result<()> {
     }
 }
 
-/// The error of a device that cannot be used, by the runtime's text.
+/// The error of an unusable device; its kind follows from the runtime's error text.
 fn failure(index: usize, text: &str) -> Error {
     let text = format!("CUDA device {index} of {} cannot be used: {text}", dw_launch::host());
     match classify(&text) {
         Some(Failure::Device) => Error::Device(text),
-        Some(_) => {
-            Error::Resources(format!("{text}\nhint: another process holds its memory (nvidia-smi)"))
-        }
+        Some(_) => Error::Resources(format!(
+            "{text}\nhint: `nvidia-smi` lists the processes that use its memory"
+        )),
         None => Error::Usage(format!("{text}\nhint: `nvidia-smi` shows the device's state")),
     }
 }
 
-/// A device's address on this machine's PCI bus, as "0000:1B:00.0".
+/// Address of a device on this machine's PCI bus, as "0000:1B:00.0".
 ///
 /// # Errors
-/// The runtime has no address for it.
+/// The runtime reports no address, as for a device that does not exist.
 pub fn pci_address(index: usize) -> Result<String> {
     type Address = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
     let mut text = [0u8; 32];
-    // SAFETY: `cudaDeviceGetPCIBusId(char *, int, int)`.
+    // SAFETY: `cudaError_t cudaDeviceGetPCIBusId(char *, int, int)`.
     let get = unsafe { function::<Address>(b"cudaDeviceGetPCIBusId\0") }.map_err(Error::Usage)?;
-    // SAFETY: the buffer is as long as said.
+    // SAFETY: the length passed is the buffer's.
     match unsafe { get(text.as_mut_ptr().cast(), text.len() as c_int, index as c_int) } {
         0 => {
             Ok(CStr::from_bytes_until_nul(&text).unwrap_or_default().to_string_lossy().into_owned())
@@ -180,17 +189,18 @@ pub fn pci_address(index: usize) -> Result<String> {
     }
 }
 
-/// Why a GPU is expected here; `None` where nothing says so, or where the user hides them all.
+/// The reason to expect a GPU in this job, as text for a message. `None` if there is no sign of
+/// one, or the user has hidden all devices.
 pub fn gpu_evidence() -> Option<String> {
     evidence(|path| Path::new(path).exists(), |name| std::env::var(name).ok())
 }
 
-/// Variables by which SLURM tells a job its GPUs.
+/// Variables in which SLURM lists the GPUs of a job.
 const SLURM: [&str; 3] = ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"];
 
 fn evidence(exists: impl Fn(&str) -> bool, var: impl Fn(&str) -> Option<String>) -> Option<String> {
     if let Some(list) = var("CUDA_VISIBLE_DEVICES") {
-        // An empty list, a number below 0 (CUDA's way to say none), or what SLURM writes for none.
+        // No devices: an empty list, a negative number (CUDA's convention), or SLURM's NoDevFiles.
         let list = list.trim();
         if list.is_empty() || list.starts_with('-') || list == "NoDevFiles" {
             return None;
@@ -206,7 +216,7 @@ fn evidence(exists: impl Fn(&str) -> bool, var: impl Fn(&str) -> Option<String>)
     exists(driver).then(|| format!("this machine has an NVIDIA driver ({driver})"))
 }
 
-/// The libraries of libtorch and CUDA that are loaded, by their real paths.
+/// Paths of the loaded libraries that belong to libtorch, CUDA and NCCL, from `/proc/self/maps`.
 pub fn loaded_libraries() -> Vec<PathBuf> {
     const NAMES: [&str; 8] = [
         "libtorch",
@@ -239,12 +249,12 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_is_expected_where_a_driver_or_slurm_shows_one() {
+    fn a_driver_or_slurm_variable_is_evidence_of_a_gpu() {
         assert_eq!(evidence_of(false, &[]), None);
         assert!(evidence_of(true, &[]).unwrap().contains("/dev/nvidiactl"));
         assert!(
             evidence_of(false, &[("SLURM_JOB_GPUS", "0")]).unwrap().contains("SLURM_JOB_GPUS=0"),
-            "the GPU of number 0"
+            "0 is the index of a GPU, not a count"
         );
         assert_eq!(evidence_of(false, &[("SLURM_GPUS_ON_NODE", "0")]), None);
         for hidden in ["", " ", "-1", "NoDevFiles"] {
@@ -258,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_cannot_be_used_has_the_code_of_its_reason() {
+    fn exit_code_of_an_unusable_device_depends_on_the_cause() {
         let code = |text: &str| failure(0, text).exit_code();
         assert_eq!(code("CUDA error 2: out of memory"), 5);
         assert_eq!(code("CUDA error 214: uncorrectable ECC error encountered"), 4);
@@ -266,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn libtorch_is_among_the_loaded_libraries() {
+    fn loaded_libraries_include_libtorch() {
         let _ = tch::Tensor::zeros([1], (tch::Kind::Float, tch::Device::Cpu));
         assert!(loaded_libraries().iter().any(|p| p.to_string_lossy().contains("libtorch_cpu")));
     }

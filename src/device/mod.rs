@@ -1,7 +1,7 @@
-//! The device a rank computes on: the CPU or one CUDA GPU.
+//! The device of a rank: the CPU or one CUDA GPU.
 //!
-//! * [`cuda`]: libtorch's CUDA half, opened at run time, and the CUDA runtime that it brings
-//! * [`Precision`]: what `train.precision` means on which device
+//! * [`cuda`]: libtorch's CUDA library, opened at run time, and the CUDA runtime that it loads
+//! * [`Precision`]: meaning of `train.precision` on each device
 
 pub mod cuda;
 mod precision;
@@ -12,10 +12,10 @@ use tch::{Device, Kind, Tensor};
 use crate::{Error, Result};
 pub use precision::Precision;
 
-/// What the user asked for.
+/// Value of the option `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Choice {
-    /// CUDA where a GPU is visible, else the CPU
+    /// CUDA if a GPU is visible, else the CPU
     Auto,
     /// The CPU
     Cpu,
@@ -24,9 +24,9 @@ pub enum Choice {
     Cuda,
 }
 
-/// Makes the process ready for a device. To be called first in `main`, before any thread exists and before
-/// anything that may ask libtorch for an accelerator: libtorch looks for its CUDA half once in a process, and
-/// even `tch::manual_seed` makes it look.
+/// Opens libtorch's CUDA library unless the choice is the CPU. Must be called first in `main`,
+/// before any thread exists and before any use of libtorch that may look for an accelerator:
+/// libtorch looks for its CUDA library once per process, and even `tch::manual_seed` triggers that.
 pub fn open(choice: Choice) {
     if choice != Choice::Cpu {
         cuda::open();
@@ -36,14 +36,15 @@ pub fn open(choice: Choice) {
 /// Picks this rank's device, after [`open`] with the same choice.
 ///
 /// # Errors
-/// CUDA was asked for, or a GPU is visible, and CUDA cannot be used (exit code 2); the GPU or its driver failed (4).
+/// CUDA cannot be used although it was requested or a GPU is visible (exit code 2), or the GPU or
+/// its driver failed (exit code 4).
 pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
     if choice == Choice::Cpu {
         return Ok(Device::Cpu);
     }
     match cuda::devices() {
         Ok(count) => {
-            // With one GPU per process (a batch system that shows each task its own) every rank takes the first.
+            // If the batch system shows each process only its own GPU, every rank takes device 0.
             let index = topology.local_rank % count;
             cuda::set_current(index)?;
             Ok(Device::Cuda(index))
@@ -65,25 +66,27 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
     }
 }
 
-/// Switches libtorch to deterministic algorithms, or off them. To be called before [`pick`], which starts
-/// the CUDA runtime.
+/// Turns libtorch's deterministic algorithms on or off. Must be called before [`pick`], which
+/// initialises the CUDA runtime.
 ///
 /// # Errors
-/// libtorch refuses.
+/// libtorch rejects the setting.
 pub fn deterministic(on: bool) -> Result<()> {
-    // cuBLAS adds in a fixed order only with a workspace of fixed size; NCCL's sums inside NVSwitches (NVLS) need not.
+    // cuBLAS is deterministic only with a workspace of fixed size, and NCCL only without reductions
+    // inside NVSwitches (NVLS).
     for (name, value) in [("CUBLAS_WORKSPACE_CONFIG", ":4096:8"), ("NCCL_ALGO", "^NVLS")] {
         if on && std::env::var_os(name).is_none() {
-            // SAFETY: no thread of ours or of a library runs yet that could read the environment.
+            // SAFETY: no other thread exists yet that could read the environment.
             unsafe { std::env::set_var(name, value) };
         }
     }
     Ok(crate::torch::deterministic(on)?)
 }
 
-/// Images to the device in the network's kind, channels-last: the layout of the weights.
+/// Copies images `[B, 3, H, W]` to the device, in the network's kind and channels-last: the memory
+/// layout of the weights.
 pub fn upload(images: &Tensor, device: Device, kind: Kind) -> Tensor {
-    // Page-locked images (the loader's, for a GPU) are copied while the host goes on.
+    // The loader's images for a GPU are page-locked: their copy is asynchronous to the host.
     let there = images.to_device_(device, images.kind(), true, false).to_kind(kind);
     there.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

@@ -1,4 +1,4 @@
-//! What `train.precision` means on which device.
+//! Meaning of `train.precision` on each device.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
@@ -6,29 +6,31 @@ use tch::{Device, Kind};
 use crate::{Error, Result};
 use crate::torch;
 
-/// Kind of a network's numbers, and how f32 convolutions round on a GPU.
+/// `train.precision`: kind of the network's tensors, and rounding of f32 convolutions on a GPU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// `f32` on a CPU, `tf32` on a GPU (what PyTorch did for the authors).
+    /// `f32` on a CPU, `tf32` on a GPU (PyTorch's default when the paper's models were trained).
     #[default]
     Auto,
-    /// 32 bits, rounded as IEEE 754 has it, on every device.
+    /// 32 bits with IEEE 754 rounding on every device.
     F32,
-    /// As `f32`, but convolutions on a GPU round their inputs to TF32 (10 bits of mantissa) and add in f32.
+    /// As `f32`, but convolutions on a GPU round their inputs to TF32 (10 bits of mantissa) and
+    /// accumulate in f32.
     Tf32,
-    /// bf16 weights and activations: not in this version.
+    /// bf16 weights and activations: not implemented yet.
     Bf16,
-    /// 64 bits: for comparing runs, not for speed.
+    /// 64 bits: for tests and for comparing runs.
     F64,
 }
 
-/// Variables by which NVIDIA's libraries and oneDNN change the rounding of f32 whatever libtorch is told.
+/// Environment variables that change the rounding of f32 in NVIDIA's libraries and oneDNN, whatever
+/// libtorch's settings are.
 const OVERRIDES: [&str; 3] =
     ["NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"];
 
 impl Precision {
-    /// As written in a configuration.
+    /// Name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -39,29 +41,31 @@ impl Precision {
         }
     }
 
-    /// What `auto` stands for on a device; never `auto`.
+    /// Replaces `auto` by the precision that it selects on `device`.
     ///
     /// # Errors
-    /// `tf32` on a CPU, which has no such numbers.
+    /// `tf32` on a CPU, which does not support it.
     pub fn resolve(self, device: Device) -> Result<Self> {
         match (self, device.is_cuda()) {
             (Self::Auto, true) => Ok(Self::Tf32),
             (Self::Auto, false) => Ok(Self::F32),
             (Self::Tf32, false) => Err(Error::Usage(
-                "train.precision = \"tf32\": this run is on the CPU, and only GPUs have TF32\nhint: \"auto\" or \"f32\"".into(),
+                "train.precision = \"tf32\": only GPUs have TF32, and this run is on the CPU\n\
+                 hint: \"auto\" or \"f32\""
+                    .into(),
             )),
-            (known, _) => Ok(known),
+            (explicit, _) => Ok(explicit),
         }
     }
 
-    /// What a network trained with this precision is evaluated with: as trained, and in f32 where a network
-    /// of a GPU run is evaluated on a CPU.
+    /// Precision for evaluating a network that was trained with this one: the same, or f32 for a
+    /// `tf32` network on a CPU.
     #[must_use]
     pub fn for_evaluation(self, device: Device) -> Self {
         self.resolve(device).unwrap_or(Self::F32)
     }
 
-    /// Kind of the network's tensors.
+    /// Kind of the network's parameters and activations.
     pub fn kind(self) -> Kind {
         match self {
             Self::F64 => Kind::Double,
@@ -70,15 +74,16 @@ impl Precision {
         }
     }
 
-    /// Sets libtorch's rounding of f32 convolutions for the whole process, and warns where the environment overrides it.
+    /// Sets the rounding of f32 convolutions for the whole process, and logs a warning if the
+    /// environment overrides it.
     ///
     /// # Errors
-    /// libtorch refuses.
+    /// libtorch rejects the setting.
     pub fn apply(self) -> Result<()> {
         torch::allow_tf32_convolutions(self == Self::Tf32)?;
         for name in OVERRIDES.iter().filter(|name| std::env::var_os(name).is_some()) {
             tracing::warn!(
-                "{name} is set: it changes how f32 is rounded, whatever train.precision says"
+                "{name} is set: it overrides the rounding of f32 that train.precision selects"
             );
         }
         Ok(())
@@ -90,14 +95,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_depends_on_the_device_and_tf32_needs_a_gpu() {
+    fn auto_depends_on_the_device_and_tf32_requires_a_gpu() {
         let (cpu, gpu) = (Device::Cpu, Device::Cuda(1));
         assert_eq!(Precision::Auto.resolve(cpu).unwrap(), Precision::F32);
         assert_eq!(Precision::Auto.resolve(gpu).unwrap(), Precision::Tf32);
         assert_eq!(
             Precision::F32.resolve(gpu).unwrap(),
             Precision::F32,
-            "f32 means f32 everywhere"
+            "f32 is IEEE f32 on a GPU too"
         );
         let e = Precision::Tf32.resolve(cpu).unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("train.precision"), "{e}");

@@ -1,5 +1,5 @@
-//! Loss functions, and the way from local sums to the loss: one small all-reduce carries the sum and the normaliser of
-//! every term.
+//! Loss functions, and the reduction of local sums to the loss of the global batch: one small
+//! all-reduce adds the sums and the normalisers of all terms.
 
 pub mod functions;
 
@@ -8,32 +8,34 @@ use tch::Tensor;
 
 use crate::Result;
 
-/// One term of the loss: its sum over all ranks divided by its normaliser over all ranks.
+/// One term of the loss. Its value is the sum over all ranks, divided by the normaliser over all
+/// ranks.
 #[derive(Debug)]
 pub struct Term {
-    /// Name in `metrics.jsonl`, beginning with `loss_`.
+    /// Key in `metrics.jsonl`; starts with `loss_`.
     pub name: &'static str,
-    /// This rank's sum: a scalar, connected to the graph also when the batch has no box, so that every rank has gradients.
+    /// Sum over this rank's images: a scalar. It is part of the autograd graph even if the images
+    /// have no box, so that every rank has gradients to reduce.
     pub sum: Tensor,
-    /// What the sum is divided by.
+    /// The denominator.
     pub by: Normaliser,
-    /// The sum is exactly 0 where no point of the batch is positive.
+    /// Whether the sum is exactly 0 if no point of the batch is positive.
     pub needs_positives: bool,
 }
 
-/// A denominator: the values of all ranks are added, then bounded, then increased.
+/// A denominator: the sum of `value` over all ranks, at least `floor`, plus `plus`.
 #[derive(Debug)]
 pub struct Normaliser {
-    /// This rank's part: a scalar without gradient.
+    /// Value of this rank's images: a scalar without gradient.
     pub value: Tensor,
-    /// Least value of the sum over all ranks.
+    /// Lower bound of the sum over all ranks.
     pub floor: f64,
-    /// Added at the end (mmdetection adds the f32 epsilon where it averages).
+    /// Added after the bound is applied (mmdetection adds the f32 epsilon to some denominators).
     pub plus: f64,
 }
 
 impl Normaliser {
-    /// At least 1 after the ranks' values were added.
+    /// A denominator whose sum over all ranks is at least 1.
     pub fn at_least_one(value: Tensor) -> Self {
         Self { value, floor: 1.0, plus: 0.0 }
     }
@@ -42,37 +44,42 @@ impl Normaliser {
 /// The loss of one step.
 #[derive(Debug)]
 pub struct Loss {
-    /// This rank's share, to run backward from: the ranks' gradients add up to the global batch's gradient.
+    /// This rank's part of the loss, a scalar to run backward from. The gradients of all ranks add
+    /// up to the gradient of the global batch.
     pub local: Tensor,
-    /// Every term over the global batch.
+    /// Name and value of every term, over the global batch.
     pub terms: Vec<(&'static str, f64)>,
-    /// What each term's sum was divided by.
+    /// Denominator of each term, in the order of `terms`.
     pub denominators: Vec<f64>,
-    /// Ranks that want to stop after this step.
+    /// Number of ranks that request to stop after this step.
     pub stop_votes: usize,
     without_positive: bool,
 }
 
 impl Loss {
-    /// Sum of the terms.
+    /// Sum of the terms over the global batch.
     pub fn total(&self) -> f64 {
         self.terms.iter().map(|t| t.1).sum()
     }
 
-    /// Whether no point of the global batch had a positive weight.
+    /// Whether no point of the global batch has a positive weight.
     pub fn without_positive(&self) -> bool {
         self.without_positive
     }
 }
 
-/// Adds sums and normalisers of all ranks. (The reference clamps the mean of the normalisers over ranks and not their sum:
-/// the same except for batches with fewer boxes than ranks.)
+/// Reduces the terms of all ranks to the loss, in f64. `stop` is this rank's vote to stop after the
+/// step.
+///
+/// mmdetection clamps the mean of a normaliser over ranks, here the sum is clamped; results differ
+/// only for batches with fewer boxes than ranks.
 ///
 /// # Errors
-/// A lost peer.
+/// The connection to another rank is lost.
 pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Loss> {
     let scalars: Vec<Tensor> =
         terms.iter().flat_map(|t| [t.sum.detach(), t.by.value.shallow_clone()]).collect();
+    // Sum and normaliser of each term, then the vote.
     let mut host = Vec::<f64>::try_from(
         Tensor::stack(&scalars, 0).to_kind(tch::Kind::Double).to_device(tch::Device::Cpu),
     )?;

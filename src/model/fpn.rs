@@ -1,11 +1,12 @@
-//! Feature pyramid: C3..C5 to P3..P7, all with the same channels.
+//! Feature pyramid network (Lin et al., CVPR 2017): C3..C5 to P3..P7, all with the same number of
+//! channels.
 
 use tch::Tensor;
 
 use super::layers::{Conv, ConvSpec, Size};
 use super::params::{Init, Params};
 
-/// The neck.
+/// Feature pyramid network.
 #[derive(Debug)]
 pub struct Fpn {
     lateral: Vec<Conv>,
@@ -13,7 +14,8 @@ pub struct Fpn {
 }
 
 impl Fpn {
-    /// Builds the neck below `neck.` for C3, C4, C5 with `inputs` channels.
+    /// Builds the network for C3, C4, C5 with `inputs` channels; the names of its tensors start
+    /// with `neck.`.
     pub fn new(p: &mut Params, inputs: &[i64], channels: i64) -> Self {
         let spec = |input, kernel, stride| ConvSpec {
             input,
@@ -42,7 +44,7 @@ impl Fpn {
         Self { lateral, output }
     }
 
-    /// `[C3, C4, C5]` to `[P3, P4, P5, P6, P7]`; P7 is made of relu(P6), P6 of P5 as it is.
+    /// `[C3, C4, C5]` to `[P3, P4, P5, P6, P7]`. P6 is a convolution of P5, and P7 one of relu(P6).
     pub fn forward(&self, c: &[Tensor]) -> Vec<Tensor> {
         let mut lateral: Vec<Tensor> =
             c.iter().zip(&self.lateral).map(|(x, conv)| conv.forward(x)).collect();
@@ -58,7 +60,7 @@ impl Fpn {
         p
     }
 
-    /// Multiply-adds for C3, C4, C5 of these sizes, and the sizes of P3..P7.
+    /// Multiply-adds for C3, C4, C5 of sizes `c`, and the sizes of P3..P7.
     pub fn cost(&self, c: &[Size]) -> (u64, Vec<Size>) {
         let mut sizes = c.to_vec();
         let lateral: u64 = c.iter().zip(&self.lateral).map(|(size, conv)| conv.cost(*size).0).sum();

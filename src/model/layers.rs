@@ -5,19 +5,20 @@ use tch::Tensor;
 
 use super::params::{Init, Params, Role};
 
-/// Which norm layers the backbone has.
+/// `model.norm`: kind of the backbone's norm layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
-    /// Batch norm with fixed statistics; weight and bias are trained (the paper's setting, from ImageNet weights).
+    /// Batch norm with fixed statistics and trained weight and bias: the paper's setting, which
+    /// requires pretrained weights.
     FrozenBn,
-    /// Batch norm with statistics of the rank's batch.
+    /// Batch norm with the statistics of each rank's batch.
     Bn,
-    /// Group norm.
+    /// Group norm (Wu and He, ECCV 2018).
     Gn,
 }
 
-/// A convolution.
+/// A 2-d convolution.
 #[derive(Debug)]
 pub struct Conv {
     weight: Tensor,
@@ -27,30 +28,30 @@ pub struct Conv {
     groups: i64,
 }
 
-/// Height and width of a feature map.
+/// Size `(height, width)` of an image or feature map: pixels of the network input, or cells.
 pub type Size = (i64, i64);
 
-/// Shape and start of a convolution.
+/// Shape and initial values of a convolution.
 #[derive(Debug, Clone, Copy)]
 pub struct ConvSpec {
     /// Input channels.
     pub input: i64,
     /// Output channels.
     pub output: i64,
-    /// Square kernel.
+    /// Side of the square kernel.
     pub kernel: i64,
-    /// Stride.
+    /// Stride along both axes.
     pub stride: i64,
-    /// Groups of channels that do not see each other (ResNeXt).
+    /// Number of groups of channels, each convolved on its own (ResNeXt).
     pub groups: i64,
-    /// Start of the weights.
+    /// Initial weights.
     pub init: Init,
-    /// Start of the bias; none without.
+    /// Initial bias; `None` for a convolution without bias.
     pub bias: Option<f64>,
 }
 
 impl Conv {
-    /// A convolution named `name`, padded to keep the size at stride 1.
+    /// Builds the convolution `name`, padded to keep the size at stride 1.
     pub fn new(p: &mut Params, name: &str, spec: ConvSpec, trainable: bool) -> Self {
         let ConvSpec { input, output, kernel, stride, groups, init, bias } = spec;
         let weight = p.param(
@@ -89,38 +90,39 @@ impl Conv {
 /// A norm layer.
 #[derive(Debug)]
 pub enum Norm {
-    /// Batch norm; `fixed` uses the running statistics in training, too.
+    /// Batch norm.
     Batch {
-        /// Scale `[C]`.
+        /// Weight (scale) `[C]`.
         weight: Tensor,
-        /// Shift `[C]`.
+        /// Bias (shift) `[C]`.
         bias: Tensor,
         /// Running mean `[C]`.
         mean: Tensor,
         /// Running variance `[C]`.
         var: Tensor,
-        /// Statistics never change.
+        /// Whether training uses the running statistics, too, and never updates them.
         fixed: bool,
     },
     /// Group norm.
     Group {
-        /// Scale `[C]`.
+        /// Weight (scale) `[C]`.
         weight: Tensor,
-        /// Shift `[C]`.
+        /// Bias (shift) `[C]`.
         bias: Tensor,
         /// Number of groups.
         groups: i64,
     },
 }
 
-/// Groups for `channels`: 32 as in the paper's head, fewer where a group would have less than four channels.
+/// Number of groups of a group norm: 32 for 256 channels as in the paper's head; for narrower
+/// networks a divisor of the channels that leaves at least four channels a group, if there is one.
 fn groups(channels: i64) -> i64 {
     let most = if channels % 32 == 0 && channels >= 256 { 32 } else { (channels / 4).clamp(1, 32) };
     (1..=most).rev().find(|g| channels % g == 0).unwrap_or(1)
 }
 
 impl Norm {
-    /// A norm layer of `kind` named `name`, starting with scale `scale`.
+    /// Builds the norm layer `name`, with initial weights `scale`.
     pub fn new(
         p: &mut Params,
         name: &str,
@@ -143,7 +145,8 @@ impl Norm {
         Self::Batch { weight, bias, mean, var, fixed }
     }
 
-    /// Normalises `[B, C, H, W]`; `train` updates batch statistics where they are not fixed.
+    /// Normalises `[B, C, H, W]`. With `train`, batch norm uses and updates the batch's statistics
+    /// unless they are fixed.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         match self {
             Self::Batch { weight, bias, mean, var, fixed } => x.batch_norm(
@@ -168,7 +171,7 @@ mod tests {
     use super::groups;
 
     #[test]
-    fn group_counts() {
+    fn groups_divide_the_channels() {
         assert_eq!([256, 512, 128, 64, 16, 24, 6].map(groups), [32, 32, 32, 16, 4, 6, 1]);
     }
 }

@@ -1,26 +1,27 @@
-//! Named parameters and buffers of a network, in the order they are used.
+//! Named parameters and buffers of a network, in the order of use.
 //!
-//! Names are mmdetection's state-dict keys verbatim, so that checkpoints travel both ways.
+//! Names are mmdetection's state-dict keys, so that either program loads the other's checkpoints.
 
 use tch::{Device, Kind, Tensor};
 
-/// How a parameter starts when nothing is loaded.
+/// Initial values of a parameter.
 #[derive(Debug, Clone, Copy)]
 pub enum Init {
-    /// All the same.
+    /// A constant.
     Const(f64),
-    /// Normal around 0.
+    /// Normal distribution with mean 0 and this standard deviation.
     Normal(f64),
-    /// He's normal for ReLU networks, by fan-out (mmdetection's ResNet).
+    /// Normal distribution with variance 2 / fan-out (He et al., ICCV 2015; mmdetection's ResNet).
     KaimingFanOut,
-    /// Glorot's uniform (FPN).
+    /// Uniform within sqrt(6 / (fan-in + fan-out)) (Glorot and Bengio, AISTATS 2010; FPN).
     XavierUniform,
     /// Uniform within 1 / sqrt(fan-in) (mmcv's deformable convolution).
     UniformFanIn,
 }
 
-/// A convolution's weights with the channels innermost in memory, which is the layout of the images: libtorch would
-/// otherwise convert weights that are not trained in every step (trained ones get their layout from the flat buffers).
+/// Converts convolution weights to channels-last, the memory layout of the images; else libtorch
+/// would convert weights that are not trained in every step. (Trained ones get their layout from
+/// the flat buffers.)
 fn channels_last(t: &Tensor) -> Tensor {
     if t.dim() == 4 {
         t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
@@ -29,18 +30,18 @@ fn channels_last(t: &Tensor) -> Tensor {
     }
 }
 
-/// What a named tensor is to the network.
+/// Role of a named tensor in the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// A weight or bias, trained unless its stage is frozen.
+    /// A weight or bias; trained unless its stage is frozen.
     Parameter,
-    /// A statistic that training changes (batch norm's running mean and variance); ranks keep it equal.
+    /// A running statistic of batch norm, updated in training and kept equal on all ranks.
     RunningStatistic,
-    /// A number that no step changes: statistics of frozen norm layers, priors.
+    /// A constant: statistics of frozen norm layers, centre priors.
     Constant,
-    /// State that a strategy changes after steps, the same way on every rank.
+    /// State of a strategy, which updates it after a step in the same way on all ranks.
     StrategyState,
-    /// A count that nothing here reads, stored because loaders of other tools expect it.
+    /// A counter that is only stored because loaders of other programs expect it.
     Counter,
 }
 
@@ -49,29 +50,29 @@ pub enum Role {
 pub struct Entry {
     /// State-dict key.
     pub name: String,
-    /// The tensor that the layers share.
+    /// The tensor; layers hold shallow clones of it.
     pub tensor: Tensor,
-    /// Trained by SGD.
+    /// Whether the optimiser updates it.
     pub trainable: bool,
-    /// Weight decay applies (not to norm layers).
+    /// Whether weight decay applies (not to norm layers).
     pub decay: bool,
-    /// What it is.
+    /// Its role.
     pub role: Role,
 }
 
 /// All named tensors of one network.
 #[derive(Debug)]
 pub struct Params {
-    /// In the order of use.
+    /// The tensors in the order of use.
     pub entries: Vec<Entry>,
-    /// Kind of all floats.
+    /// Kind of the floating-point tensors.
     pub kind: Kind,
-    /// Where they live.
+    /// Device of all tensors.
     pub device: Device,
 }
 
 impl Params {
-    /// No tensors yet.
+    /// Creates an empty list.
     pub fn new(kind: Kind, device: Device) -> Self {
         Self { entries: vec![], kind, device }
     }
@@ -90,7 +91,8 @@ impl Params {
         shared
     }
 
-    /// Adds a parameter.
+    /// Adds a parameter and returns a shallow clone for the layer. Initial values are drawn on the
+    /// CPU, so that they do not depend on the device.
     pub fn param(
         &mut self,
         name: impl Into<String>,
@@ -120,7 +122,7 @@ impl Params {
         self.push(name.into(), &t, trainable, decay, Role::Parameter)
     }
 
-    /// Adds numbers that SGD does not train, all `value` at the start.
+    /// Adds a tensor that the optimiser does not train, filled with `value`.
     pub fn buffer(
         &mut self,
         name: impl Into<String>,
@@ -132,7 +134,7 @@ impl Params {
         self.push(name.into(), &t, false, false, role)
     }
 
-    /// Adds an integer counter (batch norm's `num_batches_tracked`, which loaders of other tools expect).
+    /// Adds an integer counter, 0 (batch norm's `num_batches_tracked`, see [`Role::Counter`]).
     pub fn counter(&mut self, name: impl Into<String>) -> Tensor {
         self.push(
             name.into(),
@@ -143,7 +145,7 @@ impl Params {
         )
     }
 
-    /// Number of trained and of all parameters.
+    /// Number of elements of the trained parameters, and of all parameters.
     pub fn counts(&self) -> (usize, usize) {
         let of = |only: bool| {
             self.entries

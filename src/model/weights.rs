@@ -1,4 +1,4 @@
-//! Weight files into a network, by name.
+//! Loads weight files into a network by tensor name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,16 +10,16 @@ use tch::{Kind, Tensor};
 use super::Params;
 use crate::{Error, Result};
 
-/// What became of a file's tensors.
+/// Result of loading a weight file into a network.
 #[derive(Debug, Default)]
 pub struct LoadReport {
-    /// Copied.
+    /// Number of tensors copied.
     pub matched: usize,
-    /// Of the network, not in the file.
+    /// Tensors of the network that the file lacks.
     pub missing: Vec<String>,
-    /// Of the file, not in the network.
+    /// Tensors of the file that the network lacks.
     pub unused: Vec<String>,
-    /// In both, with another shape.
+    /// Tensors in both, with different shapes; each with both shapes.
     pub reshaped: Vec<String>,
 }
 
@@ -46,12 +46,13 @@ impl std::fmt::Display for LoadReport {
 }
 
 impl LoadReport {
-    /// Every tensor of the network came from the file.
+    /// Whether every tensor of the network was loaded.
     pub fn complete(&self) -> bool {
         self.missing.is_empty() && self.reshaped.is_empty()
     }
 }
 
+/// The tensor kind of a file's element type; `None` if the network cannot use it.
 fn kind(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::F32 => Kind::Float,
@@ -68,11 +69,12 @@ fn kind(dtype: Dtype) -> Option<Kind> {
     })
 }
 
+/// Reads one tensor, and checks that its numbers are finite.
 fn tensor(file: &Weights, name: &str) -> Result<Tensor> {
     let t = &file.tensors[name];
     let kind = kind(t.dtype).ok_or_else(|| {
         Error::Data(format!(
-            "{}: `{name}`: numbers of type {:?} cannot be used",
+            "{}: `{name}`: element type {:?} is not supported",
             file.path.display(),
             t.dtype
         ))
@@ -86,25 +88,27 @@ fn tensor(file: &Weights, name: &str) -> Result<Tensor> {
 
 fn not_finite(file: &Weights, name: &str) -> String {
     format!(
-        "{}: `{}` holds numbers that are not finite (NaN or infinity): a training that diverged?",
+        "{}: `{}` holds numbers that are not finite (NaN or infinity)\n\
+         hint: the training run that wrote the file may have diverged",
         file.path.display(),
         shown(name)
     )
 }
 
-/// All tensors of a weight file by name.
+/// Reads all tensors of a weight file.
 ///
 /// # Errors
-/// A missing or damaged file.
+/// The file is missing or damaged, or holds numbers that are not finite.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let file = Weights::open(path)?;
     file.tensors.keys().map(|name| Ok((name.clone(), tensor(&file, name)?))).collect()
 }
 
-/// Copies tensors by name into a network; ImageNet files name the backbone's tensors without `backbone.`.
+/// Copies the tensors of a weight file into the network's tensors of the same names. Names in
+/// ImageNet files lack the prefix `backbone.`.
 ///
 /// # Errors
-/// A damaged file.
+/// The file is damaged, or holds numbers that are not finite.
 pub fn load(file: &Weights, params: &mut Params) -> Result<LoadReport> {
     let mut report = LoadReport::default();
     let mut used = BTreeSet::new();

@@ -1,23 +1,24 @@
-// What the C++ files of this folder share. Their functions are called from Rust, which cannot catch a C++
-// exception: each function body runs inside `guarded`, and the caller reads the text with `dw_last_error`.
+// Error handling shared by the C++ files of this folder. Their functions are called from Rust,
+// where a C++ exception must not arrive: every function body runs inside `guarded` or `status`, and
+// the caller reads the exception's text with `dw_last_error`.
 #pragma once
 
 #include <exception>
 
 namespace dw {
 
-// Keeps the text of this thread's last error.
-void remember(const char *what) noexcept;
+// Stores the text that `dw_last_error` returns on this thread.
+void set_last_error(const char *what) noexcept;
 
-// Runs `f`; on an exception keeps its text and returns `failed`.
+// Runs `f`; on an exception stores its text and returns `failed`.
 template <typename F, typename R>
 R guarded(R failed, F f) noexcept {
   try {
     return f();
   } catch (const std::exception &e) {
-    remember(e.what());
+    set_last_error(e.what());
   } catch (...) {
-    remember("an exception that is not a std::exception");
+    set_last_error("an exception that is not a std::exception");
   }
   return failed;
 }

@@ -1,4 +1,5 @@
-// Settings and facts of the process: version, rounding of f32, determinism, and the last error's text.
+// Process-wide settings of libtorch (denormals, TF32, determinism), its version, whether it has
+// found its CUDA library, and the text of the last error.
 
 #include <ATen/Context.h>
 #include <c10/util/Exception.h>
@@ -13,20 +14,21 @@
 namespace {
 thread_local std::string last_error;
 
-// Passes on each warning once: libtorch repeats "does not have a deterministic implementation" in every step.
-// Warnings of the autograd engine's threads come to the thread that called backward.
-struct Once : c10::WarningHandler {
+// Prints each warning once: libtorch repeats "does not have a deterministic implementation" in
+// every step. Warnings of the autograd engine's threads are raised on the thread that called
+// backward.
+struct WarnOnce : c10::WarningHandler {
   std::mutex mutex;
-  std::set<std::string> seen;
+  std::set<std::string> printed;
 
   void process(const c10::Warning &warning) override {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (seen.insert(warning.msg()).second) c10::WarningHandler::process(warning);
+    if (printed.insert(warning.msg()).second) c10::WarningHandler::process(warning);
   }
 };
 }  // namespace
 
-void dw::remember(const char *what) noexcept {
+void dw::set_last_error(const char *what) noexcept {
   try {
     last_error = what;
   } catch (...) {
@@ -36,17 +38,17 @@ void dw::remember(const char *what) noexcept {
 
 extern "C" {
 
-// What the last failing call on this thread said.
+// Text of the exception that ended the last failing call on this thread. Valid until the next one.
 const char *dw_last_error() { return last_error.c_str(); }
 
-// libtorch's version as it was compiled against.
+// Version of the libtorch headers this file was compiled against.
 const char *dw_torch_version() { return TORCH_VERSION; }
 
-// Denormal numbers cost hundreds of cycles each on x86; training does not need them.
+// Denormal numbers cost hundreds of cycles each on x86 and do not matter in training.
 void dw_flush_denormals() { at::globalContext().setFlushDenormal(true); }
 
-// libtorch rounds the inputs of cuDNN's f32 convolutions to TF32 unless it is told not to. Matrix products
-// of cuBLAS stay in f32 in every mode.
+// Whether cuDNN's f32 convolutions round their inputs to TF32 (libtorch's default is yes). Matrix
+// products of cuBLAS are set to IEEE f32 in both cases.
 int dw_allow_tf32_convolutions(int allow) {
   return dw::status([&] {
     at::globalContext().setAllowTF32CuDNN(allow != 0);
@@ -54,22 +56,24 @@ int dw_allow_tf32_convolutions(int allow) {
   });
 }
 
-// Deterministic algorithms wherever libtorch has one; where it has none it warns on standard error, once each.
+// Selects deterministic algorithms where libtorch has them; where it has none, libtorch warns on
+// standard error, once for each operation.
 int dw_deterministic(int on) {
   return dw::status([&] {
-    static Once once;
-    if (on) c10::WarningUtils::set_warning_handler(&once);
+    static WarnOnce warn_once;
+    if (on) c10::WarningUtils::set_warning_handler(&warn_once);
     auto &context = at::globalContext();
     context.setDeterministicAlgorithms(on != 0, /*warn_only=*/true);
     context.setDeterministicCuDNN(on != 0);
-    // By default libtorch then fills every new tensor, which only helps to find reads of uninitialised memory.
+    // On by default in deterministic mode: fills every new tensor, which is slow and only helps to
+    // find reads of uninitialised memory.
     context.setDeterministicFillUninitializedMemory(false);
   });
 }
 
-// Whether libtorch found the hooks of its CUDA half at its first look, which it never repeats. This question needs
-// neither a driver nor a device, and is answered with no by the hooks that stand in for missing ones.
-int dw_sees_cuda() {
+// Whether libtorch found the hooks of its CUDA library. It looks them up once per process, at the
+// first use. `compiledWithCuDNN` needs neither a driver nor a device; the stub hooks return false.
+int dw_has_cuda_hooks() {
   return dw::guarded(0, [] { return at::detail::getCUDAHooks().compiledWithCuDNN() ? 1 : 0; });
 }
 }

@@ -17,11 +17,15 @@ unsafe extern "C" {
     ) -> *mut torch_sys::C_tensor;
 }
 
-/// Modulated deformable convolution with bounded memory; the convolution module of the model has the
-/// shapes. `[stride, padding, groups, chunk]`: `chunk` bounds the numbers of the sampled columns that exist at once.
+/// Modulated deformable convolution with bounded memory: `x` `[B, C, H, W]`, `offset` `[B, 2 K, h,
+/// w]` as (dy, dx) for each of the K kernel taps, `mask` `[B, K, h, w]`, `weight` `[O, C / groups,
+/// k, k]` to `[B, O, h, w]`.
+///
+/// The last argument is `[stride, padding, groups, chunk]`; `chunk` is the largest number of
+/// sampled input values held at once, in elements.
 ///
 /// # Panics
-/// When the shapes do not fit, or memory runs out.
+/// If the shapes do not match, or memory runs out.
 pub fn deform_conv2d(
     x: &Tensor,
     offset: &Tensor,
@@ -30,9 +34,10 @@ pub fn deform_conv2d(
     [stride, padding, groups, chunk]: [i64; 4],
 ) -> Tensor {
     let (x, offset, mask, weight) = (x.as_ptr(), offset.as_ptr(), mask.as_ptr(), weight.as_ptr());
-    // SAFETY: four live tensors for the whole call; the C++ side throws nothing and returns a new tensor or null.
+    // SAFETY: the four tensors live through the call; the C++ function throws nothing and returns a
+    // new tensor or null.
     let out = unsafe { dw_deform_conv2d(x, offset, mask, weight, stride, padding, groups, chunk) };
     assert!(!out.is_null(), "deformable convolution: {}", last_error());
-    // SAFETY: a tensor that the C++ side made for us; we own it from here.
+    // SAFETY: the C++ function allocated the tensor and passes its ownership to us.
     unsafe { Tensor::from_ptr(out) }
 }

@@ -1,4 +1,4 @@
-// Gradient buffers and hooks.
+// Gradient buffers, and hooks that run when a gradient has been accumulated.
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/utils/lambda_post_hook.h>
@@ -10,17 +10,20 @@
 #include "common.h"
 
 using at::Tensor;
+using Node = torch::autograd::Node;
 
 extern "C" {
 
-// Makes `grad` (same shape as `param`) the tensor that backward accumulates into. 0 on success.
+// Makes `grad` (of `param`'s shape) the tensor that backward accumulates into. 0 on success.
 int dw_set_grad(const Tensor *param, const Tensor *grad) {
   return dw::status([&] { const_cast<Tensor *>(param)->mutable_grad() = *grad; });
 }
 
-// Calls `call(context)` after each backward's gradient of `param` has been accumulated; `drop(context)` when nobody
-// can call it any more. Returns what keeps the hook alive, null on failure (then `context` is dropped, too).
-void *dw_on_gradient(const Tensor *param, void (*call)(void *), void *context, void (*drop)(void *)) {
+// Calls `call(context)` in every backward pass after the gradient of `param` has been accumulated,
+// and `drop(context)` once no further call can come. Returns a handle for
+// `dw_remove_gradient_hook`; null on failure, after `drop(context)`.
+void *dw_add_gradient_hook(const Tensor *param, void (*call)(void *), void *context,
+                           void (*drop)(void *)) {
   return dw::guarded(static_cast<void *>(nullptr), [&]() -> void * {
     const std::shared_ptr<void> owned(context, drop);
     auto node = torch::autograd::impl::grad_accumulator(*param);
@@ -31,10 +34,10 @@ void *dw_on_gradient(const Tensor *param, void (*call)(void *), void *context, v
           call(owned.get());
           return outputs;
         }));
-    return new std::shared_ptr<torch::autograd::Node>(std::move(node));
+    return new std::shared_ptr<Node>(std::move(node));
   });
 }
 
-// Removes a hook.
-void dw_forget_gradient(void *hook) { delete static_cast<std::shared_ptr<torch::autograd::Node> *>(hook); }
+// Releases the accumulator node, and with it the hook once no graph refers to the node.
+void dw_remove_gradient_hook(void *hook) { delete static_cast<std::shared_ptr<Node> *>(hook); }
 }

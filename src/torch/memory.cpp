@@ -1,4 +1,4 @@
-// Copies to the host in page-locked memory, and what the device's allocator counts.
+// Page-locked host memory, copies to it, and peak memory of an accelerator.
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/ops/empty.h>
@@ -10,7 +10,7 @@ using at::Tensor;
 
 extern "C" {
 
-// A copy of `t` in host memory; page-locked where `t` is on an accelerator. Null on failure.
+// A copy of `t` in host memory; page-locked if `t` is on an accelerator. Null on failure.
 Tensor *dw_to_host(const Tensor *t) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
     const auto options = t->options().device(c10::kCPU).pinned_memory(t->is_cuda());
@@ -18,7 +18,7 @@ Tensor *dw_to_host(const Tensor *t) {
   });
 }
 
-// Uninitialised f32 numbers in host memory, page-locked on request. Null on failure.
+// An uninitialised f32 tensor in host memory, page-locked if `pinned` is not 0. Null on failure.
 Tensor *dw_host_floats(const int64_t *shape, size_t dimensions, int pinned) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
     const auto options = at::TensorOptions(at::kFloat).pinned_memory(pinned != 0);
@@ -26,15 +26,19 @@ Tensor *dw_host_floats(const int64_t *shape, size_t dimensions, int pinned) {
   });
 }
 
-// Largest number of bytes that tensors of an accelerator have held at once since `dw_reset_peak_bytes`; -1 on failure.
+// Peak of the bytes allocated to tensors on an accelerator since the last `dw_reset_peak_bytes`;
+// -1 on failure.
 int64_t dw_peak_bytes(int64_t index) {
   return dw::guarded(int64_t{-1}, [&] {
     const auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(index));
-    return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    return stats.allocated_bytes[all].peak;
   });
 }
 
+// Restarts the measurement of `dw_peak_bytes`. 0 on success.
 int dw_reset_peak_bytes(int64_t index) {
-  return dw::status([&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(index)); });
+  return dw::status(
+      [&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(index)); });
 }
 }

@@ -1,4 +1,4 @@
-//! Copies to the host, and what a device's allocator counts.
+//! Page-locked host memory, copies to it, and peak memory of a GPU.
 
 use std::ffi::c_int;
 
@@ -17,36 +17,37 @@ unsafe extern "C" {
     fn dw_reset_peak_bytes(index: i64) -> c_int;
 }
 
-/// A copy in host memory, of the same kind, shape and layout; page-locked where the tensor is on a GPU,
-/// which copies several times faster.
+/// Copies a tensor to host memory, with its kind, shape and strides. The copy of a tensor on a GPU
+/// is page-locked, which makes the transfer several times faster.
 ///
 /// # Errors
-/// Memory ran out, or the device failed.
+/// Out of memory, or the device failed.
 pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
-    // SAFETY: a live tensor for the whole call; the C++ side returns a new tensor or null.
+    // SAFETY: the tensor lives through the call; the C++ function returns a new tensor or null.
     owned(unsafe { dw_to_host(tensor.as_ptr()) })
 }
 
-/// Uninitialised f32 numbers in host memory, page-locked on request: a GPU copies such memory by itself, while the
-/// host goes on.
+/// An uninitialised f32 tensor in host memory, page-locked if `pinned`: a copy from page-locked
+/// memory to a GPU runs asynchronously to the host.
 ///
 /// # Errors
-/// Memory ran out.
+/// Out of memory.
 pub fn host_floats(shape: &[i64], pinned: bool) -> Result<Tensor> {
-    // SAFETY: the shape outlives the call; the C++ side returns a new tensor or null.
+    // SAFETY: the shape outlives the call; the C++ function returns a new tensor or null.
     owned(unsafe { dw_host_floats(shape.as_ptr(), shape.len(), c_int::from(pinned)) })
 }
 
-/// Takes over a tensor that the C++ side made, or reads why there is none.
+/// Takes ownership of a tensor that a C++ function returned, or reads the error if it is null.
 fn owned(out: *mut torch_sys::C_tensor) -> Result<Tensor> {
     if out.is_null() {
         return Err(last_error());
     }
-    // SAFETY: a new tensor that nobody else owns.
+    // SAFETY: a new tensor without another owner.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// Most bytes that tensors on a GPU have held at once since the last [`reset_peak_bytes`]; `None` on the CPU.
+/// Peak of the bytes allocated to tensors on a GPU since the last [`reset_peak_bytes`]; `None` on
+/// the CPU.
 ///
 /// # Errors
 /// libtorch has no allocator for the device.
@@ -57,7 +58,7 @@ pub fn peak_bytes(device: Device) -> Result<Option<u64>> {
     u64::try_from(bytes).map(Some).map_err(|_| last_error())
 }
 
-/// Starts [`peak_bytes`] anew; does nothing on the CPU.
+/// Restarts the measurement of [`peak_bytes`]; does nothing on the CPU.
 ///
 /// # Errors
 /// libtorch has no allocator for the device.

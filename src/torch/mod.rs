@@ -1,7 +1,7 @@
-//! What the libtorch bindings (`tch`) lack, one subject a file, each beside its C++ source.
+//! Functions of libtorch that the `tch` bindings lack: one subject a file, next to its C++ source.
 //!
-//! No exception leaves the C++ side: its functions return a status and keep the exception's text, which
-//! comes back as a [`TchError`].
+//! C++ exceptions do not cross into Rust: the C++ functions return a status (or null) and store the
+//! exception's text, which is returned as a [`TchError`].
 
 mod deform;
 mod gradient;
@@ -27,20 +27,20 @@ unsafe extern "C" {
     fn dw_flush_denormals();
     fn dw_allow_tf32_convolutions(allow: c_int) -> c_int;
     fn dw_deterministic(on: c_int) -> c_int;
-    fn dw_sees_cuda() -> c_int;
+    fn dw_has_cuda_hooks() -> c_int;
 }
 
 /// Result of a call into libtorch.
 pub type Result<T> = std::result::Result<T, TchError>;
 
-/// The text of the exception that the last failing call on this thread ended with.
+/// The exception that ended the last failing call on this thread.
 fn last_error() -> TchError {
-    // SAFETY: a text that lives until this thread's next failing call.
+    // SAFETY: a C string that is valid until this thread's next failing call.
     let text = unsafe { CStr::from_ptr(dw_last_error()) };
     TchError::Torch(text.to_string_lossy().into_owned())
 }
 
-/// Turns a status of the C++ side (0: success) into a result.
+/// Converts a status of a C++ function (0: success) into a result.
 fn check(status: c_int) -> Result<()> {
     if status == 0 { Ok(()) } else { Err(last_error()) }
 }
@@ -51,35 +51,35 @@ pub fn version() -> String {
     unsafe { CStr::from_ptr(dw_torch_version()) }.to_string_lossy().into_owned()
 }
 
-/// Treats denormal numbers as zero on this thread and those that libtorch starts from it.
+/// Flushes denormal numbers to zero, on this thread and on the threads libtorch starts from it.
 pub fn flush_denormals() {
     // SAFETY: sets a CPU flag; no preconditions.
     unsafe { dw_flush_denormals() }
 }
 
-/// Whether f32 convolutions on a GPU may round their inputs to TF32 (10 bits of mantissa). libtorch's own
-/// default is yes. Matrix products stay in IEEE f32 either way.
+/// Sets whether f32 convolutions on a GPU round their inputs to TF32 (10 bits of mantissa), which
+/// is libtorch's default. Matrix products use IEEE f32 in both cases.
 ///
 /// # Errors
-/// libtorch refuses, because something else in the process chose a precision through its newer interface.
+/// libtorch rejects the setting: the process also set a precision through its newer interface.
 pub fn allow_tf32_convolutions(allow: bool) -> Result<()> {
     // SAFETY: sets a flag of libtorch; no preconditions.
     check(unsafe { dw_allow_tf32_convolutions(c_int::from(allow)) })
 }
 
-/// Makes libtorch use deterministic algorithms wherever it has one; where it has none it goes on and
-/// warns on standard error.
+/// Selects deterministic algorithms where libtorch has them. An operation without one still runs,
+/// and libtorch warns about it on standard error.
 ///
 /// # Errors
-/// libtorch refuses.
+/// libtorch rejects the setting.
 pub fn deterministic(on: bool) -> Result<()> {
     // SAFETY: sets flags of libtorch; no preconditions.
     check(unsafe { dw_deterministic(c_int::from(on)) })
 }
 
-/// Whether libtorch has found its CUDA half. It looks once in a process: if that was not loaded before the
-/// first look, the answer stays no.
-pub fn sees_cuda() -> bool {
+/// Whether libtorch has found its CUDA library. It looks once per process, at the first use: a
+/// library loaded later is never found.
+pub fn has_cuda_hooks() -> bool {
     // SAFETY: no preconditions.
-    unsafe { dw_sees_cuda() != 0 }
+    unsafe { dw_has_cuda_hooks() != 0 }
 }

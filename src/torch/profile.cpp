@@ -1,20 +1,22 @@
-// libtorch's profiler (operations on the host, kernels and copies on a GPU, as a Chrome trace), and the number of
-// times that the host waits for a CUDA device.
+// libtorch's profiler (host operations, kernels and copies on a GPU, written as a Chrome trace),
+// and a count of the calls that block the host until a CUDA device has finished.
 
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <atomic>
+#include <set>
 #include <string>
 
 #include "common.h"
 
 namespace {
 using torch::profiler::impl::ActivityType;
+using torch::profiler::impl::ProfilerConfig;
 
-torch::profiler::impl::ProfilerConfig config() {
-  return torch::profiler::impl::ProfilerConfig(torch::profiler::impl::ProfilerState::KINETO);
+ProfilerConfig config() {
+  return ProfilerConfig(torch::profiler::impl::ProfilerState::KINETO);
 }
 
 std::set<ActivityType> activities(int cuda) {
@@ -22,8 +24,8 @@ std::set<ActivityType> activities(int cuda) {
   return {ActivityType::CPU};
 }
 
-// Counts the warnings of libtorch's sync debug mode and passes on all others. The autograd engine hands the
-// warnings of its own threads to the thread that called backward.
+// Counts the warnings of libtorch's sync debug mode and prints all others. Warnings of the autograd
+// engine's threads are raised on the thread that called backward.
 struct SyncCounter : c10::WarningHandler {
   std::atomic<int64_t> count{0};
 
@@ -37,10 +39,10 @@ struct SyncCounter : c10::WarningHandler {
 };
 
 SyncCounter counter;
-c10::WarningHandler *handler_before = nullptr;
+c10::WarningHandler *previous_handler = nullptr;
 
-// c10::cuda::warning_state(), an enum of 0 (nothing), 1 (warn), 2 (throw); found by name, since no binary links
-// libc10_cuda. Null where that is not loaded.
+// The static of c10::cuda::warning_state(), an enum: 0 off, 1 warn, 2 throw. Looked up by its
+// mangled name because the binaries do not link libc10_cuda; null if that is not loaded.
 int *sync_debug_mode() {
   return static_cast<int *>(dlsym(RTLD_DEFAULT, "_ZZN3c104cuda13warning_stateEvE14warning_state_"));
 }
@@ -48,35 +50,37 @@ int *sync_debug_mode() {
 
 extern "C" {
 
-// Records from now on. 0 on success.
+// Starts recording. 0 on success.
 int dw_profile_start(int cuda) {
   return dw::status([&] {
+    using torch::autograd::profiler::enableProfiler;
     torch::autograd::profiler::prepareProfiler(config(), activities(cuda));
-    torch::autograd::profiler::enableProfiler(config(), activities(cuda), {at::RecordScope::FUNCTION});
+    enableProfiler(config(), activities(cuda), {at::RecordScope::FUNCTION});
   });
 }
 
-// Ends the recording and writes it to `path`. 0 on success.
+// Stops recording and writes the trace to `path`. 0 on success.
 int dw_profile_stop(const char *path) {
   return dw::status([&] { torch::autograd::profiler::disableProfiler()->save(path); });
 }
 
-// Counts the calls of this thread, and of backward, that wait for a CUDA device. 0 on success.
+// Starts counting the calls on this thread, backward included, that wait for a CUDA device. 0 on
+// success.
 int dw_count_syncs_start() {
   return dw::status([&] {
     auto *mode = sync_debug_mode();
-    TORCH_CHECK(mode != nullptr, "libtorch's CUDA half is not loaded");
+    TORCH_CHECK(mode != nullptr, "libtorch's CUDA library is not loaded");
     counter.count = 0;
-    handler_before = c10::WarningUtils::get_warning_handler();
+    previous_handler = c10::WarningUtils::get_warning_handler();
     c10::WarningUtils::set_warning_handler(&counter);
     *mode = 1;
   });
 }
 
-// Ends the counting and returns the number.
+// Stops counting and returns the count.
 int64_t dw_count_syncs_stop() {
   if (auto *mode = sync_debug_mode()) *mode = 0;
-  c10::WarningUtils::set_warning_handler(handler_before);
+  c10::WarningUtils::set_warning_handler(previous_handler);
   return counter.count;
 }
 }

@@ -1,4 +1,4 @@
-//! libtorch's profiler, and the number of times that the host waits for a GPU.
+//! libtorch's profiler, and a count of the calls that block the host until a GPU has finished.
 
 use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
@@ -14,25 +14,25 @@ unsafe extern "C" {
     fn dw_count_syncs_stop() -> i64;
 }
 
-/// A recording of operations, and of kernels and copies on a GPU.
+/// A running recording of host operations and, on a GPU, of kernels and copies.
 #[derive(Debug)]
 pub struct Profile(());
 
 impl Profile {
-    /// Records from now on.
+    /// Starts recording.
     ///
     /// # Errors
-    /// The profiler's library cannot be used on this machine.
+    /// The profiler's library (CUPTI on a GPU) cannot be used on this machine.
     pub fn start(device: Device) -> Result<Self> {
         // SAFETY: no preconditions.
         check(unsafe { dw_profile_start(c_int::from(device.is_cuda())) })?;
         Ok(Self(()))
     }
 
-    /// Ends the recording and writes it as a Chrome trace (JSON).
+    /// Stops recording and writes a Chrome trace (JSON) to `path`.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// The file cannot be written.
     pub fn write(self, path: &Path) -> Result<()> {
         let text = CString::new(path.as_os_str().as_encoded_bytes());
         let text = text.map_err(|e| TchError::FileFormat(format!("{}: {e}", path.display())))?;
@@ -44,12 +44,12 @@ impl Profile {
 /// Runs `f` and counts the calls in it, backward included, that wait for a CUDA device.
 ///
 /// # Errors
-/// libtorch's CUDA half is not loaded.
+/// libtorch's CUDA library is not loaded.
 pub fn count_syncs<T>(f: impl FnOnce() -> T) -> Result<(T, u64)> {
-    // SAFETY: changes a setting of libtorch and this thread's warning handler, which lives for ever.
+    // SAFETY: sets a mode of libtorch and this thread's warning handler, which is a static.
     check(unsafe { dw_count_syncs_start() })?;
     let out = f();
-    // SAFETY: undoes the above on the same thread.
+    // SAFETY: restores both on the same thread.
     let count = unsafe { dw_count_syncs_stop() };
     Ok((out, count as u64))
 }

@@ -1,4 +1,4 @@
-// The fused optimiser step.
+// The fused SGD update.
 
 #include <ATen/ops/_fused_sgd.h>
 
@@ -8,12 +8,13 @@
 
 extern "C" {
 
-// One pass of SGD: g + wd p, v <- m v + that, p <- p - lr v. 0 on success.
-int dw_fused_sgd(const at::Tensor *param, const at::Tensor *grad, const at::Tensor *velocity, double weight_decay,
-                 double momentum, double lr) {
+// SGD in one pass: v <- momentum v + (grad + weight_decay p), p <- p - lr v. 0 on success.
+int dw_fused_sgd(const at::Tensor *param, const at::Tensor *grad, const at::Tensor *velocity,
+                 double weight_decay, double momentum, double lr) {
   return dw::status([&] {
-    // libtorch takes momentum buffers only with a momentum.
-    const auto velocities = momentum == 0.0 ? std::vector<at::Tensor>{} : std::vector<at::Tensor>{*velocity};
+    // libtorch accepts momentum buffers only with a momentum other than 0.
+    const auto velocities =
+        momentum == 0.0 ? std::vector<at::Tensor>{} : std::vector<at::Tensor>{*velocity};
     at::_fused_sgd_({*param}, {*grad}, velocities, weight_decay, momentum, lr, /*dampening=*/0.0,
                     /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
   });

@@ -1,4 +1,4 @@
-//! The fused optimiser step.
+//! The fused SGD update.
 
 use std::ffi::c_int;
 
@@ -17,13 +17,14 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// SGD in one pass over flat buffers of one shape, in place: v <- m v + (g + wd p); p <- p - lr v.
+/// Updates parameters by SGD in one pass over flat buffers of one shape, in place:
+/// `v <- momentum v + (g + weight_decay p)`, then `p <- p - lr v`.
 ///
 /// # Errors
-/// A failed device, or memory that ran out.
+/// Out of memory, or the device failed.
 ///
 /// # Panics
-/// When the shapes differ.
+/// If the shapes differ.
 pub fn fused_sgd(
     param: &mut Tensor,
     grad: &Tensor,
@@ -34,9 +35,10 @@ pub fn fused_sgd(
 ) -> Result<()> {
     assert!(
         param.size() == grad.size() && param.size() == velocity.size(),
-        "buffers of different shapes"
+        "parameters, gradients and velocities have different shapes"
     );
     let (p, g, v) = (param.as_ptr(), grad.as_ptr(), velocity.as_ptr());
-    // SAFETY: three live tensors of one shape for the whole call; the two that change are borrowed mutably.
+    // SAFETY: three tensors of one shape that live through the call; those it changes are borrowed
+    // mutably.
     check(unsafe { dw_fused_sgd(p, g, v, weight_decay, momentum, lr) })
 }

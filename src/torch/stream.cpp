@@ -1,4 +1,5 @@
-// Streams of an accelerator through libtorch's device-generic interface: needs no CUDA headers.
+// A second stream of an accelerator, through libtorch's device-generic interface, which needs no
+// CUDA headers.
 
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -6,7 +7,7 @@
 #include "common.h"
 
 namespace {
-// A stream beside the one that computes.
+// A stream next to the compute stream, which is the device's current one.
 struct Side {
   c10::impl::VirtualGuardImpl guard;
   c10::Device device;
@@ -16,7 +17,7 @@ struct Side {
 
 extern "C" {
 
-// A high-priority stream of a CUDA device; null on failure.
+// A high-priority stream of CUDA device `index`; null on failure.
 Side *dw_side_stream(int64_t index) {
   return dw::guarded(static_cast<Side *>(nullptr), [&] {
     const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
@@ -27,11 +28,11 @@ Side *dw_side_stream(int64_t index) {
 
 void dw_side_drop(Side *side) { delete side; }
 
-// Its cudaStream_t.
+// The stream's cudaStream_t.
 void *dw_side_handle(const Side *side) { return side->stream.native_handle(); }
 
-// Orders the two streams: what the side stream gets from now on waits for what the computing stream holds now
-// (`side_waits`), or the other way round. 0 on success.
+// Makes later work of one stream wait for all work enqueued so far on the other: the side stream
+// waits for the compute stream if `side_waits` is not 0, else the other way round. 0 on success.
 int dw_side_order(const Side *side, int side_waits) {
   return dw::status([&] {
     const auto compute = side->guard.getStream(side->device);
@@ -41,7 +42,7 @@ int dw_side_order(const Side *side, int side_waits) {
   });
 }
 
-// Runs `call(context)` with the side stream as this thread's current one. 0 on success.
+// Runs `call(context)` with the side stream as this thread's current stream. 0 on success.
 int dw_side_run(const Side *side, void (*call)(void *), void *context) {
   return dw::status([&] {
     const auto before = side->guard.exchangeStream(side->stream);

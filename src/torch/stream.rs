@@ -1,4 +1,4 @@
-//! A stream of a CUDA device beside the one that computes.
+//! A second stream of a CUDA device, next to the compute stream.
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
@@ -17,46 +17,48 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// A high-priority stream of a CUDA device for communication.
+/// A high-priority stream of a CUDA device, used for communication.
 #[derive(Debug)]
 pub struct CudaSide(NonNull<c_void>);
 
-// SAFETY: stream handles and events of libtorch may be used from any thread.
+// SAFETY: libtorch's streams and events may be used from any thread.
 unsafe impl Send for CudaSide {}
-// SAFETY: as above; nothing in it changes.
+// SAFETY: as above; the stream has no mutable state.
 unsafe impl Sync for CudaSide {}
 
 impl CudaSide {
     /// Takes a stream of device `index` from libtorch's pool.
     ///
     /// # Errors
-    /// No such device.
+    /// The device does not exist.
     pub fn new(index: usize) -> Result<Self> {
         // SAFETY: no preconditions; null on failure.
         NonNull::new(unsafe { dw_side_stream(index as i64) }).map(Self).ok_or_else(last_error)
     }
 
-    /// Runs `f` with this stream as the calling thread's current one: what `f` enqueues goes to it.
+    /// Runs `f` with this stream as the calling thread's current stream, so that the work `f`
+    /// enqueues runs on it.
     ///
     /// # Errors
     /// libtorch cannot change the current stream.
     pub fn run(&self, mut f: impl FnMut()) -> Result<()> {
         unsafe extern "C" fn call<F: FnMut()>(context: *mut c_void) {
-            // SAFETY: the closure below, borrowed for the whole call.
+            // SAFETY: a pointer to `f`, which is borrowed for the whole call.
             unsafe { (*context.cast::<F>())() }
         }
         fn pointer<F: FnMut()>(_: &F) -> unsafe extern "C" fn(*mut c_void) {
             call::<F>
         }
         let call = pointer(&f);
-        // SAFETY: a live stream, and a closure that outlives the call; the C++ side calls it once.
+        // SAFETY: the stream is alive and the closure outlives the call, which calls it once.
         check(unsafe { dw_side_run(self.0.as_ptr(), call, (&raw mut f).cast()) })
     }
 
     fn order(&self, side_waits: bool) {
-        // SAFETY: a live stream.
+        // SAFETY: the stream is alive.
         let status = check(unsafe { dw_side_order(self.0.as_ptr(), c_int::from(side_waits)) });
-        // A panic ends the job with the exit code that the text means.
+        // `SideStream` has no error path. The panic's text is classified, so that a failed device
+        // still gets its own exit code.
         assert!(
             status.is_ok(),
             "ordering two CUDA streams: {}",
@@ -67,14 +69,14 @@ impl CudaSide {
 
 impl Drop for CudaSide {
     fn drop(&mut self) {
-        // SAFETY: made by `dw_side_stream`, given back once.
+        // SAFETY: the stream came from `dw_side_stream` and is released once.
         unsafe { dw_side_drop(self.0.as_ptr()) }
     }
 }
 
 impl dw_launch::nccl::SideStream for CudaSide {
     fn handle(&self) -> *mut c_void {
-        // SAFETY: a live stream.
+        // SAFETY: the stream is alive.
         unsafe { dw_side_handle(self.0.as_ptr()) }
     }
 

@@ -1,14 +1,14 @@
-//! Dual weighting (Li et al., CVPR 2022), both formulas, over the list of (point, box) pairs.
+//! Dual weighting (DW; Li et al., CVPR 2022) in both formulas, over the list of (point, box) pairs.
 //!
-//! Shapes: N pairs, U cells (a cell is a (point, class) covered by some box of that class), G boxes, B images,
-//! P points, C classes. Weights carry no gradient.
+//! Shapes: B images, P points over all levels, C classes, G boxes, N pairs, U covered logits (see
+//! [`crate::assign::pairs`]). Weights carry no gradient.
 
 use std::sync::Arc;
 
 use tch::Tensor;
 
 pub use super::dw_config::{DwConfig, Formula, NegWeight, Prior};
-use crate::assign::pairs::{Inside, PairTensors, Pairs};
+use crate::assign::pairs::{InsidePoint, PairTensors, Pairs, columns};
 use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets};
 use crate::geometry::{Grid, iou_and_giou};
 use crate::loss::functions::bce;
@@ -16,28 +16,31 @@ use crate::loss::{Normaliser, Term};
 use crate::model::params::Role;
 use crate::model::{Params, Predictions, Rank};
 
-/// Floor of areas in denominators: the released code's, and the paper reading's.
+/// Lower bound of areas used as denominators, square pixels: released formula.
 const AREA_EPS: f64 = 1e-6;
+/// The same for the paper's formula, which gives no value.
 const PAPER_AREA_EPS: f64 = 1e-9;
-/// Largest distance that takes part in the loss, pixels.
-const LARGEST_SIDE: f64 = 1e9;
-/// Keeps 0 / 0 at 1 (FORMAT of the released code).
+/// Upper bound of the predicted distances in the loss, pixels.
+const MAX_DISTANCE: f64 = 1e9;
+/// EPS of the released code: lower bound of a bag's sum of weights, and in both parts of the
+/// fraction that stretches P_neg, so that 0 / 0 is 1.
 const TINY: f64 = 1e-12;
 /// Factor of both positive terms in the released code.
 const POSITIVE_SCALE: f64 = 0.25;
-/// Released code: IoU under which a point is surely negative; the end of P_neg's ramp in the paper.
-const SURELY_NEGATIVE: f64 = 0.5;
-const SURELY_POSITIVE: f64 = 0.95;
-/// Focal loss outside the bags (paper).
+/// P_neg is 1 below this IoU (Eq. 5).
+const NEGATIVE_IOU: f64 = 0.5;
+/// P_neg is 0 above this IoU (Eq. 5; paper's formula only).
+const POSITIVE_IOU: f64 = 0.95;
+/// Focal loss outside the bags (paper's formula).
 const FOCAL_ALPHA: f64 = 0.25;
 const FOCAL_GAMMA: f64 = 2.0;
 
 impl DwConfig {
-    /// The strategy's halves. The centre prior of the released formula is a state of the network: mean and sigma of each
-    /// class, which is never trained.
+    /// Builds matcher and criterion. Mean and sigma of the centre prior of the released formula are
+    /// constants in the network's state, as in the released checkpoints; they are never trained.
     pub(crate) fn build(&self, params: &mut Params, classes: i64) -> Strategy {
         let mean = params.buffer("bbox_head.center_prior.mean", &[classes, 2], 0.0, Role::Constant);
-        // 1 + 0.11, added in f32 as the released code does.
+        // 1 + 0.11, added in f32 as in the released code.
         let start = f64::from(1.0f32 + 0.11f32);
         let sigma =
             params.buffer("bbox_head.center_prior.sigma", &[classes, 2], start, Role::Constant);
@@ -47,25 +50,28 @@ impl DwConfig {
         Strategy { matcher, criterion, rank: Rank::Score }
     }
 
-    /// The pairs of a batch: every point inside a box, or with the paper's formula those that the centre prior keeps.
+    /// Finds the pairs of a batch. The bag of a box holds all points inside it; with the paper's
+    /// formula and a `threshold` or `topk` prior only those with prior 1.
     pub fn pairs(&self, grid: &Grid, classes: i64, images: &[ImageBoxes]) -> Pairs {
-        Pairs::new(grid, classes, images, &|found, stride| self.keep(found, stride))
+        Pairs::new(grid, classes, images, &|points, stride| self.filter_bag(points, stride))
     }
 
-    fn keep(&self, found: &mut Vec<Inside>, stride: i64) {
+    fn filter_bag(&self, points: &mut Vec<InsidePoint>, stride: i64) {
         if self.formula == Formula::Released || self.prior == Prior::Soft {
             return;
         }
-        // Distance from the centre in strides: half the difference of opposite sides, along each axis.
-        let r =
+        // Distance from the box's centre in strides. Its offset along each axis is half the
+        // difference of the distances to opposite sides.
+        let radius =
             |[l, t, r, b]: [f32; 4]| f64::from(l - r).hypot(f64::from(t - b)) / (2 * stride) as f64;
         if self.prior == Prior::Threshold {
-            found.retain(|p| r(p.1) <= self.prior_value);
+            points.retain(|p| radius(p.1) <= self.prior_value);
         } else {
-            // Stable: the lower point index first on ties.
-            found.sort_by(|a, b| r(a.1).total_cmp(&r(b.1)));
-            found.truncate(self.prior_value as usize);
-            found.sort_by_key(|p| p.0);
+            // The sort is stable: of equally distant points the one with the lower index comes
+            // first.
+            points.sort_by(|a, b| radius(a.1).total_cmp(&radius(b.1)));
+            points.truncate(self.prior_value as usize);
+            points.sort_by_key(|p| p.0);
         }
     }
 }
@@ -82,35 +88,42 @@ impl Matcher for Bags {
     }
 }
 
-/// The centre prior of each class, `[C, 2]` (x, y) in strides.
+/// Centre prior of the released formula: a Gaussian for each class and axis, of the point's offset
+/// from the box's centre.
 #[derive(Debug)]
 struct CenterPrior {
-    /// Shift of the centre.
+    /// Means (x, y) `[C, 2]`, strides.
     mean: Tensor,
-    /// Width.
+    /// Standard deviations (x, y) `[C, 2]`, strides.
     sigma: Tensor,
 }
 
-/// Weighs the points of each bag.
+/// Computes the weights and losses of both formulas.
 struct DualWeighting {
     config: DwConfig,
     prior: CenterPrior,
 }
 
-/// What a batch looks like to the loss. Tensors are on one device and of one kind.
+/// Inputs of a formula, on one device and with floats of one kind.
 struct Inputs<'a> {
-    /// Class logits `[B, P, C]`.
-    cls: &'a Tensor,
-    /// Boxes and their pairs.
-    pairs: &'a PairTensors,
-    /// The prior of the released formula.
+    config: &'a DwConfig,
     prior: &'a CenterPrior,
+    pairs: &'a PairTensors,
+    /// Class score times objectness `[B, P, C]`: s of the paper.
+    score_bpc: Tensor,
+    /// IoU of the predicted box and the ground truth of each pair `[N]`, without gradient.
+    iou_n: Tensor,
+    /// 1 - GIoU of the same boxes `[N]`.
+    giou_loss_n: Tensor,
 }
 
 impl Criterion for DualWeighting {
-    /// Eq. 3-12 (`paper`), or what the authors' code computes (`released`; `docs/formulas.md` lists every difference).
-    /// The probe sees `positive`, the positive weight of each pair `[N]`, and `negative`, the weight of each cell in the
-    /// negative loss `[U]`: P_neg (released), w_neg (paper).
+    /// Eq. 3-12 (`paper`), or the released code's formula; `docs/formulas.md` lists the
+    /// differences.
+    ///
+    /// The probe records `positive`, the positive weight of each pair `[N]`, and `negative`, the
+    /// weight of each covered logit in the negative loss `[U]`: P_neg (`released`) or w_neg
+    /// (`paper`).
     fn terms(
         &self,
         predicted: &Predictions,
@@ -118,97 +131,62 @@ impl Criterion for DualWeighting {
         _: &Progress,
         probe: &mut dyn Probe,
     ) -> Vec<Term> {
-        let pairs = targets.pairs();
-        let (q, poison_q) =
-            without_nan(&(predicted.cls.sigmoid() * predicted.quality.sigmoid().unsqueeze(-1)));
-        // Sides beyond any image would overflow when they are multiplied, in f32.
-        let (distances, poison_d) = without_nan(&predicted.distances);
-        let distances = distances.clamp_max(LARGEST_SIDE);
-        let x = Inputs { cls: &predicted.cls, pairs, prior: &self.prior };
-        let mut terms = match self.config.formula {
-            Formula::Released => {
-                released(&self.config, &x, &q, &Geometry::new(&distances, pairs, AREA_EPS), probe)
-            }
-            Formula::Paper => paper(
-                &self.config,
-                &x,
-                &q,
-                &Geometry::new(&distances, pairs, PAPER_AREA_EPS),
-                probe,
-            ),
+        let (config, pairs) = (&self.config, targets.pairs());
+        let score = predicted.cls.sigmoid() * predicted.quality.sigmoid().unsqueeze(-1);
+        let (score_bpc, invalid_score) = without_nan(&score);
+        let (ltrb_bp4, invalid_ltrb) = without_nan(&predicted.distances);
+        // The area of a box with longer sides would overflow in f32.
+        let ltrb_bp4 = ltrb_bp4.clamp_max(MAX_DISTANCE);
+        let eps = if config.formula == Formula::Released { AREA_EPS } else { PAPER_AREA_EPS };
+        // Predicted box and ground truth are distances from the same point, so neither is decoded.
+        // (The reference decodes both, which rounds relative to the coordinates instead of the box
+        // size.)
+        let ltrb_4n = columns(&ltrb_bp4.reshape([-1, 4]), &pairs.point);
+        let (iou_n, giou_n) = iou_and_giou(&ltrb_4n, &pairs.target, eps);
+        let x = Inputs {
+            config,
+            prior: &self.prior,
+            pairs,
+            score_bpc,
+            iou_n: iou_n.detach(),
+            giou_loss_n: -(giou_n - 1.0),
+        };
+        let mut terms = match config.formula {
+            Formula::Released => released(&x, probe),
+            Formula::Paper => paper(&x, probe),
         };
         for t in &mut terms {
-            t.sum += &poison_q + &poison_d;
+            t.sum += &invalid_score + &invalid_ltrb;
         }
         terms
     }
 }
 
-/// Predicted box against ground truth, of every pair.
-///
-/// Both are distances from the same point inside, so neither box is decoded. (The reference decodes both, which rounds
-/// at the size of the coordinates instead of the boxes' size; in exact numbers it is the same.)
-struct Geometry {
-    /// `[N]`, no gradient.
-    iou: Tensor,
-    /// `[N]`, 1 - GIoU.
-    giou_loss: Tensor,
-}
-
-/// Rows `[R, C]` picked by `index` `[N]`, transposed: `[C, N]`. One flat look-up, whose gradient is one flat addition;
-/// the gradient of looking up whole rows is added row by row, which is far slower.
-fn columns(rows: &Tensor, index: &Tensor) -> Tensor {
-    let (count, columns) = (rows.size()[0], rows.size()[1]);
-    let offsets = Tensor::arange(columns, (index.kind(), index.device())) * count;
-    let index = (offsets.unsqueeze(1) + index.unsqueeze(0)).view([-1]);
-    rows.tr().reshape([-1]).index_select(0, &index).view([columns, -1])
-}
-
-impl Geometry {
-    fn new(distances: &Tensor, pairs: &PairTensors, eps: f64) -> Self {
-        let predicted = columns(&distances.reshape([-1, 4]), &pairs.point);
-        let (iou, giou) = iou_and_giou(&predicted, &pairs.target, eps);
-        Self { iou: iou.detach(), giou_loss: -(giou - 1.0) }
-    }
-}
-
-/// Offset of each pair's point from the box's centre in strides, `[2, N]`: half the difference of opposite sides.
-fn offset(pairs: &PairTensors) -> Tensor {
-    (pairs.target.narrow(0, 0, 2) - pairs.target.narrow(0, 2, 2)) / (&pairs.stride * 2.0)
-}
-
-/// Sum over the pairs of each box, handed back to the pairs `[N]`.
-fn sum_per_box(values: &Tensor, pairs: &PairTensors) -> Tensor {
-    let sums = Tensor::zeros(pairs.labels.size(), (values.kind(), values.device()));
-    sums.index_add(0, &pairs.gt, values).index_select(0, &pairs.gt)
-}
-
-/// Minimum over the pairs of each box, handed back to the pairs `[N]`.
-fn min_per_box(values: &Tensor, pairs: &PairTensors) -> Tensor {
-    let start = Tensor::full(pairs.labels.size(), f64::INFINITY, (values.kind(), values.device()));
-    start.internal_scatter_reduce(0, &pairs.gt, values, "amin", true).index_select(0, &pairs.gt)
-}
-
-/// Localisation as a probability: `exp(-beta (1 - GIoU))`. GIoU may exceed 1 by rounding, and libtorch's cross
-/// entropy refuses probabilities above 1 (on a GPU by an assertion on the device, which ends the process).
+/// Localisation score `exp(-beta (1 - GIoU))`. GIoU can exceed 1 by rounding, and libtorch's cross
+/// entropy rejects probabilities above 1, on a GPU by a device-side assertion that aborts the
+/// process.
 fn localisation(giou_loss: &Tensor, beta: f64) -> Tensor {
     (giou_loss * -beta).exp().clamp_max(1.0)
 }
 
-/// Numbers without NaN, and 0 or, where one was NaN or infinite, NaN.
+/// Replaces NaN by 0.5 and infinities by the largest finite numbers. Also returns a scalar: 0, or
+/// NaN if any entry is not finite.
 ///
-/// libtorch's cross entropy refuses NaN (on a GPU by an assertion that kills the process). So it is taken out here and
-/// added to the terms, where the trainer reports it.
+/// libtorch's cross entropy rejects NaN, on a GPU by a device-side assertion that aborts the
+/// process. The scalar is added to the terms instead, so that the trainer reports the loss as not
+/// finite.
 fn without_nan(t: &Tensor) -> (Tensor, Tensor) {
     (t.nan_to_num(0.5, None, None), (t.detach() * 0.0).sum(None))
 }
 
-fn count(x: &Inputs) -> Tensor {
-    Tensor::from(x.pairs.labels.numel() as f64).to_kind(x.cls.kind()).to_device(x.cls.device())
+/// Number of boxes of the batch, as a scalar.
+fn num_boxes(x: &Inputs) -> Tensor {
+    let count = Tensor::from(x.pairs.labels.numel() as f64);
+    count.to_kind(x.score_bpc.kind()).to_device(x.score_bpc.device())
 }
 
-/// Sums and normalisers of the positive classification, localisation and negative classification loss. The positive
-/// ones are sums of positive weights times numbers above 0.
+/// The terms of the loss from sum and normaliser of each: positive classification, localisation,
+/// negative classification. The sums of the first two are 0 only without positive weights.
 fn terms([cls_pos, loc, cls_neg]: [(Tensor, Tensor); 3]) -> Vec<Term> {
     let term = |name, (sum, value), needs_positives| Term {
         name,
@@ -223,101 +201,125 @@ fn terms([cls_pos, loc, cls_neg]: [(Tensor, Tensor); 3]) -> Vec<Term> {
     ]
 }
 
-fn released(
-    c: &DwConfig,
-    x: &Inputs,
-    q: &Tensor,
-    g: &Geometry,
-    probe: &mut dyn Probe,
-) -> Vec<Term> {
-    let pairs = x.pairs;
-    let flat = pairs.cell_flat.index_select(0, &pairs.cell);
-    let p_cls = q.reshape([-1]).index_select(0, &flat);
-    let p_loc = localisation(&g.giou_loss, c.beta);
+/// The loss as the released code computes it.
+fn released(x: &Inputs, probe: &mut dyn Probe) -> Vec<Term> {
+    let (pairs, score_bpc) = (x.pairs, &x.score_bpc);
+    let logit_index_n = pairs.logit_index.index_select(0, &pairs.logit);
+    let p_cls_n = score_bpc.reshape([-1]).index_select(0, &logit_index_n);
+    let p_loc_n = localisation(&x.giou_loss_n, x.config.beta);
 
-    let w_pos = tch::no_grad(|| {
-        let labels = pairs.labels.index_select(0, &pairs.gt);
-        let d = (offset(pairs) - columns(&x.prior.mean, &labels)).square();
-        let along = (d / (columns(&x.prior.sigma, &labels).square() * -2.0)).exp();
-        let prior = along.get(0) * along.get(1);
-        let prior =
-            if c.prior == Prior::Soft { prior } else { prior.gt(c.prior_value).to_kind(q.kind()) };
-        let p = &p_cls * &p_loc;
-        // The exponents differ on purpose: 5 above, 3 below.
-        let (with_prior, above, below) = (&p * prior, (&p * c.mu).exp(), (&p * (c.mu * 0.6)).exp());
-        let (above, below) = (above * &with_prior, below * with_prior);
-        above / sum_per_box(&below, pairs).clamp_min(TINY)
-    });
-    let p_neg = tch::no_grad(|| {
-        // 1 at IoU 0.5, 0 at IoU 1, stretched to the box's own points.
-        let f = (-g.iou.pow_tensor_scalar(c.gamma1) + 1.0) / (1.0 - SURELY_NEGATIVE.powf(c.gamma1));
-        let low = min_per_box(&f, pairs);
-        let high = (-min_per_box(&-&f, pairs)).clamp_max(1.0);
-        let ramp = (f - &low + TINY) / (high - low + TINY);
-        let p = ramp.masked_fill(&g.iou.lt(SURELY_NEGATIVE), 1.0);
-        // Several boxes of one class on a point: the last one's holds.
-        p.index_select(0, &pairs.cell_last)
-    });
-    let p_neg_all = Tensor::ones(q.numel() as i64, (q.kind(), q.device()))
-        .index_copy_(0, &pairs.cell_flat, &p_neg)
-        .view_as(q);
+    let w_pos_n = tch::no_grad(|| released_w_pos(x, &(&p_cls_n * &p_loc_n)));
+    let p_neg_u = tch::no_grad(|| released_p_neg(x));
+    // 1 for the logits that are not covered.
+    let p_neg_bpc = Tensor::ones(score_bpc.numel() as i64, (score_bpc.kind(), score_bpc.device()))
+        .index_copy_(0, &pairs.logit_index, &p_neg_u)
+        .view_as(score_bpc);
 
-    let boxes = count(x);
-    let cls_pos = (&w_pos * bce(&p_cls, 1.0)).sum(None) * POSITIVE_SCALE;
-    let loc = (&w_pos * bce(&p_loc, 1.0)).sum(None) * POSITIVE_SCALE;
-    let cls_neg = (p_neg_all * q.pow_tensor_scalar(c.gamma2) * bce(q, 0.0)).sum(None);
-    probe.see("positive", &w_pos);
-    probe.see("negative", &p_neg);
-    terms([(cls_pos, boxes.shallow_clone()), (loc, boxes), (cls_neg, (-&p_neg + 1.0).sum(None))])
+    let boxes = num_boxes(x);
+    let cls_pos = (&w_pos_n * bce(&p_cls_n, 1.0)).sum(None) * POSITIVE_SCALE;
+    let loc = (&w_pos_n * bce(&p_loc_n, 1.0)).sum(None) * POSITIVE_SCALE;
+    // The importance s^gamma2 (Eq. 7) is not detached.
+    let i_neg_bpc = score_bpc.pow_tensor_scalar(x.config.gamma2);
+    let cls_neg = (p_neg_bpc * i_neg_bpc * bce(score_bpc, 0.0)).sum(None);
+    probe.record("positive", &w_pos_n);
+    probe.record("negative", &p_neg_u);
+    terms([(cls_pos, boxes.shallow_clone()), (loc, boxes), (cls_neg, (-&p_neg_u + 1.0).sum(None))])
 }
 
-fn paper(c: &DwConfig, x: &Inputs, q: &Tensor, g: &Geometry, probe: &mut dyn Probe) -> Vec<Term> {
-    let pairs = x.pairs;
-    let q_cell = q.reshape([-1]).index_select(0, &pairs.cell_flat);
-    let s = q_cell.index_select(0, &pairs.cell);
+/// Positive weights `[N]` of the consistencies `p_n` `[N]`, with the centre prior c:
+/// `e^(mu p) p c`, divided by the sum of `e^(0.6 mu p) p c` over the bag.
+fn released_w_pos(x: &Inputs, p_n: &Tensor) -> Tensor {
+    let (c, pairs) = (x.config, x.pairs);
+    let labels_n = pairs.labels.index_select(0, &pairs.gt);
+    let squared_2n = (pairs.center_offset() - columns(&x.prior.mean, &labels_n)).square();
+    let gauss_2n = (squared_2n / (columns(&x.prior.sigma, &labels_n).square() * -2.0)).exp();
+    let prior_n = gauss_2n.get(0) * gauss_2n.get(1);
+    let prior_n = if c.prior == Prior::Soft {
+        prior_n
+    } else {
+        prior_n.gt(c.prior_value).to_kind(p_n.kind())
+    };
+    // The exponents differ in the released code: 5 above and 3 below the fraction at mu = 5.
+    let (above, below) = ((p_n * c.mu).exp(), (p_n * (c.mu * 0.6)).exp());
+    let with_prior = p_n * prior_n;
+    let (above, below) = (above * &with_prior, below * with_prior);
+    above / pairs.sum_per_box(&below).clamp_min(TINY)
+}
 
-    let w_pos = tch::no_grad(|| {
-        // Eq. 3 and 4, the prior e^(-r^2), normalised over the bag.
-        let t = &s * g.iou.pow_tensor_scalar(c.beta);
-        let w = (&t * c.mu).exp() * &t;
-        let w = if c.prior == Prior::Soft {
-            w * (-offset(pairs).square().sum_dim_intlist(0, false, None)).exp()
-        } else {
-            w
-        };
-        &w / sum_per_box(&w, pairs).clamp_min(TINY)
-    });
-    let w_neg = tch::no_grad(|| {
-        // Eq. 5 and 6: 1 below IoU 0.5, 0 above 0.95, falling between.
-        let (low, high) = (SURELY_NEGATIVE.powf(c.gamma1), SURELY_POSITIVE.powf(c.gamma1));
-        let ramp = (-g.iou.pow_tensor_scalar(c.gamma1) + high) / (high - low);
-        let p = ramp.where_self(&g.iou.ge(SURELY_NEGATIVE), &Tensor::ones_like(&g.iou));
-        let p = p.where_self(&g.iou.le(SURELY_POSITIVE), &Tensor::zeros_like(&g.iou));
-        // Eq. 7.
-        let i = s.pow_tensor_scalar(c.gamma2);
-        let w = match c.w_neg {
-            NegWeight::Full => p * i,
-            NegWeight::POnly => p,
-            NegWeight::IOnly => i,
-            NegWeight::None => Tensor::zeros_like(&p),
-            NegWeight::OneMinusPos => -&w_pos + 1.0,
-        };
-        // Several boxes of one class on a point: counted once, with the smallest weight.
-        let start = Tensor::full(pairs.cell_flat.size(), f64::INFINITY, (w.kind(), w.device()));
-        start.internal_scatter_reduce(0, &pairs.cell, &w, "amin", true)
-    });
-    let outside = Tensor::full(q.numel() as i64, 1.0 - FOCAL_ALPHA, (q.kind(), q.device()))
-        .index_fill_(0, &pairs.cell_flat, 0.0)
-        .view_as(q);
+/// P_neg of each covered logit `[U]`: `(1 - IoU^gamma1) / (1 - 0.5^gamma1)`, stretched to the range
+/// of the box's own pairs, and 1 below IoU 0.5.
+fn released_p_neg(x: &Inputs) -> Tensor {
+    let (gamma1, pairs) = (x.config.gamma1, x.pairs);
+    let f_n = (-x.iou_n.pow_tensor_scalar(gamma1) + 1.0) / (1.0 - NEGATIVE_IOU.powf(gamma1));
+    let low_n = pairs.min_per_box(&f_n);
+    let high_n = (-pairs.min_per_box(&-&f_n)).clamp_max(1.0);
+    let ramp_n = (f_n - &low_n + TINY) / (high_n - low_n + TINY);
+    let p_neg_n = ramp_n.masked_fill(&x.iou_n.lt(NEGATIVE_IOU), 1.0);
+    // Of several boxes that cover a logit the last one's value is used, as the reference's indexed
+    // assignment does on a CPU.
+    p_neg_n.index_select(0, &pairs.logit_last_pair)
+}
 
-    let boxes = count(x);
-    let cls_pos = (&w_pos * bce(&s, 1.0)).sum(None);
-    let loc = (&w_pos * &g.giou_loss).sum(None) * c.beta;
-    let focal = (outside * q.pow_tensor_scalar(FOCAL_GAMMA) * bce(q, 0.0)).sum(None);
-    let cls_neg = (&w_neg * bce(&q_cell, 0.0)).sum(None) + focal;
-    probe.see("positive", &w_pos);
-    probe.see("negative", &w_neg);
+/// The loss of Eq. 3-12.
+fn paper(x: &Inputs, probe: &mut dyn Probe) -> Vec<Term> {
+    let (pairs, score_bpc) = (x.pairs, &x.score_bpc);
+    let score_u = score_bpc.reshape([-1]).index_select(0, &pairs.logit_index);
+    let score_n = score_u.index_select(0, &pairs.logit);
+
+    let w_pos_n = tch::no_grad(|| paper_w_pos(x, &score_n));
+    // A logit that several boxes cover is counted once, with the smallest weight.
+    let w_neg_u = tch::no_grad(|| pairs.min_per_logit(&paper_w_neg(x, &score_n, &w_pos_n)));
+    let alpha_bpc = Tensor::full(
+        score_bpc.numel() as i64,
+        1.0 - FOCAL_ALPHA,
+        (score_bpc.kind(), score_bpc.device()),
+    )
+    .index_fill_(0, &pairs.logit_index, 0.0)
+    .view_as(score_bpc);
+
+    let boxes = num_boxes(x);
+    let cls_pos = (&w_pos_n * bce(&score_n, 1.0)).sum(None);
+    let loc = (&w_pos_n * &x.giou_loss_n).sum(None) * x.config.beta;
+    let focal =
+        (alpha_bpc * score_bpc.pow_tensor_scalar(FOCAL_GAMMA) * bce(score_bpc, 0.0)).sum(None);
+    let cls_neg = (&w_neg_u * bce(&score_u, 0.0)).sum(None) + focal;
+    probe.record("positive", &w_pos_n);
+    probe.record("negative", &w_neg_u);
     terms([(cls_pos, boxes.shallow_clone()), (loc, boxes.shallow_clone()), (cls_neg, boxes)])
+}
+
+/// Positive weights `[N]` (Eq. 3 and 4) with the prior `e^(-r^2)`, r in strides, normalised over
+/// the bag.
+fn paper_w_pos(x: &Inputs, score_n: &Tensor) -> Tensor {
+    let (c, pairs) = (x.config, x.pairs);
+    let t_n = score_n * x.iou_n.pow_tensor_scalar(c.beta);
+    let w_n = (&t_n * c.mu).exp() * &t_n;
+    let w_n = if c.prior == Prior::Soft {
+        let squared_n = pairs.center_offset().square().sum_dim_intlist(0, false, None);
+        w_n * (-squared_n).exp()
+    } else {
+        w_n
+    };
+    &w_n / pairs.sum_per_box(&w_n).clamp_min(TINY)
+}
+
+/// Negative weights of the pairs `[N]` (Eq. 5 to 7), or a variant of Table 5.
+fn paper_w_neg(x: &Inputs, score_n: &Tensor, w_pos_n: &Tensor) -> Tensor {
+    let (c, iou_n) = (x.config, &x.iou_n);
+    // Eq. 5 and 6: P_neg is 1 below IoU 0.5 and 0 above 0.95, and falls between.
+    let (low, high) = (NEGATIVE_IOU.powf(c.gamma1), POSITIVE_IOU.powf(c.gamma1));
+    let ramp_n = (-iou_n.pow_tensor_scalar(c.gamma1) + high) / (high - low);
+    let p_neg_n = ramp_n.where_self(&iou_n.ge(NEGATIVE_IOU), &Tensor::ones_like(iou_n));
+    let p_neg_n = p_neg_n.where_self(&iou_n.le(POSITIVE_IOU), &Tensor::zeros_like(iou_n));
+    // Eq. 7.
+    let i_neg_n = score_n.pow_tensor_scalar(c.gamma2);
+    match c.w_neg {
+        NegWeight::Full => p_neg_n * i_neg_n,
+        NegWeight::POnly => p_neg_n,
+        NegWeight::IOnly => i_neg_n,
+        NegWeight::None => Tensor::zeros_like(&p_neg_n),
+        NegWeight::OneMinusPos => -w_pos_n + 1.0,
+    }
 }
 
 #[cfg(test)]
@@ -328,29 +330,47 @@ mod tests {
     use crate::geometry::level_sizes;
 
     #[test]
-    fn a_giou_just_above_1_is_no_error() {
+    fn giou_just_above_1_is_clamped() {
         let giou_loss = Tensor::from_slice(&[-1e-7f32, 0.0, 0.5]).set_requires_grad(true);
         let p = localisation(&giou_loss, 5.0);
-        // Without the clamp libtorch refuses the first: "all elements of input should be between 0 and 1".
+        // Without the clamp libtorch rejects the first: "all elements of input should be between 0
+        // and 1".
         let loss = bce(&p, 1.0).sum(Kind::Float);
         loss.backward();
         assert_eq!(loss.double_value(&[]), 2.5);
         assert_eq!(
             Vec::<f32>::try_from(giou_loss.grad()).unwrap(),
             [0.0, 0.0, 5.0],
-            "nothing to gain at the top"
+            "no gradient at a GIoU of 1 and above"
         );
     }
 
-    /// A prediction that is not a number, or as good as infinite, never ends the process; NaN and infinity come out.
+    /// Predictions of NaN, infinity, or huge numbers never abort; NaN and infinity make the loss
+    /// NaN, except for an infinite logit, which is a probability of 1.
     #[test]
-    fn bad_numbers_come_out_in_the_sums() {
+    fn predictions_that_are_not_finite_make_the_loss_nan() {
         let (grid, options) = (Grid::centers(&level_sizes(64, 64)), (Kind::Float, Device::Cpu));
-        let points = grid.num_points();
+        let num_points = grid.num_points();
         let images = [ImageBoxes {
             boxes: vec![[5.0, 5.0, 50.0, 60.0], [1.0, 2.0, 30.0, 30.0]],
             labels: vec![1, 1],
         }];
+        // Ones, with one other value at the tenth entry of `input` (0: cls, 1: distances, 2:
+        // quality).
+        let predict = |input: usize, value: f64| {
+            let tensor = |n: usize, shape: &[i64]| {
+                let t = Tensor::full(shape, 1.0, options);
+                let entry = if n == input { value } else { 1.0 };
+                let _ = t.view([-1]).narrow(0, 9, 1).fill_(entry);
+                t.set_requires_grad(true)
+            };
+            Predictions {
+                cls: tensor(0, &[1, num_points, 3]),
+                distances: tensor(1, &[1, num_points, 4]),
+                quality: tensor(2, &[1, num_points]),
+                grid: grid.clone(),
+            }
+        };
         for formula in [Formula::Released, Formula::Paper] {
             let config = DwConfig { formula, ..DwConfig::default() };
             let targets = Targets::Pairs(config.pairs(&grid, 3, &images).tensors());
@@ -359,39 +379,15 @@ mod tests {
                 sigma: Tensor::ones([3, 2], options),
             };
             let criterion = DualWeighting { config, prior };
-            for (value, told) in [
-                (f64::NAN, true),
-                (f64::INFINITY, true),
-                (1e25, false),
-                (1e38, false),
-                (1.0, false),
-            ] {
-                for which in 0..3 {
-                    let tensor = |n: usize, shape: &[i64]| {
-                        let t = Tensor::full(shape, 1.0, options);
-                        let _ = t.view([-1]).narrow(0, 9, 1).fill_(if n == which {
-                            value
-                        } else {
-                            1.0
-                        });
-                        t.set_requires_grad(true)
-                    };
-                    let (cls, distances, quality) = (
-                        tensor(0, &[1, points, 3]),
-                        tensor(1, &[1, points, 4]),
-                        tensor(2, &[1, points]),
-                    );
-                    let predicted = Predictions { cls, distances, quality, grid: grid.clone() };
+            for value in [f64::NAN, f64::INFINITY, 1e25, 1e38, 1.0] {
+                for input in 0..3 {
+                    let predicted = predict(input, value);
                     let terms =
                         criterion.terms(&predicted, &targets, &Progress::default(), &mut ());
                     let sum: f64 = terms.iter().map(|t| t.sum.double_value(&[])).sum();
-                    // An infinite logit is a probability of 1.
-                    let expected = if told && (value.is_nan() || which == 1) {
-                        sum.is_nan()
-                    } else {
-                        sum.is_finite()
-                    };
-                    assert!(expected, "{formula:?}: {value} in input {which} gives {sum}");
+                    let expect_nan = value.is_nan() || (value.is_infinite() && input == 1);
+                    let as_expected = if expect_nan { sum.is_nan() } else { sum.is_finite() };
+                    assert!(as_expected, "{formula:?}: {value} in input {input} gives {sum}");
                     terms.iter().map(|t| &t.sum).fold(Tensor::from(0f32), |a, b| a + b).backward();
                 }
             }

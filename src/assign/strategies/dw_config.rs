@@ -1,30 +1,32 @@
-//! `[assign]` with `kind = "dw"`.
+//! Settings of dual weighting: `[assign]` with `kind = "dw"`. Equations and tables are those of the
+//! DW paper (Li et al., CVPR 2022).
 
 use serde::{Deserialize, Serialize};
 
-/// Which of DW's two formulas (`docs/formulas.md`).
+/// The two formulas of DW; `docs/formulas.md` compares them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Formula {
-    /// What the authors' code computes; the published AP belongs to it.
+    /// As in the authors' code, which gave the published AP.
     Released,
-    /// Eq. 3-12 of the paper to the letter.
+    /// Eq. 3-12 of the paper, literally.
     Paper,
 }
 
-/// The centre prior.
+/// Kind of the centre prior, a factor of the positive weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Prior {
-    /// Falls off smoothly from the box's centre.
+    /// A Gaussian of the distance from the box's centre.
     Soft,
-    /// 1 near the centre, 0 beyond `prior_value`.
+    /// 1 near the box's centre, else 0; `prior_value` is the limit.
     Threshold,
-    /// The `prior_value` points of each level nearest to the centre.
+    /// 1 for the `prior_value` points of each level nearest to the box's centre, else 0 (paper's
+    /// formula only).
     Topk,
 }
 
-/// The negative weight (Table 5).
+/// Variants of the negative weight w_neg inside the bags (Table 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NegWeight {
@@ -34,31 +36,33 @@ pub enum NegWeight {
     POnly,
     /// I_neg.
     IOnly,
-    /// No negative loss inside the bags.
+    /// 0: no negative loss inside the bags.
     None,
     /// 1 - w_pos.
     OneMinusPos,
 }
 
-/// Settings of dual weighting.
+/// `[assign]` with `kind = "dw"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DwConfig {
-    /// Formula.
+    /// Which of the two formulas.
     pub formula: Formula,
-    /// Weight of IoU in the consistency t (Eq. 3).
+    /// Exponent of IoU in the consistency t (Eq. 3), and weight of the regression loss.
     pub beta: f64,
-    /// Steepness of the positive weight (Eq. 4).
+    /// Factor of t in the exponent of the positive weight (Eq. 4).
     pub mu: f64,
     /// Exponent of IoU in P_neg (Eq. 5).
     pub gamma1: f64,
     /// Exponent of the score in I_neg (Eq. 7).
     pub gamma2: f64,
-    /// Centre prior.
+    /// Kind of the centre prior.
     pub prior: Prior,
-    /// Distance in strides (`threshold`; the released formula: least prior) or number of points (`topk`).
+    /// Limit of the prior, 0 for `soft`. For `threshold`: the largest distance from the centre in
+    /// strides (paper's formula), or the prior that must be exceeded (released formula). For
+    /// `topk`: the number of points of each level.
     pub prior_value: f64,
-    /// Negative weight.
+    /// Negative weight inside the bags; only `full` with the released formula.
     pub w_neg: NegWeight,
 }
 
@@ -78,24 +82,29 @@ impl Default for DwConfig {
 }
 
 impl DwConfig {
-    /// Refuses values and combinations that mean nothing.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// The key, what it must be (with its unit), and what it is.
+    /// A value is out of range or does not fit another setting. The text names the key, the
+    /// expected values with their unit, and the value found.
     pub fn check(&self) -> Result<(), String> {
         self.check_prior()?;
-        if self.beta <= 0.0 || self.mu <= 0.0 || self.gamma1 <= 0.0 || self.gamma2 <= 0.0 {
-            return Err("`assign.beta`, `mu`, `gamma1`, `gamma2`: expected numbers above 0".into());
+        for (key, value) in
+            [("beta", self.beta), ("mu", self.mu), ("gamma1", self.gamma1), ("gamma2", self.gamma2)]
+        {
+            if value <= 0.0 {
+                return Err(format!("`assign.{key}`: expected a number above 0; found {value}"));
+            }
         }
         if self.formula == Formula::Released {
             if self.prior == Prior::Topk {
                 return Err(
-                    "`assign.prior` = \"topk\" belongs to `assign.formula` = \"paper\"".into()
+                    "`assign.prior` = \"topk\" requires `assign.formula` = \"paper\"".into()
                 );
             }
             if self.w_neg != NegWeight::Full {
                 return Err(
-                    "`assign.w_neg` other than \"full\" belongs to `assign.formula` = \"paper\""
+                    "`assign.w_neg` other than \"full\" requires `assign.formula` = \"paper\""
                         .into(),
                 );
             }
@@ -103,7 +112,7 @@ impl DwConfig {
         Ok(())
     }
 
-    /// `prior_value` has another unit under each formula and prior.
+    /// Checks `prior_value`, whose unit and range depend on formula and prior.
     fn check_prior(&self) -> Result<(), String> {
         let v = self.prior_value;
         let expected = match (self.prior, self.formula) {
@@ -111,15 +120,15 @@ impl DwConfig {
             (Prior::Soft, _) => "0: `assign.prior` = \"soft\" has no threshold",
             (Prior::Threshold, Formula::Released) if v > 0.0 && v < 1.0 => return Ok(()),
             (Prior::Threshold, Formula::Released) => {
-                "a prior above 0 and below 1: with the released formula a point takes part where its \
-                 prior exp(-d^2 / 2.46) is larger, d in strides from the box's centre"
+                "a prior above 0 and below 1: the released formula uses the points whose prior \
+                 exp(-d^2 / 2.46) is larger, d being the distance from the box's centre in strides"
             }
-            (Prior::Threshold, Formula::Paper) if v > 0.0 && v <= LARGEST_RADIUS => return Ok(()),
+            (Prior::Threshold, Formula::Paper) if v > 0.0 && v <= MAX_RADIUS => return Ok(()),
             (Prior::Threshold, Formula::Paper) => {
-                "a distance above 0 and at most 1000 strides: with the paper's formula a point takes \
-                 part where it is nearer to the box's centre"
+                "a distance above 0 and at most 1000 strides: the paper's formula uses the points \
+                 that are at most as far from the box's centre"
             }
-            (Prior::Topk, _) if v.fract() == 0.0 && (1.0..=MOST_POINTS).contains(&v) => {
+            (Prior::Topk, _) if v.fract() == 0.0 && (1.0..=MAX_POINTS).contains(&v) => {
                 return Ok(());
             }
             (Prior::Topk, _) => "a whole number of points on each level, 1 to 10000",
@@ -127,7 +136,7 @@ impl DwConfig {
         Err(format!("`assign.prior_value`: expected {expected}; found {v}"))
     }
 
-    /// The settings on one line.
+    /// The settings on one line, for the table of settings in the log.
     pub(crate) fn summary(&self) -> String {
         format!(
             "DW, {:?} formula: beta {}, mu {}, gamma {} / {}, prior {:?}",
@@ -135,30 +144,31 @@ impl DwConfig {
         )
     }
 
-    /// What a valid threshold leaves out, where it leaves out whole boxes: a box's centre is at most
-    /// half a stride from the nearest point along each axis, so a stricter threshold excludes every
-    /// point of some boxes.
+    /// A warning if a valid threshold excludes every point of some boxes. A box's centre can be
+    /// half a stride from the nearest point along each axis, so the threshold must allow a distance
+    /// of `sqrt(1/2)` strides.
     pub fn caution(&self) -> Option<String> {
-        let nearest = std::f64::consts::FRAC_1_SQRT_2;
+        let farthest = std::f64::consts::FRAC_1_SQRT_2;
         let strict = match (self.prior, self.formula) {
             (Prior::Threshold, Formula::Released) => {
-                self.prior_value > (-nearest * nearest / 2.46).exp()
+                self.prior_value > (-farthest * farthest / 2.46).exp()
             }
-            (Prior::Threshold, Formula::Paper) => self.prior_value < nearest,
+            (Prior::Threshold, Formula::Paper) => self.prior_value < farthest,
             _ => false,
         };
         strict.then(|| {
             format!(
-                "assign.prior_value = {} excludes every point of boxes whose centre lies between \
-                 points: they are not trained on (a prior of at most 0.81, or a distance of at least \
-                 0.71 strides, keeps a point of every box on every level)",
+                "assign.prior_value = {} excludes every point of boxes whose centre is between \
+                 points, so these boxes are not trained on\nhint: a prior of at most 0.81, or a \
+                 distance of at least 0.71 strides, keeps a point of every box on every level",
                 self.prior_value
             )
         })
     }
 }
 
-/// Largest distance of `prior = "threshold"`, strides: beyond any image.
-const LARGEST_RADIUS: f64 = 1000.0;
-/// Most points of a level for `prior = "topk"`.
-const MOST_POINTS: f64 = 10_000.0;
+/// Largest `prior_value` of `prior = "threshold"` with the paper's formula, strides: more than any
+/// image has.
+const MAX_RADIUS: f64 = 1000.0;
+/// Largest `prior_value` of `prior = "topk"`, points.
+const MAX_POINTS: f64 = 10_000.0;

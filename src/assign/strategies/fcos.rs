@@ -1,6 +1,8 @@
-//! FCOS (Tian et al., ICCV 2019): each point learns from the smallest box around it whose size fits the point's level.
+//! FCOS (Tian et al., ICCV 2019, Sec. 3): each point is trained on the smallest box around it whose
+//! size matches the point's level.
 //!
-//! Two forms: the improved one (centre sampling, GIoU loss), and the plain one of the paper (IoU loss).
+//! Two forms: the improved one (centre sampling, GIoU loss) and the plain one of the paper (IoU
+//! loss).
 
 use std::sync::Arc;
 
@@ -11,13 +13,14 @@ use crate::assign::{ImageBoxes, Matcher, PointTargets, Strategy, Targets};
 use crate::geometry::{Grid, STRIDES};
 use crate::model::{Distances, ModelConfig, Rank, Tower};
 
-/// Settings of FCOS.
+/// `[assign]` with `kind = "fcos"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FcosConfig {
-    /// Which of the two forms.
+    /// The form of FCOS.
     pub form: Form,
-    /// Half the side of the square around a box's centre whose points may be positive, in strides (improved form).
+    /// Centre sampling (improved form): half the side of the square around a box's centre whose
+    /// points can be positive, strides.
     pub radius: f64,
 }
 
@@ -25,9 +28,9 @@ pub struct FcosConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
-    /// Centre sampling and GIoU loss.
+    /// Centre sampling, GIoU loss.
     Improved,
-    /// All points inside a box, and IoU loss.
+    /// All points inside a box, IoU loss.
     Plain,
 }
 
@@ -37,15 +40,22 @@ impl Default for FcosConfig {
     }
 }
 
-/// Largest distance (l, t, r, b) that points of each level learn, pixels; the level before has the smaller ones.
-const LARGEST: [f32; 5] = [64.0, 128.0, 256.0, 512.0, 1e8];
+/// Upper end of the range of each level, pixels: a box matches a point if the largest of the
+/// point's distances (l, t, r, b) is in the range of its level. The lower end is the previous
+/// level's upper one.
+const UPPER: [f32; 5] = [64.0, 128.0, 256.0, 512.0, 1e8];
 
 impl FcosConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// The radius is out of range, or set for the plain form.
     pub(crate) fn check(&self) -> Result<(), String> {
         let radius = self.radius;
         if self.form == Form::Plain && radius != Self::default().radius {
             return Err(format!(
-                "`assign.radius` = {radius} belongs to `assign.form` = \"improved\": the plain form has no centre sampling"
+                "`assign.radius` = {radius} requires `assign.form` = \"improved\": the plain form \
+                 has no centre sampling"
             ));
         }
         if radius > 0.0 && radius <= 1000.0 {
@@ -56,34 +66,35 @@ impl FcosConfig {
         ))
     }
 
-    /// A head that is not the form's own is an experiment, and is said to be one.
+    /// A warning if the head is not the one that the form was published with.
     pub(crate) fn caution(&self, model: &ModelConfig) -> Option<String> {
         let (distances, tower, bias) = match self.form {
             Form::Improved => (Distances::Relu, Tower::Reg, true),
             Form::Plain => (Distances::Exp, Tower::Cls, false),
         };
-        let mut other = vec![];
+        let mut differences = vec![];
         if model.refine {
-            other.push("model.refine = true".to_owned());
+            differences.push("model.refine = true".to_owned());
         }
         if model.distances != distances {
-            other.push(format!("model.distances other than {distances:?}").to_lowercase());
+            differences.push(format!("model.distances other than {distances:?}").to_lowercase());
         }
         if model.quality_tower != tower {
-            other.push(format!("model.quality_tower other than {tower:?}").to_lowercase());
+            differences.push(format!("model.quality_tower other than {tower:?}").to_lowercase());
         }
         if model.tower_bias != bias {
-            other.push(format!("model.tower_bias = {}", model.tower_bias));
+            differences.push(format!("model.tower_bias = {}", model.tower_bias));
         }
         let form = format!("{:?}", self.form).to_lowercase();
-        (!other.is_empty()).then(|| {
+        (!differences.is_empty()).then(|| {
             format!(
-                "assign.form = \"{form}\" of FCOS has another head than this one: {}",
-                other.join(", ")
+                "assign.form = \"{form}\": the head differs from that of FCOS in {}",
+                differences.join(", ")
             )
         })
     }
 
+    /// The settings on one line, for the table of settings in the log.
     pub(crate) fn summary(&self) -> String {
         match self.form {
             Form::Improved => {
@@ -93,6 +104,7 @@ impl FcosConfig {
         }
     }
 
+    /// Builds matcher and criterion for `classes` classes.
     pub(crate) fn build(&self, classes: i64) -> Strategy {
         let matcher = Arc::new(SmallestBox { config: self.clone() });
         let box_loss = match self.form {
@@ -106,23 +118,24 @@ impl FcosConfig {
         }
     }
 
-    /// The targets of a batch.
+    /// Finds the targets of a batch.
     pub fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> PointTargets {
         let mut out = PointTargets::default();
         for (i, image) in images.iter().enumerate() {
-            let first = out.boxes.len() as i64;
-            let mut point = i as i64 * grid.num_points();
+            let first_gt = out.boxes.len() as i64;
+            let mut first_point = i as i64 * grid.num_points();
             for (level, &(h, w)) in grid.sizes.iter().enumerate() {
-                let fitting = fitting(level, image);
-                for row in 0..if fitting.is_empty() { 0 } else { h } {
+                let candidates = candidates(level, image);
+                for row in 0..if candidates.is_empty() { 0 } else { h } {
                     for col in 0..w {
-                        if let Some(gt) = self.box_of(grid, level, (col, row), image, &fitting) {
-                            out.positive.push(point + row * w + col);
-                            out.gt.push(first + gt as i64);
+                        let gt = self.box_of(grid, level, (col, row), image, &candidates);
+                        if let Some(gt) = gt {
+                            out.positive.push(first_point + row * w + col);
+                            out.gt.push(first_gt + gt as i64);
                         }
                     }
                 }
-                point += h * w;
+                first_point += h * w;
             }
             out.boxes.extend(&image.boxes);
             out.labels.extend(&image.labels);
@@ -130,24 +143,25 @@ impl FcosConfig {
         out
     }
 
-    /// The box that the point at (column, row) of a level learns from: the smallest of the `fitting`, the first of equals.
+    /// The box that the point of a cell (column, row) of a level is trained on: the smallest
+    /// matching box among the `candidates`, the first one if several have the same area.
     fn box_of(
         &self,
         grid: &Grid,
         level: usize,
         (col, row): (i64, i64),
         image: &ImageBoxes,
-        fitting: &[usize],
+        candidates: &[usize],
     ) -> Option<usize> {
         let stride = STRIDES[level] as f32;
         let at = |i: i64| (i as f32 + grid.offset as f32) * stride;
         let (x, y) = (at(col), at(row));
-        let smallest = smallest(level);
+        let range = lower(level)..=UPPER[level];
         let mut best: Option<(f32, usize)> = None;
-        for &n in fitting {
+        for &n in candidates {
             let [x1, y1, x2, y2] = image.boxes[n];
             let largest = (x - x1).max(y - y1).max(x2 - x).max(y2 - y);
-            if !(smallest..=LARGEST[level]).contains(&largest) {
+            if !range.contains(&largest) {
                 continue;
             }
             let inside = match self.form {
@@ -169,20 +183,21 @@ impl FcosConfig {
     }
 }
 
-/// Least of the largest distances that points of a level learn, pixels.
-fn smallest(level: usize) -> f32 {
-    if level == 0 { -1.0 } else { LARGEST[level - 1] }
+/// Lower end of the range of a level, pixels; see [`UPPER`].
+fn lower(level: usize) -> f32 {
+    if level == 0 { -1.0 } else { UPPER[level - 1] }
 }
 
-/// The boxes of an image that some point of a level may learn: the largest of a point's distances lies between half the
-/// box's longer side and that side, with a pixel of slack for rounding.
-fn fitting(level: usize, image: &ImageBoxes) -> Vec<usize> {
+/// Indices of the boxes of an image that can match a point of a level. The largest distance of a
+/// point inside a box is between half its longer side and that side; a pixel is added at both ends
+/// for rounding.
+fn candidates(level: usize, image: &ImageBoxes) -> Vec<usize> {
     let longer = |&[x1, y1, x2, y2]: &[f32; 4]| (x2 - x1).max(y2 - y1);
-    let fits = |side: f32| side + 1.0 > smallest(level) && side / 2.0 - 1.0 <= LARGEST[level];
+    let fits = |side: f32| side + 1.0 > lower(level) && side / 2.0 - 1.0 <= UPPER[level];
     (0..image.boxes.len()).filter(|&n| fits(longer(&image.boxes[n]))).collect()
 }
 
-/// Finds the box of each point.
+/// Finds the box of each point: the smallest one that matches.
 struct SmallestBox {
     config: FcosConfig,
 }
@@ -199,13 +214,14 @@ mod tests {
     use crate::geometry::level_sizes;
 
     #[test]
-    fn a_point_learns_the_smallest_box_that_fits_its_level() {
+    fn a_point_gets_the_smallest_box_that_matches_its_level() {
         let grid = Grid::centers(&level_sizes(128, 128));
         let image = |boxes: &[[f32; 4]]| {
             [ImageBoxes { boxes: boxes.to_vec(), labels: vec![0; boxes.len()] }]
         };
         let plain = FcosConfig { form: Form::Plain, ..FcosConfig::default() };
-        // Points of stride 8 at 4, 12, ...: a box from 4 to 20 holds 12 only, strictly inside; too small for other levels.
+        // Points of stride 8 are at 4, 12, ...: only 12 is strictly inside a box from 4 to 20. The
+        // boxes are too small for other levels.
         let t = plain.targets(
             &grid,
             &image(&[[4.0, 4.0, 20.0, 20.0], [8.0, 8.0, 16.0, 16.0], [8.0, 8.0, 16.0, 16.0]]),
@@ -213,18 +229,19 @@ mod tests {
         assert_eq!(
             (t.positive, t.gt),
             (vec![16 + 1], vec![1]),
-            "the smaller, and the first of two equal ones"
+            "the smaller area, and the first of two equal boxes"
         );
-        // Both ends of a level's range belong to it: of a box with sides of 124, the point (60, 60) of stride 8 is 64 from the far
-        // sides, its neighbours are farther.
+        // Both ends of a range are included. In a box with sides of 124 pixels the point (60, 60)
+        // of stride 8 is 64 pixels from the far sides, and its neighbours are farther from one of
+        // them.
         let t = FcosConfig::default().targets(&grid, &image(&[[0.0, 0.0, 124.0, 124.0]]));
         let level_0: Vec<i64> = t.positive.iter().copied().filter(|p| *p < 256).collect();
-        assert_eq!(level_0, [7 * 16 + 7], "64 is the last distance of the first level");
+        assert_eq!(level_0, [7 * 16 + 7], "64 is in the range of the first level");
         let level_1: Vec<i64> =
             t.positive.iter().copied().filter(|p| (256..320).contains(p)).collect();
         let around: Vec<i64> =
             (2..5).flat_map(|row| (2..5).map(move |col| 256 + 8 * row + col)).collect();
-        assert_eq!(level_1, around, "40, 56 and 72 lie within 1.5 strides of 62");
+        assert_eq!(level_1, around, "40, 56 and 72 are within 1.5 strides of 62");
         let narrow = FcosConfig { radius: 0.5, ..FcosConfig::default() };
         let t = narrow.targets(&grid, &image(&[[0.0, 0.0, 124.0, 124.0]]));
         assert_eq!(

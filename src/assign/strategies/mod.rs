@@ -1,4 +1,4 @@
-//! The strategies, one file each; none knows another.
+//! The assignment strategies, one file each. They do not depend on each other.
 
 pub mod dw;
 mod dw_config;

@@ -1,7 +1,8 @@
-//! Modulated deformable convolution (DCNv2; Zhu et al., CVPR 2019, Eq. 1), with the names of mmcv's packed layer.
+//! Modulated deformable convolution (DCNv2; Zhu et al., CVPR 2019, Eq. 1), with the tensor names of
+//! mmcv's `ModulatedDeformConv2dPack`.
 //!
-//! Every tap of the kernel reads the input bilinearly at its own learned offset, times a learned mask. Offsets and mask
-//! come from a plain convolution of the same input.
+//! Every kernel tap samples the input bilinearly at a learned offset and multiplies the sample by a
+//! learned mask. Offsets and mask are predicted by a plain convolution of the same input.
 
 use tch::Tensor;
 
@@ -20,10 +21,12 @@ pub struct DeformConv {
 }
 
 impl DeformConv {
-    /// A deformable convolution named `name`; its offsets' convolution is `name.conv_offset` and starts with `offsets`.
+    /// Builds the deformable convolution `name`. The convolution of offsets and mask is
+    /// `name.conv_offset`, with the initial weights `offsets`; `spec.init` is not used (mmcv has
+    /// its own, see [`Init::UniformFanIn`]).
     pub fn new(p: &mut Params, name: &str, spec: ConvSpec, offsets: Init, trainable: bool) -> Self {
         let ConvSpec { input, output, kernel, stride, groups, bias, .. } = spec;
-        // Per tap: dy, dx and the mask.
+        // dy, dx and the mask of each tap.
         let taps = kernel * kernel;
         let offset_spec =
             ConvSpec { output: 3 * taps, groups: 1, init: offsets, bias: Some(0.0), ..spec };
@@ -55,14 +58,20 @@ impl DeformConv {
     }
 }
 
-/// Numbers of one chunk's columns: 64 MiB in f32. Chunks are recomputed in backward, so that memory beside inputs,
-/// outputs and their gradients stays at a few such chunks whatever the image's size.
+/// Largest number of sampled values in memory at once, 64 MiB in f32. Backward recomputes the
+/// samples chunk by chunk, so memory beyond inputs, outputs and their gradients is a few chunks,
+/// whatever the image's size.
 const CHUNK: i64 = 1 << 24;
 
-/// Deformable convolution as torchvision's `deform_conv2d`, padded to keep the size at stride 1, one offset group.
+/// Deformable convolution as torchvision's `deform_conv2d`, padded to keep the size at stride 1,
+/// one offset group.
 ///
-/// `x` `[B, Cin, H, W]`, `offset` `[B, 2 K, H', W']` in cells as (dy, dx) for each of the K taps, `mask` `[B, K, H', W']`,
-/// `weight` `[Cout, Cin / groups, k, k]`; gives `[B, Cout, H', W']`. Positions outside the input read zeros, corner by corner.
+/// Arguments: `x` `[B, Cin, H, W]`; `offset` `[B, 2 K, H', W']`, in cells of the input, as (dy, dx)
+/// for each of the K taps; `mask` `[B, K, H', W']`; `weight` `[Cout, Cin / groups, k, k]`. Returns
+/// `[B, Cout, H', W']`. Samples outside the input read zeros, corner by corner.
+///
+/// # Panics
+/// If the shapes do not match, or memory runs out.
 pub fn deform_conv2d(
     x: &Tensor,
     offset: &Tensor,
@@ -78,9 +87,9 @@ pub fn deform_conv2d(
 /// A plain or a deformable convolution.
 #[derive(Debug)]
 pub enum AnyConv {
-    /// Plain.
+    /// A plain convolution.
     Plain(Conv),
-    /// Deformable.
+    /// A deformable convolution.
     Deform(DeformConv),
 }
 
@@ -111,8 +120,9 @@ mod tests {
     use super::*;
     use crate::model::weights;
 
-    /// Values and all gradients of torchvision's operator (`tests/data/deform/make.py`): strides, groups, offsets far
-    /// outside, one tap; whole and in chunks of one row.
+    /// Values and all gradients of torchvision's operator (`tests/data/deform/make.py`) for various
+    /// strides and groups, offsets far outside, and a kernel of one tap; whole and in chunks of one
+    /// row.
     #[test]
     fn equals_torchvision() {
         let cases = weights::read(
@@ -146,7 +156,7 @@ mod tests {
                         "case {case}, {kind:?}, chunk {chunk}: {what} is off by {off:e}"
                     );
                 };
-                close("the value", &y.detach(), &of("y"));
+                close("output", &y.detach(), &of("y"));
                 for (name, leaf) in names.iter().zip(&leaves) {
                     close(name, &leaf.grad(), &of(&format!("grad.{name}")));
                 }
@@ -154,9 +164,9 @@ mod tests {
         }
     }
 
-    /// With offsets 0 and a mask of 1 it is the plain convolution; frozen weights get no gradient.
+    /// Also, frozen weights get no gradient.
     #[test]
-    fn without_offsets_it_is_a_convolution() {
+    fn zero_offsets_and_a_mask_of_one_give_a_plain_convolution() {
         tch::manual_seed(2);
         let options = (Kind::Double, tch::Device::Cpu);
         let x = Tensor::randn([2, 8, 9, 7], options).set_requires_grad(true);

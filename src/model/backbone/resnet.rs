@@ -1,15 +1,18 @@
-//! ResNet-18/34/50/101 and ResNeXt-101 in mmdetection's layout ("pytorch" style: a bottleneck's stride is on its 3x3
-//! convolution), with deformable 3x3 convolutions in chosen stages.
+//! ResNet-18/34/50/101 (He et al., CVPR 2016) and ResNeXt-101 (Xie et al., CVPR 2017), optionally
+//! with deformable 3x3 convolutions in some stages.
+//!
+//! Layout and names are mmdetection's with `style="pytorch"`: a bottleneck's stride is on its 3x3
+//! convolution.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::model::ModelConfig;
+use crate::model::config::ModelConfig;
 use super::deform::{AnyConv, DeformConv};
 use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size};
 use crate::model::params::{Init, Params};
 
-/// Which backbone.
+/// `model.backbone`: kind and depth of the backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backbone {
@@ -29,10 +32,11 @@ pub enum Backbone {
     Resnext101x64x4d,
 }
 
-/// Channels of a ResNeXt group in the first stage.
+/// Channels of a group of a ResNeXt's 3x3 convolutions in the first stage (the `4d` of the names).
 const GROUP_WIDTH: i64 = 4;
 
 impl Backbone {
+    /// Number of blocks in each of the four stages.
     fn blocks(self) -> [usize; 4] {
         match self {
             Self::Resnet18 => [2, 2, 2, 2],
@@ -41,12 +45,13 @@ impl Backbone {
         }
     }
 
-    /// Blocks of three convolutions (deformable ones need them).
+    /// Whether the blocks are bottlenecks (1x1, 3x3 and 1x1 convolution), which deformable
+    /// convolutions require. The others are basic blocks (two 3x3 convolutions).
     pub fn bottleneck(self) -> bool {
         !matches!(self, Self::Resnet18 | Self::Resnet34)
     }
 
-    /// Groups of the bottlenecks' 3x3 convolutions.
+    /// Number of groups of the bottlenecks' 3x3 convolutions.
     fn groups(self) -> i64 {
         match self {
             Self::Resnext101x32x4d => 32,
@@ -55,7 +60,7 @@ impl Backbone {
         }
     }
 
-    /// Channels of a bottleneck's 3x3 convolution for a stage of `planes`.
+    /// Channels of the 3x3 convolution of a bottleneck in a stage of `planes` channels.
     fn inner(self, planes: i64) -> i64 {
         match self.groups() {
             1 => planes,
@@ -63,7 +68,7 @@ impl Backbone {
         }
     }
 
-    /// Name, as in the configuration and in the list of pinned ImageNet weights.
+    /// Name in the configuration and in the list of pinned ImageNet weights.
     pub fn name(self) -> &'static str {
         match self {
             Self::Resnet18 => "resnet18",
@@ -76,18 +81,93 @@ impl Backbone {
     }
 }
 
-/// Channels of a width multiplier: at least 8, a multiple of 8.
+/// Channels after applying the width multiplier, rounded to a multiple of 8, at least 8.
 fn scaled(channels: i64, width: f64) -> i64 {
     ((channels as f64 * width / 8.0).round() as i64).max(1) * 8
 }
 
+/// A convolution without bias.
+fn conv_spec(input: i64, output: i64, kernel: i64, stride: i64, groups: i64) -> ConvSpec {
+    let init = Init::KaimingFanOut;
+    ConvSpec { input, output, kernel, stride, groups, init, bias: None }
+}
+
+/// Prefix of the names of norm layers in mmdetection.
+fn norm_name(norm: NormKind) -> &'static str {
+    if norm == NormKind::Gn { "gn" } else { "bn" }
+}
+
+/// Settings of a residual block.
+struct BlockSpec {
+    backbone: Backbone,
+    norm: NormKind,
+    /// Input channels.
+    input: i64,
+    /// Channels of the stage: those of the convolutions of a basic block.
+    planes: i64,
+    /// Output channels.
+    output: i64,
+    stride: i64,
+    /// Whether the 3x3 convolutions are deformable.
+    deformable: bool,
+    trainable: bool,
+}
+
+impl BlockSpec {
+    /// The convolutions of the residual branch.
+    fn convs(&self) -> Vec<ConvSpec> {
+        let Self { backbone, input, planes, output, stride, .. } = *self;
+        if backbone.bottleneck() {
+            let inner = backbone.inner(planes);
+            vec![
+                conv_spec(input, inner, 1, 1, 1),
+                conv_spec(inner, inner, 3, stride, backbone.groups()),
+                conv_spec(inner, output, 1, 1, 1),
+            ]
+        } else {
+            vec![conv_spec(input, planes, 3, stride, 1), conv_spec(planes, planes, 3, 1, 1)]
+        }
+    }
+}
+
+/// A residual block: `relu(branch(x) + shortcut(x))`.
 #[derive(Debug)]
 struct Block {
     convs: Vec<(AnyConv, Norm)>,
+    /// 1x1 convolution of the shortcut; the identity without.
     shortcut: Option<(Conv, Norm)>,
 }
 
 impl Block {
+    /// Builds the block `name`.
+    fn new(p: &mut Params, name: &str, spec: &BlockSpec) -> Self {
+        let &BlockSpec { norm, input, output, stride, deformable, trainable, .. } = spec;
+        let kind = norm_name(norm);
+        let specs = spec.convs();
+        let mut convs = vec![];
+        for (n, &conv) in specs.iter().enumerate() {
+            // The last norm of a residual branch starts at 0, so that the block starts as its
+            // shortcut.
+            let scale = if n + 1 == specs.len() { 0.0 } else { 1.0 };
+            let conv_name = format!("{name}.conv{}", n + 1);
+            let c = if deformable && conv.kernel == 3 {
+                let offsets = Init::Const(0.0);
+                AnyConv::Deform(DeformConv::new(p, &conv_name, conv, offsets, trainable))
+            } else {
+                AnyConv::Plain(Conv::new(p, &conv_name, conv, trainable))
+            };
+            let norm_name = format!("{name}.{kind}{}", n + 1);
+            convs.push((c, Norm::new(p, &norm_name, conv.output, norm, scale, trainable)));
+        }
+        let shortcut = (stride != 1 || input != output).then(|| {
+            let conv = conv_spec(input, output, 1, stride, 1);
+            let c = Conv::new(p, &format!("{name}.downsample.0"), conv, trainable);
+            (c, Norm::new(p, &format!("{name}.downsample.1"), output, norm, 1.0, trainable))
+        });
+        Self { convs, shortcut }
+    }
+
+    /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let mut y = x.shallow_clone();
         for (i, (conv, norm)) in self.convs.iter().enumerate() {
@@ -103,6 +183,7 @@ impl Block {
         (y + skip).relu_()
     }
 
+    /// Multiply-adds for an input of size `input`, and the output's size.
     fn cost(&self, input: Size) -> (u64, Size) {
         let (mut macs, mut size) =
             (self.shortcut.as_ref().map_or(0, |(conv, _)| conv.cost(input).0), input);
@@ -119,94 +200,51 @@ impl Block {
 pub struct ResNet {
     stem: (Conv, Norm),
     stages: Vec<Vec<Block>>,
-    /// Channels of C2 to C5.
+    /// Channels of the feature maps C2 to C5.
     pub channels: [i64; 4],
 }
 
 impl ResNet {
-    /// Builds the network below `backbone.`.
+    /// Builds the backbone; the names of its tensors start with `backbone.`.
     pub fn new(p: &mut Params, config: &ModelConfig) -> Self {
         let ModelConfig { backbone, width, norm, frozen_stages, .. } = *config;
-        // mmdetection names group norm layers gn1, ...
-        let kind = if norm == NormKind::Gn { "gn" } else { "bn" };
-        let conv = |input, output, kernel, stride, groups| ConvSpec {
-            input,
-            output,
-            kernel,
-            stride,
-            groups,
-            init: Init::KaimingFanOut,
-            bias: None,
-        };
         let base = scaled(64, width);
         let train_stem = frozen_stages < 0;
+        let stem_norm = format!("backbone.{}1", norm_name(norm));
         let stem = (
-            Conv::new(p, "backbone.conv1", conv(3, base, 7, 2, 1), train_stem),
-            Norm::new(p, &format!("backbone.{kind}1"), base, norm, 1.0, train_stem),
+            Conv::new(p, "backbone.conv1", conv_spec(3, base, 7, 2, 1), train_stem),
+            Norm::new(p, &stem_norm, base, norm, 1.0, train_stem),
         );
         let mut input = base;
         let mut stages = vec![];
         let mut channels = [0; 4];
-        for (stage, &blocks) in backbone.blocks().iter().enumerate() {
-            let trainable = (stage as i64) >= frozen_stages;
+        for (stage, &num_blocks) in backbone.blocks().iter().enumerate() {
             let planes = scaled(64 << stage, width);
             let output = if backbone.bottleneck() { planes * 4 } else { planes };
-            let mut list = vec![];
-            for i in 0..blocks {
-                let name = format!("backbone.layer{}.{i}", stage + 1);
-                let stride = if i == 0 && stage > 0 { 2 } else { 1 };
-                let shapes = if backbone.bottleneck() {
-                    let inner = backbone.inner(planes);
-                    vec![
-                        (input, inner, 1, 1, 1),
-                        (inner, inner, 3, stride, backbone.groups()),
-                        (inner, output, 1, 1, 1),
-                    ]
-                } else {
-                    vec![(input, planes, 3, stride, 1), (planes, planes, 3, 1, 1)]
+            let mut blocks = vec![];
+            for i in 0..num_blocks {
+                let spec = BlockSpec {
+                    backbone,
+                    norm,
+                    input,
+                    planes,
+                    output,
+                    stride: if i == 0 && stage > 0 { 2 } else { 1 },
+                    // `dcn_stages` counts feature maps: the first stage gives C2.
+                    deformable: config.dcn_stages.contains(&(stage as i64 + 2)),
+                    trainable: (stage as i64) >= frozen_stages,
                 };
-                // Stage n makes C(n + 1).
-                let deformable = config.dcn_stages.contains(&(stage as i64 + 2));
-                let mut convs = vec![];
-                for (n, &(a, b, k, s, g)) in shapes.iter().enumerate() {
-                    // The last norm of a residual branch starts at 0: the block starts as its shortcut.
-                    let scale = if n + 1 == shapes.len() { 0.0 } else { 1.0 };
-                    let conv_name = format!("{name}.conv{}", n + 1);
-                    let c = if deformable && k == 3 {
-                        AnyConv::Deform(DeformConv::new(
-                            p,
-                            &conv_name,
-                            conv(a, b, k, s, g),
-                            Init::Const(0.0),
-                            trainable,
-                        ))
-                    } else {
-                        AnyConv::Plain(Conv::new(p, &conv_name, conv(a, b, k, s, g), trainable))
-                    };
-                    convs.push((
-                        c,
-                        Norm::new(p, &format!("{name}.{kind}{}", n + 1), b, norm, scale, trainable),
-                    ));
-                }
-                let shortcut = (stride != 1 || input != output).then(|| {
-                    let c = Conv::new(
-                        p,
-                        &format!("{name}.downsample.0"),
-                        conv(input, output, 1, stride, 1),
-                        trainable,
-                    );
-                    (c, Norm::new(p, &format!("{name}.downsample.1"), output, norm, 1.0, trainable))
-                });
-                list.push(Block { convs, shortcut });
+                let name = format!("backbone.layer{}.{i}", stage + 1);
+                blocks.push(Block::new(p, &name, &spec));
                 input = output;
             }
             channels[stage] = output;
-            stages.push(list);
+            stages.push(blocks);
         }
         Self { stem, stages, channels }
     }
 
-    /// `[B, 3, H, W]` to C2, C3, C4, C5 at strides 4, 8, 16, 32.
+    /// Normalised images `[B, 3, H, W]` to the feature maps C2, C3, C4, C5 at strides 4, 8, 16, 32.
     pub fn forward(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
         let (conv, norm) = &self.stem;
         let mut y = norm.forward(&conv.forward(x), train).relu_();
@@ -221,7 +259,7 @@ impl ResNet {
         out
     }
 
-    /// Multiply-adds for images of `size`, and the sizes of C2, C3, C4, C5.
+    /// Multiply-adds for one image of `size`, and the sizes of C2, C3, C4, C5.
     pub fn cost(&self, size: Size) -> (u64, Vec<Size>) {
         let (mut macs, stem) = self.stem.0.cost(size);
         let pooled = |n: i64| (n + 2 - 3) / 2 + 1;
@@ -243,9 +281,9 @@ mod tests {
     use super::*;
     use tch::{Device, Kind};
 
-    /// Multiply-adds at 224 x 224 as published for the classifiers, less their last layer (2048 x 1000).
+    /// Published multiply-adds of the classifiers at 224 x 224, whose last layer has 2048 x 1000.
     #[test]
-    fn cost_is_the_published_one() {
+    fn cost_equals_the_published_one() {
         for (backbone, giga) in [
             (Backbone::Resnet50, 4.09),
             (Backbone::Resnet101, 7.80),
@@ -263,9 +301,9 @@ mod tests {
         }
     }
 
-    /// Parameters of torchvision's and timm's classifiers, less the last layer (2049 x 1000).
+    /// Parameters of torchvision's and timm's classifiers, whose last layer has 2049 x 1000.
     #[test]
-    fn parameters_are_the_published_ones() {
+    fn number_of_parameters_equals_the_published_one() {
         for (backbone, count) in [
             (Backbone::Resnet50, 25_557_032),
             (Backbone::Resnet101, 44_549_160),

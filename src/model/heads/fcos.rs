@@ -1,74 +1,16 @@
-//! FCOS head with DW's box refinement: two towers shared by all levels, four predictions.
+//! FCOS head with DW's box refinement: two towers, shared by all levels, and the branches for
+//! classes, distances, quality and refinement offsets.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
+use super::Outputs;
+use crate::geometry::{self, STRIDES};
 use crate::model::backbone::deform::{AnyConv, DeformConv};
+use crate::model::config::{Distances, ModelConfig, Tower};
 use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size};
 use crate::model::params::{Init, Params};
-use crate::model::{Distances, ModelConfig, Tower};
-use crate::geometry::{self, Grid, STRIDES};
 
-/// Raw predictions for one batch, one tensor a level.
-#[derive(Debug)]
-pub struct Outputs {
-    /// Class logits `[B, C, h, w]`.
-    pub cls: Vec<Tensor>,
-    /// Distances (l, t, r, b) in pixels `[B, 4, h, w]`, never negative.
-    pub distances: Vec<Tensor>,
-    /// Quality logits `[B, 1, h, w]`: objectness in DW, where they have no target of their own, centre-ness in FCOS.
-    pub quality: Vec<Tensor>,
-    /// Place of a point in its cell, see [`Grid`].
-    pub offset: f64,
-}
-
-/// Raw predictions for one batch, all levels in one tensor.
-#[derive(Debug)]
-pub struct Predictions {
-    /// Class logits `[B, P, C]`.
-    pub cls: Tensor,
-    /// Distances (l, t, r, b) in pixels `[B, P, 4]`, never negative.
-    pub distances: Tensor,
-    /// Quality logits `[B, P]`.
-    pub quality: Tensor,
-    /// The points.
-    pub grid: Grid,
-}
-
-/// How predictions become detections: a strategy's choice.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Rank {
-    /// Threshold and best of each level by the score, which is class probability times quality.
-    #[default]
-    Score,
-    /// Threshold and best of each level by the class probability; quality multiplies it before NMS.
-    Class,
-}
-
-impl Outputs {
-    /// All levels as rows of points.
-    pub fn flatten(&self) -> Predictions {
-        let rows = |levels: &[Tensor]| {
-            let flat: Vec<Tensor> =
-                levels.iter().map(|t| t.permute([0, 2, 3, 1]).flatten(1, 2)).collect();
-            Tensor::cat(&flat, 1)
-        };
-        let (cls, distances, quality) =
-            (rows(&self.cls), rows(&self.distances), rows(&self.quality).squeeze_dim(-1));
-        Predictions {
-            cls,
-            distances,
-            quality,
-            grid: Grid { sizes: self.sizes(), offset: self.offset },
-        }
-    }
-
-    /// `(h, w)` of each level.
-    pub fn sizes(&self) -> Vec<(i64, i64)> {
-        self.cls.iter().map(|t| (t.size()[2], t.size()[3])).collect()
-    }
-}
-
-/// The head.
+/// FCOS head.
 #[derive(Debug)]
 pub struct Head {
     cls_tower: Vec<(AnyConv, Norm)>,
@@ -76,84 +18,78 @@ pub struct Head {
     cls: Conv,
     reg: Conv,
     quality: Conv,
+    /// Offsets of the box refinement, if there is one.
     offset: Option<Conv>,
+    /// Factor of the regression branch's output on each level, scalars.
     scales: Vec<Tensor>,
     distances: Distances,
     quality_tower: Tower,
 }
 
-/// Convolutions in a tower.
-const STACKED: usize = 4;
-/// Score of every class at the start: keeps the first steps' loss small.
-const START_SCORE: f64 = 0.02;
+/// Number of convolutions in a tower.
+const TOWER_CONVS: usize = 4;
+/// Initial class probability; a low one keeps the loss of the many negative points small in the
+/// first steps.
+const INITIAL_SCORE: f64 = 0.02;
+
+/// A 3x3 convolution with initial weights N(0, 0.01).
+fn conv_spec(input: i64, output: i64, bias: Option<f64>) -> ConvSpec {
+    let init = Init::Normal(0.01);
+    ConvSpec { input, output, kernel: 3, stride: 1, groups: 1, init, bias }
+}
+
+/// Builds a tower; the names of its tensors start with `bbox_head.NAME`.
+fn tower(p: &mut Params, config: &ModelConfig, name: &str) -> Vec<(AnyConv, Norm)> {
+    let channels = config.channels;
+    let spec = conv_spec(channels, channels, config.tower_bias.then_some(0.0));
+    let mut layers = vec![];
+    for i in 0..TOWER_CONVS {
+        let conv_name = format!("bbox_head.{name}.{i}.conv");
+        let conv = if config.dcn_last_conv && i + 1 == TOWER_CONVS {
+            // mmdetection initialises the offsets' convolution like the head's others.
+            AnyConv::Deform(DeformConv::new(p, &conv_name, spec, Init::Normal(0.01), true))
+        } else {
+            AnyConv::Plain(Conv::new(p, &conv_name, spec, true))
+        };
+        let norm_name = format!("bbox_head.{name}.{i}.gn");
+        let norm = Norm::new(p, &norm_name, channels, NormKind::Gn, 1.0, true);
+        layers.push((conv, norm));
+    }
+    layers
+}
 
 impl Head {
-    /// Builds the head below `bbox_head.`.
+    /// Builds the head; the names of its tensors start with `bbox_head.`.
     pub fn new(p: &mut Params, config: &ModelConfig, classes: i64) -> Self {
-        let channels = config.channels;
-        let conv = |output, bias| ConvSpec {
-            input: channels,
-            output,
-            kernel: 3,
-            stride: 1,
-            groups: 1,
-            init: Init::Normal(0.01),
-            bias: Some(bias),
+        let conv = |p: &mut Params, name: &str, output, bias| {
+            let spec = conv_spec(config.channels, output, Some(bias));
+            Conv::new(p, &format!("bbox_head.{name}"), spec, true)
         };
-        let in_tower = ConvSpec { bias: config.tower_bias.then_some(0.0), ..conv(channels, 0.0) };
-        let tower = |p: &mut Params, name: &str| {
-            (0..STACKED)
-                .map(|i| {
-                    let name = format!("bbox_head.{name}.{i}");
-                    let c = if config.dcn_last_conv && i + 1 == STACKED {
-                        // mmdetection's start of the head reaches the offsets' convolution, too.
-                        AnyConv::Deform(DeformConv::new(
-                            p,
-                            &format!("{name}.conv"),
-                            in_tower,
-                            Init::Normal(0.01),
-                            true,
-                        ))
-                    } else {
-                        AnyConv::Plain(Conv::new(p, &format!("{name}.conv"), in_tower, true))
-                    };
-                    (c, Norm::new(p, &format!("{name}.gn"), channels, NormKind::Gn, 1.0, true))
-                })
-                .collect()
-        };
-        let cls_tower = tower(p, "cls_convs");
-        let reg_tower = tower(p, "reg_convs");
-        // With a bias of 0 the relu would leave half the boxes without a gradient for good.
-        let start_distance = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
+        let score_bias = -((1.0 - INITIAL_SCORE) / INITIAL_SCORE).ln();
+        // With a bias of 0 half the distances would be negative before the ReLU and have no
+        // gradient.
+        let distance_bias = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
+        // Struct fields are initialised in the order written: the parameters' order of use.
         Self {
             distances: config.distances,
             quality_tower: config.quality_tower,
-            cls_tower,
-            reg_tower,
-            cls: Conv::new(
-                p,
-                "bbox_head.conv_cls",
-                conv(classes, -((1.0 - START_SCORE) / START_SCORE).ln()),
-                true,
-            ),
-            reg: Conv::new(p, "bbox_head.conv_reg", conv(4, start_distance), true),
-            quality: Conv::new(p, "bbox_head.conv_centerness", conv(1, 0.0), true),
-            offset: config.refine.then(|| Conv::new(p, "bbox_head.reg_offset", conv(8, 0.0), true)),
+            cls_tower: tower(p, config, "cls_convs"),
+            reg_tower: tower(p, config, "reg_convs"),
+            cls: conv(p, "conv_cls", classes, score_bias),
+            reg: conv(p, "conv_reg", 4, distance_bias),
+            quality: conv(p, "conv_centerness", 1, 0.0),
+            offset: config.refine.then(|| conv(p, "reg_offset", 8, 0.0)),
             scales: (0..STRIDES.len())
                 .map(|i| {
-                    p.param(
-                        format!("bbox_head.scales.{i}.scale"),
-                        &[],
-                        Init::Const(1.0),
-                        true,
-                        true,
-                    )
+                    let name = format!("bbox_head.scales.{i}.scale");
+                    p.param(name, &[], Init::Const(1.0), true, true)
                 })
                 .collect(),
         }
     }
 
-    /// `[P3, .., P7]` to predictions at points with this place in their cells.
+    /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. `offset` is that of
+    /// [`Grid`].
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
         let mut out = Outputs { cls: vec![], distances: vec![], quality: vec![], offset };
         for (level, x) in pyramid.iter().enumerate() {
@@ -184,7 +120,7 @@ impl Head {
         out
     }
 
-    /// Multiply-adds for P3..P7 of these sizes.
+    /// Multiply-adds for P3..P7 of sizes `p`.
     pub fn cost(&self, p: &[Size]) -> u64 {
         let last = [Some(&self.cls), Some(&self.reg), Some(&self.quality), self.offset.as_ref()];
         let level = |size: Size| -> u64 {
@@ -196,62 +132,40 @@ impl Head {
     }
 }
 
-/// DW's refinement (Sec. 3.4): each side's coordinate is read again, bilinearly, at the predicted side's midpoint
-/// plus a learned offset, from the map of predicted boxes.
+/// DW's box refinement (Sec. 3.4): each side's coordinate is sampled again, bilinearly, from the
+/// map of predicted boxes, at the midpoint of the predicted side plus a learned offset.
 ///
-/// `distances` `[B, 4, h, w]` in pixels, `offsets` `[B, 8, h, w]` in cells as (dy, dx) for x1, y1, x2, y2.
-/// Positions outside the map read zeros, corner by corner, as in the released code.
-fn refine(distances: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
-    let size = distances.size();
+/// `ltrb` `[B, 4, h, w]` are the distances in pixels, `offsets` `[B, 8, h, w]` the offsets in cells
+/// as (dy, dx) for each of x1, y1, x2, y2. Returns refined distances `[B, 4, h, w]`, pixels.
+/// Samples outside the map read zeros, corner by corner, as in the released code.
+fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
+    let size = ltrb.size();
     let (b, h, w) = (size[0], size[2], size[3]);
-    let (kind, device) = (distances.kind(), distances.device());
-    let points = geometry::level_points(h, w, stride, 0.5, kind, device).view([1, h, w, 2]);
-    let map =
-        geometry::decode(&points, &distances.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]).contiguous();
-    // Shift to the side's midpoint, in cells: x1 and x2 move along x, y1 and y2 along y.
-    let constant =
+    let (kind, device) = (ltrb.kind(), ltrb.device());
+    let points_1hw2 = geometry::level_points(h, w, stride, 0.5, kind, device).view([1, h, w, 2]);
+    let boxes_b4hw =
+        geometry::decode(&points_1hw2, &ltrb.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]).contiguous();
+    // Shift from the point to the midpoint of the side, in cells: of x1 and x2 along x, of y1 and
+    // y2 along y.
+    let per_side =
         |v: [f32; 4]| Tensor::from_slice(&v).to_kind(kind).to_device(device).view([1, 4, 1, 1]);
-    let shift = distances * constant([-1.0, -1.0, 1.0, 1.0]) / stride as f64;
-    let offsets = offsets.contiguous().view([b, 4, 2, h, w]);
-    let along_x = constant([1.0, 0.0, 1.0, 0.0]);
-    let along_y = constant([0.0, 1.0, 0.0, 1.0]);
+    let shift = ltrb * per_side([-1.0, -1.0, 1.0, 1.0]) / stride as f64;
+    let along_x = per_side([1.0, 0.0, 1.0, 0.0]);
+    let along_y = per_side([0.0, 1.0, 0.0, 1.0]);
+    let offsets_b42hw = offsets.contiguous().view([b, 4, 2, h, w]);
     let cells = |n: i64| Tensor::arange(n, (kind, device));
-    let x = offsets.select(2, 1) + &shift * along_x + cells(w).view([1, 1, 1, w]);
-    let y = offsets.select(2, 0) + &shift * along_y + cells(h).view([1, 1, h, 1]);
-    // grid_sample's coordinates with align_corners = false.
-    let grid =
-        Tensor::stack(&[(x * 2.0 + 1.0) / w as f64 - 1.0, (y * 2.0 + 1.0) / h as f64 - 1.0], -1);
-    let sampled =
-        map.view([b * 4, 1, h, w]).grid_sampler_2d(&grid.view([b * 4, h, w, 2]), 0, 0, false);
-    let sampled = sampled.view([b, 4, h, w]).permute([0, 2, 3, 1]);
-    geometry::encode(&points, &sampled).relu().permute([0, 3, 1, 2])
-}
-
-/// Detections' raw numbers, in f32.
-#[derive(Debug)]
-pub struct Scored {
-    /// What points are ranked by `[B, P, C]`.
-    pub ranked: Tensor,
-    /// What multiplies it afterwards `[B, P]`; nothing where the rank is the score.
-    pub factor: Option<Tensor>,
-    /// Boxes `[B, P, 4]`, not clipped, pixels of the network input.
-    pub boxes: Tensor,
-    /// Points of each level.
-    pub levels: Vec<usize>,
-}
-
-/// Scores and boxes of a batch.
-pub fn scored(outputs: &Outputs, rank: Rank) -> Scored {
-    let p = outputs.flatten();
-    let (cls, quality) =
-        (p.cls.to_kind(Kind::Float).sigmoid(), p.quality.to_kind(Kind::Float).sigmoid());
-    let boxes =
-        geometry::decode(&p.grid.points(Kind::Float, cls.device()), &p.distances.to_kind(Kind::Float));
-    let levels = p.grid.sizes.iter().map(|(h, w)| (h * w) as usize).collect();
-    match rank {
-        Rank::Score => Scored { ranked: cls * quality.unsqueeze(-1), factor: None, boxes, levels },
-        Rank::Class => Scored { ranked: cls, factor: Some(quality), boxes, levels },
-    }
+    let x_b4hw = offsets_b42hw.select(2, 1) + &shift * along_x + cells(w).view([1, 1, 1, w]);
+    let y_b4hw = offsets_b42hw.select(2, 0) + &shift * along_y + cells(h).view([1, 1, h, 1]);
+    // Cell indices to grid_sample's normalised coordinates with align_corners = false.
+    let normalise = |cells: Tensor, n: i64| (cells * 2.0 + 1.0) / n as f64 - 1.0;
+    let grid = Tensor::stack(&[normalise(x_b4hw, w), normalise(y_b4hw, h)], -1);
+    // Each coordinate is a one-channel image of its own.
+    let sampled = boxes_b4hw
+        .view([b * 4, 1, h, w])
+        .grid_sampler_2d(&grid.view([b * 4, h, w, 2]), 0, 0, false)
+        .view([b, 4, h, w])
+        .permute([0, 2, 3, 1]);
+    geometry::encode(&points_1hw2, &sampled).relu().permute([0, 3, 1, 2])
 }
 
 #[cfg(test)]
@@ -271,9 +185,9 @@ mod tests {
         (params, head)
     }
 
-    /// FCOS's plain head: exponential distances in pixels, quality from the class tower, towers without bias.
+    /// FCOS's plain head against the default one, also in the biases of the towers.
     #[test]
-    fn the_plain_head() {
+    fn plain_head_has_exponential_distances_and_quality_from_the_class_tower() {
         let plain = ModelConfig {
             distances: Distances::Exp,
             quality_tower: Tower::Cls,
@@ -301,7 +215,7 @@ mod tests {
                     .unwrap();
                 assert_eq!(weight.tensor.grad().defined(), other == tower, "{other}");
             }
-            // A level's scale multiplies before the exponential, and before the stride.
+            // The scale of a level is applied before the exponential.
             let (before, scale) = (out.distances[4].copy(), head.scales[4].shallow_clone());
             tch::no_grad(|| drop(scale.shallow_clone().fill_(2.0)));
             let after = head.forward(&pyramid, 0.5).distances[4].shallow_clone();

@@ -1,3 +1,99 @@
-//! Heads: pyramid features P3..P7 to predictions.
+//! Heads: pyramid features P3..P7 to raw predictions, and what post-processing reads of them.
 
 pub mod fcos;
+
+use tch::{Kind, Tensor};
+
+use crate::geometry::{self, Grid};
+
+/// Raw predictions for one batch, one tensor for each level.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Class logits `[B, C, h, w]`.
+    pub cls: Vec<Tensor>,
+    /// Distances (l, t, r, b) `[B, 4, h, w]`, pixels, not negative.
+    pub distances: Vec<Tensor>,
+    /// Quality logits `[B, 1, h, w]`: objectness in DW (without a target of its own), centre-ness
+    /// in FCOS.
+    pub quality: Vec<Tensor>,
+    /// Offset of the points within their cells, see [`Grid::offset`].
+    pub offset: f64,
+}
+
+/// Raw predictions for one batch, with the points of all levels in one dimension.
+#[derive(Debug)]
+pub struct Predictions {
+    /// Class logits `[B, P, C]`.
+    pub cls: Tensor,
+    /// Distances (l, t, r, b) `[B, P, 4]`, pixels, not negative.
+    pub distances: Tensor,
+    /// Quality logits `[B, P]`.
+    pub quality: Tensor,
+    /// The points.
+    pub grid: Grid,
+}
+
+/// How post-processing ranks predictions; chosen by the assignment strategy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Rank {
+    /// The score threshold and the limit of candidates a level apply to the score: class
+    /// probability times quality.
+    #[default]
+    Score,
+    /// They apply to the class probability, which is multiplied by the quality before NMS.
+    Class,
+}
+
+impl Outputs {
+    /// Concatenates the levels, each row by row.
+    pub fn flatten(&self) -> Predictions {
+        let rows = |levels: &[Tensor]| {
+            let flat: Vec<Tensor> =
+                levels.iter().map(|t| t.permute([0, 2, 3, 1]).flatten(1, 2)).collect();
+            Tensor::cat(&flat, 1)
+        };
+        let (cls, distances, quality) =
+            (rows(&self.cls), rows(&self.distances), rows(&self.quality).squeeze_dim(-1));
+        Predictions {
+            cls,
+            distances,
+            quality,
+            grid: Grid { sizes: self.sizes(), offset: self.offset },
+        }
+    }
+
+    /// Size `(h, w)` of each level, cells.
+    pub fn sizes(&self) -> Vec<(i64, i64)> {
+        self.cls.iter().map(|t| (t.size()[2], t.size()[3])).collect()
+    }
+}
+
+/// Scores and boxes of all points, in f32: the input of post-processing.
+#[derive(Debug)]
+pub struct Scored {
+    /// Numbers to rank by `[B, P, C]`: the scores ([`Rank::Score`]) or class probabilities
+    /// ([`Rank::Class`]).
+    pub ranked: Tensor,
+    /// Quality `[B, P]` by which class probabilities are multiplied after ranking; `None` for
+    /// [`Rank::Score`].
+    pub factor: Option<Tensor>,
+    /// Boxes `[B, P, 4]`, pixels of the network input, not clipped.
+    pub boxes: Tensor,
+    /// Number of points of each level.
+    pub levels: Vec<usize>,
+}
+
+/// Computes scores and boxes of a batch from raw predictions.
+pub fn scored(outputs: &Outputs, rank: Rank) -> Scored {
+    let p = outputs.flatten();
+    let cls_bpc = p.cls.to_kind(Kind::Float).sigmoid();
+    let quality_bp = p.quality.to_kind(Kind::Float).sigmoid();
+    let points_p2 = p.grid.points(Kind::Float, cls_bpc.device());
+    let boxes = geometry::decode(&points_p2, &p.distances.to_kind(Kind::Float));
+    let levels = p.grid.sizes.iter().map(|(h, w)| (h * w) as usize).collect();
+    let (ranked, factor) = match rank {
+        Rank::Score => (cls_bpc * quality_bp.unsqueeze(-1), None),
+        Rank::Class => (cls_bpc, Some(quality_bp)),
+    };
+    Scored { ranked, factor, boxes, levels }
+}
