@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use support::{Job, Place, bin, fails, launch, run, says, stderr};
+use support::{Job, Sandbox, assert_contains, bin, launch, run, run_failing, stderr};
 use tempfile::TempDir;
 
 /// The stand-in for the CUDA runtime.
@@ -55,7 +55,7 @@ fn text(out: &Output) -> String {
     stderr(out)
 }
 
-/// The place of each of these words, which must come in this order.
+/// The sandbox of each of these words, which must come in this order.
 fn in_order(text: &str, words: &[&str]) {
     let places: Vec<Option<usize>> = words.iter().map(|w| text.find(w)).collect();
     assert!(
@@ -66,12 +66,12 @@ fn in_order(text: &str, words: &[&str]) {
 
 #[test]
 fn cuda_is_opened_before_libtorch_looks_for_it_and_before_nccl() {
-    let (fake, place) = (fake(), Place::of(4, 2));
+    let (fake, sandbox) = (fake(), Sandbox::with_images(4, 2));
     let order = ["fake: cuda opened, allocator expandable_segments:True", "fake: hooks found"];
     // Starts, seeds, trains two steps, evaluates; the stand-in has no device, and none is visible.
     let sets = ["train.max_steps=2", "eval.every_epochs=1"];
     let auto = |work: &str| -> Vec<String> {
-        let args = place.train_args(work, &sets).into_iter();
+        let args = sandbox.train_args(work, &sets).into_iter();
         args.map(|a| if a == "cpu" { "auto".to_owned() } else { a }).collect()
     };
     let out = with(launch(0, "dw-train").args(auto("a")), &fake).output().unwrap();
@@ -82,9 +82,9 @@ fn cuda_is_opened_before_libtorch_looks_for_it_and_before_nccl() {
         text(&out)
     );
     in_order(&text(&out), &order);
-    says(&text(&out), &["no GPU is visible"]);
+    assert_contains(&text(&out), &["no GPU is visible"]);
 
-    let eval = with(Command::new(bin("dw-eval")).arg(place.path("a")), &fake).output().unwrap();
+    let eval = with(Command::new(bin("dw-eval")).arg(sandbox.path("a")), &fake).output().unwrap();
     assert_eq!(eval.status.code(), Some(0), "{}", text(&eval));
     in_order(&text(&eval), &order);
 
@@ -103,7 +103,7 @@ fn cuda_is_opened_before_libtorch_looks_for_it_and_before_nccl() {
 
     // --device cpu touches neither; a user's settings of the allocator stay.
     let cpu =
-        with(launch(0, "dw-train").args(place.train_args("b", &sets)), &fake).output().unwrap();
+        with(launch(0, "dw-train").args(sandbox.train_args("b", &sets)), &fake).output().unwrap();
     assert!(cpu.status.success() && !text(&cpu).contains("fake:"), "{}", text(&cpu));
     let own = with(launch(0, "dw-train").args(auto("c")).arg("--dry-run"), &fake)
         .env("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
@@ -113,21 +113,21 @@ fn cuda_is_opened_before_libtorch_looks_for_it_and_before_nccl() {
 
 #[test]
 fn a_gpu_that_cannot_be_used_is_an_error_with_the_reason() {
-    let (fake, place) = (fake(), Place::of(4, 2));
+    let (fake, sandbox) = (fake(), Sandbox::with_images(4, 2));
     let train = |device: &str, vars: &[(&str, &str)], code: i32| {
         let mut command = launch(0, "dw-train");
-        let args = place.train_args("a", &["train.max_steps=1"]).into_iter();
+        let args = sandbox.train_args("a", &["train.max_steps=1"]).into_iter();
         with(&mut command, &fake)
             .env_remove("CUDA_VISIBLE_DEVICES")
             .env("LD_PRELOAD", fake.path().join(RUNTIME));
         command
             .args(args.map(|a| if a == "cpu" { device.to_owned() } else { a }))
             .envs(vars.iter().copied());
-        fails(&mut command, code)
+        run_failing(&mut command, code)
     };
     // SLURM gave a GPU, and the runtime finds none.
     let e = train("auto", &[("SLURM_JOB_GPUS", "0")], 2);
-    says(
+    assert_contains(
         &e,
         &[
             "--device auto",
@@ -137,20 +137,20 @@ fn a_gpu_that_cannot_be_used_is_an_error_with_the_reason() {
             "--device cpu",
         ],
     );
-    says(&train("cuda", &[], 2), &["--device cuda", "no CUDA-capable device"]);
-    // A device that is there and fails.
+    assert_contains(&train("cuda", &[], 2), &["--device cuda", "no CUDA-capable device"]);
+    // A device that is there and run_failing.
     let failing = |code: &'static str| [("FAKE_DEVICES", "2"), ("FAKE_SET", code)];
-    says(
+    assert_contains(
         &train("auto", &failing("214"), 4),
         &["CUDA device 0 of ", "uncorrectable ECC error", "nvidia-smi"],
     );
-    says(&train("cuda", &failing("2"), 5), &["CUDA device 0 of ", "out of memory"]);
-    says(&train("cuda", &failing("101"), 2), &["invalid device ordinal", "hint:"]);
+    assert_contains(&train("cuda", &failing("2"), 5), &["CUDA device 0 of ", "out of memory"]);
+    assert_contains(&train("cuda", &failing("101"), 2), &["invalid device ordinal", "hint:"]);
 }
 
 #[test]
 fn a_preemption_stays_a_preemption_when_the_runtime_cannot_be_unloaded() {
-    let (fake, place) = (fake(), Place::of(8, 2));
+    let (fake, sandbox) = (fake(), Sandbox::with_images(8, 2));
     let mut command = launch(0, "dw-train");
     let sets = [
         "train.max_steps=100000",
@@ -158,7 +158,7 @@ fn a_preemption_stays_a_preemption_when_the_runtime_cannot_be_unloaded() {
         "eval.every_epochs=0",
         "checkpoint.every_minutes=60.0",
     ];
-    let args = place.train_args("a", &sets).into_iter();
+    let args = sandbox.train_args("a", &sets).into_iter();
     let job = Job::start(with(
         command.args(args.map(|a| if a == "cpu" { "auto".to_owned() } else { a })),
         &fake,
@@ -167,5 +167,5 @@ fn a_preemption_stays_a_preemption_when_the_runtime_cannot_be_unloaded() {
     job.signal("USR1");
     let (code, text) = job.end(Duration::from_mins(1));
     assert_eq!(code, Some(75), "{text}");
-    says(&text, &["fake: cuda opened", "stopped by a signal"]);
+    assert_contains(&text, &["fake: cuda opened", "stopped by a signal"]);
 }

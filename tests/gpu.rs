@@ -24,7 +24,7 @@ use dw_launch::nccl::{self, Library, Nccl};
 use dw_launch::{Op, Solo, Topology, World};
 use libtest_mimic::{Arguments, Trial};
 use support::doubling::Doubling;
-use support::{Place, bin, launch, run};
+use support::{Sandbox, bin, launch, run};
 use tch::{Device, Kind, Tensor};
 
 /// Set in a child of this program that is to end itself.
@@ -229,24 +229,24 @@ fn name_of(device: Device) -> &'static str {
 }
 
 /// A command line of the smoke run on a device.
-fn on(place: &Place, device: &str, sets: &[&str]) -> Vec<String> {
-    let args = place.train_args(device, sets).into_iter().enumerate();
+fn on(sandbox: &Sandbox, device: &str, sets: &[&str]) -> Vec<String> {
+    let args = sandbox.train_args(device, sets).into_iter().enumerate();
     args.map(|(i, a)| if i == 2 { device.to_owned() } else { a }).collect()
 }
 
 fn out_of_memory(device: Device) {
-    let place = Place::new();
-    let args = on(&place, name_of(device), &["train.max_steps=4", "eval.every_epochs=0"]);
+    let sandbox = Sandbox::new();
+    let args = on(&sandbox, name_of(device), &["train.max_steps=4", "eval.every_epochs=0"]);
     let out = Command::new(bin("dw-train")).args(args).env("DW_FAULT", "oom@0:2").output().unwrap();
     assert_eq!(out.status.code(), Some(5), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
 fn training(device: Device, ranks: usize) {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let losses = |device: &str, ranks: usize| -> Vec<f64> {
         let images = format!("train.images_per_rank={}", 2 / ranks);
         let args = on(
-            &place,
+            &sandbox,
             device,
             &[
                 "eval.every_epochs=1",
@@ -260,7 +260,7 @@ fn training(device: Device, ranks: usize) {
         run(launch(if ranks == 1 { 0 } else { ranks }, "dw-train")
             .args(args)
             .env("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
-        place.steps(device).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
+        sandbox.steps(device).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
     };
     // The same ranks on both: a sum that NCCL gets wrong shows in every later loss.
     let cpu = losses("cpu", ranks);

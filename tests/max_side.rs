@@ -5,19 +5,26 @@ mod support;
 use std::process::Command;
 
 use serde_json::Value;
-use support::{Place, bin, launch, run};
+use support::{Sandbox, bin, launch, run};
 
 #[test]
 fn results_are_in_pixels_of_the_original() {
-    let place = Place::of(40, 9);
-    place.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
-    let small = place.path("small");
-    run(Command::new(bin("dw-pack")).args([&place.path("coco"), "-o", &small, "--max-side", "64"]));
+    let sandbox = Sandbox::with_images(40, 9);
+    sandbox.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
+    let small = sandbox.path("small");
+    run(Command::new(bin("dw-pack")).args([
+        &sandbox.path("coco"),
+        "-o",
+        &small,
+        "--max-side",
+        "64",
+    ]));
     let info: Value =
         serde_json::from_str(&run(Command::new(bin("dw-pack")).args(["info", &small, "--json"])))
             .unwrap();
     assert_eq!(info["splits"]["val2017"]["shrunken"], 9);
-    let (dt, gt) = (place.path("dt.json"), place.path("coco/annotations/instances_val2017.json"));
+    let (dt, gt) =
+        (sandbox.path("dt.json"), sandbox.path("coco/annotations/instances_val2017.json"));
     let options = [
         "--device",
         "cpu",
@@ -30,7 +37,7 @@ fn results_are_in_pixels_of_the_original() {
         &dt,
     ];
     let evaluated: Value =
-        serde_json::from_str(&run(launch(0, "dw-eval").arg(place.path("w")).args(options)))
+        serde_json::from_str(&run(launch(0, "dw-eval").arg(sandbox.path("w")).args(options)))
             .unwrap();
     // Against the original annotations, by the metric alone.
     let args = ["coco", "--gt", &gt, "--dt", &dt, "--json"];
@@ -49,7 +56,7 @@ fn results_are_in_pixels_of_the_original() {
         "--data",
         &small,
         "--work-dir",
-        &place.path("v"),
+        &sandbox.path("v"),
         "--set",
         "train.epochs=1",
     ];

@@ -3,15 +3,15 @@
 mod support;
 
 use serde_json::Value;
-use support::{Place, bin, damage, fails, files, launch, run, says};
+use support::{Sandbox, assert_contains, bin, files_in, flip_bit, launch, run, run_failing};
 
 #[test]
 fn trains_evaluates_and_saves_on_any_number_of_ranks() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     for ranks in [0, 1, 2, 3] {
         let work = format!("work{ranks}");
-        place.train(ranks, &work, &["train.epochs=1"]);
-        let steps = place.steps(&work);
+        sandbox.train(ranks, &work, &["train.epochs=1"]);
+        let steps = sandbox.steps(&work);
         let batch = 2 * ranks.max(1);
         assert!(
             steps.len() >= 13 / batch && steps.len() <= 14usize.div_ceil(batch),
@@ -32,13 +32,13 @@ fn trains_evaluates_and_saves_on_any_number_of_ranks() {
         ] {
             assert!(steps.iter().all(|s| s[key].is_number()), "{key}");
         }
-        let ap = place
+        let ap = sandbox
             .rows(&work)
             .into_iter()
             .find(|r| r.contains_key("AP"))
             .expect("a row of the evaluation");
         assert!(ap["AP50"].is_number());
-        let checkpoints = files(&(place.path(&work) + "/checkpoints"), "");
+        let checkpoints = sandbox.checkpoints(&work);
         assert_eq!(checkpoints.len(), 1);
         for f in
             ["model.safetensors", "momentum.safetensors", "state.json", "manifest.json", "DONE"]
@@ -46,7 +46,7 @@ fn trains_evaluates_and_saves_on_any_number_of_ranks() {
             assert!(std::fs::metadata(checkpoints[0].join(f)).unwrap().len() > 0, "{f}");
         }
         assert!(
-            std::fs::read_to_string(place.path(&work) + "/config.toml")
+            std::fs::read_to_string(sandbox.path(&work) + "/config.toml")
                 .unwrap()
                 .contains("[train]")
         );
@@ -56,40 +56,40 @@ fn trains_evaluates_and_saves_on_any_number_of_ranks() {
 /// Pain 11: the same seed gives the same losses, to the last bit, with threads and ranks as they come.
 #[test]
 fn twenty_steps_are_the_same_twice() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     for (ranks, network) in
         [(1, "model.norm=gn"), (2, "model.norm=gn"), (2, "model.dcn_last_conv=true")]
     {
         let sets = ["eval.every_epochs=0", "train.max_steps=20", network];
         let (a, b) = (format!("a{ranks}{network}"), format!("b{ranks}{network}"));
-        place.train(ranks, &a, &sets);
-        place.train(ranks, &b, &sets);
-        assert_eq!(place.losses(&a).len(), 20);
-        assert_eq!(place.losses(&a), place.losses(&b), "{ranks} ranks, {network}");
+        sandbox.train(ranks, &a, &sets);
+        sandbox.train(ranks, &b, &sets);
+        assert_eq!(sandbox.losses(&a).len(), 20);
+        assert_eq!(sandbox.losses(&a), sandbox.losses(&b), "{ranks} ranks, {network}");
     }
 }
 
 /// Pain 12: ten steps, a stop and ten more are twenty steps, to the last bit.
 #[test]
 fn resume_is_bit_exact() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     for (ranks, norm) in [(1, "gn"), (2, "gn"), (2, "bn")] {
         let norm = format!("model.norm={norm}");
         let (whole, cut) = (format!("whole{ranks}{norm}"), format!("cut{ranks}{norm}"));
         let sets = |steps| vec!["eval.every_epochs=0", norm.as_str(), steps];
-        place.train(ranks, &whole, &sets("train.max_steps=20"));
-        place.train(ranks, &cut, &sets("train.max_steps=10"));
-        place.train(ranks, &cut, &sets("train.max_steps=20"));
-        assert_eq!(place.losses(&whole).len(), 20);
-        assert_eq!(place.losses(&whole), place.losses(&cut), "{ranks} ranks, {norm}");
-        assert_ne!(place.losses(&whole)[10], place.losses(&whole)[11], "the loss moves");
+        sandbox.train(ranks, &whole, &sets("train.max_steps=20"));
+        sandbox.train(ranks, &cut, &sets("train.max_steps=10"));
+        sandbox.train(ranks, &cut, &sets("train.max_steps=20"));
+        assert_eq!(sandbox.losses(&whole).len(), 20);
+        assert_eq!(sandbox.losses(&whole), sandbox.losses(&cut), "{ranks} ranks, {norm}");
+        assert_ne!(sandbox.losses(&whole)[10], sandbox.losses(&whole)[11], "the loss moves");
     }
 }
 
 /// Pain 13: one big batch on one rank is several smaller ones on as many ranks, where the padded shapes are equal.
 #[test]
 fn losses_do_not_depend_on_the_number_of_ranks() {
-    let place = Place::of(24, 5);
+    let sandbox = Sandbox::with_images(24, 5);
     let sets = |images| {
         vec![
             "eval.every_epochs=0",
@@ -100,9 +100,9 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
         ]
     };
     let losses = |work: &str| -> Vec<f64> {
-        place.steps(work).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
+        sandbox.steps(work).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
     };
-    place.train(1, "1", &sets("train.images_per_rank=12"));
+    sandbox.train(1, "1", &sets("train.images_per_rank=12"));
     let alone = losses("1");
     assert_eq!(alone.len(), 10);
     for (ranks, images) in [
@@ -111,7 +111,7 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
         (4, "train.images_per_rank=3"),
     ] {
         let work = ranks.to_string();
-        place.train(ranks, &work, &sets(images));
+        sandbox.train(ranks, &work, &sets(images));
         for (step, (a, b)) in alone.iter().zip(losses(&work)).enumerate() {
             assert!((a - b).abs() <= 1e-9 * a, "step {step}: {a} on one rank, {b} on {ranks}");
         }
@@ -121,7 +121,7 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
 /// Pain 6: an image without boxes, alone on its rank, holds nobody up and changes nothing that it should not.
 #[test]
 fn images_without_boxes_are_part_of_the_batch() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let sets = |images| {
         vec![
             "eval.every_epochs=0",
@@ -132,19 +132,19 @@ fn images_without_boxes_are_part_of_the_batch() {
             images,
         ]
     };
-    place.train(1, "1", &sets("train.images_per_rank=2"));
-    place.train(2, "2", &sets("train.images_per_rank=1"));
-    for (a, b) in place.steps("1").iter().zip(place.steps("2")) {
+    sandbox.train(1, "1", &sets("train.images_per_rank=2"));
+    sandbox.train(2, "2", &sets("train.images_per_rank=1"));
+    for (a, b) in sandbox.steps("1").iter().zip(sandbox.steps("2")) {
         let (a, b) = (a["loss"].as_f64().unwrap(), b["loss"].as_f64().unwrap());
         assert!((a - b).abs() <= 1e-9 * a, "{a} and {b}");
     }
-    assert_eq!(place.steps("2").len(), 14);
+    assert_eq!(sandbox.steps("2").len(), 14);
 }
 
 /// Gradients sent as bf16 are rounded, and no more than that: after one step momentum is the gradient itself.
 #[test]
 fn compressed_gradients_are_close() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let sets = |how| {
         let one = [
             "eval.every_epochs=0",
@@ -155,13 +155,11 @@ fn compressed_gradients_are_close() {
         ];
         one.into_iter().chain([how]).collect::<Vec<_>>()
     };
-    place.train(2, "f32", &sets("train.grad_compression=none"));
-    place.train(2, "bf16", &sets("train.grad_compression=bf16"));
+    sandbox.train(2, "f32", &sets("train.grad_compression=none"));
+    sandbox.train(2, "bf16", &sets("train.grad_compression=bf16"));
     let momentum = |work: &str| {
-        let bytes = std::fs::read(
-            files(&(place.path(work) + "/checkpoints"), "")[0].join("momentum.safetensors"),
-        )
-        .unwrap();
+        let bytes =
+            std::fs::read(sandbox.checkpoints(work)[0].join("momentum.safetensors")).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let mut all: Vec<(String, Vec<f32>)> = tensors
             .iter()
@@ -200,24 +198,26 @@ fn compressed_gradients_are_close() {
 /// Pain 13: a run goes on with another number of ranks as long as they can share the global batch.
 #[test]
 fn resume_on_another_number_of_ranks() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let sets = |steps| vec!["eval.every_epochs=0", "data.group=4", steps];
-    place.train(2, "w", &sets("train.max_steps=4"));
-    place.train(1, "w", &sets("train.max_steps=6"));
-    assert_eq!(place.steps("w").len(), 6);
-    let text =
-        fails(launch(3, "dw-train").args(place.train_args("w", &sets("train.max_steps=8"))), 2);
-    says(&text, &["global batch of 4", "1, 2, 4"]);
+    sandbox.train(2, "w", &sets("train.max_steps=4"));
+    sandbox.train(1, "w", &sets("train.max_steps=6"));
+    assert_eq!(sandbox.steps("w").len(), 6);
+    let text = run_failing(
+        launch(3, "dw-train").args(sandbox.train_args("w", &sets("train.max_steps=8"))),
+        2,
+    );
+    assert_contains(&text, &["global batch of 4", "1, 2, 4"]);
 }
 
 /// Pain 7: a loss that is not finite stops all ranks and names step, terms and images.
 #[test]
 fn a_loss_that_is_not_finite_is_told() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let sets =
         ["train.lr=1e30", "train.warmup_steps=0", "train.clip_norm=0", "eval.every_epochs=0"];
-    let text = fails(launch(2, "dw-train").args(place.train_args("w", &sets)), 3);
-    says(
+    let text = run_failing(launch(2, "dw-train").args(sandbox.train_args("w", &sets)), 3);
+    assert_contains(
         &text,
         &["step ", "is not a finite number", "loss_cls_neg", "images [", "hint: lower train.lr"],
     );
@@ -226,23 +226,25 @@ fn a_loss_that_is_not_finite_is_told() {
 /// Pains 2 and 19: a damaged shard ends the whole job, with shard, record and offset.
 #[test]
 fn a_damaged_shard_ends_the_job() {
-    let place = Place::new();
-    damage(&files(&place.shards(), ".dwshard")[0]);
-    let text =
-        fails(launch(2, "dw-train").args(place.train_args("w", &["eval.every_epochs=0"])), 3);
-    says(&text, &[".dwshard", "record", "at offset", "damaged"]);
+    let sandbox = Sandbox::new();
+    flip_bit(&files_in(&sandbox.shards(), ".dwshard")[0]);
+    let text = run_failing(
+        launch(2, "dw-train").args(sandbox.train_args("w", &["eval.every_epochs=0"])),
+        3,
+    );
+    assert_contains(&text, &[".dwshard", "record", "at offset", "damaged"]);
 }
 
 /// Pain 20: every image is evaluated once on any number of ranks; the numbers are the same to the last digit, and
 /// the results file gives them again.
 #[test]
 fn evaluation_does_not_depend_on_the_number_of_ranks() {
-    let place = Place::of(40, 7);
-    place.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
+    let sandbox = Sandbox::with_images(40, 7);
+    sandbox.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
     let eval = |ranks: usize| {
-        let dt = place.path(&format!("dt{ranks}.json"));
+        let dt = sandbox.path(&format!("dt{ranks}.json"));
         let json = run(launch(ranks, "dw-eval").args([
-            &place.path("w"),
+            &sandbox.path("w"),
             "--device",
             "cpu",
             "--json",
@@ -255,13 +257,13 @@ fn evaluation_does_not_depend_on_the_number_of_ranks() {
     for ranks in [1, 2, 3] {
         assert_eq!(eval(ranks), alone, "{ranks} ranks");
     }
-    let gt = place.path("coco/annotations/instances_val2017.json");
+    let gt = sandbox.path("coco/annotations/instances_val2017.json");
     let again = run(launch(0, "dw-eval").args([
         "coco",
         "--gt",
         &gt,
         "--dt",
-        &place.path("dt0.json"),
+        &sandbox.path("dt0.json"),
         "--json",
     ]));
     let (a, b): (Value, Value) =
@@ -275,10 +277,10 @@ fn evaluation_does_not_depend_on_the_number_of_ranks() {
     for (out, args) in
         [("pred.png", vec!["pred", "W", "-n", "3"]), ("curves.png", vec!["curves", "W"])]
     {
-        let png = place.path(out);
+        let png = sandbox.path(out);
         let args: Vec<String> = args
             .into_iter()
-            .map(|a| if a == "W" { place.path("w") } else { a.to_owned() })
+            .map(|a| if a == "W" { sandbox.path("w") } else { a.to_owned() })
             .collect();
         run(std::process::Command::new(bin("dw-show")).args(args).args(["-o", &png]));
         let image = image::open(&png).unwrap().to_rgb8();
@@ -289,17 +291,17 @@ fn evaluation_does_not_depend_on_the_number_of_ranks() {
 /// The best checkpoint outlives newer ones, also over a resume.
 #[test]
 fn the_best_checkpoint_is_kept() {
-    let place = Place::new();
-    place.train(0, "w", &["train.epochs=1", "checkpoint.keep=1"]);
-    let folder = place.path("w") + "/checkpoints";
-    let best = files(&folder, "")[0].clone();
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.epochs=1", "checkpoint.keep=1"]);
+    let folder = sandbox.path("w") + "/checkpoints";
+    let best = files_in(&folder, "")[0].clone();
     // Say that the first epoch was very good.
-    let metrics = place.path("w") + "/metrics.jsonl";
+    let metrics = sandbox.path("w") + "/metrics.jsonl";
     let text = std::fs::read_to_string(&metrics).unwrap();
     let at = text.find("\"AP\":").unwrap();
     let end = at + text[at..].find(',').unwrap();
     std::fs::write(&metrics, format!("{}\"AP\":0.99{}", &text[..at], &text[end..])).unwrap();
-    place.train(0, "w", &["train.epochs=3", "checkpoint.keep=1"]);
-    let left = files(&folder, "");
+    sandbox.train(0, "w", &["train.epochs=3", "checkpoint.keep=1"]);
+    let left = files_in(&folder, "");
     assert!(left.len() == 2 && left.contains(&best), "{left:?}");
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use dw_weights::Weights;
-use support::{Place, bin, fails, files, launch, run, says, stderr};
+use support::{Sandbox, assert_contains, bin, files_in, launch, run, run_failing, stderr};
 
 /// A small file of `weights/tests/data`, as torch writes it.
 fn fixture(name: &str) -> String {
@@ -28,8 +28,8 @@ fn floats(path: &Path, name: &str) -> Vec<f32> {
         .collect()
 }
 
-fn checkpoint(place: &Place, work: &str) -> std::path::PathBuf {
-    files(&(place.path(work) + "/checkpoints"), "")[0].clone()
+fn checkpoint(sandbox: &Sandbox, work: &str) -> std::path::PathBuf {
+    sandbox.checkpoints(work)[0].clone()
 }
 
 /// Settings of a run that saves what it started from: no step changes anything.
@@ -38,15 +38,15 @@ const STILL: [&str; 4] =
 
 #[test]
 fn init_reads_an_mmdetection_checkpoint_and_says_what_matched() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let mut c = launch(0, "dw-train");
     let out = c
-        .args(place.train_args("w", &STILL))
+        .args(sandbox.train_args("w", &STILL))
         .args(["--init", &fixture("smoke_part.pth")])
         .output()
         .unwrap();
     assert!(out.status.success(), "{}", stderr(&out));
-    says(
+    assert_contains(
         &stderr(&out),
         &[
             "smoke_part.pth (PyTorch, zip): 2 tensors matched",
@@ -54,7 +54,7 @@ fn init_reads_an_mmdetection_checkpoint_and_says_what_matched() {
             "1 of another shape: bbox_head.conv_centerness.weight (network [1, 32, 3, 3], file [7])",
         ],
     );
-    let folder = checkpoint(&place, "w");
+    let folder = checkpoint(&sandbox, "w");
     assert_eq!(floats(&folder, "bbox_head.conv_cls.bias"), [0.25, -0.5, 0.75]);
     assert_eq!(floats(&folder, "bbox_head.conv_reg.bias"), [0.0, 1.0, 2.0, 3.0]);
 }
@@ -62,39 +62,39 @@ fn init_reads_an_mmdetection_checkpoint_and_says_what_matched() {
 /// A checkpoint folder, a work directory and a converted file are the same start.
 #[test]
 fn init_from_ones_own_checkpoint() {
-    let place = Place::new();
-    place.train(0, "first", &["train.max_steps=3", "eval.every_epochs=0"]);
-    let folder = checkpoint(&place, "first");
-    let converted = place.path("converted.safetensors");
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "first", &["train.max_steps=3", "eval.every_epochs=0"]);
+    let folder = checkpoint(&sandbox, "first");
+    let converted = sandbox.path("converted.safetensors");
     run(Command::new(bin("dw-weights")).arg("convert").arg(&folder).arg(&converted));
     for (work, init) in
-        [("a", folder.to_str().unwrap().to_owned()), ("b", place.path("first")), ("c", converted)]
+        [("a", folder.to_str().unwrap().to_owned()), ("b", sandbox.path("first")), ("c", converted)]
     {
         let mut c = launch(0, "dw-train");
-        run(c.args(place.train_args(work, &STILL)).args(["--init", &init]));
+        run(c.args(sandbox.train_args(work, &STILL)).args(["--init", &init]));
         let name = "neck.fpn_convs.4.conv.weight";
-        assert_eq!(floats(&checkpoint(&place, work), name), floats(&folder, name), "{init}");
+        assert_eq!(floats(&checkpoint(&sandbox, work), name), floats(&folder, name), "{init}");
     }
 }
 
 #[test]
 fn files_that_do_not_fit_or_are_damaged_are_refused() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let init = |file: &str, code: i32| {
         let mut c = launch(0, "dw-train");
-        c.args(place.train_args("w", &STILL)).args(["--init", file]);
-        fails(&mut c, code)
+        c.args(sandbox.train_args("w", &STILL)).args(["--init", file]);
+        run_failing(&mut c, code)
     };
-    says(
+    assert_contains(
         &init(&fixture("zip.pth"), 2),
         &["zip.pth", "none of its tensors fits the network", "0 tensors matched"],
     );
-    says(&init("/no/such.pth", 2), &["cannot open the weights /no/such.pth"]);
-    says(&init(&fixture("bomb.pth"), 3), &["bomb.pth", "claim"]);
-    let cut = place.path("cut.pth");
+    assert_contains(&init("/no/such.pth", 2), &["cannot open the weights /no/such.pth"]);
+    assert_contains(&init(&fixture("bomb.pth"), 3), &["bomb.pth", "claim"]);
+    let cut = sandbox.path("cut.pth");
     let whole = std::fs::read(fixture("smoke_part.pth")).unwrap();
     std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
-    says(&init(&cut, 3), &["cut.pth", "not a whole PyTorch or .safetensors file"]);
+    assert_contains(&init(&cut, 3), &["cut.pth", "not a whole PyTorch or .safetensors file"]);
 }
 
 /// Serves `body` to every request on this machine; the address.
@@ -119,11 +119,11 @@ fn serve(body: Vec<u8>) -> String {
 
 #[test]
 fn imagenet_weights_come_from_the_cache_or_the_network_or_say_what_is_missing() {
-    let place = Place::new();
-    let cache = place.path("cache");
+    let sandbox = Sandbox::new();
+    let cache = sandbox.path("cache");
     let imagenet = |ranks: usize, work: &str, url: &str| {
         let mut c = launch(ranks, "dw-train");
-        c.args(place.train_args(work, &STILL)).args([
+        c.args(sandbox.train_args(work, &STILL)).args([
             "--set",
             "model.init=imagenet",
             "--set",
@@ -138,8 +138,8 @@ fn imagenet_weights_come_from_the_cache_or_the_network_or_say_what_is_missing() 
         c
     };
     // Without a network: which file goes where, told once.
-    let text = fails(&mut imagenet(2, "w", "http://127.0.0.1:9"), 2);
-    says(
+    let text = run_failing(&mut imagenet(2, "w", "http://127.0.0.1:9"), 2);
+    assert_contains(
         &text,
         &[
             "cannot fetch http://127.0.0.1:9/resnet18-f37072fd.pth",
@@ -149,8 +149,8 @@ fn imagenet_weights_come_from_the_cache_or_the_network_or_say_what_is_missing() 
     );
     assert_eq!(text.matches("error: ").count(), 1, "{text}");
     // Something else under that name is not taken.
-    says(
-        &fails(&mut imagenet(2, "w", &serve(b"another file".to_vec())), 2),
+    assert_contains(
+        &run_failing(&mut imagenet(2, "w", &serve(b"another file".to_vec())), 2),
         &["not the pinned file", "f37072fd"],
     );
     // A file that the user put there, named like torchvision's, whose tensors have no prefix.
@@ -158,44 +158,44 @@ fn imagenet_weights_come_from_the_cache_or_the_network_or_say_what_is_missing() 
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::copy(fixture("resnet18_part.pth"), folder + "/resnet18-f37072fd.pth").unwrap();
     let out = imagenet(0, "w", "http://127.0.0.1:9").output().unwrap();
-    says(
+    assert_contains(
         &stderr(&out),
         &["resnet18-f37072fd.pth (PyTorch, before 1.6): 1 tensors matched", "1 not used: fc.bias"],
     );
-    assert_eq!(floats(&checkpoint(&place, "w"), "backbone.bn1.weight"), [3.0; 64]);
+    assert_eq!(floats(&checkpoint(&sandbox, "w"), "backbone.bn1.weight"), [3.0; 64]);
     let mut narrow = launch(0, "dw-train");
-    narrow.args(place.train_args("w2", &["model.init=imagenet"]));
-    says(&fails(&mut narrow, 2), &["model.width = 1", "--init random"]);
+    narrow.args(sandbox.train_args("w2", &["model.init=imagenet"]));
+    assert_contains(&run_failing(&mut narrow, 2), &["model.width = 1", "--init random"]);
 }
 
 /// A weight file with its configuration evaluates like the checkpoint that it came from.
 #[test]
 fn eval_of_a_weight_file() {
-    let place = Place::new();
-    place.train(0, "w", &["train.max_steps=6", "eval.every_epochs=0"]);
-    let file = checkpoint(&place, "w").join("model.safetensors");
-    let shards = place.shards();
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.max_steps=6", "eval.every_epochs=0"]);
+    let file = checkpoint(&sandbox, "w").join("model.safetensors");
+    let shards = sandbox.shards();
     let eval = |args: &[&str]| {
         let mut c = launch(0, "dw-eval");
         c.args(args).args(["--device", "cpu", "--json"]);
         c
     };
-    let of_run = run(&mut eval(&[&place.path("w")]));
+    let of_run = run(&mut eval(&[&sandbox.path("w")]));
     let file = file.to_str().unwrap();
     assert_eq!(of_run, run(&mut eval(&[file, "--config", "smoke", "--data", &shards])));
-    says(
-        &fails(&mut eval(&[file, "--data", &shards]), 2),
+    assert_contains(
+        &run_failing(&mut eval(&[file, "--data", &shards]), 2),
         &["a weight file does not say which network", "--config dw_r50_fpn_1x"],
     );
-    says(
-        &fails(&mut eval(&[file, "--config", "demo", "--data", &shards]), 2),
+    assert_contains(
+        &run_failing(&mut eval(&[file, "--config", "demo", "--data", &shards]), 2),
         &["another shape", "check --config"],
     );
-    says(
-        &fails(&mut eval(&[&place.path("w"), "--config", "smoke"]), 2),
+    assert_contains(
+        &run_failing(&mut eval(&[&sandbox.path("w"), "--config", "smoke"]), 2),
         &["brings its own configuration", "--set"],
     );
-    let strict = run(&mut eval(&[&place.path("w"), "--set", "eval.score_threshold=0.999"]));
+    let strict = run(&mut eval(&[&sandbox.path("w"), "--set", "eval.score_threshold=0.999"]));
     assert!(strict.contains("\"AP\":0.0"), "{strict}");
 }
 
@@ -231,7 +231,7 @@ fn dry_run_of_every_configuration() {
     ];
     for (name, parameters, word) in expected {
         let mut c = launch(0, "dw-train");
-        says(
+        assert_contains(
             &run(c.args([name, "--dry-run", "--device", "cpu"]).current_dir(empty.path())),
             &[name, parameters, word, "GFLOPs"],
         );
@@ -257,7 +257,7 @@ fn parameters_are_the_reference_s() {
 /// Deformable bottlenecks and ResNeXt train, save and go on bit for bit.
 #[test]
 fn other_backbones_train_and_resume() {
-    let place = Place::of(4, 2);
+    let sandbox = Sandbox::with_images(4, 2);
     for backbone in ["resnet50", "resnext101_32x4d"] {
         let network = [
             format!("model.backbone={backbone}"),
@@ -270,21 +270,21 @@ fn other_backbones_train_and_resume() {
             all
         };
         let (whole, cut) = (format!("whole-{backbone}"), format!("cut-{backbone}"));
-        place.train(0, &whole, &sets("train.max_steps=4"));
-        place.train(0, &cut, &sets("train.max_steps=2"));
-        place.train(0, &cut, &sets("train.max_steps=4"));
-        assert_eq!(place.losses(&whole), place.losses(&cut), "{backbone}");
-        let tensors = Weights::open(&checkpoint(&place, &whole)).unwrap().tensors;
+        sandbox.train(0, &whole, &sets("train.max_steps=4"));
+        sandbox.train(0, &cut, &sets("train.max_steps=2"));
+        sandbox.train(0, &cut, &sets("train.max_steps=4"));
+        assert_eq!(sandbox.losses(&whole), sandbox.losses(&cut), "{backbone}");
+        let tensors = Weights::open(&checkpoint(&sandbox, &whole)).unwrap().tensors;
         let name = "backbone.layer2.0.conv2.conv_offset.weight";
         assert_eq!(tensors[name].shape[0], 27);
         assert!(
-            floats(&checkpoint(&place, &whole), name).iter().any(|v| *v != 0.0),
+            floats(&checkpoint(&sandbox, &whole), name).iter().any(|v| *v != 0.0),
             "the offsets learn"
         );
     }
     let mut c = launch(0, "dw-train");
-    says(
-        &fails(c.args(place.train_args("w", &["model.dcn_stages=[3]"])), 2),
+    assert_contains(
+        &run_failing(c.args(sandbox.train_args("w", &["model.dcn_stages=[3]"])), 2),
         &["model.dcn_stages", "no bottlenecks"],
     );
 }
@@ -292,24 +292,30 @@ fn other_backbones_train_and_resume() {
 /// Weights of another network: a frozen tensor that would stay random is refused, others are told by part.
 #[test]
 fn weights_that_fit_in_part() {
-    let place = Place::new();
-    place.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
-    let file = checkpoint(&place, "w").join("model.safetensors");
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
+    let file = checkpoint(&sandbox, "w").join("model.safetensors");
     let train = |work: &str, sets: &[&str], file: &Path| {
         let mut c = launch(0, "dw-train");
         c.args(
-            place.train_args(work, &[&["train.max_steps=1", "eval.every_epochs=0"], sets].concat()),
+            sandbox
+                .train_args(work, &[&["train.max_steps=1", "eval.every_epochs=0"], sets].concat()),
         )
         .arg("--init")
         .arg(file);
         c
     };
-    let said =
-        fails(&mut train("a", &["model.backbone=resnet50", "model.frozen_stages=1"], &file), 2);
-    says(&said, &["would stay at random values", "backbone ", " of ", "model.frozen_stages=-1"]);
+    let said = run_failing(
+        &mut train("a", &["model.backbone=resnet50", "model.frozen_stages=1"], &file),
+        2,
+    );
+    assert_contains(
+        &said,
+        &["would stay at random values", "backbone ", " of ", "model.frozen_stages=-1"],
+    );
     let out = train("b", &["model.backbone=resnet50"], &file).output().unwrap();
     assert!(out.status.success(), "{}", support::stderr(&out));
-    says(
+    assert_contains(
         &support::stderr(&out),
         &["WARN", "does not fit the whole network", "backbone ", "neck ", "bbox_head "],
     );
@@ -317,8 +323,11 @@ fn weights_that_fit_in_part() {
     let mut bytes = std::fs::read(&file).unwrap();
     let at = bytes.len() - 4;
     bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
-    let bad = place.path("nan.safetensors");
+    let bad = sandbox.path("nan.safetensors");
     std::fs::write(&bad, bytes).unwrap();
-    says(&fails(&mut train("c", &[], Path::new(&bad)), 3), &["nan.safetensors", "not finite"]);
-    assert!(!Path::new(&place.path("c/config.toml")).exists(), "before anything is written");
+    assert_contains(
+        &run_failing(&mut train("c", &[], Path::new(&bad)), 3),
+        &["nan.safetensors", "not finite"],
+    );
+    assert!(!Path::new(&sandbox.path("c/config.toml")).exists(), "before anything is written");
 }
