@@ -1,5 +1,5 @@
-//! A backend that simulates two ranks with equal gradients: each all-reduce doubles its buffer after
-//! a delay, on a side stream (on the CPU: in a thread).
+//! A backend that simulates two ranks with equal gradients: each sum doubles its buffer after a
+//! delay, on a side stream (on the CPU: in a thread).
 
 use std::sync::Mutex;
 use std::thread::JoinHandle;
