@@ -90,7 +90,7 @@ fn changed_settings_are_refused_key_by_key() {
     let before = state();
     for steps in ["train.max_steps=4", "train.max_steps=8"] {
         let refused = |sets: &[&str], options: &[&str]| {
-            run_failing(&mut train(&sandbox, &[&[steps], sets].concat(), options), 2)
+            run_failing(&mut train(&sandbox, &[&[steps][..], sets].concat(), options), 2)
         };
         let error = refused(&["assign.formula=paper", "train.lr=0.5"], &[]);
         assert_contains(&error, &["assign.formula: \"released\" -> \"paper\""]);

@@ -5,7 +5,7 @@ mod support;
 use std::process::Command;
 use std::time::Duration;
 
-use support::{Job, Sandbox, assert_contains, bin, launch, processes, rounds, stderr};
+use support::{Job, Sandbox, assert_contains, bin, last_error, launch, processes, rounds, stderr};
 
 /// Kills the whole job with SIGKILL at moments spread over a run that writes checkpoints all the
 /// time. Each start resumes from the newest checkpoint, and the losses are those of an undisturbed
@@ -97,11 +97,6 @@ fn train_on_mount(sandbox: &Sandbox, work: &str, mount: &str, sets: &[&str]) -> 
          '{}' {args}; code=$?; ls -A {checkpoints}; exit $code",
         train.display()
     )
-}
-
-/// The lines of a log from the last `error: ` on.
-fn last_error(log: &str) -> &str {
-    log.rfind("error: ").map_or("", |at| &log[at..])
 }
 
 /// A checkpoint of the smoke network takes 6.7 MB: one fits on the small disk, two do not.

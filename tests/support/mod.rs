@@ -257,6 +257,27 @@ pub fn assert_contains(text: &str, keys: &[&str]) {
     }
 }
 
+/// Asserts that one line of a text contains every key.
+pub fn assert_line_contains(text: &str, keys: &[&str]) {
+    let found = text.lines().any(|line| keys.iter().all(|key| line.contains(key)));
+    assert!(found, "expected a line with {keys:?} in: {text}");
+}
+
+/// Runs a command that must fail with this exit code and an error that contains every key.
+pub fn assert_fails(command: &mut Command, code: i32, keys: &[&str]) {
+    assert_contains(&run_failing(command, code), keys);
+}
+
+/// The part of a log that begins with the last `error: `.
+pub fn last_error(log: &str) -> &str {
+    log.rfind("error: ").map_or("", |at| &log[at..])
+}
+
+/// Whether a text contains `word` as a whole word, not within a longer number or name.
+pub fn has_word(text: &str, word: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric()).any(|w| w == word)
+}
+
 /// Changes one bit in the middle of a file.
 pub fn flip_bit(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
