@@ -1,5 +1,5 @@
-//! Every strategy trains, evaluates, resumes bit for bit, and gives the same losses on any number of
-//! ranks.
+//! Every strategy trains, evaluates, resumes bit for bit, and gives the same losses on any number
+//! of ranks.
 
 mod support;
 
