@@ -25,7 +25,7 @@ pub fn host(t: &Tensor) -> Tensor {
     t.to_device(Device::Cpu)
 }
 
-/// Checks one case in one precision; the error says what differs.
+/// Checks one case in one precision; the error describes the first difference.
 pub type Check = fn(&Case, Kind) -> Result<(), String>;
 
 /// One golden case.

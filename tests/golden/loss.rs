@@ -57,6 +57,7 @@ pub fn run(
     Ok(Run { outputs, loss, positive, negative, pairs })
 }
 
+/// The predictions of a case, as leaves with gradients.
 fn leaves(case: &Case, kind: Kind) -> Outputs {
     let of = |name: &str| {
         case.levels(&format!("input.{name}"), kind)
@@ -72,6 +73,7 @@ fn leaves(case: &Case, kind: Kind) -> Outputs {
     }
 }
 
+/// Compares the gradients of the predictions; `tolerance` as in [`group_within`].
 fn compare_gradients(case: &Case, out: &Outputs, kind: Kind, tolerance: f64) -> Result<(), String> {
     for (name, levels) in
         [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("objectnesses", &out.quality)]
@@ -113,6 +115,7 @@ fn dense_negative(run: &Run, images: i64, classes: i64, rest: f64) -> Tensor {
     ])
 }
 
+/// The formula of the released code: losses, gradients and weights.
 pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
     // Sigmoids that saturate in f32: the tensors of such a case come from the reference in f32
     // (FORMAT.md, section 7). In f64 these logits do not saturate, so only scalars are compared.
@@ -166,6 +169,7 @@ pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
     group_within("p_pos_weight", &positive, tensor)
 }
 
+/// The formula of the paper: losses, gradients and weights.
 pub fn paper(case: &Case, kind: Kind) -> Result<(), String> {
     let input = case.input_case()?;
     let k = &case.json["knobs"];
