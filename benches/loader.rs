@@ -1,5 +1,6 @@
-//! The loader alone: records of a packed split to network input; prints one JSON line.
-#![expect(clippy::print_stdout, reason = "the result")]
+//! The data loader without training, from the records of a packed split to network inputs. Prints
+//! one JSON line.
+#![expect(clippy::print_stdout, reason = "the result is a JSON line")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ struct Args {
     threads: usize,
     #[arg(long, default_value_t = 128)]
     steps: usize,
-    /// Given by cargo.
+    /// Passed by `cargo bench`; ignored.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -44,6 +45,7 @@ fn main() {
         AssignConfig::default().build(&mut params, dataset.categories().len() as i64).matcher;
     let recipe =
         Recipe { data, matcher, seed: 0, global_batch: 2, rank: 0, world: 1, device: Device::Cpu };
+    // Of each pass: images per second, images per CPU second, seconds to the first batch.
     let mut rates = vec![];
     for _ in 0..3 {
         let (start, cpu) = (Instant::now(), cpu_s());
@@ -60,17 +62,23 @@ fn main() {
         rates.push((images / start.elapsed().as_secs_f64(), images / (cpu_s() - cpu), first));
     }
     rates.sort_by(|a, b| a.0.total_cmp(&b.0));
-    println!(
-        "{}",
-        json!({"what": "dw loader", "short_side": a.short_side, "threads": a.threads, "images_per_s": rates[1].0, "lowest": rates[0].0,
-            "highest": rates[2].0, "images_per_cpu_s": rates[1].1, "first_batch_s": rates[1].2})
-    );
+    let row = json!({
+        "what": "dw loader",
+        "short_side": a.short_side,
+        "threads": a.threads,
+        "images_per_s": rates[1].0,
+        "lowest": rates[0].0,
+        "highest": rates[2].0,
+        "images_per_cpu_s": rates[1].1,
+        "first_batch_s": rates[1].2,
+    });
+    println!("{row}");
 }
 
-/// CPU seconds of this process so far.
+/// CPU time of this process so far, seconds.
 fn cpu_s() -> f64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: the call fills the structure it is given; all zeros is a valid one.
+    // SAFETY: the call fills the structure; all zeros is a valid value of it.
     let usage = unsafe {
         libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
         usage.assume_init()

@@ -1,8 +1,8 @@
-//! The loss of a strategy alone, forward and backward, on predictions for two images of 800 x 1333: time and memory against
-//! the number of boxes. Prints one JSON line for each number of boxes.
+//! The loss of a strategy without a network, forward and backward, on random predictions for two
+//! images of 800 x 1333. Prints one JSON line with time and memory for each number of boxes.
 //!
-//! Box sizes are drawn from the annotations of real photos where they are given (`--annotations`), else log-uniformly.
-#![expect(clippy::print_stdout, reason = "the result")]
+//! Box sizes are sampled from the annotations of real photos (`--annotations`), else log-uniformly.
+#![expect(clippy::print_stdout, reason = "the results are JSON lines")]
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 
 #[derive(Parser)]
 struct Args {
-    /// Boxes of an image
+    /// Numbers of boxes per image to measure
     #[arg(long, value_delimiter = ',', default_value = "7,40,300")]
     boxes: Vec<usize>,
     #[arg(long, default_value_t = 10)]
@@ -30,10 +30,10 @@ struct Args {
     /// Set one key, as assign.kind=fcos or assign.formula=paper (may be repeated)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
-    /// COCO's instances_*.json to draw box sizes from
+    /// File instances_*.json of COCO to sample box sizes from
     #[arg(long)]
     annotations: Option<PathBuf>,
-    /// Given by cargo.
+    /// Passed by `cargo bench`; ignored.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -55,7 +55,7 @@ fn main() {
     }
 }
 
-/// Widths and heights as shares of the image's.
+/// Widths and heights of boxes, relative to the image.
 fn shapes(annotations: Option<&std::path::Path>) -> Vec<(f64, f64)> {
     let Some(path) = annotations else {
         let mut rng = stream(&[2]);
@@ -83,33 +83,30 @@ fn shapes(annotations: Option<&std::path::Path>) -> Vec<(f64, f64)> {
     boxes.iter().filter(|b| b["iscrowd"] != 1).filter_map(shape).collect()
 }
 
-fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -> Value {
+/// Random boxes of a batch, `count` in each image.
+fn truth(count: usize, shapes: &[(f64, f64)]) -> Vec<ImageBoxes> {
     let (height, width) = (SIZE.0 as f64, 1333.0);
     let mut rng = stream(&[1]);
-    let images: Vec<ImageBoxes> = (0..IMAGES)
-        .map(|_| {
-            let one = |_| {
-                let (w, h) = shapes[(unit(&mut rng) * shapes.len() as f64) as usize];
-                let (w, h) = (w * width, h * height);
-                let (x, y) = (unit(&mut rng) * (width - w), unit(&mut rng) * (height - h));
-                (
-                    [x as f32, y as f32, (x + w) as f32, (y + h) as f32],
-                    (unit(&mut rng) * CLASSES as f64) as i64,
-                )
-            };
-            let (boxes, labels) = (0..count).map(one).unzip();
-            ImageBoxes { boxes, labels }
-        })
-        .collect();
-    let sizes = level_sizes(SIZE.0, SIZE.1);
-    let mut params = Params::new(Kind::Float, Device::Cpu);
-    let strategy = config.assign.build(&mut params, CLASSES);
-    let began = Instant::now();
-    let targets = strategy.matcher.targets(&Grid::centers(&sizes), &images);
-    let matching_s = began.elapsed().as_secs_f64();
+    let mut image = |_| {
+        let one = |_| {
+            let (w, h) = shapes[(unit(&mut rng) * shapes.len() as f64) as usize];
+            let (w, h) = (w * width, h * height);
+            let (x, y) = (unit(&mut rng) * (width - w), unit(&mut rng) * (height - h));
+            (
+                [x as f32, y as f32, (x + w) as f32, (y + h) as f32],
+                (unit(&mut rng) * CLASSES as f64) as i64,
+            )
+        };
+        let (boxes, labels) = (0..count).map(one).unzip();
+        ImageBoxes { boxes, labels }
+    };
+    (0..IMAGES).map(&mut image).collect()
+}
 
+/// Random outputs of a head, as leaves with gradients.
+fn predictions(sizes: &[(i64, i64)]) -> Outputs {
     let options = (Kind::Float, Device::Cpu);
-    // One tensor a level, as the head makes them.
+    // One tensor for each level, as the head returns them.
     let levels = |channels: i64, make: &dyn Fn(Tensor, f64) -> Tensor| -> Vec<Tensor> {
         let shape = |(h, w): &(i64, i64)| [IMAGES, channels, *h, *w];
         let made = sizes
@@ -118,12 +115,24 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
             .map(|(size, s)| make(Tensor::randn(shape(size), options), s as f64));
         made.map(|t| t.set_requires_grad(true)).collect()
     };
-    let predicted = Outputs {
+    Outputs {
         cls: levels(CLASSES, &|t, _| t - 3.0),
         distances: levels(4, &|t, stride| t.uniform(0.0, 8.0 * stride)),
         quality: levels(1, &|t, _| t),
         offset: 0.5,
-    };
+    }
+}
+
+/// Median times of the loss with `count` boxes in each image, and its peak memory.
+fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -> Value {
+    let images = truth(count, shapes);
+    let sizes = level_sizes(SIZE.0, SIZE.1);
+    let mut params = Params::new(Kind::Float, Device::Cpu);
+    let strategy = config.assign.build(&mut params, CLASSES);
+    let began = Instant::now();
+    let targets = strategy.matcher.targets(&Grid::centers(&sizes), &images);
+    let matching_s = began.elapsed().as_secs_f64();
+    let predicted = predictions(&sizes);
     let world = World::solo();
     let before = reset_peak_mib();
     let mut times = vec![];
@@ -147,17 +156,25 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
     }
     times.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (total, forward) = times[times.len() / 2];
-    json!({"what": "dw loss, 2 x 800 x 1333, 80 classes", "strategy": config.assign.summary(), "precision": "f32", "boxes": count,
-        "step_s_median": total, "forward_s": forward, "matching_s": matching_s, "peak_mib": peak_mib() - before})
+    json!({
+        "what": "dw loss, 2 x 800 x 1333, 80 classes",
+        "strategy": config.assign.summary(),
+        "precision": "f32",
+        "boxes": count,
+        "step_s_median": total,
+        "forward_s": forward,
+        "matching_s": matching_s,
+        "peak_mib": peak_mib() - before,
+    })
 }
 
-/// Forgets the process's largest resident memory so far; what is resident now, MiB.
+/// Resets the peak of the resident memory of this process; returns the memory resident now, MiB.
 fn reset_peak_mib() -> u64 {
     std::fs::write("/proc/self/clear_refs", "5").expect("a Linux kernel");
     peak_mib()
 }
 
-/// Largest resident memory of this process, MiB.
+/// Peak of the resident memory of this process, MiB.
 fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! NMS of one image's candidates: 5,000 boxes of 80 classes; prints one JSON line.
-#![expect(clippy::print_stdout, reason = "the result")]
+//! NMS of 5,000 candidates of one image, with 80 classes and with one. Prints a JSON line for each.
+#![expect(clippy::print_stdout, reason = "the results are JSON lines")]
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 fn main() {
     let mut rng = stream(&[5]);
     let mut draw = |high: f64| unit(&mut rng) * high;
-    // Candidates crowd around objects, as a network's do.
+    // Candidates are clustered around objects, as those of a network are.
     let objects: Vec<[f64; 4]> = (0..40)
         .map(|_| [draw(1200.0), draw(700.0), 20.0 + draw(300.0), 20.0 + draw(300.0)])
         .collect();
@@ -36,9 +36,13 @@ fn main() {
             times.push(began.elapsed().as_secs_f64() * 1e3);
         }
         times.sort_by(f64::total_cmp);
-        println!(
-            "{}",
-            json!({"what": "dw nms", "boxes": boxes.len(), "classes": classes, "kept": kept, "ms_median": times[10]})
-        );
+        let row = json!({
+            "what": "dw nms",
+            "boxes": boxes.len(),
+            "classes": classes,
+            "kept": kept,
+            "ms_median": times[10],
+        });
+        println!("{row}");
     }
 }

@@ -1,8 +1,10 @@
-//! One training step on prepared images: forward, loss, backward with its all-reduce, SGD; prints one JSON line.
+//! One training step on prepared images: forward, loss, backward with its all-reduce, SGD. Prints
+//! one JSON line.
 //!
-//! The same network, sizes and number of boxes as the peer measured beside it. Under mpirun the ranks add their gradients as
-//! in training; `--apart` leaves them independent of each other, but for starting together.
-#![expect(clippy::print_stdout, reason = "the result")]
+//! The network, the image size and the number of boxes are those of the PyTorch detector that it is
+//! compared with (`benches/run.sh`, `benches/gpu_speed.py`). Under mpirun the ranks reduce their
+//! gradients as in training; with `--apart` they only start and end together.
+#![expect(clippy::print_stdout, reason = "the result is a JSON line")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +28,7 @@ use tch::{Device, Kind, Tensor};
 
 #[derive(Parser)]
 struct Args {
-    /// Configuration whose network is measured
+    /// Configuration of the network
     #[arg(long, default_value = "dw_r50_fpn_1x")]
     config: String,
     #[arg(long, default_value_t = 2)]
@@ -43,22 +45,23 @@ struct Args {
     warmup: usize,
     #[arg(long, default_value_t = 2)]
     threads: i32,
-    /// auto, f32, tf32 or f64
+    /// Precision: auto, f32, tf32 or f64
     #[arg(long, default_value = "auto", value_parser = precision)]
     precision: Precision,
     /// Device: auto, cpu or cuda
     #[arg(long, value_enum, default_value = "cpu")]
     device: Choice,
-    /// Ranks that do not add their gradients: what several processes cost each other without any communication
+    /// Do not reduce gradients: measures what several processes cost each other without
+    /// communication
     #[arg(long)]
     apart: bool,
-    /// Count the calls of a step that wait for the GPU
+    /// Count the calls per step that wait for the GPU
     #[arg(long)]
     count_syncs: bool,
-    /// Record three more steps as a Chrome trace
+    /// Record three more steps as a Chrome trace in this file
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Given by cargo.
+    /// Passed by `cargo bench`; ignored.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -71,7 +74,7 @@ fn precision(text: &str) -> Result<Precision, String> {
         .ok_or_else(|| "expected auto, f32, tf32 or f64".into())
 }
 
-/// A step with the batch that it computes on again and again.
+/// A training step that is repeated on the same batch.
 struct Repeated {
     step: Step,
     images: Tensor,
@@ -79,19 +82,25 @@ struct Repeated {
     device: Device,
 }
 
-/// Steps of a recorded trace.
+/// Times of the measured steps, seconds.
+struct Measured {
+    /// Median of whole steps.
+    step_s: f64,
+    /// Shortest step.
+    min_s: f64,
+    /// Means of forward, loss, backward and SGD.
+    parts: [f64; 4],
+    /// Median time that a step waits for its communication.
+    exposed_s: f64,
+}
+
+/// Number of steps in a recorded trace.
 const TRACED: usize = 3;
 
 fn main() {
     dw_launch::prepare();
     let a = Args::parse();
-    device::open(a.device);
-    let device = device::pick(a.device, &Topology::from_env()).expect("the device");
-    let precision = a.precision.resolve(device).expect("a precision of this device");
-    precision.apply().expect("libtorch's settings");
-    tch::set_num_threads(a.threads);
-    torch::flush_denormals();
-    tch::manual_seed(0);
+    let (device, precision) = set_up(&a);
     let job = join(device, &mut None).expect("the other ranks");
     let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
     let mut step = Repeated::new(&a, precision.kind(), device, &world);
@@ -100,38 +109,63 @@ fn main() {
         step.run();
     }
     torch::reset_peak_bytes(device).expect("the allocator");
-    let (mut times, mut parts, mut costs) = (vec![], [0.0; 4], vec![]);
-    for _ in 0..a.steps {
-        let (marks, cost) = step.run();
-        times.push((marks[4] - marks[0]).as_secs_f64());
-        costs.push(cost.exposed_s);
-        for (p, m) in parts.iter_mut().zip(marks.windows(2)) {
-            *p += (m[1] - m[0]).as_secs_f64() / a.steps as f64;
-        }
-    }
+    let measured = step.measure(a.steps);
     let device_peak = torch::peak_bytes(device).expect("the allocator").map(|b| b >> 20);
-    let median = middle(&mut times);
+    let Measured { step_s, parts, exposed_s, .. } = measured;
     let ranks = world.size();
-    let (count, alone) = step.step.communication();
-    let exposed = middle(&mut costs);
-    let bare = bare_all_reduce(&step.step.flat.grads, &world);
+    let (buckets, alone_s) = step.step.communication();
+    let bare_s = bare_all_reduce(&step.step.flat.grads, &world);
     let syncs = a.count_syncs.then(|| step.syncs(a.steps));
     if let Some(path) = &a.trace {
         step.trace(path);
     }
     job.barrier("end").expect("peers");
     if job.rank() == 0 {
-        let row = json!({"what": "dw step", "config": a.config, "batch": a.batch, "height": a.height, "width": a.width,
-            "threads": a.threads, "device": format!("{device:?}"), "precision": precision.name(), "ranks": ranks, "apart": a.apart,
-            "step_s_median": median, "step_s_min": times[0], "images_per_s": (a.batch * ranks as i64) as f64 / median,
-            "forward_s": parts[0], "loss_s": parts[1], "backward_s": parts[2], "sgd_s": parts[3], "peak_mib": peak_mib(),
-            "device_peak_mib": device_peak, "syncs_per_step": syncs, "trace_steps": a.trace.is_some().then_some(TRACED), "buckets": count,
-            "gradient_mib": step.step.flat.grads.numel() as f64 / 262_144.0, "comm_exposed_s": exposed, "comm_alone_s": alone,
-            "comm_hidden": 1.0 - exposed / alone.max(1e-12), "bare_all_reduce_s": bare});
+        let row = json!({
+            "what": "dw step",
+            "config": a.config,
+            "batch": a.batch,
+            "height": a.height,
+            "width": a.width,
+            "threads": a.threads,
+            "device": format!("{device:?}"),
+            "precision": precision.name(),
+            "ranks": ranks,
+            "apart": a.apart,
+            "step_s_median": step_s,
+            "step_s_min": measured.min_s,
+            "images_per_s": (a.batch * ranks as i64) as f64 / step_s,
+            "forward_s": parts[0],
+            "loss_s": parts[1],
+            "backward_s": parts[2],
+            "sgd_s": parts[3],
+            "peak_mib": peak_mib(),
+            "device_peak_mib": device_peak,
+            "syncs_per_step": syncs,
+            "trace_steps": a.trace.is_some().then_some(TRACED),
+            "buckets": buckets,
+            "gradient_mib": step.step.flat.grads.numel() as f64 / 262_144.0,
+            "comm_exposed_s": exposed_s,
+            "comm_alone_s": alone_s,
+            "comm_hidden": 1.0 - exposed_s / alone_s.max(1e-12),
+            "bare_all_reduce_s": bare_s,
+        });
         println!("{row}");
     }
     job.leave(0);
     exit_now(0)
+}
+
+/// Opens the device and configures libtorch for it.
+fn set_up(a: &Args) -> (Device, Precision) {
+    device::open(a.device);
+    let device = device::pick(a.device, &Topology::from_env()).expect("the device");
+    let precision = a.precision.resolve(device).expect("a precision of this device");
+    precision.apply().expect("libtorch's settings");
+    tch::set_num_threads(a.threads);
+    torch::flush_denormals();
+    tch::manual_seed(0);
+    (device, precision)
 }
 
 impl Repeated {
@@ -148,7 +182,7 @@ impl Repeated {
         Self { step, images: upload(&images, device, kind), targets, device }
     }
 
-    /// Now, when the device has done what the host has enqueued.
+    /// The time, after the device has finished all enqueued work.
     fn mark(device: Device) -> Instant {
         if let Device::Cuda(index) = device {
             tch::Cuda::synchronize(index as i64);
@@ -156,7 +190,8 @@ impl Repeated {
         Instant::now()
     }
 
-    /// One step with the times before, between and after its parts.
+    /// Runs one step. Returns the times before, between and after its four parts, and the cost of
+    /// its communication.
     fn run(&mut self) -> (Vec<Instant>, Cost) {
         let mut marks = vec![Self::mark(self.device)];
         let input = Input { images: &self.images, targets: &self.targets, at: Progress::default() };
@@ -168,7 +203,22 @@ impl Repeated {
         (marks, done.cost)
     }
 
-    /// Calls of one step that wait for the GPU, the marks between its parts left out.
+    /// Runs and measures steps.
+    fn measure(&mut self, steps: usize) -> Measured {
+        let (mut times, mut parts, mut exposed) = (vec![], [0.0; 4], vec![]);
+        for _ in 0..steps {
+            let (marks, cost) = self.run();
+            times.push((marks[4] - marks[0]).as_secs_f64());
+            exposed.push(cost.exposed_s);
+            for (p, m) in parts.iter_mut().zip(marks.windows(2)) {
+                *p += (m[1] - m[0]).as_secs_f64() / steps as f64;
+            }
+        }
+        let (step_s, exposed_s) = (median(&mut times), median(&mut exposed));
+        Measured { step_s, min_s: times[0], parts, exposed_s }
+    }
+
+    /// Number of calls per step that wait for the GPU, without those of the five marks.
     fn syncs(&mut self, steps: usize) -> f64 {
         if !self.device.is_cuda() {
             return 0.0;
@@ -182,12 +232,13 @@ impl Repeated {
             .expect("libtorch's count of synchronisations")
             .1
         };
-        let marks = torch::count_syncs(|| Self::mark(self.device))
+        let mark = torch::count_syncs(|| Self::mark(self.device))
             .expect("libtorch's count of synchronisations")
             .1 as f64;
-        count(steps, self) as f64 / steps as f64 - 5.0 * marks
+        count(steps, self) as f64 / steps as f64 - 5.0 * mark
     }
 
+    /// Records a trace of [`TRACED`] steps.
     fn trace(&mut self, path: &std::path::Path) {
         let profile = Profile::start(self.device).expect("libtorch's profiler");
         for _ in 0..TRACED {
@@ -197,31 +248,31 @@ impl Repeated {
     }
 }
 
-/// Drawn boxes of a batch.
+/// Random boxes of a batch.
 fn truth(a: &Args) -> Vec<ImageBoxes> {
     let mut rng = stream(&[1]);
-    let mut draw = |low: f64, high: f64| low + unit(&mut rng) * (high - low).max(1.0);
+    let mut uniform = |low: f64, high: f64| low + unit(&mut rng) * (high - low).max(1.0);
+    let (width, height) = (a.width as f64, a.height as f64);
     let mut image = |_| {
-        let mut drawn = ImageBoxes::default();
+        let mut truth = ImageBoxes::default();
         for _ in 0..a.boxes {
-            let (w, h) =
-                (draw(16.0, 16.0 + 0.4 * a.width as f64), draw(16.0, 16.0 + 0.4 * a.height as f64));
-            let (x, y) = (draw(0.0, a.width as f64 - w), draw(0.0, a.height as f64 - h));
-            drawn.boxes.push([x as f32, y as f32, (x + w) as f32, (y + h) as f32]);
-            drawn.labels.push(draw(0.0, 80.0) as i64);
+            let (w, h) = (uniform(16.0, 16.0 + 0.4 * width), uniform(16.0, 16.0 + 0.4 * height));
+            let (x, y) = (uniform(0.0, width - w), uniform(0.0, height - h));
+            truth.boxes.push([x as f32, y as f32, (x + w) as f32, (y + h) as f32]);
+            truth.labels.push(uniform(0.0, 80.0) as i64);
         }
-        drawn
+        truth
     };
     (0..a.batch).map(&mut image).collect()
 }
 
-/// The middle of some numbers, which are sorted on the way.
-fn middle(values: &mut [f64]) -> f64 {
+/// The median of some values, which are sorted in place.
+fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-/// Seconds of one plain all-reduce of the whole buffer by all ranks at once: the median of five.
+/// Seconds of an all-reduce of the whole gradient buffer, without other work: the median of five.
 fn bare_all_reduce(grads: &Tensor, world: &World) -> f64 {
     let mut times = vec![];
     for _ in 0..5 {
@@ -231,10 +282,10 @@ fn bare_all_reduce(grads: &Tensor, world: &World) -> f64 {
         unsafe { world.all_reduce_raw(buffer_of(grads), Op::Sum, "bare") }.expect("peers");
         times.push(began.elapsed().as_secs_f64());
     }
-    middle(&mut times)
+    median(&mut times)
 }
 
-/// Largest resident memory of this process, MiB.
+/// Peak of the resident memory of this process, MiB.
 fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();

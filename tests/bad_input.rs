@@ -1,291 +1,267 @@
-//! Mistakes of users: each ends with the right code and words that help, and loses nothing.
+//! User errors: each ends with the right exit code, names the key, file and value, and destroys
+//! nothing.
 
 mod support;
 
+use std::path::Path;
 use std::process::Command;
 
-use support::{Place, bin, damage, fails, files, launch, run, says};
+use support::{
+    Sandbox, assert_contains, assert_fails, assert_line_contains, bin, files_in, flip_bit,
+    has_word, last_error, launch, output, run, run_failing, stderr,
+};
 
-fn train(place: &Place, sets: &[&str]) -> Command {
+/// Settings of a run without evaluation that ends after `steps`, as `train.max_steps=2`.
+fn short(steps: &str) -> [&str; 2] {
+    ["eval.every_epochs=0", steps]
+}
+
+fn train(sandbox: &Sandbox, sets: &[&str]) -> Command {
     let mut c = launch(0, "dw-train");
-    c.args(place.train_args("w", sets));
+    c.args(sandbox.train_args("w", sets));
     c
 }
 
 #[test]
-fn configuration_mistakes_name_key_and_nearest() {
-    let place = Place::new();
-    says(
-        &fails(&mut train(&place, &["train.learning_rate=1"]), 2),
-        &["unknown key `train.learning_rate`", "`train.lr`"],
-    );
-    says(
-        &fails(&mut train(&place, &["data.flip=often"]), 2),
-        &["`data.flip`", "expected a number", "often"],
-    );
-    let file = place.path("my.toml");
+fn configuration_errors_name_the_key_and_the_nearest_valid_one() {
+    let sandbox = Sandbox::new();
+    let set = |set: &str, keys: &[&str]| assert_fails(&mut train(&sandbox, &[set]), 2, keys);
+    set("train.learning_rate=1", &["`train.learning_rate`", "hint:", "`train.lr`"]);
+    set("data.flip=often", &["`data.flip`", "expected", "number", "found", "often"]);
+    let file = sandbox.path("my.toml");
     std::fs::write(&file, "base = \"smoke\"\n[model]\nwidht = 0.5\n").unwrap();
     let mut c = launch(0, "dw-train");
-    says(
-        &fails(c.args([&file, "--data", &place.shards()]), 2),
-        &["my.toml", "unknown key `model.widht`", "`model.width`"],
-    );
+    c.args([&file, "--data", &sandbox.shards()]);
+    assert_fails(&mut c, 2, &["my.toml", "`model.widht`", "hint:", "`model.width`"]);
     std::fs::write(&file, "base = \"smoke\"\n[model\n").unwrap();
-    says(&fails(launch(0, "dw-train").arg(&file), 2), &["my.toml", "line 2"]);
-    says(
-        &fails(launch(0, "dw-train").arg("no_such_config"), 2),
-        &["no_such_config", "dw_r50_fpn_1x"],
-    );
-}
-
-/// Under mpirun one mistake is told once, not once a rank.
-#[test]
-fn mistakes_are_told_once_under_mpirun() {
-    let place = Place::new();
-    let text = fails(launch(2, "dw-train").args(place.train_args("w", &["train.epoch=1"])), 2);
-    assert_eq!(text.matches("error: ").count(), 1, "{text}");
-    says(&text, &["`train.epochs`"]);
+    assert_fails(launch(0, "dw-train").arg(&file), 2, &["my.toml", "line 2"]);
+    let keys = ["`no_such_config`", "hint:", "dw_r50_fpn_1x"];
+    assert_fails(launch(0, "dw-train").arg("no_such_config"), 2, &keys);
 }
 
 #[test]
-fn missing_data_and_splits() {
-    let place = Place::new();
+fn an_error_of_all_ranks_is_printed_once() {
+    let sandbox = Sandbox::new();
+    let args = sandbox.train_args("w", &["train.epoch=1"]);
+    let error = run_failing(launch(2, "dw-train").args(args), 2);
+    assert_eq!(error.matches("error: ").count(), 1, "{error}");
+    assert_contains(&error, &["`train.epochs`"]);
+}
+
+#[test]
+fn missing_data_and_splits_are_named() {
+    let sandbox = Sandbox::new();
     let mut c = launch(0, "dw-train");
-    says(
-        &fails(c.args(["smoke", "--data", "/no/such/shards"]), 2),
-        &["/no/such/shards", "dw-pack"],
-    );
-    says(
-        &fails(&mut train(&place, &["data.train_split=test"]), 2),
-        &["no split `test`", "train2017, val2017"],
-    );
+    c.args(["smoke", "--data", "/no/such/shards"]);
+    assert_fails(&mut c, 2, &["/no/such/shards", "hint:", "dw-pack"]);
+    let keys = ["`test`", "train2017", "val2017", "hint:", "data.train_split="];
+    assert_fails(&mut train(&sandbox, &["data.train_split=test"]), 2, &keys);
 }
 
 #[test]
-fn damaged_and_cut_shards() {
-    let place = Place::new();
-    let shard = &files(&place.shards(), ".dwshard")[0];
-    let whole = std::fs::read(shard).unwrap();
-    std::fs::write(shard, &whole[..whole.len() - 100]).unwrap();
-    says(&fails(&mut train(&place, &[]), 3), &[".dwshard", "cut", &whole.len().to_string()]);
-    std::fs::write(shard, &whole).unwrap();
-    damage(&files(&place.shards(), ".dwindex")[0]);
-    says(&fails(&mut train(&place, &[]), 3), &["train2017.dwindex", "damaged"]);
+fn truncated_and_damaged_shards_are_named() {
+    let sandbox = Sandbox::new();
+    let shard = &files_in(&sandbox.shards(), ".dwshard")[0];
+    let content = std::fs::read(shard).unwrap();
+    let cut = content.len() - 100;
+    std::fs::write(shard, &content[..cut]).unwrap();
+    let lengths = [content.len().to_string(), cut.to_string()];
+    let name = shard.file_name().unwrap().to_str().unwrap();
+    let keys = [name, &lengths[0], &lengths[1]];
+    assert_fails(&mut train(&sandbox, &[]), 3, &keys);
+    std::fs::write(shard, &content).unwrap();
+    flip_bit(&files_in(&sandbox.shards(), ".dwindex")[0]);
+    assert_fails(&mut train(&sandbox, &[]), 3, &["train2017.dwindex", "checksum"]);
 }
 
 #[test]
-fn checkpoints_of_another_architecture_or_damaged() {
-    let place = Place::new();
-    place.train(0, "w", &["train.max_steps=2", "eval.every_epochs=0"]);
-    let text = fails(&mut train(&place, &["train.max_steps=4", "model.channels=64"]), 2);
-    says(&text, &["model.channels: 32 -> 64", "hint:"]);
-    let folder = &files(&(place.path("w") + "/checkpoints"), "")[0];
+fn damaged_checkpoints_and_those_of_another_network_are_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &short("train.max_steps=2"));
+    let keys = ["model.channels: 32 -> 64", "hint:"];
+    assert_fails(&mut train(&sandbox, &["train.max_steps=4", "model.channels=64"]), 2, &keys);
+    let folder = sandbox.checkpoints("w")[0].clone();
     let eval = || {
         let mut c = launch(0, "dw-eval");
-        c.arg(folder);
+        c.arg(&folder);
         c
     };
-    damage(&folder.join("model.safetensors"));
-    says(&fails(&mut eval(), 3), &["model.safetensors", "damaged"]);
+    flip_bit(&folder.join("model.safetensors"));
+    assert_fails(&mut eval(), 3, &["model.safetensors", "expected", "found"]);
     std::fs::remove_file(folder.join("DONE")).unwrap();
-    says(&fails(&mut eval(), 3), &["not a whole checkpoint", "DONE"]);
-    says(&fails(launch(0, "dw-eval").arg("/no/such"), 2), &["/no/such", "expected a folder"]);
-    // The damaged one is passed over, and the run starts anew.
-    run(&mut train(&place, &["train.max_steps=2", "eval.every_epochs=0"]));
+    assert_fails(&mut eval(), 3, &[folder.to_str().unwrap(), "DONE"]);
+    assert_fails(launch(0, "dw-eval").arg("/no/such"), 2, &["/no/such"]);
+    // The damaged checkpoint is skipped, and the run starts from step 1.
+    run(&mut train(&sandbox, &short("train.max_steps=2")));
+    assert!(sandbox.steps("w").iter().all(|r| r["attempt"] == 2));
 }
 
-/// Pain 9: other categories are refused, with the first that differs.
+/// Evaluation on data with other categories is refused; the first that differs is named.
 #[test]
-fn data_of_other_categories() {
-    let place = Place::new();
-    place.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
-    let other = place.path("other");
-    run(Command::new(bin("dw-pack")).args([
-        "synth",
-        &other,
-        "--images",
-        "2",
-        "--val",
-        "2",
-        "--classes",
-        "2",
-        "--side",
-        "96",
-    ]));
+fn data_with_other_categories_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &short("train.max_steps=1"));
+    let other = sandbox.path("other");
+    run(Command::new(bin("dw-pack"))
+        .args(["synth", &other, "--images", "2", "--val", "2"])
+        .args(["--classes", "2", "--side", "96"]));
     run(Command::new(bin("dw-pack")).arg(&other));
     let mut c = launch(0, "dw-eval");
-    let text = fails(c.args([&place.path("w"), "--data", &(other + "/shards")]), 3);
-    says(&text, &["categories of the checkpoint and the data differ", "triangle"]);
+    c.args([&sandbox.path("w"), "--data", &(other + "/shards")]);
+    assert_fails(&mut c, 3, &["categories", "label 2", "`triangle`"]);
 }
 
 #[test]
-fn results_and_truth_files() {
-    let place = Place::new();
-    let gt = place.path("coco/annotations/instances_val2017.json");
-    let dt = place.path("dt.json");
-    let coco = |text: &str, code: i32| {
+fn errors_in_result_files_name_record_and_field() {
+    let sandbox = Sandbox::new();
+    let gt = sandbox.path("coco/annotations/instances_val2017.json");
+    let dt = sandbox.path("dt.json");
+    let coco = |text: &str, keys: &[&str]| {
         std::fs::write(&dt, text).unwrap();
-        fails(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt]), code)
+        let mut c = launch(0, "dw-eval");
+        c.args(["coco", "--gt", &gt, "--dt", &dt]);
+        assert_fails(&mut c, 3, keys);
     };
-    says(&coco("{}", 3), &["dt.json", "expected a list"]);
-    says(
-        &coco(r#"[{"image_id":5,"category_id":1,"bbox":[0,0,1,1],"score":1}]"#, 3),
+    coco("{}", &["dt.json", "expected", "list", "found"]);
+    coco(
+        r#"[{"image_id":5,"category_id":1,"bbox":[0,0,1,1],"score":1}]"#,
         &["results[0]", "`image_id`", "found 5"],
     );
-    says(
-        &coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1],"score":1}]"#, 3),
+    coco(
+        r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1],"score":1}]"#,
         &["results[0]", "`bbox`", "found 3"],
     );
-    says(
-        &coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1,1]}]"#, 3),
-        &["results[0]", "score"],
-    );
-    says(&coco("[{", 3), &["results[0]", "the file ends", "hint: "]);
+    coco(r#"[{"image_id":1000001,"category_id":1,"bbox":[0,0,1,1]}]"#, &["results[0]", "`score`"]);
+    coco("[{", &["dt.json", "results[0]", "byte 2", "hint: "]);
     std::fs::write(&dt, "[]").unwrap();
-    assert!(
-        run(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt, "--json"]))
-            .contains("\"AP\":0.0")
-    );
+    let json = run(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt, "--json"]));
+    assert_contains(&json, &["\"AP\":0.0"]);
 }
 
 #[test]
-fn dry_run_prints_the_settings_and_trains_nothing() {
-    let place = Place::new();
-    let mut c = train(&place, &["train.lr=0.04"]);
-    let text = run(c.arg("--dry-run"));
-    says(&text, &["learning rate", "0.02 (0.04 at 4 images", "parameters"]);
-    assert!(!std::path::Path::new(&place.path("w")).exists());
+fn dry_run_prints_the_settings_and_writes_nothing() {
+    let sandbox = Sandbox::new();
+    let mut c = train(&sandbox, &["train.lr=0.04"]);
+    let table = run(c.arg("--dry-run"));
+    assert_line_contains(&table, &["learning rate", "0.02", "0.04 at 4 images"]);
+    assert_contains(&table, &["parameters"]);
+    assert!(!Path::new(&sandbox.path("w")).exists());
 }
 
 #[test]
-fn every_binary_has_help_with_examples_and_versions() {
-    for name in ["dw-weights", "dw-pack"] {
-        says(&run(Command::new(bin(name)).arg("--help")), &["Examples:", name]);
-        says(&run(Command::new(bin(name)).arg("--version")), &[name, "("]);
+fn every_binary_has_help_with_examples_and_a_version() {
+    for name in ["dw-weights", "dw-pack", "dw-train", "dw-eval", "dw-show"] {
+        assert_contains(&run(Command::new(bin(name)).arg("--help")), &["Examples:", name]);
+        assert_contains(&run(Command::new(bin(name)).arg("--version")), &[name, "("]);
     }
     for name in ["dw-train", "dw-eval", "dw-show"] {
-        says(&run(Command::new(bin(name)).arg("--help")), &["Examples:", name]);
-        says(&run(Command::new(bin(name)).arg("--version")), &["libtorch 2.11.0", "MPI:", "NCCL:"]);
+        let version = run(Command::new(bin(name)).arg("--version"));
+        assert_contains(&version, &["libtorch 2.11.0", "MPI:", "NCCL:"]);
     }
 }
 
-/// A new start in an old work directory must not cost the old run's checkpoints.
 #[test]
-fn a_new_start_never_overwrites_an_old_run() {
-    let place = Place::new();
-    place.train(0, "w", &["train.max_steps=4", "eval.every_epochs=0"]);
-    let before = (files(&(place.path("w") + "/checkpoints"), ""), place.rows("w").len());
-    let mut c = train(&place, &["train.max_steps=2", "eval.every_epochs=0"]);
-    says(
-        &fails(c.args(["--resume", "none"]), 2),
-        &["checkpoint of step 4", "choose another --work-dir"],
-    );
-    assert_eq!((files(&(place.path("w") + "/checkpoints"), ""), place.rows("w").len()), before);
+fn resume_none_does_not_overwrite_an_earlier_run() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &short("train.max_steps=4"));
+    let state = || (sandbox.checkpoints("w"), sandbox.rows("w").len());
+    let before = state();
+    let mut c = train(&sandbox, &short("train.max_steps=2"));
+    assert_fails(c.args(["--resume", "none"]), 2, &["step 4", "hint:", "--work-dir"]);
+    assert_eq!(state(), before);
 }
 
-/// Pain 12: what decides the order cannot change on the way.
+/// Settings that determine the order of the images must not change on a resume.
 #[test]
-fn a_run_goes_on_only_with_its_own_data_settings() {
-    let place = Place::new();
-    place.train(0, "w", &["train.max_steps=2", "eval.every_epochs=0"]);
-    let text =
-        fails(&mut train(&place, &["train.max_steps=4", "eval.every_epochs=0", "data.limit=5"]), 2);
-    says(&text, &["cannot go on", "data.limit: 0 -> 5", "config.toml"]);
+fn settings_of_the_data_order_must_not_change() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &short("train.max_steps=2"));
+    let sets = [&short("train.max_steps=4")[..], &["data.limit=5"]].concat();
+    let keys = ["data.limit: 0 -> 5", "hint:", "config.toml"];
+    assert_fails(&mut train(&sandbox, &sets), 2, &keys);
     let mut other = launch(0, "dw-train");
-    let text = fails(other.args(place.train_args("w2", &["data.canonical_nodes=3"])), 2);
-    says(&text, &["data.canonical_nodes", "divides the global batch (2)"]);
+    other.args(sandbox.train_args("w2", &["data.canonical_nodes=3"]));
+    let log = run_failing(&mut other, 2);
+    let error = last_error(&log);
+    assert_contains(error, &["data.canonical_nodes", "global batch"]);
+    assert!(has_word(error, "3") && has_word(error, "2"), "value and global batch: {error}");
 }
 
-/// More threads than four a core are refused before any starts; a dry run only warns.
+/// More than four threads a core are refused before any is started; a dry run only warns.
 #[test]
-fn too_many_threads() {
-    let place = Place::new();
+fn too_many_threads_are_refused() {
+    let sandbox = Sandbox::new();
+    let cores = std::thread::available_parallelism().unwrap().get();
     for key in ["train.threads", "data.workers"] {
         let set = format!("{key}=100000");
-        says(&fails(&mut train(&place, &[&set]), 2), &[key, "100000", "cores", "hint:"]);
-        let dry = train(&place, &[&set]).arg("--dry-run").output().unwrap();
-        assert!(
-            dry.status.success() && support::stderr(&dry).contains(key),
-            "{}",
-            support::stderr(&dry)
-        );
+        let log = run_failing(&mut train(&sandbox, &[&set]), 2);
+        let error = last_error(&log);
+        assert_contains(error, &[key, "100000", "hint:"]);
+        assert!(has_word(error, &cores.to_string()), "number of cores: {error}");
+        let dry_run = output(train(&sandbox, &[&set]).arg("--dry-run"));
+        assert_line_contains(&stderr(&dry_run), &["WARN", key, "100000"]);
     }
-    let cores = std::thread::available_parallelism().unwrap().get();
-    let some = format!("train.threads={}", cores + 1);
-    let out = train(&place, &[&some, "train.max_steps=1", "eval.every_epochs=0"]).output().unwrap();
-    assert!(out.status.success(), "{}", support::stderr(&out));
-    says(
-        &support::stderr(&out),
-        &["WARN train.threads", "more threads than the machine has cores"],
-    );
-    // A configuration of a large machine is evaluated on a small one.
-    run(launch(0, "dw-eval").args([&place.path("w"), "--set", "train.threads=4000"]));
+    let count = (cores + 1).to_string();
+    let set = format!("train.threads={count}");
+    let sets = [&short("train.max_steps=1")[..], &[set.as_str()]].concat();
+    let log = stderr(&output(&mut train(&sandbox, &sets)));
+    assert_line_contains(&log, &["WARN", "train.threads", &count]);
+    // The configuration of a large machine can be evaluated on a small one.
+    run(launch(0, "dw-eval").args([&sandbox.path("w"), "--set", "train.threads=4000"]));
 }
 
-/// A machine that gives no more threads: code 5, and no hanging process.
+/// A thread that the system does not start is an error with exit code 5, and the process exits.
 #[test]
-fn threads_that_the_machine_refuses() {
-    let place = Place::new();
-    let args =
-        place.train_args("w", &["train.max_steps=1", "eval.every_epochs=0", "data.workers=8"]);
-    // Every thread's stack is larger than the memory that the process may map.
-    let out = Command::new(bin("dw-train"))
-        .args(args)
-        .env("RUST_MIN_STACK", (1u64 << 46).to_string())
-        .output()
-        .unwrap();
-    let text = support::stderr(&out);
-    assert_eq!(out.status.code(), Some(5), "{text}");
-    says(&text, &["thread", "hint:"]);
+fn threads_that_cannot_be_started_end_the_run() {
+    let sandbox = Sandbox::new();
+    let sets = [&short("train.max_steps=1")[..], &["data.workers=8"]].concat();
+    let mut c = train(&sandbox, &sets);
+    // The stack of every thread exceeds the address space.
+    let out = c.env("RUST_MIN_STACK", (1u64 << 46).to_string()).output().unwrap();
+    let log = stderr(&out);
+    assert_eq!(out.status.code(), Some(5), "{log}");
+    assert_contains(&log, &["thread", "hint:"]);
 }
 
-/// Splits by other names: named in the error, or taken where there is no doubt.
+/// Splits with other names are used where there is only one choice, and listed in the error where
+/// there are several.
 #[test]
-fn splits_called_train_and_val() {
-    let place = Place::new();
+fn splits_with_other_names_are_used_if_unambiguous() {
+    let sandbox = Sandbox::new();
+    let coco = |name: &str| sandbox.path("coco") + "/" + name;
+    let json = |name: &str| coco(&format!("annotations/instances_{name}.json"));
     for (old, new) in [("train2017", "train"), ("val2017", "valid")] {
-        let coco = |name: &str| place.path("coco") + "/" + name;
         std::fs::rename(coco(old), coco(new)).unwrap();
-        let json = |name: &str| coco(&format!("annotations/instances_{name}.json"));
         std::fs::rename(json(old), json(new)).unwrap();
     }
-    std::fs::remove_dir_all(place.shards()).unwrap();
-    run(Command::new(bin("dw-pack")).arg(place.path("coco")));
-    let out = train(&place, &["train.epochs=1"]).output().unwrap();
-    let text = support::stderr(&out);
-    assert!(out.status.success(), "{text}");
-    says(&text, &["data.train_split: taking `train`", "data.val_split: taking `valid`"]);
-    says(
-        &fails(&mut train(&place, &["data.train_split=train2017"]), 2),
-        &["no split `train2017`", "data.train_split=train"],
-    );
-    // Two that could be meant.
-    let json = |name: &str| place.path(&format!("coco/annotations/instances_{name}.json"));
+    std::fs::remove_dir_all(sandbox.shards()).unwrap();
+    run(Command::new(bin("dw-pack")).arg(sandbox.path("coco")));
+    let log = stderr(&output(&mut train(&sandbox, &["train.epochs=1"])));
+    assert_line_contains(&log, &["data.train_split", "`train`"]);
+    assert_line_contains(&log, &["data.val_split", "`valid`"]);
+    let keys = ["`train2017`", "hint:", "data.train_split=train"];
+    assert_fails(&mut train(&sandbox, &["data.train_split=train2017"]), 2, &keys);
     std::fs::copy(json("train"), json("train_b")).unwrap();
-    run(Command::new(bin("dw-pack")).arg(place.path("coco")));
-    says(&fails(&mut train(&place, &[]), 2), &["train, train_b", "data.train_split="]);
+    run(Command::new(bin("dw-pack")).arg(sandbox.path("coco")));
+    assert_fails(&mut train(&sandbox, &[]), 2, &["train, train_b", "hint:", "data.train_split="]);
 }
 
-/// Numbers that no training can use, with their key.
 #[test]
-fn numbers_that_are_not_finite_or_come_too_late() {
-    let place = Place::new();
-    for (set, words) in [
-        ("assign.beta=nan", "assign.beta"),
-        ("train.lr=inf", "train.lr"),
-        ("train.lr_steps=[5]", "train.lr_steps"),
-        ("train.accumulate=4", "not accumulated"),
-    ] {
-        says(&fails(&mut train(&place, &[set]), 2), &[words]);
-    }
-    let never = ["assign.prior=threshold", "assign.prior_value=1.5"];
-    says(&fails(&mut train(&place, &never), 2), &["assign.prior_value", "above 0 and below 1"]);
+fn invalid_numbers_are_refused_with_their_key() {
+    let sandbox = Sandbox::new();
+    let refused = |sets: &[&str], keys: &[&str]| assert_fails(&mut train(&sandbox, sets), 2, keys);
+    refused(&["assign.beta=nan"], &["`assign.beta`"]);
+    refused(&["train.lr=inf"], &["`train.lr`"]);
+    refused(&["train.lr_steps=[5]"], &["`train.lr_steps`", "hint:"]);
+    refused(&["train.accumulate=4"], &["`train.accumulate`", "hint:", "train.images_per_rank"]);
+    refused(&["assign.prior=threshold", "assign.prior_value=1.5"], &["assign.prior_value"]);
 }
 
-/// A threshold that no point passes: every step is counted, and fifty of them are explained.
+/// With a threshold that no point passes, each step is marked in the metrics, and a warning follows
+/// after 50 of them.
 #[test]
-fn a_threshold_that_no_point_passes() {
-    let place = Place::new();
+fn a_threshold_that_excludes_every_point_is_reported() {
+    let sandbox = Sandbox::new();
     let sets = [
         "assign.prior=threshold",
         "assign.prior_value=0.999999",
@@ -293,29 +269,26 @@ fn a_threshold_that_no_point_passes() {
         "train.max_steps=55",
         "train.epochs=90",
     ];
-    let out = train(&place, &sets).output().unwrap();
-    let text = support::stderr(&out);
-    assert!(out.status.success(), "{text}");
-    says(
-        &text,
-        &[
-            "excludes every point of boxes",
-            "no point has had a positive weight for 50 steps",
-            "55 of 55 steps",
-        ],
-    );
-    assert!(place.rows("w").iter().all(|r| r["no_positive"] == 1));
-    place.train(0, "v", &["eval.every_epochs=0", "train.max_steps=3"]);
-    assert!(place.rows("v").iter().all(|r| r["no_positive"] == 0));
+    let log = stderr(&output(&mut train(&sandbox, &sets)));
+    assert_line_contains(&log, &["WARN", "assign.prior_value", "0.999999"]);
+    assert_line_contains(&log, &["WARN", "50 steps"]);
+    assert_line_contains(&log, &["WARN", "55 of 55 steps"]);
+    assert_contains(&log, &["hint:", "data.filter_empty"]);
+    let rows = sandbox.rows("w");
+    assert!(rows.len() == 55 && rows.iter().all(|r| r["no_positive"] == 1));
+    sandbox.train(0, "v", &short("train.max_steps=3"));
+    let rows = sandbox.rows("v");
+    assert!(rows.len() == 3 && rows.iter().all(|r| r["no_positive"] == 0));
 }
 
-/// Output files are looked at before the evaluation, and the numbers come whatever becomes of them.
 #[test]
-fn results_into_a_missing_folder() {
-    let place = Place::new();
-    place.train(0, "w", &["train.epochs=1"]);
+fn an_unwritable_results_file_is_reported_before_the_evaluation() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.epochs=1"]);
     let mut c = launch(0, "dw-eval");
-    let text = fails(c.args([&place.path("w"), "--dt-out", &place.path("no/such/dt.json")]), 2);
-    says(&text, &["--dt-out", "no/such/dt.json", "hint:"]);
-    assert!(!text.contains("images of val2017"), "before the evaluation: {text}");
+    c.args([&sandbox.path("w"), "--dt-out", &sandbox.path("no/such/dt.json")]);
+    let log = run_failing(&mut c, 2);
+    assert_contains(&log, &["--dt-out", "no/such/dt.json", "hint:"]);
+    // An evaluation logs its speed.
+    assert!(!log.contains("images/s"), "{log}");
 }

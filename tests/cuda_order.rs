@@ -1,34 +1,37 @@
-//! What happens around libtorch's CUDA half, with a stand-in for it: `support/fake_cuda.cpp` registers itself with
-//! libtorch as the real library does. Nothing here needs a GPU.
+//! The order in which libtorch's CUDA library is opened, and errors of the CUDA runtime. Fake
+//! libraries (`support/fake_cuda.cpp`, `support/fake_cudart.c`) replace the real ones, so no GPU is
+//! needed.
 
 mod support;
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
-use support::{Job, Place, bin, fails, launch, run, says, stderr};
+use support::{Job, Sandbox, assert_contains, assert_fails, bin, launch, output, run, stderr};
 use tempfile::TempDir;
 
-/// The stand-in for the CUDA runtime.
+/// The fake CUDA runtime.
 const RUNTIME: &str = "libfakecudart.so";
 
-/// A folder with the stand-ins for `libtorch_cuda.so` and for the `libnccl.so.2` that it needs.
-fn fake() -> TempDir {
+/// The fake NCCL: logs when it is opened. `libtorch_cuda.so` depends on it.
+const NCCL: &str = r#"
+#include <stdio.h>
+__attribute__((constructor)) static void opened(void) { fputs("fake: nccl opened\n", stderr); }
+void dw_fake_nccl(void) {}
+"#;
+
+/// Builds the fake libraries; returns their folder.
+fn fake_libraries() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
     let include = Path::new(env!("DW_LIBTORCH_LIB")).join("../include");
     let nccl = dir.path().join("nccl.c");
-    std::fs::write(
-        &nccl,
-        "#include <stdio.h>\n__attribute__((constructor)) static void opened(void) { fputs(\"fake: nccl opened\\n\", stderr); }\n\
-         void dw_fake_nccl(void) {}\n",
-    )
-    .unwrap();
-    let libraries = dir.path().join("libnccl.so.2");
+    std::fs::write(&nccl, NCCL).unwrap();
+    let nccl_library = dir.path().join("libnccl.so.2");
     run(Command::new("cc")
         .args(["-shared", "-fPIC", "-Wl,-soname,libnccl.so.2", "-o"])
-        .arg(&libraries)
+        .arg(&nccl_library)
         .arg(&nccl));
     let runtime = dir.path().join(RUNTIME);
     run(Command::new("cc")
@@ -42,130 +45,93 @@ fn fake() -> TempDir {
         .arg(sources.join("fake_cuda.cpp"))
         .arg("-I")
         .arg(&include)
-        .arg(&libraries));
+        .arg(&nccl_library));
     dir
 }
 
-/// A command that finds the stand-ins first. libtorch's own search path comes after `LD_LIBRARY_PATH`.
-fn with<'a>(command: &'a mut Command, fake: &TempDir) -> &'a mut Command {
+/// Makes a command find the fake libraries: `LD_LIBRARY_PATH` precedes libtorch's own search path.
+fn with_fake<'a>(command: &'a mut Command, fake: &TempDir) -> &'a mut Command {
     command.env("LD_LIBRARY_PATH", fake.path()).env("CUDA_VISIBLE_DEVICES", "")
 }
 
-fn text(out: &Output) -> String {
-    stderr(out)
+/// Asserts that all these texts occur, in this order.
+fn assert_order(log: &str, texts: &[&str]) {
+    let places: Vec<Option<usize>> = texts.iter().map(|t| log.find(t)).collect();
+    let all = places.iter().all(Option::is_some);
+    assert!(all && places.is_sorted(), "expected {texts:?} in this order: {log}");
 }
 
-/// The place of each of these words, which must come in this order.
-fn in_order(text: &str, words: &[&str]) {
-    let places: Vec<Option<usize>> = words.iter().map(|w| text.find(w)).collect();
-    assert!(
-        places.iter().all(Option::is_some) && places.is_sorted(),
-        "expected {words:?} in this order: {text}"
-    );
-}
-
+/// The fake library aborts when it is unloaded: exit code 0 also shows that it never is.
 #[test]
 fn cuda_is_opened_before_libtorch_looks_for_it_and_before_nccl() {
-    let (fake, place) = (fake(), Place::of(4, 2));
+    let (fake, sandbox) = (fake_libraries(), Sandbox::with_images(4, 2));
     let order = ["fake: cuda opened, allocator expandable_segments:True", "fake: hooks found"];
-    // Starts, seeds, trains two steps, evaluates; the stand-in has no device, and none is visible.
+    let log = |command: &mut Command| stderr(&output(with_fake(command, &fake)));
+    // The fake library has no device, so `auto` falls back to the CPU.
     let sets = ["train.max_steps=2", "eval.every_epochs=1"];
-    let auto = |work: &str| -> Vec<String> {
-        let args = place.train_args(work, &sets).into_iter();
-        args.map(|a| if a == "cpu" { "auto".to_owned() } else { a }).collect()
-    };
-    let out = with(launch(0, "dw-train").args(auto("a")), &fake).output().unwrap();
-    assert_eq!(
-        out.status.code(),
-        Some(0),
-        "the stand-in aborts when it is unloaded: {}",
-        text(&out)
-    );
-    in_order(&text(&out), &order);
-    says(&text(&out), &["no GPU is visible"]);
+    let auto = |work: &str| sandbox.train_args_on("auto", work, &sets);
+    let train = log(launch(0, "dw-train").args(auto("a")));
+    assert_order(&train, &order);
+    assert_contains(&train, &["no GPU"]);
+    assert_order(&log(Command::new(bin("dw-eval")).arg(sandbox.path("a"))), &order);
 
-    let eval = with(Command::new(bin("dw-eval")).arg(place.path("a")), &fake).output().unwrap();
-    assert_eq!(eval.status.code(), Some(0), "{}", text(&eval));
-    in_order(&text(&eval), &order);
-
-    // The version's text asks for both libraries.
+    // `--version` reports CUDA and NCCL.
     for name in ["dw-train", "dw-detect", "dw-show"] {
-        let version = with(Command::new(bin(name)).arg("--version"), &fake).output().unwrap();
-        assert_eq!(version.status.code(), Some(0), "{}", text(&version));
-        in_order(&text(&version), &order);
-        let opened = text(&version);
-        assert_eq!(
-            opened.matches("fake: nccl opened").count(),
-            1,
-            "as a dependency of the CUDA half: {opened}"
-        );
+        let version = log(Command::new(bin(name)).arg("--version"));
+        assert_order(&version, &order);
+        assert_eq!(version.matches("fake: nccl opened").count(), 1, "{version}");
     }
 
-    // --device cpu touches neither; a user's settings of the allocator stay.
-    let cpu =
-        with(launch(0, "dw-train").args(place.train_args("b", &sets)), &fake).output().unwrap();
-    assert!(cpu.status.success() && !text(&cpu).contains("fake:"), "{}", text(&cpu));
-    let own = with(launch(0, "dw-train").args(auto("c")).arg("--dry-run"), &fake)
-        .env("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
-        .output();
-    in_order(&text(&own.unwrap()), &["fake: cuda opened, allocator backend:native"]);
+    // `--device cpu` opens neither.
+    let cpu = log(launch(0, "dw-train").args(sandbox.train_args("b", &sets)));
+    assert!(!cpu.contains("fake:"), "{cpu}");
+    // A user's setting of the allocator is kept.
+    let mut c = launch(0, "dw-train");
+    c.args(auto("c")).arg("--dry-run").env("PYTORCH_CUDA_ALLOC_CONF", "backend:native");
+    assert_contains(&log(&mut c), &["fake: cuda opened, allocator backend:native"]);
 }
 
 #[test]
 fn a_gpu_that_cannot_be_used_is_an_error_with_the_reason() {
-    let (fake, place) = (fake(), Place::of(4, 2));
-    let train = |device: &str, vars: &[(&str, &str)], code: i32| {
+    let (fake, sandbox) = (fake_libraries(), Sandbox::with_images(4, 2));
+    let train = |device: &str, vars: &[(&str, &str)], code: i32, keys: &[&str]| {
         let mut command = launch(0, "dw-train");
-        let args = place.train_args("a", &["train.max_steps=1"]).into_iter();
-        with(&mut command, &fake)
+        with_fake(&mut command, &fake)
             .env_remove("CUDA_VISIBLE_DEVICES")
-            .env("LD_PRELOAD", fake.path().join(RUNTIME));
-        command
-            .args(args.map(|a| if a == "cpu" { device.to_owned() } else { a }))
+            .env("LD_PRELOAD", fake.path().join(RUNTIME))
+            .args(sandbox.train_args_on(device, "a", &["train.max_steps=1"]))
             .envs(vars.iter().copied());
-        fails(&mut command, code)
+        assert_fails(&mut command, code, keys);
     };
-    // SLURM gave a GPU, and the runtime finds none.
-    let e = train("auto", &[("SLURM_JOB_GPUS", "0")], 2);
-    says(
-        &e,
-        &[
-            "--device auto",
-            "SLURM_JOB_GPUS=0",
-            "CUDA error 100: no CUDA-capable device",
-            "hint:",
-            "--device cpu",
-        ],
-    );
-    says(&train("cuda", &[], 2), &["--device cuda", "no CUDA-capable device"]);
-    // A device that is there and fails.
+    // SLURM has allocated a GPU, and the runtime finds none.
+    let keys = ["--device auto", "SLURM_JOB_GPUS=0", "CUDA error 100: no CUDA-capable device"];
+    train("auto", &[("SLURM_JOB_GPUS", "0")], 2, &keys);
+    train("auto", &[("SLURM_JOB_GPUS", "0")], 2, &["hint:", "--device cpu"]);
+    train("cuda", &[], 2, &["--device cuda", "no CUDA-capable device"]);
+    // The runtime finds a device that fails. The quoted texts are those of the fake runtime.
     let failing = |code: &'static str| [("FAKE_DEVICES", "2"), ("FAKE_SET", code)];
-    says(
-        &train("auto", &failing("214"), 4),
-        &["CUDA device 0 of ", "uncorrectable ECC error", "nvidia-smi"],
-    );
-    says(&train("cuda", &failing("2"), 5), &["CUDA device 0 of ", "out of memory"]);
-    says(&train("cuda", &failing("101"), 2), &["invalid device ordinal", "hint:"]);
+    let keys = ["CUDA device 0", "uncorrectable ECC error", "nvidia-smi"];
+    train("auto", &failing("214"), 4, &keys);
+    train("cuda", &failing("2"), 5, &["CUDA device 0", "out of memory"]);
+    train("cuda", &failing("101"), 2, &["CUDA device 0", "invalid device ordinal", "hint:"]);
 }
 
 #[test]
-fn a_preemption_stays_a_preemption_when_the_runtime_cannot_be_unloaded() {
-    let (fake, place) = (fake(), Place::of(8, 2));
-    let mut command = launch(0, "dw-train");
+fn a_preempted_run_exits_with_75_although_the_library_cannot_be_unloaded() {
+    let (fake, sandbox) = (fake_libraries(), Sandbox::with_images(8, 2));
     let sets = [
         "train.max_steps=100000",
         "train.epochs=100000",
         "eval.every_epochs=0",
         "checkpoint.every_minutes=60.0",
     ];
-    let args = place.train_args("a", &sets).into_iter();
-    let job = Job::start(with(
-        command.args(args.map(|a| if a == "cpu" { "auto".to_owned() } else { a })),
-        &fake,
-    ));
-    job.until("step 1/");
+    let mut command = launch(0, "dw-train");
+    command.args(sandbox.train_args_on("auto", "a", &sets));
+    let job = Job::start(with_fake(&mut command, &fake));
+    job.wait_until("the first step", || !sandbox.rows_so_far("a").is_empty());
     job.signal("USR1");
-    let (code, text) = job.end(Duration::from_mins(1));
-    assert_eq!(code, Some(75), "{text}");
-    says(&text, &["fake: cuda opened", "stopped by a signal"]);
+    let (code, log) = job.wait(Duration::from_mins(1));
+    assert_eq!(code, Some(75), "{log}");
+    assert_contains(&log, &["fake: cuda opened", "signal"]);
+    assert_eq!(sandbox.newest_step("a"), sandbox.steps("a").len(), "{log}");
 }

@@ -1,61 +1,58 @@
-//! `dw-eval` with a network and with files: options, test sets without ground truth, reports, two runs side by side.
+//! `dw-eval` on a network and on files: options, test sets without ground truth, reports,
+//! comparisons of two runs.
 
 mod support;
 
 use std::process::Command;
 
 use serde_json::Value;
-use support::{Place, bin, fails, launch, run, says, stderr};
+use support::{
+    Sandbox, assert_contains, assert_fails, assert_line_contains, bin, launch, output, run, stderr,
+};
 
-/// A run that finds something.
-fn trained() -> Place {
-    let place = Place::of(40, 7);
-    place.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
-    place
+/// A run long enough to detect some of the objects.
+fn trained() -> Sandbox {
+    let sandbox = Sandbox::with_images(40, 7);
+    sandbox.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
+    sandbox
 }
 
-fn eval(place: &Place, ranks: usize, options: &[&str]) -> Value {
+fn eval(sandbox: &Sandbox, ranks: usize, options: &[&str]) -> Value {
     let out = run(launch(ranks, "dw-eval")
-        .args([&place.path("w"), "--device", "cpu", "--json"])
+        .args([&sandbox.path("w"), "--device", "cpu", "--json"])
         .args(options));
     serde_json::from_str(&out).unwrap()
 }
 
-/// Batches, mirrored views and other sizes change the numbers, and the number of ranks does not.
+/// Batches, mirrored images and other sizes change the metrics; the number of ranks does not.
 #[test]
-fn options_give_the_same_numbers_on_any_number_of_ranks() {
-    let place = trained();
-    let plain = eval(&place, 0, &[]);
-    assert!(plain["AR100"].as_f64().unwrap() > 0.0, "something was found: {plain}");
+fn options_give_the_same_metrics_on_any_number_of_ranks() {
+    let sandbox = trained();
+    let plain = eval(&sandbox, 0, &[]);
+    assert!(plain["AR100"].as_f64().unwrap() > 0.0, "no box was found: {plain}");
     for options in
         [&["--batch", "3"][..], &["--flip"], &["--scale", "64x96"], &["--max-dets", "1,5"]]
     {
-        let alone = eval(&place, 0, options);
-        assert_ne!(alone, plain, "{options:?}");
+        let expected = eval(&sandbox, 0, options);
+        assert_ne!(expected, plain, "{options:?}");
         for ranks in [2, 3] {
-            assert_eq!(eval(&place, ranks, options), alone, "{options:?} on {ranks} ranks");
+            assert_eq!(eval(&sandbox, ranks, options), expected, "{options:?} on {ranks} ranks");
         }
     }
-    let said = launch(0, "dw-eval").args([&place.path("w"), "--device", "cpu"]).output().unwrap();
-    says(
-        &stderr(&said),
-        &["7 images of val2017", "images/s", "network", "decoding", "NMS", "matching"],
-    );
-    says(
-        &fails(launch(0, "dw-eval").args([&place.path("w"), "--scale", "big"]), 2),
-        &["SHORTxLONG"],
-    );
-    says(
-        &fails(launch(0, "dw-eval").args([&place.path("w"), "--max-dets", "none"]), 2),
-        &["max-dets"],
-    );
+    let work = sandbox.path("w");
+    let log = stderr(&output(launch(0, "dw-eval").args([&work, "--device", "cpu"])));
+    let times = ["images/s", "network", "decoding", "NMS", "matching"];
+    assert_line_contains(&log, &[&["7 images", "val2017"][..], &times].concat());
+    assert_fails(launch(0, "dw-eval").args([&work, "--scale", "big"]), 2, &["--scale", "big"]);
+    let mut c = launch(0, "dw-eval");
+    assert_fails(c.args([&work, "--max-dets", "none"]), 2, &["--max-dets", "none"]);
 }
 
-/// A test set is a list of images: the results file is all there is.
+/// A test set has images and no annotations: only a results file can be written.
 #[test]
-fn a_split_without_ground_truth_gives_the_results_file() {
-    let place = trained();
-    let annotations = place.path("coco/annotations");
+fn a_split_without_ground_truth_gives_a_results_file() {
+    let sandbox = trained();
+    let annotations = sandbox.path("coco/annotations");
     let mut list: Value = serde_json::from_str(
         &std::fs::read_to_string(format!("{annotations}/instances_val2017.json")).unwrap(),
     )
@@ -63,72 +60,52 @@ fn a_split_without_ground_truth_gives_the_results_file() {
     list.as_object_mut().unwrap().remove("annotations");
     std::fs::write(format!("{annotations}/image_info_test-dev2017.json"), list.to_string())
         .unwrap();
-    std::fs::rename(place.path("coco/val2017"), place.path("coco/test2017")).unwrap();
-    run(Command::new(bin("dw-pack")).args([&place.path("coco"), "--split", "test-dev2017"]));
-    let dt = place.path("dt.json");
-    let args = [&place.path("w"), "--device", "cpu", "--split", "test-dev2017"];
-    says(&fails(launch(0, "dw-eval").args(args), 2), &["none of the 7 images", "--dt-out"]);
+    std::fs::rename(sandbox.path("coco/val2017"), sandbox.path("coco/test2017")).unwrap();
+    run(Command::new(bin("dw-pack")).args([&sandbox.path("coco"), "--split", "test-dev2017"]));
+    let dt = sandbox.path("dt.json");
+    let args = [&sandbox.path("w"), "--device", "cpu", "--split", "test-dev2017"];
+    let keys = ["7 images", "`test-dev2017`", "hint:", "--dt-out"];
+    assert_fails(launch(0, "dw-eval").args(args), 2, &keys);
     assert_eq!(run(launch(2, "dw-eval").args(args).args(["--dt-out", &dt])), "");
     let rows: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(dt).unwrap()).unwrap();
-    assert!(
-        !rows.is_empty()
-            && rows
-                .iter()
-                .all(|r| r["bbox"].as_array().unwrap().len() == 4 && r["image_id"].is_i64())
-    );
+    assert!(!rows.is_empty());
+    for row in rows {
+        assert!(row["bbox"].as_array().unwrap().len() == 4 && row["image_id"].is_i64(), "{row}");
+    }
 }
 
-/// The page and the table of one run and of two, from a network and from files.
+/// Report page and table of one run and of two, from a network and from files.
 #[test]
-fn reports_and_comparisons() {
-    let place = trained();
-    let (work, page, dt) = (place.path("w"), place.path("page"), place.path("dt.json"));
+fn reports_and_comparisons_are_written() {
+    let sandbox = trained();
+    let (work, page, dt) = (sandbox.path("w"), sandbox.path("page"), sandbox.path("dt.json"));
     run(launch(2, "dw-eval").args([&work, "--device", "cpu", "--report", &page, "--dt-out", &dt]));
-    let html = std::fs::read_to_string(page.clone() + "/index.html").unwrap();
-    says(&html, &["AP50", "val2017", "resnet18", "data:image/jpeg;base64,", "Background"]);
-    let checkpoint =
-        support::files(&(work.clone() + "/checkpoints"), "")[0].to_str().unwrap().to_owned();
-    let out = run(launch(2, "dw-eval").args([
-        "--compare",
-        &work,
-        &checkpoint,
-        "--device",
-        "cpu",
-        "--per-class",
-        "--report",
-        &page,
-    ]));
-    says(&out, &["B - A", "+0.0000", "AP50"]);
-    let both = std::fs::read_to_string(page.clone() + "/index.html").unwrap();
-    assert!(both != html && both.contains("differ most"));
-    let gt = place.path("coco/annotations/instances_val2017.json");
-    let files = [
-        "coco",
-        "--gt",
-        &gt,
-        "--dt",
-        &dt,
-        "--compare",
-        &dt,
-        "--report",
-        &page,
-        "--images",
-        &place.path("coco/val2017"),
-        "--json",
-    ];
-    let json: Value = serde_json::from_str(&run(Command::new(bin("dw-eval")).args(files))).unwrap();
+    let html = || std::fs::read_to_string(page.clone() + "/index.html").unwrap();
+    let photo = "data:image/jpeg;base64,";
+    assert_contains(&html(), &["AP50", "val2017", "resnet18", photo, "Background"]);
+    assert!(!html().contains("AP B"), "columns of a second run");
+    let checkpoint = sandbox.checkpoints("w")[0].to_str().unwrap().to_owned();
+    let mut c = launch(2, "dw-eval");
+    c.args(["--compare", &work, &checkpoint, "--device", "cpu", "--per-class", "--report", &page]);
+    assert_contains(&run(&mut c), &["B - A", "+0.0000", "AP50"]);
+    assert_contains(&html(), &["AP A", "AP B", photo]);
+    let gt = sandbox.path("coco/annotations/instances_val2017.json");
+    let images = sandbox.path("coco/val2017");
+    std::fs::remove_dir_all(&page).unwrap();
+    let mut c = Command::new(bin("dw-eval"));
+    c.args(["coco", "--gt", &gt, "--dt", &dt, "--compare", &dt, "--json"]);
+    c.args(["--report", &page, "--images", &images]);
+    let json: Value = serde_json::from_str(&run(&mut c)).unwrap();
     assert!(json["a"]["AP"].is_number() && json["a"] == json["b"]);
-    says(&std::fs::read_to_string(page + "/index.html").unwrap(), &["data:image/jpeg;base64,"]);
-    says(&fails(launch(0, "dw-eval").args(["--compare", &work]), 2), &["--compare"]);
+    assert_contains(&html(), &[photo]);
+    assert_fails(launch(0, "dw-eval").args(["--compare", &work]), 2, &["--compare"]);
 }
 
 #[test]
-fn help_tells_both_halves() {
+fn help_lists_the_options_of_both_forms() {
     let help = run(Command::new(bin("dw-eval")).arg("--help"));
-    says(&help, &["dw-eval", "coco", "--report", "--compare", "--flip", "--batch", "--scale"]);
-    says(
-        &run(Command::new(bin("dw-eval")).args(["coco", "--help"])),
-        &["--gt", "--count-id-zero", "--iou-thresholds", "Examples:"],
-    );
-    says(&run(Command::new(bin("dw-eval")).arg("--version")), &["libtorch"]);
+    let options = ["--report", "--compare", "--flip", "--batch", "--scale"];
+    assert_contains(&help, &[&["dw-eval", "coco"][..], &options].concat());
+    let help = run(Command::new(bin("dw-eval")).args(["coco", "--help"]));
+    assert_contains(&help, &["--gt", "--count-id-zero", "--iou-thresholds", "Examples:"]);
 }

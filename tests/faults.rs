@@ -1,44 +1,78 @@
-//! A rank that fails, in every way a rank can: the whole job ends within seconds, says who and why, and has lost nothing
-//! (pains 2 to 4 and 7). `DW_FAULT_ROUNDS` repeats it.
+//! Faults of one rank, injected with `DW_FAULT`: the whole job exits within seconds and names the
+//! rank and the cause, and a restart continues from the last checkpoint. `DW_FAULT_ROUNDS` sets the
+//! number of repetitions.
 
 mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Job, Place, dw_launch, files, launch, processes, rounds, says};
+use support::{Job, Sandbox, assert_contains, dw_launch, files_in, launch, processes, rounds};
 
-/// From the fault to the end of the last process.
-const END: Duration = Duration::from_secs(10);
-/// What a rank waits for the others in these tests, seconds.
-const DEADLINE: u64 = 3;
+/// Limit from the fault to the exit of the last process.
+const EXIT_LIMIT: Duration = Duration::from_secs(10);
+/// `train.step_deadline_s` of these tests.
+const DEADLINE: Duration = Duration::from_secs(3);
 
-/// Fault, exit code under mpirun and under dw-launch, what dw-launch says.
-const FAULTS: [(&str, i32, i32, &[&str]); 6] = [
-    ("kill", 137, 4, &["rank 1 on ", "was lost: signal 9", "rank 0 on ", "was in collective #"]),
-    ("exit", 7, 7, &["rank 1 on ", "was lost", "rank 0 on ", "was in collective #"]),
-    ("panic", 70, 70, &["rank 1 on ", "failed first, with code 70: panicked"]),
-    (
-        "stop",
-        4,
-        4,
-        &[
-            "rank 0 on ",
-            "gave up: waited ",
-            " s for the others in collective #",
-            "behind: rank 1 on ",
-            "last calls of rank 0",
-        ],
-    ),
-    ("oom", 5, 5, &["rank 1 on ", "failed first, with code 5", "can't allocate memory"]),
-    (
-        "nan",
-        3,
-        3,
-        &["failed first, with code 3: step 5: the gradient's norm (NaN) is not a finite number"],
-    ),
+struct Fault {
+    kind: &'static str,
+    /// Exit code under mpirun.
+    mpirun_code: i32,
+    /// Exit code under dw-launch.
+    dw_launch_code: i32,
+    /// The rank that the report of dw-launch names first; `None` where all ranks fail together.
+    reported_rank: Option<usize>,
+    /// What the log under dw-launch must contain.
+    keys: &'static [&'static str],
+}
+
+const FAULTS: [Fault; 6] = [
+    Fault {
+        kind: "kill",
+        mpirun_code: 137,
+        dw_launch_code: 4,
+        reported_rank: Some(1),
+        keys: &["signal 9", "rank 0", "collective"],
+    },
+    Fault {
+        kind: "exit",
+        mpirun_code: 7,
+        dw_launch_code: 7,
+        reported_rank: Some(1),
+        keys: &["rank 0", "collective"],
+    },
+    Fault {
+        kind: "panic",
+        mpirun_code: 70,
+        dw_launch_code: 70,
+        reported_rank: Some(1),
+        keys: &["code 70", "panicked"],
+    },
+    // Rank 0 reports the timeout and names the rank that it waited for.
+    Fault {
+        kind: "stop",
+        mpirun_code: 4,
+        dw_launch_code: 4,
+        reported_rank: Some(0),
+        keys: &["rank 1", "collective"],
+    },
+    Fault {
+        kind: "oom",
+        mpirun_code: 5,
+        dw_launch_code: 5,
+        reported_rank: Some(1),
+        // libtorch's message.
+        keys: &["code 5", "can't allocate memory"],
+    },
+    Fault {
+        kind: "nan",
+        mpirun_code: 3,
+        dw_launch_code: 3,
+        reported_rank: None,
+        keys: &["code 3", "step 5", "NaN"],
+    },
 ];
 
-fn sets<'a>(more: &[&'a str]) -> Vec<&'a str> {
+fn settings<'a>(more: &[&'a str]) -> Vec<&'a str> {
     ["eval.every_epochs=0", "checkpoint.every_steps=1", "train.step_deadline_s=3"]
         .iter()
         .chain(more)
@@ -46,65 +80,79 @@ fn sets<'a>(more: &[&'a str]) -> Vec<&'a str> {
         .collect()
 }
 
-/// Ends the job by a fault of rank 1 in step 5, then goes on to step 8.
-fn rehearse(place: &Place, work: &str, fault: &str, supervised: bool) -> (Option<i32>, String) {
-    let args = place.train_args(work, &sets(&["train.max_steps=8"]));
+/// The rank that the report of dw-launch names first.
+fn reported_rank(log: &str) -> Option<usize> {
+    let mut report = log.lines().filter_map(|l| l.strip_prefix("dw-launch: "));
+    report.find_map(|l| l.split("rank ").nth(1)?.split(' ').next()?.parse().ok())
+}
+
+/// Injects a fault on rank 1 in step 5, then restarts the job and trains to step 8. Returns exit
+/// code and log of the job that failed.
+fn fail_and_resume(
+    sandbox: &Sandbox,
+    work: &str,
+    fault: &str,
+    supervised: bool,
+) -> (Option<i32>, String) {
+    let args = sandbox.train_args(work, &settings(&["train.max_steps=8"]));
     let mut command =
         if supervised { dw_launch(2, &[], "dw-train") } else { launch(2, "dw-train") };
     let job = Job::start(command.args(args).env("DW_FAULT", format!("{fault}@1:5")));
-    job.until("DW_FAULT: rank 1 fails");
+    job.wait_until("the row of step 4", || sandbox.rows_so_far(work).len() >= 4);
     let failed = Instant::now();
-    let (code, text) = job.end(END + Duration::from_secs(DEADLINE));
-    while let [_, ..] = &processes(&place.path(work))[..] {
-        assert!(
-            failed.elapsed() < END + Duration::from_secs(DEADLINE),
-            "{fault}: processes outlive the job: {text}"
-        );
+    let (code, log) = job.wait(EXIT_LIMIT + DEADLINE);
+    while !processes(&sandbox.path(work)).is_empty() {
+        let elapsed = failed.elapsed();
+        assert!(elapsed < EXIT_LIMIT + DEADLINE, "{fault}: processes outlive the job: {log}");
         std::thread::sleep(Duration::from_millis(50));
     }
-    place.train(2, work, &sets(&["train.max_steps=8"]));
-    (code, text)
+    sandbox.train(2, work, &settings(&["train.max_steps=8"]));
+    (code, log)
 }
 
 #[test]
 fn a_failing_rank_ends_the_job_and_loses_nothing() {
-    let place = Place::new();
-    place.train(2, "whole", &sets(&["train.max_steps=8"]));
+    let sandbox = Sandbox::new();
+    sandbox.train(2, "whole", &settings(&["train.max_steps=8"]));
     for round in 0..rounds("DW_FAULT_ROUNDS", 1) {
-        for (fault, plain, supervised, words) in FAULTS {
-            for (code, by_us) in [(plain, false), (supervised, true)] {
-                let work = format!("{fault}-{round}-{by_us}");
-                let (found, text) = rehearse(&place, &work, fault, by_us);
-                assert_eq!(found, Some(code), "{fault}, under dw-launch: {by_us}: {text}");
-                if by_us {
-                    says(&text, words);
+        for fault in &FAULTS {
+            for supervised in [false, true] {
+                let kind = fault.kind;
+                let case = format!("{kind}, under dw-launch: {supervised}");
+                let work = format!("{kind}-{round}-{supervised}");
+                let (code, log) = fail_and_resume(&sandbox, &work, kind, supervised);
+                let expected = if supervised { fault.dw_launch_code } else { fault.mpirun_code };
+                assert_eq!(code, Some(expected), "{case}: {log}");
+                if supervised {
+                    assert_contains(&log, fault.keys);
+                    let rank = reported_rank(&log);
+                    assert!(rank.is_some(), "{case}: {log}");
+                    assert!(fault.reported_rank.is_none_or(|r| rank == Some(r)), "{case}: {log}");
                 }
-                assert_eq!(
-                    place.losses(&work),
-                    place.losses("whole"),
-                    "{fault}, under dw-launch: {by_us}"
-                );
+                if supervised && kind == "stop" {
+                    // The rank that timed out lists its last collectives by number.
+                    assert!(log.matches('#').count() > 4, "{case}: {log}");
+                }
+                assert_eq!(sandbox.losses(&work), sandbox.losses("whole"), "{case}");
             }
         }
     }
 }
 
-/// Pain 19: a shard that is cut short while it is mapped is a message and not a death without a word.
+/// A shard that is truncated while it is mapped raises SIGBUS: the error names the file.
 #[test]
-fn a_lost_shard_file_is_named() {
-    let place = Place::new();
-    let job = Job::start(
-        dw_launch(2, &[], "dw-train")
-            .args(place.train_args("w", &sets(&["train.max_steps=100000"]))),
-    );
-    job.until(" INFO checkpoint ");
-    let shard = files(&place.shards(), ".dwshard")
+fn a_truncated_shard_file_is_named() {
+    let sandbox = Sandbox::new();
+    let args = sandbox.train_args("w", &settings(&["train.max_steps=100000"]));
+    let job = Job::start(dw_launch(2, &[], "dw-train").args(args));
+    job.wait_until("a checkpoint", || sandbox.newest_step("w") > 0);
+    let shard = files_in(&sandbox.shards(), ".dwshard")
         .into_iter()
         .find(|f| f.to_string_lossy().contains("train2017"))
         .unwrap();
     std::fs::OpenOptions::new().write(true).open(&shard).unwrap().set_len(0).unwrap();
-    let (code, text) = job.end(END);
-    assert_eq!(code, Some(3), "{text}");
-    says(&text, &["lost a mapped file: ", shard.to_str().unwrap(), "dw-pack verify"]);
-    assert!(processes(&place.path("w")).is_empty());
+    let (code, log) = job.wait(EXIT_LIMIT);
+    assert_eq!(code, Some(3), "{log}");
+    assert_contains(&log, &["error: ", shard.to_str().unwrap(), "hint:", "dw-pack verify"]);
+    assert!(processes(&sandbox.path("w")).is_empty());
 }

@@ -1,7 +1,7 @@
-//! What a device must do: the same numbers as the CPU, sums and streams in order, ends with the right codes. `DW_DEVICE`
-//! names the device (`cuda` or `cpu`); without it a GPU is taken where there is one, else the CPU, on which the same code
-//! runs. `DW_LOADED=1` prints the libraries that are loaded after each trial.
-#![expect(clippy::print_stdout, reason = "one line a library for scripts")]
+//! Tests of a device: results equal to the CPU's, the order of work on two streams, exit codes.
+//! `DW_DEVICE` selects the device (`cuda` or `cpu`); without it the tests use a GPU if there is
+//! one, else the CPU. `DW_LOADED=1` prints the loaded libraries after each trial as `loaded: PATH`.
+#![expect(clippy::print_stdout, reason = "lines `loaded: PATH` for scripts")]
 
 mod support;
 
@@ -24,24 +24,24 @@ use dw_launch::nccl::{self, Library, Nccl};
 use dw_launch::{Op, Solo, Topology, World};
 use libtest_mimic::{Arguments, Trial};
 use support::doubling::Doubling;
-use support::{Place, bin, launch, run};
+use support::{Sandbox, bin, launch, run};
 use tch::{Device, Kind, Tensor};
 
-/// Set in a child of this program that is to end itself.
+/// Set in a child process of this program that calls `abort`.
 const ABORT: &str = "DW_GPU_ABORT";
 
 fn main() {
     let choice = match std::env::var("DW_DEVICE").as_deref() {
         Ok("cpu") => Choice::Cpu,
         Ok("cuda") => Choice::Cuda,
-        // Where a GPU cannot be used, as with libtorch's CPU install, the same code runs on the CPU.
         _ => Choice::Auto,
     };
-    let named = std::env::var_os("DW_DEVICE").is_some();
+    let required = std::env::var_os("DW_DEVICE").is_some();
     device::open(choice);
     let device = match device::pick(choice, &Topology::from_env()) {
         Ok(device) => device,
-        Err(_) if !named => Device::Cpu,
+        // As with the CPU build of libtorch on a machine with a GPU.
+        Err(_) if !required => Device::Cpu,
         Err(e) => {
             let trials = vec![Trial::test("the_device", move || Err(e.to_string().into()))];
             return finish(trials);
@@ -49,31 +49,38 @@ fn main() {
     };
     Precision::F32.apply().unwrap();
     if std::env::var_os(ABORT).is_some() {
-        world(device).abort(4, "as told");
+        world(device).abort(4, "test");
     }
+    finish(trials(device));
+}
+
+/// The trials of a device. `benches/gpu_correctness.py` runs them by these names.
+fn trials(device: Device) -> Vec<Trial> {
     let mut trials = vec![
         trial("network_and_gradients_are_the_cpus", move || network(device)),
         trial("stream_order_of_two_ranks", move || stream_order(device)),
         trial("out_of_memory_is_code_5", move || out_of_memory(device)),
         trial("training_follows_the_cpu", move || training(device, 1)),
     ];
-    if device.is_cuda() {
-        trials.push(trial("nccl_joins_and_tests_itself", move || {
-            self_test(&world(device), device).unwrap()
-        }));
-        trials.push(trial("nccl_keeps_what_one_rank_has", move || one_rank(device)));
-        trials.push(trial("nccl_abort_ends", move || abort_ends(device)));
+    if !device.is_cuda() {
+        return trials;
     }
+    trials.extend([
+        trial("nccl_joins_and_tests_itself", move || self_test(&world(device), device).unwrap()),
+        trial("nccl_keeps_what_one_rank_has", move || one_rank(device)),
+        trial("nccl_abort_ends", move || abort_exits(device)),
+    ]);
     // NCCL before 2.30 refuses two ranks on one device.
     let minor = |v: &str| v.split('.').nth(1).and_then(|m| m.parse::<u32>().ok());
     let shares = nccl::version().and_then(|v| minor(&v)).is_some_and(|m| m >= 30);
-    if device.is_cuda() && cfg!(feature = "mpi") && (tch::Cuda::device_count() > 1 || shares) {
+    if cfg!(feature = "mpi") && (tch::Cuda::device_count() > 1 || shares) {
         trials.push(trial("two_ranks_follow_the_cpu", move || training(device, 2)));
     }
-    finish(trials);
+    trials
 }
 
-/// Runs the trials and ends the process as the programs do: without the destructors of libraries that threads may be in.
+/// Runs the trials and exits without running the destructors of libraries, whose threads may still
+/// be active.
 fn finish(trials: Vec<Trial>) {
     let failed = libtest_mimic::run(&Arguments::from_args(), trials).has_failed();
     exit_now(if failed { 101 } else { 0 })
@@ -91,7 +98,7 @@ fn trial(name: &str, check: impl FnOnce() + Send + 'static) -> Trial {
     })
 }
 
-/// This process as the only rank: NCCL on a GPU.
+/// The communicator of this process as the only rank: NCCL on a GPU.
 fn world(device: Device) -> World {
     let Device::Cuda(index) = device else { return World::new(Arc::new(Solo)).unwrap() };
     let stream = CudaSide::new(index).unwrap();
@@ -103,21 +110,21 @@ fn world(device: Device) -> World {
 fn detector(device: Device, kind: Kind) -> Detector {
     tch::manual_seed(3);
     let config = dw::config::load("smoke", &[]).unwrap();
-    let from = Detector::new(&config.model, 3, kind, Device::Cpu);
-    let here = Detector::new(&config.model, 3, kind, device);
-    for (to, from) in here.params.entries.iter().zip(&from.params.entries) {
+    let source = Detector::new(&config.model, 3, kind, Device::Cpu);
+    let net = Detector::new(&config.model, 3, kind, device);
+    for (to, from) in net.params.entries.iter().zip(&source.params.entries) {
         tch::no_grad(|| to.tensor.shallow_clone().copy_(&from.tensor));
     }
-    // Networks on other devices have drawn from other generators by now.
+    // The generators of the devices are in different states by now.
     tch::manual_seed(4);
-    here
+    net
 }
 
 fn images(device: Device, kind: Kind) -> Tensor {
     device::upload(&Tensor::rand([2, 3, 96, 128], (kind, Device::Cpu)), device, kind)
 }
 
-/// Loss and all gradients of a small network on a device, in one vector.
+/// The loss of the small network on a device, and all gradients as one f64 vector on the CPU.
 fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
     let config = dw::config::load("smoke", &[]).unwrap();
     let mut net = detector(device, kind);
@@ -165,8 +172,8 @@ fn one_rank(device: Device) {
     world.leave(0);
 }
 
-/// A rank that gives up ends at once, whatever the communicator holds.
-fn abort_ends(device: Device) {
+/// A rank that aborts exits at once, whatever the state of the communicator.
+fn abort_exits(device: Device) {
     let began = Instant::now();
     let out = Command::new(std::env::current_exe().unwrap())
         .envs([(ABORT, "1"), ("DW_DEVICE", name_of(device))])
@@ -176,8 +183,8 @@ fn abort_ends(device: Device) {
     assert!(began.elapsed() < Duration::from_mins(1));
 }
 
-/// Two ranks with the same gradients, whose sums take far longer than backward: what training goes on with must be exactly
-/// twice what backward left in each bucket.
+/// Two ranks with the same gradients, whose sums take far longer than backward: the reduced
+/// gradients must be exactly twice what backward wrote into each bucket.
 fn stream_order(device: Device) {
     for compression in [GradCompression::None, GradCompression::Bf16] {
         let mut net = detector(device, Kind::Float);
@@ -196,22 +203,23 @@ fn stream_order(device: Device) {
             let p = net.forward(&images, true).flatten();
             p.cls.square().mean(None) + p.distances.mean(None) + p.quality.square().mean(None)
         };
-        // The hooks send nothing outside of `Buckets::backward`.
+        // Outside of `Buckets::backward` the hooks start no sum.
         loss(&net).backward();
         let own = flat.grads.copy();
-        // The first step is warm-up and the second sends after backward; then buckets go out while backward runs.
+        // The first step is a warm-up and the second reduces after backward; from the third on,
+        // buckets are reduced while backward runs.
         for step in 0..4 {
             let _ = flat.grads.shallow_clone().zero_();
             let loss = loss(&net);
             backend.delay_compute();
             buckets.backward(&loss).unwrap();
-            let (sums, before) = backend.take();
+            let (sums, inputs) = backend.take_inputs();
             assert!(sums > 3, "only {sums} buckets");
-            let twice = before.to_kind(Kind::Float) * 2.0;
+            let twice = inputs.to_kind(Kind::Float) * 2.0;
             let wrong = i64::try_from(flat.grads.ne_tensor(&twice).sum(Kind::Int64)).unwrap();
             assert_eq!(
                 wrong, 0,
-                "{compression:?}, step {step}: numbers that are not twice the gradient"
+                "{compression:?}, step {step}: values that are not twice the gradient"
             );
             let error = f64::try_from((&flat.grads / 2.0 - &own).norm() / own.norm()).unwrap();
             let rounding = if compression == GradCompression::None { 1e-4 } else { 1e-2 };
@@ -228,46 +236,39 @@ fn name_of(device: Device) -> &'static str {
     if device.is_cuda() { "cuda" } else { "cpu" }
 }
 
-/// A command line of the smoke run on a device.
-fn on(place: &Place, device: &str, sets: &[&str]) -> Vec<String> {
-    let args = place.train_args(device, sets).into_iter().enumerate();
-    args.map(|(i, a)| if i == 2 { device.to_owned() } else { a }).collect()
-}
-
 fn out_of_memory(device: Device) {
-    let place = Place::new();
-    let args = on(&place, name_of(device), &["train.max_steps=4", "eval.every_epochs=0"]);
+    let sandbox = Sandbox::new();
+    let sets = ["train.max_steps=4", "eval.every_epochs=0"];
+    let args = sandbox.train_args_on(name_of(device), "w", &sets);
     let out = Command::new(bin("dw-train")).args(args).env("DW_FAULT", "oom@0:2").output().unwrap();
     assert_eq!(out.status.code(), Some(5), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
 fn training(device: Device, ranks: usize) {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let losses = |device: &str, ranks: usize| -> Vec<f64> {
         let images = format!("train.images_per_rank={}", 2 / ranks);
-        let args = on(
-            &place,
-            device,
-            &[
-                "eval.every_epochs=1",
-                "train.max_steps=20",
-                "train.precision=f32",
-                "train.lr=0.008",
-                "train.warmup_steps=100",
-                &images,
-            ],
-        );
+        let sets = [
+            "eval.every_epochs=1",
+            "train.max_steps=20",
+            "train.precision=f32",
+            "train.lr=0.008",
+            "train.warmup_steps=100",
+            &images,
+        ];
+        let args = sandbox.train_args_on(device, device, &sets);
         run(launch(if ranks == 1 { 0 } else { ranks }, "dw-train")
             .args(args)
             .env("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
-        place.steps(device).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
+        sandbox.steps(device).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
     };
-    // The same ranks on both: a sum that NCCL gets wrong shows in every later loss.
+    // The same number of ranks on both devices: a wrong sum of NCCL changes every later loss.
     let cpu = losses("cpu", ranks);
     let other = if device.is_cuda() { losses("cuda", ranks) } else { cpu.clone() };
     assert_eq!(other.len(), 20);
     for (step, (a, b)) in cpu.iter().zip(&other).enumerate() {
-        // With a low rate rounding hardly grows in 20 steps; a gradient that is off by a factor shows at once.
+        // At a low learning rate rounding errors hardly grow in 20 steps; a gradient that is wrong
+        // by a factor exceeds the tolerance.
         let tolerance = if step == 0 { 1e-3 } else { 0.02 };
         assert!(
             (a - b).abs() <= tolerance * a,

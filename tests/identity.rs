@@ -1,164 +1,184 @@
-//! Whose run a work directory holds: two runs at once, runs started again with other settings, and
-//! what every start leaves behind.
+//! A work directory belongs to one run: two runs at once, restarts with other settings, and the
+//! files that each start writes.
 
 mod support;
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use support::{Job, Place, bin, fails, files, launch, run, says, stderr};
+use serde_json::Value;
+use support::{
+    Job, Sandbox, assert_contains, bin, files_in, launch, output, run, run_failing, stderr,
+};
 
 const SHORT: [&str; 2] = ["eval.every_epochs=0", "train.max_steps=4"];
 
-fn train(place: &Place, sets: &[&str], options: &[&str]) -> Command {
+fn train(sandbox: &Sandbox, sets: &[&str], options: &[&str]) -> Command {
     let mut c = launch(0, "dw-train");
-    c.args(place.train_args("w", &[&SHORT[..], sets].concat())).args(options);
+    c.args(sandbox.train_args("w", &[&SHORT[..], sets].concat())).args(options);
     c
 }
 
-fn text(place: &Place, name: &str) -> String {
-    std::fs::read_to_string(place.path("w") + "/" + name).unwrap_or_else(|e| panic!("{name}: {e}"))
+/// Text of a file in the work directory `w`.
+fn text(sandbox: &Sandbox, name: &str) -> String {
+    let path = sandbox.path("w") + "/" + name;
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-/// A second run in a work directory ends with a message, and the first is not disturbed.
+/// The process that holds the work directory `w`, from `run.lock`.
+fn lock_owner(sandbox: &Sandbox) -> Value {
+    serde_json::from_str(&text(sandbox, "run.lock")).unwrap()
+}
+
+/// Level of the log entry that contains `key`, as `WARN`.
+fn level_of<'a>(log: &'a str, key: &str) -> Option<&'a str> {
+    let words = log[..log.find(key)?].split_whitespace();
+    words.rev().find(|w| ["ERROR", "WARN", "INFO"].contains(w))
+}
+
+/// A second run in a work directory ends with an error, and the first is not disturbed.
 #[test]
-fn two_runs_in_one_work_directory() {
-    let place = Place::new();
-    let many = ["eval.every_epochs=0", "train.max_steps=100000", "checkpoint.every_steps=50"];
-    let first = Job::start(launch(2, "dw-train").args(place.train_args("w", &many)));
-    first.until(" INFO checkpoint ");
-    let second = fails(launch(0, "dw-train").args(place.train_args("w", &many)), 2);
-    says(&second, &["another run works in this directory", "process ", "--work-dir"]);
-    // A dry run touches nothing and is free to look.
-    run(launch(0, "dw-train").args(place.train_args("w", &many)).arg("--dry-run"));
+fn a_second_run_in_the_same_work_directory_is_refused() {
+    let sandbox = Sandbox::new();
+    let long = ["eval.every_epochs=0", "train.max_steps=100000", "checkpoint.every_steps=50"];
+    let first = Job::start(launch(2, "dw-train").args(sandbox.train_args("w", &long)));
+    first.wait_until("a checkpoint", || sandbox.newest_step("w") > 0);
+    let owner = format!("process {}", lock_owner(&sandbox)["pid"]);
+    let refused = run_failing(launch(0, "dw-train").args(sandbox.train_args("w", &long)), 2);
+    assert_contains(&refused, &[&sandbox.path("w"), &owner, "hint:", "--work-dir"]);
+    // A dry run writes nothing and does not need the lock.
+    run(launch(0, "dw-train").args(sandbox.train_args("w", &long)).arg("--dry-run"));
     first.signal("USR1");
-    let (code, said) = first.end(Duration::from_secs(30));
-    assert_eq!(code, Some(75), "{said}");
-    let steps: Vec<u64> = place.rows("w").iter().map(|r| r["step"].as_u64().unwrap()).collect();
+    let (code, log) = first.wait(Duration::from_secs(30));
+    assert_eq!(code, Some(75), "{log}");
+    let steps: Vec<u64> = sandbox.rows("w").iter().map(|r| r["step"].as_u64().unwrap()).collect();
     assert!(steps.iter().copied().eq(1..=steps.len() as u64), "every step once, in order");
-    assert!(!std::path::Path::new(&(place.path("w") + "/run.lock")).exists());
+    assert!(!Path::new(&(sandbox.path("w") + "/run.lock")).exists());
 }
 
-/// The lock of a killed run is taken over; one of another host is explained.
+/// The lock of a killed run is taken over. A lock of another host is refused, with the file to
+/// remove.
 #[test]
-fn locks_that_were_left_behind() {
-    let place = Place::new();
-    let mut args = train(&place, &[], &[]);
-    let many = ["eval.every_epochs=0", "train.max_steps=100000"];
-    let job = Job::start(launch(0, "dw-train").args(place.train_args("w", &many)));
-    job.until(" INFO step ");
+fn stale_locks_are_taken_over_unless_from_another_host() {
+    let sandbox = Sandbox::new();
+    let long = ["eval.every_epochs=0", "train.max_steps=100000"];
+    let job = Job::start(launch(0, "dw-train").args(sandbox.train_args("w", &long)));
+    job.wait_until("the first step", || !sandbox.rows_so_far("w").is_empty());
     job.signal("KILL");
-    job.end(Duration::from_secs(20));
-    let lock = place.path("w") + "/run.lock";
-    let left = std::fs::read_to_string(&lock).unwrap();
-    let out = args.output().unwrap();
-    assert!(out.status.success(), "{}", stderr(&out));
-    says(&stderr(&out), &["taking over from process "]);
-    let mut owner: serde_json::Value = serde_json::from_str(&left).unwrap();
+    job.wait(Duration::from_secs(20));
+    let mut owner = lock_owner(&sandbox);
+    let log = stderr(&output(&mut train(&sandbox, &[], &[])));
+    assert_contains(&log, &["run.lock", &format!("process {}", owner["pid"])]);
     owner["host"] = "node17".into();
+    let lock = sandbox.path("w") + "/run.lock";
     std::fs::write(&lock, owner.to_string()).unwrap();
-    says(
-        &fails(&mut train(&place, &[], &[]), 2),
-        &["node17", "if it has ended, remove ", "run.lock"],
-    );
+    let refused = run_failing(&mut train(&sandbox, &[], &[]), 2);
+    assert_contains(&refused, &["node17", "hint:", &lock, "--work-dir"]);
 }
 
-/// Other settings than the checkpoint's are listed key by key and refused, of a finished run as of an
-/// unfinished one; with the option they are taken, and said.
+/// Settings that differ from the checkpoint's are refused and listed key by key, whether the run
+/// has finished or not. Nothing is written.
 #[test]
-fn other_settings_are_refused_key_by_key() {
-    let place = Place::new();
-    run(&mut train(&place, &[], &[]));
-    let before = (text(&place, "config.toml"), place.rows("w").len(), files(&place.path("w"), ""));
+fn changed_settings_are_refused_key_by_key() {
+    let sandbox = Sandbox::new();
+    run(&mut train(&sandbox, &[], &[]));
+    let state = || {
+        let files = files_in(&sandbox.path("w"), "");
+        (text(&sandbox, "config.toml"), sandbox.rows("w").len(), files)
+    };
+    let before = state();
     for steps in ["train.max_steps=4", "train.max_steps=8"] {
-        let said =
-            fails(&mut train(&place, &[steps, "assign.formula=paper", "train.lr=0.5"], &[]), 2);
-        says(&said, &["assign.formula: \"released\" -> \"paper\"", "train.lr: 0.02 -> 0.5"]);
-        says(&said, &["--resume-with-changes", "--work-dir", "config.toml"]);
-        says(
-            &fails(&mut train(&place, &[steps, "train.images_per_rank=3"], &[]), 2),
-            &["global batch", "2 -> 3"],
-        );
-        says(&fails(&mut train(&place, &[steps, "train.seed=9"], &[]), 2), &["train.seed: 0 -> 9"]);
-        says(&fails(&mut train(&place, &[steps], &["--init", "imagenet"]), 2), &["model.init"]);
+        let refused = |sets: &[&str], options: &[&str]| {
+            run_failing(&mut train(&sandbox, &[&[steps][..], sets].concat(), options), 2)
+        };
+        let error = refused(&["assign.formula=paper", "train.lr=0.5"], &[]);
+        assert_contains(&error, &["assign.formula: \"released\" -> \"paper\""]);
+        assert_contains(&error, &["train.lr: 0.02 -> 0.5", "hint:", "--resume-with-changes"]);
+        assert_contains(&error, &["--work-dir", "config.toml"]);
+        let error = refused(&["train.images_per_rank=3"], &[]);
+        assert_contains(&error, &["train.images_per_rank", "2 -> 3"]);
+        assert_contains(&refused(&["train.seed=9"], &[]), &["train.seed: 0 -> 9"]);
+        assert_contains(&refused(&[], &["--init", "imagenet"]), &["model.init"]);
     }
-    assert_eq!(
-        (text(&place, "config.toml"), place.rows("w").len(), files(&place.path("w"), "")),
-        before
-    );
+    assert_eq!(state(), before);
+}
+
+/// `--resume-with-changes` accepts other settings. Those that alter the result are logged as a
+/// warning, the others as information.
+#[test]
+fn changed_settings_are_accepted_with_the_option() {
+    let sandbox = Sandbox::new();
+    run(&mut train(&sandbox, &[], &[]));
+    let first_config = text(&sandbox, "config.toml");
     let changed = ["train.max_steps=8", "train.lr=0.5", "checkpoint.keep=5"];
-    let out = train(&place, &changed, &["--resume-with-changes"]).output().unwrap();
-    assert!(out.status.success(), "{}", stderr(&out));
-    says(
-        &stderr(&out),
-        &["alter the result", "train.lr: 0.02 -> 0.5", "without effect", "train.max_steps: 4 -> 8"],
-    );
-    assert_eq!(text(&place, "config.toml"), before.0, "the first start's settings stay");
-    says(&text(&place, "config-2.toml"), &["lr = 0.5"]);
-    assert_eq!(
-        place.rows("w").iter().map(|r| r["attempt"].as_u64().unwrap()).collect::<Vec<_>>(),
-        [1, 1, 1, 1, 2, 2, 2, 2]
-    );
-    // From here on the changed settings are the run's.
-    run(&mut train(&place, &changed, &[]));
-    assert!(
-        !std::path::Path::new(&(place.path("w") + "/config-3.toml")).exists(),
-        "nothing was left to do"
-    );
+    let log = stderr(&output(&mut train(&sandbox, &changed, &["--resume-with-changes"])));
+    assert_eq!(level_of(&log, "train.lr: 0.02 -> 0.5"), Some("WARN"), "{log}");
+    assert_eq!(level_of(&log, "train.max_steps: 4 -> 8"), Some("INFO"), "{log}");
+    assert_eq!(text(&sandbox, "config.toml"), first_config, "the first start's file is kept");
+    assert_contains(&text(&sandbox, "config-2.toml"), &["lr = 0.5"]);
+    let attempts: Vec<u64> =
+        sandbox.rows("w").iter().map(|r| r["attempt"].as_u64().unwrap()).collect();
+    assert_eq!(attempts, [1, 1, 1, 1, 2, 2, 2, 2]);
+    // The changed settings are now the run's own. No step is left, so no settings are written.
+    run(&mut train(&sandbox, &changed, &[]));
+    assert!(!Path::new(&(sandbox.path("w") + "/config-3.toml")).exists());
 }
 
-/// Another data set in the same default work directory is refused, with the option to give.
+/// Another data set in the same work directory is refused, with the option that avoids it.
 #[test]
-fn another_data_set_in_the_same_work_directory() {
-    let (place, other) = (Place::new(), Place::of(9, 3));
-    run(&mut train(&place, &[], &[]));
+fn another_data_set_in_the_same_work_directory_is_refused() {
+    let (sandbox, other) = (Sandbox::new(), Sandbox::with_images(9, 3));
+    run(&mut train(&sandbox, &[], &[]));
     let args =
-        ["smoke", "--device", "cpu", "--data", &other.shards(), "--work-dir", &place.path("w")];
-    let said = fails(launch(0, "dw-train").args(args), 2);
-    says(&said, &["training data (fingerprint", "--work-dir"]);
+        ["smoke", "--device", "cpu", "--data", &other.shards(), "--work-dir", &sandbox.path("w")];
+    let error = run_failing(launch(0, "dw-train").args(args), 2);
+    assert_contains(&error, &["fingerprint", " -> ", "hint:", "--work-dir"]);
 }
 
-/// Another number of ranks keeps the global batch, however often the same command is given.
+/// Another number of ranks keeps the global batch, also when the same command is repeated.
 #[test]
-fn ranks_may_change_and_the_batch_stays() {
-    let place = Place::new();
+fn the_global_batch_is_kept_on_another_number_of_ranks() {
+    let sandbox = Sandbox::new();
     let sets = |steps| vec!["eval.every_epochs=0", "train.images_per_rank=4", steps];
-    place.train(1, "w", &sets("train.max_steps=3"));
+    sandbox.train(1, "w", &sets("train.max_steps=3"));
     for steps in ["train.max_steps=5", "train.max_steps=7"] {
-        let out = launch(2, "dw-train").args(place.train_args("w", &sets(steps))).output().unwrap();
-        assert!(out.status.success(), "{}", stderr(&out));
-        says(&stderr(&out), &["the global batch of 4 images is kept: 2 on each of 2 ranks"]);
+        run(launch(2, "dw-train").args(sandbox.train_args("w", &sets(steps))));
+        let newest = sandbox.checkpoints("w").pop().unwrap();
+        let state = std::fs::read_to_string(newest.join("state.json")).unwrap();
+        let state: Value = serde_json::from_str(&state).unwrap();
+        assert_eq!(state["global_batch"], 4);
     }
-    assert_eq!(place.rows("w").len(), 7);
+    assert_eq!(sandbox.rows("w").len(), 7);
 }
 
-/// After a kill the metrics hold each step once, in order, with the start that computed it.
+/// After a kill the metrics hold each step once, in order, with the number of the start that
+/// computed it.
 #[test]
-fn undone_steps_leave_the_metrics() {
-    let place = Place::new();
+fn steps_after_the_checkpoint_are_removed_from_the_metrics() {
+    let sandbox = Sandbox::new();
     let sets = ["eval.every_epochs=0", "checkpoint.every_steps=4", "train.max_steps=15"];
     let mut killed = launch(0, "dw-train");
-    killed.args(place.train_args("w", &sets)).env("DW_FAULT", "kill@0:11");
-    Job::start(&mut killed).end(Duration::from_mins(1));
-    let newest = place.newest_step("w");
+    killed.args(sandbox.train_args("w", &sets)).env("DW_FAULT", "kill@0:11");
+    Job::start(&mut killed).wait(Duration::from_mins(1));
+    let newest = sandbox.newest_step("w");
     assert!(newest == 4 || newest == 8, "a checkpoint before step 11: {newest}");
-    place.train(0, "w", &sets);
-    let rows = place.rows("w");
+    sandbox.train(0, "w", &sets);
+    let rows = sandbox.rows("w");
     assert!(rows.iter().map(|r| r["step"].as_u64().unwrap()).eq(1..=15));
     let second = rows.iter().filter(|r| r["attempt"] == 2).count();
-    assert_eq!(second, 15 - newest, "the second start went on from step {newest}");
-    place.train(0, "whole", &sets);
-    assert_eq!(place.losses("w"), place.losses("whole"));
+    assert_eq!(second, 15 - newest, "the second start resumed from step {newest}");
+    sandbox.train(0, "whole", &sets);
+    assert_eq!(sandbox.losses("w"), sandbox.losses("whole"));
 }
 
-/// Steps and epochs have one numbering: rows, evaluations and checkpoints agree.
 #[test]
-fn rows_and_checkpoints_count_alike() {
-    let place = Place::new();
-    place.train(0, "w", &["train.epochs=2"]);
-    let rows = place.rows("w");
+fn steps_and_epochs_are_numbered_alike_in_rows_and_checkpoints() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.epochs=2"]);
+    let rows = sandbox.rows("w");
     let ap: Vec<_> = rows.iter().filter(|r| r.contains_key("AP")).collect();
-    let last = place.newest_step("w") as u64;
+    let last = sandbox.newest_step("w") as u64;
     assert_eq!(
         (ap.len(), ap[1]["step"].as_u64(), ap[1]["epoch"].as_u64()),
         (2, Some(last), Some(2))
@@ -170,83 +190,73 @@ fn rows_and_checkpoints_count_alike() {
     assert_eq!(rows[0]["step"], 1);
 }
 
-/// Checkpoints come by time, too.
 #[test]
-fn checkpoints_by_time() {
-    let place = Place::new();
-    let sets =
-        ["eval.every_epochs=0", "train.max_steps=40", "train.epochs=100", "checkpoint.keep=100"];
-    place.train(
-        0,
-        "w",
-        &[&sets[..], &["checkpoint.every_steps=1000", "checkpoint.every_minutes=0.001"]].concat(),
-    );
-    assert!(files(&(place.path("w") + "/checkpoints"), "").len() > 3);
-    place.train(
-        0,
-        "v",
-        &[&sets[..], &["checkpoint.every_steps=1000", "checkpoint.every_minutes=0"]].concat(),
-    );
-    assert_eq!(files(&(place.path("v") + "/checkpoints"), "").len(), 1);
+fn checkpoint_every_minutes_writes_checkpoints_by_time() {
+    let sandbox = Sandbox::new();
+    let count = |work: &str, minutes: &str| {
+        let sets = [
+            "eval.every_epochs=0",
+            "train.max_steps=40",
+            "train.epochs=100",
+            "checkpoint.keep=100",
+            "checkpoint.every_steps=1000",
+            minutes,
+        ];
+        sandbox.train(0, work, &sets);
+        sandbox.checkpoints(work).len()
+    };
+    assert!(count("w", "checkpoint.every_minutes=0.001") > 3);
+    assert_eq!(count("v", "checkpoint.every_minutes=0"), 1);
 }
 
-/// A run is evaluated from any folder, and its files can be read by whoever can read the others.
+/// A run that was started with relative paths can be evaluated from another folder, and all files
+/// of a checkpoint have the same permissions.
 #[test]
-fn a_run_is_found_from_elsewhere() {
+fn a_run_can_be_evaluated_from_another_folder() {
     use std::os::unix::fs::PermissionsExt;
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let mut c = launch(0, "dw-train");
-    let args = [
-        "smoke",
-        "--device",
-        "cpu",
-        "--data",
-        "coco/shards",
-        "--work-dir",
-        "w",
-        "--set",
-        "train.epochs=1",
-    ];
-    run(c.current_dir(place.path("")).args(args));
-    run(Command::new(bin("dw-eval"))
-        .current_dir("/")
-        .arg(place.path("w"))
-        .args(["--device", "cpu"]));
-    let folder = files(&(place.path("w") + "/checkpoints"), "").remove(0);
-    let modes: Vec<u32> = files(folder.to_str().unwrap(), "")
+    c.current_dir(sandbox.path(""));
+    c.args(["smoke", "--device", "cpu", "--data", "coco/shards", "--work-dir", "w"]);
+    run(c.args(["--set", "train.epochs=1"]));
+    let mut c = Command::new(bin("dw-eval"));
+    run(c.current_dir("/").arg(sandbox.path("w")).args(["--device", "cpu"]));
+    let folder = sandbox.checkpoints("w").remove(0);
+    let modes: Vec<u32> = files_in(folder.to_str().unwrap(), "")
         .iter()
         .map(|f| f.metadata().unwrap().permissions().mode())
         .collect();
     assert!(modes.iter().all(|m| *m == modes[0]), "{modes:?}");
 }
 
-/// `train.precision = "auto"` is settled before anything is compared or saved, so a run keeps its own.
+/// `train.precision = "auto"` is resolved before settings are compared or saved, so a run keeps its
+/// precision.
 #[test]
 fn precision_is_part_of_the_run() {
-    let place = Place::new();
-    for (set, words) in [
-        ("train.precision=tf32", ["train.precision", "only GPUs have TF32"]),
-        ("train.precision=bf16", ["train.precision", "not in this version"]),
-        ("train.precision=fp16", ["fp16", "tf32"]),
+    let sandbox = Sandbox::new();
+    for (set, keys) in [
+        ("train.precision=tf32", ["train.precision", "tf32", "hint:", "f32"]),
+        ("train.precision=bf16", ["train.precision", "bf16", "hint:", "f32"]),
+        ("train.precision=fp16", ["fp16", "auto", "tf32", "f64"]),
     ] {
-        says(&fails(&mut train(&place, &[set], &[]), 2), &words);
+        assert_contains(&run_failing(&mut train(&sandbox, &[set], &[]), 2), &keys);
     }
-    run(&mut train(&place, &["train.max_steps=2", "train.precision=f32"], &[]));
-    says(&text(&place, "config.toml"), &["precision = \"f32\""]);
-    // What `auto` stands for on a CPU.
-    run(&mut train(&place, &["train.precision=auto"], &[]));
-    assert_eq!(place.steps("w").len(), 4);
-    let e = fails(&mut train(&place, &["train.precision=f64"], &[]), 2);
-    says(&e, &["train.precision: \"f32\" -> \"f64\""]);
+    run(&mut train(&sandbox, &["train.max_steps=2", "train.precision=f32"], &[]));
+    assert_contains(&text(&sandbox, "config.toml"), &["precision = \"f32\""]);
+    // `auto` is f32 on a CPU.
+    run(&mut train(&sandbox, &["train.precision=auto"], &[]));
+    assert_eq!(sandbox.steps("w").len(), 4);
+    let error = run_failing(&mut train(&sandbox, &["train.precision=f64"], &[]), 2);
+    assert_contains(&error, &["train.precision: \"f32\" -> \"f64\""]);
 }
 
-/// libtorch's deterministic algorithms change nothing where a run is deterministic anyway.
+/// On a CPU a run is deterministic anyway.
 #[test]
-fn deterministic_on_a_cpu_is_the_same_run() {
-    let place = Place::new();
+fn deterministic_algorithms_change_nothing_on_a_cpu() {
+    let sandbox = Sandbox::new();
     let losses = |work: &str, set: &str| {
-        run(launch(0, "dw-train").args(place.train_args(work, &[&SHORT[..], &[set]].concat())));
-        place.losses(work)
+        sandbox.train(0, work, &[&SHORT[..], &[set]].concat());
+        sandbox.losses(work)
     };
     assert_eq!(losses("a", "train.deterministic=false"), losses("b", "train.deterministic=true"));
 }

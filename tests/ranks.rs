@@ -1,95 +1,92 @@
-//! Training and evaluation with real processes: one, several, more than there are cores.
+//! Training and evaluation on one and on several ranks, also on more ranks than cores.
 
 mod support;
 
 use serde_json::Value;
-use support::{Place, bin, damage, fails, files, launch, run, says};
+use support::{Sandbox, assert_contains, assert_fails, bin, files_in, flip_bit, launch, run};
+
+/// Keys of every step's row in `metrics.jsonl`.
+const STEP_KEYS: [&str; 10] = [
+    "step",
+    "epoch",
+    "loss",
+    "lr",
+    "data_s",
+    "step_s",
+    "images_per_s",
+    "loss_cls_pos",
+    "loss_loc",
+    "loss_cls_neg",
+];
 
 #[test]
-fn trains_evaluates_and_saves_on_any_number_of_ranks() {
-    let place = Place::new();
+fn training_evaluates_and_saves_on_any_number_of_ranks() {
+    let sandbox = Sandbox::new();
     for ranks in [0, 1, 2, 3] {
         let work = format!("work{ranks}");
-        place.train(ranks, &work, &["train.epochs=1"]);
-        let steps = place.steps(&work);
+        sandbox.train(ranks, &work, &["train.epochs=1"]);
+        let steps = sandbox.steps(&work);
         let batch = 2 * ranks.max(1);
         assert!(
             steps.len() >= 13 / batch && steps.len() <= 14usize.div_ceil(batch),
             "{} steps on {ranks} ranks",
             steps.len()
         );
-        for key in [
-            "step",
-            "epoch",
-            "loss",
-            "lr",
-            "data_s",
-            "step_s",
-            "images_per_s",
-            "loss_cls_pos",
-            "loss_loc",
-            "loss_cls_neg",
-        ] {
+        for key in STEP_KEYS {
             assert!(steps.iter().all(|s| s[key].is_number()), "{key}");
         }
-        let ap = place
-            .rows(&work)
-            .into_iter()
-            .find(|r| r.contains_key("AP"))
-            .expect("a row of the evaluation");
-        assert!(ap["AP50"].is_number());
-        let checkpoints = files(&(place.path(&work) + "/checkpoints"), "");
+        let evaluation = sandbox.rows(&work).into_iter().find(|r| r.contains_key("AP"));
+        assert!(evaluation.expect("a row of the evaluation")["AP50"].is_number());
+        let checkpoints = sandbox.checkpoints(&work);
         assert_eq!(checkpoints.len(), 1);
         for f in
             ["model.safetensors", "momentum.safetensors", "state.json", "manifest.json", "DONE"]
         {
             assert!(std::fs::metadata(checkpoints[0].join(f)).unwrap().len() > 0, "{f}");
         }
-        assert!(
-            std::fs::read_to_string(place.path(&work) + "/config.toml")
-                .unwrap()
-                .contains("[train]")
-        );
+        let config = std::fs::read_to_string(sandbox.path(&work) + "/config.toml").unwrap();
+        assert_contains(&config, &["[train]"]);
     }
 }
 
-/// Pain 11: the same seed gives the same losses, to the last bit, with threads and ranks as they come.
+/// The same seed gives the same losses, bit for bit.
 #[test]
-fn twenty_steps_are_the_same_twice() {
-    let place = Place::new();
+fn a_repeated_run_gives_the_same_losses() {
+    let sandbox = Sandbox::new();
     for (ranks, network) in
         [(1, "model.norm=gn"), (2, "model.norm=gn"), (2, "model.dcn_last_conv=true")]
     {
         let sets = ["eval.every_epochs=0", "train.max_steps=20", network];
         let (a, b) = (format!("a{ranks}{network}"), format!("b{ranks}{network}"));
-        place.train(ranks, &a, &sets);
-        place.train(ranks, &b, &sets);
-        assert_eq!(place.losses(&a).len(), 20);
-        assert_eq!(place.losses(&a), place.losses(&b), "{ranks} ranks, {network}");
+        sandbox.train(ranks, &a, &sets);
+        sandbox.train(ranks, &b, &sets);
+        assert_eq!(sandbox.losses(&a).len(), 20);
+        assert_eq!(sandbox.losses(&a), sandbox.losses(&b), "{ranks} ranks, {network}");
     }
 }
 
-/// Pain 12: ten steps, a stop and ten more are twenty steps, to the last bit.
+/// Ten steps, a stop and ten more give the losses of twenty steps, bit for bit.
 #[test]
 fn resume_is_bit_exact() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     for (ranks, norm) in [(1, "gn"), (2, "gn"), (2, "bn")] {
         let norm = format!("model.norm={norm}");
-        let (whole, cut) = (format!("whole{ranks}{norm}"), format!("cut{ranks}{norm}"));
+        let (whole, parts) = (format!("whole{ranks}{norm}"), format!("parts{ranks}{norm}"));
         let sets = |steps| vec!["eval.every_epochs=0", norm.as_str(), steps];
-        place.train(ranks, &whole, &sets("train.max_steps=20"));
-        place.train(ranks, &cut, &sets("train.max_steps=10"));
-        place.train(ranks, &cut, &sets("train.max_steps=20"));
-        assert_eq!(place.losses(&whole).len(), 20);
-        assert_eq!(place.losses(&whole), place.losses(&cut), "{ranks} ranks, {norm}");
-        assert_ne!(place.losses(&whole)[10], place.losses(&whole)[11], "the loss moves");
+        sandbox.train(ranks, &whole, &sets("train.max_steps=20"));
+        sandbox.train(ranks, &parts, &sets("train.max_steps=10"));
+        sandbox.train(ranks, &parts, &sets("train.max_steps=20"));
+        assert_eq!(sandbox.losses(&whole).len(), 20);
+        assert_eq!(sandbox.losses(&whole), sandbox.losses(&parts), "{ranks} ranks, {norm}");
+        assert_ne!(sandbox.losses(&whole)[10], sandbox.losses(&whole)[11], "the loss changes");
     }
 }
 
-/// Pain 13: one big batch on one rank is several smaller ones on as many ranks, where the padded shapes are equal.
+/// A global batch gives the same loss on one rank as divided among several, if the padded shapes
+/// are equal.
 #[test]
 fn losses_do_not_depend_on_the_number_of_ranks() {
-    let place = Place::of(24, 5);
+    let sandbox = Sandbox::with_images(24, 5);
     let sets = |images| {
         vec![
             "eval.every_epochs=0",
@@ -100,28 +97,29 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
         ]
     };
     let losses = |work: &str| -> Vec<f64> {
-        place.steps(work).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
+        sandbox.steps(work).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
     };
-    place.train(1, "1", &sets("train.images_per_rank=12"));
-    let alone = losses("1");
-    assert_eq!(alone.len(), 10);
+    sandbox.train(1, "1", &sets("train.images_per_rank=12"));
+    let expected = losses("1");
+    assert_eq!(expected.len(), 10);
     for (ranks, images) in [
         (2, "train.images_per_rank=6"),
         (3, "train.images_per_rank=4"),
         (4, "train.images_per_rank=3"),
     ] {
         let work = ranks.to_string();
-        place.train(ranks, &work, &sets(images));
-        for (step, (a, b)) in alone.iter().zip(losses(&work)).enumerate() {
+        sandbox.train(ranks, &work, &sets(images));
+        for (step, (a, b)) in expected.iter().zip(losses(&work)).enumerate() {
             assert!((a - b).abs() <= 1e-9 * a, "step {step}: {a} on one rank, {b} on {ranks}");
         }
     }
 }
 
-/// Pain 6: an image without boxes, alone on its rank, holds nobody up and changes nothing that it should not.
+/// A rank whose batch has no boxes takes part in the normalisation: the losses are those of one
+/// rank, and no rank waits for ever.
 #[test]
 fn images_without_boxes_are_part_of_the_batch() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let sets = |images| {
         vec![
             "eval.every_epochs=0",
@@ -132,19 +130,20 @@ fn images_without_boxes_are_part_of_the_batch() {
             images,
         ]
     };
-    place.train(1, "1", &sets("train.images_per_rank=2"));
-    place.train(2, "2", &sets("train.images_per_rank=1"));
-    for (a, b) in place.steps("1").iter().zip(place.steps("2")) {
+    sandbox.train(1, "1", &sets("train.images_per_rank=2"));
+    sandbox.train(2, "2", &sets("train.images_per_rank=1"));
+    for (a, b) in sandbox.steps("1").iter().zip(sandbox.steps("2")) {
         let (a, b) = (a["loss"].as_f64().unwrap(), b["loss"].as_f64().unwrap());
         assert!((a - b).abs() <= 1e-9 * a, "{a} and {b}");
     }
-    assert_eq!(place.steps("2").len(), 14);
+    assert_eq!(sandbox.steps("2").len(), 14);
 }
 
-/// Gradients sent as bf16 are rounded, and no more than that: after one step momentum is the gradient itself.
+/// Gradients that are reduced as bf16 differ only by rounding. After one step the momentum is the
+/// gradient itself.
 #[test]
-fn compressed_gradients_are_close() {
-    let place = Place::new();
+fn bf16_gradients_differ_only_by_rounding() {
+    let sandbox = Sandbox::new();
     let sets = |how| {
         let one = [
             "eval.every_epochs=0",
@@ -155,13 +154,11 @@ fn compressed_gradients_are_close() {
         ];
         one.into_iter().chain([how]).collect::<Vec<_>>()
     };
-    place.train(2, "f32", &sets("train.grad_compression=none"));
-    place.train(2, "bf16", &sets("train.grad_compression=bf16"));
+    sandbox.train(2, "f32", &sets("train.grad_compression=none"));
+    sandbox.train(2, "bf16", &sets("train.grad_compression=bf16"));
     let momentum = |work: &str| {
-        let bytes = std::fs::read(
-            files(&(place.path(work) + "/checkpoints"), "")[0].join("momentum.safetensors"),
-        )
-        .unwrap();
+        let bytes =
+            std::fs::read(sandbox.checkpoints(work)[0].join("momentum.safetensors")).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let mut all: Vec<(String, Vec<f32>)> = tensors
             .iter()
@@ -178,9 +175,10 @@ fn compressed_gradients_are_close() {
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     };
-    // Each rank's part and their sum are rounded to 8 bits; where parts of opposite sign cancel, more is off.
+    // Each rank's gradient and their sum are rounded to 8 bits. The relative error is larger where
+    // gradients of opposite sign cancel.
     let square = |v: f64| v * v;
-    let (mut off, mut all) = (0.0, 0.0);
+    let (mut error, mut all) = (0.0, 0.0);
     for ((name, exact), (_, rounded)) in momentum("f32").iter().zip(momentum("bf16")) {
         let difference: f64 =
             exact.iter().zip(&rounded).map(|(a, b)| square(f64::from(a - b))).sum();
@@ -191,115 +189,102 @@ fn compressed_gradients_are_close() {
             difference.sqrt(),
             size.sqrt()
         );
-        (off, all) = (off + difference, all + size);
+        (error, all) = (error + difference, all + size);
     }
-    let error = (off / all).sqrt();
+    let error = (error / all).sqrt();
     assert!(error > 0.0 && error < 1.0 / 128.0, "relative error of the gradient: {error}");
 }
 
-/// Pain 13: a run goes on with another number of ranks as long as they can share the global batch.
+/// A run can resume on another number of ranks that divides its global batch.
 #[test]
 fn resume_on_another_number_of_ranks() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let sets = |steps| vec!["eval.every_epochs=0", "data.group=4", steps];
-    place.train(2, "w", &sets("train.max_steps=4"));
-    place.train(1, "w", &sets("train.max_steps=6"));
-    assert_eq!(place.steps("w").len(), 6);
-    let text =
-        fails(launch(3, "dw-train").args(place.train_args("w", &sets("train.max_steps=8"))), 2);
-    says(&text, &["global batch of 4", "1, 2, 4"]);
+    sandbox.train(2, "w", &sets("train.max_steps=4"));
+    sandbox.train(1, "w", &sets("train.max_steps=6"));
+    assert_eq!(sandbox.steps("w").len(), 6);
+    let args = sandbox.train_args("w", &sets("train.max_steps=8"));
+    let keys = ["3 ranks", "global batch", "4 images", "hint:", "1, 2, 4"];
+    assert_fails(launch(3, "dw-train").args(args), 2, &keys);
 }
 
-/// Pain 7: a loss that is not finite stops all ranks and names step, terms and images.
+/// A loss that is not finite stops all ranks; the error names step, loss terms and images.
 #[test]
-fn a_loss_that_is_not_finite_is_told() {
-    let place = Place::new();
+fn a_loss_that_is_not_finite_stops_the_run() {
+    let sandbox = Sandbox::new();
     let sets =
         ["train.lr=1e30", "train.warmup_steps=0", "train.clip_norm=0", "eval.every_epochs=0"];
-    let text = fails(launch(2, "dw-train").args(place.train_args("w", &sets)), 3);
-    says(
-        &text,
-        &["step ", "is not a finite number", "loss_cls_neg", "images [", "hint: lower train.lr"],
-    );
+    let args = sandbox.train_args("w", &sets);
+    let keys = ["error: step ", "loss_cls_neg", "images [", "hint:", "train.lr"];
+    assert_fails(launch(2, "dw-train").args(args), 3, &keys);
 }
 
-/// Pains 2 and 19: a damaged shard ends the whole job, with shard, record and offset.
+/// A damaged record stops all ranks; the error names shard, record and offset.
 #[test]
-fn a_damaged_shard_ends_the_job() {
-    let place = Place::new();
-    damage(&files(&place.shards(), ".dwshard")[0]);
-    let text =
-        fails(launch(2, "dw-train").args(place.train_args("w", &["eval.every_epochs=0"])), 3);
-    says(&text, &[".dwshard", "record", "at offset", "damaged"]);
+fn a_damaged_shard_stops_the_job() {
+    let sandbox = Sandbox::new();
+    flip_bit(&files_in(&sandbox.shards(), ".dwshard")[0]);
+    let args = sandbox.train_args("w", &["eval.every_epochs=0"]);
+    let keys = [".dwshard", "record ", "offset ", "checksum"];
+    assert_fails(launch(2, "dw-train").args(args), 3, &keys);
 }
 
-/// Pain 20: every image is evaluated once on any number of ranks; the numbers are the same to the last digit, and
-/// the results file gives them again.
+/// Every image is evaluated once on any number of ranks: the numbers are the same to the last
+/// digit, and so are those computed from the results file.
 #[test]
 fn evaluation_does_not_depend_on_the_number_of_ranks() {
-    let place = Place::of(40, 7);
-    place.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
+    let sandbox = Sandbox::with_images(40, 7);
+    sandbox.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
     let eval = |ranks: usize| {
-        let dt = place.path(&format!("dt{ranks}.json"));
-        let json = run(launch(ranks, "dw-eval").args([
-            &place.path("w"),
-            "--device",
-            "cpu",
-            "--json",
-            "--dt-out",
-            &dt,
-        ]));
-        (json, std::fs::read_to_string(dt).unwrap())
+        let dt = sandbox.path(&format!("dt{ranks}.json"));
+        let mut c = launch(ranks, "dw-eval");
+        c.args([&sandbox.path("w"), "--device", "cpu", "--json", "--dt-out", &dt]);
+        (run(&mut c), std::fs::read_to_string(dt).unwrap())
     };
-    let alone = eval(0);
+    let expected = eval(0);
     for ranks in [1, 2, 3] {
-        assert_eq!(eval(ranks), alone, "{ranks} ranks");
+        assert_eq!(eval(ranks), expected, "{ranks} ranks");
     }
-    let gt = place.path("coco/annotations/instances_val2017.json");
-    let again = run(launch(0, "dw-eval").args([
-        "coco",
-        "--gt",
-        &gt,
-        "--dt",
-        &place.path("dt0.json"),
-        "--json",
-    ]));
-    let (a, b): (Value, Value) =
-        (serde_json::from_str(&alone.0).unwrap(), serde_json::from_str(&again).unwrap());
+    let gt = sandbox.path("coco/annotations/instances_val2017.json");
+    let dt = sandbox.path("dt0.json");
+    let recomputed = run(launch(0, "dw-eval").args(["coco", "--gt", &gt, "--dt", &dt, "--json"]));
+    let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let (a, b) = (json(&expected.0), json(&recomputed));
     for key in
         ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
     {
         assert_eq!(a[key], b[key], "{key}");
     }
-    assert!(a["AR100"].as_f64().unwrap() > 0.0, "something was found: {a}");
-    for (out, args) in
-        [("pred.png", vec!["pred", "W", "-n", "3"]), ("curves.png", vec!["curves", "W"])]
-    {
-        let png = place.path(out);
-        let args: Vec<String> = args
-            .into_iter()
-            .map(|a| if a == "W" { place.path("w") } else { a.to_owned() })
-            .collect();
+    assert!(a["AR100"].as_f64().unwrap() > 0.0, "no box was found: {a}");
+}
+
+#[test]
+fn dw_show_draws_predictions_and_curves() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.epochs=1", "eval.score_threshold=0.01"]);
+    let work = sandbox.path("w");
+    let commands = [&["pred", work.as_str(), "-n", "3"][..], &["curves", work.as_str()]];
+    for args in commands {
+        let png = sandbox.path(&format!("{}.png", args[0]));
         run(std::process::Command::new(bin("dw-show")).args(args).args(["-o", &png]));
         let image = image::open(&png).unwrap().to_rgb8();
         assert!(image.width() > 300 && image.pixels().any(|p| p != image.get_pixel(0, 0)));
     }
 }
 
-/// The best checkpoint outlives newer ones, also over a resume.
+/// The best checkpoint is kept besides the newest one, also after a resume.
 #[test]
 fn the_best_checkpoint_is_kept() {
-    let place = Place::new();
-    place.train(0, "w", &["train.epochs=1", "checkpoint.keep=1"]);
-    let folder = place.path("w") + "/checkpoints";
-    let best = files(&folder, "")[0].clone();
-    // Say that the first epoch was very good.
-    let metrics = place.path("w") + "/metrics.jsonl";
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.epochs=1", "checkpoint.keep=1"]);
+    let best = sandbox.checkpoints("w")[0].clone();
+    // Make the first epoch the best one.
+    let metrics = sandbox.path("w") + "/metrics.jsonl";
     let text = std::fs::read_to_string(&metrics).unwrap();
     let at = text.find("\"AP\":").unwrap();
     let end = at + text[at..].find(',').unwrap();
     std::fs::write(&metrics, format!("{}\"AP\":0.99{}", &text[..at], &text[end..])).unwrap();
-    place.train(0, "w", &["train.epochs=3", "checkpoint.keep=1"]);
-    let left = files(&folder, "");
+    sandbox.train(0, "w", &["train.epochs=3", "checkpoint.keep=1"]);
+    let left = sandbox.checkpoints("w");
     assert!(left.len() == 2 && left.contains(&best), "{left:?}");
 }

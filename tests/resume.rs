@@ -1,131 +1,132 @@
-//! Checkpoints against kills, full disks and folders that cannot be written (pain 14). `DW_KILLS` sets the number of kills.
+//! Checkpoints survive kills, full disks and read-only folders. `DW_KILLS`: the number of kills.
 
 mod support;
 
 use std::process::Command;
 use std::time::Duration;
 
-use support::{Job, Place, bin, launch, processes, rounds, says, stderr};
+use support::{Job, Sandbox, assert_contains, bin, last_error, launch, processes, rounds, stderr};
 
-/// Kill -9 of the whole job at moments all over a run that writes checkpoints all the time: each start finds a whole one, and
-/// the end is that of an undisturbed run, to the last bit.
+/// Kills the whole job with SIGKILL at moments spread over a run that writes checkpoints all the
+/// time. Each start resumes from the newest checkpoint, and the losses are those of an undisturbed
+/// run, bit for bit.
 #[test]
 fn kills_at_any_moment_lose_nothing() {
-    let place = Place::new();
+    let sandbox = Sandbox::new();
     let kills = rounds("DW_KILLS", 5);
     let steps = format!("train.max_steps={}", 8 * kills + 10);
     let sets = ["eval.every_epochs=0", "checkpoint.every_steps=1", steps.as_str()];
-    place.train(2, "whole", &sets);
+    sandbox.train(2, "whole", &sets);
     let (mut random, mut killed) = (0x2545_f491_4f6c_dd1du64, 0);
     for kill in 0..kills {
-        // Xorshift: moments all over the run, the same every time.
+        // Xorshift with a fixed seed: the same moments in every run of the test.
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        let job = Job::start(launch(2, "dw-train").args(place.train_args("w", &sets)));
+        let (newest, attempt) = (sandbox.newest_step("w") as u64, sandbox.last_attempt("w"));
+        let job = Job::start(launch(2, "dw-train").args(sandbox.train_args("w", &sets)));
         if kill % 5 > 0 {
-            job.until(" INFO step ");
+            job.wait_until("a step of this start", || sandbox.last_attempt("w") > attempt);
         }
         std::thread::sleep(Duration::from_millis(random % 700));
-        let _ = Command::new("pkill").args(["-KILL", "-f", &place.path("w")]).status();
-        let (code, text) = job.end(Duration::from_secs(20));
-        assert!(!text.contains("passing over"), "kill {kill}: {text}");
-        assert!(!text.contains("error: "), "kill {kill}: {text}");
+        let _ = Command::new("pkill").args(["-KILL", "-f", &sandbox.path("w")]).status();
+        let (code, log) = job.wait(Duration::from_secs(20));
+        assert!(!log.contains("error: "), "kill {kill}: {log}");
         killed += usize::from(code != Some(0));
-        while !processes(&place.path("w")).is_empty() {
+        while !processes(&sandbox.path("w")).is_empty() {
             std::thread::sleep(Duration::from_millis(20));
         }
+        // The newest checkpoint was valid: this start did not fall back to an older one.
+        let rows = sandbox.rows_so_far("w");
+        let first = rows.iter().find(|r| r["attempt"].as_u64().unwrap() > attempt);
+        assert!(first.is_none_or(|r| r["step"] == newest + 1), "kill {kill}: {first:?}: {log}");
     }
     assert!(killed * 2 > kills, "only {killed} of {kills} met a running job");
-    place.train(2, "w", &sets);
-    assert_eq!(place.losses("w"), place.losses("whole"));
+    sandbox.train(2, "w", &sets);
+    assert_eq!(sandbox.losses("w"), sandbox.losses("whole"));
 }
 
-/// An evaluation that a run did not get to, or that a signal ended, is made up by the next start, with the same numbers.
+/// An evaluation that was due but that a kill or a signal prevented is run by the next start, with
+/// the same result, and only once.
 #[test]
-fn a_missed_evaluation_is_made_up() {
-    let place = Place::of(14, 300);
+fn a_missed_evaluation_is_run_by_the_next_start() {
+    let sandbox = Sandbox::with_images(14, 300);
     let sets = ["train.epochs=1"];
-    place.train(2, "whole", &sets);
+    sandbox.train(2, "whole", &sets);
     let ap = |work: &str| {
-        place.rows(work).into_iter().find(|r| r.contains_key("AP")).map(|r| r["AP"].clone())
+        sandbox.rows(work).into_iter().find(|r| r.contains_key("AP")).map(|r| r["AP"].clone())
     };
     assert!(ap("whole").is_some());
-    // As after a kill in the evaluation at the run's very end.
-    let metrics = place.path("whole") + "/metrics.jsonl";
+    // As after a kill during the evaluation at the end of the run.
+    let metrics = sandbox.path("whole") + "/metrics.jsonl";
     let text = std::fs::read_to_string(&metrics).unwrap();
     let left: Vec<&str> = text.split_inclusive('\n').filter(|l| !l.contains("\"AP\"")).collect();
     std::fs::write(&metrics, left.concat()).unwrap();
-    place.train(2, "whole", &sets);
-    let made_up = ap("whole");
-    assert!(made_up.is_some());
-    let job = Job::start(launch(2, "dw-train").args(place.train_args("w", &sets)));
-    job.until(" INFO checkpoint ");
+    sandbox.train(2, "whole", &sets);
+    let repeated = ap("whole");
+    assert!(repeated.is_some());
+    let job = Job::start(launch(2, "dw-train").args(sandbox.train_args("w", &sets)));
+    job.wait_until("a checkpoint", || sandbox.newest_step("w") > 0);
     job.signal("USR1");
-    let (code, text) = job.end(Duration::from_mins(1));
-    assert_eq!((code, ap("w")), (Some(75), None), "{text}");
-    place.train(2, "w", &sets);
-    assert_eq!(ap("w"), made_up);
-    place.train(2, "w", &sets);
-    assert_eq!(
-        place.rows("w").iter().filter(|r| r.contains_key("AP")).count(),
-        1,
-        "and once is enough"
-    );
+    let (code, log) = job.wait(Duration::from_mins(1));
+    assert_eq!((code, ap("w")), (Some(75), None), "{log}");
+    sandbox.train(2, "w", &sets);
+    assert_eq!(ap("w"), repeated);
+    sandbox.train(2, "w", &sets);
+    let evaluations = sandbox.rows("w").iter().filter(|r| r.contains_key("AP")).count();
+    assert_eq!(evaluations, 1);
 }
 
-/// Runs a shell line in a mount namespace of its own; `None` where the system does not allow that.
-fn in_own_mounts(line: &str) -> Option<std::process::Output> {
+/// Runs a shell line in its own mount namespace; `None` where the system does not allow that.
+fn run_with_own_mounts(line: &str) -> Option<std::process::Output> {
     let options = ["-rm", "-m"]
         .into_iter()
         .find(|o| Command::new("unshare").args([o, "true"]).status().is_ok_and(|s| s.success()))?;
     Some(Command::new("unshare").args([options, "sh", "-c", line]).output().unwrap())
 }
 
-fn line(place: &Place, work: &str, mount: &str, sets: &[&str]) -> String {
-    let args: Vec<String> = place.train_args(work, sets).iter().map(|a| format!("'{a}'")).collect();
-    let checkpoints = place.path(work) + "/checkpoints";
-    let shown = format!("ls -A '{checkpoints}'");
+/// A shell line that mounts a file system at the checkpoint folder, trains, lists the folder and
+/// exits with the code of the training.
+fn train_on_mount(sandbox: &Sandbox, work: &str, mount: &str, sets: &[&str]) -> String {
+    let args: Vec<String> =
+        sandbox.train_args(work, sets).iter().map(|a| format!("'{a}'")).collect();
+    let (train, args) = (bin("dw-train"), args.join(" "));
+    let checkpoints = format!("'{}/checkpoints'", sandbox.path(work));
     format!(
-        "mkdir -p '{checkpoints}' && {mount} '{checkpoints}' || exit 99; '{}' {}; code=$?; {shown}; exit $code",
-        bin("dw-train").display(),
-        args.join(" ")
+        "mkdir -p {checkpoints} && {mount} {checkpoints} || exit 99; \
+         '{}' {args}; code=$?; ls -A {checkpoints}; exit $code",
+        train.display()
     )
 }
 
-/// A checkpoint of the smoke network is 6.7 MB: one fits, two do not.
+/// A checkpoint of the smoke network takes 6.7 MB: one fits on the small disk, two do not.
 #[test]
-fn a_full_disk_ends_or_not_as_configured() {
-    let place = Place::new();
+fn checkpoint_on_error_applies_to_full_and_read_only_disks() {
+    let sandbox = Sandbox::new();
     let run = |work: &str, mount: &str, on_error: &str| {
         let on_error = format!("checkpoint.on_error={on_error}");
         let sets =
             ["eval.every_epochs=0", "checkpoint.every_steps=4", "train.max_steps=12", &on_error];
-        let out = in_own_mounts(&line(&place, work, mount, &sets))?;
-        let text = stderr(&out);
-        assert_eq!(out.status.code(), Some(3), "{text}");
-        Some((text, String::from_utf8(out.stdout).unwrap()))
+        let out = run_with_own_mounts(&train_on_mount(&sandbox, work, mount, &sets))?;
+        let log = stderr(&out);
+        assert_eq!(out.status.code(), Some(3), "{log}");
+        Some((log, String::from_utf8(out.stdout).unwrap()))
     };
     let small = "mount -t tmpfs -o size=10m none";
-    let Some((text, left)) = run("stop", small, "stop") else {
-        println!("skipped: no mount namespaces here");
+    let Some((log, left)) = run("stop", small, "stop") else {
+        println!("skipped: no mount namespaces on this system");
         return;
     };
-    says(&text, &["error: checkpoint of step 8", "No space left on device", "hint: free space"]);
-    assert_eq!(
-        left.trim(),
-        "step-00000004",
-        "the older one is whole, nothing half-written is left"
-    );
-    assert!(place.steps("stop").len() < 12);
-    let (text, left) = run("continue", small, "continue").unwrap();
-    says(
-        &text,
-        &["No space left on device", "training goes on without it", "error: checkpoint of step 12"],
-    );
+    let full = "No space left on device";
+    assert_contains(last_error(&log), &["step 8", full, "hint:", "checkpoint.on_error"]);
+    assert_eq!(left.trim(), "step-00000004", "the older one is left and nothing incomplete");
+    assert!(sandbox.steps("stop").len() < 12);
+    let (log, left) = run("continue", small, "continue").unwrap();
+    assert_contains(&log, &["step 8", full, "checkpoint.on_error"]);
+    assert_contains(last_error(&log), &["step 12", full, "hint:"]);
     assert_eq!(left.trim(), "step-00000004");
-    assert_eq!(place.steps("continue").len(), 12);
-    let (text, left) = run("readonly", "mount -t tmpfs -o ro none", "stop").unwrap();
-    says(&text, &["error: checkpoint of step 4", "Read-only file system"]);
+    assert_eq!(sandbox.steps("continue").len(), 12);
+    let (log, left) = run("readonly", "mount -t tmpfs -o ro none", "stop").unwrap();
+    assert_contains(last_error(&log), &["step 4", "Read-only file system", "hint:"]);
     assert_eq!(left.trim(), "");
 }

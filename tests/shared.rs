@@ -1,4 +1,4 @@
-//! Real photos below `DW_DATA` (`coco128`, `bccd`); without it there is nothing to run.
+//! Tests on the photos in the folder `DW_DATA` (`coco128`, `bccd`); without it there are none.
 
 mod support;
 
@@ -9,16 +9,16 @@ use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 use support::{bin, launch, run};
 
-/// Gets the folder of photos.
+/// Called with the folder `DW_DATA`.
 type Test = fn(&Path);
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
     let tests: [(&str, Test); 4] = [
-        ("packs_both_splits_of_real_photos", packs),
-        ("jpeg_and_zstd_give_the_same_pixels", codecs_agree),
-        ("r50_overfits_four_photos_on_two_ranks", overfits_four),
-        ("own_category_ids_need_no_code", bccd),
+        ("both_splits_of_real_photos_are_packed", both_splits_are_packed),
+        ("jpeg_and_zstd_give_the_same_pixels", codecs_give_the_same_pixels),
+        ("r50_overfits_four_photos_on_two_ranks", r50_overfits_four_photos),
+        ("other_categories_need_no_code", other_categories_need_no_code),
     ];
     let data = std::env::var_os("DW_DATA").map(PathBuf::from);
     let trials = data.into_iter().flat_map(|d| {
@@ -38,8 +38,8 @@ fn pack(coco: &Path, out: &Path, more: &[&str]) {
     run(Command::new(bin("dw-pack")).arg("verify").arg(out));
 }
 
-/// Two images have no boxes, some have crowds, one is grey: all go through.
-fn packs(data: &Path) {
+/// Two images have no boxes, some have crowds, one is greyscale: all are packed.
+fn both_splits_are_packed(data: &Path) {
     let dir = tempfile::tempdir().unwrap();
     pack(&data.join("coco128"), dir.path(), &["--split", "train2017", "--split", "val2017"]);
     let info: Value = serde_json::from_str(&run(Command::new(bin("dw-pack"))
@@ -54,7 +54,7 @@ fn packs(data: &Path) {
     assert_eq!(info["categories"].as_array().unwrap().len(), 80);
 }
 
-fn codecs_agree(data: &Path) {
+fn codecs_give_the_same_pixels(data: &Path) {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     pack(&data.join("coco128"), a.path(), &["--split", "train2017"]);
     pack(&data.join("coco128"), b.path(), &["--split", "train2017", "--pixels", "jpeg"]);
@@ -75,7 +75,7 @@ fn losses(work: &Path) -> Vec<f64> {
         .collect()
 }
 
-fn overfits_four(data: &Path) {
+fn r50_overfits_four_photos(data: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let (shards, work) = (dir.path().join("s"), dir.path().join("w"));
     pack(&data.join("coco128"), &shards, &["--split", "train2017"]);
@@ -100,7 +100,7 @@ fn overfits_four(data: &Path) {
     assert!(losses.len() == 60 && lowest < 0.8 * losses[0], "first {}, lowest {lowest}", losses[0]);
 }
 
-fn bccd(data: &Path) {
+fn other_categories_need_no_code(data: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let (shards, work) = (dir.path().join("s"), dir.path().join("w"));
     pack(&data.join("bccd"), &shards, &[]);

@@ -1,10 +1,11 @@
-//! Every strategy trains, evaluates, resumes to the last bit, and computes the same on several ranks.
+//! Every strategy trains, evaluates, resumes bit for bit, and gives the same losses on any number
+//! of ranks.
 
 mod support;
 
-use support::{Place, bin, fails, launch, run, says};
+use support::{Sandbox, assert_fails, bin, launch, run};
 
-/// Settings of each strategy beside DW, on the smoke configuration.
+/// Settings of each strategy other than DW, for the smoke configuration.
 const STRATEGIES: [&[&str]; 2] = [
     &["assign.kind=fcos", "model.refine=false"],
     &[
@@ -22,31 +23,30 @@ fn with<'a>(strategy: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn runs_are_resumed_exactly_and_evaluated() {
+fn every_strategy_resumes_exactly_and_evaluates() {
     for strategy in STRATEGIES {
-        let place = Place::new();
+        let sandbox = Sandbox::new();
         let sets = |steps| with(strategy, &["eval.every_epochs=1", steps]);
         for ranks in [2, 0] {
-            // The files of one rank stay for what follows.
             let (whole, parts) =
                 if ranks == 0 { ("whole", "parts") } else { ("whole-2", "parts-2") };
-            place.train(ranks, whole, &sets("train.max_steps=8"));
-            place.train(ranks, parts, &sets("train.max_steps=3"));
-            place.train(ranks, parts, &sets("train.max_steps=8"));
-            assert_eq!(place.losses(whole), place.losses(parts), "{ranks} ranks, {strategy:?}");
+            sandbox.train(ranks, whole, &sets("train.max_steps=8"));
+            sandbox.train(ranks, parts, &sets("train.max_steps=3"));
+            sandbox.train(ranks, parts, &sets("train.max_steps=8"));
+            assert_eq!(sandbox.losses(whole), sandbox.losses(parts), "{ranks} ranks, {strategy:?}");
         }
         let names: Vec<String> =
-            place.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
+            sandbox.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
         assert_eq!(names, ["loss_cls", "loss_bbox", "loss_centerness"]);
         let model = |work: &str| {
-            std::fs::read(place.path(work) + "/checkpoints/step-00000008/model.safetensors")
+            std::fs::read(sandbox.path(work) + "/checkpoints/step-00000008/model.safetensors")
                 .unwrap()
         };
         assert!(model("whole") == model("parts"), "{strategy:?}");
-        // So few steps give low scores: the evaluation must find something, or it proves nothing.
+        // After so few steps scores are low; the threshold must leave detections.
         let eval = |more: &[&str]| -> serde_json::Value {
             let mut c = launch(0, "dw-eval");
-            c.arg(place.path("whole"))
+            c.arg(sandbox.path("whole"))
                 .args(["--device", "cpu", "--json", "--set", "eval.score_threshold=0.001"])
                 .args(more);
             serde_json::from_str(&run(&mut c)).unwrap()
@@ -55,23 +55,22 @@ fn runs_are_resumed_exactly_and_evaluated() {
             let found = eval(more);
             assert!(found["AR100"].as_f64().unwrap() > 0.0, "{more:?}: {found}");
         }
-        let recorded = place.rows("whole").into_iter().rfind(|r| r.contains_key("AP")).unwrap();
+        let recorded = sandbox.rows("whole").into_iter().rfind(|r| r.contains_key("AP")).unwrap();
         assert!(recorded["AP"].is_number());
-        // The curves name the strategy's own terms.
         run(std::process::Command::new(bin("dw-show")).args([
             "curves",
-            &place.path("whole"),
+            &sandbox.path("whole"),
             "-o",
-            &place.path("c.png"),
+            &sandbox.path("c.png"),
         ]));
-        assert!(std::fs::metadata(place.path("c.png")).unwrap().len() > 1000);
+        assert!(std::fs::metadata(sandbox.path("c.png")).unwrap().len() > 1000);
     }
 }
 
 #[test]
-fn ranks_add_up_to_one_big_batch() {
+fn losses_do_not_depend_on_the_number_of_ranks() {
     for strategy in STRATEGIES {
-        let place = Place::new();
+        let sandbox = Sandbox::new();
         let losses = |ranks: usize| -> Vec<f64> {
             let images = format!("train.images_per_rank={}", 4 / ranks);
             let work = format!("r{ranks}");
@@ -82,8 +81,8 @@ fn ranks_add_up_to_one_big_batch() {
                 "train.precision=f64",
                 &images,
             ];
-            place.train(if ranks == 1 { 0 } else { ranks }, &work, &with(strategy, &more));
-            place.steps(&work).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
+            sandbox.train(if ranks == 1 { 0 } else { ranks }, &work, &with(strategy, &more));
+            sandbox.steps(&work).iter().map(|s| s["loss"].as_f64().unwrap()).collect()
         };
         let (one, two) = (losses(1), losses(2));
         for (step, (a, b)) in one.iter().zip(&two).enumerate() {
@@ -97,10 +96,11 @@ fn ranks_add_up_to_one_big_batch() {
 }
 
 #[test]
-fn another_strategy_is_another_run() {
-    let place = Place::new();
-    place.train(0, "w", &["eval.every_epochs=0", "train.max_steps=2"]);
-    let args =
-        place.train_args("w", &["eval.every_epochs=0", "train.max_steps=4", "assign.kind=fcos"]);
-    says(&fails(launch(0, "dw-train").args(args), 2), &["assign.kind: \"dw\" -> \"fcos\""]);
+fn another_strategy_cannot_resume_a_run() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["eval.every_epochs=0", "train.max_steps=2"]);
+    let sets = ["eval.every_epochs=0", "train.max_steps=4", "assign.kind=fcos"];
+    let mut c = launch(0, "dw-train");
+    c.args(sandbox.train_args("w", &sets));
+    assert_fails(&mut c, 2, &["assign.kind: \"dw\" -> \"fcos\"", "hint:"]);
 }

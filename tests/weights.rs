@@ -1,24 +1,24 @@
-//! Starting and evaluating from weight files, configurations and their networks.
+//! Starting weights, evaluation of weight files, and the networks of the built-in configurations.
 
 mod support;
 
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dw_weights::Weights;
-use support::{Place, bin, fails, files, launch, run, says, stderr};
+use support::{
+    Sandbox, assert_contains, assert_fails, assert_line_contains, bin, last_error, launch, output,
+    run, run_failing, stderr,
+};
 
 /// A small file of `weights/tests/data`, as torch writes it.
-fn fixture(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("weights/tests/data")
-        .join(name)
-        .to_str()
-        .unwrap()
-        .to_owned()
+fn data_file(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/tests/data");
+    folder.join(name).to_str().unwrap().to_owned()
 }
 
+/// Values of an f32 tensor in a weight file or checkpoint folder.
 fn floats(path: &Path, name: &str) -> Vec<f32> {
     let w = Weights::open(path).unwrap();
     w.read(name)
@@ -28,76 +28,67 @@ fn floats(path: &Path, name: &str) -> Vec<f32> {
         .collect()
 }
 
-fn checkpoint(place: &Place, work: &str) -> std::path::PathBuf {
-    files(&(place.path(work) + "/checkpoints"), "")[0].clone()
+/// The oldest checkpoint of a run.
+fn checkpoint(sandbox: &Sandbox, work: &str) -> PathBuf {
+    sandbox.checkpoints(work)[0].clone()
 }
 
-/// Settings of a run that saves what it started from: no step changes anything.
-const STILL: [&str; 4] =
+/// Settings of a run that saves its starting weights: its only step changes nothing.
+const UNCHANGED: [&str; 4] =
     ["train.max_steps=1", "eval.every_epochs=0", "train.lr=0", "train.weight_decay=0"];
 
 #[test]
-fn init_reads_an_mmdetection_checkpoint_and_says_what_matched() {
-    let place = Place::new();
+fn init_reads_an_mmdetection_checkpoint_and_reports_what_matched() {
+    let sandbox = Sandbox::new();
     let mut c = launch(0, "dw-train");
-    let out = c
-        .args(place.train_args("w", &STILL))
-        .args(["--init", &fixture("smoke_part.pth")])
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{}", stderr(&out));
-    says(
-        &stderr(&out),
-        &[
-            "smoke_part.pth (PyTorch, zip): 2 tensors matched",
-            "missing in the file",
-            "1 of another shape: bbox_head.conv_centerness.weight (network [1, 32, 3, 3], file [7])",
-        ],
-    );
-    let folder = checkpoint(&place, "w");
+    c.args(sandbox.train_args("w", &UNCHANGED)).args(["--init", &data_file("smoke_part.pth")]);
+    let log = stderr(&output(&mut c));
+    assert_line_contains(&log, &["INFO", "smoke_part.pth", "2 tensors"]);
+    let shapes = ["bbox_head.conv_centerness.weight", "[1, 32, 3, 3]", "[7]"];
+    assert_line_contains(&log, &shapes);
+    let folder = checkpoint(&sandbox, "w");
     assert_eq!(floats(&folder, "bbox_head.conv_cls.bias"), [0.25, -0.5, 0.75]);
     assert_eq!(floats(&folder, "bbox_head.conv_reg.bias"), [0.0, 1.0, 2.0, 3.0]);
 }
 
-/// A checkpoint folder, a work directory and a converted file are the same start.
+/// A checkpoint folder, a work directory and a converted file give the same starting weights.
 #[test]
-fn init_from_ones_own_checkpoint() {
-    let place = Place::new();
-    place.train(0, "first", &["train.max_steps=3", "eval.every_epochs=0"]);
-    let folder = checkpoint(&place, "first");
-    let converted = place.path("converted.safetensors");
+fn init_reads_checkpoints_work_directories_and_converted_files() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "first", &["train.max_steps=3", "eval.every_epochs=0"]);
+    let folder = checkpoint(&sandbox, "first");
+    let converted = sandbox.path("converted.safetensors");
     run(Command::new(bin("dw-weights")).arg("convert").arg(&folder).arg(&converted));
     for (work, init) in
-        [("a", folder.to_str().unwrap().to_owned()), ("b", place.path("first")), ("c", converted)]
+        [("a", folder.to_str().unwrap().to_owned()), ("b", sandbox.path("first")), ("c", converted)]
     {
         let mut c = launch(0, "dw-train");
-        run(c.args(place.train_args(work, &STILL)).args(["--init", &init]));
+        run(c.args(sandbox.train_args(work, &UNCHANGED)).args(["--init", &init]));
         let name = "neck.fpn_convs.4.conv.weight";
-        assert_eq!(floats(&checkpoint(&place, work), name), floats(&folder, name), "{init}");
+        assert_eq!(floats(&checkpoint(&sandbox, work), name), floats(&folder, name), "{init}");
     }
 }
 
 #[test]
-fn files_that_do_not_fit_or_are_damaged_are_refused() {
-    let place = Place::new();
-    let init = |file: &str, code: i32| {
+fn init_refuses_files_that_do_not_fit_or_are_damaged() {
+    let sandbox = Sandbox::new();
+    let refused = |file: &str, code: i32, keys: &[&str]| {
         let mut c = launch(0, "dw-train");
-        c.args(place.train_args("w", &STILL)).args(["--init", file]);
-        fails(&mut c, code)
+        c.args(sandbox.train_args("w", &UNCHANGED)).args(["--init", file]);
+        assert_fails(&mut c, code, keys);
     };
-    says(
-        &init(&fixture("zip.pth"), 2),
-        &["zip.pth", "none of its tensors fits the network", "0 tensors matched"],
-    );
-    says(&init("/no/such.pth", 2), &["cannot open the weights /no/such.pth"]);
-    says(&init(&fixture("bomb.pth"), 3), &["bomb.pth", "claim"]);
-    let cut = place.path("cut.pth");
-    let whole = std::fs::read(fixture("smoke_part.pth")).unwrap();
-    std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
-    says(&init(&cut, 3), &["cut.pth", "not a whole PyTorch or .safetensors file"]);
+    refused(&data_file("zip.pth"), 2, &["zip.pth", "0 tensors"]);
+    refused("/no/such.pth", 2, &["/no/such.pth"]);
+    let bomb = data_file("bomb.pth");
+    let length = std::fs::metadata(&bomb).unwrap().len().to_string();
+    refused(&bomb, 3, &["bomb.pth", "bytes", &length]);
+    let cut = sandbox.path("cut.pth");
+    let content = std::fs::read(data_file("smoke_part.pth")).unwrap();
+    std::fs::write(&cut, &content[..content.len() / 2]).unwrap();
+    refused(&cut, 3, &["cut.pth", "PyTorch", ".safetensors"]);
 }
 
-/// Serves `body` to every request on this machine; the address.
+/// Starts a local HTTP server that answers every request with `body`; returns its address.
 fn serve(body: Vec<u8>) -> String {
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", server.local_addr().unwrap());
@@ -118,146 +109,114 @@ fn serve(body: Vec<u8>) -> String {
 }
 
 #[test]
-fn imagenet_weights_come_from_the_cache_or_the_network_or_say_what_is_missing() {
-    let place = Place::new();
-    let cache = place.path("cache");
+fn imagenet_weights_come_from_the_cache_or_the_network() {
+    let sandbox = Sandbox::new();
+    let cache = sandbox.path("cache");
     let imagenet = |ranks: usize, work: &str, url: &str| {
         let mut c = launch(ranks, "dw-train");
-        c.args(place.train_args(work, &STILL)).args([
-            "--set",
-            "model.init=imagenet",
-            "--set",
-            "model.norm=bn",
-            "--set",
-            "model.width=1",
-        ]);
-        c.env("XDG_CACHE_HOME", &cache)
-            .env("DW_WEIGHTS_URL", url)
-            .env_remove("http_proxy")
-            .env_remove("HTTP_PROXY");
+        let network = ["model.init=imagenet", "model.norm=bn", "model.width=1"];
+        c.args(sandbox.train_args(work, &[&UNCHANGED[..], &network].concat()));
+        c.env("XDG_CACHE_HOME", &cache).env("DW_WEIGHTS_URL", url);
+        c.env_remove("http_proxy").env_remove("HTTP_PROXY");
         c
     };
-    // Without a network: which file goes where, told once.
-    let text = fails(&mut imagenet(2, "w", "http://127.0.0.1:9"), 2);
-    says(
-        &text,
-        &[
-            "cannot fetch http://127.0.0.1:9/resnet18-f37072fd.pth",
-            &(cache.clone() + "/dw/weights"),
-            "--init random",
-        ],
-    );
-    assert_eq!(text.matches("error: ").count(), 1, "{text}");
-    // Something else under that name is not taken.
-    says(
-        &fails(&mut imagenet(2, "w", &serve(b"another file".to_vec())), 2),
-        &["not the pinned file", "f37072fd"],
-    );
-    // A file that the user put there, named like torchvision's, whose tensors have no prefix.
     let folder = cache.clone() + "/dw/weights";
+    // Without a network: one error, with the file to fetch and the folder to put it into.
+    let offline = "http://127.0.0.1:9";
+    let url = format!("{offline}/resnet18-f37072fd.pth");
+    let log = run_failing(&mut imagenet(2, "w", offline), 2);
+    assert_contains(&log, &[&url, "hint:", &folder, "--init random"]);
+    assert_eq!(log.matches("error: ").count(), 1, "{log}");
+    // A file with another checksum is refused.
+    let server = serve(b"another file".to_vec());
+    assert_fails(&mut imagenet(2, "w", &server), 2, &["sha256", "f37072fd"]);
+    // A file that is already in the cache is used. As in torchvision's, its names have no prefix.
     std::fs::create_dir_all(&folder).unwrap();
-    std::fs::copy(fixture("resnet18_part.pth"), folder + "/resnet18-f37072fd.pth").unwrap();
-    let out = imagenet(0, "w", "http://127.0.0.1:9").output().unwrap();
-    says(
-        &stderr(&out),
-        &["resnet18-f37072fd.pth (PyTorch, before 1.6): 1 tensors matched", "1 not used: fc.bias"],
-    );
-    assert_eq!(floats(&checkpoint(&place, "w"), "backbone.bn1.weight"), [3.0; 64]);
+    std::fs::copy(data_file("resnet18_part.pth"), folder + "/resnet18-f37072fd.pth").unwrap();
+    let log = stderr(&output(&mut imagenet(0, "w", offline)));
+    assert_line_contains(&log, &["INFO", "resnet18-f37072fd.pth", "1 tensor", "fc.bias"]);
+    assert_eq!(floats(&checkpoint(&sandbox, "w"), "backbone.bn1.weight"), [3.0; 64]);
     let mut narrow = launch(0, "dw-train");
-    narrow.args(place.train_args("w2", &["model.init=imagenet"]));
-    says(&fails(&mut narrow, 2), &["model.width = 1", "--init random"]);
+    narrow.args(sandbox.train_args("w2", &["model.init=imagenet"]));
+    assert_fails(&mut narrow, 2, &["model.width", "hint:", "--init random"]);
 }
 
-/// A weight file with its configuration evaluates like the checkpoint that it came from.
+/// A weight file with its configuration gives the numbers of its checkpoint.
 #[test]
-fn eval_of_a_weight_file() {
-    let place = Place::new();
-    place.train(0, "w", &["train.max_steps=6", "eval.every_epochs=0"]);
-    let file = checkpoint(&place, "w").join("model.safetensors");
-    let shards = place.shards();
+fn a_weight_file_can_be_evaluated() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.max_steps=6", "eval.every_epochs=0"]);
+    let file = checkpoint(&sandbox, "w").join("model.safetensors");
+    let shards = sandbox.shards();
     let eval = |args: &[&str]| {
         let mut c = launch(0, "dw-eval");
         c.args(args).args(["--device", "cpu", "--json"]);
         c
     };
-    let of_run = run(&mut eval(&[&place.path("w")]));
+    let of_run = run(&mut eval(&[&sandbox.path("w")]));
     let file = file.to_str().unwrap();
     assert_eq!(of_run, run(&mut eval(&[file, "--config", "smoke", "--data", &shards])));
-    says(
-        &fails(&mut eval(&[file, "--data", &shards]), 2),
-        &["a weight file does not say which network", "--config dw_r50_fpn_1x"],
-    );
-    says(
-        &fails(&mut eval(&[file, "--config", "demo", "--data", &shards]), 2),
-        &["another shape", "check --config"],
-    );
-    says(
-        &fails(&mut eval(&[&place.path("w"), "--config", "smoke"]), 2),
-        &["brings its own configuration", "--set"],
-    );
-    let strict = run(&mut eval(&[&place.path("w"), "--set", "eval.score_threshold=0.999"]));
-    assert!(strict.contains("\"AP\":0.0"), "{strict}");
+    let mut without_config = eval(&[file, "--data", &shards]);
+    assert_fails(&mut without_config, 2, &[file, "hint:", "--config dw_r50_fpn_1x"]);
+    let mut other_network = eval(&[file, "--config", "demo", "--data", &shards]);
+    assert_fails(&mut other_network, 2, &[file, "shape", "hint:", "--config"]);
+    let work = sandbox.path("w");
+    let mut config_of_run = eval(&[&work, "--config", "smoke"]);
+    assert_fails(&mut config_of_run, 2, &["--config", "hint:", "--set"]);
+    let strict = run(&mut eval(&[&work, "--set", "eval.score_threshold=0.999"]));
+    assert_contains(&strict, &["\"AP\":0.0"]);
 }
 
-/// Every built-in configuration resolves, also before there are data, with the parameters of its network.
+/// Built-in configuration, its parameters (trained, all) and another value of its settings. The
+/// parameters of are the sums over the state dicts of the golden cases.
+const CONFIGURATIONS: [(&str, [&str; 2], &str); 11] = [
+    ("dw_r50_fpn_1x", ["32090466", "32315810"], "215.1 GFLOPs"),
+    ("dw_r50_fpn_worefine_1x", ["32072026", "32297370"], "214.7 GFLOPs"),
+    ("dw_r50_fpn_mstrain_2x", ["32090466", "32315810"], "480..960"),
+    ("dw_r50_fpn_dconv_c3-c5_mstrain_2x", ["33086199", "33311543"], "DCNv2 in C[3, 4, 5]"),
+    ("dw_r101_fpn_1x", ["51082594", "51307938"], "12.00 epochs"),
+    ("dw_r101_fpn_mstrain_2x", ["51082594", "51307938"], "24.00 epochs"),
+    ("dw_r101_fpn_worefine_mstrain_2x", ["51064154", "51289498"], "refinement false"),
+    ("dw_r101_fpn_dconv_c3-c5_mstrain_2x", ["53136322", "53361666"], "DCNv2"),
+    ("dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x", ["53117882", "53343226"], "refinement false"),
+    ("dw_x101_64x4d_fpn_mstrain_2x", ["89811298", "90214050"], "resnext101_64x4d"),
+    ("dw_x101_64x4d_fpn_worefine_mstrain_2x", ["89792858", "90195610"], "refinement false"),
+];
+
+/// A dry run needs no data.
 #[test]
-fn dry_run_of_every_configuration() {
+fn dry_run_of_every_configuration_prints_its_parameters() {
     let empty = tempfile::tempdir().unwrap();
-    // Trained and all parameters; those of are the sums over the golden cases' state dicts.
-    let expected = [
-        ("dw_r50_fpn_1x", "32090466 trained of 32315810", "215.1 GFLOPs"),
-        ("dw_r50_fpn_worefine_1x", "32072026 trained of 32297370", "214.7 GFLOPs"),
-        ("dw_r50_fpn_mstrain_2x", "32090466 trained of 32315810", "480..960"),
-        (
-            "dw_r50_fpn_dconv_c3-c5_mstrain_2x",
-            "33086199 trained of 33311543",
-            "DCNv2 in C[3, 4, 5] and the head",
-        ),
-        ("dw_r101_fpn_1x", "51082594 trained of 51307938", "12.00 epochs"),
-        ("dw_r101_fpn_mstrain_2x", "51082594 trained of 51307938", "24.00 epochs"),
-        ("dw_r101_fpn_worefine_mstrain_2x", "51064154 trained of 51289498", "refinement false"),
-        ("dw_r101_fpn_dconv_c3-c5_mstrain_2x", "53136322 trained of 53361666", "DCNv2"),
-        (
-            "dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x",
-            "53117882 trained of 53343226",
-            "refinement false",
-        ),
-        ("dw_x101_64x4d_fpn_mstrain_2x", "89811298 trained of 90214050", "resnext101_64x4d"),
-        (
-            "dw_x101_64x4d_fpn_worefine_mstrain_2x",
-            "89792858 trained of 90195610",
-            "refinement false",
-        ),
-    ];
-    for (name, parameters, word) in expected {
+    for (name, [trained, all], value) in CONFIGURATIONS {
         let mut c = launch(0, "dw-train");
-        says(
-            &run(c.args([name, "--dry-run", "--device", "cpu"]).current_dir(empty.path())),
-            &[name, parameters, word, "GFLOPs"],
-        );
+        c.args([name, "--dry-run", "--device", "cpu"]).current_dir(empty.path());
+        let table = run(&mut c);
+        assert_contains(&table, &[name, value, "GFLOPs"]);
+        assert_line_contains(&table, &["parameters", trained, all]);
     }
 }
 
-/// Golden state dicts list every tensor of the reference; the configurations of the same networks have as many numbers.
+/// The golden state dict lists every tensor of the reference: the configuration of the same network
+/// has as many parameters.
 #[test]
-fn parameters_are_the_reference_s() {
+fn the_number_of_parameters_is_the_reference_s() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden/data/detector/r50_refine/case.json");
     let case: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let buffer =
         |n: &str| n.contains("running_") || n.contains("num_batches") || n.contains("center_prior");
-    let numbers = |t: &serde_json::Value| {
+    let size = |t: &serde_json::Value| {
         t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product::<u64>()
     };
     let state = case["state"].as_array().unwrap().iter();
-    let all: u64 = state.filter(|t| !buffer(t["name"].as_str().unwrap())).map(numbers).sum();
+    let all: u64 = state.filter(|t| !buffer(t["name"].as_str().unwrap())).map(size).sum();
     assert_eq!((case["config"].as_str().unwrap(), all), ("dw_r50_fpn_1x_coco", 32_315_810));
 }
 
-/// Deformable bottlenecks and ResNeXt train, save and go on bit for bit.
+/// Deformable bottlenecks and ResNeXt train, save and resume bit for bit.
 #[test]
 fn other_backbones_train_and_resume() {
-    let place = Place::of(4, 2);
+    let sandbox = Sandbox::with_images(4, 2);
     for backbone in ["resnet50", "resnext101_32x4d"] {
         let network = [
             format!("model.backbone={backbone}"),
@@ -269,56 +228,50 @@ fn other_backbones_train_and_resume() {
             all.extend(["model.dcn_last_conv=true", "eval.every_epochs=0", steps]);
             all
         };
-        let (whole, cut) = (format!("whole-{backbone}"), format!("cut-{backbone}"));
-        place.train(0, &whole, &sets("train.max_steps=4"));
-        place.train(0, &cut, &sets("train.max_steps=2"));
-        place.train(0, &cut, &sets("train.max_steps=4"));
-        assert_eq!(place.losses(&whole), place.losses(&cut), "{backbone}");
-        let tensors = Weights::open(&checkpoint(&place, &whole)).unwrap().tensors;
+        let (whole, parts) = (format!("whole-{backbone}"), format!("parts-{backbone}"));
+        sandbox.train(0, &whole, &sets("train.max_steps=4"));
+        sandbox.train(0, &parts, &sets("train.max_steps=2"));
+        sandbox.train(0, &parts, &sets("train.max_steps=4"));
+        assert_eq!(sandbox.losses(&whole), sandbox.losses(&parts), "{backbone}");
+        let tensors = Weights::open(&checkpoint(&sandbox, &whole)).unwrap().tensors;
         let name = "backbone.layer2.0.conv2.conv_offset.weight";
         assert_eq!(tensors[name].shape[0], 27);
         assert!(
-            floats(&checkpoint(&place, &whole), name).iter().any(|v| *v != 0.0),
-            "the offsets learn"
+            floats(&checkpoint(&sandbox, &whole), name).iter().any(|v| *v != 0.0),
+            "the offsets are trained"
         );
     }
     let mut c = launch(0, "dw-train");
-    says(
-        &fails(c.args(place.train_args("w", &["model.dcn_stages=[3]"])), 2),
-        &["model.dcn_stages", "no bottlenecks"],
-    );
+    c.args(sandbox.train_args("w", &["model.dcn_stages=[3]"]));
+    assert_fails(&mut c, 2, &["`model.dcn_stages`", "bottlenecks"]);
 }
 
-/// Weights of another network: a frozen tensor that would stay random is refused, others are told by part.
+/// Weights of another network: an error where a frozen tensor would keep random values, else a
+/// warning that counts the tensors of each part.
 #[test]
-fn weights_that_fit_in_part() {
-    let place = Place::new();
-    place.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
-    let file = checkpoint(&place, "w").join("model.safetensors");
+fn weights_that_fit_in_part_are_reported() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
+    let file = checkpoint(&sandbox, "w").join("model.safetensors");
     let train = |work: &str, sets: &[&str], file: &Path| {
+        let sets = [&["train.max_steps=1", "eval.every_epochs=0"][..], sets].concat();
         let mut c = launch(0, "dw-train");
-        c.args(
-            place.train_args(work, &[&["train.max_steps=1", "eval.every_epochs=0"], sets].concat()),
-        )
-        .arg("--init")
-        .arg(file);
+        c.args(sandbox.train_args(work, &sets)).arg("--init").arg(file);
         c
     };
-    let said =
-        fails(&mut train("a", &["model.backbone=resnet50", "model.frozen_stages=1"], &file), 2);
-    says(&said, &["would stay at random values", "backbone ", " of ", "model.frozen_stages=-1"]);
-    let out = train("b", &["model.backbone=resnet50"], &file).output().unwrap();
-    assert!(out.status.success(), "{}", support::stderr(&out));
-    says(
-        &support::stderr(&out),
-        &["WARN", "does not fit the whole network", "backbone ", "neck ", "bbox_head "],
-    );
-    // A number that is none.
+    let frozen = ["model.backbone=resnet50", "model.frozen_stages=1"];
+    let log = run_failing(&mut train("a", &frozen, &file), 2);
+    let keys = ["model.safetensors", "`backbone.", "backbone ", "hint:", "model.frozen_stages=-1"];
+    assert_contains(last_error(&log), &keys);
+    let log = stderr(&output(&mut train("b", &["model.backbone=resnet50"], &file)));
+    let keys = ["WARN", "model.safetensors", "backbone ", "neck ", "bbox_head "];
+    assert_line_contains(&log, &keys);
+    // A weight that is not a number.
     let mut bytes = std::fs::read(&file).unwrap();
     let at = bytes.len() - 4;
     bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
-    let bad = place.path("nan.safetensors");
+    let bad = sandbox.path("nan.safetensors");
     std::fs::write(&bad, bytes).unwrap();
-    says(&fails(&mut train("c", &[], Path::new(&bad)), 3), &["nan.safetensors", "not finite"]);
-    assert!(!Path::new(&place.path("c/config.toml")).exists(), "before anything is written");
+    assert_fails(&mut train("c", &[], Path::new(&bad)), 3, &["nan.safetensors", "finite"]);
+    assert!(!Path::new(&sandbox.path("c/config.toml")).exists(), "checked before the first write");
 }

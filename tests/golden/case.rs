@@ -1,4 +1,4 @@
-//! A case's files, its fill formula, and comparisons.
+//! The files of a case, the fill formula of its inputs, and comparisons.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 static DEVICE: OnceLock<Device> = OnceLock::new();
 
-/// Chooses the device that cases are computed on, once.
+/// Sets the device that cases are computed on. Only the first call has an effect.
 pub fn set_device(device: Device) {
     let _ = DEVICE.set(device);
 }
@@ -20,18 +20,21 @@ pub fn device() -> Device {
     *DEVICE.get().unwrap_or(&Device::Cpu)
 }
 
-/// A tensor in host memory, where comparisons are made.
+/// A tensor in host memory, where results are compared.
 pub fn host(t: &Tensor) -> Tensor {
     t.to_device(Device::Cpu)
 }
 
-/// Checks one case at one precision.
+/// Checks one case in one precision; the error describes the first difference.
 pub type Check = fn(&Case, Kind) -> Result<(), String>;
 
 /// One golden case.
 pub struct Case {
+    /// Folder of the case.
     pub path: PathBuf,
+    /// Content of `case.json`; null without that file.
     pub json: Value,
+    /// Content of `tensors.safetensors`.
     pub tensors: BTreeMap<String, Tensor>,
 }
 
@@ -49,12 +52,13 @@ impl Case {
         Ok(Self { path: path.to_owned(), json, tensors })
     }
 
-    /// The case whose inputs this one uses.
+    /// The case whose inputs this case uses.
     pub fn input_case(&self) -> Result<Self, String> {
         let relative = self.json["input_case"].as_str().ok_or("no `input_case`")?;
         Self::read(&self.path.join(relative))
     }
 
+    /// A whole number of `case.json`; 0 where it is missing.
     pub fn int(&self, key: &str) -> i64 {
         self.json[key].as_i64().unwrap_or_default()
     }
@@ -63,14 +67,14 @@ impl Case {
         self.json["seed"].as_u64().unwrap_or_default()
     }
 
-    /// Five levels of `input.NAME` as leaves.
+    /// The five levels of the tensors `NAME.LEVEL`.
     pub fn levels(&self, name: &str, kind: Kind) -> Vec<Tensor> {
         (0..5)
             .map(|l| self.tensors[&format!("{name}.{l}")].to_kind(kind).to_device(device()))
             .collect()
     }
 
-    /// The case's boxes, image by image.
+    /// The ground truth of each image.
     pub fn truth(&self) -> Vec<ImageBoxes> {
         let empty = vec![];
         let labels = self.json["gt_labels"].as_array().unwrap_or(&empty);
@@ -87,25 +91,27 @@ impl Case {
     }
 }
 
+/// A number of a JSON value; NaN where it is none.
 pub fn number(v: &Value) -> f64 {
     v.as_f64().unwrap_or(f64::NAN)
 }
 
-/// Fails unless `found` is within `relative` of `expected`.
+/// An error unless `found` equals `expected` within a relative tolerance.
 pub fn close(what: &str, found: f64, expected: f64, relative: f64) -> Result<(), String> {
-    let off = (found - expected).abs();
-    if off <= relative * expected.abs().max(1e-12) {
+    let error = (found - expected).abs();
+    if error <= relative * expected.abs().max(1e-12) {
         Ok(())
     } else {
-        Err(format!("{what}: expected {expected:e}, found {found:e} (off by {off:e})"))
+        Err(format!("{what}: expected {expected:e}, found {found:e} (difference {error:e})"))
     }
 }
 
+/// Largest absolute value; 0 for an empty tensor.
 pub fn max_abs(t: &Tensor) -> f64 {
     if t.numel() == 0 { 0.0 } else { host(t).abs().max().double_value(&[]) }
 }
 
-/// Largest difference of two tensors.
+/// Largest absolute difference of two tensors; an error where the shapes differ.
 pub fn difference(what: &str, found: &Tensor, expected: &Tensor) -> Result<f64, String> {
     if found.size() != expected.size() {
         return Err(format!(
@@ -117,16 +123,18 @@ pub fn difference(what: &str, found: &Tensor, expected: &Tensor) -> Result<f64, 
     Ok(max_abs(&(host(found).to_kind(Kind::Double) - host(expected).to_kind(Kind::Double))))
 }
 
+/// An error unless two tensors are equal within an absolute tolerance.
 pub fn within(what: &str, found: &Tensor, expected: &Tensor, absolute: f64) -> Result<(), String> {
-    let off = difference(what, found, expected)?;
-    if off <= absolute {
+    let error = difference(what, found, expected)?;
+    if error <= absolute {
         Ok(())
     } else {
-        Err(format!("{what}: largest difference {off:e}, allowed {absolute:e}"))
+        Err(format!("{what}: largest difference {error:e}, allowed {absolute:e}"))
     }
 }
 
-/// A group of tensors: the largest difference relative to the largest number of the group.
+/// An error unless all pairs (found, expected) are equal within a tolerance that is relative to the
+/// largest absolute value expected in the group.
 pub fn group_within(what: &str, pairs: &[(Tensor, Tensor)], relative: f64) -> Result<(), String> {
     let scale = pairs.iter().map(|p| max_abs(&p.1)).fold(0.0, f64::max);
     for (level, (found, expected)) in pairs.iter().enumerate() {
@@ -135,7 +143,7 @@ pub fn group_within(what: &str, pairs: &[(Tensor, Tensor)], relative: f64) -> Re
     Ok(())
 }
 
-/// The fill formula (FORMAT.md, section 2).
+/// A tensor filled by the formula of FORMAT.md, section 2, from its name, a seed and a rule.
 pub fn fill(name: &str, seed: u64, shape: &[i64], rule: &Value) -> Tensor {
     let n = shape.iter().product::<i64>().max(1) as usize;
     let h = u64::from(crc32fast::hash(name.as_bytes())).wrapping_add(seed << 32);

@@ -1,7 +1,5 @@
-//! The metric against pycocotools.
+//! The metric, compared with pycocotools.
 
-// Formatted with its own crate, whose lines are shorter.
-#[rustfmt::skip]
 #[path = "../../metric/tests/coco_support/golden.rs"]
 mod golden;
 

@@ -1,8 +1,9 @@
-//! Post-processing.
+//! Post-processing: detections from raw predictions.
 
 use dw::config::EvalConfig;
 use dw::eval::detect::{Image, detect};
 use dw::model::{Outputs, Rank, head};
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use crate::case::{Case, host, number};
@@ -16,21 +17,13 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
         offset: 0.5,
     };
     let head::Scored { ranked, boxes, levels, .. } = head::scored(&out, Rank::Score);
-    let t = &case.json["test_cfg"];
-    let config = EvalConfig {
-        every_epochs: 1,
-        score_threshold: number(&t["score_thr"]),
-        per_level: number(&t["nms_pre"]) as usize,
-        nms_iou: number(&t["nms"]["iou_threshold"]),
-        per_image: number(&t["max_per_img"]) as usize,
-        ..EvalConfig::default()
-    };
+    let config = settings(&case.json["test_cfg"]);
     let list = |t: Tensor| {
         Vec::<f32>::try_from(host(&t).contiguous().reshape([-1])).map_err(|e| e.to_string())
     };
+    let rescale = case.json["rescale"].as_bool().unwrap_or(false);
     for image in 0..case.int("batch") {
         let i = image as usize;
-        let rescale = case.json["rescale"].as_bool().unwrap_or(false);
         let scale =
             |k: usize| if rescale { number(&case.json["scale_factor"][i][k]) as f32 } else { 1.0 };
         let hw = &case.json["img_shape_hw"][i];
@@ -45,31 +38,45 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
             },
             &config,
         );
-        let expected = &case.json["expected"]["images"][i];
-        let count = expected["count"].as_u64().unwrap_or(0) as usize;
-        if found.len() != count {
-            return Err(format!("image {i}: expected {count} detections, found {}", found.len()));
+        let found: Vec<_> = found.iter().map(|d| (d.label, d.score, d.bbox)).collect();
+        same_detections(&found, &case.json["expected"]["images"][i])
+            .map_err(|e| format!("image {i}: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Settings of the evaluation, from mmdetection's `test_cfg`.
+fn settings(test_cfg: &Value) -> EvalConfig {
+    EvalConfig {
+        every_epochs: 1,
+        score_threshold: number(&test_cfg["score_thr"]),
+        per_level: number(&test_cfg["nms_pre"]) as usize,
+        nms_iou: number(&test_cfg["nms"]["iou_threshold"]),
+        per_image: number(&test_cfg["max_per_img"]) as usize,
+        ..EvalConfig::default()
+    }
+}
+
+/// Compares label, score and box of each detection of one image, in order.
+fn same_detections(found: &[(u32, f32, [f32; 4])], expected: &Value) -> Result<(), String> {
+    let count = expected["count"].as_u64().unwrap_or(0) as usize;
+    if found.len() != count {
+        return Err(format!("expected {count} detections, found {}", found.len()));
+    }
+    for (n, (label, score, bbox)) in found.iter().enumerate() {
+        let row = |key: &str| &expected[key][n];
+        if row("labels").as_u64() != Some((*label).into()) {
+            return Err(format!("detection {n}: expected label {}, found {label}", row("labels")));
         }
-        for (n, d) in found.iter().enumerate() {
-            if expected["labels"][n].as_u64() != Some(d.label.into()) {
+        if (number(row("scores")) - f64::from(*score)).abs() > 1e-6 {
+            return Err(format!("detection {n}: expected score {}, found {score}", row("scores")));
+        }
+        for (k, side) in bbox.iter().enumerate() {
+            if (number(&row("boxes")[k]) - f64::from(*side)).abs() > 1e-4 {
                 return Err(format!(
-                    "image {i}, detection {n}: expected label {}, found {}",
-                    expected["labels"][n], d.label
+                    "detection {n}: expected box {}, found {bbox:?}",
+                    row("boxes")
                 ));
-            }
-            if (number(&expected["scores"][n]) - f64::from(d.score)).abs() > 1e-6 {
-                return Err(format!(
-                    "image {i}, detection {n}: expected score {}, found {}",
-                    expected["scores"][n], d.score
-                ));
-            }
-            for k in 0..4 {
-                if (number(&expected["boxes"][n][k]) - f64::from(d.bbox[k])).abs() > 1e-4 {
-                    return Err(format!(
-                        "image {i}, detection {n}: expected box {}, found {:?}",
-                        expected["boxes"][n], d.bbox
-                    ));
-                }
             }
         }
     }

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-/// A case that was found, before its data are read.
+/// A case whose data are not read yet.
 pub struct Found {
     pub path: PathBuf,
-    /// Path below the searched folder, as `lab/fcos/ordinary`.
+    /// Path relative to the searched folder, as `lab/fcos/ordinary`.
     pub name: String,
     pub kind: String,
-    /// The detector whose loss the case is about, where its kind has several.
+    /// The detector whose loss the case tests, where its kind has several.
     pub system: Option<String>,
 }
 
@@ -19,7 +19,7 @@ impl Found {
     }
 }
 
-/// The part of `case.json` that tells which test a case belongs to.
+/// The fields of `case.json` that select the test of a case.
 #[derive(serde::Deserialize)]
 struct Header {
     kind: Option<String>,
@@ -38,8 +38,8 @@ pub fn cases(root: &Path) -> Vec<PathBuf> {
     folders.into_iter().flat_map(leaf_or_below).collect()
 }
 
-/// Kind and name of the case in `path`. A case without `case.json` (the metric's have none) is of
-/// the kind that its parent folder is named after.
+/// Kind and name of the case in `path`. The kind of a case without `case.json` (as those of the
+/// metric) is the name of its parent folder.
 pub fn describe(root: &Path, path: PathBuf) -> Result<Found, String> {
     let file = path.join("case.json");
     let mut header = Header { kind: None, system: None };
@@ -51,7 +51,7 @@ pub fn describe(root: &Path, path: PathBuf) -> Result<Found, String> {
     let parent = path.parent().and_then(Path::file_name).unwrap_or_default();
     let kind = header.kind.unwrap_or_else(|| parent.to_string_lossy().into_owned());
     let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
-    // A folder of one kind given as the root still names its cases KIND/CASE.
+    // Also where the root is the folder of one kind, names are KIND/CASE.
     let name = if name.contains('/') { name } else { format!("{kind}/{name}") };
     Ok(Found { path, name, kind, system: header.system })
 }

@@ -1,4 +1,5 @@
-//! The laboratory's other systems (kind `lab`): losses, their gradients and assignments, from mmdetection's heads.
+//! Systems other than DW (kind `lab`): losses, gradients and assignments, compared with the heads
+//! of mmdetection.
 
 use std::collections::BTreeMap;
 
@@ -33,23 +34,23 @@ pub fn fcos(case: &Case, kind: Kind) -> Result<(), String> {
         quality: quality.iter().map(Tensor::shallow_clone).collect(),
         offset: number(&case.json["prior_offset"]),
     };
-    let seen = losses(case, kind, &AssignConfig::Fcos(config), &outputs)?;
+    let probed = losses(case, kind, &AssignConfig::Fcos(config), &outputs)?;
     for (name, levels) in
         [("cls_scores", &cls), ("bbox_preds", &distances), ("centernesses", &quality)]
     {
         gradients(case, kind, name, levels)?;
     }
-    let labels = host(&seen["label"]).view([case.int("batch"), -1]);
+    let labels = host(&probed["label"]).view([case.int("batch"), -1]);
     for image in 0..case.int("batch") {
         let expected = case.tensors[&format!("label.{image}")].to_kind(Kind::Int64);
         if labels.get(image) != expected {
-            return Err(format!("image {image}: points have other classes than the reference's"));
+            return Err(format!("image {image}: labels of points differ from the reference's"));
         }
     }
     Ok(())
 }
 
-/// Computes the losses of a case, compares them and runs backward; returns what the probe saw.
+/// Computes the losses of a case, compares them and runs backward; returns the probed tensors.
 fn losses(
     case: &Case,
     kind: Kind,
@@ -59,13 +60,13 @@ fn losses(
     let mut params = Params::new(kind, device());
     let strategy = config.build(&mut params, case.int("num_classes"));
     let targets = strategy.matcher.targets(&Grid::centers(&outputs.sizes()), &case.truth());
-    let (mut seen, world) = (BTreeMap::new(), World::solo());
+    let (mut probed, world) = (BTreeMap::new(), World::solo());
     let loss = loss_of(
         &*strategy.criterion,
         outputs,
         &targets,
         &Progress::default(),
-        &mut seen,
+        &mut probed,
         (false, &world),
     );
     let loss = loss.map_err(|e| e.to_string())?;
@@ -79,10 +80,11 @@ fn losses(
     for (name, found) in &loss.terms {
         close(name, *found, number(&expected[*name]["total"]), relative)?;
     }
-    Ok(seen)
+    Ok(probed)
 }
 
-/// Compares the gradients of one input with what an honest f32 run of the reference is off by.
+/// Compares the gradients of one input. The tolerance in f32 follows from the rounding error that
+/// was observed in f32 runs of the reference.
 fn gradients(case: &Case, kind: Kind, name: &str, levels: &[Tensor]) -> Result<(), String> {
     let observed = case.json["observed"]["grad_max_over_f32_and_perturbed"].as_f64().unwrap_or(0.0);
     let relative = if kind == Kind::Double { 1e-7 } else { (4.0 * observed).max(2e-5) };

@@ -1,4 +1,4 @@
-//! The loss alone: both formulas.
+//! The DW loss in both formulas, without a network.
 
 use std::collections::BTreeMap;
 
@@ -12,17 +12,19 @@ use tch::{Device, Kind, Tensor};
 
 use crate::case::{Case, close, device, group_within, host, number, within};
 
-/// Predictions as leaves, and what the loss makes of them.
+/// Predictions (leaves with gradients), their loss and the weights in it.
 pub struct Run {
     pub outputs: Outputs,
     pub loss: Loss,
-    /// Positive weights of the pairs, and negative ones of the cells.
+    /// Positive weight of each pair, `[N]`.
     pub positive: Tensor,
+    /// Negative weight of each cell of [`Pairs`].
     pub negative: Tensor,
     pub pairs: Pairs,
 }
 
-/// Computes the loss of predictions and runs backward. `prior`: mean and sigma of the centre prior.
+/// Computes the loss of predictions and runs backward. `prior`: mean and sigma of the centre prior,
+/// each `[C, 2]`.
 pub fn run(
     case: &Case,
     outputs: Outputs,
@@ -39,21 +41,23 @@ pub fn run(
     }
     let pairs = rule.pairs(&Grid::centers(&outputs.sizes()), classes, &case.truth());
     let targets = strategy.matcher.targets(&Grid::centers(&outputs.sizes()), &case.truth());
-    let mut seen = BTreeMap::new();
+    let mut probed = BTreeMap::new();
     let loss = loss_of(
         &*strategy.criterion,
         &outputs,
         &targets,
         &Progress::default(),
-        &mut seen,
+        &mut probed,
         (false, &World::solo()),
     )
     .map_err(|e| e.to_string())?;
     loss.local.backward();
-    let (positive, negative) = (seen["positive"].shallow_clone(), seen["negative"].shallow_clone());
+    let (positive, negative) =
+        (probed["positive"].shallow_clone(), probed["negative"].shallow_clone());
     Ok(Run { outputs, loss, positive, negative, pairs })
 }
 
+/// The predictions of a case, as leaves with gradients.
 fn leaves(case: &Case, kind: Kind) -> Outputs {
     let of = |name: &str| {
         case.levels(&format!("input.{name}"), kind)
@@ -69,6 +73,7 @@ fn leaves(case: &Case, kind: Kind) -> Outputs {
     }
 }
 
+/// Compares the gradients of the predictions; `tolerance` as in [`group_within`].
 fn compare_gradients(case: &Case, out: &Outputs, kind: Kind, tolerance: f64) -> Result<(), String> {
     for (name, levels) in
         [("cls_scores", &out.cls), ("bbox_preds", &out.distances), ("objectnesses", &out.quality)]
@@ -81,7 +86,7 @@ fn compare_gradients(case: &Case, out: &Outputs, kind: Kind, tolerance: f64) -> 
     Ok(())
 }
 
-/// Weights of pairs as `[P, G]` of one image.
+/// Positive weights of one image as `[P, G]`.
 fn dense_positive(run: &Run, image: i64, first_gt: i64, gts: i64) -> Tensor {
     let out = Tensor::zeros([run.pairs.points * gts], (run.positive.kind(), Device::Cpu));
     let mut index = vec![];
@@ -96,7 +101,7 @@ fn dense_positive(run: &Run, image: i64, first_gt: i64, gts: i64) -> Tensor {
     out.index_copy(0, &Tensor::from_slice(&index), &values).view([run.pairs.points, gts])
 }
 
-/// Weights of cells as `[P, C]` of every image, `rest` elsewhere.
+/// Negative weights as `[B, P, C]`; `rest` outside of the cells.
 fn dense_negative(run: &Run, images: i64, classes: i64, rest: f64) -> Tensor {
     let out = Tensor::full(
         [images * run.pairs.points * classes],
@@ -110,9 +115,10 @@ fn dense_negative(run: &Run, images: i64, classes: i64, rest: f64) -> Tensor {
     ])
 }
 
+/// The formula of the released code: losses, gradients and weights.
 pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
-    // Saturated sigmoids: the tensors of such a case are the reference's f32 ones (FORMAT.md, section 7). In f64 the same
-    // logits are not saturated, so that only the scalars can be compared.
+    // Sigmoids that saturate in f32: the tensors of such a case come from the reference in f32
+    // (FORMAT.md, section 7). In f64 these logits do not saturate, so only scalars are compared.
     let extreme = case.json["tensor_source"] == "f32";
     let classes = case.int("num_classes");
     let soft = case.json["soft_prior"].as_bool().unwrap_or(true);
@@ -130,7 +136,7 @@ pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
     let run = run(case, leaves(case, kind), &rule, (&mean, &sigma))?;
     let expected =
         &case.json["expected"][if extreme && kind == Kind::Float { "f32" } else { "f64" }];
-    // In f64 the tensors are still stored as f32.
+    // Tensors are stored as f32, also those computed in f64.
     let (scalar, tensor) = match (extreme, kind) {
         (_, Kind::Double) => (1e-10, 1e-6),
         (true, _) => (1e-4, 1e-4),
@@ -163,6 +169,7 @@ pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
     group_within("p_pos_weight", &positive, tensor)
 }
 
+/// The formula of the paper: losses, gradients and weights.
 pub fn paper(case: &Case, kind: Kind) -> Result<(), String> {
     let input = case.input_case()?;
     let k = &case.json["knobs"];
@@ -186,7 +193,7 @@ pub fn paper(case: &Case, kind: Kind) -> Result<(), String> {
             _ => NegWeight::Full,
         },
     };
-    // `extreme` saturates sigmoids: f64 only.
+    // In f32 the sigmoids of this case saturate.
     if kind == Kind::Float && input.json["tensor_source"] == "f32" {
         return Ok(());
     }

@@ -1,15 +1,19 @@
-//! Golden numbers: the reference implementation's (`loss head detector detect`), the paper's formulas' (`paper`), other
-//! systems' (`lab`) and pycocotools' (`coco`), one test result per case and precision.
+//! Golden cases: results of the reference implementation (kinds `loss`, `head`, `detector`,
+//! `detect`), of the paper's formulas (`paper`), of other systems (`lab`) and of pycocotools
+//! (`coco`). One test per case and precision.
 //!
-//! `DW_GOLDENS` names the folder, or several with `:` between them (default: the small copy beside
-//! this file). `DW_GOLDEN_KINDS` selects kinds; `DW_DEVICE=cuda` computes on a GPU. A case's kind is
-//! the `kind` of its `case.json`, at any depth of folders.
+//! `DW_GOLDENS` names the folder, or several separated by `:` (default: the small copy beside this
+//! file). `DW_GOLDEN_KINDS` selects kinds; `DW_DEVICE=cuda` computes on a GPU. A case is a folder
+//! at any depth, and its kind is the `kind` of its `case.json`.
+//!
+//! Scripts parse the lines `golden KIND/CASE f32 ok` and `golden KIND/CASE f32 FAILED: why`.
 
-#![expect(clippy::print_stdout, reason = "one line a case for scripts")]
+#![expect(clippy::print_stdout, reason = "one line per case for scripts")]
 
 mod case;
 mod coco;
 mod detect;
+mod detector;
 mod find;
 mod lab;
 mod loss;
@@ -27,16 +31,16 @@ use tch::Kind;
 
 /// The cases of one kind that have a test.
 struct Suite {
-    /// `kind` of a case, or `kind/system` where the kind's systems have tests of their own.
+    /// `kind` of a case, or `kind/system` where each system of a kind has its own test.
     key: &'static str,
-    /// Precisions that the cases have values for.
+    /// Precisions in which the cases are computed.
     precisions: &'static [Kind],
     check: Check,
 }
 
 impl Suite {
-    /// Whether `kind`, or `kind/system`, selects these cases.
-    fn is_of(&self, kind: &str) -> bool {
+    /// Whether `kind`, which may be `kind/system`, selects these cases.
+    fn is_selected_by(&self, kind: &str) -> bool {
         self.key == kind || self.key.split('/').next() == Some(kind)
     }
 }
@@ -45,7 +49,7 @@ const SUITES: [Suite; 7] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
-    Suite { key: "detector", precisions: &[Kind::Float, Kind::Double], check: network::detector },
+    Suite { key: "detector", precisions: &[Kind::Float, Kind::Double], check: detector::check },
     Suite { key: "detect", precisions: &[Kind::Float], check: detect::check },
     Suite { key: "lab/fcos", precisions: &[Kind::Float, Kind::Double], check: lab::fcos },
     Suite { key: "coco", precisions: &[Kind::Double], check: coco::check },
@@ -62,45 +66,47 @@ fn main() {
         Ok(device) => case::set_device(device),
         Err(e) => return finish(&Arguments::from_args(), vec![failing("device", e.to_string())]),
     }
-    // f32 is IEEE's: the tolerances are.
+    // The tolerances are for IEEE f32, not for TF32.
     if let Err(e) = Precision::F32.apply() {
         return finish(&Arguments::from_args(), vec![failing("precision", e.to_string())]);
     }
     tch::set_num_threads(1);
     let args = Arguments::from_args();
-    let (roots, named) = match std::env::var_os("DW_GOLDENS") {
+    let (roots, required) = match std::env::var_os("DW_GOLDENS") {
         Some(list) => (std::env::split_paths(&list).collect(), true),
         None => (vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data")], false),
     };
     let wanted = std::env::var("DW_GOLDEN_KINDS").ok();
     let wanted: Option<Vec<&str>> = wanted.as_ref().map(|k| k.split_whitespace().collect());
-    let (mut trials, not_run) = trials(&roots, wanted.as_deref());
-    if trials.is_empty() && named {
+    let (mut trials, skipped) = trials(&roots, wanted.as_deref());
+    if trials.is_empty() && required {
         let roots: Vec<String> = roots.iter().map(|r| r.display().to_string()).collect();
         trials.push(failing("folder", format!("no golden cases in {}", roots.join(", "))));
     }
-    if not_run > 0 && !args.list {
-        println!("golden: {not_run} cases of other kinds not run");
+    if skipped > 0 && !args.list {
+        println!("golden: {skipped} cases of other kinds not run");
     }
     finish(&args, trials);
 }
 
-/// Runs the trials and ends the process as the programs do: without the destructors of libraries that threads may be in.
+/// Runs the trials and exits without running the destructors of libraries, whose threads may still
+/// be active.
 fn finish(args: &Arguments, trials: Vec<Trial>) {
     let failed = libtest_mimic::run(args, trials).has_failed();
     dw_launch::abort::exit_now(if failed { 101 } else { 0 })
 }
 
-/// Tests of all cases of the wanted kinds, and the number of cases that no test exists for.
+/// The tests of all cases of the wanted kinds, and the number of cases of kinds without a test.
 fn trials(roots: &[PathBuf], wanted: Option<&[&str]>) -> (Vec<Trial>, usize) {
-    let (mut trials, mut not_run) = (vec![], 0);
-    for kind in wanted.iter().copied().flatten().filter(|k| !SUITES.iter().any(|s| s.is_of(k))) {
+    let (mut trials, mut skipped) = (vec![], 0);
+    let known = |kind: &str| SUITES.iter().any(|s| s.is_selected_by(kind));
+    for kind in wanted.iter().copied().flatten().filter(|k| !known(k)) {
         trials.push(failing(kind, format!("no test for golden cases of kind `{kind}`")));
     }
     let mut names = BTreeSet::new();
     for root in roots {
         if !root.is_dir() {
-            let why = format!("DW_GOLDENS names {}, which is no folder", root.display());
+            let why = format!("DW_GOLDENS: {} is not a folder", root.display());
             trials.push(failing("folder", why));
         }
         for path in find::cases(root) {
@@ -111,24 +117,25 @@ fn trials(roots: &[PathBuf], wanted: Option<&[&str]>) -> (Vec<Trial>, usize) {
                     continue;
                 }
             };
-            let is = |s: &&Suite| s.key == case.kind || s.key == case.system_key();
-            let Some(suite) = SUITES.iter().find(is) else {
-                not_run += 1;
+            let matches = |s: &&Suite| s.key == case.kind || s.key == case.system_key();
+            let Some(suite) = SUITES.iter().find(matches) else {
+                skipped += 1;
                 continue;
             };
-            if wanted.is_some_and(|kinds| !kinds.iter().any(|k| suite.is_of(k))) {
+            if wanted.is_some_and(|kinds| !kinds.iter().any(|k| suite.is_selected_by(k))) {
                 continue;
             }
             if !names.insert(case.name.clone()) {
-                trials.push(failing(&case.name, "two folders hold a case of this name".into()));
+                trials.push(failing(&case.name, "two cases have this name".into()));
                 continue;
             }
             trials.extend(suite.precisions.iter().map(|&p| trial(&case, p, suite.check)));
         }
     }
-    (trials, not_run)
+    (trials, skipped)
 }
 
+/// A test that fails with this reason.
 fn failing(name: &str, why: String) -> Trial {
     Trial::test(name.to_owned(), move || Err(Failed::from(why)))
 }

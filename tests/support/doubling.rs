@@ -1,5 +1,5 @@
-//! A backend that plays two ranks with the same gradients: each sum doubles its buffer, much later than it was asked to, on
-//! a side stream (on the CPU: a thread).
+//! A backend that simulates two ranks with equal gradients: each sum doubles its buffer after a
+//! delay, on a side stream (on the CPU: in a thread).
 
 use std::sync::Mutex;
 use std::thread::JoinHandle;
@@ -10,20 +10,20 @@ use dw_launch::nccl::SideStream;
 use dw_launch::{Buffer, Collectives, Number, Op, Result};
 use tch::{Device, Kind, Tensor};
 
-/// Passes over [`Doubling::delay_tensor`] before a sum: milliseconds on a GPU.
+/// Multiplications of [`Doubling::delay_tensor`] before a sum: milliseconds on a GPU.
 const DELAY: usize = 40;
 
 pub struct Doubling {
     device: Device,
     side: Option<CudaSide>,
-    /// What the delays work on.
+    /// Operand of the multiplications that cause the delays.
     delay_tensor: Mutex<Tensor>,
-    /// Of each sum its buffer before.
-    before: Mutex<Vec<Tensor>>,
+    /// Copies of the buffers as they were before their sums.
+    inputs: Mutex<Vec<Tensor>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// A buffer's memory as a tensor.
+/// A tensor that shares the memory of a buffer.
 fn view(b: &Buffer, device: Device) -> Tensor {
     let kind = match b.number {
         Number::F32 => Kind::Float,
@@ -41,9 +41,9 @@ impl Doubling {
         } else {
             None
         };
-        let numbers = if device.is_cuda() { 64 << 20 } else { 1 };
-        let delay_tensor = Mutex::new(Tensor::ones([numbers], (Kind::Float, device)));
-        Self { device, side, delay_tensor, before: Mutex::default(), threads: Mutex::default() }
+        let size = if device.is_cuda() { 64 << 20 } else { 1 };
+        let delay_tensor = Mutex::new(Tensor::ones([size], (Kind::Float, device)));
+        Self { device, side, delay_tensor, inputs: Mutex::default(), threads: Mutex::default() }
     }
 
     fn delay(&self) {
@@ -53,21 +53,22 @@ impl Doubling {
         }
     }
 
-    /// Keeps the computing stream busy: what the side stream gets too early then meets gradients that are not there yet.
+    /// Delays the compute stream, so that a sum that does not wait for it reads gradients that are
+    /// not written yet.
     pub fn delay_compute(&self) {
         self.delay();
     }
 
-    /// The numbers of all sums since the last call, as they were before, in one row.
-    pub fn take(&self) -> (usize, Tensor) {
-        let before = std::mem::take(&mut *self.before.lock().unwrap());
-        (before.len(), Tensor::cat(&before, 0))
+    /// The number of sums since the last call, and their inputs concatenated.
+    pub fn take_inputs(&self) -> (usize, Tensor) {
+        let inputs = std::mem::take(&mut *self.inputs.lock().unwrap());
+        (inputs.len(), Tensor::cat(&inputs, 0))
     }
 
-    /// Copies the buffer, waits, and doubles it: on the current stream.
+    /// Records the buffer, delays, and doubles it, all on the current stream.
     fn double(&self, buffer: &Buffer) {
         let mut view = view(buffer, self.device);
-        self.before.lock().unwrap().push(view.copy());
+        self.inputs.lock().unwrap().push(view.copy());
         self.delay();
         let _ = view.g_mul_scalar_(2.0);
     }
@@ -93,7 +94,7 @@ impl Collectives for Doubling {
             return Ok(());
         }
         let mut view = view(&buffer, self.device);
-        self.before.lock().unwrap().push(view.copy());
+        self.inputs.lock().unwrap().push(view.copy());
         self.threads.lock().unwrap().push(std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
             let _ = view.g_mul_scalar_(2.0);

@@ -1,5 +1,6 @@
-// Stands in for libtorch_cuda.so: registers itself with libtorch as the real library does, and says on standard error
-// when it is opened and looked up. FAKE_DEVICES: number of devices (default 0).
+// Replaces libtorch_cuda.so in tests: registers itself with libtorch as the real library does, and
+// logs to standard error when it is opened and when libtorch looks up its hooks.
+// FAKE_DEVICES: number of devices (default 0).
 #include <ATen/detail/CUDAHooksInterface.h>
 
 #include <cstdio>
@@ -12,23 +13,25 @@ int number(const char *name) {
   return text ? std::atoi(text) : 0;
 }
 
-// The name is the key by which libtorch looks for it.
+// libtorch finds the class by this name.
 struct CUDAHooks : at::CUDAHooksInterface {
   explicit CUDAHooks(at::CUDAHooksArgs) { std::fputs("fake: hooks found\n", stderr); }
   bool hasCUDA() const override { return number("FAKE_DEVICES") > 0; }
   int getNumGPUs() const override { return number("FAKE_DEVICES"); }
-  at::DeviceIndex deviceCount() const override { return static_cast<at::DeviceIndex>(number("FAKE_DEVICES")); }
+  at::DeviceIndex deviceCount() const override {
+    return static_cast<at::DeviceIndex>(number("FAKE_DEVICES"));
+  }
   bool compiledWithCuDNN() const override { return true; }
 };
 
-struct Life {
-  Life() {
+struct Library {
+  Library() {
     const char *allocator = std::getenv("PYTORCH_CUDA_ALLOC_CONF");
     std::fprintf(stderr, "fake: cuda opened, allocator %s\n", allocator ? allocator : "unset");
   }
-  // As the real runtime may when threads are still inside it.
-  ~Life() { std::abort(); }
-} life;
+  // The real runtime may abort like this when it is unloaded while threads still use it.
+  ~Library() { std::abort(); }
+} library;
 
 }  // namespace
 

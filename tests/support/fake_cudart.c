@@ -1,5 +1,6 @@
-// Stands in for the functions of the CUDA runtime that dw calls; to be preloaded, since libtorch's CPU half brings the
-// real runtime. FAKE_DEVICES: number of devices (default 0). FAKE_SET: result of cudaSetDevice (default 0).
+// Replaces the functions of the CUDA runtime that dw calls. Loaded with LD_PRELOAD, because the CPU
+// build of libtorch loads the real runtime.
+// FAKE_DEVICES: number of devices (default 0). FAKE_SET: result of cudaSetDevice (default 0).
 #include <stdio.h>
 #include <stdlib.h>
 

@@ -1,4 +1,4 @@
-//! What the tests of the binaries share: a small drawn data set, processes, rows of metrics.
+//! Helpers for the tests of the binaries: a small synthetic data set, processes, rows of metrics.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod doubling;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
-/// A binary of this workspace; from the folder `DW_BIN` where that is set (on a machine without the build).
+/// Path of a binary of this workspace. `DW_BIN` names another folder, for a machine without the
+/// build.
 pub fn bin(name: &str) -> PathBuf {
     match std::env::var_os("DW_BIN") {
         Some(folder) => Path::new(&folder).join(name),
@@ -21,64 +22,64 @@ pub fn bin(name: &str) -> PathBuf {
     }
 }
 
-/// A drawn and packed data set with a folder for results.
-pub struct Place {
+/// A temporary folder with a packed synthetic data set; work directories are created in it. The
+/// folder is removed when the value is dropped.
+pub struct Sandbox {
     dir: TempDir,
 }
 
-impl Place {
+impl Sandbox {
+    /// 14 training and 5 validation images.
     pub fn new() -> Self {
-        Self::of(14, 5)
+        Self::with_images(14, 5)
     }
 
-    pub fn of(images: usize, val: usize) -> Self {
-        let place = Self { dir: tempfile::tempdir().unwrap() };
-        let (images, val) = (images.to_string(), val.to_string());
-        let coco = place.path("coco");
-        run(Command::new(bin("dw-pack")).args([
-            "synth",
-            &coco,
-            "--images",
-            &images,
-            "--val",
-            &val,
-            "--seed",
-            "3",
-            "--classes",
-            "3",
-            "--side",
-            "128",
-        ]));
+    pub fn with_images(train: usize, val: usize) -> Self {
+        let sandbox = Self { dir: tempfile::tempdir().unwrap() };
+        let coco = sandbox.path("coco");
+        run(Command::new(bin("dw-pack"))
+            .args(["synth", &coco])
+            .args(["--images", &train.to_string(), "--val", &val.to_string()])
+            .args(["--seed", "3", "--classes", "3", "--side", "128"]));
         run(Command::new(bin("dw-pack")).arg(&coco));
-        place
+        sandbox
     }
 
     pub fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
+    /// Folder of the packed data set.
     pub fn shards(&self) -> String {
         self.path("coco/shards")
     }
 
-    /// Arguments of a smoke run into `work`.
+    /// Arguments of `dw-train` for the smoke configuration on the CPU in work directory `work`.
+    /// `sets`: values of `--set`.
     pub fn train_args(&self, work: &str, sets: &[&str]) -> Vec<String> {
-        let mut args: Vec<String> =
-            ["smoke", "--device", "cpu", "--data", &self.shards(), "--work-dir", &self.path(work)]
-                .map(str::to_owned)
-                .to_vec();
-        for s in sets {
-            args.extend(["--set".to_owned(), (*s).to_owned()]);
-        }
-        args
+        self.train_args_on("cpu", work, sets)
     }
 
-    /// Trains on `ranks` processes (0: without mpirun) and expects success.
+    /// As [`Sandbox::train_args`], with a value of `--device`.
+    pub fn train_args_on(&self, device: &str, work: &str, sets: &[&str]) -> Vec<String> {
+        let (shards, work) = (self.shards(), self.path(work));
+        let args = ["smoke", "--device", device, "--data", &shards, "--work-dir", &work];
+        let sets = sets.iter().flat_map(|set| ["--set", *set]);
+        args.into_iter().chain(sets).map(str::to_owned).collect()
+    }
+
+    /// Trains on `ranks` processes (0: without mpirun); the run must succeed.
     pub fn train(&self, ranks: usize, work: &str, sets: &[&str]) {
         run(launch(ranks, "dw-train").args(self.train_args(work, sets)));
     }
 
-    /// Rows of a run's steps; of a repeated step the later.
+    /// All rows of `metrics.jsonl`.
+    pub fn rows(&self, work: &str) -> Vec<Map<String, Value>> {
+        let text = std::fs::read_to_string(self.path(work) + "/metrics.jsonl").unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// The row of each step; the last one where a step was repeated.
     pub fn steps(&self, work: &str) -> Vec<Map<String, Value>> {
         let mut steps = std::collections::BTreeMap::new();
         for row in self.rows(work).into_iter().filter(|r| r.contains_key("loss")) {
@@ -87,9 +88,26 @@ impl Place {
         steps.into_values().collect()
     }
 
-    pub fn rows(&self, work: &str) -> Vec<Map<String, Value>> {
-        let text = std::fs::read_to_string(self.path(work) + "/metrics.jsonl").unwrap();
-        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    /// Losses of all steps as JSON text, which keeps every bit.
+    pub fn losses(&self, work: &str) -> Vec<String> {
+        self.steps(work).iter().map(|r| r["loss"].to_string()).collect()
+    }
+
+    /// Complete rows of `metrics.jsonl` while a run may be writing it; none before the file exists.
+    pub fn rows_so_far(&self, work: &str) -> Vec<Map<String, Value>> {
+        let text = std::fs::read_to_string(self.path(work) + "/metrics.jsonl").unwrap_or_default();
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        complete.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// The number of the start (from 1) that wrote the last complete row; 0 without rows.
+    pub fn last_attempt(&self, work: &str) -> u64 {
+        self.rows_so_far(work).last().map_or(0, |row| row["attempt"].as_u64().unwrap())
+    }
+
+    /// Checkpoint folders, the oldest first.
+    pub fn checkpoints(&self, work: &str) -> Vec<PathBuf> {
+        files_in(&(self.path(work) + "/checkpoints"), "")
     }
 
     /// Step of the newest checkpoint that is in place; 0 without any.
@@ -101,14 +119,9 @@ impl Place {
             .max()
             .unwrap_or(0)
     }
-
-    /// Losses of all steps, to the last bit.
-    pub fn losses(&self, work: &str) -> Vec<String> {
-        self.steps(work).iter().map(|r| r["loss"].to_string()).collect()
-    }
 }
 
-/// A command on `ranks` processes; 0: without mpirun.
+/// The command that starts a binary on `ranks` processes; 0: without mpirun.
 pub fn launch(ranks: usize, name: &str) -> Command {
     if ranks == 0 {
         return Command::new(bin(name));
@@ -119,17 +132,17 @@ pub fn launch(ranks: usize, name: &str) -> Command {
     c
 }
 
-/// `dw-launch OPTIONS -n RANKS -- NAME`; arguments of the program follow.
+/// `dw-launch OPTIONS -n RANKS -- NAME`; arguments of the program may be appended.
 pub fn dw_launch(ranks: usize, options: &[&str], name: &str) -> Command {
     let mut c = Command::new(bin("dw-launch"));
     c.args(options).args(["-n", &ranks.to_string(), "--", name]);
     c
 }
 
-/// A job under way, whose standard error is read as it comes.
+/// A running process whose standard error is collected.
 pub struct Job {
     child: Child,
-    text: Arc<Mutex<String>>,
+    stderr: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
 }
 
@@ -140,42 +153,36 @@ impl Job {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|e| panic!("{command:?}: {e}"));
-        let (lines, text) =
-            (BufReader::new(child.stderr.take().unwrap()), Arc::new(Mutex::new(String::new())));
-        let into = text.clone();
+        let lines = BufReader::new(child.stderr.take().unwrap()).split(b'\n');
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let collected = stderr.clone();
         let reader = std::thread::spawn(move || {
-            for line in lines.split(b'\n').map_while(Result::ok) {
-                *into.lock().unwrap() += &(String::from_utf8_lossy(&line).into_owned() + "\n");
+            for line in lines.map_while(Result::ok) {
+                *collected.lock().unwrap() += &(String::from_utf8_lossy(&line).into_owned() + "\n");
             }
         });
-        Self { child, text, reader }
+        Self { child, stderr, reader }
     }
 
-    /// Its variables, as the system shows them.
-    pub fn variables(&self) -> String {
+    /// Environment of the process, one `NAME=VALUE` a line.
+    pub fn environment(&self) -> String {
         let bytes = std::fs::read(format!("/proc/{}/environ", self.child.id())).unwrap();
         String::from_utf8_lossy(&bytes).replace('\0', "\n")
     }
 
-    /// What it has said so far.
-    pub fn text(&self) -> String {
-        self.text.lock().unwrap().clone()
+    /// Standard error so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.lock().unwrap().clone()
     }
 
-    /// Waits until it says this.
-    pub fn until(&self, words: &str) {
-        self.until_true(&format!("`{words}`"), || self.text().contains(words));
-    }
-
-    /// Waits until something has happened.
-    pub fn until_true(&self, what: &str, done: impl Fn() -> bool) {
+    /// Waits until a condition holds; fails after two minutes. `what` names the condition.
+    ///
+    /// Conditions look at files rather than at the log, whose wording may change.
+    pub fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
         let began = Instant::now();
-        while !done() {
-            assert!(
-                began.elapsed() < Duration::from_mins(2),
-                "waited in vain for {what}: {}",
-                self.text()
-            );
+        while !condition() {
+            let waited = began.elapsed();
+            assert!(waited < Duration::from_mins(2), "timeout: {what}: {}", self.stderr());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -184,52 +191,53 @@ impl Job {
         run(Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]));
     }
 
-    /// Waits for its end; returns exit code and standard error.
-    pub fn end(mut self, within: Duration) -> (Option<i32>, String) {
+    /// Waits for the process to exit; returns exit code and standard error.
+    pub fn wait(mut self, timeout: Duration) -> (Option<i32>, String) {
         let began = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            if began.elapsed() > within {
+            if began.elapsed() > timeout {
                 let _ = self.child.kill();
-                panic!("the job did not end within {within:?}: {}", self.text());
+                panic!("the job did not exit within {timeout:?}: {}", self.stderr());
             }
             std::thread::sleep(Duration::from_millis(20));
         };
         self.reader.join().unwrap();
-        let text = self.text.lock().unwrap().clone();
+        let text = self.stderr.lock().unwrap().clone();
         (status.code(), text)
     }
 }
 
-/// Processes whose command line holds this text.
+/// Ids of the processes whose command line matches `text`.
 pub fn processes(text: &str) -> Vec<String> {
     let out = Command::new("pgrep").args(["-f", text]).output().unwrap();
     String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
 }
 
-/// A number of rounds from the environment: a few in CI, many in `make soak`.
-pub fn rounds(variable: &str, usual: usize) -> usize {
+/// A number of repetitions from the environment: a few in CI, many in `make soak`.
+pub fn rounds(variable: &str, default: usize) -> usize {
     std::env::var(variable)
         .ok()
-        .map_or(usual, |v| v.parse().unwrap_or_else(|e| panic!("{variable}={v}: {e}")))
+        .map_or(default, |v| v.parse().unwrap_or_else(|e| panic!("{variable}={v}: {e}")))
 }
 
-/// Runs to success; returns stdout.
-pub fn run(command: &mut Command) -> String {
+/// Runs a command that must succeed; returns its output.
+pub fn output(command: &mut Command) -> Output {
     let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(
-        out.status.success(),
-        "{command:?}: {}\n{}",
-        out.status,
-        String::from_utf8_lossy(&out.stderr)
-    );
-    String::from_utf8(out.stdout).unwrap()
+    assert!(out.status.success(), "{command:?}: {}\n{}", out.status, stderr(&out));
+    out
 }
 
-/// Runs to failure with this exit code; returns stderr.
-pub fn fails(command: &mut Command, code: i32) -> String {
+/// Runs a command that must succeed; returns standard output.
+pub fn run(command: &mut Command) -> String {
+    String::from_utf8(output(command).stdout).unwrap()
+}
+
+/// Runs a command that must fail with this exit code and an `error: ` message, without a panic;
+/// returns standard error.
+pub fn run_failing(command: &mut Command, code: i32) -> String {
     let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let text = stderr(&out);
     assert_eq!(out.status.code(), Some(code), "{command:?}: {text}");
@@ -241,28 +249,50 @@ pub fn stderr(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
 }
 
-/// Asserts that a text holds all words.
-pub fn says(text: &str, words: &[&str]) {
-    for w in words {
-        assert!(text.contains(w), "expected `{w}` in: {text}");
+/// Asserts that a text contains every key: option and field names, paths, values. Sentences of
+/// messages are not keys.
+pub fn assert_contains(text: &str, keys: &[&str]) {
+    for key in keys {
+        assert!(text.contains(key), "expected `{key}` in: {text}");
     }
 }
 
-/// Flips one byte in the middle of a file.
-pub fn damage(path: &Path) {
+/// Asserts that one line of a text contains every key.
+pub fn assert_line_contains(text: &str, keys: &[&str]) {
+    let found = text.lines().any(|line| keys.iter().all(|key| line.contains(key)));
+    assert!(found, "expected a line with {keys:?} in: {text}");
+}
+
+/// Runs a command that must fail with this exit code and an error that contains every key.
+pub fn assert_fails(command: &mut Command, code: i32, keys: &[&str]) {
+    assert_contains(&run_failing(command, code), keys);
+}
+
+/// The part of a log that begins with the last `error: `.
+pub fn last_error(log: &str) -> &str {
+    log.rfind("error: ").map_or("", |at| &log[at..])
+}
+
+/// Whether a text contains `word` as a whole word, not within a longer number or name.
+pub fn has_word(text: &str, word: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric()).any(|w| w == word)
+}
+
+/// Changes one bit in the middle of a file.
+pub fn flip_bit(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 4;
     std::fs::write(path, bytes).unwrap();
 }
 
-/// Files of a folder whose names end like this.
-pub fn files(dir: &str, ending: &str) -> Vec<PathBuf> {
+/// Entries of a folder whose names end with `suffix`, sorted.
+pub fn files_in(dir: &str, suffix: &str) -> Vec<PathBuf> {
     let mut found: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
         .flatten()
         .map(|e| e.path())
-        .filter(|p| p.to_string_lossy().ends_with(ending))
+        .filter(|p| p.to_string_lossy().ends_with(suffix))
         .collect();
     found.sort();
     found

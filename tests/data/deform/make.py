@@ -1,12 +1,19 @@
-"""Writes cases.safetensors: torchvision's deform_conv2d in f64, values and gradients. Run by hand; tests only read.
+"""Writes cases.safetensors: values and gradients of torchvision's deform_conv2d in f64.
 
-python make.py, with torch 2.11.0, torchvision 0.26.0 and safetensors or not (the format is written below).
+Run by hand: python make.py, with torch 2.11.0 and torchvision 0.26.0. Tests only read the file.
 """
 import json, struct, pathlib
 import torch, torchvision
 
-# batch, in, out, height, width, kernel, stride, groups, spread of the offsets in cells
-CASES = [(2, 6, 4, 7, 9, 3, 1, 1, 2.5), (1, 8, 8, 5, 6, 3, 2, 4, 2.5), (2, 4, 6, 1, 8, 3, 1, 2, 1.0), (1, 3, 5, 10, 4, 1, 1, 1, 4.0), (1, 4, 4, 6, 6, 3, 1, 1, 30.0)]
+# batch, input and output channels, height, width, kernel, stride, groups, standard deviation of
+# the offsets in cells
+CASES = [
+    (2, 6, 4, 7, 9, 3, 1, 1, 2.5),
+    (1, 8, 8, 5, 6, 3, 2, 4, 2.5),
+    (2, 4, 6, 1, 8, 3, 1, 2, 1.0),
+    (1, 3, 5, 10, 4, 1, 1, 1, 4.0),
+    (1, 4, 4, 6, 6, 3, 1, 1, 30.0),
+]
 out = {}
 for n, (b, ci, co, h, w, k, s, g, spread) in enumerate(CASES):
     torch.manual_seed(100 + n)
@@ -27,8 +34,13 @@ for n, (b, ci, co, h, w, k, s, g, spread) in enumerate(CASES):
 header, data = {}, b""
 for name, t in out.items():
     raw = t.contiguous().numpy().tobytes()
-    header[name] = {"dtype": {torch.float64: "F64", torch.int64: "I64"}[t.dtype], "shape": list(t.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+    header[name] = {
+        "dtype": {torch.float64: "F64", torch.int64: "I64"}[t.dtype],
+        "shape": list(t.shape),
+        "data_offsets": [len(data), len(data) + len(raw)],
+    }
     data += raw
 text = json.dumps(header).encode()
 text += b" " * (-len(text) % 8)
-pathlib.Path(__file__).with_name("cases.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+path = pathlib.Path(__file__).with_name("cases.safetensors")
+path.write_bytes(struct.pack("<Q", len(text)) + text + data)
