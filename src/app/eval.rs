@@ -176,21 +176,13 @@ fn open_split(runs: &[(Saved, Config)]) -> Result<Dataset> {
 }
 
 /// This rank's device, with the number of threads that the first run was configured with.
-fn select_device(
-    args: &EvalArgs,
-    runs: &[(Saved, Config)],
-    topology: &Topology,
-) -> Result<Device> {
+fn select_device(args: &EvalArgs, runs: &[(Saved, Config)], topology: &Topology) -> Result<Device> {
     let num_threads = for_this_machine(runs[0].1.train.threads, topology);
     super::device(args.device, num_threads, topology)
 }
 
 /// Evaluates one network; rank 0 gets the report.
-fn evaluate_one(
-    detector: &Detector,
-    job: &Job,
-    metric: &MetricConfig,
-) -> Result<Option<Report>> {
+fn evaluate_one(detector: &Detector, job: &Job, metric: &MetricConfig) -> Result<Option<Report>> {
     let began = Instant::now();
     let report = evaluate(detector, job, &mut None, metric)?;
     job.world.barrier("end of evaluation")?;

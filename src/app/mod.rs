@@ -40,8 +40,7 @@ fn version() -> String {
         Some(library) => library.to_string(),
         None => "not loaded (it comes with libtorch's CUDA half)".to_owned(),
     };
-    let (version, revision, torch) =
-        (env!("CARGO_PKG_VERSION"), env!("DW_GIT"), torch::version());
+    let (version, revision, torch) = (env!("CARGO_PKG_VERSION"), env!("DW_GIT"), torch::version());
     format!("{version} ({revision})\nlibtorch {torch}\nCUDA: {cuda}\nMPI: {mpi}\nNCCL: {nccl}")
 }
 
@@ -68,14 +67,13 @@ pub struct Start {
 
 /// Runs a program as one rank of a job and ends the process. An error is reported once and ends
 /// every rank. `main` stores the communicator in its second argument as soon as it exists.
-pub fn run(
-    start: Start,
-    main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>,
-) -> ! {
+pub fn run(start: Start, main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ! {
     threads::wait_passively();
     // Before any library starts a thread, which would inherit the signals' default action.
     let signals = if start.catch_signals {
-        dw_launch::signals::listen().map(drop).map_err(Error::io("cannot handle", Path::new("signals")))
+        dw_launch::signals::listen()
+            .map(drop)
+            .map_err(Error::io("cannot handle", Path::new("signals")))
     } else {
         Ok(())
     };
@@ -120,11 +118,8 @@ fn fail(e: &Error, topology: &Topology, world: Option<Arc<World>>) -> ! {
     if topology.rank != 0 {
         std::thread::sleep(report_delay(e, world.is_some()));
     }
-    let rank = if topology.world_size > 1 {
-        format!("[rank {}] ", topology.rank)
-    } else {
-        String::new()
-    };
+    let rank =
+        if topology.world_size > 1 { format!("[rank {}] ", topology.rank) } else { String::new() };
     print_message(&format!("{rank}error: {e}"));
     match world {
         Some(world) => world.abort(e.exit_code(), &e.to_string()),

@@ -94,7 +94,9 @@ pub fn check(
     let wanted = requested.train.images_per_rank * world.size();
     if batch != wanted {
         let (ranks, each) = (world.size(), batch / world.size());
-        tracing::info!("keeping the global batch of {batch} images: {each} on each of {ranks} ranks");
+        tracing::info!(
+            "keeping the global batch of {batch} images: {each} on each of {ranks} ranks"
+        );
     }
     Ok(batch)
 }

@@ -107,6 +107,8 @@ fn same_names(file: &Weights, categories: &[Category]) -> Result<()> {
     Err(Error::data(
         &file.path,
         format!("class of label {label}"),
-        format!("expected {expected} as in the data, found {found}\nhint: rename the categories and pack again"),
+        format!(
+            "expected {expected} as in the data, found {found}\nhint: rename the categories and pack again"
+        ),
     ))
 }

@@ -60,11 +60,7 @@ impl TrainArgs {
 ///
 /// # Errors
 /// Any mistake in the arguments, bad data, a lost peer, preemption.
-pub fn train(
-    args: &TrainArgs,
-    topology: &Topology,
-    world: &mut Option<Arc<World>>,
-) -> Result<()> {
+pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
     let mut config = config::load(&args.config, &args.sets)?;
     config.resolve();
     let num_threads = num_threads(&config, topology, args.dry_run)?;
@@ -102,7 +98,8 @@ pub fn train(
         0
     };
     let validation = data.val.map(Validation::new);
-    Run { plan: &plan, world, train: data.train, validation, step, start, work_dir, attempt }.train()
+    Run { plan: &plan, world, train: data.train, validation, step, start, work_dir, attempt }
+        .train()
 }
 
 /// Number of CPU threads of this rank, checked against the machine.
@@ -192,8 +189,7 @@ fn starting_point(
     let mut global_batch = config.train.images_per_rank * world.size();
     if let Some(c) = &from {
         let saved = config::from_toml(&c.config, &c.path)?;
-        global_batch =
-            resume::check(c, &saved, &data.train, config, world, args.with_changes)?;
+        global_batch = resume::check(c, &saved, &data.train, config, world, args.with_changes)?;
         // Keep the original `init`: it determines which stages are frozen.
         config.model.init.clone_from(&saved.model.init);
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use dw_base::text::with_causes;
-use dw_launch::abort::{Failure, classify};
+use dw_base::failure::{Failure, classify};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use crate::{Error, Result};
@@ -91,7 +91,7 @@ fn no_devices() -> Error {
     let text = format!("libtorch found no CUDA device{text}");
     match classify(&text) {
         Some(Failure::Device) if code != NO_DEVICE => {
-            Error::Device(format!("{text} (host {})", dw_launch::host()))
+            Error::Device(format!("{text} (host {})", dw_base::host::name()))
         }
         _ => Error::Usage(format!(
             "{text}\nhint: `nvidia-smi` shows the driver (580 or newer is needed) and the devices"
@@ -161,10 +161,11 @@ pub fn set_current(index: usize) -> Result<()> {
 
 /// The error of an unusable device; its kind follows from the runtime's error text.
 fn failure(index: usize, text: &str) -> Error {
-    let text = format!("CUDA device {index} of {} cannot be used: {text}", dw_launch::host());
+    let text = format!("CUDA device {index} of {} cannot be used: {text}", dw_base::host::name());
     match classify(&text) {
         Some(Failure::Device) => Error::Device(text),
-        Some(_) => Error::Resources(format!(
+        Some(Failure::Threads) => Error::OutOfResources(text),
+        Some(Failure::Memory) => Error::OutOfMemory(format!(
             "{text}\nhint: `nvidia-smi` lists the processes that use its memory"
         )),
         None => Error::Usage(format!("{text}\nhint: `nvidia-smi` shows the device's state")),

@@ -2,9 +2,13 @@
 //!
 //! * [`cuda`]: libtorch's CUDA library, opened at run time, and the CUDA runtime that it loads
 //! * [`Precision`]: meaning of `train.precision` on each device
+//! * [`threads`]: CPU threads of a rank
+//! * [`join`]: the ranks of a job on their devices
 
 pub mod cuda;
+pub mod join;
 mod precision;
+pub mod threads;
 
 use dw_launch::Topology;
 use tch::{Device, Kind, Tensor};

@@ -15,8 +15,8 @@ use crate::data::augment::{Transform, batch, decode, padded, render};
 use crate::data::{DataConfig, Dataset};
 use crate::device::upload;
 use crate::model::Detector;
-use crate::model::heads::fcos::{Scored, scored};
-use crate::{Error, Result};
+use crate::model::heads::{Scored, scored};
+use crate::{Error, Result, torch};
 
 /// Seconds per stage of inference, summed over all threads and ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -97,7 +97,8 @@ pub fn detect_records(
 
 /// The numbers of a tensor as f32 in host memory.
 fn to_vec(t: &Tensor) -> Result<Vec<f32>> {
-    Ok(Vec::try_from(t.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().reshape([-1]))?)
+    let host = t.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().reshape([-1]);
+    Vec::try_from(host).map_err(torch::error)
 }
 
 /// Measures consecutive intervals.

@@ -4,9 +4,9 @@
 pub mod functions;
 
 use dw_launch::{Op, World};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-use crate::Result;
+use crate::{Result, torch};
 
 /// One term of the loss. Its value is the sum over all ranks, divided by the normaliser over all
 /// ranks.
@@ -80,9 +80,8 @@ pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Loss> {
     let scalars: Vec<Tensor> =
         terms.iter().flat_map(|t| [t.sum.detach(), t.by.value.shallow_clone()]).collect();
     // Sum and normaliser of each term, then the vote.
-    let mut host = Vec::<f64>::try_from(
-        Tensor::stack(&scalars, 0).to_kind(tch::Kind::Double).to_device(tch::Device::Cpu),
-    )?;
+    let sums = Tensor::stack(&scalars, 0).to_kind(Kind::Double).to_device(Device::Cpu);
+    let mut host = Vec::<f64>::try_from(sums).map_err(torch::error)?;
     host.push(f64::from(u8::from(stop)));
     world.all_reduce(&mut host, Op::Sum, "loss")?;
     let mut local = Tensor::zeros_like(&terms[0].sum.detach());

@@ -8,7 +8,7 @@ use dw_weights::{Dtype, Weights};
 use tch::{Kind, Tensor};
 
 use super::Params;
-use crate::{Error, Result};
+use crate::{Error, Result, torch};
 
 /// Result of loading a weight file into a network.
 #[derive(Debug, Default)]
@@ -73,26 +73,23 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 fn tensor(file: &Weights, name: &str) -> Result<Tensor> {
     let t = &file.tensors[name];
     let kind = kind(t.dtype).ok_or_else(|| {
-        Error::Data(format!(
-            "{}: `{name}`: element type {:?} is not supported",
-            file.path.display(),
-            t.dtype
-        ))
+        Error::data(
+            &file.path,
+            format!("`{name}`"),
+            format!("element type {:?} is not supported", t.dtype),
+        )
     })?;
     let shape: Vec<i64> = t.shape.iter().map(|&n| n as i64).collect();
-    let tensor = Tensor::f_from_data_size(&file.read(name)?, &shape, kind)?;
-    let finite =
-        !tensor.is_floating_point() || tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1;
-    if finite { Ok(tensor) } else { Err(Error::Data(not_finite(file, name))) }
-}
-
-fn not_finite(file: &Weights, name: &str) -> String {
-    format!(
-        "{}: `{}` holds numbers that are not finite (NaN or infinity)\n\
-         hint: the training run that wrote the file may have diverged",
-        file.path.display(),
-        shown(name)
-    )
+    let tensor = Tensor::f_from_data_size(&file.read(name)?, &shape, kind).map_err(torch::error)?;
+    if tensor.is_floating_point() && tensor.isfinite().all().int64_value(&[]) == 0 {
+        return Err(Error::data(
+            &file.path,
+            format!("`{name}`"),
+            "it holds numbers that are not finite (NaN or infinity)\n\
+             hint: the training run that wrote the file may have diverged",
+        ));
+    }
+    Ok(tensor)
 }
 
 /// Reads all tensors of a weight file.

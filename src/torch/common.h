@@ -3,18 +3,25 @@
 // the caller reads the exception's text with `dw_last_error`.
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <exception>
+#include <new>
 
 namespace dw {
 
-// Stores the text that `dw_last_error` returns on this thread.
-void set_last_error(const char *what) noexcept;
+// Stores what `dw_last_error` and `dw_last_error_is_memory` return on this thread.
+void set_last_error(const char *what, bool out_of_memory = false) noexcept;
 
 // Runs `f`; on an exception stores its text and returns `failed`.
 template <typename F, typename R>
 R guarded(R failed, F f) noexcept {
   try {
     return f();
+  } catch (const c10::OutOfMemoryError &e) {
+    set_last_error(e.what(), true);
+  } catch (const std::bad_alloc &e) {
+    set_last_error(e.what(), true);
   } catch (const std::exception &e) {
     set_last_error(e.what());
   } catch (...) {

@@ -13,6 +13,7 @@
 
 namespace {
 thread_local std::string last_error;
+thread_local bool last_error_is_memory = false;
 
 // Prints each warning once: libtorch repeats "does not have a deterministic implementation" in
 // every step. Warnings of the autograd engine's threads are raised on the thread that called
@@ -28,7 +29,8 @@ struct WarnOnce : c10::WarningHandler {
 };
 }  // namespace
 
-void dw::set_last_error(const char *what) noexcept {
+void dw::set_last_error(const char *what, bool out_of_memory) noexcept {
+  last_error_is_memory = out_of_memory;
   try {
     last_error = what;
   } catch (...) {
@@ -40,6 +42,9 @@ extern "C" {
 
 // Text of the exception that ended the last failing call on this thread. Valid until the next one.
 const char *dw_last_error() { return last_error.c_str(); }
+
+// Whether that exception was libtorch's or the standard library's for exhausted memory.
+int dw_last_error_is_memory() { return last_error_is_memory ? 1 : 0; }
 
 // Version of the libtorch headers this file was compiled against.
 const char *dw_torch_version() { return TORCH_VERSION; }

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::last_error;
+use super::error::last_error;
 
 unsafe extern "C" {
     fn dw_deform_conv2d(

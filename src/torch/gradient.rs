@@ -5,7 +5,8 @@ use std::ptr::NonNull;
 
 use tch::Tensor;
 
-use super::{Result, check, last_error};
+use super::error::{check, last_error};
+use crate::Result;
 
 unsafe extern "C" {
     fn dw_set_grad(param: *const torch_sys::C_tensor, grad: *const torch_sys::C_tensor) -> c_int;

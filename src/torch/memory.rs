@@ -4,7 +4,8 @@ use std::ffi::c_int;
 
 use tch::{Device, Tensor};
 
-use super::{Result, check, last_error};
+use super::error::{check, last_error};
+use crate::Result;
 
 unsafe extern "C" {
     fn dw_to_host(tensor: *const torch_sys::C_tensor) -> *mut torch_sys::C_tensor;

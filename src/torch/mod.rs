@@ -1,9 +1,11 @@
 //! Functions of libtorch that the `tch` bindings lack: one subject a file, next to its C++ source.
 //!
 //! C++ exceptions do not cross into Rust: the C++ functions return a status (or null) and store the
-//! exception's text, which is returned as a [`TchError`].
+//! exception, which is returned as an [`Error`](crate::Error).
 
+mod buffer;
 mod deform;
+mod error;
 mod gradient;
 mod memory;
 mod profile;
@@ -12,9 +14,12 @@ mod stream;
 
 use std::ffi::{CStr, c_char, c_int};
 
-use tch::TchError;
+use crate::Result;
+use error::check;
 
+pub use buffer::buffer_of;
 pub use deform::deform_conv2d;
+pub use error::error;
 pub use gradient::{GradientHook, on_gradient, set_grad};
 pub use memory::{host_floats, peak_bytes, reset_peak_bytes, to_host};
 pub use profile::{Profile, count_syncs};
@@ -22,27 +27,11 @@ pub use sgd::fused_sgd;
 pub use stream::CudaSide;
 
 unsafe extern "C" {
-    fn dw_last_error() -> *const c_char;
     fn dw_torch_version() -> *const c_char;
     fn dw_flush_denormals();
     fn dw_allow_tf32_convolutions(allow: c_int) -> c_int;
     fn dw_deterministic(on: c_int) -> c_int;
     fn dw_has_cuda_hooks() -> c_int;
-}
-
-/// Result of a call into libtorch.
-pub type Result<T> = std::result::Result<T, TchError>;
-
-/// The exception that ended the last failing call on this thread.
-fn last_error() -> TchError {
-    // SAFETY: a C string that is valid until this thread's next failing call.
-    let text = unsafe { CStr::from_ptr(dw_last_error()) };
-    TchError::Torch(text.to_string_lossy().into_owned())
-}
-
-/// Converts a status of a C++ function (0: success) into a result.
-fn check(status: c_int) -> Result<()> {
-    if status == 0 { Ok(()) } else { Err(last_error()) }
 }
 
 /// Version of libtorch, as "2.11.0+cu130".

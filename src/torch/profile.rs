@@ -3,9 +3,10 @@
 use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
 
-use tch::{Device, TchError};
+use tch::Device;
 
-use super::{Result, check};
+use super::error::check;
+use crate::{Error, Result};
 
 unsafe extern "C" {
     fn dw_profile_start(cuda: c_int) -> c_int;
@@ -35,7 +36,7 @@ impl Profile {
     /// The file cannot be written.
     pub fn write(self, path: &Path) -> Result<()> {
         let text = CString::new(path.as_os_str().as_encoded_bytes());
-        let text = text.map_err(|e| TchError::FileFormat(format!("{}: {e}", path.display())))?;
+        let text = text.map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
         // SAFETY: the text outlives the call.
         check(unsafe { dw_profile_stop(text.as_ptr()) })
     }

@@ -4,7 +4,8 @@ use std::ffi::c_int;
 
 use tch::Tensor;
 
-use super::{Result, check};
+use super::error::check;
+use crate::Result;
 
 unsafe extern "C" {
     fn dw_fused_sgd(

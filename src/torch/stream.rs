@@ -3,7 +3,8 @@
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
 
-use super::{Result, check, last_error};
+use super::error::{check, last_error};
+use crate::Result;
 
 unsafe extern "C" {
     fn dw_side_stream(index: i64) -> *mut c_void;

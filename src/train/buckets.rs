@@ -9,7 +9,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dw_launch::{Buffer, Memory, Number, Tag, World};
+use dw_launch::{Tag, World};
 use tch::{Device, Kind, Tensor};
 
 use super::config::{GradCompression, TrainConfig};
@@ -246,20 +246,9 @@ impl Shared {
         };
         // SAFETY: the buffer or the copy lives until `finish` has returned, and backward does not
         // write a bucket after the last of its gradients: each is accumulated once.
-        unsafe { self.world.start_sum(buffer_of(&reduced), tag) }?;
+        unsafe { self.world.start_sum(torch::buffer_of(&reduced), tag) }?;
         Ok(())
     }
-}
-
-/// The memory of a contiguous tensor, for a collective.
-pub fn buffer_of(t: &Tensor) -> Buffer {
-    let number = match t.kind() {
-        Kind::Double => Number::F64,
-        Kind::BFloat16 => Number::Bf16,
-        _ => Number::F32,
-    };
-    let memory = if matches!(t.device(), Device::Cuda(_)) { Memory::Cuda } else { Memory::Host };
-    Buffer { ptr: t.data_ptr(), count: t.numel(), number, memory }
 }
 
 #[cfg(test)]

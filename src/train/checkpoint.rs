@@ -51,7 +51,7 @@ fn bytes_of(t: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
     };
     let t = t.contiguous();
     let mut bytes = vec![0; t.numel() * width];
-    t.f_copy_data_u8(&mut bytes, t.numel())?;
+    t.f_copy_data_u8(&mut bytes, t.numel()).map_err(crate::torch::error)?;
     Ok((dtype, t.size().iter().map(|&n| n as usize).collect(), bytes))
 }
 

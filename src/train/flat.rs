@@ -121,7 +121,7 @@ impl Flat {
     /// # Errors
     /// A failure of libtorch.
     pub fn grad_norm(&self) -> Result<f64> {
-        Ok(f64::try_from(self.grads.norm().to_kind(Kind::Double))?)
+        f64::try_from(self.grads.norm().to_kind(Kind::Double)).map_err(torch::error)
     }
 }
 

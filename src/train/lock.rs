@@ -39,7 +39,7 @@ impl Owner {
     fn this_process() -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
-            host: dw_launch::host(),
+            host: dw_base::host::name(),
             pid: std::process::id(),
             started: process_start(std::process::id()).unwrap_or_default(),
             since: now.map_or(0, |d| d.as_secs()),
@@ -121,7 +121,7 @@ impl Lock {
                 write(&file).map_err(Error::io("cannot write", &path))?;
                 return Ok(Self { path, file });
             }
-            let same_host = other.is_none_or(|o| o.host == dw_launch::host());
+            let same_host = other.is_none_or(|o| o.host == dw_base::host::name());
             if !same_host || began.elapsed() > GRACE {
                 return Err(locked_by_another_run(dir, other, same_host));
             }

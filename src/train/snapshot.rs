@@ -84,7 +84,7 @@ fn copy_to_host(entries: &[&Entry]) -> Result<Vec<Tensor>> {
         return Ok(vec![]);
     }
     let flat: Vec<Tensor> = entries.iter().map(|e| e.tensor.detach().reshape([-1])).collect();
-    let host = torch::to_host(&Tensor::f_cat(&flat, 0)?)?;
+    let host = torch::to_host(&Tensor::f_cat(&flat, 0).map_err(torch::error)?)?;
     let (mut copies, mut at) = (vec![], 0);
     for e in entries {
         let numel = e.tensor.numel() as i64;

@@ -8,11 +8,11 @@ use dw_launch::drill;
 use dw_launch::{Op, World};
 use tch::{Device, Kind, Tensor};
 
-use super::buckets::{Buckets, Cost, buffer_of};
+use super::buckets::{Buckets, Cost};
 use super::config::TrainConfig;
 use super::flat::Flat;
 use super::sgd;
-use crate::Result;
+use crate::{Result, torch};
 use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
 use crate::device::upload;
 use crate::loss::{self, Loss};
@@ -199,7 +199,10 @@ impl Step {
         match fault {
             Some(drill::Kind::Nan) => loss.local *= f64::NAN,
             // 4 PiB, more than any machine has, so that libtorch reports its own error.
-            Some(drill::Kind::Oom) => drop(Tensor::f_zeros([1 << 50], (Kind::Float, self.device))?),
+            Some(drill::Kind::Oom) => {
+                let options = (Kind::Float, self.device);
+                drop(Tensor::f_zeros([1 << 50], options).map_err(torch::error)?);
+            }
             _ => {}
         }
         let began = Instant::now();
@@ -231,7 +234,8 @@ impl Step {
         }
         let flat = Tensor::cat(&stats, 0) / self.world.size() as f64;
         // SAFETY: `flat` is contiguous and lives through the call.
-        unsafe { self.world.all_reduce_raw(buffer_of(&flat), Op::Sum, "batch norm statistics") }?;
+        let buffer = torch::buffer_of(&flat);
+        unsafe { self.world.all_reduce_raw(buffer, Op::Sum, "batch norm statistics") }?;
         let mut at = 0;
         for mut s in stats.into_iter().map(Tensor::shallow_clone) {
             let n = s.numel() as i64;
