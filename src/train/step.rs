@@ -233,8 +233,8 @@ impl Step {
             return Ok(());
         }
         let flat = Tensor::cat(&stats, 0) / self.world.size() as f64;
-        // SAFETY: `flat` is contiguous and lives through the call.
         let buffer = torch::buffer_of(&flat);
+        // SAFETY: `flat` is contiguous and lives through the call.
         unsafe { self.world.all_reduce_raw(buffer, Op::Sum, "batch norm statistics") }?;
         let mut at = 0;
         for mut s in stats.into_iter().map(Tensor::shallow_clone) {
