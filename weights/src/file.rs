@@ -20,8 +20,8 @@ const CHECKPOINT_MODEL: &str = "model.safetensors";
 const WRAPPERS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
 /// Prefix of every tensor name in a checkpoint of a `DistributedDataParallel` module.
 const PARALLEL: &str = "module.";
-/// Maximum ratio of the total tensor size to the file size. Tensors may share storage (tied weights),
-/// but a small file must not cause large allocations.
+/// Maximum ratio of the total tensor size to the file size. Tensors may share storage (tied
+/// weights), but a small file must not cause large allocations.
 const MAX_EXPANSION: u64 = 4;
 
 /// Description of one tensor in a weight file.
@@ -243,9 +243,7 @@ fn recognise_other_format(start: &[u8]) -> Option<&'static str> {
     if start.is_empty() {
         Some("the file is empty")
     } else if text.starts_with(b"<") {
-        Some(
-            "expected a weight file, found an HTML page\nhint: the download failed; fetch the file again",
-        )
+        Some("expected a weight file, found an HTML page\nhint: download the file again")
     } else if start.starts_with(b"version https://") {
         Some("expected a weight file, found a Git LFS pointer\nhint: run `git lfs pull`")
     } else if start.starts_with(&[0x1f, 0x8b]) {
