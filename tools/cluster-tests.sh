@@ -330,7 +330,8 @@ cut() {
 }
 
 # The network of a host fails until SLURM declares the node lost and requeues the job. The job is
-# then cancelled: after the network returns, the old step daemon on that host may block its next step.
+# then cancelled: after the network returns, the old step daemon on that host may block its next
+# step.
 node_lost() {
   arguments node_lost train.step_deadline_s=8
   submit train_multinode --ntasks-per-node=1 -- "${arguments[@]}"
