@@ -83,7 +83,8 @@ data_peers() {
   "$python" "$data_peer" mkset --src "$source" --out "$out/set" --n 512 >/dev/null 2>&1
   "$python" "$data_peer" pack --peer wds_tv --coco "$out/set" --out "$out/wds" 2>/dev/null |
     tail -n 1 >"$out/wds.json"
-  row "webdataset: pack, JPEG bytes, no validation" "$(field img_per_s <"$out/wds.json") images/s" ""
+  row "webdataset: pack, JPEG bytes, no validation" \
+    "$(field img_per_s <"$out/wds.json") images/s" ""
   for p in torch_tv wds_tv; do
     for mode in rgb det; do
       "$python" "$data_peer" read --peer $p --coco "$out/set" --packed "$out/wds" \
@@ -106,7 +107,7 @@ for codec in zstd jpeg; do pack_and_read $codec; done
 if [ -f "$data_peer" ] && [ -d "$photos" ] && "$python" -c 'import webdataset' 2>/dev/null; then
   data_peers
 fi
-opened=$(cargo bench --locked -p dw-shards --bench open 2>/dev/null | grep "dw open")
+opened=$(cargo bench --locked -p dw-shards --bench open 2>/dev/null | grep "dw open" || true)
 row "open 100 GB of shards, 270,000 images" "$(field seconds_median <<<"$opened" | cut -c1-6) s" ""
 if [ -f "$data_peer" ] && [ -n "${DW_BENCH_JSON:-}" ]; then
   [ -f "$DW_BENCH_JSON" ] || "$python" "$data_peer" json --gen "$DW_BENCH_JSON" >/dev/null

@@ -15,9 +15,9 @@ log_job() { echo "$(date '+%F %T') job ${SLURM_JOB_ID:-none}$1"; }
 # Runs a command in the background, so that the shell can handle signals. The early warning of SLURM
 # (USR1, see --signal) and the termination signal (TERM) are forwarded as checkpoint requests.
 #
-# If the command exits with code 75 (preempted after a checkpoint) after an early warning, the job is
-# requeued and resumes under the same job id. Array tasks requeue only themselves. TERM without an
-# early warning means scancel or a requeue by SLURM: the job is not requeued here.
+# If the command exits with code 75 (preempted after a checkpoint) after an early warning, the job
+# is requeued and resumes under the same job id. Array tasks requeue only themselves. TERM without
+# an early warning means scancel or a requeue by SLURM: the job is not requeued here.
 #
 # %a in an argument is replaced by the array task id, for example:
 #   sbatch --array=0-4 ... --set train.seed=%a --work-dir work/seed%a
