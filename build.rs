@@ -1,5 +1,5 @@
-//! Compiles the C++ files of `src/torch` against libtorch's headers and sets the binaries' rpath, so that users set
-//! no LD_LIBRARY_PATH.
+//! Build script: compiles the C++ files of `src/torch` against the libtorch headers, and sets the
+//! rpath of the binaries, so that users need no LD_LIBRARY_PATH.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,8 @@ fn build() {
     let include = lib.join("../include");
     assert!(
         include.join("ATen/core/Tensor.h").is_file(),
-        "libtorch's headers are missing below {}: run `make setup`, or point LIBTORCH at the `torch` folder of torch 2.11.0",
+        "no libtorch headers in {}\nhint: run `make setup`, or set LIBTORCH to the `torch` folder \
+         of torch 2.11.0",
         include.display()
     );
     cc::Build::new()
@@ -24,9 +25,9 @@ fn build() {
         .include(include.join("torch/csrc/api/include"))
         .files(SOURCES.map(|name| format!("src/torch/{name}.cpp")))
         .compile("dw_torch");
-    // As a search path that LD_LIBRARY_PATH comes before.
+    // New dtags: LD_LIBRARY_PATH takes precedence.
     println!("cargo:rustc-link-arg=-Wl,--enable-new-dtags,-rpath,{}", lib.display());
-    // For tests that compile against libtorch's headers.
+    // For tests that compile against the libtorch headers.
     println!("cargo:rustc-env=DW_LIBTORCH_LIB={}", lib.display());
 }
 

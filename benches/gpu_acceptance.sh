@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# GPU acceptance in one command, on a machine with one GPU and python3 with torch 2.11.0 and
-# torchvision 0.26.0:
+# GPU acceptance on a machine with one GPU and python3 with torch 2.11.0 and torchvision 0.26.0:
 #   benches/gpu_acceptance.sh [correctness|speed|all]
-# Needs what `make gpu-kit` collects (DW_KIT); DEVICE=cpu runs all of it on small shapes. Results
-# go to OUT. A part that fails or runs out of time does not keep the others from
-# running. See docs/gpu-acceptance.md.
+# Requires the output of `make gpu-kit` (DW_KIT). DEVICE=cpu runs everything on small shapes.
+# Results are written to OUT. If a part fails or exceeds its time limit, the others still run. See
+# docs/gpu-acceptance.md.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mode=${1:-all}
@@ -12,25 +11,25 @@ python=${PYTHON:-python3}
 export DEVICE=${DEVICE:-cuda} OUT=${OUT:-gpu-acceptance-out}
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 kit=${DW_KIT:-$here/../target/gpu-kit}
-# The script in the kit itself finds the kit around it.
+# This script may be part of the kit.
 [ -n "${DW_KIT:-}" ] || [ ! -d "$here/bin" ] || kit=$here
 
-fails() { # PART CHECK WHY
+record_failure() { # PART CHECK REASON
   "$python" "$rows" row "$1" "$2" false "$3" >>"$log"
 }
 
-die() { # WHY HINT
+die() { # MESSAGE HINT
   echo "gpu-acceptance: error: $1" >&2
   echo "gpu-acceptance: hint: $2" >&2
-  [ -z "${rows:-}" ] || fails "0 set-up" "kit and libtorch" "$1"
+  [ -z "${rows:-}" ] || record_failure "0 set-up" "kit and libtorch" "$1"
   exit 2
 }
 case $mode in
   correctness | speed | all) ;;
-  *) die "unknown part \`$mode\`" "correctness, speed or all" ;;
+  *) die "unknown part \`$mode\`" "expected correctness, speed or all" ;;
 esac
-case $DEVICE in cuda | cpu) ;; *) die "unknown device DEVICE=$DEVICE" "cuda or cpu" ;; esac
-# Each half within ten minutes: short jobs start sooner in a batch system.
+case $DEVICE in cuda | cpu) ;; *) die "unknown device DEVICE=$DEVICE" "expected cuda or cpu" ;; esac
+# Each half takes at most ten minutes: batch systems start short jobs sooner.
 budget=${BUDGET:-$([ "$mode" = all ] && echo 1150 || echo 575)}
 
 mkdir -p "$OUT" || exit 2
@@ -41,7 +40,7 @@ RUN=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 export WORK RUN
 child=
 
-# Whatever has happened so far: the table, and 0 only if everything that had to run passed.
+# Prints the table of the results so far; exits with 0 only if all required checks passed.
 finish() {
   local code=$?
   trap - EXIT INT TERM
@@ -56,21 +55,22 @@ finish() {
   exit "$code"
 }
 
-# A packed kit goes to scratch space. Python unpacks it: no other program need be there.
+# Unpacks the archive to a temporary folder with Python, because tar and xz may be missing.
 unpack() {
   local code="import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])"
   if [ -f "$kit/kit.tar.xz" ]; then
     mkdir -p "$WORK/kit"
     "$python" -c "$code" "$kit/kit.tar.xz" "$WORK/kit" 2>>"$log" ||
-      die "$kit/kit.tar.xz cannot be unpacked" "make gpu-kit"
+      die "$kit/kit.tar.xz cannot be unpacked" "run \`make gpu-kit\` again"
     kit=$WORK/kit
   fi
-  [ -x "$kit/bin/dw-train" ] || die "no kit in $kit" "make gpu-kit, on a machine with Rust"
+  [ -x "$kit/bin/dw-train" ] || die "no kit in $kit" "run \`make gpu-kit\` on a machine with Rust"
   DW_KIT=$(cd "$kit" && pwd)
   export DW_KIT DW_BIN=$DW_KIT/bin
 }
 
-# The folders of libtorch and of NVIDIA's libraries beside it: Python's, else LIBTORCH's.
+# Adds the folders of libtorch and of the NVIDIA libraries to LD_LIBRARY_PATH: those of Python, else
+# those of LIBTORCH.
 libtorch() {
   local torch lib config path=
   torch=$("$python" -c 'import importlib.util as u
@@ -79,19 +79,20 @@ print(spec.submodule_search_locations[0] if spec else "")' 2>/dev/null)
   config=$here/../.cargo/config.toml
   [ -n "$torch" ] || torch=${LIBTORCH:-}
   [ -n "$torch" ] || torch=$(sed -n 's/^LIBTORCH *= *"\(.*\)"/\1/p' "$config" 2>/dev/null)
-  [ -f "$torch/lib/libtorch_cpu.so" ] || die "no libtorch" "$python with torch 2.11.0, or LIBTORCH"
+  [ -f "$torch/lib/libtorch_cpu.so" ] ||
+    die "no libtorch" "install torch 2.11.0 for $python, or set LIBTORCH"
   for lib in "$torch/lib" "$torch"/../nvidia/*/lib; do
     [ ! -d "$lib" ] || path+=${path:+:}$lib
   done
   export TORCH_LIB=$torch/lib LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 }
 
-# part NAME SECONDS COMMAND...: with its own time limit, within what is left of the whole.
-part() {
+# Runs a part with its own time limit, shortened to the remaining time of the whole run.
+part() { # NAME SECONDS SCRIPT ARGUMENT...
   local name=$1 limit=$2 left=$((budget - SECONDS)) code
   shift 2
   if [ "$left" -lt 10 ]; then
-    fails "$name" "ran" "no time left of $budget s"
+    record_failure "$name" "ran" "no time left of $budget s"
     return
   fi
   [ "$limit" -le "$left" ] || limit=$left
@@ -104,8 +105,8 @@ part() {
   child=
   case $code in
     0) ;;
-    124 | 137) fails "$name" "ended in time" "stopped after $limit s" ;;
-    *) fails "$name" "ran" "code $code, see log.txt" ;;
+    124 | 137) record_failure "$name" "ended in time" "stopped after $limit s" ;;
+    *) record_failure "$name" "ran" "code $code, see log.txt" ;;
   esac
 }
 
@@ -127,10 +128,10 @@ speed() {
 rows=$here/gpu_rows.py
 : >>"$log"
 trap finish EXIT
-trap 'fails "the run" "ran to its end" "stopped by a signal"; exit 143' INT TERM
+trap 'record_failure "the run" "ran to its end" "stopped by a signal"; exit 143' INT TERM
 unpack
 libtorch
-# The helpers that the kit was made with: binaries and their options belong together.
+# The Python scripts of the kit, because they must match its binaries.
 scripts=$DW_KIT
 [ "$mode" = speed ] || correctness
 [ "$mode" = correctness ] || speed

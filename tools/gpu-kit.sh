@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Collects in target/gpu-kit what benches/gpu_acceptance.sh needs on a machine with one GPU that has
-# no Rust and no MPI: stripped binaries, 48 pictures, golden cases, and the losses of a short run on
-# this machine's CPU.
+# Packs the files that benches/gpu_acceptance.sh needs on a machine with one GPU but without Rust
+# and MPI into target/gpu-kit: stripped binaries, 48 images, golden cases, and the losses of a short
+# CPU run on this machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kit=${DW_KIT:-target/gpu-kit}
 data=${DW_DATA:-../shared/data}/coco128
 goldens=${DW_GOLDENS:-../shared/goldens}
-# Small enough to copy over a slow line.
+# Small enough to copy over a slow connection.
 limit_mib=48
 
 say() { echo "gpu-kit: $*"; }
@@ -16,7 +16,7 @@ trap 'rm -rf "$scratch"' EXIT
 rm -rf "$kit"
 mkdir -p "$kit/bin" "$kit/goldens"
 
-# The features are those of the tests without MPI in .ci/run, so nothing is compiled twice there.
+# Same features as the tests without MPI in .ci/run, which therefore compile nothing twice.
 say "compiling without MPI"
 cargo build --locked --release --workspace --no-default-features --target-dir target/no-mpi --bins \
   --test golden --test gpu --bench step --bench loader \
@@ -27,14 +27,14 @@ if [ -d "$data" ]; then
   photos="32 + 16 photos of coco128"
   python3 tools/gpu_kit.py photos "$data" "$scratch/coco"
 else
-  photos="32 + 16 drawn pictures"
+  photos="32 + 16 generated images"
   "$kit/bin/dw-pack" synth "$scratch/coco" --images 32 --val 16 --side 640 >/dev/null
 fi
 say "$photos"
 "$kit/bin/dw-pack" "$scratch/coco" -o "$kit/photos" --pixels jpeg >/dev/null
 
 cases=tests/golden/data
-which="those of the repository"
+which="those in the repository"
 if [ -d "$goldens" ]; then
   cases=$goldens
   which=all
@@ -43,9 +43,9 @@ for kind in loss paper head detector detect; do
   [ ! -d "$cases/$kind" ] || cp -r "$cases/$kind" "$kit/goldens/"
 done
 
-# Losses are comparable from device to device while the rate is low. On a CPU, one thread and two
-# are 3 % apart within 30 steps with the rate and warm-up of `smoke`, 1e-6 with these; a rate
-# that is off by a factor of two is 8 % away.
+# The learning rate is low enough to compare losses between devices. Within 30 steps on a CPU, one
+# and two threads differ by 3 % with the learning rate and warm-up of `smoke`, but by 1e-6 with
+# these settings. A learning rate that is wrong by a factor of two changes the losses by 8 %.
 cat >"$kit/train.toml" <<'TOML'
 base = "smoke"
 
@@ -73,7 +73,7 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision+=" with changes"
 printf '{"revision": "%s", "photos": "%s", "goldens": "%s"}\n' "$revision" "$photos" "$which" \
   >"$kit/kit.json"
-# One archive is easy to copy; the script unpacks it.
+# A single archive, which gpu_acceptance.sh unpacks.
 size=$(du -sm "$kit" | cut -f1)
 python3 tools/gpu_kit.py compress "$kit" "$scratch/kit.tar.xz"
 rm -rf "$kit"

@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# Proves that two commits compute the same numbers: builds both and compares, bit for bit, the
-# losses and the final weights of the same short training runs.
+# Checks that two commits compute identical results: builds both and compares the losses and final
+# weights of the same short training runs bit for bit.
 set -euo pipefail
 export LC_ALL=C
 usage() {
   cat <<'EOF'
 Usage: tools/same-losses.sh [--quick] OLD NEW
 
-Builds the commits OLD and NEW and compares the same short training runs of both on the CPU, bit
-for bit: step, epoch, every loss term, gradient norm and learning rate of every row of
-metrics.jsonl, the AP of an evaluation, and model.safetensors, momentum.safetensors and the step of
-state.json of the last checkpoint. A run that fails in either commit is a difference.
+Builds the commits OLD and NEW and compares the same short CPU training runs bit for bit: step,
+epoch, all loss terms, gradient norm and learning rate of every row of metrics.jsonl, the AP of an
+evaluation, and model.safetensors, momentum.safetensors and the step of state.json in the last
+checkpoint. A run that fails in either commit counts as a difference.
 
-  --quick   six runs (f32 and f64, 1 and 2 ranks, a small network and an R-50) instead of all
+  --quick   only six runs (f32 and f64, 1 and 2 ranks, a small network and an R-50)
 
-One line a run. Exit codes: 0 all equal, 1 a difference, 2 a mistake in the command or a failed
-build. Only commits are built: changes that are not committed play no part.
+Prints one line per run. Exit codes: 0 all equal, 1 a difference, 2 usage error or failed build.
+Uncommitted changes are ignored.
 
-Builds are kept below ~/.cache/dw/same-losses (or $XDG_CACHE_HOME/dw/same-losses), the newest six.
-The first build also compiles the dependencies, 4 to 10 minutes.
+The newest six builds are kept in ~/.cache/dw/same-losses (or $XDG_CACHE_HOME/dw/same-losses). The
+first build also compiles the dependencies, which takes 4 to 10 minutes.
 
 Examples:
   tools/same-losses.sh --quick main HEAD
   tools/same-losses.sh HEAD~3 HEAD
-  tools/same-losses.sh HEAD HEAD          the runs themselves are repeatable
+  tools/same-losses.sh HEAD HEAD          checks that the runs are deterministic
 EOF
 }
 say() { echo "same-losses: $*"; }
@@ -49,15 +49,15 @@ done
 cd "$(dirname "$0")/.."
 commit_id() {
   git rev-parse --verify --quiet "$1^{commit}" ||
-    die "$1 is not a commit of this repository" "git log --oneline lists some"
+    die "$1 is not a commit of this repository" "list commits with git log --oneline"
 }
 old_id=$(commit_id "${commits[0]}")
 new_id=$(commit_id "${commits[1]}")
-command -v mpirun >/dev/null || die "mpirun is missing" "make setup"
-command -v python3 >/dev/null || die "python3 is missing (it compares the files)" "make setup"
+command -v mpirun >/dev/null || die "mpirun is missing" "run \`make setup\`"
+command -v python3 >/dev/null || die "python3 is missing" "run \`make setup\`"
 config=.cargo/config.toml
 [ -f $config ] || [ -n "${LIBTORCH:-}" ] ||
-  die "$config is missing: libtorch is not set up" "make setup"
+  die "$config is missing: libtorch is not installed" "run \`make setup\`"
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dw/same-losses
 mkdir -p "$cache/bin"
@@ -73,11 +73,11 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# What a build depends on beside the commit.
+# A build also depends on these settings.
 settings=$({ cat $config 2>/dev/null || true; echo "${LIBTORCH:-} ${RUSTFLAGS:-}"; } | sha256sum)
 binaries() { echo "$cache/bin/${1:0:12}-${settings:0:8}"; }
 
-build() { # COMMIT: leaves dw-train and dw-pack in `binaries COMMIT`
+build() { # COMMIT: writes dw-train and dw-pack to `binaries COMMIT`
   local id=$1 bin began=$SECONDS
   bin=$(binaries "$id")
   if [ -x "$bin/dw-train" ]; then
@@ -85,23 +85,23 @@ build() { # COMMIT: leaves dw-train and dw-pack in `binaries COMMIT`
     return
   fi
   say "building ${id:0:10}"
-  # Always the same folder, so that paths in the binaries are the same.
+  # Always the same folder, so that both binaries contain the same paths.
   rm -rf "$cache/src"
   git worktree prune
   checkout=$cache/src
   git worktree add --quiet --force --detach "$cache/src" "$id" || die "cannot check out $id"
   mkdir -p "$cache/src/.cargo"
   [ ! -f $config ] || cp $config "$cache/src/.cargo/config.toml"
-  # Cargo names the crates of different checkouts alike and judges by time stamps which are up to
-  # date. In a build folder that other checkouts use, too, it may take theirs; in this one every
-  # checkout is newer than all that was built before.
+  # Cargo uses the same crate names for all checkouts and detects changes by time stamps. In a build
+  # folder shared with other checkouts it may reuse their artifacts; in this one, every checkout is
+  # newer than all previous builds.
   (cd "$cache/src" && CARGO_BUILD_BUILD_DIR="$cache/build" CARGO_TARGET_DIR="$cache/target" \
     cargo build --locked --release --workspace --bin dw-train --bin dw-pack) >"$temp/log" 2>&1 || {
     tail -n 30 "$temp/log" >&2
-    die "${id:0:10} does not build"
+    die "cannot build ${id:0:10}"
   }
   [[ "$("$cache/target/release/dw-train" --version 2>/dev/null)" == *"(${id:0:10}"* ]] ||
-    die "the dw-train that was built is not that of ${id:0:10}" "rm -rf $cache"
+    die "the dw-train that was built reports another commit than ${id:0:10}" "rm -rf $cache"
   mkdir -p "$bin.part"
   cp "$cache/target/release/dw-train" "$cache/target/release/dw-pack" "$bin.part"
   mv "$bin.part" "$bin"
@@ -118,11 +118,11 @@ exec 9>&-
 old_bin=$(binaries "$old_id")
 new_bin=$(binaries "$new_id")
 
-# The pictures are drawn once, so that both commits see the same. Each commit packs them itself: it
-# reads its own format, and a packing that changes pixels or boxes shows in the losses.
-picture_set=("$temp/shapes" --images 32 --val 8 --seed 11 --classes 6)
-"$old_bin/dw-pack" synth "${picture_set[@]}" >"$temp/log" 2>&1 ||
-  die "${commits[0]} cannot draw a data set: $(tail -n 1 "$temp/log")"
+# The images are generated once, so that both commits get the same data. Each commit packs them into
+# its own shard format; a change of pixels or boxes affects the losses.
+data_set=("$temp/shapes" --images 32 --val 8 --seed 11 --classes 6)
+"$old_bin/dw-pack" synth "${data_set[@]}" >"$temp/log" 2>&1 ||
+  die "${commits[0]} cannot generate a data set: $(tail -n 1 "$temp/log")"
 for side in old new; do
   bin=${side}_bin
   "${!bin}/dw-pack" "$temp/shapes" -o "$temp/shards-$side" >"$temp/log" 2>&1 ||
@@ -130,11 +130,11 @@ for side in old new; do
 done
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-# A network of every commit starts from the same random weights; thread counts decide the order of
-# sums. Untrained networks have low scores: all are kept, so that AP is not 0 for want of boxes.
+# Both commits start from the same random weights. The number of threads affects the order of sums.
+# The scores of untrained networks are low, so all are kept; otherwise AP would always be 0.
 common=(--device cpu --set model.init=random --set train.threads=1 --set data.workers=1
   --set eval.score_threshold=0.0 --set eval.every_epochs=0)
-# Eight steps, warm-up and clipping among them.
+# Eight steps with warm-up and gradient clipping.
 demo=(demo --set train.epochs=1 --set train.lr_steps=[] --set train.warmup_steps=4)
 r50=(dw_r50_fpn_1x --set data.short_side=128 --set data.long_side=192 --set train.max_steps=3
   --set train.warmup_steps=2 --set train.base_batch=2)
@@ -146,11 +146,11 @@ command_line() { # SIDE FOLDER RANKS ARGUMENTS...: sets `line`
   [ "$ranks" = 1 ] || line=(mpirun -n "$ranks" --oversubscribe --bind-to none)
   line+=("${!bin}/dw-train" "$@" --data "$temp/shards-$side" --work-dir "$temp/$side-$folder")
 }
-train() { # SIDE FOLDER RANKS ARGUMENTS...: one dw-train; its exit code
+train() { # SIDE FOLDER RANKS ARGUMENTS...: runs dw-train and returns its exit code
   command_line "$@"
   "${line[@]}" >"$temp/$1-$2.log" 2>&1 </dev/null
 }
-failure() { # SIDE FOLDER CODE: why a run failed, in one line
+failure() { # SIDE FOLDER CODE: prints why a run failed, in one line
   local why
   why=$(grep -m 1 'error: ' "$temp/$1-$2.log" || tail -n 1 "$temp/$1-$2.log")
   echo "$1 commit failed with exit code $3: $why"
@@ -158,7 +158,7 @@ failure() { # SIDE FOLDER CODE: why a run failed, in one line
 
 runs=0
 different=0
-report() { # NAME FOLDERS DIFFERENCE: FOLDERS are compared unless DIFFERENCE says enough
+report() { # NAME FOLDERS DIFFERENCE: compares FOLDERS unless DIFFERENCE is not empty
   local name=$1 folders=$2 difference=$3 facts=''
   runs=$((runs + 1))
   if [ -z "$difference" ]; then
@@ -175,7 +175,7 @@ report() { # NAME FOLDERS DIFFERENCE: FOLDERS are compared unless DIFFERENCE say
   rm -rf "$temp"/old-* "$temp"/new-*
 }
 
-compare() { # FOLDER...: facts, or the first difference from the first folder and exit code 1
+compare() { # FOLDER...: prints a summary, or the first difference from the first folder (exit 1)
   python3 - "$@" <<'EOF'
 import glob, hashlib, json, struct, sys
 
@@ -188,7 +188,7 @@ def fail(text):
     sys.exit(1)
 
 def rows(folder):
-    """The compared fields of every row; numbers as their bits."""
+    """Returns the compared fields of every row of metrics.jsonl."""
     with open(f"{folder}/metrics.jsonl") as f:
         found = [json.loads(line) for line in f]
     wanted = lambda k: k in FIELDS or k.startswith(("loss", "AP", "AR"))
@@ -204,7 +204,7 @@ def checkpoint(folder):
     return found[-1]
 
 def tensors(data):
-    """Bytes and description of every tensor of a safetensors file."""
+    """Returns type, shape and data of every tensor of a safetensors file."""
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
@@ -219,7 +219,7 @@ def same_file(old, new, name):
     a, b = tensors(a), tensors(b)
     off = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     if not off:
-        return fail(f"{name}: same tensors, but another header")
+        return fail(f"{name}: same tensors, different header")
     first, many = off[0], f"{len(off)} of {len(a)} tensors"
     if first in a and first in b:
         return fail(f"{name}: {many} differ, first {first}")
@@ -228,7 +228,7 @@ def same_file(old, new, name):
 def same_rows(old, new):
     a, b = rows(old), rows(new)
     if len(a) != len(b):
-        fail(f"{len(a)} rows of metrics -> {len(b)}")
+        fail(f"{len(a)} rows of metrics.jsonl -> {len(b)}")
     off = []
     for n, (x, y) in enumerate(zip(a, b), 1):
         for k in list(x) + [k for k in y if k not in x]:
@@ -242,7 +242,7 @@ def same_rows(old, new):
     return len(a), sum("AP" in row for row in a)
 
 def same(old, new):
-    """Facts about two equal runs."""
+    """Compares two runs; returns a summary if they are equal."""
     count, evaluations = same_rows(old, new)
     a, b = checkpoint(old), checkpoint(new)
     steps = [json.load(open(f"{c}/state.json"))["step"] for c in (a, b)]
@@ -263,7 +263,7 @@ print(facts)
 EOF
 }
 
-run() { # NAME RANKS ARGUMENTS...: one whole run of each commit
+run() { # NAME RANKS ARGUMENTS...: one uninterrupted run of each commit
   local name=$1 ranks=$2 side code trouble=''
   shift 2
   for side in old new; do
@@ -274,7 +274,7 @@ run() { # NAME RANKS ARGUMENTS...: one whole run of each commit
   report "$name" "old-whole new-whole" "$trouble"
 }
 
-stop_by_signal() { # SIDE ARGUMENTS...: USR1 once a few steps are done
+stop_by_signal() { # SIDE ARGUMENTS...: sends USR1 after a few steps
   local side=$1 rows=0 code=0 n
   shift
   command_line "$side" parts 1 "$@"
@@ -291,14 +291,14 @@ stop_by_signal() { # SIDE ARGUMENTS...: USR1 once a few steps are done
   [ $code = 75 ] || echo "$side commit: expected exit code 75 after USR1, found $code"
 }
 
-stop_by_limit() { # SIDE RANKS ARGUMENTS...: ends at the fourth step
+stop_by_limit() { # SIDE RANKS ARGUMENTS...: stops after the fourth step
   local side=$1 ranks=$2 code=0
   shift 2
   train "$side" parts "$ranks" "$@" --set train.max_steps=4 || code=$?
   [ $code = 0 ] || failure "$side" parts $code
 }
 
-resumed() { # NAME signal|limit RANKS ARGUMENTS...: a run that stops and goes on, and a whole one
+resumed() { # NAME signal|limit RANKS ARGUMENTS...: a stopped and resumed run, and a whole one
   local name=$1 how=$2 ranks=$3 side code trouble='' why
   shift 3
   local arguments=("${common[@]}" "$@")
@@ -338,7 +338,7 @@ if [ -z "$quick" ]; then
   run "demo f32 paper, no refinement" 1 "${demo[@]}" "${f32[@]}" "${paper[@]}" "${plain[@]}"
   run "demo f32 frozen_bn" 1 "${demo[@]}" "${f32[@]}" --set model.norm=frozen_bn
   run "demo f32 bn" 1 "${demo[@]}" "${f32[@]}" --set model.norm=bn
-  # Nothing is frozen in a network that starts from random weights.
+  # Stages are frozen only if a run starts from existing weights.
   if train old start 1 "${common[@]}" "${r50[@]}" "${f32[@]}"; then
     cp "$temp"/old-start/checkpoints/step-*/model.safetensors "$temp/r50.safetensors"
   fi

@@ -1,24 +1,34 @@
 #!/usr/bin/env bash
-# Everything a build needs, once per machine: Debian packages, libtorch, the test runner, crates.
-# Can be run again at any time; what is there is left alone, what is half there is fetched anew.
-# DW_CUDA=1: libtorch with CUDA (4.7 GB) also where there is no NVIDIA driver, as on a cluster's login node; DW_CUDA=0: the
-# CPU install (1.3 GB) also where there is one. A clone keeps the CUDA install until DW_CUDA=0.
+# Installs the build dependencies: Debian packages, libtorch, crates, and with the argument `tests`
+# the test runner and NCCL. Safe to run again: complete installs are kept, partial ones replaced.
+#
+# DW_CUDA=1 installs libtorch with CUDA (4.7 GB) even without an NVIDIA driver, for example on the
+# login node of a cluster. DW_CUDA=0 forces the CPU install (1.3 GB). A clone keeps the CUDA install
+# until DW_CUDA=0.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TORCH=2.11.0
 NEXTEST=0.9.143
+NCCL=2.28.9
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/dw"
 say() { echo "setup: $*"; }
-die() { echo "setup: error: $1" >&2; [ $# -lt 2 ] || echo "setup: hint: $2" >&2; exit 1; }
+die() { # MESSAGE [HINT]
+  echo "setup: error: $1" >&2
+  [ $# -lt 2 ] || echo "setup: hint: $2" >&2
+  exit 1
+}
+pip() { PIP_ROOT_USER_ACTION=ignore python3 -m pip "$@"; }
 
 cuda=${DW_CUDA:-}
-[[ $cuda =~ ^[01]?$ ]] || die "DW_CUDA=$cuda: expected 1 or 0" "1: libtorch with CUDA, 0: for the CPU only; without it this machine's NVIDIA driver decides"
+[[ $cuda =~ ^[01]?$ ]] || die "DW_CUDA=$cuda: expected 1 or 0" \
+  "1: libtorch with CUDA, 0: CPU only; by default it depends on the NVIDIA driver of this machine"
 
 command -v cargo >/dev/null || die "Rust is missing" "install it from https://rustup.rs"
-command -v python3 >/dev/null || die "Python 3 is missing (it fetches libtorch; nothing runs on it)" "apt-get install python3 python3-pip"
+command -v python3 >/dev/null || die "Python 3 is missing (used only to download libtorch)" \
+  "apt-get install python3 python3-pip"
 
-# Debian packages: Open MPI and its headers, libclang for the bindings, cmake and nasm for libjpeg-turbo's SIMD code.
+# libclang is for the MPI bindings, cmake and nasm for the SIMD code of libjpeg-turbo.
 packages=()
 for p in g++ openmpi-bin libopenmpi-dev libclang-dev cmake nasm procps; do
   dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || packages+=("$p")
@@ -27,91 +37,119 @@ python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 if [ ${#packages[@]} -gt 0 ]; then
   line="apt-get install --no-install-recommends -y ${packages[*]}"
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "Debian packages: ${packages[*]} (about 1 minute)"
+    say "installing Debian packages: ${packages[*]} (about 1 minute)"
     log=$(mktemp)
-    { apt-get update && DEBIAN_FRONTEND=noninteractive $line; } >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "Debian packages could not be installed" "$line"; }
+    # shellcheck disable=SC2086
+    { apt-get update && DEBIAN_FRONTEND=noninteractive $line; } >"$log" 2>&1 || {
+      tail -n 20 "$log" >&2
+      die "cannot install Debian packages" "$line"
+    }
     rm -f "$log"
   else
-    die "these Debian packages are missing: ${packages[*]}" "sudo $line"
+    die "missing Debian packages: ${packages[*]}" "sudo $line"
   fi
 fi
 
-# libtorch: the CUDA install where an NVIDIA driver is new enough for the CUDA 13 wheel, else the small CPU install; or what
-# DW_CUDA says.
+driver_version() {
+  command -v nvidia-smi >/dev/null || return 0
+  nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true
+}
+
+# DW_CUDA, else the previous choice of this clone, else CUDA if the driver supports CUDA 13.
 kind=cpu
 if [ "$cuda" = 1 ]; then
   kind=cuda
 elif [ "$cuda" = 0 ]; then
   :
-elif [ -z "${LIBTORCH:-}" ] && grep -q '^LIBTORCH = ".*-cuda/torch"$' .cargo/config.toml 2>/dev/null; then
-  # An earlier run chose it, by DW_CUDA=1 or by a driver: every `make` in this clone builds for the same libtorch.
+elif [ -z "${LIBTORCH:-}" ] &&
+  grep -q '^LIBTORCH = ".*-cuda/torch"$' .cargo/config.toml 2>/dev/null; then
   kind=cuda
-elif command -v nvidia-smi >/dev/null && driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) && [ -n "$driver" ]; then
+else
+  driver=$(driver_version)
   if [ "${driver%%.*}" -ge 580 ] 2>/dev/null; then
     kind=cuda
-  else
-    say "NVIDIA driver $driver is older than 580, which libtorch $TORCH (CUDA 13) needs: building for the CPU only"
+  elif [ -n "$driver" ]; then
+    say "NVIDIA driver $driver is too old: libtorch $TORCH with CUDA 13 requires 580"
+    say "building for the CPU only"
   fi
 fi
+
+install_libtorch() { # into $root
+  local size wheels=("torch==$TORCH") options=() log
+  [ $kind = cpu ] && size="1.3 GB, about half a minute" || size="4.7 GB, a few minutes"
+  say "installing libtorch $TORCH ($kind, $size) into $root"
+  rm -rf "$root" "$root.part"
+  if [ $kind = cpu ]; then
+    wheels+=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+    options+=(--no-deps)
+  fi
+  log=$(mktemp)
+  if ! pip install --disable-pip-version-check --no-cache-dir --retries 3 "${options[@]}" \
+    --target "$root.part" "${wheels[@]}" >"$log" 2>&1; then
+    tail -n 15 "$log" >&2
+    rm -rf "$root.part"
+    die "cannot download libtorch from the Python package index" \
+      "check the network and retry, or set LIBTORCH to the \`torch\` folder of torch $TORCH"
+  fi
+  rm -f "$log"
+  [ -f "$root.part/torch/lib/libtorch_cpu.so" ] ||
+    die "the torch $TORCH wheel has no libtorch_cpu.so"
+  touch "$root.part/.complete"
+  mv "$root.part" "$root"
+}
+
 if [ -n "${LIBTORCH:-}" ]; then
-  say "libtorch: using LIBTORCH=$LIBTORCH"
+  say "using LIBTORCH=$LIBTORCH"
   torch="$LIBTORCH"
   cuda=''
 else
   root="$cache/libtorch-$TORCH-$kind"
   torch="$root/torch"
   mkdir -p "$cache"
-  # One clone fetches, others wait for it.
+  # Concurrent runs in other clones wait for the download.
   exec 9>"$cache/lock"
   flock 9
-  if [ ! -f "$root/.complete" ] && [ -f "$torch/lib/libtorch_cpu.so" ] && [ -f "$root/torch-$TORCH.dist-info/RECORD" ]; then touch "$root/.complete"; fi
-  if [ ! -f "$root/.complete" ]; then
-    [ $kind = cpu ] && size="1.3 GB, about half a minute" || size="4.7 GB, a few minutes"
-    say "libtorch $TORCH ($kind, $size) into $root"
-    rm -rf "$root" "$root.part"
-    wheels=("torch==$TORCH")
-    options=()
-    if [ $kind = cpu ]; then
-      wheels+=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
-      options+=(--no-deps)
-    fi
-    log=$(mktemp)
-    if ! PIP_ROOT_USER_ACTION=ignore python3 -m pip install --disable-pip-version-check --no-cache-dir --retries 3 "${options[@]}" --target "$root.part" "${wheels[@]}" >"$log" 2>&1; then
-      tail -n 15 "$log" >&2
-      rm -rf "$root.part"
-      die "libtorch could not be fetched from the Python package index" "check the network and run it again, or point LIBTORCH at the \`torch\` folder of an installed torch $TORCH"
-    fi
-    rm -f "$log"
-    [ -f "$root.part/torch/lib/libtorch_cpu.so" ] || die "the fetched torch $TORCH holds no libtorch_cpu.so"
-    touch "$root.part/.complete"
-    mv "$root.part" "$root"
+  if [ ! -f "$root/.complete" ] && [ -f "$torch/lib/libtorch_cpu.so" ] &&
+    [ -f "$root/torch-$TORCH.dist-info/RECORD" ]; then
+    touch "$root/.complete"
   fi
+  # Not `||`, which would disable `set -e` in the function.
+  if [ ! -f "$root/.complete" ]; then install_libtorch; fi
   flock -u 9
 fi
-[ -f "$torch/include/ATen/core/Tensor.h" ] || die "no libtorch headers below $torch" "remove that folder and run it again, or correct LIBTORCH"
+[ -f "$torch/include/ATen/core/Tensor.h" ] || die "no libtorch headers in $torch" \
+  "remove that folder and run tools/setup.sh again, or correct LIBTORCH"
 
-# Plain `cargo build` finds the same libtorch, and clones share what does not change between them.
+# Makes plain `cargo build` use the same libtorch, and clones share the compiled dependencies.
 mkdir -p .cargo
-config=$(printf '# Written by tools/setup.sh.\n[env]\nLIBTORCH = "%s"\n\n[build]\nbuild-dir = "%s/build"\n' "$torch" "$cache")
-if [ -f .cargo/config.toml ] && [ "$(head -n 1 .cargo/config.toml)" != "# Written by tools/setup.sh." ]; then
-  die ".cargo/config.toml is not ours to change" "move it away, or add to it: $config"
+config=$(printf '%s\n' "# Written by tools/setup.sh." "[env]" "LIBTORCH = \"$torch\"" "" \
+  "[build]" "build-dir = \"$cache/build\"")
+if [ -f .cargo/config.toml ] &&
+  [ "$(head -n 1 .cargo/config.toml)" != "# Written by tools/setup.sh." ]; then
+  die ".cargo/config.toml was not written by tools/setup.sh and is not overwritten" \
+    "move it away, or add to it: $config"
 fi
-[ -f .cargo/config.toml ] && [ "$(cat .cargo/config.toml)" = "$config" ] || printf '%s\n' "$config" >.cargo/config.toml
+[ -f .cargo/config.toml ] && [ "$(cat .cargo/config.toml)" = "$config" ] ||
+  printf '%s\n' "$config" >.cargo/config.toml
 
-if [ "${1:-}" = tests ] && ! cargo nextest --version >/dev/null 2>&1 && [ ! -x "$cache/tools/bin/cargo-nextest" ]; then
-  say "cargo-nextest $NEXTEST, the test runner (about 5 minutes)"
-  cargo install --locked --quiet --root "$cache/tools" --version "$NEXTEST" cargo-nextest || die "cargo-nextest could not be installed" "cargo install --locked cargo-nextest"
+if [ "${1:-}" = tests ] && ! cargo nextest --version >/dev/null 2>&1 &&
+  [ ! -x "$cache/tools/bin/cargo-nextest" ]; then
+  say "installing the test runner cargo-nextest $NEXTEST (about 5 minutes)"
+  cargo install --locked --quiet --root "$cache/tools" --version "$NEXTEST" cargo-nextest ||
+    die "cannot install cargo-nextest" "cargo install --locked cargo-nextest"
 fi
-# NCCL and its header, for the tests of what a machine without a GPU can check; a CUDA install has them already.
-nccl="$cache/nccl-2.28.9"
+# The CPU install of libtorch has no NCCL; its tests on machines without a GPU need it.
+nccl="$cache/nccl-$NCCL"
 if [ "${1:-}" = tests ] && [ $kind = cpu ] && [ ! -f "$nccl/.complete" ]; then
-  say "NCCL 2.28.9 for the tests (200 MB) into $nccl"
+  say "installing NCCL $NCCL for the tests (200 MB) into $nccl"
   rm -rf "$nccl"
-  if PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --target "$nccl" nvidia-nccl-cu13==2.28.9; then
+  if pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+    --target "$nccl" "nvidia-nccl-cu13==$NCCL"; then
     touch "$nccl/.complete"
   else
-    say "NCCL could not be fetched: its tests will check less"
+    say "warning: cannot download NCCL; some of its tests are skipped"
   fi
 fi
-cargo fetch --locked --quiet 2>/dev/null || die "crates could not be fetched" "check the network; cargo fetch --locked tells more"
-say "ready (libtorch $TORCH $kind${cuda:+, as DW_CUDA=$cuda says})"
+cargo fetch --locked --quiet 2>/dev/null ||
+  die "cannot download crates" "check the network; \`cargo fetch --locked\` prints the error"
+say "ready (libtorch $TORCH $kind${cuda:+, selected by DW_CUDA=$cuda})"

@@ -1,4 +1,4 @@
-//! Tells the compiler the git revision, for `--version`.
+//! Build script: exports the git revision for `--version`.
 
 include!("../tools/git_revision.rs");
 

@@ -1,8 +1,8 @@
-//! The error type of all crates, and the exit code of each kind of error.
+//! The error type of all crates and the exit code of each kind of error.
 //!
-//! A message says what was being done, which file and field, what was expected and found, and ends
-//! with a line `hint: ...` where one helps. Messages quote names from files: control characters in
-//! them are escaped when an error is printed, so that they cannot reach a terminal.
+//! A message states the operation, the file and field, the expected and the actual value, and may
+//! end with a line `hint: ...`. Control characters in messages are escaped on display, because they
+//! may quote untrusted files.
 
 use std::fmt::Display;
 use std::io;
@@ -12,80 +12,82 @@ use crate::exit;
 use crate::failure::{Failure, classify};
 use crate::text::{lines, shown};
 
-/// Result of everything that can fail.
+/// `Result` with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong. [`Error::exit_code`] has the exit code of each variant.
+/// Error of any `dw` crate. [`Error::exit_code`] maps each variant to an exit code.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A mistake of the user: command line, configuration or environment.
+    /// An error in the command line, the configuration or the environment.
     #[error("{}", lines(.0))]
     Usage(String),
-    /// A file holds something it must not.
+    /// Invalid contents of a file.
     #[error("{}: {}{}", shown(path.display()), at(place), lines(problem))]
     Data {
-        /// File that holds the problem.
+        /// Path of the file.
         path: PathBuf,
-        /// Field, record, line or offset in the file; empty: the file as a whole.
+        /// Field, record, line or offset in the file; empty for the whole file.
         place: String,
-        /// Expected and found.
+        /// Description of the problem, with the expected and the actual value.
         problem: String,
     },
-    /// Several findings in data, or files that do not fit together.
+    /// Several problems in a data set, or files that are inconsistent with each other.
     #[error("{}", lines(.0))]
     Inconsistent(String),
-    /// The operating system could not read or write a file.
+    /// A failed file operation.
     #[error("{doing} {}: {source}", shown(path.display()))]
     Io {
-        /// What was being done, as "cannot read".
+        /// The failed operation, such as "cannot read".
         doing: &'static str,
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The system's error.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A loss or a gradient is not a finite number.
+    /// A loss or gradient is not finite.
     #[error("{}", lines(.0))]
     NotFinite(String),
     /// Another rank was lost, or a collective failed or timed out.
     #[error("{}", lines(.0))]
     Peer(String),
-    /// This rank's GPU, its driver or its links failed.
+    /// The GPU of this rank, its driver or its links failed.
     #[error("{}\n{}", lines(.0), Failure::Device.hint())]
     Device(String),
-    /// Memory of the host or of a GPU ran out.
+    /// Out of host or GPU memory.
     #[error("{}", lines(.0))]
     OutOfMemory(String),
-    /// The system refused a thread, process or file descriptor.
+    /// The system could not provide a thread, process or file descriptor.
     #[error("{}", lines(.0))]
     OutOfResources(String),
-    /// The run was stopped by a signal and has saved its state.
+    /// The run was preempted by a signal after writing a checkpoint.
     #[error("{}", lines(.0))]
     Preempted(String),
-    /// Something that cannot happen unless the program is wrong.
+    /// A bug in the program.
     #[error("{}", lines(.0))]
     Bug(String),
 }
 
-/// What to do when the system refuses a thread, process or descriptor.
-const LIMITS: &str = "hint: a limit of this user, container or machine is reached (ulimit -u, the \
-                      cgroup's pids.max, memory); fewer ranks or threads need less";
+/// Hint for exhausted memory, threads, processes and file descriptors.
+const LIMITS: &str = "hint: a limit of the user, container or machine was reached (ulimit -u, \
+                      pids.max of the cgroup, memory); use fewer ranks or threads";
 
 impl Error {
-    /// Bad contents of a file. `place`: field, record, line or offset; empty for the whole file.
+    /// Creates an [`Error::Data`]. `place` is a field, record, line or offset, or empty for the
+    /// whole file.
     pub fn data(path: &Path, place: impl Into<String>, problem: impl Display) -> Self {
         Self::Data { path: path.to_owned(), place: place.into(), problem: problem.to_string() }
     }
 
-    /// A failed operation on a file, for `map_err`. `doing` as "cannot read".
+    /// Creates a function for `map_err` that returns [`Error::Io`]. `doing` is the failed
+    /// operation, such as "cannot read".
     pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source }
     }
 
-    /// A failed system call that is not about a file: [`Error::OutOfMemory`] or
-    /// [`Error::OutOfResources`] where the system ran out of something, else what `otherwise` makes
-    /// of the message.
+    /// Converts the error of a system call that does not concern a file: ENOMEM to
+    /// [`Error::OutOfMemory`]; EAGAIN, EMFILE and ENFILE to [`Error::OutOfResources`]; others with
+    /// `otherwise`, which gets the message.
     pub fn system(doing: &str, e: &io::Error, otherwise: impl FnOnce(String) -> Self) -> Self {
         let text = format!("{doing}: {e}");
         match e.raw_os_error() {
@@ -97,13 +99,14 @@ impl Error {
         }
     }
 
-    /// Threads that could not be started; `what` as "the thread `dw-watchdog`".
+    /// Creates an [`Error::OutOfResources`] for a thread or thread pool that could not be started.
+    /// `what` is a noun phrase such as "the thread `dw-watchdog`".
     pub fn threads(what: &str, e: &dyn Display) -> Self {
         Self::OutOfResources(format!("cannot start {what}: {e}\n{LIMITS}"))
     }
 
-    /// A failure that a library (libtorch, CUDA, NCCL) reports only as text. This is the one place
-    /// where text decides a variant; anything unknown is a [`Error::Bug`].
+    /// Converts the error message of a library (libtorch, CUDA, NCCL) that has no error codes.
+    /// Unrecognised messages become [`Error::Bug`].
     pub fn from_library(text: &str) -> Self {
         let explained = |f: Failure| format!("{text}\n{}\n{}", f.describe(), f.hint());
         match classify(text) {
@@ -114,8 +117,7 @@ impl Error {
         }
     }
 
-    /// Whether this machine ran out of memory, threads, processes or descriptors: no peer is to
-    /// blame.
+    /// Whether this machine ran out of memory, threads, processes or file descriptors.
     pub fn is_out_of_resources(&self) -> bool {
         matches!(self, Self::OutOfMemory(_) | Self::OutOfResources(_))
     }
@@ -135,7 +137,7 @@ impl Error {
     }
 }
 
-/// The place of a problem with its separator; nothing where the whole file is meant.
+/// Formats the place of a problem as a prefix; empty if the whole file is meant.
 fn at(place: &str) -> String {
     if place.is_empty() { String::new() } else { format!("{}: ", shown(place)) }
 }
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_hold_no_control_characters() {
+    fn messages_have_no_control_characters() {
         let bad = "a\u{1b}[2J\u{9b}31m";
         let path = Path::new(bad);
         let missing = io::Error::from(io::ErrorKind::NotFound);
@@ -161,12 +163,12 @@ mod tests {
             assert!(text.contains(r"\u{1b}[2J") && !text.chars().any(char::is_control), "{text:?}");
         }
         let hint = Error::data(path, "x\ny", "one\nhint: two").to_string();
-        assert!(hint.ends_with("x\\ny: one\nhint: two"), "a hint is a line of its own: {hint}");
+        assert!(hint.ends_with("x\\ny: one\nhint: two"), "the hint is a separate line: {hint}");
         assert_eq!(Error::data(Path::new("f"), "", "empty").to_string(), "f: empty");
     }
 
     #[test]
-    fn text_of_libraries_becomes_a_variant() {
+    fn library_messages_are_classified() {
         for (text, code) in [
             ("CUDA out of memory. Tried to allocate 2.00 GiB", exit::RESOURCES),
             ("failed to spawn thread: Os { code: 11 }", exit::RESOURCES),
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_the_system_is_no_mistake_of_the_user() {
+    fn exhausted_system_limits_are_not_usage_errors() {
         let error = |code| io::Error::from_raw_os_error(code);
         let usage = |code| Error::system("cannot start mpirun", &error(code), Error::Usage);
         assert_eq!(usage(libc::ENOENT).exit_code(), exit::USAGE);

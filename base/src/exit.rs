@@ -1,16 +1,16 @@
-//! Exit codes of every program, as scripts and the supervisor read them.
+//! Exit codes of all programs. Scripts and the supervisor depend on them.
 
-/// The program did what it was asked to do.
+/// Success.
 pub const OK: i32 = 0;
-/// A mistake in the command line, the configuration or the environment.
+/// An error in the command line, the configuration or the environment.
 pub const USAGE: i32 = 2;
-/// A file holds something it must not, or could not be read or written; a loss is not finite.
+/// Invalid file contents, a failed read or write, or a loss that is not finite.
 pub const DATA: i32 = 3;
-/// Another rank was lost or timed out, or a GPU failed: starting again may help.
+/// A lost rank, a timeout or a failed GPU: a restart may succeed.
 pub const PEER: i32 = 4;
-/// Memory, threads, processes or file descriptors ran out.
+/// Out of memory, threads, processes or file descriptors.
 pub const RESOURCES: i32 = 5;
 /// A bug in the program.
 pub const BUG: i32 = 70;
-/// Stopped by a signal after a checkpoint: the same command continues the run.
+/// Preempted by a signal after writing a checkpoint: the same command resumes the run.
 pub const PREEMPTED: i32 = 75;

@@ -1,111 +1,114 @@
-//! Which failures of the machine a library's error text stands for. Such a failure is no bug of the
-//! program, and has an exit code of its own.
+//! Classification of library error messages: recognises failures of the machine, which have their
+//! own exit codes and must not be reported as bugs.
 
-/// A failure of the machine, not of the program.
+use crate::exit;
+
+/// A failure of the machine rather than of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The memory of the host or of a GPU ran out.
+    /// Out of host or GPU memory.
     Memory,
-    /// No thread could be started.
+    /// A thread could not be started.
     Threads,
-    /// A GPU, its links or its driver failed: the job may run elsewhere.
+    /// A GPU, its links or its driver failed. The job may succeed on another node.
     Device,
 }
 
 impl Failure {
-    /// Exit code of a rank: 5 for memory and threads; 4 for a failed GPU, as for a lost peer,
-    /// because starting again helps.
+    /// Exit code of a rank. A failed GPU has the same code as a lost peer, because a restart may
+    /// succeed.
     pub fn exit_code(self) -> i32 {
         match self {
-            Self::Memory | Self::Threads => 5,
-            Self::Device => 4,
+            Self::Memory | Self::Threads => exit::RESOURCES,
+            Self::Device => exit::PEER,
         }
     }
 
-    /// What happened, for a message; a failed GPU with this host's name.
+    /// Describes the failure for an error message. A failed GPU is reported with the host name.
     pub fn describe(self) -> String {
         match self {
-            Self::Memory => "memory ran out".into(),
+            Self::Memory => "out of memory".into(),
             Self::Threads => {
-                "no thread could be started: a limit of processes or memory is reached".into()
+                "cannot start a thread: the limit on processes or memory was reached".into()
             }
             Self::Device => format!("a GPU of host {}, or its driver, failed", crate::host::name()),
         }
     }
 
-    /// A line for below the message, beginning with "hint: ".
+    /// Hint to append to the message as a separate line, starting with `hint: `.
     pub fn hint(self) -> &'static str {
         match self {
             Self::Memory => {
-                "hint: fewer images a rank need less memory; another program may use it, too \
+                "hint: use fewer images per rank; check for other programs that use memory \
                  (nvidia-smi, free)"
             }
             Self::Threads => {
-                "hint: fewer ranks or threads; ulimit -u and the cgroup's pids.max limit"
+                "hint: use fewer ranks or threads, or raise the limits (ulimit -u, pids.max of the \
+                 cgroup)"
             }
             Self::Device => {
-                "hint: `nvidia-smi -q` and `dmesg | grep -i xid` on that host tell more; go on \
-                 from the newest checkpoint without it (SLURM: --exclude)"
+                "hint: check `nvidia-smi -q` and `dmesg | grep -i xid` on that host; resume from \
+                 the newest checkpoint without it (SLURM: --exclude)"
             }
         }
     }
 }
 
-/// Words of the system, std, libtorch and CUDA's libraries when memory runs out. Other errors
-/// mention memory, too: an illegal access is a bug.
+/// Message parts of the system, std, libtorch and CUDA libraries that mean out of memory. "memory"
+/// alone is not enough: an illegal memory access is a bug.
 const MEMORY: [&str; 9] = [
-    // CUDA's cudaErrorMemoryAllocation, libtorch's allocator for GPUs, libnuma, oneMKL.
+    // cudaErrorMemoryAllocation, libtorch's GPU allocator, libnuma, oneMKL.
     "out of memory",
-    // ENOMEM, and libtorch's allocator for the host.
+    // ENOMEM, libtorch's CPU allocator.
     "allocate memory",
     "not enough memory",
-    // Rust's std.
+    // Rust std.
     "memory allocation of",
     "std::bad_alloc",
     // cuBLAS, cuDNN, cuSOLVER and cuSPARSE, as CUBLAS_STATUS_ALLOC_FAILED.
     "_status_alloc_failed",
-    // cuDNN 9's kinds of CUDNN_STATUS_INTERNAL_ERROR.
+    // Sub-codes of CUDNN_STATUS_INTERNAL_ERROR in cuDNN 9.
     "cudnn_status_internal_error_host_allocation_failed",
     "cudnn_status_internal_error_device_allocation_failed",
     "cudaerrormemoryallocation",
 ];
 
-/// EAGAIN of a thread's start, std, and libgomp.
+/// Message parts of EAGAIN on thread creation, of Rust std and of libgomp.
 const THREADS: [&str; 3] =
     ["resource temporarily unavailable", "failed to spawn thread", "thread creation failed"];
 
-/// Names and texts of those errors of CUDA 13 for which driver_types.h names the hardware, the
-/// driver or the node's services as the cause. libtorch prints both, NCCL the text. Each row says
-/// why.
+/// Names and messages of CUDA 13 errors that driver_types.h attributes to the hardware, the driver
+/// or services of the node. libtorch prints both, NCCL the message.
 ///
-/// Not here, because the header names the program as a cause (exit code 70): illegal and misaligned
-/// addresses, illegal instructions, a wrong address space or program counter, device-side asserts,
-/// unspecified launch failures, and cudaErrorHardwareStackError, which in spite of its name means
-/// "stack corruption or exceeding the stack size limit" of a kernel. Neither are errors of the
-/// installation that every start meets again: a driver that is too old, no kernel for this GPU.
+/// Excluded are errors that the header attributes to the program (exit code 70): illegal and
+/// misaligned addresses, illegal instructions, invalid address spaces and program counters,
+/// device-side asserts, unspecified launch failures, and cudaErrorHardwareStackError, which despite
+/// its name means "stack corruption or exceeding the stack size limit" of a kernel. Also excluded
+/// are installation errors that a restart cannot fix: a driver that is too old, no kernel for this
+/// GPU.
 const DEVICE: [(&str, &str); 16] = [
-    // The driver could not be initialised. dw has counted the devices before it meets this.
+    // The driver could not be initialised, although dw has already counted the devices.
     ("cudaErrorInitializationError", "CUDA error: initialization error"),
-    // Held by another process, in a prohibited compute mode, or no longer answering.
+    // Used exclusively by another process, in prohibited compute mode, or unresponsive.
     ("cudaErrorDevicesUnavailable", "CUDA-capable device(s) is/are busy or unavailable"),
-    // dw has chosen a device before: it was there.
+    // dw has already selected a device, so there was one at startup.
     ("cudaErrorNoDevice", "no CUDA-capable device is detected"),
-    // A memory error that the GPU could not correct.
+    // An uncorrectable memory error.
     ("cudaErrorECCUncorrectable", "uncorrectable ECC error encountered"),
     // A link between GPUs lost data.
     ("cudaErrorNvlinkUncorrectable", "uncorrectable NVLink error detected during the execution"),
-    // A hardware error, or an access to a peer's memory over NVLink that failed. Only NCCL makes
-    // such accesses: they are invalid when the peer's GPU or process is gone.
+    // A hardware error, or a failed access to peer memory over NVLink. Only NCCL makes such
+    // accesses; they fail when the GPU or process of the peer is lost.
     ("cudaErrorContained", "Invalid access of peer GPU memory over nvlink or a hardware error"),
-    // "verify that all required driver daemons are actively running": as NVSwitch's fabric manager.
+    // "verify that all required driver daemons are actively running", such as the fabric manager.
     ("cudaErrorSystemNotReady", "system not yet initialized"),
-    // Driver and libcuda of different versions: a node that was upgraded and not started again.
+    // Driver and libcuda versions differ: the node was upgraded without a reboot.
     (
         "cudaErrorSystemDriverMismatch",
         "system has unsupported display driver / cuda driver combination",
     ),
-    // MPS, by which processes share a GPU: its server on this node is gone, recovers from a fatal
-    // failure, or has no place for another client.
+    // The MPS server of this node is not running, is recovering from a fatal failure, or has no
+    // capacity for another client.
     ("cudaErrorMpsConnectionFailed", "MPS client failed to connect to the MPS"),
     ("cudaErrorMpsRpcFailure", "between the MPS server and the MPS client failed"),
     ("cudaErrorMpsServerNotReady", "MPS server is not ready to accept new MPS client requests"),
@@ -117,17 +120,18 @@ const DEVICE: [(&str, &str); 16] = [
         "cudaErrorMpsMaxConnectionsReached",
         "the hardware resources required to support device connections have been exhausted",
     ),
-    // Ended by the server, which does so when another client's work failed.
+    // The MPS server terminates clients when the work of another client fails.
     ("cudaErrorMpsClientTerminated", "the MPS client has been terminated by the server"),
-    // "an async error has occurred in a device outside of CUDA"; the spelling is CUDA's.
+    // "an async error has occurred in a device outside of CUDA"; the misspelling is in CUDA.
     ("cudaErrorExternalDevice", "an async error has occured in external entity outside of CUDA"),
-    // "an unknown internal error": what the driver says once a GPU has stopped answering (Xid 79).
+    // "an unknown internal error", reported after a GPU became unresponsive (Xid 79).
     ("cudaErrorUnknown", "CUDA error: unknown error"),
 ];
 
-/// The two whose text alone could be anyone's, as the driver's errors, NCCL, and dw with the
-/// error's number print them; and a lost GPU in the words of NVML and of the kernel module.
-const OTHERS: [&str; 7] = [
+/// Messages for "unknown error" and "initialization error" with enough context to be unambiguous,
+/// in the formats of the driver API, NCCL and dw; and messages of NVML and the kernel module for a
+/// lost GPU.
+const OTHER_DEVICE: [&str; 7] = [
     "CUDA driver error: unknown error",
     "Cuda failure 999 'unknown error'",
     "Cuda failure 3 'initialization error'",
@@ -137,16 +141,17 @@ const OTHERS: [&str; 7] = [
     "fallen off the bus",
 ];
 
-/// What failed, by a library's error text; `None`: anything else, as a bug.
+/// Classifies the error message of a library. `None` if it reports no failure of the machine; it is
+/// then treated as a bug.
 pub fn classify(text: &str) -> Option<Failure> {
     let text = text.to_lowercase();
-    let has = |words: &str| text.contains(&words.to_lowercase());
-    if MEMORY.iter().any(|words| has(words)) {
+    let has = |part: &str| text.contains(&part.to_lowercase());
+    if MEMORY.iter().any(|part| has(part)) {
         Some(Failure::Memory)
-    } else if THREADS.iter().any(|words| has(words)) {
+    } else if THREADS.iter().any(|part| has(part)) {
         Some(Failure::Threads)
-    } else if DEVICE.iter().any(|(name, words)| has(name) || has(words))
-        || OTHERS.iter().any(|words| has(words))
+    } else if DEVICE.iter().any(|(name, message)| has(name) || has(message))
+        || OTHER_DEVICE.iter().any(|part| has(part))
     {
         Some(Failure::Device)
     } else {
@@ -158,8 +163,8 @@ pub fn classify(text: &str) -> Option<Failure> {
 mod tests {
     use super::*;
 
-    /// An error of CUDA as libtorch prints it.
-    fn libtorch(name: &str, text: &str) -> String {
+    /// Formats a CUDA error like libtorch.
+    fn libtorch_message(name: &str, text: &str) -> String {
         format!(
             "CUDA error: {text}\nSearch for `{name}' in https://docs.nvidia.com/cuda/\
              cuda-runtime-api/group__CUDART__TYPES.html for more information.\nCUDA kernel errors \
@@ -169,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_and_threads() {
+    fn memory_and_thread_failures_are_recognised() {
         for text in [
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB",
             "CUDA error: out of memory",
@@ -181,7 +186,7 @@ mod tests {
             "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
             "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
             "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-            &libtorch("cudaErrorMemoryAllocation", "out of memory"),
+            &libtorch_message("cudaErrorMemoryAllocation", "out of memory"),
             "Search for `cudaErrorMemoryAllocation'",
         ] {
             assert_eq!(classify(text), Some(Failure::Memory), "{text}");
@@ -197,10 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn failed_devices() {
+    fn device_failures_are_recognised() {
         for (name, text) in DEVICE {
             let text = text.strip_prefix("CUDA error: ").unwrap_or(text);
-            for text in [libtorch(name, text), format!("CUDA error: {text}"), format!("`{name}'")] {
+            for text in
+                [libtorch_message(name, text), format!("CUDA error: {text}"), format!("`{name}'")]
+            {
                 assert_eq!(classify(&text), Some(Failure::Device), "{text}");
             }
         }
@@ -223,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn bugs_are_no_failures_of_the_machine() {
+    fn program_errors_are_not_machine_failures() {
         for (name, text) in [
             ("cudaErrorInvalidValue", "invalid argument"),
             ("cudaErrorInvalidConfiguration", "invalid configuration argument"),
@@ -249,7 +256,7 @@ mod tests {
             ("cudaErrorInvalidPc", "invalid program counter"),
             ("cudaErrorLaunchFailure", "unspecified launch failure"),
         ] {
-            let text = libtorch(name, text);
+            let text = libtorch_message(name, text);
             assert_eq!(classify(&text), None, "{text}");
         }
         for text in [

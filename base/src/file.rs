@@ -1,4 +1,4 @@
-//! Files and folders that are whole or not there: written beside their place, synced, renamed.
+//! Atomic writes of files and folders: written to a temporary path, synced, then renamed.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -7,12 +7,11 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Writes a file through `write`, which gets an empty file in the same folder, and renames it to
-/// `path` when it is complete and on disk. An existing file stays until then. The permissions are
-/// those of a new file (0666 less the umask).
+/// Writes a file atomically. `write` fills a temporary file in the same folder, which is synced and
+/// renamed to `path`, replacing an existing file. Its permissions are 0666 less the umask.
 ///
 /// # Errors
-/// What `write` fails with, a folder that cannot be written, a full disk. Nothing is left behind.
+/// An error of `write`, a folder that is not writable, a full disk. The temporary file is removed.
 pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut File) -> io::Result<()>,
@@ -31,31 +30,32 @@ pub fn write_atomically(
     written().map_err(Error::io("cannot write", path))
 }
 
-/// Creates a folder through `write`, which gets an empty folder beside it, `.NAME.writing`, and
-/// renames that to `path`, replacing what was there. Files in it must be synced by `write`.
+/// Writes a folder atomically. `write` fills the temporary folder `.NAME.writing` in the same
+/// parent folder and must sync the files in it. The folder is then renamed to `path`; an existing
+/// folder is removed immediately before.
 ///
 /// # Errors
-/// What `write` fails with, or a folder that cannot be written. Nothing half-written is left.
+/// An error of `write`, a parent folder that is not writable. The temporary folder is removed.
 pub fn write_folder_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let aside = parent.join(format!(".{name}.writing"));
-    let written = remove_folder(&aside).and_then(|()| {
-        std::fs::create_dir_all(&aside).map_err(Error::io("cannot create", &aside))?;
-        write(&aside)?;
-        sync_folder(&aside)?;
+    let temporary = parent.join(format!(".{name}.writing"));
+    let written = remove_folder(&temporary).and_then(|()| {
+        std::fs::create_dir_all(&temporary).map_err(Error::io("cannot create", &temporary))?;
+        write(&temporary)?;
+        sync_folder(&temporary)?;
         remove_folder(path)?;
-        std::fs::rename(&aside, path).map_err(Error::io("cannot rename into", path))?;
+        std::fs::rename(&temporary, path).map_err(Error::io("cannot rename into", path))?;
         sync_folder(parent)
     });
     if written.is_err() {
-        // The first error is the one to report.
-        let _ = std::fs::remove_dir_all(&aside);
+        // Report the original error, not that of the clean-up.
+        let _ = std::fs::remove_dir_all(&temporary);
     }
     written
 }
 
-/// Removes a folder with its contents, if there is one.
+/// Removes a folder and its contents, if it exists.
 fn remove_folder(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("cannot remove", path)(e)),
@@ -63,19 +63,18 @@ fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes renames inside a folder survive a power failure.
+/// Syncs a folder, so that renames in it survive a power failure.
 ///
 /// # Errors
-/// What the system reports.
+/// A folder that cannot be opened or synced.
 pub fn sync_folder(path: &Path) -> Result<()> {
     File::open(path).and_then(|d| d.sync_all()).map_err(Error::io("cannot sync", path))
 }
 
-/// Creates a folder where there is none, and checks that files can be created in it; leaves none
-/// behind.
+/// Creates a folder if it does not exist, and checks that it is writable with a temporary file.
 ///
 /// # Errors
-/// A folder that cannot be created or written.
+/// A folder that cannot be created or is not writable.
 pub fn check_folder(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io("cannot create", folder))?;
     tempfile::tempfile_in(folder).map(drop).map_err(Error::io("cannot write into", folder))
@@ -105,11 +104,11 @@ mod tests {
         let (inner, below) = (dir.path().join("x/y"), plain.join("z"));
         assert!(check_folder(&inner).is_ok() && check_folder(&below).is_err());
         assert_eq!(fs_err::read_dir(&inner).unwrap().count(), 0);
-        assert_eq!(mode(&path), mode(&plain), "readable by those who could read an ordinary file");
+        assert_eq!(mode(&path), mode(&plain), "permissions of a regular new file");
     }
 
     #[test]
-    fn a_folder_is_replaced_whole_or_not_at_all() {
+    fn a_failed_folder_write_keeps_the_old_folder() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("step-1");
         let with = |text: &'static str| {

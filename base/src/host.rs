@@ -1,6 +1,6 @@
-//! The name of this machine.
+//! The host name.
 
-/// Host name, as `uname -n` prints it.
+/// Returns the host name, as printed by `uname -n`.
 pub fn name() -> String {
     gethostname::gethostname().to_string_lossy().into_owned()
 }

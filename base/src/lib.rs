@@ -1,13 +1,13 @@
-//! What all programs of `dw` share. It depends on none of the other crates.
+//! Code shared by all `dw` crates. It depends on none of them.
 //!
-//! * [`error`]: one error type, and which exit code each kind of error has
+//! * [`error`]: the error type and the exit code of each kind of error
 //! * [`exit`]: exit codes
-//! * [`failure`]: failures of the machine, recognised in the error texts of libraries
-//! * [`program`]: the frame of `main`: logging, closed pipes, errors
-//! * [`file`]: files that are whole or not there
-//! * [`text`]: text from files, made safe to print
-//! * [`names`]: names from files, checked before they become a path
-//! * [`host`]: the name of this machine
+//! * [`failure`]: classifies library error messages that report a machine failure
+//! * [`program`]: wrapper for `main`: logging, closed pipes, error reporting
+//! * [`file`]: atomic writes of files and folders
+//! * [`text`]: escapes control characters in untrusted text
+//! * [`names`]: validates untrusted names before they are used in paths
+//! * [`host`]: the host name
 
 pub mod error;
 pub mod exit;

@@ -1,18 +1,19 @@
-//! Names from files that become paths. A path made of a foreign name must stay inside the folder it
-//! belongs to.
+//! Validation of untrusted names before they are used in paths, so that no path leaves the folder
+//! it belongs to.
 
 use std::path::{Component, Path};
 
 use crate::text::is_unsafe;
 
-/// Longest name of a file on the usual file systems, bytes.
-const LONGEST: usize = 255;
+/// Maximum file name length on common file systems, bytes.
+const MAX_LENGTH: usize = 255;
 
-/// Checks a name that becomes one component of a path, such as a split's.
+/// Checks a name that becomes a single path component, such as the name of a split. `reserved` is
+/// the number of bytes to keep free for a suffix.
 ///
 /// # Errors
-/// What is wrong with it: empty, a separator, `.` or `..`, hidden (a leading dot is reserved for files
-/// being written), a control character, or longer than `255 - reserved` bytes.
+/// A description of the problem: an empty name, a separator, a leading dot (reserved for temporary
+/// files; this includes `.` and `..`), a control character, or more than `255 - reserved` bytes.
 pub fn component(name: &str, reserved: usize) -> Result<(), String> {
     if name.is_empty() {
         return Err("is empty".into());
@@ -21,34 +22,35 @@ pub fn component(name: &str, reserved: usize) -> Result<(), String> {
         return Err("contains a path separator".into());
     }
     if name.starts_with('.') {
-        return Err("begins with a dot".into());
+        return Err("starts with a dot".into());
     }
     if name.chars().any(is_unsafe) {
         return Err("contains a control character".into());
     }
-    if name.len() > LONGEST - reserved {
-        return Err(format!("is longer than {} bytes", LONGEST - reserved));
+    let max = MAX_LENGTH - reserved;
+    if name.len() > max {
+        return Err(format!("is longer than {max} bytes"));
     }
     Ok(())
 }
 
-/// Checks a name that becomes a path below a folder, such as an image's `file_name`.
+/// Checks a name that becomes a relative path below a folder, such as `file_name` of an image.
 ///
 /// # Errors
-/// What is wrong with it: empty, absolute, or with a component `..`.
+/// A description of the problem: an empty name, an absolute path, or a `..` component.
 pub fn relative(name: &str) -> Result<(), String> {
     if name.is_empty() || name.contains('\0') {
-        return Err("is not a file's name".into());
+        return Err("is not a file name".into());
     }
     let path = Path::new(name);
     if path.is_absolute() {
         return Err("is an absolute path".into());
     }
     if path.components().any(|c| c == Component::ParentDir) {
-        return Err("leaves the folder by `..`".into());
+        return Err("contains a `..` component".into());
     }
     if path.file_name().is_none() {
-        return Err("is not a file's name".into());
+        return Err("is not a file name".into());
     }
     Ok(())
 }
@@ -58,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_leave_their_folder_are_refused() {
+    fn unsafe_names_are_rejected() {
         for bad in ["", "..", ".", "../x", "a/b", "/etc", "a\\b", ".hidden", "a\n", "\u{1b}[2J"] {
             assert!(component(bad, 0).is_err(), "{bad:?}");
         }

@@ -1,5 +1,5 @@
-//! What every `main` needs: logging to standard error, a closed pipe that ends the program
-//! quietly, an error printed once, and its exit code.
+//! Wrapper for `main`: logging to standard error, a quiet exit on a closed pipe, error reporting
+//! and exit codes.
 
 use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
@@ -9,11 +9,11 @@ use tracing_subscriber::EnvFilter;
 use crate::error::{Error, Result};
 use crate::text::lines;
 
-/// Environment variable with the level of the log, as `info`, `debug` or `warn`.
+/// Environment variable with the log filter, such as `info`, `debug` or `warn`.
 pub const LOG_VARIABLE: &str = "DW_LOG";
 
-/// Runs a command-line tool: `tool | head` ends quietly, logs go to standard error, and an error
-/// is printed and decides the exit code.
+/// Runs the body of a command-line tool. Sets up logging to standard error and the default SIGPIPE
+/// action (`tool | head` ends quietly). An error is printed and converted to its exit code.
 pub fn run(main: impl FnOnce() -> Result<()>) -> ExitCode {
     end_on_closed_pipe();
     log_to_stderr("info", Clock::Off);
@@ -29,17 +29,17 @@ pub fn fail(e: &Error) -> ExitCode {
     ExitCode::from(e.exit_code() as u8)
 }
 
-/// Writes a message to standard error in one piece, so that a launcher that prefixes each write
-/// with the rank does not split it. Control characters are escaped.
+/// Writes a message to standard error with a single write, because launchers prefix each write with
+/// the rank. Control characters are escaped.
 pub fn print_message(text: &str) {
-    // A closed standard error cannot be reported anywhere.
+    // A failed write to standard error cannot be reported.
     let _ = std::io::stderr().write_all(format!("{}\n", lines(text)).as_bytes());
 }
 
-/// Restores the default action of SIGPIPE, which Rust ignores: writing to a closed pipe then ends
-/// the process instead of failing. Not for a program that supervises others.
+/// Restores the default action of SIGPIPE, which Rust programs ignore: a write to a closed pipe
+/// then terminates the process. Not for programs that supervise other processes.
 ///
-/// To be called before any thread starts.
+/// Must be called before any thread starts.
 pub fn end_on_closed_pipe() {
     // SAFETY: sets the default action of a signal; no handler is involved.
     unsafe {
@@ -47,17 +47,17 @@ pub fn end_on_closed_pipe() {
     }
 }
 
-/// Whether lines of the log begin with the time.
+/// Whether log lines start with a timestamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
-    /// For programs that run for long.
+    /// Timestamps, for long-running programs.
     On,
-    /// For tools that end within minutes.
+    /// No timestamps, for short-running tools.
     Off,
 }
 
-/// Starts logging to standard error. `level` applies where the user has not set [`LOG_VARIABLE`].
-/// Does nothing when logging has been started before.
+/// Initialises logging to standard error. `level` is the default filter if [`LOG_VARIABLE`] is not
+/// set. Does nothing if logging is already initialised.
 pub fn log_to_stderr(level: &str, clock: Clock) {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| level.into());
     let log = tracing_subscriber::fmt()
@@ -66,7 +66,7 @@ pub fn log_to_stderr(level: &str, clock: Clock) {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .compact();
-    // Fails only where a subscriber exists, as in tests that call `main` twice.
+    // Fails only if a subscriber is already set, for instance in tests that call `run` twice.
     let _ = match clock {
         Clock::On => log.try_init(),
         Clock::Off => log.without_time().try_init(),

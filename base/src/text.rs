@@ -1,41 +1,42 @@
-//! Text from files (names, categories, paths) on its way to a terminal or a log.
+//! Escaping of control characters in untrusted text (names, categories, paths).
 //!
-//! A terminal obeys the control characters in what it prints: escape sequences can hide lines, set the
-//! title or, on some terminals, type commands. Every message that may hold foreign text passes through
-//! here: [`shown`] for one name inside a message, [`lines`] for a message as a whole.
+//! Terminal escape sequences can hide lines, set the window title and, on some terminals, inject
+//! input. Messages that may contain untrusted text are therefore escaped: [`shown`] for a single
+//! value inside a message, [`lines`] for a complete message.
 
 use std::fmt::{self, Display, Write as _};
 
-/// Text that is safe to print; made by [`shown`] and [`lines`].
+/// Displays a value with control characters escaped. Created by [`shown`] and [`lines`].
 #[derive(Debug, Clone, Copy)]
 pub struct Safe<T> {
     text: T,
+    /// Whether line breaks and tabs are kept.
     keep_lines: bool,
 }
 
-/// One piece of foreign text: control characters, line breaks included, become escapes such as `\u{1b}`.
+/// Escapes all control characters in a value, including line breaks, for example as `\u{1b}`.
 pub fn shown<T: Display>(text: T) -> Safe<T> {
     Safe { text, keep_lines: false }
 }
 
-/// A whole message: as [`shown`], but line breaks and tabs stay.
+/// Escapes a complete message: like [`shown`], but line breaks and tabs are kept.
 pub fn lines<T: Display>(text: T) -> Safe<T> {
     Safe { text, keep_lines: true }
 }
 
 impl<T: Display> Display for Safe<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(Filter { out: f, keep_lines: self.keep_lines }, "{}", self.text)
+        write!(Escape { out: f, keep_lines: self.keep_lines }, "{}", self.text)
     }
 }
 
-/// Passes text on, with escapes for what [`is_unsafe`] names.
-struct Filter<'a, 'b> {
+/// Writer that escapes the characters matched by [`is_unsafe`].
+struct Escape<'a, 'b> {
     out: &'a mut fmt::Formatter<'b>,
     keep_lines: bool,
 }
 
-impl fmt::Write for Filter<'_, '_> {
+impl fmt::Write for Escape<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let bad = |c: char| is_unsafe(c) && !(self.keep_lines && matches!(c, '\n' | '\t'));
         let mut rest = text;
@@ -48,7 +49,8 @@ impl fmt::Write for Filter<'_, '_> {
     }
 }
 
-/// An error's text with the texts of its causes: some libraries (libloading) say only in the cause what failed.
+/// Formats an error with its chain of sources, separated by `: `. Some libraries (libloading) give
+/// the reason only in the source.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -59,20 +61,20 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Control characters (C0, DEL and C1), line and paragraph separators, and the marks that reorder the
-/// text around them (Unicode bidirectional controls), with which one name can pass for another.
+/// Whether a character must be escaped: control characters (C0, DEL and C1), line and paragraph
+/// separators, and Unicode bidirectional controls, which can make one name look like another.
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Serialised JSON that is safe to print and means the same: what [`is_unsafe`] names becomes `\uXXXX`.
-/// Line breaks and tabs stay; in JSON they stand between values alone.
+/// Escapes serialised JSON as `\uXXXX` without changing its value. Line breaks and tabs are kept:
+/// in JSON they occur only between tokens.
 pub fn json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if is_unsafe(c) && !matches!(c, '\n' | '\r' | '\t') {
-            // All of them lie in the basic plane, so that one unit of UTF-16 is enough.
+            // All are in the basic multilingual plane: one UTF-16 code unit is enough.
             let _ = write!(out, "\\u{:04x}", c as u32);
         } else {
             out.push(c);
@@ -86,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escape_sequences_do_not_reach_the_terminal() {
+    fn control_characters_are_escaped() {
         let name = "a\u{1b}]0;title\u{7}\r\n\u{9b}31m\u{202e}gpj.jpg";
         assert_eq!(shown(name).to_string(), r"a\u{1b}]0;title\u{7}\r\n\u{9b}31m\u{202e}gpj.jpg");
         assert_eq!(
@@ -98,7 +100,7 @@ mod tests {
         assert_eq!(
             shown("Straße 鳥 😀").to_string(),
             "Straße 鳥 😀",
-            "other alphabets stay readable"
+            "other scripts are not escaped"
         );
     }
 }

@@ -1,4 +1,5 @@
-//! Any bytes as a weight file: opened and read whole, an error or numbers, never a crash or memory without bounds.
+//! Opens and reads arbitrary bytes as a weight file: it must neither crash nor allocate without
+//! bounds.
 #![no_main]
 
 use std::os::unix::fs::FileExt;
@@ -6,16 +7,16 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 
-/// The reader takes a path, as users do: one file in memory, written anew for every input.
+/// File in memory that is rewritten for every input, because the reader takes a path.
 static FILE: LazyLock<(std::path::PathBuf, std::fs::File)> = LazyLock::new(|| {
     let path = std::path::PathBuf::from(format!("/dev/shm/dw-fuzz-{}", std::process::id()));
-    let file = std::fs::File::create(&path).expect("memory file system");
+    let file = std::fs::File::create(&path).expect("create the input file");
     (path, file)
 });
 
 fuzz_target!(|data: &[u8]| {
     let (path, file) = &*FILE;
-    file.set_len(0).and_then(|()| file.write_all_at(data, 0)).expect("write");
+    file.set_len(0).and_then(|()| file.write_all_at(data, 0)).expect("write the input file");
     if let Ok(weights) = dw_weights::Weights::open(path) {
         for name in weights.tensors.keys() {
             let _ = weights.read(name);

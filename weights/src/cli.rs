@@ -1,28 +1,32 @@
-//! The command line of `dw-weights`.
-#![expect(clippy::print_stdout, reason = "the command line's results")]
+//! Command line of `dw-weights`.
+#![expect(clippy::print_stdout, reason = "results go to standard output")]
 
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use dw_base::text::{self, shown};
+use dw_base::{Error, Result};
 use serde_json::{Map, json};
 
 use crate::convert::convert;
-use crate::error::{Error, Result};
 use crate::fetch::{PINNED, Pinned, cache};
 use crate::file::Weights;
 
 const EXAMPLES: &str = "Examples:
-  dw-weights list epoch_12.pth                         names, types and shapes
+  dw-weights list epoch_12.pth                     names, types and shapes of the tensors
   dw-weights list work/dw_r50_fpn_1x/checkpoints/step-00087972 --json
   dw-weights convert epoch_12.pth epoch_12.safetensors
-  dw-weights fetch resnet50                            ImageNet weights into the cache that `model.init = \"imagenet\"` reads
+  dw-weights fetch resnet50                        ImageNet weights for `model.init = \"imagenet\"`
 
-Exit codes: 0 done, 2 a mistake in the command or no network, 3 a damaged file";
+Exit codes: 0 success, 2 usage error or no network, 3 damaged file or failed write";
 
-/// Look into, convert and fetch weight files: .safetensors, PyTorch's .pth (nothing in it is executed), checkpoints.
+/// Git revision and version, for `--version`.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("DW_GIT"), ")");
+
+/// List, convert and download weight files: .safetensors, PyTorch .pth (never executed) and
+/// checkpoints
 #[derive(Debug, Parser)]
-#[command(name = "dw-weights", version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("DW_GIT"), ")"), after_help = EXAMPLES)]
+#[command(name = "dw-weights", version = VERSION, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -30,35 +34,35 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Names, types and shapes of a file's tensors
+    /// List the names, types and shapes of the tensors in a file
     List {
         /// Weight file or checkpoint folder
         file: PathBuf,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Write .safetensors with the same names and numbers
+    /// Convert a file to .safetensors, with unchanged tensor names and values
     Convert {
         /// Weight file or checkpoint folder
         input: PathBuf,
-        /// File to write, ending in .safetensors
+        /// Output file; the name must end in .safetensors
         output: PathBuf,
     },
-    /// Download a pinned file and check it
+    /// Download pretrained ImageNet weights and verify their checksum
     Fetch {
-        /// Backbone, as resnet50
+        /// Name of the backbone, such as resnet50
         name: String,
-        /// Folder to put it in [default: the cache]
+        /// Folder to download into [default: ~/.cache/dw/weights]
         #[arg(long, value_name = "DIR")]
         to: Option<PathBuf>,
     },
 }
 
-/// Runs a command.
+/// Runs the command line.
 ///
 /// # Errors
-/// A mistake, a damaged file, no network.
+/// A usage error, a damaged file, no network, a failed write.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::List { file, json } => list(&file, json),
@@ -66,7 +70,7 @@ pub fn run(cli: Cli) -> Result<()> {
             let weights = Weights::open(&input)?;
             convert(&weights, &output)?;
             let from = weights.wrapper.map_or_else(String::new, |w| {
-                format!(" of `{w}`; what else the file holds is left out")
+                format!(" from `{w}`; other data in the file was not converted")
             });
             println!("{}: {} tensors{from}", output.display(), weights.tensors.len());
             Ok(())
@@ -75,7 +79,7 @@ pub fn run(cli: Cli) -> Result<()> {
             let names: Vec<&str> = PINNED.iter().map(|p| p.name).collect();
             let pinned = Pinned::find(&name).ok_or_else(|| {
                 Error::Usage(format!(
-                    "no pinned weights `{name}`\nhint: there are {}",
+                    "no pretrained weights for `{name}`\nhint: expected one of {}",
                     names.join(", ")
                 ))
             })?;
@@ -87,21 +91,22 @@ pub fn run(cli: Cli) -> Result<()> {
 
 fn list(file: &Path, as_json: bool) -> Result<()> {
     let weights = Weights::open(file)?;
-    let numbers: usize = weights.tensors.values().map(|t| t.shape.iter().product::<usize>()).sum();
+    let num_elements: usize =
+        weights.tensors.values().map(|t| t.shape.iter().product::<usize>()).sum();
     if as_json {
         let tensors: Map<_, _> = weights
             .tensors
             .iter()
             .map(|(n, t)| (n.clone(), json!({"dtype": format!("{:?}", t.dtype), "shape": t.shape})))
             .collect();
-        let found = json!({
+        let listing = json!({
             "container": weights.container,
             "wrapper": weights.wrapper,
-            "numbers": numbers,
+            "numbers": num_elements,
             "classes": weights.classes,
             "tensors": tensors,
         });
-        println!("{}", text::json(&found.to_string()));
+        println!("{}", text::json(&listing.to_string()));
         return Ok(());
     }
     let mut table = comfy_table::Table::new();
@@ -114,9 +119,9 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
     if let Some(names) = &weights.classes {
         println!("classes: {}", shown(names.join(", ")));
     }
-    let wrapper = weights.wrapper.map_or_else(String::new, |w| format!(", below `{w}`"));
+    let wrapper = weights.wrapper.map_or_else(String::new, |w| format!(", key `{w}`"));
     println!(
-        "{}{wrapper}: {} tensors, {numbers} numbers",
+        "{}{wrapper}: {} tensors, {num_elements} elements",
         weights.container,
         weights.tensors.len()
     );

@@ -1,33 +1,35 @@
-//! The pinned ImageNet weights: where they come from, where they are kept, and the check that they are those.
+//! Download of pretrained ImageNet weights.
 //!
-//! A file's name ends in the first eight digits of its sha256, which is what it is checked against.
+//! The file names end in the first eight hexadecimal digits of the file's SHA-256, against which
+//! every file is checked.
 
-use std::fmt::Write as _;
-use std::io::{IsTerminal, Read, Write};
+use std::fmt::{Display, Write as _};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dw_base::{Error, Result};
 use fs_err as fs;
 use sha2::{Digest, Sha256};
 
-use crate::convert::whole;
-use crate::error::{Error, Result};
+use crate::output::write_atomically;
 
-/// A file that `dw` knows by name.
+/// A pretrained weight file with a fixed checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pinned {
-    /// The backbone.
+    /// Name of the backbone.
     pub name: &'static str,
-    /// File name without its ending.
+    /// File name without its extension.
     pub stem: &'static str,
-    /// Folder on the network.
+    /// URL of the folder that holds the file.
     folder: &'static str,
 }
 
 const TORCHVISION: &str = "https://download.pytorch.org/models";
 const OPEN_MMLAB: &str = "https://download.openmmlab.com/pretrain/third_party";
 
-/// Every pinned file: torchvision's first ImageNet weights, and the ResNeXt that the paper's code starts from.
+/// All pinned files: torchvision's `IMAGENET1K_V1` ResNets, and the ResNeXts from which the authors
+/// of DW started.
 pub const PINNED: [Pinned; 6] = [
     Pinned { name: "resnet18", stem: "resnet18-f37072fd", folder: TORCHVISION },
     Pinned { name: "resnet34", stem: "resnet34-b627a593", folder: TORCHVISION },
@@ -37,25 +39,25 @@ pub const PINNED: [Pinned; 6] = [
     Pinned { name: "resnext101_64x4d", stem: "resnext101_64x4d-ee2c6f71", folder: OPEN_MMLAB },
 ];
 
-/// Most bytes that are fetched; the largest pinned file has 335 MB.
-const LARGEST: u64 = 1 << 30;
+/// Maximum size of a download, bytes; the largest pinned file has 335 MB.
+const MAX_BYTES: u64 = 1 << 30;
 
-/// The folder of a mirror, instead of the file's own.
+/// Environment variable with the URL of a mirror folder, used instead of [`Pinned::folder`].
 const MIRROR: &str = "DW_WEIGHTS_URL";
 
 impl Pinned {
-    /// By backbone name or file stem.
+    /// Finds a pinned file by backbone name or file stem.
     pub fn find(name: &str) -> Option<Self> {
         PINNED.into_iter().find(|p| p.name == name || p.stem == name.trim_end_matches(".pth"))
     }
 
-    /// Where it is on the network.
+    /// The download URL.
     pub fn url(&self) -> String {
         let folder = std::env::var(MIRROR).unwrap_or_else(|_| self.folder.to_owned());
         format!("{}/{}.pth", folder.trim_end_matches('/'), self.stem)
     }
 
-    /// The file in `folder`, as it was fetched or converted.
+    /// Path of the file in `folder`, as downloaded or converted to `.safetensors`, if it exists.
     pub fn inside(&self, folder: &Path) -> Option<PathBuf> {
         ["safetensors", "pth"]
             .map(|e| folder.join(format!("{}.{e}", self.stem)))
@@ -63,24 +65,30 @@ impl Pinned {
             .find(|p| p.is_file())
     }
 
-    /// Downloads the file into `folder`; what is there is checked and kept.
+    /// Downloads the file into `folder` and returns its path. An existing file is verified instead.
     ///
     /// # Errors
-    /// No network, a file that is not the pinned one, a full disk.
+    /// No network, a checksum mismatch, a failed write.
     pub fn fetch(&self, folder: &Path) -> Result<PathBuf> {
         let path = folder.join(format!("{}.pth", self.stem));
         if path.is_file() {
-            let bytes = fs::File::open(&path).map_err(Error::io("cannot read", &path))?;
-            return self
-                .checked(copy_hashed(bytes, std::io::sink(), |_| {}), &path)
-                .map(|()| path.clone())
-                .map_err(|e| Error::Data(format!("{e}\nhint: remove it, and it is fetched anew")));
+            let failed = || Error::io("cannot read", &path);
+            let file = std::fs::File::open(&path).map_err(failed())?;
+            let hash = copy_and_hash(file, io::sink(), |_| {}).map_err(failed())?;
+            self.verify(&hash, &path, "\nhint: remove the file to download it again")?;
+            return Ok(path);
         }
         fs::create_dir_all(folder).map_err(Error::io("cannot create", folder))?;
+        self.download(folder, &path)?;
+        Ok(path)
+    }
+
+    fn download(&self, folder: &Path, path: &Path) -> Result<()> {
         let url = self.url();
-        let failed = |e: &dyn std::fmt::Display| {
+        let failed = |e: &dyn Display| {
             Error::Usage(format!(
-                "cannot fetch {url}: {e}\nhint: fetch that file elsewhere and put it into {}, or name a mirror's folder in {MIRROR}",
+                "cannot fetch {url}: {e}\nhint: download the file on another machine into {}, or \
+                 set {MIRROR} to the URL of a mirror folder",
                 folder.display()
             ))
         };
@@ -92,43 +100,42 @@ impl Pinned {
             .into();
         let mut response = agent.get(&url).call().map_err(|e| failed(&e))?;
         let length = response.body().content_length().unwrap_or(0);
-        let bar = if std::io::stderr().is_terminal() {
+        let bar = if io::stderr().is_terminal() {
             indicatif::ProgressBar::new(length)
         } else {
             indicatif::ProgressBar::hidden()
         };
         bar.set_style(indicatif::ProgressStyle::default_bar());
-        whole(&path, |file| {
-            // What goes on for longer is not the pinned file, whose check then fails.
-            let body = response.body_mut().as_reader().take(LARGEST);
-            let hashed = copy_hashed(body, file, |n| bar.inc(n));
+        write_atomically(path, |file| {
+            // A body cut off at MAX_BYTES fails the checksum.
+            let body = response.body_mut().as_reader().take(MAX_BYTES);
+            let hash = copy_and_hash(body, file, |n| bar.inc(n));
             bar.finish_and_clear();
-            self.checked(hashed, &path)
-        })?;
-        Ok(path)
+            let hash = hash.map_err(Error::io("cannot download", path))?;
+            self.verify(&hash, path, "")
+        })
     }
 
-    fn checked(&self, hashed: std::io::Result<String>, path: &Path) -> Result<()> {
-        let found = hashed.map_err(Error::io("cannot read or write", path))?;
+    /// Compares the SHA-256 of the file at `path` with the digits in its name.
+    fn verify(&self, found: &str, path: &Path, hint: &str) -> Result<()> {
         let expected = self.stem.rsplit('-').next().unwrap_or_default();
         if found.starts_with(expected) {
             return Ok(());
         }
-        Err(Error::data(
-            path,
-            format!(
-                "not the pinned file: expected a sha256 that starts with {expected}, found {found}"
-            ),
-        ))
+        let problem = format!(
+            "checksum mismatch: expected a SHA-256 starting with {expected}, found {found}{hint}"
+        );
+        Err(Error::data(path, "", problem))
     }
 }
 
-/// Copies to the end; the sha256 of what passed.
-fn copy_hashed(
+/// Copies `from` to `to` until end of file and returns the SHA-256 in hexadecimal. `progress` gets
+/// the number of bytes of each block.
+fn copy_and_hash(
     mut from: impl Read,
     mut to: impl Write,
     progress: impl Fn(u64),
-) -> std::io::Result<String> {
+) -> io::Result<String> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
         let n = from.read(&mut buffer)?;
@@ -144,7 +151,7 @@ fn copy_hashed(
     }
 }
 
-/// Where weights are kept: `$XDG_CACHE_HOME/dw/weights`, or `~/.cache/dw/weights`.
+/// Default folder of downloaded weights: `$XDG_CACHE_HOME/dw/weights` or `~/.cache/dw/weights`.
 pub fn cache() -> PathBuf {
     let home = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache");
     std::env::var_os("XDG_CACHE_HOME")

@@ -1,81 +1,89 @@
-//! Opens a weight file of any kind: names, types and shapes at once, bytes when asked for.
+//! Reader for weight files of any format. Names, types and shapes are read on opening, the tensor
+//! data on request.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use dw_base::{Error, Result};
 use fs_err as fs;
 use pytorch_reader::{DType, FileFormat, PytorchReader};
 pub use safetensors::Dtype;
 use safetensors::SafeTensors;
 
 use crate::classes;
-use crate::error::{Error, Result};
 
-/// The file of a checkpoint folder that holds the weights.
+/// File with the weights in a checkpoint folder.
 const CHECKPOINT_MODEL: &str = "model.safetensors";
-/// Keys under which training programs put the weights beside other things (mmdetection: the first).
+/// Keys of the state dict in checkpoints that also hold other data. mmdetection uses the first.
 const WRAPPERS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
-/// Prefix of every name when the network was saved inside a data-parallel wrapper.
+/// Prefix of every tensor name in a checkpoint of a `DistributedDataParallel` module.
 const PARALLEL: &str = "module.";
-/// A file's tensors may share storage (tied weights), but not claim many times what the file holds.
-const MOST_SHARING: u64 = 4;
+/// Maximum ratio of the total tensor size to the file size. Tensors may share storage (tied
+/// weights), but a small file must not cause large allocations.
+const MAX_EXPANSION: u64 = 4;
 
-/// A tensor of a file.
+/// Description of one tensor in a weight file.
 #[derive(Debug)]
 pub struct Tensor {
-    /// Type of the numbers.
+    /// Element type.
     pub dtype: Dtype,
-    /// Extents, outermost first; empty for a scalar.
+    /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<usize>,
-    place: Place,
+    storage: Storage,
 }
 
+/// Where the data of a tensor is stored.
 #[derive(Debug)]
-enum Place {
-    Here(Range<usize>),
+enum Storage {
+    /// Byte range in the `.safetensors` file.
+    Safetensors(Range<usize>),
+    /// Handle that reads from the PyTorch file.
     PyTorch(pytorch_reader::Tensor),
 }
 
 /// An open weight file.
 #[derive(Debug)]
 pub struct Weights {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What kind of file it is, for people.
+    /// Human-readable name of the file format.
     pub container: &'static str,
-    /// The key that the weights lay under, when the file holds other things, too.
+    /// Key of the state dict, if the file holds other data as well.
     pub wrapper: Option<&'static str>,
     /// Tensors by state-dict name.
     pub tensors: BTreeMap<String, Tensor>,
-    /// Class names in the order of the labels, where a training program put them beside the weights
-    /// (mmdetection's `meta.CLASSES`, the key `classes` of a `.safetensors` file's metadata).
+    /// Class names in label order, if the file has them (mmdetection's `meta.CLASSES`, or the
+    /// metadata key `classes` of a `.safetensors` file).
     pub classes: Option<Vec<String>>,
-    /// A `.safetensors` file's bytes.
+    /// Contents of a `.safetensors` file; empty for PyTorch files.
     bytes: Vec<u8>,
 }
 
 impl Weights {
-    /// Opens a `.safetensors` or PyTorch file, or a checkpoint folder of ours. Of a PyTorch file that holds other things,
-    /// too, only the weights are taken (`state_dict`), and names lose a leading `module.`. Nothing in a pickle is executed:
-    /// it is parsed as data.
+    /// Opens a `.safetensors` file, a PyTorch file or a checkpoint folder of `dw`.
+    ///
+    /// If a PyTorch file holds other data as well, only its state dict is read. A `module.` prefix
+    /// common to all names is removed. Pickles are parsed as data; nothing in them is executed.
     ///
     /// # Errors
-    /// A missing file, another kind of file, a damaged one, one that claims more than it holds, one without tensors.
+    /// A missing, unrecognised or damaged file, a file without tensors, or tensor sizes that exceed
+    /// the file size.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() && !path.join(CHECKPOINT_MODEL).is_file() {
-            let text = format!("{}: a folder without {CHECKPOINT_MODEL}", path.display());
             return Err(Error::Usage(format!(
-                "{text}\nhint: name a weight file or a checkpoint folder, as RUN/checkpoints/step-00001200"
+                "cannot open the weights {}: the folder has no {CHECKPOINT_MODEL}\nhint: expected \
+                 a weight file or a checkpoint folder such as RUN/checkpoints/step-00001200",
+                path.display()
             )));
         }
         let path = if path.is_dir() { path.join(CHECKPOINT_MODEL) } else { path.to_owned() };
         let kind = std::fs::metadata(&path).map(|m| m.is_file());
         if kind.is_ok_and(|is_file| !is_file) {
-            // A pipe would be waited for, a device read for ever.
+            // Opening a pipe would block; reading a device may never end.
             return Err(Error::Usage(format!(
-                "the weights {}: expected a regular file",
+                "cannot open the weights {}: expected a regular file",
                 path.display()
             )));
         }
@@ -85,28 +93,33 @@ impl Weights {
         let length = file.metadata().map_err(Error::io("cannot read", &path))?.len();
         let mut start = [0u8; 16];
         let read = read_start(&mut file, &mut start).map_err(Error::io("cannot read", &path))?;
-        if let Some(what) = not_weights(&start[..read]) {
-            return Err(Error::data(&path, what));
+        if let Some(problem) = recognise_other_format(&start[..read]) {
+            return Err(Error::data(&path, "", problem));
         }
-        let safetensors = start[8] == b'{'
+        let is_safetensors = start[8] == b'{'
             && u64::from_le_bytes(start[..8].try_into().unwrap_or_default()) <= length;
-        let weights = if safetensors { Self::safetensors(&path)? } else { Self::pytorch(&path)? };
-        weights.check(length)?;
+        let weights = if is_safetensors {
+            Self::open_safetensors(&path)?
+        } else {
+            Self::open_pytorch(&path)?
+        };
+        weights.check_size(length)?;
         Ok(weights)
     }
 
-    fn safetensors(path: &Path) -> Result<Self> {
+    fn open_safetensors(path: &Path) -> Result<Self> {
         let bytes = fs::read(path).map_err(Error::io("cannot read", path))?;
-        let bad = |e| Error::data(path, format!("not a whole .safetensors file: {e}"));
+        let bad = |e| Error::data(path, "", format!("invalid or truncated .safetensors file: {e}"));
         let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
         let data = header + 8;
         let tensors = metadata.tensors().into_iter().map(|(name, t)| {
-            let place = Place::Here(data + t.data_offsets.0..data + t.data_offsets.1);
-            (name, Tensor { dtype: t.dtype, shape: t.shape.clone(), place })
+            let range = data + t.data_offsets.0..data + t.data_offsets.1;
+            let storage = Storage::Safetensors(range);
+            (name, Tensor { dtype: t.dtype, shape: t.shape.clone(), storage })
         });
         let tensors = tensors.collect();
-        let facts = metadata.metadata().as_ref();
-        let classes = facts.and_then(|m| m.get(classes::KEY)).and_then(|t| classes::from_json(t));
+        let strings = metadata.metadata().as_ref();
+        let classes = strings.and_then(|m| m.get(classes::KEY)).and_then(|t| classes::from_json(t));
         Ok(Self {
             path: path.to_owned(),
             container: "safetensors",
@@ -117,9 +130,10 @@ impl Weights {
         })
     }
 
-    fn pytorch(path: &Path) -> Result<Self> {
+    fn open_pytorch(path: &Path) -> Result<Self> {
         let reader = PytorchReader::new(path).map_err(|e| {
-            Error::data(path, format!("not a whole PyTorch or .safetensors file: {e}"))
+            let problem = format!("invalid or truncated PyTorch or .safetensors file: {e}");
+            Error::data(path, "", problem)
         })?;
         let container = match reader.metadata().format_type {
             FileFormat::Zip => "PyTorch, zip",
@@ -127,20 +141,8 @@ impl Weights {
             FileFormat::Tar => "PyTorch, before 0.1.10",
             FileFormat::Pickle => "pickle",
         };
-        // The dictionary itself must be there: names of a flat one may begin with the same word.
-        let named = |key: &str| {
-            reader
-                .tensors()
-                .keys()
-                .any(|n| n.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
-        };
-        let below = |key: &&'static str| {
-            let inside =
-                named(key).then(|| PytorchReader::with_top_level_key(path, key).ok()).flatten();
-            Some((*key, inside.filter(|r| !r.is_empty())?))
-        };
-        let (wrapper, reader) = match WRAPPERS.iter().find_map(below) {
-            Some((key, inside)) => (Some(key), inside),
+        let (wrapper, reader) = match WRAPPERS.iter().find_map(|key| nested(&reader, path, key)) {
+            Some((key, inner)) => (Some(key), inner),
             None => (None, reader),
         };
         let mut found: BTreeMap<String, pytorch_reader::Tensor> =
@@ -148,71 +150,81 @@ impl Weights {
         if found.keys().all(|n| n.starts_with(PARALLEL)) {
             found = found.into_iter().map(|(n, t)| (n[PARALLEL.len()..].to_owned(), t)).collect();
         }
-        let tensors = found.into_iter().map(|(n, t)| {
-            (
-                n,
-                Tensor {
-                    dtype: dtype(t.dtype()),
-                    shape: t.shape().to_vec(),
-                    place: Place::PyTorch(t),
-                },
-            )
+        let tensors = found.into_iter().map(|(name, t)| {
+            let (dtype, shape) = (dtype(t.dtype()), t.shape().to_vec());
+            (name, Tensor { dtype, shape, storage: Storage::PyTorch(t) })
         });
         Ok(Self {
             path: path.to_owned(),
             container,
             wrapper,
             tensors: tensors.collect(),
-            classes: wrapper.and_then(|_| classes::of(path)),
+            classes: wrapper.and_then(|_| classes::from_pickle(path)),
             bytes: vec![],
         })
     }
 
-    /// A small file must not make a reader allocate without bounds.
-    fn check(&self, length: u64) -> Result<()> {
+    /// Checks that there are tensors and that their total size is plausible for a file of `length`
+    /// bytes ([`MAX_EXPANSION`]).
+    fn check_size(&self, length: u64) -> Result<()> {
         if self.tensors.is_empty() {
-            return Err(Error::data(&self.path, "holds no tensors"));
+            return Err(Error::data(&self.path, "", "the file has no tensors"));
         }
-        let total = self.tensors.values().try_fold(0u64, |sum, t| sum.checked_add(t.bytes()?));
-        if total.is_none_or(|t| t > MOST_SHARING.saturating_mul(length)) {
-            let claimed = total.map_or_else(
-                || "more bytes than can be counted".to_owned(),
-                |t| format!("{t} bytes"),
-            );
-            return Err(Error::data(
-                &self.path,
-                format!("its tensors claim {claimed}, but the file has {length}"),
-            ));
+        let total = self.tensors.values().try_fold(0u64, |sum, t| sum.checked_add(t.num_bytes()?));
+        if total.is_none_or(|t| t > MAX_EXPANSION.saturating_mul(length)) {
+            let total = total.map_or_else(|| "over 2^64 bytes".into(), |t| format!("{t} bytes"));
+            let problem = format!("the tensors need {total}, but the file has only {length}");
+            return Err(Error::data(&self.path, "", problem));
         }
         Ok(())
     }
 
-    /// A tensor's bytes: contiguous, row-major, little-endian.
+    /// Reads the data of a tensor: contiguous, row-major, little-endian.
     ///
     /// # Errors
-    /// A name that is not in the file, or a storage that is damaged.
+    /// A name that is not in the file, or damaged data.
     pub fn read(&self, name: &str) -> Result<Cow<'_, [u8]>> {
         let tensor = self
             .tensors
             .get(name)
-            .ok_or_else(|| Error::data(&self.path, format!("holds no `{name}`")))?;
-        match &tensor.place {
-            Place::Here(range) => {
+            .ok_or_else(|| Error::data(&self.path, "", format!("no tensor `{name}`")))?;
+        match &tensor.storage {
+            Storage::Safetensors(range) => {
                 Ok(Cow::Borrowed(self.bytes.get(range.clone()).unwrap_or_default()))
             }
-            Place::PyTorch(t) => t.read().map(Cow::Owned).map_err(|e| Error::data(&self.path, e)),
+            Storage::PyTorch(t) => t
+                .read()
+                .map(Cow::Owned)
+                .map_err(|e| Error::data(&self.path, format!("tensor `{name}`"), e)),
         }
     }
 }
 
 impl Tensor {
-    /// Size in bytes; `None` when it cannot be counted.
-    pub fn bytes(&self) -> Option<u64> {
-        let numbers = self.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64))?;
-        numbers.checked_mul(self.dtype.bitsize() as u64).map(|bits| bits / 8)
+    /// Size in bytes; `None` on overflow.
+    pub fn num_bytes(&self) -> Option<u64> {
+        let num_elements = self.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64))?;
+        num_elements.checked_mul(self.dtype.bitsize() as u64).map(|bits| bits / 8)
     }
 }
 
+/// Opens the state dict under the top-level key `key`. `None` if the file has no such dictionary or
+/// it has no tensors.
+fn nested(
+    reader: &PytorchReader,
+    path: &Path,
+    key: &'static str,
+) -> Option<(&'static str, PytorchReader)> {
+    // A flat state dict may have names that merely begin with the key, such as `model_ema`.
+    let is_prefix = |n: &String| n.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+    if !reader.tensors().keys().any(is_prefix) {
+        return None;
+    }
+    let inner = PytorchReader::with_top_level_key(path, key).ok()?;
+    (!inner.is_empty()).then_some((key, inner))
+}
+
+/// Fills `start` from the beginning of the file; returns the number of bytes read.
 fn read_start(file: &mut std::fs::File, start: &mut [u8]) -> std::io::Result<usize> {
     use std::io::Read;
     let mut read = 0;
@@ -225,17 +237,17 @@ fn read_start(file: &mut std::fs::File, start: &mut [u8]) -> std::io::Result<usi
     Ok(read)
 }
 
-/// What people name a weight file by mistake.
-fn not_weights(start: &[u8]) -> Option<&'static str> {
+/// Recognises formats that users often pass by mistake and describes the problem.
+fn recognise_other_format(start: &[u8]) -> Option<&'static str> {
     let text = start.trim_ascii_start();
     if start.is_empty() {
         Some("the file is empty")
     } else if text.starts_with(b"<") {
-        Some("a web page, not weights: the download that made it failed")
+        Some("expected a weight file, found an HTML page\nhint: download the file again")
     } else if start.starts_with(b"version https://") {
-        Some("a Git LFS pointer, not weights: `git lfs pull` fetches the file itself")
+        Some("expected a weight file, found a Git LFS pointer\nhint: run `git lfs pull`")
     } else if start.starts_with(&[0x1f, 0x8b]) {
-        Some("compressed with gzip: unpack it first")
+        Some("expected a weight file, found a gzip archive\nhint: unpack it first")
     } else {
         None
     }

@@ -1,16 +1,17 @@
-//! Weight files without libtorch: PyTorch's `.pth` in all its containers, mmdetection checkpoints, `.safetensors`.
+//! Reads, converts and downloads weight files without libtorch: PyTorch `.pth` files in every
+//! container format, mmdetection checkpoints and `.safetensors`.
 //!
-//! * [`file`]: opens any of them; a pickle is parsed as data and never executed
-//! * [`convert`]: writes `.safetensors` with the same names
-//! * [`fetch`]: the pinned ImageNet files, checked against the hash in their names
-//! * [`cli`]: the `dw-weights` command
+//! * [`file`]: opens any of these formats; pickles are parsed as data and never executed
+//! * [`convert`]: writes `.safetensors` files with unchanged tensor names
+//! * [`fetch`]: downloads pretrained ImageNet weights and verifies their checksum
+//! * [`cli`]: the `dw-weights` command line
 
 mod classes;
 pub mod cli;
 pub mod convert;
-pub mod error;
 pub mod fetch;
 pub mod file;
+mod output;
 
-pub use error::{Error, Result};
+pub use dw_base::{Error, Result};
 pub use file::{Dtype, Weights};
