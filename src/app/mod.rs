@@ -90,7 +90,7 @@ pub fn run(start: Start, main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -
         let abort = |code| dw_launch::Collectives::abort(&dw_launch::Solo, code);
         dw_launch::abort::install_panic_hook(0, abort);
     }
-    dw_launch::lost_file::tell(topology.rank);
+    dw_launch::sigbus::install_handler(topology.rank);
     let mut world: Option<Arc<World>> = None;
     match signals.and_then(|()| main(&topology, &mut world)) {
         Ok(()) => finish(world, exit::OK),

@@ -23,10 +23,10 @@ pub fn join(device: Device, place: &mut Option<Arc<World>>) -> Result<Arc<World>
     let (Device::Cuda(index), true) = (device, world.size() > 1) else { return Ok(world) };
     one_gpu_each(&world, index)?;
     let stream = CudaSide::new(index)?;
-    let library = world.together("opening NCCL", |base| Library::open_on_all(&*base))?;
+    let library = world.run_collective("opening NCCL", |base| Library::open_on_all(&*base))?;
     let nccl =
-        world.together("joining NCCL", |base| Nccl::join(library, base, Box::new(stream)))?;
-    let world = place.insert(Arc::new(world.over(Arc::new(nccl)))).clone();
+        world.run_collective("joining NCCL", |base| Nccl::join(library, base, Box::new(stream)))?;
+    let world = place.insert(Arc::new(world.with_backend(Arc::new(nccl)))).clone();
     self_test(&world, device)?;
     Ok(world)
 }
@@ -155,7 +155,7 @@ pub fn self_test(world: &World, device: Device) -> Result<()> {
         world.finish()?;
         let wrong = sum.ne_tensor(&(&pattern * total)).sum(Kind::Int64);
         let wrong = i64::try_from(wrong).map_err(torch::error)?;
-        world.seen();
+        world.device_synchronized();
         let mine = if wrong > 0 {
             let (rank, host) = (world.rank(), dw_base::host::name());
             format!("rank {rank} on {host}: {wrong} of {NUM_TESTED}")

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use dw_launch::World;
-use dw_metric::{Detection, Evaluation, GroundTruth, Params, Problem};
+use dw_metric::{Detection, Evaluation, GroundTruth, MetricConfig, Problem};
 use serde_json::json;
 use tch::Device;
 
@@ -111,7 +111,7 @@ pub fn evaluate(
     detector: &Detector,
     job: &Job,
     truth: &mut Option<Arc<Truth>>,
-    params: &Params,
+    metric: &MetricConfig,
 ) -> Result<Option<Report>> {
     let Some((detections, timings)) = infer::detect_all(detector, job)? else { return Ok(None) };
     let began = Instant::now();
@@ -119,7 +119,7 @@ pub fn evaluate(
         Some(truth) => truth.clone(),
         None => truth.insert(Arc::new(Truth::new(job.data)?)).clone(),
     };
-    let evaluation = dw_metric::evaluate(&truth.problem(&detections), params);
+    let evaluation = dw_metric::evaluate(&truth.problem(&detections), metric);
     Ok(Some(Report {
         evaluation,
         truth,

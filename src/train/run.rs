@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dw_launch::drill::{Drill, Kind as Fault};
+use dw_launch::fault::{Fault, Kind};
 use dw_launch::{World, signals};
 
 use super::checkpoint;
@@ -69,7 +69,7 @@ impl Run<'_> {
     pub fn train(&mut self) -> Result<()> {
         let stop = signals::listen()
             .map_err(Error::io("cannot listen to", std::path::Path::new("signals")))?;
-        let faults = Drill::from_env().map_err(|e| Error::Usage(e.to_string()))?;
+        let faults = Fault::from_env()?;
         let mut outputs = self.open_outputs()?;
         self.run_missed_evaluation(&mut outputs, &stop)?;
         let total = self.plan.total_steps;
@@ -79,8 +79,8 @@ impl Run<'_> {
         }
         let mut loader = self.start_loader()?;
         for step in self.start..total {
-            self.world.at_step(step + 1);
-            let fault = faults.and_then(|f| f.at(self.plan.rank, step + 1));
+            self.world.set_step(step + 1);
+            let fault = faults.and_then(|f| f.trigger(self.plan.rank, step + 1));
             let began = Instant::now();
             let Some(batch) = loader.next_batch() else { break };
             let batch = batch?;
@@ -183,7 +183,7 @@ impl Run<'_> {
         batch: &Batch,
         lr: f64,
         stop: bool,
-        fault: Option<Fault>,
+        fault: Option<Kind>,
     ) -> Result<StepResult> {
         let plan = self.plan;
         let at = Progress {

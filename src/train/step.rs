@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use dw_launch::drill;
+use dw_launch::fault;
 use dw_launch::{Op, World};
 use tch::{Device, Kind, Tensor};
 
@@ -158,7 +158,7 @@ impl Step {
     /// A failed device, or memory that cannot be allocated.
     pub fn update(&mut self, lr: f64) -> Result<f64> {
         let norm = self.flat.grad_norm()?;
-        self.world.seen();
+        self.world.device_synchronized();
         if norm.is_finite() {
             let t = &self.train;
             let scale =
@@ -180,7 +180,7 @@ impl Step {
         input: Input,
         lr: f64,
         stop: bool,
-        fault: Option<drill::Kind>,
+        fault: Option<fault::Kind>,
         mut after: impl FnMut(Part),
     ) -> Result<StepResult> {
         let predicted = self.forward(input.images);
@@ -197,9 +197,9 @@ impl Step {
             });
         }
         match fault {
-            Some(drill::Kind::Nan) => loss.local *= f64::NAN,
+            Some(fault::Kind::Nan) => loss.local *= f64::NAN,
             // 4 PiB, more than any machine has, so that libtorch reports its own error.
-            Some(drill::Kind::Oom) => {
+            Some(fault::Kind::Oom) => {
                 let options = (Kind::Float, self.device);
                 drop(Tensor::f_zeros([1 << 50], options).map_err(torch::error)?);
             }

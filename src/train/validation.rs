@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use dw_launch::World;
-use dw_metric::Params;
+use dw_metric::MetricConfig;
 use serde_json::{Map, Value};
 
 use super::log::{EvalRecord, jsonl};
@@ -61,7 +61,7 @@ impl Validation {
             world,
             stop,
         };
-        let report = eval::evaluate(detector, &job, &mut self.truth, &Params::default())?;
+        let report = eval::evaluate(detector, &job, &mut self.truth, &MetricConfig::default())?;
         world.barrier("end of evaluation")?;
         Ok(report.map(|report| EvalRecord {
             step: steps_done,
