@@ -1,16 +1,15 @@
-//! `metric GT DT [REPEAT]`: evaluates two COCO files and prints, as JSON, what it took.
-//!
-//! Seconds and CPU seconds of reading and of the metric, the whole process' CPU seconds, its peak memory in MB.
+//! `metric GT DT`: evaluates two COCO files and prints the cost as JSON: wall and CPU seconds of reading
+//! and of the metric, CPU seconds of the process, peak memory in MB.
 #![expect(clippy::print_stdout, reason = "the result")]
 
 use std::path::Path;
 use std::time::Instant;
 
-use dw_metric::{Params, Problem, evaluate, json};
+use dw_metric::{MetricConfig, evaluate, json};
 
-/// CPU seconds of this process so far (user, system) and its peak memory in MB.
+/// CPU seconds of this process (user and system) and its peak memory in MB.
 fn usage() -> (f64, f64) {
-    // SAFETY: a zeroed rusage is a valid one, and the call fills it.
+    // SAFETY: a zeroed rusage is valid, and the call fills it.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
@@ -20,7 +19,8 @@ fn usage() -> (f64, f64) {
     (seconds(usage.ru_utime) + seconds(usage.ru_stime), usage.ru_maxrss as f64 / 1024.0)
 }
 
-fn lap<T>(
+/// Runs `work` and records its wall and CPU seconds under `name`.
+fn measure<T>(
     name: &str,
     out: &mut serde_json::Map<String, serde_json::Value>,
     work: impl FnOnce() -> T,
@@ -38,18 +38,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let began = Instant::now();
     let mut out = serde_json::Map::new();
     let mut warnings = vec![];
-    let truth = lap("truth", &mut out, || json::truth(Path::new(gt), &mut warnings))?;
+    let truth = measure("truth", &mut out, || json::truth(Path::new(gt), &mut warnings))?;
     let detections =
-        lap("results", &mut out, || json::results(Path::new(dt), &truth, &mut warnings))?;
+        measure("results", &mut out, || json::results(Path::new(dt), &truth, &mut warnings))?;
     out.insert("rss_after_read_mb".into(), usage().1.into());
-    let problem = Problem {
-        images: &truth.images,
-        categories: &truth.categories,
-        truth: &truth.boxes,
-        detections: &detections,
-    };
-    let result = lap("evaluate", &mut out, || evaluate(&problem, &Params::default()));
-    let named = lap("summarize", &mut out, || (result.named(), result.per_class()).0);
+    let problem = truth.problem(&detections);
+    let result = measure("evaluate", &mut out, || evaluate(&problem, &MetricConfig::default()));
+    let named = measure("summarize", &mut out, || (result.named(), result.per_class()).0);
     out.insert("total".into(), began.elapsed().as_secs_f64().into());
     let (cpu, rss) = usage();
     out.insert("cpu".into(), cpu.into());

@@ -1,16 +1,19 @@
-//! A report of invented detections: `cargo run --release --example report -- GT.json FOLDER_OF_IMAGES OUT [--compare]`.
+//! A report of synthetic detections:
+//! `cargo run --release -p dw-metric --example report -- GT.json FOLDER_OF_IMAGES OUT [--compare]`.
 //!
-//! Detections are the ground truth, shifted, relabelled, doubled, forgotten, and joined by false alarms.
+//! The detections are the ground truth with shifts, wrong classes, duplicates, misses and false
+//! positives.
 
 use std::path::Path;
 
 use dw_metric::report::{self, Input};
-use dw_metric::{Detection, Params, Problem, evaluate, json};
+use dw_metric::{Detection, MetricConfig, evaluate, json};
 
-/// A small generator of numbers in 0 .. 1 (splitmix64).
+/// A random number generator (splitmix64).
 struct Random(u64);
 
 impl Random {
+    /// A number in 0..1.
     fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -20,8 +23,8 @@ impl Random {
     }
 }
 
-/// What a detector with much or little `noise` might find.
-fn invent(truth: &json::Truth, noise: f64, seed: u64) -> Vec<Detection> {
+/// Synthetic detections; more `noise` gives more errors.
+fn synthesize(truth: &json::Truth, noise: f64, seed: u64) -> Vec<Detection> {
     let mut r = Random(seed);
     let mut out = vec![];
     for g in truth.boxes.iter().filter(|g| !g.crowd) {
@@ -67,17 +70,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let truth = json::truth(Path::new(gt), &mut vec![])?;
     let name = |id: i64| truth.files.iter().find(|f| f.id == id)?.file_name.clone();
     let picture = |id: i64| Some(image::open(Path::new(folder).join(name(id)?)).ok()?.to_rgb8());
-    let params = Params::default();
-    let found = [invent(&truth, 1.0, 1), invent(&truth, 0.6, 2)];
-    let problem = |detections| Problem {
-        images: &truth.images,
-        categories: &truth.categories,
-        truth: &truth.boxes,
-        detections,
-    };
-    let problems = [problem(&found[0]), problem(&found[1])];
-    let evaluations = [evaluate(&problems[0], &params), evaluate(&problems[1], &params)];
-    let facts = [("Checkpoint".to_string(), "none: detections are invented".to_string())];
+    let config = MetricConfig::default();
+    let found = [synthesize(&truth, 1.0, 1), synthesize(&truth, 0.6, 2)];
+    let problems = [truth.problem(&found[0]), truth.problem(&found[1])];
+    let evaluations = [evaluate(&problems[0], &config), evaluate(&problems[1], &config)];
+    let facts = [("Checkpoint".to_string(), "none (synthetic detections)".to_string())];
     let input = |i: usize| Input {
         title: ["noisy detections", "less noisy detections"][i],
         data: gt,

@@ -1,31 +1,25 @@
-//! `tables GT DT [OPTION..]` with the options of `dw-eval coco`: all tables as little-endian f64, for comparison with others.
-//!
-//! Writes to stdout: precision, recall, scores, the 12 numbers, AP of each class.
+//! `tables` with the options of `dw-eval coco`: writes all tables to standard output as little-endian
+//! f64, for comparison with other implementations: precision, recall, scores, the 12 numbers, AP of
+//! each class.
 
 use std::io::Write;
 
 use clap::Parser;
-use dw_metric::cli::Request;
-use dw_metric::{Problem, evaluate, json};
+use dw_metric::cli::CocoArgs;
+use dw_metric::{evaluate, json};
 
 #[derive(Parser)]
 struct Cli {
     #[command(flatten)]
-    request: Request,
+    args: CocoArgs,
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let r = Cli::parse().request;
+    let args = Cli::parse().args;
     let mut warnings = vec![];
-    let truth = json::truth(&r.gt, &mut warnings)?;
-    let detections = json::results(&r.dt, &truth, &mut warnings)?;
-    let problem = Problem {
-        images: &truth.images,
-        categories: &truth.categories,
-        truth: &truth.boxes,
-        detections: &detections,
-    };
-    let e = evaluate(&problem, &r.limits.params()?);
+    let truth = json::truth(&args.gt, &mut warnings)?;
+    let detections = json::results(&args.dt, &truth, &mut warnings)?;
+    let e = evaluate(&truth.problem(&detections), &args.limits.config()?);
     let summary: Vec<f64> = e.summary().named().iter().map(|n| n.1).collect();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     for table in [e.precision(), e.recall(), e.scores(), summary, e.per_class()] {

@@ -1,24 +1,30 @@
-//! COCO's detection metric, equal to pycocotools to the last bit.
+//! COCO detection metrics, bit-identical to pycocotools.
 //!
-//! * [`coco`]: the metric on slices of boxes: matching, accumulation, the 12 numbers
-//! * [`json`]: ground truth and results from COCO's files, read in pieces
-//! * [`cli`]: what `dw-eval coco` takes and prints
-//! * [`analysis`]: which errors cost how much, confusion, calibration, sizes, images
-//! * [`report`]: all of it as one page of HTML
-//! * [`error`]: what can go wrong, with exit codes
+//! Modules in dependency order:
+//!
+//! * [`coco`]: the metric on boxes in memory: matching, precision and recall, AP and AR
+//! * [`json`]: readers for COCO ground-truth and results files
+//! * [`analysis`]: error breakdown, confusion, calibration, recall by size, F1 by image
+//! * [`report`]: evaluation and analysis as one HTML page
+//! * `pictures`: loads images for the report
+//! * `threads`: starts the thread pool
+//! * [`cli`]: `dw-eval coco`: options, output, the run itself
+
+pub mod coco;
+pub mod json;
 
 pub mod analysis;
-pub mod cli;
-pub mod coco;
-pub mod error;
-pub mod json;
-mod pictures;
 pub mod report;
+
+mod pictures;
 mod threads;
 
+pub mod cli;
+
+pub use coco::config::{Area, MetricConfig};
+pub use coco::evaluate;
+pub use coco::evaluation::Evaluation;
 pub use coco::matches::{Fate, Matches, matches};
-pub use coco::params::{Area, Params};
 pub use coco::summary::Summary;
 pub use coco::types::{Detection, GroundTruth, Problem};
-pub use coco::{Evaluation, evaluate};
-pub use error::{Error, Result};
+pub use dw_base::{Error, Result};

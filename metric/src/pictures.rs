@@ -1,24 +1,22 @@
-//! Images of a ground-truth file, for the report. Their names come from that file: they do not lead out of
-//! the folder that the user gave, and what is no ordinary image file is left out.
+//! Images of a ground-truth file, for the report. File names come from that file: by default they
+//! must not point outside the folder that the user gave. What is no regular image file is skipped.
 
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dw_base::names;
 use dw_base::text::shown;
+use dw_base::{Error, Result, names};
 use image::RgbImage;
 
-use crate::error::{Error, Result};
-
-/// Most bytes of an image file.
-const LARGEST: u64 = 1 << 30;
+/// Limit on the size of an image file, bytes.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// A folder of images.
 pub(crate) struct Pictures {
     root: PathBuf,
     allow_outside: bool,
-    /// Images that were asked for in vain, and why the first.
+    /// Number of images that could not be read, and the problem with the first.
     failed: RefCell<(usize, String)>,
 }
 
@@ -26,7 +24,7 @@ impl Pictures {
     /// Opens the folder of `--images`.
     ///
     /// # Errors
-    /// No such folder.
+    /// [`Error::Usage`] if there is no such folder.
     pub(crate) fn open(folder: &Path, allow_outside: bool) -> Result<Self> {
         let bad =
             |e: &dyn std::fmt::Display| Error::Usage(format!("--images {}: {e}", folder.display()));
@@ -37,7 +35,7 @@ impl Pictures {
         Ok(Self { root, allow_outside, failed: RefCell::default() })
     }
 
-    /// The image with that `file_name`; one that cannot be had is counted.
+    /// The image with that `file_name`; `None` if it cannot be read, which is counted.
     pub(crate) fn get(&self, name: &str) -> Option<RgbImage> {
         self.read(name)
             .map_err(|problem| {
@@ -51,25 +49,25 @@ impl Pictures {
     }
 
     fn read(&self, name: &str) -> std::result::Result<RgbImage, String> {
-        const HINT: &str = "\nhint: --allow-outside reads it all the same";
+        const HINT: &str = "\nhint: use --allow-outside to read it";
         if !self.allow_outside {
-            names::relative(name).map_err(|e| format!("the name {e}{HINT}"))?;
+            names::relative(name).map_err(|e| format!("`file_name` {e}{HINT}"))?;
         }
         let path = self.root.join(name).canonicalize().map_err(|e| e.to_string())?;
         if !self.allow_outside && !path.starts_with(&self.root) {
-            return Err(format!("a link leads out of the folder{HINT}"));
+            return Err(format!("the link points outside the folder of --images{HINT}"));
         }
         let meta = fs::metadata(&path).map_err(|e| e.to_string())?;
-        if !meta.is_file() || meta.len() > LARGEST {
-            return Err(format!("expected a regular file of at most {LARGEST} bytes"));
+        if !meta.is_file() || meta.len() > MAX_BYTES {
+            return Err(format!("expected a regular file of at most {MAX_BYTES} bytes"));
         }
         image::open(&path).map(|image| image.to_rgb8()).map_err(|e| e.to_string())
     }
 
-    /// The text of a warning where images were left out.
+    /// A warning about the images that could not be read, if any.
     pub(crate) fn warning(&self) -> Option<String> {
         let (count, first) = &*self.failed.borrow();
         (*count > 0)
-            .then(|| format!("{count} images of the report are left out; the first: {first}"))
+            .then(|| format!("{count} images are missing in the report; the first: {first}"))
     }
 }

@@ -1,32 +1,34 @@
-//! The threads that share an evaluation.
+//! The thread pool of an evaluation.
 
 use std::error::Error as _;
 
-use crate::error::{Error, Result};
+use dw_base::{Error, Result};
 
-/// Most threads for each core.
-const MOST_THREADS: usize = 4;
+/// Limit on the threads per core.
+const MAX_THREADS_PER_CORE: usize = 4;
 
-/// Starts rayon's threads, unless the program has done so: as many as `RAYON_NUM_THREADS` says, or one a
-/// core.
+/// Starts rayon's global pool, unless it is running already, with `RAYON_NUM_THREADS` threads or one
+/// per core.
 ///
 /// # Errors
-/// More than four times the cores ([`Error::Usage`], before any starts); threads that the system does not
-/// start ([`Error::Resources`]).
+/// [`Error::Usage`] for more than four threads per core, before any is started;
+/// [`Error::OutOfResources`] for threads that cannot be started.
 pub(crate) fn start() -> Result<()> {
     const VARIABLE: &str = "RAYON_NUM_THREADS";
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let asked = std::env::var(VARIABLE).ok().and_then(|v| v.parse::<usize>().ok()).unwrap_or(0);
-    if asked > MOST_THREADS.saturating_mul(cores) {
-        let expected = format!("expected at most {MOST_THREADS} threads for each of {cores} cores");
-        return Err(Error::Usage(format!("{VARIABLE}={asked}: {expected}")));
+    let max = MAX_THREADS_PER_CORE.saturating_mul(cores);
+    if asked > max {
+        return Err(Error::Usage(format!(
+            "{VARIABLE}: expected at most {max} threads ({MAX_THREADS_PER_CORE} for each of {cores} \
+             cores), found {asked}"
+        )));
     }
     match rayon::ThreadPoolBuilder::new().build_global() {
-        // Only a thread that did not start has a cause; else the threads were there before.
-        Err(e) if e.source().is_some() => Err(Error::Resources(format!(
-            "cannot start the threads of the evaluation: {e}\nhint: a limit of processes or memory is \
-             reached (ulimit -u, the cgroup's pids.max); fewer are started with {VARIABLE}"
-        ))),
+        // An error without a source means that the pool is running already.
+        Err(e) if e.source().is_some() => {
+            Err(Error::threads(&format!("the evaluation's threads ({VARIABLE})"), &e))
+        }
         _ => Ok(()),
     }
 }

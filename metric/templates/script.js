@@ -1,6 +1,7 @@
 "use strict";
 (() => {
-  // Tables: a heading sorts, largest first; again the other way. Names sort as words. Unknown numbers stay at the end.
+  // Tables: a click on a heading sorts in descending order, the next one in ascending order. Text sorts
+  // alphabetically; undefined numbers sort last.
   const number = (text) => parseFloat(text.replace("−", "-"));
   const value = (row, column) => row.cells[column].textContent.trim();
   function sort(table, column) {
@@ -33,7 +34,8 @@
     });
   }
 
-  // Precision and recall of a class: the same lines with other points. Two characters a point, 4,096 steps.
+  // Precision-recall curves of a class: new points for the same lines. Each point is two base-64 digits,
+  // 4,096 steps of precision.
   const digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
   const { frame: [low, high], curves } = JSON.parse(document.getElementById("recall-data").textContent);
   const select = document.getElementById("recall-class");
@@ -49,10 +51,10 @@
   }
   const draw = () => lines.forEach((l, i) => l.setAttribute("points", select.value === "" ? mean[i] : points(curves[select.value][i])));
   select.addEventListener("change", draw);
-  // Browsers keep a choice over a reload.
+  // Browsers keep the selection when the page is reloaded.
   draw();
 
-  // Layers of the images.
+  // Layers of boxes over the images.
   for (const box of document.querySelectorAll("[data-layer]")) {
     const show = () => document.getElementById("images").classList.toggle(`hide-${box.dataset.layer}`, !box.checked);
     box.addEventListener("change", show);

@@ -1,5 +1,5 @@
-//! pycocotools' tables on the golden cases: the small copy in the project, and the folder `coco` of `DW_GOLDENS` where that
-//! is set.
+//! Comparison with pycocotools' tables: the cases in `tests/golden`, and those in the folder `coco` of
+//! `DW_GOLDENS` if that is set.
 
 #[path = "coco_support/golden.rs"]
 mod golden;
@@ -26,12 +26,12 @@ fn check_all(folder: &Path) {
 }
 
 #[test]
-fn the_projects_copy() {
+fn cases_of_the_repository() {
     check_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data/coco"));
 }
 
 #[test]
-fn the_named_folder() {
+fn cases_of_dw_goldens() {
     if let Some(folder) = std::env::var_os("DW_GOLDENS").map(|d| Path::new(&d).join("coco"))
         && folder.parent().is_none_or(|d| !d.is_dir() || folder.is_dir())
     {

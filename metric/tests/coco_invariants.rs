@@ -1,9 +1,11 @@
-//! What must hold for any boxes.
+//! Properties of the metric that hold for any boxes.
 
 mod coco_support;
 
 use coco_support::Set;
-use dw_metric::{Detection, Evaluation, Fate, GroundTruth, Params, Problem, evaluate, matches};
+use dw_metric::{
+    Detection, Evaluation, Fate, GroundTruth, MetricConfig, Problem, evaluate, matches,
+};
 
 fn bits(e: &Evaluation) -> Vec<u64> {
     let tables = [
@@ -21,9 +23,9 @@ fn on_threads<T: Send>(n: usize, work: impl FnOnce() -> T + Send) -> T {
 }
 
 #[test]
-fn threads_do_not_show() {
+fn results_do_not_depend_on_the_number_of_threads() {
     let set = Set::random(1, 100, 5);
-    let run = || bits(&evaluate(&set.problem(), &Params::default()));
+    let run = || bits(&evaluate(&set.problem(), &MetricConfig::default()));
     let one = on_threads(1, run);
     for n in [2, 3, 8] {
         assert_eq!(on_threads(n, run), one, "{n} threads");
@@ -31,16 +33,16 @@ fn threads_do_not_show() {
 }
 
 #[test]
-fn order_of_categories_and_images_does_not_show() {
+fn results_do_not_depend_on_the_order_of_categories_and_images() {
     let set = Set::random(2, 60, 6);
-    let e = evaluate(&set.problem(), &Params::default());
+    let e = evaluate(&set.problem(), &MetricConfig::default());
     let (mut categories, mut images) = (set.categories.clone(), set.images.clone());
     categories.reverse();
     images.rotate_left(17);
     images.push(images[3]);
     let other = evaluate(
         &Problem { categories: &categories, images: &images, ..set.problem() },
-        &Params::default(),
+        &MetricConfig::default(),
     );
     let mut classes = other.per_class();
     classes.reverse();
@@ -48,14 +50,18 @@ fn order_of_categories_and_images_does_not_show() {
     assert!((other.summary().ap - e.summary().ap).abs() < 1e-14);
 }
 
-/// Thresholds are independent: many at once, over the bits of a word, are the same as each alone.
+/// More thresholds than fit into one block of flags.
 #[test]
-fn many_thresholds() {
+fn many_thresholds_equal_each_one_alone() {
     let set = Set::random(3, 40, 3);
     let iou: Vec<f64> = (1..=80).map(|i| f64::from(i) / 80.0).collect();
-    let all = evaluate(&set.problem(), &Params { iou: iou.clone(), ..Params::default() });
+    let all =
+        evaluate(&set.problem(), &MetricConfig { iou: iou.clone(), ..MetricConfig::default() });
     for (t, &threshold) in iou.iter().enumerate() {
-        let one = evaluate(&set.problem(), &Params { iou: vec![threshold], ..Params::default() });
+        let one = evaluate(
+            &set.problem(),
+            &MetricConfig { iou: vec![threshold], ..MetricConfig::default() },
+        );
         for k in 0..3 {
             for a in 0..4 {
                 for m in 0..3 {
@@ -74,10 +80,10 @@ fn many_thresholds() {
 }
 
 #[test]
-fn numbers_stay_in_range_and_in_order() {
+fn numbers_are_in_range_and_ordered() {
     for seed in 10..30 {
         let set = Set::random(seed, 20, 4);
-        let e = evaluate(&set.problem(), &Params::default());
+        let e = evaluate(&set.problem(), &MetricConfig::default());
         let s = e.summary();
         for (name, v) in s.named() {
             assert!(v == -1.0 || (0.0..=1.0).contains(&v), "{name} {v}");
@@ -86,19 +92,20 @@ fn numbers_stay_in_range_and_in_order() {
         assert!(s.ar1 <= s.ar10 && s.ar10 <= s.ar100);
         for t in 1..10 {
             assert!(
-                e.ap_at(e.params.iou[t]) <= e.ap_at(e.params.iou[t - 1]) + 1e-12,
-                "a stricter threshold finds less"
+                e.ap_at(e.config.iou[t]) <= e.ap_at(e.config.iou[t - 1]) + 1e-12,
+                "AP does not rise with the IoU threshold"
             );
         }
     }
 }
 
-/// A detection of a lower score than all others cannot lower AP, and false ones above all others cannot raise it.
+/// A detection with the lowest score cannot lower AP; a false positive with the highest score cannot
+/// raise it.
 #[test]
-fn more_detections() {
+fn effect_of_one_more_detection() {
     for seed in 40..60 {
         let set = Set::random(seed, 15, 2);
-        let ap = evaluate(&set.problem(), &Params::default()).summary().ap;
+        let ap = evaluate(&set.problem(), &MetricConfig::default()).summary().ap;
         let Some(&g) = set.truth.first() else { continue };
         let with = |bbox: [f64; 4], score: f64| {
             let mut detections = set.detections.clone();
@@ -108,9 +115,12 @@ fn more_detections() {
                 bbox,
                 score,
             });
-            evaluate(&Problem { detections: &detections, ..set.problem() }, &Params::default())
-                .summary()
-                .ap
+            evaluate(
+                &Problem { detections: &detections, ..set.problem() },
+                &MetricConfig::default(),
+            )
+            .summary()
+            .ap
         };
         assert!(with(g.bbox, -1.0) >= ap - 1e-12);
         assert!(with([5000.0, 5000.0, 9.0, 9.0], 2.0) <= ap + 1e-12);
@@ -118,7 +128,7 @@ fn more_detections() {
 }
 
 #[test]
-fn perfect_detections_are_perfect() {
+fn perfect_detections_have_ap_1() {
     let set = Set::random(70, 50, 4);
     let kept: Vec<GroundTruth> = set.truth.iter().filter(|g| !g.crowd).copied().collect();
     let detections: Vec<Detection> = kept
@@ -132,22 +142,22 @@ fn perfect_detections_are_perfect() {
         .collect();
     let s = evaluate(
         &Problem { truth: &kept, detections: &detections, ..set.problem() },
-        &Params::default(),
+        &MetricConfig::default(),
     )
     .summary();
     assert!((s.ap - 1.0).abs() < 1e-12 && s.ar100 == 1.0, "{s:?}");
 }
 
-/// The fates that a report shows are those that the numbers count.
+/// The outcomes shown in reports agree with the counts of the evaluation.
 #[test]
-fn fates_add_up_to_the_counts() {
+fn outcomes_add_up_to_the_counts() {
     let set = Set::random(80, 60, 4);
     for max_dets in [vec![1, 10, 100], vec![1, 2]] {
-        let params = Params { max_dets, ..Params::default() };
-        let e = evaluate(&set.problem(), &params);
+        let config = MetricConfig { max_dets, ..MetricConfig::default() };
+        let e = evaluate(&set.problem(), &config);
         let counts = e.counts(0);
-        for (t, &iou) in params.iou.iter().enumerate() {
-            let m = matches(&set.problem(), &params, iou);
+        for (t, &iou) in config.iou.iter().enumerate() {
+            let m = matches(&set.problem(), &config, iou);
             let count = |f: fn(&Fate) -> bool| m.detections.iter().filter(|d| f(d)).count() as u64;
             assert_eq!(count(|f| matches!(f, Fate::Hit(_))), counts.tp[t]);
             assert_eq!(count(|f| *f == Fate::False), counts.fp[t]);

@@ -1,38 +1,35 @@
-//! The options of `dw-eval coco` and what it prints.
+//! Options and output of `dw-eval coco`.
 
 mod coco_support;
 
 use clap::Parser;
 use coco_support::{Files, results, truth};
-use dw_metric::cli::{Request, as_json, as_text, labels};
-use dw_metric::{Evaluation, Problem, evaluate, json};
+use dw_metric::cli::{CocoArgs, as_json, as_text, labels};
+use dw_metric::{Evaluation, evaluate, json};
 use serde_json::Value;
 
 #[derive(Parser)]
 struct Cli {
     #[command(flatten)]
-    request: Request,
+    args: CocoArgs,
 }
 
-fn request(options: &[&str]) -> Request {
+/// The options of a command line with placeholder files.
+fn parse(options: &[&str]) -> CocoArgs {
     Cli::try_parse_from(["coco", "--gt", "gt.json", "--dt", "dt.json"].iter().chain(options))
         .unwrap()
-        .request
+        .args
 }
 
 fn run(options: &[&str]) -> (Evaluation, json::Truth) {
     let files = Files::new(truth().to_string(), results().to_string());
     let truth = json::truth(&files.gt(), &mut vec![]).unwrap();
     let detections = json::results(&files.dt(), &truth, &mut vec![]).unwrap();
-    let problem = Problem {
-        images: &truth.images,
-        categories: &truth.categories,
-        truth: &truth.boxes,
-        detections: &detections,
-    };
-    (evaluate(&problem, &request(options).limits.params().unwrap()), truth)
+    let config = parse(options).limits.config().unwrap();
+    (evaluate(&truth.problem(&detections), &config), truth)
 }
 
+/// Keys of the JSON output.
 fn keys(options: &[&str]) -> Vec<String> {
     let (e, truth) = run(options);
     as_json(&e, &labels(&truth.names, &truth.categories))
@@ -44,7 +41,7 @@ fn keys(options: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn keys_that_scripts_rely_on() {
+fn json_keys_and_values() {
     let usual = [
         "AP",
         "AP50",
@@ -65,8 +62,8 @@ fn keys_that_scripts_rely_on() {
     let out = as_json(&e, &labels(&truth.names, &truth.categories));
     let names: Vec<&String> = out["per_class"].as_object().unwrap().keys().collect();
     assert_eq!(names, ["cup", "cat"]);
-    assert_eq!(out["APl"], Value::from(-1.0), "nothing large");
-    // Read back, every number is the same to the bit.
+    assert_eq!(out["APl"], Value::from(-1.0), "no large ground truth");
+    // Every number parses to the same bits.
     let back: Value = serde_json::from_str(&out.to_string()).unwrap();
     for (name, value) in e.named() {
         assert_eq!(back[&name].as_f64().map(f64::to_bits), Some(value.to_bits()), "{name}");
@@ -75,7 +72,7 @@ fn keys_that_scripts_rely_on() {
 }
 
 #[test]
-fn keys_follow_the_options() {
+fn json_keys_follow_the_options() {
     assert_eq!(
         keys(&["--max-dets", "5,300"]),
         [
@@ -113,26 +110,26 @@ fn keys_follow_the_options() {
     );
 }
 
-/// pycocotools' headline turns -1 without a limit of 100; here it is at the largest.
+/// pycocotools' AP is -1 without a limit of 100.
 #[test]
-fn ap_is_at_the_largest_limit() {
+fn ap_uses_the_largest_limit() {
     let (e, _) = run(&["--max-dets", "1,2"]);
     assert!((e.summary().ap - 1.0).abs() < 1e-9);
     assert_eq!(e.summary().ar100, -1.0);
 }
 
 #[test]
-fn a_mistake_in_an_option_is_a_usage_error() {
+fn an_invalid_option_is_a_usage_error() {
     for options in [["--max-dets", "10,1"], ["--iou-thresholds", "1.5"], ["--area-ranges", "small"]]
     {
-        let e = request(&options).limits.params().unwrap_err();
+        let e = parse(&options).limits.config().unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains(options[0]), "{e}");
     }
     assert!(Cli::try_parse_from(["coco", "--gt", "a"]).is_err());
 }
 
 #[test]
-fn the_table_of_classes() {
+fn table_of_classes() {
     let (e, truth) = run(&[]);
     let text = as_text(&e, &labels(&truth.names, &truth.categories), true);
     let cup = text.lines().find(|l| l.trim().starts_with("cup")).unwrap();
@@ -141,9 +138,8 @@ fn the_table_of_classes() {
     assert!(!as_text(&e, &labels(&truth.names, &truth.categories), false).contains("cup"));
 }
 
-/// Two categories of one name do not hide each other.
 #[test]
-fn repeated_names_get_their_ids() {
+fn duplicate_class_names_get_their_ids() {
     let (e, mut truth) = run(&[]);
     truth.names[1] = "cup".into();
     let out = as_json(&e, &labels(&truth.names, &truth.categories));

@@ -1,9 +1,9 @@
-//! The report page: whole for any data, nothing from the data is read as markup, written whole or not at all.
+//! The report page: well-formed for any data, text from the data is escaped, written atomically.
 
 mod report_support;
 
 use dw_metric::report::{Input, check, render, write};
-use dw_metric::{Detection, GroundTruth, Params, evaluate};
+use dw_metric::{Detection, GroundTruth, MetricConfig, evaluate};
 use report_support::{Data, evaluated, input};
 
 fn page(data: &Data) -> String {
@@ -12,8 +12,8 @@ fn page(data: &Data) -> String {
     render(&[input(data, &problem, &evaluation)]).unwrap()
 }
 
-/// Sections are there, elements that must pair do, and no number slipped through as `NaN`.
-fn sound(page: &str) {
+/// Checks that all sections are there, tags are balanced, no number is `NaN`, and nothing is loaded.
+fn assert_valid(page: &str) {
     for id in [
         "numbers",
         "errors",
@@ -35,7 +35,7 @@ fn sound(page: &str) {
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
     for bad in [">NaN", ">inf", ">-1<", ">-1.000<", ">-100.0<", "http://", "https://", "url("] {
-        // The one address is the name of the format.
+        // The only allowed URL is the SVG name space.
         let page = page.replace("http://www.w3.org/2000/svg", "");
         assert!(!page.contains(bad), "{bad}: {}", &page[page.find(bad).unwrap() - 100..][..200]);
     }
@@ -43,12 +43,12 @@ fn sound(page: &str) {
 }
 
 #[test]
-fn one_run_and_two() {
+fn pages_of_one_and_two_runs() {
     let (a, b) = (Data::new(12, 3, 0.5), Data::new(12, 3, 0.2));
     let (p, q) = (a.problem(), b.problem());
     let (e, f) = (evaluated(&p), evaluated(&q));
     let one = render(&[input(&a, &p, &e)]).unwrap();
-    sound(&one);
+    assert_valid(&one);
     assert!(
         one.contains("data:image/jpeg;base64,")
             && one.contains("Best images")
@@ -56,11 +56,9 @@ fn one_run_and_two() {
     );
     let two =
         render(&[input(&a, &p, &e), Input { title: "the other", ..input(&b, &q, &f) }]).unwrap();
-    sound(&two);
+    assert_valid(&two);
     assert!(
-        two.contains("Where the runs differ most")
-            && two.contains("the other")
-            && two.contains("Δ AP50")
+        two.contains("Largest differences") && two.contains("the other") && two.contains("Δ AP50")
     );
     assert_eq!(render(&[]).unwrap_err().exit_code(), 2);
     let three = [input(&a, &p, &e); 3];
@@ -68,7 +66,7 @@ fn one_run_and_two() {
 }
 
 #[test]
-fn text_from_the_data_is_never_markup() {
+fn text_from_the_data_is_escaped() {
     let nasty = "<b>&\"x'</script><script>alert(1)</script>{{ 1 }}";
     let mut data = Data::new(3, 2, 0.4);
     data.names = vec![nasty.into(), "plain".into()];
@@ -87,7 +85,7 @@ fn text_from_the_data_is_never_markup() {
         ..base
     };
     let page = render(&[dirty]).unwrap();
-    sound(&page);
+    assert_valid(&page);
     for bad in ["<b>&\"", "<b>&#38;", "alert(1)</script>", "'</"] {
         assert!(!page.contains(bad), "{bad}: {}", &page[page.find(bad).unwrap() - 100..][..200]);
     }
@@ -96,7 +94,7 @@ fn text_from_the_data_is_never_markup() {
 }
 
 #[test]
-fn data_with_little_in_it() {
+fn pages_of_incomplete_data() {
     let full = || Data::new(5, 2, 0.4);
     let cases: Vec<(&str, Data)> = vec![
         ("no images", Data { images: vec![], ..full() }),
@@ -115,22 +113,22 @@ fn data_with_little_in_it() {
         ("no truth", Data { truth: vec![], ..full() }),
         ("one class", Data::new(5, 1, 0.4)),
         ("perfect", Data::new(5, 2, 0.0)),
-        ("useless", Data::new(5, 2, 40.0)),
-        ("namesakes", Data { names: vec!["same".into(), "same".into()], ..full() }),
+        ("no true positives", Data::new(5, 2, 40.0)),
+        ("duplicate names", Data { names: vec!["same".into(), "same".into()], ..full() }),
         ("no names", Data { names: vec![], ..full() }),
     ];
     for (what, data) in &cases {
         println!("{what}");
-        sound(&page(data));
+        assert_valid(&page(data));
     }
     let (a, b) = (&cases[4].1, &cases[3].1);
     let (p, q) = (a.problem(), b.problem());
     let (e, f) = (evaluated(&p), evaluated(&q));
-    sound(&render(&[input(a, &p, &e), input(b, &q, &f)]).unwrap());
+    assert_valid(&render(&[input(a, &p, &e), input(b, &q, &f)]).unwrap());
 }
 
 #[test]
-fn numbers_that_are_none() {
+fn nan_and_infinite_input() {
     let mut data = Data::new(4, 2, 0.3);
     let box_of = |bbox| Detection { image_id: 1, category_id: 2, bbox, score: 0.5 };
     data.found.push(Detection { score: f64::NAN, ..box_of([0.; 4]) });
@@ -144,27 +142,27 @@ fn numbers_that_are_none() {
         area: f64::NAN,
         crowd: false,
     });
-    sound(&page(&data));
+    assert_valid(&page(&data));
 }
 
 #[test]
-fn other_parameters_and_runs_of_other_classes() {
+fn other_configurations_and_different_classes() {
     let (a, b) = (Data::new(6, 3, 0.4), Data::new(4, 5, 0.4));
     let (p, q) = (a.problem(), b.problem());
-    let params = Params { iou: vec![0.6], max_dets: vec![7], ..Params::default() };
-    let (e, f) = (evaluate(&p, &params), evaluated(&q));
-    sound(&render(&[input(&a, &p, &e)]).unwrap());
-    sound(&render(&[input(&a, &p, &e), input(&b, &q, &f)]).unwrap());
-    sound(&render(&[input(&b, &q, &f), input(&a, &p, &e)]).unwrap());
+    let config = MetricConfig { iou: vec![0.6], max_dets: vec![7], ..MetricConfig::default() };
+    let (e, f) = (evaluate(&p, &config), evaluated(&q));
+    assert_valid(&render(&[input(&a, &p, &e)]).unwrap());
+    assert_valid(&render(&[input(&a, &p, &e), input(&b, &q, &f)]).unwrap());
+    assert_valid(&render(&[input(&b, &q, &f), input(&a, &p, &e)]).unwrap());
 }
 
 #[test]
-fn many_classes_stay_small() {
+fn page_size_with_many_classes_is_limited() {
     let data = Data::new(400, 1200, 0.4);
     let problem = data.problem();
     let evaluation = evaluated(&problem);
     let page = render(&[Input { pictures: None, ..input(&data, &problem, &evaluation) }]).unwrap();
-    sound(&page);
+    assert_valid(&page);
     assert!(page.len() < 4_000_000, "{}", page.len());
     assert!(
         page.contains("kind 1200")
@@ -174,7 +172,7 @@ fn many_classes_stay_small() {
 }
 
 #[test]
-fn written_whole_and_nothing_beside_it() {
+fn page_is_written_atomically() {
     let data = Data::new(3, 2, 0.4);
     let problem = data.problem();
     let evaluation = evaluated(&problem);
@@ -183,10 +181,10 @@ fn written_whole_and_nothing_beside_it() {
     let inputs = [input(&data, &problem, &evaluation)];
     for _ in 0..2 {
         let file = write(&to, &inputs).unwrap();
-        sound(&std::fs::read_to_string(&file).unwrap());
+        assert_valid(&std::fs::read_to_string(&file).unwrap());
         assert_eq!(std::fs::read_dir(&to).unwrap().count(), 1);
     }
-    // A folder in the page's place: an error, and no rest of an attempt.
+    // A folder in place of the page: an error, and no temporary file is left.
     let blocked = folder.path().join("c");
     std::fs::create_dir_all(blocked.join("index.html/x")).unwrap();
     assert_eq!(check(&blocked).unwrap_err().exit_code(), 2, "before the evaluation");

@@ -1,4 +1,5 @@
-//! The report page in a headless Chromium, where there is one: sorting, filtering, curves of a class, no errors, no requests.
+//! The report page in a headless Chromium, if installed: sorting, filtering, curves of a class, no
+//! errors, no requests.
 
 mod report_support;
 
@@ -14,7 +15,7 @@ const BEFORE: &str =
 addEventListener('securitypolicyviolation', (e) => wrong.push(e.blockedURI));
 console.error = (...a) => wrong.push(a.join(' '));</script>";
 
-/// Uses the page as a reader would, then writes what it saw into the page.
+/// Operates the page, then writes the observed state into it as JSON.
 const AFTER: &str = r#"<script>addEventListener('load', () => {
 const seen = {};
 const column = (table, i) => [...document.getElementById(table).tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.cells[i].textContent);
@@ -43,7 +44,7 @@ fn chromium() -> Option<&'static str> {
     ["chromium", "chromium-browser", "google-chrome"].into_iter().find(works)
 }
 
-/// What the page's reader saw at a window width.
+/// The observed state of a page at a window width.
 fn read(browser: &str, folder: &Path, page: &str, width: usize) -> serde_json::Value {
     let page = page.replacen("<head>", &format!("<head>{BEFORE}"), 1).replacen(
         "</body>",
@@ -80,9 +81,9 @@ fn read(browser: &str, folder: &Path, page: &str, width: usize) -> serde_json::V
 }
 
 #[test]
-fn the_page_works_for_a_reader() {
+fn the_page_works_in_a_browser() {
     let Some(browser) = chromium() else {
-        println!("no Chromium here: the page is not tried in a browser");
+        println!("skipped: Chromium is not installed");
         return;
     };
     let mut data = Data::new(30, 30, 0.4);

@@ -1,15 +1,15 @@
-//! The error breakdown against the numbers of the authors' `tidecv` 1.0.1 (foreground 0.5, background 0.1, 100 detections an
-//! image; crowds as ignore regions). The m cases are in the larger set that `DW_GOLDENS` names.
+//! Comparison of the error breakdown with the authors' `tidecv` 1.0.1 (foreground 0.5, background 0.1,
+//! 100 detections per image, crowds as ignore regions). The m cases are in the folder of `DW_GOLDENS`.
 //!
-//! COCO's AP50 of the same cases is 29.784, 26.288, 28.574, 42.067 and 44.593: the corners in which the two differ are
-//! listed in `analysis::tide`.
+//! COCO's AP50 of the same cases is 29.784, 26.288, 28.574, 42.067 and 44.593; the differences between
+//! the two are listed in `analysis::tide`.
 
 #![expect(clippy::unreadable_literal, reason = "as tidecv prints them")]
 
 use std::path::{Path, PathBuf};
 
 use dw_metric::analysis::Analysis;
-use dw_metric::{Detection, GroundTruth, Params, Problem};
+use dw_metric::{Detection, GroundTruth, MetricConfig, Problem};
 use serde_json::Value;
 
 struct Case {
@@ -126,20 +126,20 @@ fn check(case: &Case, folder: &Path) {
     let found: Vec<Detection> = found.collect();
     let problem =
         Problem { images: &images, categories: &categories, truth: &truth, detections: &found };
-    let t = Analysis::new(&problem, &Params::default()).tide;
+    let t = Analysis::new(&problem, &MetricConfig::default()).tide;
     assert_eq!(t.counts, case.counts, "{}", case.name);
     let pairs = [
         (t.ap, case.ap),
         (t.false_positives, case.false_positives),
         (t.false_negatives, case.false_negatives),
     ];
-    for (ours, theirs) in pairs.into_iter().chain(t.gains.into_iter().zip(case.gains)) {
-        assert!((ours - theirs).abs() < 1e-9, "{}: {ours}, tidecv {theirs}", case.name);
+    for (found, expected) in pairs.into_iter().chain(t.gains.into_iter().zip(case.gains)) {
+        assert!((found - expected).abs() < 1e-9, "{}: {found}, tidecv {expected}", case.name);
     }
 }
 
 #[test]
-fn numbers_are_tidecvs() {
+fn numbers_equal_those_of_tidecv() {
     let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data/coco");
     let large = std::env::var_os("DW_GOLDENS").map(|d| PathBuf::from(d).join("coco"));
     let mut checked = 0;
@@ -150,7 +150,7 @@ fn numbers_are_tidecvs() {
                 check(case, &folder);
                 checked += 1;
             }
-            None => println!("{}: not here, left out", case.name),
+            None => println!("{}: skipped, no such folder", case.name),
         }
     }
     assert!(checked >= 3);

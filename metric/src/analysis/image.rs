@@ -1,53 +1,52 @@
-//! How well each image went, to find the ones worth looking at.
+//! F1 of each image, to select images for the report.
 
 use std::cmp::Ordering;
 
 use super::scene::{Fate, Scene};
 
-/// One image at a score threshold.
+/// Counts of one image at a score threshold and IoU 0.5.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImageScore {
-    /// Place in the scenes.
+    /// Index of the scene.
     pub scene: usize,
-    /// Hits.
+    /// True positives.
     pub hits: usize,
     /// False positives.
-    pub false_alarms: usize,
-    /// Ground truth not found.
+    pub false_positives: usize,
+    /// False negatives.
     pub missed: usize,
 }
 
 impl ImageScore {
-    /// Errors.
+    /// False positives and false negatives.
     pub fn errors(&self) -> usize {
-        self.false_alarms + self.missed
+        self.false_positives + self.missed
     }
 
-    /// F1 of the image; `None` where there is nothing to find and nothing was found.
-    ///
-    /// Without ground truth, any detection above the threshold makes it 0.
+    /// F1; `None` without ground truth and detections above the threshold.
     pub fn f1(&self) -> Option<f64> {
         let all = 2 * self.hits + self.errors();
         (all > 0).then(|| 2.0 * self.hits as f64 / all as f64)
     }
 }
 
-/// Scores of the images, in the order of the scenes, for detections with at least `score`.
+/// Counts of each scene for detections with at least `score`.
 pub fn image_scores(scenes: &[Scene], score: f64) -> Vec<ImageScore> {
     let one = |(scene, s): (usize, &Scene)| {
         let kept = &s.found[..s.found.partition_point(|f| f.score >= score)];
         let hits = kept.iter().filter(|f| matches!(f.fate, Fate::Hit(_))).count();
-        let false_alarms = kept.iter().filter(|f| f.fate == Fate::False).count();
-        ImageScore { scene, hits, false_alarms, missed: s.truth.len() - hits }
+        let false_positives = kept.iter().filter(|f| f.fate == Fate::False).count();
+        ImageScore { scene, hits, false_positives, missed: s.truth.len() - hits }
     };
     scenes.iter().enumerate().map(one).collect()
 }
 
+/// Order of ascending F1, undefined ones first.
 fn by_f1(a: &ImageScore, b: &ImageScore) -> Ordering {
     a.f1().unwrap_or(-1.0).total_cmp(&b.f1().unwrap_or(-1.0))
 }
 
-/// The worst: lowest F1, of equal ones those with more errors; images without errors are left out.
+/// The `n` images with the lowest F1, ties by more errors; images without errors are excluded.
 pub fn worst(scores: &[ImageScore], n: usize) -> Vec<ImageScore> {
     let mut out: Vec<ImageScore> = scores.iter().filter(|s| s.errors() > 0).copied().collect();
     out.sort_by(|a, b| by_f1(a, b).then(b.errors().cmp(&a.errors())));
@@ -55,7 +54,7 @@ pub fn worst(scores: &[ImageScore], n: usize) -> Vec<ImageScore> {
     out
 }
 
-/// The best: highest F1, of equal ones those with more hits; images without hits are left out.
+/// The `n` images with the highest F1, ties by more hits; images without hits are excluded.
 pub fn best(scores: &[ImageScore], n: usize) -> Vec<ImageScore> {
     let mut out: Vec<ImageScore> = scores.iter().filter(|s| s.hits > 0).copied().collect();
     out.sort_by(|a, b| by_f1(b, a).then(b.hits.cmp(&a.hits)));
@@ -63,9 +62,8 @@ pub fn best(scores: &[ImageScore], n: usize) -> Vec<ImageScore> {
     out
 }
 
-/// Pairs of the same image in two runs whose F1 differ most, of equal ones those whose errors do.
-///
-/// An image that is right to be empty counts as F1 of 1.
+/// The `n` pairs of the same image in two runs whose F1 differ most, ties by the difference in
+/// errors. An undefined F1 counts as 1. `pairs`: indices into `a` and `b`.
 pub fn most_different(
     a: &[ImageScore],
     b: &[ImageScore],
@@ -89,12 +87,12 @@ pub fn most_different(
 mod tests {
     use super::*;
 
-    fn image(scene: usize, hits: usize, false_alarms: usize, missed: usize) -> ImageScore {
-        ImageScore { scene, hits, false_alarms, missed }
+    fn image(scene: usize, hits: usize, false_positives: usize, missed: usize) -> ImageScore {
+        ImageScore { scene, hits, false_positives, missed }
     }
 
     #[test]
-    fn order_and_empty_images() {
+    fn worst_and_best_images_by_f1() {
         let s = [
             image(0, 1, 0, 0),
             image(1, 3, 0, 0),
@@ -109,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn differences() {
+    fn pairs_by_difference_of_f1() {
         let (a, b) = (
             [image(0, 1, 0, 0), image(1, 1, 1, 0), image(2, 0, 0, 0)],
             [image(0, 1, 0, 0), image(1, 0, 1, 1), image(2, 0, 1, 0)],

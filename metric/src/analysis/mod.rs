@@ -1,13 +1,16 @@
-//! What lies behind the numbers: which errors cost how much, what is confused, what scores mean, which images went wrong.
+//! Analysis of an evaluation. Modules in dependency order:
 //!
-//! * [`scene`]: boxes by image, matched at IoU 0.5; everything below starts from them
-//! * [`tide`]: kinds of errors and their cost in AP
-//! * [`score`]: calibration, and the threshold with the best F1
-//! * [`confusion`]: classes taken for others
-//! * [`size`]: found and missed by size
-//! * [`image`]: the best and the worst images
+//! * [`scene`]: boxes by image, matched at IoU 0.5, the input of the others
+//! * [`error`]: kinds of errors, and the kind of each error
+//! * `oracle`: AP of detections with errors corrected
+//! * [`tide`]: AP lost to each kind of error
+//! * [`score`]: calibration, and the score threshold with the best F1
+//! * [`confusion`]: confusion matrix
+//! * [`size`]: recall by size
+//! * [`image`]: F1 by image
 
 pub mod confusion;
+pub mod error;
 pub mod image;
 mod oracle;
 pub mod scene;
@@ -15,43 +18,44 @@ pub mod score;
 pub mod size;
 pub mod tide;
 
-use crate::{Params, Problem};
+use crate::coco::config::MetricConfig;
+use crate::coco::types::Problem;
 
-/// All of it.
+/// All analyses of one problem.
 #[derive(Debug, Clone)]
 pub struct Analysis {
     /// Boxes by image.
     pub scenes: Vec<scene::Scene>,
-    /// Error breakdown.
+    /// AP lost to each kind of error.
     pub tide: tide::Tide,
-    /// Reliability of scores.
+    /// Calibration of scores.
     pub calibration: score::Calibration,
-    /// Thresholds with the best F1.
+    /// Score thresholds with the best F1.
     pub cuts: score::Cuts,
-    /// Threshold of what follows: the best F1 over all classes, 0.5 where there is none.
+    /// Score threshold of the fields below: the best F1 over all classes, else 0.5.
     pub threshold: f64,
     /// Confusion matrix.
     pub confusion: confusion::Confusion,
-    /// Found and missed by size.
+    /// Recall by size.
     pub sizes: Vec<size::SizeBin>,
-    /// Image by image.
+    /// Counts by image.
     pub images: Vec<image::ImageScore>,
 }
 
 impl Analysis {
-    /// Analyses a problem; detections of an image beyond the largest limit of `params` are left out.
-    pub fn new(problem: &Problem, params: &Params) -> Self {
-        let classes = problem.categories.len();
-        let limit = params.max_dets.iter().copied().max().unwrap_or(100);
-        let scenes = scene::scenes(problem, limit, tide::FOREGROUND);
-        let cuts = score::cuts(&scenes, classes);
+    /// Analyses a problem. The largest limit of `config` applies to each image over all classes.
+    pub fn new(problem: &Problem, config: &MetricConfig) -> Self {
+        let num_classes = problem.categories.len();
+        let limit = config.max_dets.iter().copied().max().unwrap_or(100);
+        let scenes = scene::scenes(problem, limit, scene::FOREGROUND);
+        let cuts = score::cuts(&scenes, num_classes);
         let threshold = cuts.all.map_or(0.5, |c| c.score);
         Self {
-            tide: tide::tide(&scenes, classes),
+            tide: tide::tide(&scenes, num_classes),
             calibration: score::calibration(&scenes),
             threshold,
-            confusion: confusion::confusion(&scenes, classes, threshold),
-            sizes: size::sizes(&scenes, &params.areas, threshold),
+            confusion: confusion::confusion(&scenes, num_classes, threshold),
+            sizes: size::sizes(&scenes, &config.areas, threshold),
             images: image::image_scores(&scenes, threshold),
             cuts,
             scenes,

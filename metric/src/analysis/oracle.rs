@@ -1,36 +1,41 @@
-//! AP of a list of hits and false alarms, and of that list after an oracle's mending ([`super::tide`]).
+//! AP of a list of detections before and after an oracle corrects errors.
 
+use super::error::{Correction, DetectionError};
 use super::scene::best_first;
-use super::tide::{Error, Mend};
 
-/// Detections of each class with what they turned out to be, and the number of boxes to find.
+/// Detections of each class as hits or false positives, and the number of ground-truth boxes.
 #[derive(Debug, Clone)]
 pub(super) struct Points {
-    /// Per class: (score, hit), in the order in which ties are kept.
+    /// (score, hit) of each class; equal scores keep this order.
     lists: Vec<Vec<(f64, bool)>>,
-    /// Per class.
+    /// Number of ground-truth boxes of each class.
     pub positives: Vec<usize>,
 }
 
 impl Points {
-    pub(super) fn new(classes: usize) -> Self {
-        Self { lists: vec![vec![]; classes], positives: vec![0; classes] }
+    pub(super) fn new(num_classes: usize) -> Self {
+        Self { lists: vec![vec![]; num_classes], positives: vec![0; num_classes] }
     }
 
     pub(super) fn push(&mut self, class: usize, score: f64, hit: bool) {
         self.lists[class].push((score, hit));
     }
 
-    /// The errors, mended where `which` says so, then the hits: the order in which tidecv keeps ties.
-    pub(super) fn mended(&self, errors: &[Error], which: impl Fn(&Error) -> bool) -> Points {
+    /// The list with the errors that `which` selects corrected. Errors come before hits, which is
+    /// the order in which tidecv breaks ties.
+    pub(super) fn corrected(
+        &self,
+        errors: &[DetectionError],
+        which: impl Fn(&DetectionError) -> bool,
+    ) -> Points {
         let mut out =
             Points { lists: vec![vec![]; self.lists.len()], positives: self.positives.clone() };
         for e in errors {
-            match (which(e), e.mend) {
-                (false, _) if e.counts => out.push(e.class, e.score, false),
-                (true, Mend::Hit(class)) => out.push(class, e.score, true),
-                (true, Mend::Forget) => out.positives[e.class] -= 1,
-                (false, _) | (true, Mend::Drop) => {}
+            match (which(e), e.correction) {
+                (false, _) if e.false_positive => out.push(e.class, e.score, false),
+                (true, Correction::Hit(class)) => out.push(class, e.score, true),
+                (true, Correction::RemoveTruth) => out.positives[e.class] -= 1,
+                (false, _) | (true, Correction::Remove) => {}
             }
         }
         for (to, from) in out.lists.iter_mut().zip(&self.lists) {
@@ -39,8 +44,8 @@ impl Points {
         out
     }
 
-    /// False alarms ranked below all hits.
-    pub(super) fn false_last(&self) -> Points {
+    /// The list with all false positives ranked below all hits.
+    pub(super) fn false_positives_last(&self) -> Points {
         let mut out = self.clone();
         for p in out.lists.iter_mut().flatten() {
             p.0 = f64::from(u8::from(p.1));
@@ -48,17 +53,21 @@ impl Points {
         out
     }
 
-    /// Boxes that were not found are not asked for.
-    pub(super) fn without_unfound(&self, errors: &[Error], unfound: &[usize]) -> Points {
-        let mut out = self.mended(errors, |_| false);
-        for (n, u) in out.positives.iter_mut().zip(unfound) {
+    /// The list without unmatched ground truth, whose number per class is `unmatched`.
+    pub(super) fn without_unmatched(
+        &self,
+        errors: &[DetectionError],
+        unmatched: &[usize],
+    ) -> Points {
+        let mut out = self.corrected(errors, |_| false);
+        for (n, u) in out.positives.iter_mut().zip(unmatched) {
             *n -= u;
         }
         out
     }
 }
 
-/// Mean of the classes' AP over those with boxes or detections, in points of 0 .. 100; -1 if there are none.
+/// Mean AP in points of 0..100 over the classes with ground truth or detections; -1 without any.
 pub(super) fn mean_ap(points: &Points) -> f64 {
     let (mut sum, mut classes) = (0.0, 0);
     for (list, &positives) in points.lists.iter().zip(&points.positives) {
@@ -70,7 +79,7 @@ pub(super) fn mean_ap(points: &Points) -> f64 {
     if classes == 0 { -1.0 } else { sum / f64::from(classes) }
 }
 
-/// Precision at 101 points of recall, averaged.
+/// AP of one class in points of 0..100: interpolated precision, averaged over 101 recall points.
 fn ap(mut list: Vec<(f64, bool)>, positives: usize) -> f64 {
     if positives == 0 {
         return 0.0;

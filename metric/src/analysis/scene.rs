@@ -1,72 +1,76 @@
-//! The boxes of one image, with each detection's fate at one IoU threshold: what every other analysis starts from.
+//! The boxes of each image, matched at one IoU threshold: the input of all other analyses.
 //!
-//! Matching is greedy within a class, best score first, as in COCO and TIDE, so a fate never depends on detections with
-//! lower scores: raising a score threshold later only drops the tail.
+//! Matching is greedy within a class in order of descending score, as in COCO and TIDE, so the
+//! outcome of a detection does not depend on detections with lower scores: raising a score threshold
+//! later only drops the tail.
 
 use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use crate::Problem;
+use crate::coco::types::Problem;
+
+/// IoU threshold at which a ground-truth box counts as found.
+pub const FOREGROUND: f64 = 0.5;
 
 /// A ground-truth box.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Truth {
-    /// Place of its category in [`Problem::categories`].
+    /// Index of its category in [`Problem::categories`].
     pub class: usize,
-    /// `[x, y, w, h]`
+    /// `[x, y, w, h]` in pixels.
     pub bbox: [f64; 4],
-    /// Area as annotated.
+    /// Annotated area in square pixels.
     pub area: f64,
-    /// Place in [`Scene::found`] of the detection that found it.
-    pub by: Option<usize>,
+    /// Index in [`Scene::found`] of the matched detection.
+    pub matched: Option<usize>,
 }
 
-/// What became of a detection.
+/// Outcome of a detection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fate {
-    /// True positive: has this ground-truth box (place in [`Scene::truth`]).
+    /// True positive, with the index of the matched box in [`Scene::truth`].
     Hit(usize),
     /// False positive.
     False,
-    /// On a crowd of its class: counts neither way.
+    /// On a crowd of its class: neither true nor false positive.
     Ignored,
 }
 
 /// A detection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Found {
-    /// Place of its category in [`Problem::categories`].
+    /// Index of its category in [`Problem::categories`].
     pub class: usize,
-    /// `[x, y, w, h]`
+    /// `[x, y, w, h]` in pixels.
     pub bbox: [f64; 4],
-    /// Score.
+    /// Confidence.
     pub score: f64,
-    /// What became of it.
+    /// Outcome.
     pub fate: Fate,
 }
 
-/// One image.
+/// The boxes of one image.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Scene {
     /// Image id.
     pub image: i64,
-    /// Ground truth that counts.
+    /// Ground truth other than crowd regions.
     pub truth: Vec<Truth>,
-    /// Crowds.
+    /// Crowd regions.
     pub crowds: Vec<Truth>,
-    /// Detections, best first.
+    /// Detections by descending score.
     pub found: Vec<Found>,
 }
 
 impl Scene {
-    /// IoU of a detection and each ground-truth box.
+    /// IoU of `bbox` with each box of [`Self::truth`].
     pub fn overlaps<'a>(&'a self, bbox: &'a [f64; 4]) -> impl Iterator<Item = f64> + 'a {
         self.truth.iter().map(|t| overlap(bbox, &t.bbox, false))
     }
 }
 
-/// Intersection over union, or over the detection's area where the ground truth is a crowd.
+/// Intersection over union; for a crowd, intersection over the detection's area.
 pub fn overlap(found: &[f64; 4], truth: &[f64; 4], crowd: bool) -> f64 {
     let ([dx, dy, dw, dh], [gx, gy, gw, gh]) = (*found, *truth);
     let w = (dx + dw).min(gx + gw) - dx.max(gx);
@@ -78,14 +82,15 @@ pub fn overlap(found: &[f64; 4], truth: &[f64; 4], crowd: bool) -> f64 {
     both / if crowd { dw * dh } else { dw * dh + gw * gh - both }
 }
 
-/// Sorts best score first; ties keep their order and NaN comes last.
+/// Sorts by descending score; stable, NaN last.
 pub(super) fn best_first<T>(items: &mut [T], score: impl Fn(&T) -> f64) {
-    // Adding zero makes the two zeros equal to `total_cmp`.
+    // Adding 0 turns -0 into 0, which `total_cmp` would order differently.
     let rank = |s: f64| if s.is_nan() { f64::NEG_INFINITY } else { s + 0.0 };
     items.sort_by(|a, b| rank(score(b)).total_cmp(&rank(score(a))));
 }
 
-/// Scenes in the order of the problem's images, with at most `limit` detections each, matched at IoU `iou`.
+/// Scenes in the order of the problem's images, with at most `limit` detections each, matched at IoU
+/// threshold `iou`.
 pub fn scenes(problem: &Problem, limit: usize, iou: f64) -> Vec<Scene> {
     let class: HashMap<i64, usize> =
         problem.categories.iter().enumerate().map(|(k, &c)| (c, k)).collect();
@@ -102,7 +107,7 @@ pub fn scenes(problem: &Problem, limit: usize, iou: f64) -> Vec<Scene> {
             continue;
         };
         let list = if g.crowd { &mut scenes[i].crowds } else { &mut scenes[i].truth };
-        list.push(Truth { class, bbox: g.bbox, area: g.area, by: None });
+        list.push(Truth { class, bbox: g.bbox, area: g.area, matched: None });
     }
     for d in problem.detections {
         let (Some(&class), Some(&i)) = (class.get(&d.category_id), place.get(&d.image_id)) else {
@@ -113,19 +118,19 @@ pub fn scenes(problem: &Problem, limit: usize, iou: f64) -> Vec<Scene> {
     scenes.par_iter_mut().for_each(|s| {
         best_first(&mut s.found, |f| f.score);
         s.found.truncate(limit);
-        settle(s, iou);
+        match_detections(s, iou);
     });
     scenes
 }
 
-/// Gives every detection its fate.
-fn settle(scene: &mut Scene, iou: f64) {
+/// Matches the detections of a scene.
+fn match_detections(scene: &mut Scene, iou: f64) {
     for d in 0..scene.found.len() {
         let found = scene.found[d];
-        // The first of equal overlaps, as `argmax` of TIDE's implementation.
+        // The first of equal IoUs, like `argmax` in tidecv.
         let mut best: Option<(usize, f64)> = None;
         for (g, t) in scene.truth.iter().enumerate() {
-            if t.class == found.class && t.by.is_none() {
+            if t.class == found.class && t.matched.is_none() {
                 let v = overlap(&found.bbox, &t.bbox, false);
                 if v >= iou && best.is_none_or(|(_, b)| v > b) {
                     best = Some((g, v));
@@ -133,7 +138,7 @@ fn settle(scene: &mut Scene, iou: f64) {
             }
         }
         scene.found[d].fate = if let Some((g, _)) = best {
-            scene.truth[g].by = Some(d);
+            scene.truth[g].matched = Some(d);
             Fate::Hit(g)
         } else if scene
             .crowds
@@ -150,9 +155,9 @@ fn settle(scene: &mut Scene, iou: f64) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::{Detection, GroundTruth};
+    use crate::coco::types::{Detection, GroundTruth};
 
-    /// Ground truth of image 1: category, left edge of a 10 x 10 box.
+    /// Ground truth in image 1: a 10 x 10 box with left edge `x`.
     pub(crate) fn gt(category_id: i64, x: f64) -> GroundTruth {
         GroundTruth {
             id: 1,
@@ -164,18 +169,18 @@ pub(super) mod tests {
         }
     }
 
-    /// Detection in image 1.
+    /// Detection in image 1: a 10 x 10 box with left edge `x`.
     pub(crate) fn dt(category_id: i64, x: f64, score: f64) -> Detection {
         Detection { image_id: 1, category_id, bbox: [x, 0., 10., 10.], score }
     }
 
-    /// Scenes of image 1 with categories 1 and 2.
+    /// The scene of image 1 with categories 1 and 2.
     pub(crate) fn one(truth: &[GroundTruth], detections: &[Detection]) -> Vec<Scene> {
         scenes(&Problem { images: &[1], categories: &[1, 2], truth, detections }, 100, 0.5)
     }
 
     #[test]
-    fn best_score_takes_the_box_and_crowds_swallow() {
+    fn highest_score_is_matched_and_crowds_are_ignored() {
         let crowd = GroundTruth { crowd: true, bbox: [100., 0., 50., 50.], ..gt(1, 0.) };
         let s = &one(
             &[gt(1, 0.), crowd],
@@ -193,18 +198,18 @@ pub(super) mod tests {
             fates,
             [Fate::Hit(0), Fate::False, Fate::Ignored, Fate::False, Fate::False, Fate::False]
         );
-        assert_eq!(s.truth[0].by, Some(0));
+        assert_eq!(s.truth[0].matched, Some(0));
         assert!(s.found[5].score.is_nan());
     }
 
     #[test]
-    fn unknown_images_and_classes_are_left_out_and_the_limit_holds() {
-        let foreign = Detection { image_id: 9, ..dt(1, 0., 0.5) };
+    fn unknown_images_and_classes_are_skipped_and_the_limit_applies() {
+        let unknown = Detection { image_id: 9, ..dt(1, 0., 0.5) };
         let p = Problem {
             images: &[1, 1],
             categories: &[1],
             truth: &[gt(7, 0.)],
-            detections: &[foreign, dt(1, 0., 0.5), dt(1, 0., 0.6)],
+            detections: &[unknown, dt(1, 0., 0.5), dt(1, 0., 0.6)],
         };
         let s = scenes(&p, 1, 0.5);
         assert_eq!((s.len(), s[0].truth.len(), s[0].found.len()), (1, 0, 1));

@@ -1,35 +1,35 @@
-//! What a score means: how often it is right (calibration), and where to cut (best F1).
+//! Calibration of scores, and the score threshold with the best F1.
 
 use super::scene::{Fate, Scene, best_first};
 
-/// Bins of the reliability diagram.
+/// Number of bins of the reliability diagram.
 pub const BINS: usize = 10;
 
-/// Detections with scores of one range.
+/// Detections with scores in one range.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Bin {
     /// Number of detections.
     pub count: usize,
-    /// Their mean score.
+    /// Mean score.
     pub score: f64,
-    /// Share of them that are hits.
+    /// Fraction of true positives.
     pub precision: f64,
 }
 
 /// Reliability diagram.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
-    /// [`BINS`] ranges of equal width over 0 .. 1.
+    /// [`BINS`] ranges of equal width over 0..1.
     pub bins: Vec<Bin>,
-    /// Expected calibration error: mean distance of score and precision, each bin by its count; `None` without detections.
-    ///
-    /// Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern Neural Networks", ICML 2017, over detections instead of images.
+    /// Expected calibration error: difference of mean score and precision, averaged over the bins
+    /// weighted by count; `None` without detections. Guo, Pleiss, Sun, Weinberger: "On Calibration
+    /// of Modern Neural Networks", ICML 2017, here over detections instead of images.
     pub error: Option<f64>,
-    /// Detections whose score is no number of 0 .. 1, counted into the outermost bins.
+    /// Detections whose score is NaN or outside 0..1; they are in the first and last bin.
     pub outside: usize,
 }
 
-/// Compares scores with the share of hits.
+/// Compares scores with the fraction of true positives.
 pub fn calibration(scenes: &[Scene]) -> Calibration {
     let mut bins = vec![Bin::default(); BINS];
     let mut outside = 0;
@@ -51,31 +51,31 @@ pub fn calibration(scenes: &[Scene]) -> Calibration {
     Calibration { bins, error: (total > 0).then_some(error), outside }
 }
 
-/// Precision, recall and F1 of the detections from one score on.
+/// Precision, recall and F1 at a score threshold.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cut {
-    /// Smallest score that is kept.
+    /// Score threshold, inclusive.
     pub score: f64,
-    /// Share of what is kept that are hits.
+    /// Fraction of the detections that are true positives.
     pub precision: f64,
-    /// Share of the ground truth that is found.
+    /// Fraction of the ground truth that is found.
     pub recall: f64,
-    /// Their harmonic mean.
+    /// Harmonic mean of precision and recall.
     pub f1: f64,
 }
 
-/// Cuts of all classes together, of each class, and the whole curve.
+/// Score thresholds with the best F1, and the curve over all thresholds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cuts {
-    /// Best F1 of all detections together; `None` without ground truth or detections.
+    /// Best F1 of all classes together; `None` without a true positive.
     pub all: Option<Cut>,
-    /// Best F1 of each class.
+    /// Best F1 of each class; `None` without a true positive.
     pub classes: Vec<Option<Cut>>,
-    /// All classes together, at scores of 0, 0.01 .. 1; precision is NaN where no detection is left.
+    /// All classes together at thresholds 0, 0.01, ..., 1; precision is NaN without detections.
     pub curve: Vec<Cut>,
 }
 
-/// Looks for the score with the best F1.
+/// Finds the score thresholds with the best F1.
 pub fn cuts(scenes: &[Scene], classes: usize) -> Cuts {
     let mut lists = vec![vec![]; classes];
     let mut positives = vec![0; classes];
@@ -92,7 +92,7 @@ pub fn cuts(scenes: &[Scene], classes: usize) -> Cuts {
     };
     let steps_of_all = steps(&mut all, total);
     let curve = (0..=100).map(|i| f64::from(i) / 100.0).map(|score| {
-        // The last step that keeps no score below this one.
+        // The last step whose threshold is not below this one.
         let kept = steps_of_all.partition_point(|c| c.score >= score);
         let nothing = Cut { score, precision: f64::NAN, recall: 0.0, f1: 0.0 };
         kept.checked_sub(1).map_or(nothing, |i| Cut { score, ..steps_of_all[i] })
@@ -102,7 +102,7 @@ pub fn cuts(scenes: &[Scene], classes: usize) -> Cuts {
     Cuts { all: best(steps_of_all), classes, curve }
 }
 
-/// One cut at each distinct score, best first.
+/// One cut at each distinct score, descending.
 fn steps(list: &mut [(f64, bool)], positives: usize) -> Vec<Cut> {
     best_first(list, |p| p.0);
     let mut out: Vec<Cut> = vec![];
@@ -112,12 +112,12 @@ fn steps(list: &mut [(f64, bool)], positives: usize) -> Vec<Cut> {
         if list.get(i + 1).is_some_and(|next| next.0 == score) || score.is_nan() {
             continue;
         }
-        let share = |of: usize| if of == 0 { 0.0 } else { hits as f64 / of as f64 };
+        let fraction = |of: usize| if of == 0 { 0.0 } else { hits as f64 / of as f64 };
         out.push(Cut {
             score,
-            precision: share(i + 1),
-            recall: share(positives),
-            f1: 2.0 * share(i + 1 + positives),
+            precision: fraction(i + 1),
+            recall: fraction(positives),
+            f1: 2.0 * fraction(i + 1 + positives),
         });
     }
     out
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_bins_by_hand() {
+    fn calibration_of_two_bins() {
         let s = one(
             &[gt(1, 0.), gt(1, 100.)],
             &[dt(1, 0., 0.95), dt(1, 300., 0.91), dt(1, 100., 0.3), dt(1, 500., 1.5)],
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn best_f1_by_hand() {
+    fn best_f1_of_each_class_and_of_all() {
         let s = one(
             &[gt(1, 0.), gt(1, 100.), gt(2, 200.)],
             &[dt(1, 0., 0.9), dt(1, 300., 0.8), dt(1, 100., 0.7), dt(1, 500., 0.2)],
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_scores_are_kept_together() {
+    fn equal_scores_are_not_separated() {
         let s = one(&[gt(1, 0.)], &[dt(1, 0., 0.5), dt(1, 300., 0.5)]);
         assert!((cuts(&s, 2).all.unwrap().precision - 0.5).abs() < 1e-12);
     }

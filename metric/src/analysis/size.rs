@@ -1,44 +1,44 @@
-//! How much is found, by size of the ground truth.
+//! Recall by size of the ground truth.
 
 use super::scene::Scene;
-use crate::Area;
+use crate::coco::config::Area;
 
-/// Boxes of one range of sizes.
+/// Ground truth in one range of sizes; the size is the square root of the area.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SizeBin {
-    /// Smallest square root of the area, pixels, inclusive.
+    /// Smallest size in pixels, inclusive.
     pub low: f64,
-    /// Largest, exclusive; infinite in the last bin.
+    /// Largest size in pixels, exclusive; infinite in the last bin.
     pub high: f64,
-    /// Found by a detection above the score threshold.
+    /// Found by a detection with at least the score threshold.
     pub found: usize,
-    /// Found only by one below it.
-    pub faint: usize,
+    /// Found only by a detection below the score threshold.
+    pub below: usize,
     /// Not found at all.
     pub missed: usize,
 }
 
 impl SizeBin {
-    /// All boxes of the bin.
+    /// Number of boxes.
     pub fn total(&self) -> usize {
-        self.found + self.faint + self.missed
+        self.found + self.below + self.missed
     }
 }
 
-/// Edges in pixels, before the borders of the area ranges come in.
+/// Bin edges in pixels; the borders of the area ranges are added.
 const EDGES: [f64; 12] = [0., 8., 16., 24., 32., 48., 64., 96., 128., 192., 256., 384.];
 
-/// Square roots of the borders between area ranges, ascending.
+/// Square roots of the borders between area ranges in pixels, ascending.
 pub fn borders(areas: &[Area]) -> Vec<f64> {
     let ends = areas.iter().flat_map(|a| [a.low, a.high]);
-    // COCO writes "no limit" as 1e10.
+    // COCO's upper bound of unlimited ranges is 1e10.
     let mut out: Vec<f64> = ends.filter(|&v| v > 0.0 && v < 1e10).map(f64::sqrt).collect();
     out.sort_by(f64::total_cmp);
     out.dedup();
     out
 }
 
-/// Counts ground truth that is no crowd; `score` is the threshold.
+/// Histogram of the ground truth without crowds; `score` is the score threshold.
 pub fn sizes(scenes: &[Scene], areas: &[Area], score: f64) -> Vec<SizeBin> {
     let mut edges: Vec<f64> = EDGES.into_iter().chain(borders(areas)).collect();
     edges.sort_by(f64::total_cmp);
@@ -53,9 +53,9 @@ pub fn sizes(scenes: &[Scene], areas: &[Area], score: f64) -> Vec<SizeBin> {
         for t in &s.truth {
             let side = t.area.max(0.0).sqrt();
             let bin = &mut bins[edges.partition_point(|&e| e <= side).saturating_sub(1)];
-            match t.by {
+            match t.matched {
                 Some(d) if s.found[d].score >= score => bin.found += 1,
-                Some(_) => bin.faint += 1,
+                Some(_) => bin.below += 1,
                 None => bin.missed += 1,
             }
         }
@@ -67,11 +67,12 @@ pub fn sizes(scenes: &[Scene], areas: &[Area], score: f64) -> Vec<SizeBin> {
 mod tests {
     use super::super::scene::tests::{dt, gt, one};
     use super::*;
-    use crate::{GroundTruth, Params};
+    use crate::coco::config::MetricConfig;
+    use crate::coco::types::GroundTruth;
 
     #[test]
-    fn borders_are_coco_s_and_edges_belong_above() {
-        let areas = Params::default().areas;
+    fn edges_include_cocos_borders_and_belong_to_the_upper_bin() {
+        let areas = MetricConfig::default().areas;
         assert_eq!(borders(&areas), [32.0, 96.0]);
         let at = |x, area| GroundTruth { area, ..gt(1, x) };
         let s = one(
@@ -81,7 +82,7 @@ mod tests {
         let bins = sizes(&s, &areas, 0.5);
         let bin = |low| bins.iter().find(|b| b.low == low).unwrap();
         assert_eq!(
-            (bin(32.).found, bin(24.).faint, bin(0.).missed, bin(384.).missed),
+            (bin(32.).found, bin(24.).below, bin(0.).missed, bin(384.).missed),
             (1, 1, 1, 1)
         );
         assert_eq!(bins.iter().map(SizeBin::total).sum::<usize>(), 4);

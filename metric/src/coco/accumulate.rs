@@ -1,10 +1,10 @@
 //! Precision and recall of one category from its matches.
 //!
-//! Only true positives raise recall or precision, so each curve is kept at these alone: same numbers as going through
-//! every detection, to the bit.
+//! Precision and recall rise only at true positives, so each curve is stored at these alone; the
+//! result is bit-identical to going through every detection.
 
+use super::config::{Area, RECALLS, recall_point};
 use super::matching::Flags;
-use super::params::{Area, RECALLS, recall_point};
 use super::ranking::Ranked;
 
 /// Curves of one (category, area range, limit).
@@ -21,41 +21,63 @@ pub(crate) struct Curves {
     /// False positives, `[T]`.
     pub(crate) fp: Vec<u32>,
     /// Detections within the limit.
-    pub(crate) seen: u32,
+    pub(crate) num_detections: u32,
 }
 
-/// A true positive: precision up to there, and its score.
+/// Matches of one (category, area range) at a block of IoU thresholds.
+pub(crate) struct Block<'a> {
+    pub(crate) ranked: &'a Ranked,
+    pub(crate) flags: &'a Flags,
+    pub(crate) area: &'a Area,
+    /// Ground truth that is not ignored.
+    pub(crate) positives: usize,
+    /// At most 32, the bits of a flag.
+    pub(crate) num_thresholds: usize,
+}
+
+/// Precision at a true positive, and its score.
 type Point = (f64, f64);
 
-/// Counters of one limit.
+/// Counters of the detections that are within one limit but beyond the next smaller one; the true
+/// positives are those of all detections within the limit.
 struct Tally {
-    /// False positives at single thresholds.
+    /// False positives at some thresholds only, of all detections within the limit; `[T]`.
     fp: Vec<u32>,
-    /// False positives at every threshold that this limit is the first to let in; most detections are such.
+    /// False positives at every threshold: a separate count, because most detections are such.
     fp_every: u32,
-    /// Detections that this limit is the first to let in.
-    seen: u32,
-    /// `[T]`
+    /// Detections.
+    num_detections: u32,
+    /// True positives, `[T]`.
     points: Vec<Vec<Point>>,
 }
 
-/// Adds the curves of a block of `thresholds` thresholds to `out`, which has those of each limit.
-pub(crate) fn accumulate(
-    ranked: &Ranked,
-    flags: &Flags,
-    area: &Area,
-    positives: usize,
-    thresholds: usize,
-    out: &mut [Curves],
-) {
-    let every = u32::MAX >> (u32::BITS as usize - thresholds);
+/// Appends the curves of a block of thresholds to `out`, which has one entry per limit.
+pub(crate) fn accumulate(block: &Block, out: &mut [Curves]) {
+    let first_score = block.ranked.score.first().copied().unwrap_or(0.0);
+    let (mut fp_every, mut num_detections) = (0, 0);
+    for (tally, out) in tallies(block, out.len()).iter_mut().zip(out) {
+        fp_every += tally.fp_every;
+        num_detections += tally.num_detections;
+        out.num_detections = num_detections;
+        for (points, fp) in tally.points.iter_mut().zip(&tally.fp) {
+            out.tp.push(points.len() as u32);
+            out.fp.push(fp + fp_every);
+            append_curve(points, block.positives as f64, first_score, out);
+        }
+    }
+}
+
+/// Counts true and false positives for each of `num_limits` limits.
+fn tallies(block: &Block, num_limits: usize) -> Vec<Tally> {
+    let Block { ranked, flags, area, num_thresholds, .. } = *block;
+    let every = u32::MAX >> (u32::BITS as usize - num_thresholds);
     let tally = |_| Tally {
-        fp: vec![0; thresholds],
+        fp: vec![0; num_thresholds],
         fp_every: 0,
-        seen: 0,
-        points: vec![vec![]; thresholds],
+        num_detections: 0,
+        points: vec![vec![]; num_thresholds],
     };
-    let mut tallies: Vec<Tally> = (0..out.len()).map(tally).collect();
+    let mut tallies: Vec<Tally> = (0..num_limits).map(tally).collect();
     let columns = ranked
         .level
         .iter()
@@ -66,7 +88,7 @@ pub(crate) fn accumulate(
         let level = level as usize;
         let ignored = if area.excludes(size) { ignored | !hit } else { ignored };
         let (right, wrong) = (hit & !ignored, !hit & !ignored & every);
-        tallies[level].seen += 1;
+        tallies[level].num_detections += 1;
         if right == 0 && (wrong == every || wrong == 0) {
             tallies[level].fp_every += u32::from(wrong != 0);
             continue;
@@ -84,21 +106,10 @@ pub(crate) fn accumulate(
             }
         }
     }
-    let first = ranked.score.first().copied().unwrap_or(0.0);
-    let (mut fp_every, mut seen) = (0, 0);
-    for (tally, out) in tallies.iter_mut().zip(out) {
-        fp_every += tally.fp_every;
-        seen += tally.seen;
-        out.seen = seen;
-        for (points, fp) in tally.points.iter_mut().zip(&tally.fp) {
-            out.tp.push(points.len() as u32);
-            out.fp.push(fp + fp_every);
-            curve(points, positives as f64, first, out);
-        }
-    }
+    tallies
 }
 
-/// Numbers of the set bits.
+/// Indices of the set bits.
 fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let t = mask.trailing_zeros() as usize;
@@ -107,8 +118,9 @@ fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Adds one threshold's curve; `first` is the best score of all, 0 without detections.
-fn curve(points: &mut [Point], positives: f64, first: f64, out: &mut Curves) {
+/// Appends the curve of one threshold. `first_score` is the highest score of all detections, 0
+/// without detections.
+fn append_curve(points: &mut [Point], positives: f64, first_score: f64, out: &mut Curves) {
     for i in (1..points.len()).rev() {
         if points[i].0 > points[i - 1].0 {
             points[i - 1].0 = points[i].0;
@@ -117,13 +129,13 @@ fn curve(points: &mut [Point], positives: f64, first: f64, out: &mut Curves) {
     out.recall.push(points.len() as f64 / positives);
     let mut at = 0;
     for r in 0..RECALLS {
-        let wanted = recall_point(r);
-        while at < points.len() && ((at + 1) as f64) / positives < wanted {
+        let recall = recall_point(r);
+        while at < points.len() && ((at + 1) as f64) / positives < recall {
             at += 1;
         }
         let (precision, score) = points.get(at).copied().unwrap_or((0.0, 0.0));
         out.precision.push(precision);
-        // Recall 0 is reached by the very first detection, right or wrong.
-        out.score.push(if r == 0 { first } else { score });
+        // Recall 0 is reached by the very first detection, true or false positive.
+        out.score.push(if r == 0 { first_score } else { score });
     }
 }

@@ -1,4 +1,4 @@
-//! Boxes by category, each with its image's number in ascending order of ids.
+//! Boxes grouped by category, each with the rank of its image id among all image ids.
 
 use std::collections::HashMap;
 
@@ -6,27 +6,27 @@ use rayon::prelude::*;
 
 use super::types::Problem;
 
-/// From an id to its position in a list.
+/// Index from an id to its position in a list.
 #[derive(Debug)]
 pub(crate) enum Positions {
-    /// Ids that lie close together: a table from the lowest id on.
+    /// Dense ids: the position of `low + i` is `slots[i]`.
     Table { low: i64, slots: Vec<u32> },
-    /// Any others.
+    /// Sparse ids.
     Map(HashMap<i64, u32>),
 }
 
-/// No position.
+/// Marks an id without a position.
 const NONE: u32 = u32::MAX;
 
-/// Place of a box of an unknown category or image.
-const LEFT_OUT: (u32, u32) = (NONE, NONE);
+/// (category, image) of a box of an unknown category or image.
+const UNKNOWN: (u32, u32) = (NONE, NONE);
 
 impl Positions {
-    /// Of `ids`; of a repeated one, the first position.
+    /// Indexes `ids`; a duplicate id gets its first position.
     pub(crate) fn new(ids: &[i64]) -> Self {
         let (low, high) =
             (ids.iter().min().copied().unwrap_or(0), ids.iter().max().copied().unwrap_or(0));
-        // COCO's image ids spread over about a hundred times their number; a table of them is still a few megabytes.
+        // COCO's image ids span about a hundred times their number: a table of a few megabytes.
         let span = high.abs_diff(low);
         if span >= 1 << 20 && span >= 8 * ids.len() as u64 {
             let mut map = HashMap::with_capacity(ids.len());
@@ -45,7 +45,7 @@ impl Positions {
         Self::Table { low, slots }
     }
 
-    /// Position of an id.
+    /// Position of an id, `None` if unknown.
     pub(crate) fn get(&self, id: i64) -> Option<u32> {
         match self {
             Self::Table { low, slots } => {
@@ -57,23 +57,23 @@ impl Positions {
     }
 }
 
-/// Boxes of one kind, by category, in the order of the input.
+/// Ground truth or detections, grouped by category in the order of the input.
 #[derive(Debug)]
 pub(crate) struct Grouped {
     /// Category `k`'s boxes are `starts[k]..starts[k + 1]`.
     starts: Vec<usize>,
-    /// Index into the input.
+    /// Indices into the input.
     boxes: Vec<u32>,
-    /// Number of the image.
+    /// Image of each box, as the rank of its id.
     images: Vec<u32>,
 }
 
 impl Grouped {
-    /// A counting sort of `places`, which are (category, image), or [`LEFT_OUT`].
+    /// Counting sort of `places`, the (category, image) of each box or [`UNKNOWN`].
     fn new(categories: usize, places: &[(u32, u32)]) -> Self {
-        // Shifted by two: counts, then sums, then where each category's next box goes.
+        // Shifted by two: first counts, then sums, then the insertion point of each category.
         let mut starts = vec![0; categories + 2];
-        let kept = || places.iter().enumerate().filter(|(_, place)| **place != LEFT_OUT);
+        let kept = || places.iter().enumerate().filter(|(_, place)| **place != UNKNOWN);
         for (_, (k, _)) in kept() {
             starts[*k as usize + 2] += 1;
         }
@@ -90,30 +90,33 @@ impl Grouped {
         Self { starts, boxes, images }
     }
 
-    /// Boxes and images of category `k`.
+    /// Indices and images of the boxes of category `k`.
     pub(crate) fn of(&self, k: usize) -> (&[u32], &[u32]) {
         let range = self.starts[k]..self.starts[k + 1];
         (&self.boxes[range.clone()], &self.images[range])
     }
 }
 
-/// A problem by category.
+/// The boxes of a problem, grouped by category.
 #[derive(Debug)]
 pub(crate) struct Groups {
-    /// Number of images.
+    /// Number of different images.
     pub(crate) images: usize,
+    /// Ground truth.
     pub(crate) truth: Grouped,
+    /// Detections.
     pub(crate) detections: Grouped,
 }
 
 impl Groups {
+    /// Groups the boxes of known images and categories.
     pub(crate) fn new(problem: &Problem) -> Self {
         let mut images = problem.images.to_vec();
         images.sort_unstable();
         images.dedup();
         let categories = Positions::new(problem.categories);
         let image = Positions::new(&images);
-        let place = |c: i64, i: i64| categories.get(c).zip(image.get(i)).unwrap_or(LEFT_OUT);
+        let place = |c: i64, i: i64| categories.get(c).zip(image.get(i)).unwrap_or(UNKNOWN);
         let k = problem.categories.len();
         Self {
             images: images.len(),
@@ -142,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn positions_of_any_ids() {
+    fn positions_of_dense_and_sparse_ids() {
         for ids in [vec![3, -2, 3, 7], vec![i64::MIN, i64::MAX, 0], vec![], vec![0]] {
             let p = Positions::new(&ids);
             for &id in &ids {

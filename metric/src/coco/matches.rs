@@ -1,41 +1,44 @@
-//! What became of each box at one IoU threshold: for reports, not for the numbers.
+//! The outcome of each box at one IoU threshold, for reports.
 
+use super::config::MetricConfig;
 use super::groups::Groups;
 use super::matching::{Scenes, pairs};
-use super::params::Params;
 use super::ranking::Ranked;
 use super::types::Problem;
 
-/// What became of a detection.
+/// Outcome of a detection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// Of an unknown image or category, or beyond the limit of its (image, category).
+    /// Not evaluated: unknown image or category, or beyond the limit of its (image, category).
     LeftOut,
-    /// True positive: matched this ground truth (index into [`Problem::truth`]).
+    /// True positive, with the index of the matched ground truth in [`Problem::truth`].
     Hit(u32),
-    /// Counts as nothing: matched a crowd or ground truth outside the area range, or unmatched and itself outside of it.
+    /// Neither true nor false positive: matched a crowd or ground truth outside the area range, or
+    /// is unmatched and itself outside the area range.
     Ignored(Option<u32>),
     /// False positive.
     False,
 }
 
-/// Fates at one IoU threshold.
+/// Outcomes of all boxes at one IoU threshold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Matches {
     /// By index into [`Problem::detections`].
     pub detections: Vec<Fate>,
-    /// By index into [`Problem::truth`]: the detection that took it. A crowd region names its best one only.
+    /// Matched detection by index into [`Problem::truth`]; for a crowd, the one with the highest
+    /// score.
     pub truth: Vec<Option<u32>>,
-    /// By index into [`Problem::truth`]: does not count (crowd, outside the area range, unknown image or category).
+    /// Whether ground truth is ignored (crowd, outside the area range, unknown image or category),
+    /// by index into [`Problem::truth`].
     pub truth_ignored: Vec<bool>,
 }
 
-/// Matches at one IoU threshold, with the first area range and the largest limit of `params`.
-///
-/// Unlike in the numbers, annotation id 0 is nothing special here: its match is a hit.
-pub fn matches(problem: &Problem, params: &Params, iou: f64) -> Matches {
+/// Matches boxes at one IoU threshold, with the first area range and the largest limit of
+/// `config`. Unlike in [`evaluate`](super::evaluate), annotation id 0 needs no special handling
+/// here: its match is a hit.
+pub fn matches(problem: &Problem, config: &MetricConfig, iou: f64) -> Matches {
     let groups = Groups::new(problem);
-    let area = &params.areas[0];
+    let area = &config.areas[0];
     let mut out = Matches {
         detections: vec![Fate::LeftOut; problem.detections.len()],
         truth: vec![None; problem.truth.len()],
@@ -50,18 +53,18 @@ pub fn matches(problem: &Problem, params: &Params, iou: f64) -> Matches {
             problem.detections,
             groups.detections.of(k),
             groups.images,
-            &params.max_dets,
+            &config.max_dets,
         );
         for (&d, &size) in ranked.detection.iter().zip(&ranked.size) {
             out.detections[d as usize] =
                 if area.excludes(size) { Fate::Ignored(None) } else { Fate::False };
         }
         let scenes = Scenes::new(groups.truth.of(k), &ranked, groups.images);
-        // Pairs of a scene come best score first, so a crowd keeps its best.
         for (position, g, ignored) in pairs(problem, area, iou, &ranked, &scenes) {
             let d = ranked.detection[position as usize];
             out.detections[d as usize] =
                 if ignored { Fate::Ignored(Some(g)) } else { Fate::Hit(g) };
+            // The pairs of an image are ordered by score, so a crowd keeps the best.
             out.truth[g as usize].get_or_insert(d);
         }
     }

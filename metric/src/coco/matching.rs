@@ -1,33 +1,34 @@
-//! Detections matched with ground truth, image by image, at each IoU threshold.
+//! Greedy matching of detections with ground truth, image by image, at each IoU threshold.
 
 use rayon::prelude::*;
 
-use super::params::{Area, Params};
+use super::config::{Area, MetricConfig};
 use super::ranking::Ranked;
 use super::types::{Detection, GroundTruth, Problem};
 
-/// Thresholds that one pass handles: one bit each.
+/// Number of thresholds handled in one pass, one bit each.
 pub(crate) const BLOCK: usize = 32;
 
 /// Boxes of one category on one image.
 struct Scene {
     /// Indices into the problem's ground truth, in the order of the input.
     truth: Vec<u32>,
-    /// Positions in the category's ranking.
+    /// Positions in the category's ranking, ascending.
     detections: Vec<u32>,
 }
 
-/// Images of one category that have ground truth; on all others nothing matches.
+/// Images with ground truth of one category; on all others nothing can match.
 pub(crate) struct Scenes(Vec<Scene>);
 
 impl Scenes {
+    /// Collects the ground truth (indices and images) and the ranked detections of each image.
     pub(crate) fn new(
         (truth, images): (&[u32], &[u32]),
         ranked: &Ranked,
-        image_count: usize,
+        num_images: usize,
     ) -> Self {
         const NONE: u32 = u32::MAX;
-        let mut scene_of = vec![NONE; image_count];
+        let mut scene_of = vec![NONE; num_images];
         let mut scenes: Vec<Scene> = vec![];
         for (&g, &image) in truth.iter().zip(images) {
             let at = &mut scene_of[image as usize];
@@ -47,7 +48,8 @@ impl Scenes {
     }
 }
 
-/// IoU of a detection and ground truth; of a crowd, the share of the detection inside. No fused multiply-add: the bits count.
+/// IoU of a detection and ground truth; for a crowd, intersection over the detection's area. No
+/// fused multiply-add, which would round differently from pycocotools.
 fn iou(d: &Detection, g: &GroundTruth) -> f64 {
     let [dx, dy, dw, dh] = d.bbox;
     let [gx, gy, gw, gh] = g.bbox;
@@ -61,23 +63,25 @@ fn iou(d: &Detection, g: &GroundTruth) -> f64 {
     overlap / union
 }
 
-/// Memory that is used again from scene to scene.
+/// Buffers reused from scene to scene.
 #[derive(Default)]
 struct Scratch {
-    /// Positions of detections that reach the lowest threshold, best first.
+    /// Ranking positions of the detections that reach the lowest threshold.
     candidates: Vec<u32>,
-    /// Their best IoU.
+    /// Highest IoU of each candidate.
     best: Vec<f64>,
     /// `[candidate][truth]`, truth in the order of the input.
     ious: Vec<f64>,
+    /// IoUs of one detection.
     row: Vec<f64>,
-    /// Ground truth, counted first: (number, ignored, crowd).
+    /// Ground truth as (index in the scene, ignored, crowd), ignored boxes last.
     order: Vec<(u32, bool, bool)>,
+    /// Whether ground truth is matched already.
     taken: Vec<bool>,
 }
 
 impl Scratch {
-    /// Overlaps of one scene; `floor` is the lowest threshold.
+    /// Computes the IoUs of one scene; `floor` is the lowest threshold.
     fn overlaps(&mut self, problem: &Problem, ranked: &Ranked, scene: &Scene, floor: f64) {
         self.candidates.clear();
         self.best.clear();
@@ -95,14 +99,15 @@ impl Scratch {
         }
     }
 
-    /// Matches the candidates for one area range; `found(threshold, candidate, truth number, ignored)` for each match.
+    /// Matches the candidates in one area range. Calls `on_match` with the indices of threshold,
+    /// candidate and ground truth in the scene, and whether the ground truth is ignored.
     fn matches(
         &mut self,
         problem: &Problem,
         scene: &Scene,
         area: &Area,
         thresholds: &[f64],
-        mut found: impl FnMut(usize, usize, usize, bool),
+        mut on_match: impl FnMut(usize, usize, usize, bool),
     ) {
         self.order.clear();
         self.order.extend(scene.truth.iter().enumerate().map(|(n, &g)| {
@@ -114,7 +119,7 @@ impl Scratch {
         for (t, &threshold) in thresholds.iter().enumerate() {
             self.taken.clear();
             self.taken.resize(width, false);
-            let start = slack(threshold);
+            let start = lowest_match(threshold);
             for (c, row) in self.ious.chunks_exact(width).enumerate() {
                 if self.best[c] < start {
                     continue;
@@ -125,11 +130,11 @@ impl Scratch {
                     if self.taken[n as usize] && !crowd {
                         continue;
                     }
-                    // A counted match is never given up for an ignored one, and those come last.
+                    // A match that counts is never replaced by an ignored one; those come last.
                     if ignored && partner.is_some_and(|p| !p.1) {
                         break;
                     }
-                    // On equal IoU the later one wins.
+                    // The last of equal IoUs is matched, as in pycocotools.
                     if row[n as usize] >= best {
                         best = row[n as usize];
                         partner = Some((n, ignored));
@@ -137,28 +142,28 @@ impl Scratch {
                 }
                 if let Some((n, ignored)) = partner {
                     self.taken[n as usize] = true;
-                    found(t, c, n as usize, ignored);
+                    on_match(t, c, n as usize, ignored);
                 }
             }
         }
     }
 }
 
-/// The IoU from which on a pair matches.
-fn slack(threshold: f64) -> f64 {
+/// Lowest IoU of a matching pair, as in pycocotools.
+fn lowest_match(threshold: f64) -> f64 {
     threshold.min(1.0 - 1e-10)
 }
 
-/// What matching says of a category's detections, by position, a bit for each threshold of a block.
+/// Outcome of a category's detections by ranking position, one bit per threshold of a block.
 #[derive(Debug, Clone)]
 pub(crate) struct Flags {
     /// Matched.
     pub(crate) hit: Vec<u32>,
-    /// Matched with ground truth that does not count.
+    /// Matched with ignored ground truth.
     pub(crate) ignored: Vec<u32>,
 }
 
-/// Flags of one detection.
+/// Flags of one detection in one area range.
 struct Flag {
     area: u32,
     position: u32,
@@ -166,21 +171,21 @@ struct Flag {
     ignored: u32,
 }
 
-/// Scenes that one task takes: enough to be worth it.
-const SCENES: usize = 64;
+/// Scenes per task, so that scheduling costs little.
+const SCENES_PER_TASK: usize = 64;
 
-/// Flags for each area range, at a block of thresholds.
+/// Matches at a block of thresholds; returns the flags of each area range.
 pub(crate) fn flags(
     problem: &Problem,
-    params: &Params,
+    config: &MetricConfig,
     thresholds: &[f64],
     ranked: &Ranked,
     scenes: &Scenes,
 ) -> Vec<Flags> {
-    let floor = slack(thresholds.iter().copied().fold(f64::INFINITY, f64::min));
+    let floor = lowest_match(thresholds.iter().copied().fold(f64::INFINITY, f64::min));
     let one = |scratch: &mut Scratch, out: &mut Vec<Flag>, scene: &Scene| {
         scratch.overlaps(problem, ranked, scene, floor);
-        for (a, area) in params.areas.iter().enumerate() {
+        for (a, area) in config.areas.iter().enumerate() {
             let first = out.len();
             out.extend(scratch.candidates.iter().map(|&position| Flag {
                 area: a as u32,
@@ -190,8 +195,8 @@ pub(crate) fn flags(
             }));
             scratch.matches(problem, scene, area, thresholds, |t, c, n, ignored| {
                 let flag = &mut out[first + c];
-                // pycocotools stores the annotation's id as the match, and 0 means none.
-                let counts = params.count_id_zero || problem.truth[scene.truth[n] as usize].id != 0;
+                // pycocotools stores the annotation id as the match, where 0 means unmatched.
+                let counts = config.count_id_zero || problem.truth[scene.truth[n] as usize].id != 0;
                 flag.hit |= u32::from(counts) << t;
                 flag.ignored |= u32::from(ignored) << t;
             });
@@ -204,9 +209,9 @@ pub(crate) fn flags(
         }
         out
     };
-    let found: Vec<Vec<Flag>> = scenes.0.par_chunks(SCENES).map(task).collect();
+    let found: Vec<Vec<Flag>> = scenes.0.par_chunks(SCENES_PER_TASK).map(task).collect();
     let none = Flags { hit: vec![0; ranked.len()], ignored: vec![0; ranked.len()] };
-    let mut out = vec![none; params.areas.len()];
+    let mut out = vec![none; config.areas.len()];
     for f in found.into_iter().flatten() {
         let (flags, p) = (&mut out[f.area as usize], f.position as usize);
         (flags.hit[p], flags.ignored[p]) = (f.hit, f.ignored);
@@ -214,7 +219,8 @@ pub(crate) fn flags(
     out
 }
 
-/// Pairs (position in the ranking, index of the ground truth, ignored) at one threshold and area range.
+/// Matched pairs (ranking position, index of the ground truth, ignored) at one threshold in one area
+/// range.
 pub(crate) fn pairs(
     problem: &Problem,
     area: &Area,
@@ -224,7 +230,7 @@ pub(crate) fn pairs(
 ) -> Vec<(u32, u32, bool)> {
     let (mut scratch, mut out) = (Scratch::default(), vec![]);
     for scene in &scenes.0 {
-        scratch.overlaps(problem, ranked, scene, slack(threshold));
+        scratch.overlaps(problem, ranked, scene, lowest_match(threshold));
         let candidates = scratch.candidates.clone();
         scratch.matches(problem, scene, area, &[threshold], |_, c, n, ignored| {
             out.push((candidates[c], scene.truth[n], ignored));

@@ -1,170 +1,69 @@
-//! The metric: order of ties, crowds and ignored areas as in pycocotools, corner by corner.
+//! The COCO metric: order of ties, crowds and ignored areas exactly as in pycocotools.
 //!
-//! Detections are matched per (category, image), accumulated per category; results do not depend on the threads.
+//! Detections are matched per (category, image) and accumulated per category. Results do not depend
+//! on the number of threads. Modules in dependency order:
 //!
-//! * [`types`], [`params`]: what goes in
-//! * `groups`: boxes by category; `ranking`: detections in the order in which they count
-//! * `matching`: which detection takes which ground truth; `accumulate`: precision and recall
-//! * [`summary`]: the numbers; [`matches`]: the fate of each box, for reports
+//! * [`types`]: boxes and the problem to evaluate
+//! * [`config`]: thresholds, area ranges and limits
+//! * `groups`: boxes by category
+//! * `ranking`: detections of a category by score
+//! * `matching`: greedy matching of detections with ground truth
+//! * `accumulate`: precision and recall from matches
+//! * [`matches`]: the outcome for each box, for reports
+//! * [`evaluation`]: the tables of precision, recall and scores
+//! * [`summary`]: AP and AR from the tables
 
 mod accumulate;
+pub mod config;
+pub mod evaluation;
 mod groups;
 pub mod matches;
 mod matching;
-pub mod params;
 mod ranking;
 pub mod summary;
 pub mod types;
 
 use rayon::prelude::*;
 
-use accumulate::{Curves, accumulate};
+use accumulate::{Block, Curves, accumulate};
+use config::{Area, MetricConfig};
+use evaluation::{ClassArea, ClassCounts, Evaluation};
 use groups::Groups;
 pub(crate) use groups::Positions;
 use matching::{BLOCK, Scenes};
-use params::{Params, RECALLS};
 use ranking::Ranked;
 use types::Problem;
 
-/// Numbers of boxes of one category.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ClassCounts {
-    /// Ground truth that is no crowd.
-    pub truth: usize,
-    /// Crowd regions.
-    pub crowds: usize,
-    /// Detections, also those beyond the largest limit.
-    pub detections: usize,
-}
-
-/// True and false positives over all categories in one area range, at the largest limit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AreaCounts {
-    /// Ground truth that counts.
-    pub positives: usize,
-    /// True positives at each IoU threshold.
-    pub tp: Vec<u64>,
-    /// False positives at each IoU threshold.
-    pub fp: Vec<u64>,
-    /// Detections that count as nothing, at each IoU threshold.
-    pub ignored: Vec<u64>,
-}
-
-/// One category's curves in one area range.
-#[derive(Debug, Clone)]
-struct ClassArea {
-    positives: usize,
-    /// For each limit; without ground truth that counts, only the counts mean something.
-    curves: Vec<Curves>,
-}
-
-/// Precision, recall and score tables, category by category.
-#[derive(Debug, Clone)]
-pub struct Evaluation {
-    /// What was asked.
-    pub params: Params,
-    /// Category ids, as in the problem.
-    pub categories: Vec<i64>,
-    /// Boxes of each category.
-    pub classes: Vec<ClassCounts>,
-    /// `[K][A]`
-    tables: Vec<Vec<ClassArea>>,
-}
-
-impl Evaluation {
-    fn curves(&self, k: usize, a: usize, m: usize) -> Option<&Curves> {
-        let area = &self.tables[k][a];
-        if area.positives == 0 { None } else { Some(&area.curves[m]) }
-    }
-
-    /// Precision at IoU threshold `t`, recall point `r`, category `k`, area `a`, limit `m` (all indices); -1 without
-    /// ground truth that counts.
-    pub fn precision_at(&self, t: usize, r: usize, k: usize, a: usize, m: usize) -> f64 {
-        self.curves(k, a, m).map_or(-1.0, |c| c.precision[t * RECALLS + r])
-    }
-
-    /// Largest recall at IoU threshold `t`, category `k`, area `a`, limit `m`; -1 without ground truth that counts.
-    pub fn recall_at(&self, t: usize, k: usize, a: usize, m: usize) -> f64 {
-        self.curves(k, a, m).map_or(-1.0, |c| c.recall[t])
-    }
-
-    /// Score at which recall point `r` is reached, 0 where it is not; -1 without ground truth that counts.
-    pub fn score_at(&self, t: usize, r: usize, k: usize, a: usize, m: usize) -> f64 {
-        self.curves(k, a, m).map_or(-1.0, |c| c.score[t * RECALLS + r])
-    }
-
-    /// pycocotools' `precision`: `[T, R, K, A, M]` in C order.
-    pub fn precision(&self) -> Vec<f64> {
-        self.table(|t, r, k, a, m| self.precision_at(t, r, k, a, m))
-    }
-
-    /// pycocotools' `scores`: `[T, R, K, A, M]` in C order.
-    pub fn scores(&self) -> Vec<f64> {
-        self.table(|t, r, k, a, m| self.score_at(t, r, k, a, m))
-    }
-
-    /// pycocotools' `recall`: `[T, K, A, M]` in C order.
-    pub fn recall(&self) -> Vec<f64> {
-        let (areas, limits) = (self.params.areas.len(), self.params.max_dets.len());
-        let inner = self.categories.len() * areas * limits;
-        let at = |n: usize| {
-            self.recall_at(
-                n / inner,
-                n / (areas * limits) % self.categories.len(),
-                n / limits % areas,
-                n % limits,
-            )
-        };
-        (0..self.params.iou.len() * inner).map(at).collect()
-    }
-
-    fn table(&self, at: impl Fn(usize, usize, usize, usize, usize) -> f64) -> Vec<f64> {
-        let (areas, limits) = (self.params.areas.len(), self.params.max_dets.len());
-        let mut out = Vec::with_capacity(
-            self.params.iou.len() * RECALLS * self.categories.len() * areas * limits,
-        );
-        for t in 0..self.params.iou.len() {
-            for r in 0..RECALLS {
-                for k in 0..self.categories.len() {
-                    for a in 0..areas {
-                        out.extend((0..limits).map(|m| at(t, r, k, a, m)));
-                    }
-                }
-            }
-        }
-        out
-    }
-
-    /// Counts over all categories in area range `a`.
-    pub fn counts(&self, a: usize) -> AreaCounts {
-        let thresholds = self.params.iou.len();
-        let zero = || vec![0; thresholds];
-        let mut out = AreaCounts { positives: 0, tp: zero(), fp: zero(), ignored: zero() };
-        for class in &self.tables {
-            let ClassArea { positives, curves } = &class[a];
-            out.positives += positives;
-            let Some(c) = curves.last() else { continue };
-            for t in 0..thresholds {
-                out.tp[t] += u64::from(c.tp[t]);
-                out.fp[t] += u64::from(c.fp[t]);
-                out.ignored[t] += u64::from(c.seen - c.tp[t] - c.fp[t]);
-            }
-        }
-        out
-    }
-}
-
-/// Matches and accumulates, on rayon's threads.
-pub fn evaluate(problem: &Problem, params: &Params) -> Evaluation {
+/// Evaluates detections against ground truth, on rayon's threads.
+///
+/// ```
+/// use dw_metric::{Detection, GroundTruth, MetricConfig, Problem, evaluate};
+///
+/// let (image_id, category_id) = (7, 1);
+/// let bbox = [10.0, 10.0, 40.0, 20.0]; // x, y, w, h
+/// let truth = [GroundTruth { id: 1, image_id, category_id, bbox, area: 800.0, crowd: false }];
+/// let shifted = [12.0, 10.0, 40.0, 20.0]; // IoU 0.905
+/// let detections = [Detection { image_id, category_id, bbox: shifted, score: 0.8 }];
+/// let problem =
+///     Problem { images: &[7], categories: &[1], truth: &truth, detections: &detections };
+///
+/// let evaluation = evaluate(&problem, &MetricConfig::default());
+/// let summary = evaluation.summary();
+/// assert!((summary.ap50 - 1.0).abs() < 1e-9);
+/// assert!((summary.ap - 0.9).abs() < 1e-9); // matched at 9 of 10 IoU thresholds
+/// assert_eq!(summary.ap_large, -1.0); // no large ground truth
+/// ```
+pub fn evaluate(problem: &Problem, config: &MetricConfig) -> Evaluation {
     let groups = Groups::new(problem);
-    // One category a task: the commonest alone can hold a third of all boxes.
+    // One category per task: the most frequent one can hold a third of all boxes.
     let categories = (0..problem.categories.len()).into_par_iter().with_max_len(1);
     let (classes, tables) = categories
-        .map(|k| (count(problem, &groups, k), category(problem, params, &groups, k)))
+        .map(|k| (count(problem, &groups, k), category(problem, config, &groups, k)))
         .unzip();
-    Evaluation { params: params.clone(), categories: problem.categories.to_vec(), classes, tables }
+    Evaluation { config: config.clone(), categories: problem.categories.to_vec(), classes, tables }
 }
 
+/// Number of boxes of category `k`.
 fn count(problem: &Problem, groups: &Groups, k: usize) -> ClassCounts {
     let (truth, _) = groups.truth.of(k);
     let crowds = truth.iter().filter(|&&g| problem.truth[g as usize].crowd).count();
@@ -172,30 +71,30 @@ fn count(problem: &Problem, groups: &Groups, k: usize) -> ClassCounts {
 }
 
 /// Curves of category `k`, for each area range.
-fn category(problem: &Problem, params: &Params, groups: &Groups, k: usize) -> Vec<ClassArea> {
+fn category(problem: &Problem, config: &MetricConfig, groups: &Groups, k: usize) -> Vec<ClassArea> {
     let ranked =
-        Ranked::new(problem.detections, groups.detections.of(k), groups.images, &params.max_dets);
+        Ranked::new(problem.detections, groups.detections.of(k), groups.images, &config.max_dets);
     let scenes = Scenes::new(groups.truth.of(k), &ranked, groups.images);
-    let counts = |a: &params::Area| {
+    let positives = |a: &Area| {
         let truth = groups.truth.of(k).0.iter().map(|&g| &problem.truth[g as usize]);
         truth.filter(|g| !g.crowd && !a.excludes(g.area)).count()
     };
     let empty = |a| ClassArea {
-        positives: counts(a),
-        curves: vec![Curves::default(); params.max_dets.len()],
+        positives: positives(a),
+        curves: vec![Curves::default(); config.max_dets.len()],
     };
-    let mut out: Vec<ClassArea> = params.areas.iter().map(empty).collect();
-    for thresholds in params.iou.chunks(BLOCK) {
-        let flags = matching::flags(problem, params, thresholds, &ranked, &scenes);
+    let mut out: Vec<ClassArea> = config.areas.iter().map(empty).collect();
+    for thresholds in config.iou.chunks(BLOCK) {
+        let flags = matching::flags(problem, config, thresholds, &ranked, &scenes);
         out.par_iter_mut().enumerate().for_each(|(a, class)| {
-            accumulate(
-                &ranked,
-                &flags[a],
-                &params.areas[a],
-                class.positives,
-                thresholds.len(),
-                &mut class.curves,
-            );
+            let block = Block {
+                ranked: &ranked,
+                flags: &flags[a],
+                area: &config.areas[a],
+                positives: class.positives,
+                num_thresholds: thresholds.len(),
+            };
+            accumulate(&block, &mut class.curves);
         });
     }
     out

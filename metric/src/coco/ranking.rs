@@ -1,25 +1,27 @@
-//! Detections of one category in the order in which they count: by score, then image, then place in the input.
+//! Detections of one category ordered by descending score, then image, then position in the input.
 //!
-//! That one order holds all of pycocotools' three stable sorts: within an image it is score, then input; over images it
-//! is what sorting the images' lists one after another gives.
+//! This order is equivalent to pycocotools' three stable sorts: within an image, by score and input
+//! position; across images, the stable sort of the images' concatenated lists.
 
 use super::types::Detection;
 
-/// Detections of a category, best first, those beyond the limit of their image left out.
+/// Detections of a category by descending score, without those beyond the largest limit of their
+/// image. All fields are parallel.
 #[derive(Debug, Default)]
 pub(crate) struct Ranked {
     /// Index into the problem's detections.
     pub(crate) detection: Vec<u32>,
-    /// Number of the image.
+    /// Image, as the rank of its id.
     pub(crate) image: Vec<u32>,
-    /// The first of the limits that it is within.
+    /// Index of the smallest limit that includes the detection.
     pub(crate) level: Vec<u16>,
+    /// Confidence.
     pub(crate) score: Vec<f64>,
-    /// Area w * h.
+    /// Area w * h in square pixels.
     pub(crate) size: Vec<f64>,
 }
 
-/// A number that ascends as the score descends; equal scores (also 0 and -0) are equal, NaN is last.
+/// A sort key that ascends as the score descends; 0 and -0 are equal, NaN is last.
 fn descending(score: f64) -> u64 {
     if score.is_nan() {
         return u64::MAX;
@@ -30,11 +32,12 @@ fn descending(score: f64) -> u64 {
 }
 
 impl Ranked {
-    /// Ranks `boxes` (indices into `all`) on `images`; `limits` are numbers of detections an image, ascending.
+    /// Ranks `boxes`, indices into `all`, with their `images`. `limits` are detections per image,
+    /// ascending.
     pub(crate) fn new(
         all: &[Detection],
         (boxes, images): (&[u32], &[u32]),
-        image_count: usize,
+        num_images: usize,
         limits: &[usize],
     ) -> Self {
         let key = |(&n, &image): (&u32, &u32)| {
@@ -42,7 +45,7 @@ impl Ranked {
         };
         let mut keys: Vec<(u64, u64)> = boxes.iter().zip(images).map(key).collect();
         keys.sort_unstable();
-        let mut seen = vec![0u32; image_count];
+        let mut counts = vec![0u32; num_images];
         let mut out = Self {
             detection: Vec::with_capacity(keys.len()),
             image: Vec::with_capacity(keys.len()),
@@ -52,12 +55,12 @@ impl Ranked {
         };
         for (_, place) in keys {
             let (image, n) = ((place >> 32) as u32, place as u32);
-            let rank = seen[image as usize];
+            let rank = counts[image as usize];
             let level = limits.iter().take_while(|&&limit| rank as usize >= limit).count();
             if level == limits.len() {
                 continue;
             }
-            seen[image as usize] += 1;
+            counts[image as usize] += 1;
             let d = &all[n as usize];
             out.detection.push(n);
             out.image.push(image);
@@ -68,6 +71,7 @@ impl Ranked {
         out
     }
 
+    /// Number of detections.
     pub(crate) fn len(&self) -> usize {
         self.detection.len()
     }
@@ -78,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn order_of_scores() {
+    fn keys_descend_with_the_score() {
         let scores =
             [f64::INFINITY, 17.0, 1.0, 0.5, 1e-300, 0.0, -1e-9, -3.0, f64::NEG_INFINITY, f64::NAN];
         assert!(scores.windows(2).all(|w| descending(w[0]) < descending(w[1])));

@@ -1,9 +1,10 @@
-//! The numbers people quote: COCO's 12, and each class.
+//! AP and AR: COCO's 12 numbers, and those of each class.
 
-use super::Evaluation;
-use super::params::RECALLS;
+use super::config::RECALLS;
+use super::evaluation::Evaluation;
 
-/// COCO's 12 numbers; -1 where there is nothing to find, or where the parameters leave the number out.
+/// COCO's 12 numbers; -1 without ground truth, or where the configuration lacks the IoU threshold,
+/// area range or limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[expect(missing_docs, reason = "COCO's own names")]
 pub struct Summary {
@@ -22,7 +23,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// With COCO's names, in COCO's order.
+    /// Pairs of COCO's name and value, in COCO's order.
     pub fn named(&self) -> [(&'static str, f64); 12] {
         [
             ("AP", self.ap),
@@ -41,26 +42,28 @@ impl Summary {
     }
 }
 
-/// How one category did, over all areas unless said, at the largest limit; -1 without ground truth that counts.
+/// Numbers of one category over all areas, at the largest limit; -1 without ground truth that is not
+/// ignored.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClassRow {
-    /// Mean over all IoU thresholds.
+    /// AP, mean over all IoU thresholds.
     pub ap: f64,
-    /// At IoU 0.5; -1 where that is no threshold.
+    /// AP at IoU 0.5; -1 if that is not among the thresholds.
     pub ap50: f64,
-    /// At IoU 0.75; -1 where that is no threshold.
+    /// AP at IoU 0.75; -1 if that is not among the thresholds.
     pub ap75: f64,
-    /// Recall, mean over all IoU thresholds.
+    /// AR, mean over all IoU thresholds.
     pub ar: f64,
-    /// Ground truth that counts (no crowds).
+    /// Ground-truth boxes other than crowd regions.
     pub truth: usize,
     /// Crowd regions.
     pub crowds: usize,
-    /// Detections, also those beyond the largest limit.
+    /// Detections, including those beyond the largest limit.
     pub detections: usize,
 }
 
-/// Sum in numpy's order: blocks of 128 with eight running sums, halves above that. Equal sums to the last bit need it.
+/// Sum in numpy's order, for bit-identical results: blocks of up to 128 values with eight running
+/// sums, longer slices halved.
 fn pairwise_sum(v: &[f64]) -> f64 {
     let n = v.len();
     if n < 8 {
@@ -81,22 +84,23 @@ fn pairwise_sum(v: &[f64]) -> f64 {
     pairwise_sum(&v[..half]) + pairwise_sum(&v[half..])
 }
 
-/// Mean of what is above -1, as numpy's; -1 where nothing is.
+/// Mean of the values above -1, bit-identical to numpy's; -1 without any.
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let kept: Vec<f64> = values.filter(|&v| v > -1.0).collect();
     if kept.is_empty() { -1.0 } else { pairwise_sum(&kept) / kept.len() as f64 }
 }
 
 impl Evaluation {
-    /// Indices of the thresholds that a number is of: all, or the one nearest to `iou` (none farther off than 1e-9).
+    /// Indices of all IoU thresholds, or of the one that equals `iou` (within 1e-9).
     fn thresholds(&self, iou: Option<f64>) -> Vec<usize> {
-        let all = 0..self.params.iou.len();
-        all.filter(|&t| iou.is_none_or(|v| (self.params.iou[t] - v).abs() < 1e-9)).collect()
+        let all = 0..self.config.iou.len();
+        all.filter(|&t| iou.is_none_or(|v| (self.config.iou[t] - v).abs() < 1e-9)).collect()
     }
 
-    /// AP at the largest limit: of one IoU threshold or all, of one category (index) or all; -1 where there is none.
+    /// AP at the largest limit, in area range `area`: at one IoU threshold or the mean over all, of
+    /// one category (index) or the mean over all; -1 if undefined.
     pub fn ap(&self, iou: Option<f64>, area: usize, category: Option<usize>) -> f64 {
-        let m = self.params.max_dets.len() - 1;
+        let m = self.config.max_dets.len() - 1;
         let categories = category.map_or(0..self.categories.len(), |k| k..k + 1);
         mean(self.thresholds(iou).into_iter().flat_map(|t| {
             let categories = categories.clone();
@@ -106,29 +110,29 @@ impl Evaluation {
         }))
     }
 
-    /// AP over all areas and categories at one IoU threshold; -1 where it was not evaluated.
+    /// AP over all areas and categories at one IoU threshold; -1 if that was not evaluated.
     pub fn ap_at(&self, iou: f64) -> f64 {
         self.ap(Some(iou), 0, None)
     }
 
-    /// AR over all IoU thresholds; `limit` is an index into `max_dets`, `category` one into the categories.
+    /// AR over all IoU thresholds; all arguments are indices.
     pub fn ar(&self, area: usize, limit: usize, category: Option<usize>) -> f64 {
         let categories = category.map_or(0..self.categories.len(), |k| k..k + 1);
-        let thresholds = 0..self.params.iou.len();
+        let thresholds = 0..self.config.iou.len();
         mean(
             thresholds
                 .flat_map(|t| categories.clone().map(move |k| self.recall_at(t, k, area, limit))),
         )
     }
 
-    /// AP of each category over all thresholds; -1 without ground truth that counts.
+    /// AP of each category over all thresholds; -1 without ground truth that is not ignored.
     pub fn per_class(&self) -> Vec<f64> {
         (0..self.categories.len()).map(|k| self.ap(None, 0, Some(k))).collect()
     }
 
-    /// More on each category.
+    /// Numbers of each category.
     pub fn class_rows(&self) -> Vec<ClassRow> {
-        let m = self.params.max_dets.len() - 1;
+        let m = self.config.max_dets.len() - 1;
         let row = |k: usize| ClassRow {
             ap: self.ap(None, 0, Some(k)),
             ap50: self.ap(Some(0.5), 0, Some(k)),
@@ -141,9 +145,9 @@ impl Evaluation {
         (0..self.categories.len()).map(row).collect()
     }
 
-    /// The 12 numbers; AP and the areas' AR are at the largest limit.
+    /// COCO's 12 numbers; AP and the AR of area ranges are at the largest limit.
     pub fn summary(&self) -> Summary {
-        let p = &self.params;
+        let p = &self.config;
         let last = p.max_dets.len() - 1;
         let area = |name: &str| p.areas.iter().position(|a| a.name == name);
         let ap = |name: &str| area(name).map_or(-1.0, |a| self.ap(None, a, None));
@@ -167,11 +171,11 @@ impl Evaluation {
         }
     }
 
-    /// The numbers that the parameters ask for, named as COCO's: `AP`, `AP50` and `AP75` where these are thresholds,
-    /// `APs` (small), `APm`, `APl`, `AP_<name>` for other areas, `AR<n>` for each limit, `ARs`, ..., `AR_<name>`.
-    /// With the default parameters these are [`Summary::named`].
+    /// All numbers of the configuration with COCO's names: `AP`; `AP50` and `AP75` if these are
+    /// thresholds; `APs` (small), `APm`, `APl`, `AP_<name>` for other areas; `AR<n>` for each limit;
+    /// `ARs`, ..., `AR_<name>`. With the default configuration equal to [`Summary::named`].
     pub fn named(&self) -> Vec<(String, f64)> {
-        let p = &self.params;
+        let p = &self.config;
         let mut out = vec![("AP".to_string(), self.ap(None, 0, None))];
         for (name, iou) in [("AP50", 0.5), ("AP75", 0.75)] {
             if !self.thresholds(Some(iou)).is_empty() {

@@ -1,31 +1,31 @@
-//! JSON values from bytes, one after another, without a tree: strict about the format, exact about numbers.
+//! A JSON parser that builds no tree: strict about the format, with correctly rounded numbers.
 
 use std::borrow::Cow;
 
-/// What a value can be wrong in.
+/// An invalid value.
 #[derive(Debug)]
 pub(crate) struct Bad {
-    /// Byte where the value starts; from the start of the file once a stream has passed it on.
+    /// Offset of the value in bytes: in the cursor's bytes, or in the file once returned by a stream.
     pub(crate) at: u64,
-    /// Field of the object, if it is in one that we read.
+    /// Field that holds the value, if any.
     pub(crate) field: Option<&'static str>,
-    /// Expected and found.
+    /// What was expected and what was found.
     pub(crate) problem: String,
 }
 
 /// Why a value could not be read.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// The bytes end within it.
+    /// The bytes end within the value.
     End,
-    /// It is not what was expected.
+    /// The value is invalid.
     Bad(Box<Bad>),
     /// The file could not be read.
     Io(std::io::Error),
 }
 
 impl Fault {
-    /// In this field of an object.
+    /// Adds the field that holds the value, unless an inner one is set.
     fn of(mut self, field: &'static str) -> Self {
         if let Self::Bad(bad) = &mut self {
             bad.field.get_or_insert(field);
@@ -34,27 +34,29 @@ impl Fault {
     }
 }
 
-/// Result of reading a value.
+/// Result of parsing a value.
 pub(crate) type Parse<T> = Result<T, Fault>;
 
-/// Deepest nesting of a value that is passed over.
-const DEEPEST: usize = 128;
+/// Maximum nesting of a skipped value.
+const MAX_DEPTH: usize = 128;
 
-/// Powers of ten that are exact as f64.
+/// The powers of ten that are exact as f64.
 const POWERS: [f64; 23] = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16,
     1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
 ];
 
-/// A place in bytes of JSON.
+/// A position in JSON text.
 #[derive(Debug)]
 pub(crate) struct Cursor<'a> {
+    /// The text.
     pub(crate) bytes: &'a [u8],
+    /// Index of the next byte.
     pub(crate) at: usize,
 }
 
 impl<'a> Cursor<'a> {
-    /// A fault here: `expected`, and what stands here instead.
+    /// A fault at this position: what was expected, and what is here instead.
     pub(crate) fn bad<T>(&self, expected: &str) -> Parse<T> {
         Err(match self.found() {
             None => Fault::End,
@@ -62,12 +64,12 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// A fault here.
+    /// A fault at this position.
     pub(crate) fn fault(&self, problem: String) -> Fault {
         Fault::Bad(Box::new(Bad { at: self.at as u64, field: None, problem }))
     }
 
-    /// What stands here, in words.
+    /// Describes the value at this position; `None` if it may continue beyond the end of the bytes.
     fn found(&self) -> Option<String> {
         let rest = &self.bytes[self.at..];
         Some(match rest.first()? {
@@ -75,7 +77,6 @@ impl<'a> Cursor<'a> {
             b'{' => "an object".into(),
             b'[' => "a list".into(),
             _ => {
-                // A word that reaches the end may go on beyond it.
                 let end =
                     rest.iter().position(|b| !(b.is_ascii_alphanumeric() || b"+-.".contains(b)))?;
                 let word = &rest[..end.clamp(1, 40)];
@@ -84,19 +85,20 @@ impl<'a> Cursor<'a> {
         })
     }
 
+    /// Skips white space.
     fn space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.bytes.get(self.at) {
             self.at += 1;
         }
     }
 
-    /// The next byte after white space, which stays.
+    /// Skips white space and returns the next byte without consuming it.
     pub(crate) fn peek(&mut self) -> Parse<u8> {
         self.space();
         self.bytes.get(self.at).copied().ok_or(Fault::End)
     }
 
-    /// Takes one byte of punctuation.
+    /// Consumes one byte of punctuation.
     pub(crate) fn take(&mut self, byte: u8, expected: &str) -> Parse<()> {
         if self.peek()? != byte {
             return self.bad(expected);
@@ -105,7 +107,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// After an element: `true` for a comma, `false` for `close`.
+    /// Consumes what follows an element; `true` for a comma, `false` for `close`.
     pub(crate) fn more(&mut self, close: u8) -> Parse<bool> {
         let next = self.peek()?;
         if next != b',' && next != close {
@@ -115,7 +117,7 @@ impl<'a> Cursor<'a> {
         Ok(next == b',')
     }
 
-    /// Reads an object: `field` reads the value of each key.
+    /// Parses an object; `field` gets each key and parses its value.
     pub(crate) fn object(
         &mut self,
         mut field: impl FnMut(&mut Self, &[u8]) -> Parse<()>,
@@ -134,7 +136,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A key and its colon.
+    /// Parses a key and its colon.
     pub(crate) fn key(&mut self) -> Parse<Cow<'a, [u8]>> {
         let key = self.string("a key")?;
         self.take(b':', "`:`")?;
@@ -145,7 +147,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// Reads a field's value; a fault names the field.
+    /// Parses the value of field `name`, which faults are attributed to.
     pub(crate) fn field<T>(
         &mut self,
         name: &'static str,
@@ -154,12 +156,12 @@ impl<'a> Cursor<'a> {
         read(self).map_err(|f| f.of(name))
     }
 
-    /// A field that must be there.
+    /// The value of a required field.
     pub(crate) fn required<T>(&self, name: &'static str, value: Option<T>) -> Parse<T> {
         value.ok_or_else(|| self.fault("is missing".into()).of(name))
     }
 
-    /// A string without its quotes, escapes as they are.
+    /// Parses a string; returns the bytes between the quotes, escapes unchanged.
     fn string(&mut self, expected: &str) -> Parse<&'a [u8]> {
         self.take(b'"', expected)?;
         let start = self.at;
@@ -176,24 +178,25 @@ impl<'a> Cursor<'a> {
         Ok(&self.bytes[start..self.at - 1])
     }
 
-    /// The text of a string's bytes.
+    /// Decodes the bytes of [`Self::string`].
     fn decoded(&self, string: &[u8]) -> Parse<String> {
         let quoted = [b"\"", string, b"\""].concat();
         serde_json::from_slice(&quoted)
-            .map_err(|e| self.fault(format!("a string before this is damaged: {e}")))
+            .map_err(|e| self.fault(format!("invalid string before this byte: {e}")))
     }
 
-    /// A string's text.
+    /// Parses a string.
     pub(crate) fn text(&mut self) -> Parse<String> {
         let string = self.string("a string")?;
         self.decoded(string)
     }
 
-    /// Takes `null` if it stands here.
+    /// Consumes `null` if it is next.
     pub(crate) fn null(&mut self) -> Parse<bool> {
         Ok(self.peek()? == b'n' && self.word(b"null").is_ok())
     }
 
+    /// Consumes a literal such as `true`.
     fn word(&mut self, word: &[u8]) -> Parse<()> {
         let rest = &self.bytes[self.at..];
         if !rest.starts_with(word) {
@@ -203,7 +206,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// A flag: a number (0 is false), `true` or `false`.
+    /// Parses a flag: `true`, `false`, or a number (0 is false).
     pub(crate) fn flag(&mut self) -> Parse<bool> {
         match self.peek()? {
             b't' => self.word(b"true").map(|()| true),
@@ -212,7 +215,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Digits from `i` on, their end and value (wrapped if there are too many).
+    /// Scans digits from `i` on; returns their end and `value` with them appended (wraps on overflow).
     fn digits(&self, mut i: usize, mut value: u64) -> (usize, u64) {
         while let Some(d) = self.bytes.get(i).map(|b| b.wrapping_sub(b'0')).filter(|d| *d < 10) {
             value = value.wrapping_mul(10).wrapping_add(u64::from(d));
@@ -221,7 +224,7 @@ impl<'a> Cursor<'a> {
         (i, value)
     }
 
-    /// A finite number, rounded exactly.
+    /// Parses a finite number, correctly rounded.
     pub(crate) fn number(&mut self) -> Parse<f64> {
         const EXPECTED: &str = "a finite number";
         let minus = self.peek()? == b'-';
@@ -242,7 +245,7 @@ impl<'a> Cursor<'a> {
         let Some(next) = self.bytes.get(end) else { return Err(Fault::End) };
         let exact = !matches!(next, b'e' | b'E');
         if exact && length + scale <= 15 {
-            // Both are exact, so the one division rounds once.
+            // Both operands are exact, so the division rounds once.
             let value = mantissa as f64 / POWERS[scale];
             self.at = end;
             return Ok(if minus { -value } else { value });
@@ -265,9 +268,9 @@ impl<'a> Cursor<'a> {
         Ok(value)
     }
 
-    /// A whole number, also as 1.0.
+    /// Parses an integer, also in the form 1.0.
     pub(crate) fn id(&mut self) -> Parse<i64> {
-        const EXPECTED: &str = "a whole number";
+        const EXPECTED: &str = "an integer";
         let minus = self.peek()? == b'-';
         let first = self.at + usize::from(minus);
         let (end, value) = self.digits(first, 0);
@@ -296,7 +299,7 @@ impl<'a> Cursor<'a> {
         Ok(value as i64)
     }
 
-    /// `[x, y, w, h]`
+    /// Parses `[x, y, w, h]`.
     pub(crate) fn bbox(&mut self) -> Parse<[f64; 4]> {
         const EXPECTED: &str = "4 numbers";
         let (mut out, mut n) = ([0.0; 4], 0);
@@ -322,14 +325,16 @@ impl<'a> Cursor<'a> {
         Ok(out)
     }
 
-    /// Passes over any value.
+    /// Skips any value.
     pub(crate) fn skip(&mut self) -> Parse<()> {
-        self.skip_within(DEEPEST)
+        self.skip_within(MAX_DEPTH)
     }
 
     fn skip_within(&mut self, depth: usize) -> Parse<()> {
         if depth == 0 {
-            return Err(self.fault(format!("expected at most {DEEPEST} levels, found more")));
+            return Err(
+                self.fault(format!("expected at most {MAX_DEPTH} levels of nesting, found more"))
+            );
         }
         match self.peek()? {
             b'{' => self.object(|c, _| c.skip_within(depth - 1)),

@@ -1,4 +1,10 @@
-//! COCO's JSON files, with an error where pycocotools fails or miscounts.
+//! Readers for COCO's JSON files. Input on which pycocotools fails or miscounts is an error.
+//!
+//! * `cursor`: parser for single JSON values
+//! * `source`: random access to a file, or the contents of a pipe
+//! * `stream`: a source as a stream of JSON values
+//! * `truth`: ground truth
+//! * `results`: detections
 
 mod cursor;
 mod results;
@@ -7,34 +13,4 @@ mod stream;
 mod truth;
 
 pub use results::results;
-pub use truth::truth;
-
-use crate::coco::types::GroundTruth;
-
-/// An image of a ground-truth file.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Image {
-    /// Id.
-    pub id: i64,
-    /// `file_name`, if the file has it.
-    pub file_name: Option<String>,
-    /// Width in pixels, if the file has it.
-    pub width: Option<f64>,
-    /// Height in pixels, if the file has it.
-    pub height: Option<f64>,
-}
-
-/// A ground-truth file.
-#[derive(Debug, Clone)]
-pub struct Truth {
-    /// Image ids, in file order.
-    pub images: Vec<i64>,
-    /// The same images, with names and sizes.
-    pub files: Vec<Image>,
-    /// Category ids, ascending, each once.
-    pub categories: Vec<i64>,
-    /// Their names.
-    pub names: Vec<String>,
-    /// Boxes in file order.
-    pub boxes: Vec<GroundTruth>,
-}
+pub use truth::{Image, Truth, truth};

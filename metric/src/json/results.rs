@@ -1,28 +1,32 @@
-//! Results: a list of detections, read in pieces by several threads.
+//! Results: a list of detections, parsed in pieces by several threads.
 //!
-//! Each task takes a range of the file and starts at the first thing in it that looks like the border of two detections.
-//! Whether it is one shows when the task before ends exactly there; if not, that range is read again from where it did.
+//! Each task gets a range of the file and starts at the first apparent border of two detections in
+//! it. The border is real if the previous task ends exactly there; otherwise the range is parsed
+//! again from where that task ended.
 
 use std::ops::Range;
 use std::path::Path;
 
+use dw_base::Result;
 use dw_base::text::shown;
 use rayon::prelude::*;
 
-use super::Truth;
 use super::cursor::{Cursor, Fault, Parse};
 use super::source::Source;
-use super::stream::{Stream, error};
+use super::stream::{ItemResult, Stream, error};
+use super::truth::Truth;
 use crate::coco::Positions;
 use crate::coco::types::Detection;
-use crate::error::Result;
 
-/// Bytes of the file that one task takes.
+/// Size of a task's range, bytes.
 const RANGE: u64 = 1 << 20;
-/// Bytes that it reads beyond, for its last detection.
-const BEYOND: usize = 1 << 12;
-/// Tasks of a round, for each thread.
-const TASKS: usize = 2;
+/// Bytes read beyond a range, for its last detection.
+const MARGIN: usize = 1 << 12;
+/// Tasks per thread in one round.
+const TASKS_PER_THREAD: usize = 2;
+
+/// What errors about the file as a whole call it.
+const WHOLE: &str = "results";
 
 /// Ids of the ground truth.
 struct Known {
@@ -30,6 +34,7 @@ struct Known {
     categories: Positions,
 }
 
+/// Parses one detection, whose image must be known.
 fn detection(c: &mut Cursor, known: &Known) -> Parse<Detection> {
     let (mut image_id, mut category_id, mut bbox, mut score) = (None, None, None, None);
     c.object(|c, key| {
@@ -51,38 +56,40 @@ fn detection(c: &mut Cursor, known: &Known) -> Parse<Detection> {
     };
     if known.images.get(image_id).is_none() {
         let found = format!(
-            "expected an image of the ground truth, found {image_id}\nhint: are results and ground truth of the same split?"
+            "expected an image of the ground truth, found {image_id}\n\
+             hint: check that results and ground truth are of the same split"
         );
         return c.field("image_id", |c| Err(c.fault(found)));
     }
     Ok(row)
 }
 
-/// Where a task ended.
+/// End of a task.
 #[derive(Debug)]
 enum End {
-    /// The next detection starts here.
+    /// Offset of the next detection.
     Next(u64),
-    /// The list ended before this byte.
+    /// The list ends before this offset.
     List(u64),
 }
 
-/// What a task did.
+/// Outcome of a task; its detections are in its [`Memory`].
 struct Piece {
-    /// Where it started, if it found a start.
+    /// Offset of the first detection, if a border was found.
     start: Option<u64>,
     end: Parse<End>,
 }
 
-/// Memory of a task, used again from round to round.
+/// Buffers of a task, reused from round to round.
 #[derive(Default)]
 struct Memory {
+    /// Window of the stream.
     window: Vec<u8>,
-    /// What it read.
+    /// Parsed detections.
     rows: Vec<Detection>,
 }
 
-/// Place in `bytes` of the first `{` that follows `}` and `,`.
+/// Index of the first `{` that follows `}` and `,`.
 fn border(bytes: &[u8]) -> Option<usize> {
     let space =
         |from: usize| from + bytes[from..].iter().take_while(|b| b.is_ascii_whitespace()).count();
@@ -99,8 +106,9 @@ fn border(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Reads detections from `start` on, or from the first border in `range`; the last is the one that ends at or beyond `range`.
-fn piece(
+/// Parses detections from `start`, or from the first border in `range`, up to the first that ends at
+/// or beyond the end of `range`.
+fn read_piece(
     source: &Source,
     known: &Known,
     range: &Range<u64>,
@@ -113,11 +121,11 @@ fn piece(
     let mut read = || {
         let from = start.unwrap_or(range.start);
         let mut stream =
-            Stream::new(source, from, range.end.saturating_sub(from) as usize + BEYOND, window)?;
+            Stream::new(source, from, range.end.saturating_sub(from) as usize + MARGIN, window)?;
         if start.is_none() {
             let Some(n) = border(stream.window()) else { return Err(Fault::End) };
             stream.advance(n);
-            found = Some(stream.place());
+            found = Some(stream.position());
         }
         loop {
             let (row, end, more) = stream.next(|c| {
@@ -130,13 +138,13 @@ fn piece(
                 Ok((row, c.at - end, more))
             })?;
             rows.push(row);
-            let place = stream.place();
+            let position = stream.position();
             if !more {
-                return Ok(End::List(place));
+                return Ok(End::List(position));
             }
-            // Its closing brace is the byte before `end`.
-            if place - end as u64 > range.end {
-                return Ok(End::Next(place));
+            // The detection ends `end` bytes before the next one.
+            if position - end as u64 > range.end {
+                return Ok(End::Next(position));
             }
         }
     };
@@ -144,34 +152,42 @@ fn piece(
     Piece { start: found, end }
 }
 
-/// Reads a results file against its ground truth; warnings are counted into `warnings`.
+/// Consumes the opening bracket; `true` if the list is empty.
+fn open_list(c: &mut Cursor) -> Parse<bool> {
+    c.take(b'[', "a list of detections")?;
+    let empty = c.peek()? == b']';
+    c.at += usize::from(empty);
+    Ok(empty)
+}
+
+/// Reads a results file for the given ground truth; appends to `warnings`.
 ///
 /// # Errors
-/// Not a list, an unknown image, a missing or wrongly typed field, a score or box that is not finite.
+/// Not a list, an unknown image, a missing field or one of the wrong type, a score or box that is
+/// not finite.
 pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result<Vec<Detection>> {
-    const WHOLE: &str = "results";
     let source = Source::open(path, WHOLE)?;
     let known = Known {
         images: Positions::new(&truth.images),
         categories: Positions::new(&truth.categories),
     };
-    let bad = |item: &str, fault: Fault| error(path, item, fault, source.len());
-    let whole = |fault| bad(WHOLE, fault);
-    let tasks = TASKS * rayon::current_num_threads();
+    let rows = detections(&source, &known)
+        .map_err(|(item, fault)| error(path, &item, fault, source.len()))?;
+    warn(path, truth, &known, &rows, warnings);
+    Ok(rows)
+}
+
+/// Parses the list of detections, up to the end of the file.
+fn detections(source: &Source, known: &Known) -> ItemResult<Vec<Detection>> {
+    let whole = |fault| (WHOLE.to_owned(), fault);
+    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
     let mut memories: Vec<Memory> = (0..tasks).map(|_| Memory::default()).collect();
-    let mut stream = Stream::new(&source, 0, BEYOND, &mut memories[0].window).map_err(whole)?;
-    let empty = stream.next(|c| {
-        c.take(b'[', "a list of detections")?;
-        let empty = c.peek()? == b']';
-        c.at += usize::from(empty);
-        Ok(empty)
-    });
-    let empty = empty.map_err(whole)?;
+    let mut stream = Stream::new(source, 0, MARGIN, &mut memories[0].window).map_err(whole)?;
+    let mut ended = stream.next(open_list).map_err(whole)?;
     let mut rows: Vec<Detection> = vec![];
-    // Where the next detection truly starts.
-    let mut place = stream.place();
-    let mut ended = empty;
-    let ranges: Vec<Range<u64>> = (place..source.len())
+    // Offset of the next detection, once all before it are parsed.
+    let mut position = stream.position();
+    let ranges: Vec<Range<u64>> = (position..source.len())
         .step_by(RANGE as usize)
         .map(|from| from..(from + RANGE).min(source.len()))
         .collect();
@@ -179,40 +195,42 @@ pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result
         if ended {
             break;
         }
-        let known_start = |range: &Range<u64>| (range.start == place).then_some(place);
+        let known_start = |range: &Range<u64>| (range.start == position).then_some(position);
         let pieces: Vec<Piece> = round
             .par_iter()
             .zip(&mut memories)
-            .map(|(range, memory)| piece(&source, &known, range, known_start(range), memory))
+            .map(|(range, memory)| read_piece(source, known, range, known_start(range), memory))
             .collect();
-        for ((range, mut found), memory) in round.iter().zip(pieces).zip(&mut memories) {
-            if ended || (found.start != Some(place) && place > range.end) {
+        for ((range, mut piece), memory) in round.iter().zip(pieces).zip(&mut memories) {
+            let aligned = piece.start == Some(position);
+            if ended || (!aligned && position > range.end) {
                 continue;
             }
-            if found.start != Some(place) {
-                found = piece(&source, &known, range, Some(place), memory);
+            if !aligned {
+                piece = read_piece(source, known, range, Some(position), memory);
             }
             rows.append(&mut memory.rows);
-            match found.end {
-                Ok(End::Next(next)) => place = next,
-                Ok(End::List(next)) => (place, ended) = (next, true),
-                Err(fault) => return Err(bad(&format!("{WHOLE}[{}]", rows.len()), fault)),
+            match piece.end {
+                Ok(End::Next(next)) => position = next,
+                Ok(End::List(next)) => (position, ended) = (next, true),
+                Err(fault) => return Err((format!("{WHOLE}[{}]", rows.len()), fault)),
             }
         }
     }
     if !ended {
-        return Err(bad(&format!("{WHOLE}[{}]", rows.len()), Fault::End));
+        return Err((format!("{WHOLE}[{}]", rows.len()), Fault::End));
     }
-    Stream::new(&source, place, BEYOND, &mut memories[0].window)
+    Stream::new(source, position, MARGIN, &mut memories[0].window)
         .and_then(|mut s| s.finish())
         .map_err(whole)?;
-    warn(path, truth, &known, &rows, warnings);
     Ok(rows)
 }
 
+/// Warns about an empty list and about detections of unknown categories.
 fn warn(path: &Path, truth: &Truth, known: &Known, rows: &[Detection], warnings: &mut Vec<String>) {
+    let path = path.display();
     if rows.is_empty() {
-        warnings.push(format!("{}: the results list is empty: AP is 0", path.display()));
+        warnings.push(format!("{path}: the list of detections is empty: AP is 0"));
         return;
     }
     let mut unknown: Vec<i64> =
@@ -223,25 +241,23 @@ fn warn(path: &Path, truth: &Truth, known: &Known, rows: &[Detection], warnings:
     let count = unknown.len();
     unknown.sort_unstable();
     unknown.dedup();
-    let few = |items: Vec<String>| {
+    let first = |items: Vec<String>| {
         let more = if items.len() > 8 { ", ..." } else { "" };
         format!("{}{more}", items[..items.len().min(8)].join(", "))
     };
-    let ids = few(unknown.iter().map(ToString::to_string).collect());
-    let known: Vec<String> = truth
-        .categories
-        .iter()
-        .zip(&truth.names)
-        .map(|(id, name)| format!("{id} {}", shown(name)))
-        .collect();
+    let ids = first(unknown.iter().map(ToString::to_string).collect());
     let hint = if count == rows.len() {
-        let known = few(known);
+        let names = truth.categories.iter().zip(&truth.names);
+        let known = first(names.map(|(id, name)| format!("{id} {}", shown(name))).collect());
         format!(
-            "\nno detection is of a category of the ground truth, which has {known}\nhint: category_id must be the ground truth's id, not the class's number in the model"
+            "\nno detection has a category of the ground truth: {known}\nhint: `category_id` must \
+             be an id of the ground truth, not the model's class index"
         )
     } else {
         String::new()
     };
-    let path = path.display();
-    warnings.push(format!("{path}: {count} detections of categories that the ground truth does not know (ids {ids}): left out{hint}"));
+    warnings.push(format!(
+        "{path}: {count} detections of categories that are not in the ground truth (ids {ids}) are \
+         ignored{hint}"
+    ));
 }

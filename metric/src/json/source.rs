@@ -1,51 +1,60 @@
-//! A file read at any place, so that it never lies in memory as a whole.
+//! Random access to a file, so that it is never in memory as a whole.
 
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use dw_base::{Error, Result};
 
-/// Most bytes that are read from a pipe, which lies in memory as a whole.
-const LARGEST_PIPE: u64 = 8 << 30;
+/// Limit on the bytes read from a pipe, which are held in memory.
+const MAX_PIPE: u64 = 8 << 30;
 
-/// Where bytes come from.
+/// A file or the contents of a pipe.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// A regular file.
+    /// A regular file and its length in bytes.
     File(std::fs::File, u64),
-    /// What a pipe held.
+    /// The contents of a pipe.
     Memory(Vec<u8>),
 }
 
 impl Source {
-    /// Opens a file or reads a pipe; `what` is for the error.
+    /// Opens a file, or reads a pipe to its end.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] that names the file as the `what`: cannot be read, a device, a pipe with
+    /// more than 8 GiB.
     pub(crate) fn open(path: &Path, what: &'static str) -> Result<Self> {
-        let open = || {
-            let mut file = fs_err::File::open(path)?;
-            let meta = file.metadata()?;
-            if meta.is_file() {
-                return Ok(Self::File(file.into_file(), meta.len()));
-            }
-            let kind = meta.file_type();
-            if kind.is_char_device() || kind.is_block_device() {
-                return Err(std::io::Error::other(format!(
-                    "{} is a device, not a file",
-                    path.display()
-                )));
-            }
-            let mut bytes = vec![];
-            (&mut file).take(LARGEST_PIPE).read_to_end(&mut bytes)?;
-            if bytes.len() as u64 == LARGEST_PIPE {
-                let text =
-                    format!("{} holds more than {LARGEST_PIPE} bytes; use a file", path.display());
-                return Err(std::io::Error::other(text));
-            }
-            Ok(Self::Memory(bytes))
-        };
-        open().map_err(Error::read(what))
+        Self::read(path).map_err(|e| Error::Usage(format!("cannot read the {what}: {e}")))
     }
 
+    fn read(path: &Path) -> io::Result<Self> {
+        let mut file = fs_err::File::open(path)?;
+        let meta = file.metadata()?;
+        if meta.is_file() {
+            return Ok(Self::File(file.into_file(), meta.len()));
+        }
+        let kind = meta.file_type();
+        if kind.is_char_device() || kind.is_block_device() {
+            return Err(io::Error::other(format!(
+                "{}: expected a file or a pipe, found a device",
+                path.display()
+            )));
+        }
+        let mut bytes = vec![];
+        (&mut file).take(MAX_PIPE).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 == MAX_PIPE {
+            let text = format!(
+                "{}: expected less than {MAX_PIPE} bytes from a pipe, found more\n\
+                 hint: write them to a file",
+                path.display()
+            );
+            return Err(io::Error::other(text));
+        }
+        Ok(Self::Memory(bytes))
+    }
+
+    /// Length in bytes.
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::File(_, n) => *n,
@@ -53,7 +62,7 @@ impl Source {
         }
     }
 
-    /// Appends up to `n` bytes from `at` on to `out`; fewer only at the end of the file.
+    /// Appends `n` bytes from offset `at` to `out`; fewer only at the end of the file.
     pub(crate) fn append(&self, at: u64, n: usize, out: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Self::Memory(bytes) => {

@@ -1,12 +1,17 @@
-//! A source as a stream of JSON values: a window moves over it, and a value that it cuts is read again in a larger one.
+//! A source as a stream of JSON values. A window moves over the source; a value cut by its end is
+//! parsed again after the window has been extended.
 
 use std::path::Path;
 
+use dw_base::Error;
+
 use super::cursor::{Cursor, Fault, Parse};
 use super::source::Source;
-use crate::error::Error;
 
-/// Bytes read at a time.
+/// Result of reading an item of a file: a fault comes with the item's name, as `results[3]`.
+pub(crate) type ItemResult<T> = Result<T, (String, Fault)>;
+
+/// Least number of bytes read at a time.
 const STEP: usize = 1 << 18;
 
 /// A window that moves over a source.
@@ -14,14 +19,14 @@ const STEP: usize = 1 << 18;
 pub(crate) struct Stream<'a> {
     source: &'a Source,
     window: &'a mut Vec<u8>,
-    /// Place of the window in the source.
+    /// Offset of the window in the source.
     offset: u64,
-    /// Next byte in the window.
+    /// Index of the next byte in the window.
     at: usize,
 }
 
 impl<'a> Stream<'a> {
-    /// From byte `offset` on, with a first window of `first` bytes in the memory of `window`.
+    /// A stream from byte `offset` on, with a first window of `first` bytes in the buffer `window`.
     pub(crate) fn new(
         source: &'a Source,
         offset: u64,
@@ -34,13 +39,13 @@ impl<'a> Stream<'a> {
             let problem = "expected UTF-8, found UTF-16\nhint: save the file as UTF-8".into();
             return Err(Cursor { bytes: window, at: 0 }.fault(problem));
         }
-        // Some editors put a byte-order mark in front, which is no part of JSON.
+        // JSON has no byte-order mark, but some editors write one.
         let mark = offset == 0 && window.starts_with(b"\xef\xbb\xbf");
         Ok(Self { source, window, offset, at: if mark { 3 } else { 0 } })
     }
 
-    /// Place of the next byte in the source.
-    pub(crate) fn place(&self) -> u64 {
+    /// Offset of the next byte in the source.
+    pub(crate) fn position(&self) -> u64 {
         self.offset + self.at as u64
     }
 
@@ -49,12 +54,12 @@ impl<'a> Stream<'a> {
         &self.window[self.at..]
     }
 
-    /// Moves on by `n` bytes of the window.
+    /// Skips `n` bytes of the window.
     pub(crate) fn advance(&mut self, n: usize) {
         self.at += n;
     }
 
-    /// Reads one value; `read` may be called again from the value's start on.
+    /// Parses one value. `read` is called again from the start of a value that the window cuts.
     #[inline]
     pub(crate) fn next<T>(&mut self, mut read: impl FnMut(&mut Cursor) -> Parse<T>) -> Parse<T> {
         loop {
@@ -64,7 +69,7 @@ impl<'a> Stream<'a> {
                     self.at = cursor.at;
                     return Ok(value);
                 }
-                Err(Fault::End) if self.widen()? => {}
+                Err(Fault::End) if self.extend()? => {}
                 Err(Fault::Bad(mut bad)) => {
                     bad.at += self.offset;
                     return Err(Fault::Bad(bad));
@@ -74,7 +79,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Reads a list: `read` an element, `keep` it with its number.
+    /// Parses a list: `read` parses an element, `keep` stores it. An error has the element's index.
     pub(crate) fn list<T>(
         &mut self,
         mut read: impl FnMut(&mut Cursor) -> Parse<T>,
@@ -97,7 +102,7 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// Expects nothing but white space up to the end of the source.
+    /// Checks that only white space is left in the source.
     pub(crate) fn finish(&mut self) -> Parse<()> {
         let more = |c: &mut Cursor| {
             c.peek()?;
@@ -109,8 +114,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Reads on; `false` at the end of the source.
-    fn widen(&mut self) -> Parse<bool> {
+    /// Extends the window; `false` at the end of the source.
+    fn extend(&mut self) -> Parse<bool> {
         let end = self.offset + self.window.len() as u64;
         self.window.drain(..self.at);
         (self.offset, self.at) = (self.offset + self.at as u64, 0);
@@ -120,17 +125,18 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// The error of a fault in `item` of a file of `length` bytes.
+/// The error for a fault in `item` of a file of `length` bytes.
 pub(crate) fn error(path: &Path, item: &str, fault: Fault, length: u64) -> Error {
     match fault {
         Fault::End => Error::data(
             path,
             item,
             format!(
-                "the file ends within it, at byte {length}\nhint: it was cut; write or copy it again"
+                "the file ends within it, at byte {length}\n\
+                 hint: the file is truncated; write or copy it again"
             ),
         ),
-        Fault::Io(e) => Error::data(path, item, format!("cannot be read: {e}")),
+        Fault::Io(e) => Error::data(path, item, format!("cannot read the file: {e}")),
         Fault::Bad(bad) => {
             let field = bad.field.map_or_else(String::new, |f| format!("`{f}`: "));
             Error::data(path, item, format!("{field}{} (byte {})", bad.problem, bad.at))

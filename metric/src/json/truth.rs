@@ -1,29 +1,65 @@
-//! Ground truth: `images`, `annotations` and `categories` of a COCO file; everything else is passed over.
+//! Ground truth: `images`, `annotations` and `categories` of a COCO file. Other sections are
+//! skipped.
 
 use std::path::Path;
 
 use dw_base::text::shown;
+use dw_base::{Error, Result};
 
-use super::cursor::{Cursor, Fault, Parse};
+use super::cursor::{Cursor, Parse};
 use super::source::Source;
-use super::stream::{Stream, error};
-use super::{Image, Truth};
+use super::stream::{ItemResult, Stream, error};
 use crate::coco::Positions;
-use crate::coco::types::GroundTruth;
-use crate::error::{Error, Result};
+use crate::coco::types::{Detection, GroundTruth, Problem};
 
-/// First window of a file.
+/// An image of a ground-truth file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Image {
+    /// Id.
+    pub id: i64,
+    /// `file_name`, if present.
+    pub file_name: Option<String>,
+    /// Width in pixels, if present.
+    pub width: Option<f64>,
+    /// Height in pixels, if present.
+    pub height: Option<f64>,
+}
+
+/// The contents of a ground-truth file.
+#[derive(Debug, Clone)]
+pub struct Truth {
+    /// Image ids, in file order.
+    pub images: Vec<i64>,
+    /// The same images, with file names and sizes.
+    pub files: Vec<Image>,
+    /// Unique category ids, ascending.
+    pub categories: Vec<i64>,
+    /// Names of the categories.
+    pub names: Vec<String>,
+    /// Boxes in file order.
+    pub boxes: Vec<GroundTruth>,
+}
+
+impl Truth {
+    /// The evaluation problem of `detections` on this ground truth.
+    pub fn problem<'a>(&'a self, detections: &'a [Detection]) -> Problem<'a> {
+        Problem {
+            images: &self.images,
+            categories: &self.categories,
+            truth: &self.boxes,
+            detections,
+        }
+    }
+}
+
+/// Size of a file's first window, bytes.
 const WINDOW: usize = 1 << 18;
 
-/// The name of a section.
-fn section(c: &mut Cursor) -> Parse<Vec<u8>> {
-    Ok(c.key()?.into_owned())
-}
+/// What errors about the file as a whole call it.
+const WHOLE: &str = "ground truth";
 
-/// A section that is of no use here.
-fn other(c: &mut Cursor) -> Parse<()> {
-    c.skip()
-}
+/// Expected contents of a file.
+const EXPECTED: &str = "an object with `images`, `annotations` and `categories`";
 
 fn image(c: &mut Cursor) -> Parse<Image> {
     let (mut id, mut file_name, mut width, mut height) = (None, None, None, None);
@@ -55,7 +91,7 @@ fn category(c: &mut Cursor) -> Parse<(i64, String)> {
     Ok((id, name.unwrap_or_else(|| format!("category {id}"))))
 }
 
-/// An annotation, and what it leaves out: `area`, `iscrowd`.
+/// An annotation, and whether it lacks `area` and `iscrowd`.
 fn annotation(c: &mut Cursor) -> Parse<(GroundTruth, [bool; 2])> {
     let (mut id, mut image_id, mut category_id, mut bbox, mut area, mut crowd) =
         (None, None, None, None, None, None);
@@ -85,69 +121,90 @@ fn annotation(c: &mut Cursor) -> Parse<(GroundTruth, [bool; 2])> {
     Ok((truth, [area.is_none(), crowd.is_none()]))
 }
 
-/// Reads ground truth; warnings are counted into `warnings`.
-///
-/// # Errors
-/// Cut JSON, missing sections or fields, numbers that are not finite, duplicate annotation ids.
-pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
-    const WHOLE: &str = "ground truth";
-    let source = Source::open(path, WHOLE)?;
-    let bad = |item: &str, fault: Fault| error(path, item, fault, source.len());
-    let whole = |fault| bad(WHOLE, fault);
-    let mut window = vec![];
-    let mut stream = Stream::new(&source, 0, WINDOW, &mut window).map_err(whole)?;
-    let (mut images, mut categories, mut annotations) = (None, None, None);
-    let mut lacking = [0usize; 2];
-    let expected = "an object with `images`, `annotations` and `categories`";
-    let mut more = stream
-        .next(|c| {
-            c.take(b'{', expected)?;
-            let empty = c.peek()? == b'}';
-            c.at += usize::from(empty);
-            Ok(!empty)
-        })
-        .map_err(whole)?;
-    while more {
-        let key = stream.next(section).map_err(whole)?;
-        let in_list = |name: &'static str| move |(n, fault)| bad(&format!("{name}[{n}]"), fault);
-        match &key[..] {
+/// Sections of a file as read; `None` where a section is missing.
+#[derive(Default)]
+struct Sections {
+    images: Option<Vec<Image>>,
+    categories: Option<Vec<(i64, String)>>,
+    annotations: Option<Vec<GroundTruth>>,
+    /// Number of annotations without `area` and without `iscrowd`.
+    lacking: [usize; 2],
+}
+
+impl Sections {
+    /// Reads the section `key`, whose value is next in the stream.
+    fn read(&mut self, key: &[u8], stream: &mut Stream) -> ItemResult<()> {
+        let in_list = |name: &'static str| move |(n, fault)| (format!("{name}[{n}]"), fault);
+        match key {
             b"images" => {
-                let rows = images.insert(vec![]);
-                stream.list(image, |i: Image| rows.push(i)).map_err(in_list("images"))?;
+                let rows = self.images.insert(vec![]);
+                stream.list(image, |i| rows.push(i)).map_err(in_list("images"))
             }
             b"categories" => {
-                let rows = categories.insert(vec![]);
-                stream
-                    .list(category, |c: (i64, String)| rows.push(c))
-                    .map_err(in_list("categories"))?;
+                let rows = self.categories.insert(vec![]);
+                stream.list(category, |c| rows.push(c)).map_err(in_list("categories"))
             }
             b"annotations" => {
-                let rows: &mut Vec<GroundTruth> = annotations.insert(vec![]);
-                lacking = [0; 2];
+                let rows = self.annotations.insert(vec![]);
+                self.lacking = [0; 2];
+                let lacking = &mut self.lacking;
                 let keep = |(row, lacks): (GroundTruth, [bool; 2])| {
                     rows.push(row);
                     (0..2).for_each(|i| lacking[i] += usize::from(lacks[i]));
                 };
-                stream.list(annotation, keep).map_err(in_list("annotations"))?;
+                stream.list(annotation, keep).map_err(in_list("annotations"))
             }
-            _ => stream
-                .next(other)
-                .map_err(|f| bad(&format!("`{}`", shown(String::from_utf8_lossy(&key))), f))?,
+            _ => {
+                let name = || format!("`{}`", shown(String::from_utf8_lossy(key)));
+                stream.next(|c| c.skip()).map_err(|fault| (name(), fault))
+            }
         }
+    }
+}
+
+/// Reads the object of a file, up to the end of the file.
+fn sections(stream: &mut Stream) -> ItemResult<Sections> {
+    let whole = |fault| (WHOLE.to_owned(), fault);
+    let mut out = Sections::default();
+    let opened = stream.next(|c| {
+        c.take(b'{', EXPECTED)?;
+        let empty = c.peek()? == b'}';
+        c.at += usize::from(empty);
+        Ok(!empty)
+    });
+    let mut more = opened.map_err(whole)?;
+    while more {
+        let key = stream.next(|c| Ok(c.key()?.into_owned())).map_err(whole)?;
+        out.read(&key, stream)?;
         more = stream.next(|c| c.more(b'}')).map_err(whole)?;
     }
     stream.finish().map_err(whole)?;
+    Ok(out)
+}
+
+/// Reads a ground-truth file; appends to `warnings`.
+///
+/// # Errors
+/// Truncated or invalid JSON, missing sections or fields, numbers that are not finite, duplicate
+/// annotation ids.
+pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
+    let source = Source::open(path, WHOLE)?;
+    let mut window = vec![];
+    let read = Stream::new(&source, 0, WINDOW, &mut window)
+        .map_err(|fault| (WHOLE.to_owned(), fault))
+        .and_then(|mut stream| sections(&mut stream));
+    let read = read.map_err(|(item, fault)| error(path, &item, fault, source.len()))?;
     let missing = |name: &str| {
-        Error::data(path, WHOLE, format!("`{name}` is missing\nhint: expected {expected}"))
+        Error::data(path, WHOLE, format!("`{name}` is missing\nhint: expected {EXPECTED}"))
     };
-    let files: Vec<Image> = images.ok_or_else(|| missing("images"))?;
-    let categories = categories.ok_or_else(|| missing("categories"))?;
-    if annotations.is_none() {
-        warnings.push(format!("{}: no `annotations`: every number is -1", path.display()));
+    let files = read.images.ok_or_else(|| missing("images"))?;
+    let categories = read.categories.ok_or_else(|| missing("categories"))?;
+    if read.annotations.is_none() {
+        warnings.push(format!("{}: no `annotations`: all numbers are -1", path.display()));
     }
-    let boxes = annotations.unwrap_or_default();
-    unique(path, &boxes)?;
-    let (ids, names) = ascending(categories);
+    let boxes = read.annotations.unwrap_or_default();
+    check_unique_ids(path, &boxes)?;
+    let (ids, names) = by_id(categories);
     let truth = Truth {
         images: files.iter().map(|i| i.id).collect(),
         files,
@@ -155,33 +212,34 @@ pub fn truth(path: &Path, warnings: &mut Vec<String>) -> Result<Truth> {
         names,
         boxes,
     };
-    warn(path, &truth, lacking, warnings);
+    warn(path, &truth, read.lacking, warnings);
     Ok(truth)
 }
 
-/// Annotation ids may not repeat.
-fn unique(path: &Path, boxes: &[GroundTruth]) -> Result<()> {
+/// Checks that no annotation id occurs twice.
+fn check_unique_ids(path: &Path, boxes: &[GroundTruth]) -> Result<()> {
     let mut ids: Vec<(i64, usize)> = boxes.iter().enumerate().map(|(n, b)| (b.id, n)).collect();
     ids.sort_unstable();
     match ids.windows(2).find(|w| w[0].0 == w[1].0) {
         None => Ok(()),
         Some(w) => {
             let problem = format!(
-                "`id`: expected each id once, found {} also in annotations[{}]",
+                "`id`: expected unique ids, found {} also in annotations[{}]",
                 w[1].0, w[0].1
             );
-            Err(Error::data(path, &format!("annotations[{}]", w[1].1), problem))
+            Err(Error::data(path, format!("annotations[{}]", w[1].1), problem))
         }
     }
 }
 
-/// Categories by id, the first of each.
-fn ascending(mut categories: Vec<(i64, String)>) -> (Vec<i64>, Vec<String>) {
+/// Ids and names sorted by id; of a duplicate id, the first name.
+fn by_id(mut categories: Vec<(i64, String)>) -> (Vec<i64>, Vec<String>) {
     categories.sort_by_key(|c| c.0);
     categories.dedup_by_key(|c| c.0);
     categories.into_iter().unzip()
 }
 
+/// Warns about annotations with missing fields and about those that are not evaluated.
 fn warn(path: &Path, truth: &Truth, lacking: [usize; 2], warnings: &mut Vec<String>) {
     let path = path.display();
     let mut count = |n: usize, text: &str| {
@@ -190,17 +248,17 @@ fn warn(path: &Path, truth: &Truth, lacking: [usize; 2], warnings: &mut Vec<Stri
         }
     };
     count(lacking[0], "annotations without `area`: w * h is used");
-    count(lacking[1], "annotations without `iscrowd`: taken as 0");
+    count(lacking[1], "annotations without `iscrowd`: 0 is used");
     let (images, categories) = (Positions::new(&truth.images), Positions::new(&truth.categories));
-    let lost = |known: &Positions, id: fn(&GroundTruth) -> i64| {
+    let unknown = |known: &Positions, id: fn(&GroundTruth) -> i64| {
         truth.boxes.iter().filter(|b| known.get(id(b)).is_none()).count()
     };
     count(
-        lost(&images, |b| b.image_id),
-        "annotations of images that `images` does not list: left out",
+        unknown(&images, |b| b.image_id),
+        "annotations of images that are not in `images` are ignored",
     );
     count(
-        lost(&categories, |b| b.category_id),
-        "annotations of categories that `categories` does not list: left out",
+        unknown(&categories, |b| b.category_id),
+        "annotations of categories that are not in `categories` are ignored",
     );
 }

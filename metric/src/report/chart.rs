@@ -1,4 +1,5 @@
-//! Plots as SVG text. Colours are fixed names for the page's stylesheet, which gives them their light and dark tones.
+//! Plots as SVG text. The page's stylesheet replaces these colours by those of its light or dark
+//! scheme.
 
 use std::ops::Range;
 use std::sync::Once;
@@ -8,38 +9,41 @@ use plotters::prelude::*;
 use plotters::style::register_font;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// Colours of Okabe and Ito, told apart by most colour-blind eyes.
+// Colours of Okabe and Ito, distinguishable with colour blindness.
 pub(super) const BLUE: RGBColor = RGBColor(0, 114, 178);
 pub(super) const ORANGE: RGBColor = RGBColor(213, 94, 0);
 pub(super) const GREEN: RGBColor = RGBColor(0, 158, 115);
-/// For what is of less weight.
+/// For secondary elements.
 pub(super) const GREY: RGBColor = RGBColor(153, 153, 153);
-/// Text and axes; the stylesheet replaces it by the page's own.
+/// Text and axes.
 const INK: RGBColor = RGBColor(0, 0, 0);
+/// Grid lines.
 const GRID: RGBColor = RGBColor(221, 221, 221);
 
-/// Units a pixel: the library writes whole numbers only.
+/// Units per pixel; more than one, because plotters rounds coordinates to integers.
 const FINE: f64 = 4.0;
 
+/// Pixels in units.
 fn fine(pixels: f64) -> i32 {
     (pixels * FINE) as i32
 }
 
-/// Makes the compiled-in font known to the plotting library, which measures text with it; the reader's browser draws it.
+/// Registers the built-in font, with which plotters measures text; the browser uses a font of its
+/// own.
 fn font() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::HACK_REGULAR)
             .is_err()
         {
-            tracing::warn!("the built-in font cannot be read: plots have no text");
+            tracing::warn!("cannot load the built-in font: plots have no text");
         }
     });
 }
 
-/// Two axes.
+/// The axes of a plot.
 pub(super) struct Axes<'a> {
-    /// What it shows, for those who cannot see it.
+    /// Text alternative of the plot.
     pub alt: &'a str,
     /// Range and name of the horizontal axis.
     pub x: (Range<f64>, &'a str),
@@ -53,21 +57,19 @@ pub(super) struct Axes<'a> {
 
 /// A line.
 pub(super) struct Line {
-    /// Where it goes.
+    /// In coordinates of the axes.
     pub points: Vec<(f64, f64)>,
-    /// Its colour.
     pub color: RGBColor,
-    /// Drawn broken.
+    /// Drawn dashed.
     pub dashed: bool,
 }
 
-/// Part of a bar.
+/// A rectangle, one segment of a stacked bar.
 pub(super) struct Bar {
-    /// From and to, on the horizontal axis.
+    /// Extent on the horizontal axis.
     pub x: Range<f64>,
-    /// From and to, on the vertical axis.
+    /// Extent on the vertical axis.
     pub y: Range<f64>,
-    /// Its colour.
     pub color: RGBColor,
 }
 
@@ -81,13 +83,14 @@ pub(super) struct Note {
 pub(super) struct Plot {
     /// `<svg>` element.
     pub svg: String,
-    /// Where (0, 0) and (1, 1) of the axes lie in it.
+    /// SVG coordinates of the axes' (0, 0) and (1, 1).
     pub frame: [(i32, i32); 2],
 }
 
-type Failed = DrawingAreaErrorKind<std::io::Error>;
+/// Error of plotters.
+type DrawingError = DrawingAreaErrorKind<std::io::Error>;
 
-/// Draws bars, then lines, then notes; an empty `svg` if the library fails.
+/// Draws bars, then lines, then notes. `svg` is empty if plotters fails.
 pub(super) fn plot(axes: &Axes, bars: &[Bar], lines: &[Line], notes: &[Note]) -> Plot {
     font();
     let (width, height) = (fine(520.0) as u32, fine(320.0) as u32);
@@ -97,19 +100,20 @@ pub(super) fn plot(axes: &Axes, bars: &[Bar], lines: &[Line], notes: &[Note]) ->
         draw(&area, axes, bars, lines, notes)
     };
     let frame = frame.unwrap_or_else(|e| {
-        tracing::warn!("a plot of the report is missing: {e}");
+        tracing::warn!("cannot draw a plot of the report: {e}");
         [(0, 0); 2]
     });
-    Plot { svg: dress(&svg, axes.alt, lines), frame }
+    Plot { svg: finish_svg(&svg, axes.alt, lines), frame }
 }
 
+/// Draws the plot; returns the coordinates of the axes' (0, 0) and (1, 1).
 fn draw<B: DrawingBackend<ErrorType = std::io::Error>>(
     area: &DrawingArea<B, Shift>,
     axes: &Axes,
     bars: &[Bar],
     lines: &[Line],
     notes: &[Note],
-) -> Result<[(i32, i32); 2], Failed> {
+) -> Result<[(i32, i32); 2], DrawingError> {
     let text = |size: f64| TextStyle::from(("sans-serif", fine(size)).into_font()).color(&INK);
     let mut chart = ChartBuilder::on(area)
         .margin(fine(6.0))
@@ -150,8 +154,8 @@ fn draw<B: DrawingBackend<ErrorType = std::io::Error>>(
     Ok([at((0.0, 0.0)), at((1.0, 1.0))])
 }
 
-/// Gives the element a name, lets it take its container's width, and marks broken lines.
-fn dress(svg: &str, alt: &str, lines: &[Line]) -> String {
+/// Adds the text alternative, removes the fixed size, and adds classes to the lines.
+fn finish_svg(svg: &str, alt: &str, lines: &[Line]) -> String {
     let Some(inner) = svg.find("viewBox").map(|i| &svg[i..]) else { return String::new() };
     let alt = askama::filters::escape(alt, askama::filters::Html)
         .map(|s| s.to_string())
@@ -160,7 +164,7 @@ fn dress(svg: &str, alt: &str, lines: &[Line]) -> String {
     out.push_str("<svg role=\"img\" aria-label=\"");
     out.push_str(&alt);
     out.push_str("\" ");
-    // The lines are the last ones that are drawn.
+    // The polylines of the axes come first.
     let drawn = lines.iter().filter(|l| !l.points.is_empty());
     let skip = inner.matches("<polyline").count().saturating_sub(drawn.clone().count());
     let mut rest = inner;
@@ -180,7 +184,7 @@ fn dress(svg: &str, alt: &str, lines: &[Line]) -> String {
     out
 }
 
-/// `n` tones that go evenly from blue over violet to orange, legible on white and on black.
+/// `n` evenly spaced hues from blue over violet to orange, legible on white and on black.
 pub(super) fn ramp(n: usize) -> Vec<RGBColor> {
     let tone = |i: usize| {
         let hue = (0.60 + 0.48 * i as f64 / n.max(2).saturating_sub(1) as f64) % 1.0;
@@ -190,7 +194,7 @@ pub(super) fn ramp(n: usize) -> Vec<RGBColor> {
     (0..n).map(tone).collect()
 }
 
-/// `#rrggbb`
+/// A colour as `#RRGGBB`.
 pub(super) fn hex(c: RGBColor) -> String {
     format!("#{:02X}{:02X}{:02X}", c.0, c.1, c.2)
 }
@@ -200,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lines_and_is_one_element() {
+    fn svg_is_one_element_with_text_alternative_and_line_classes() {
         let axes = Axes {
             alt: "a <b>",
             x: (0.0..1.0, "x"),
@@ -235,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plot_of_nothing() {
+    fn an_empty_plot_has_no_series() {
         let axes = Axes {
             alt: "",
             x: (0.0..1.0, ""),

@@ -1,4 +1,4 @@
-//! A plot with its heading, legend, and the numbers behind it.
+//! A plot with heading, legend and a table of its numbers.
 
 use askama::Template;
 use plotters::style::RGBColor;
@@ -6,7 +6,7 @@ use plotters::style::RGBColor;
 use super::chart::hex;
 use super::table::Table;
 
-/// A line of a legend.
+/// An entry of a legend.
 pub(super) struct Key {
     pub text: String,
     pub color: String,
@@ -14,13 +14,13 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Of a colour.
+    /// An entry from its text and line style.
     pub(super) fn new(text: impl Into<String>, color: RGBColor, dashed: bool) -> Self {
         Self { text: text.into(), color: hex(color), dashed }
     }
 }
 
-/// A figure.
+/// A figure of the page.
 #[derive(Template)]
 #[template(path = "figure.html")]
 pub(super) struct Figure {
@@ -30,6 +30,6 @@ pub(super) struct Figure {
     pub svg: String,
     pub keys: Vec<Key>,
     pub note: String,
-    /// Shown on demand.
+    /// The plotted numbers, collapsed.
     pub table: Option<Table>,
 }

@@ -1,11 +1,11 @@
-//! Numbers as text. What is not known (-1, NaN) is an en dash, which the page's tables sort last.
+//! Numbers as text. An undefined number (-1, NaN) is an en dash, which the page's tables sort last.
 
-/// Not known.
+/// An undefined number.
 pub(super) const NONE: &str = "–";
 
-/// A share as points of 100: `0.4123` is `41.2`.
-pub(super) fn points(share: f64) -> String {
-    if share >= 0.0 { format!("{:.1}", share * 100.0) } else { NONE.into() }
+/// A fraction in points of 100: `0.4123` is `41.2`.
+pub(super) fn points(fraction: f64) -> String {
+    if fraction >= 0.0 { format!("{:.1}", fraction * 100.0) } else { NONE.into() }
 }
 
 /// A difference in points of 100, with its sign.
@@ -13,7 +13,7 @@ pub(super) fn delta(from: f64, to: f64) -> String {
     if from >= 0.0 && to >= 0.0 { signed((to - from) * 100.0) } else { NONE.into() }
 }
 
-/// One decimal with its sign; the minus is the typographic one.
+/// One decimal with its sign, which is U+2212 for a minus.
 pub(super) fn signed(v: f64) -> String {
     match format!("{v:+.1}").as_str() {
         "+0.0" | "-0.0" => "0.0".into(),
@@ -21,7 +21,7 @@ pub(super) fn signed(v: f64) -> String {
     }
 }
 
-/// `good`, `bad` or nothing, for the colour of a [`signed`] number.
+/// Class of a [`signed`] number in the stylesheet: `good`, `bad` or empty.
 pub(super) fn trend(signed: &str) -> &'static str {
     match signed.chars().next() {
         Some('+') => "good",
@@ -30,12 +30,12 @@ pub(super) fn trend(signed: &str) -> &'static str {
     }
 }
 
-/// A score, precision, F1: three decimals.
+/// A score, precision or F1 with three decimals.
 pub(super) fn score(v: Option<f64>) -> String {
     v.map_or(NONE.into(), |v| format!("{v:.3}"))
 }
 
-/// A count in running text, thousands apart.
+/// A count with separated thousands.
 pub(super) fn count(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -48,12 +48,12 @@ pub(super) fn count(n: usize) -> String {
     out
 }
 
-/// A count with its noun in the right number.
+/// A count with the singular or plural of a noun.
 pub(super) fn counted(n: usize, one: &str, many: &str) -> String {
     format!("{} {}", count(n), if n == 1 { one } else { many })
 }
 
-/// At most two decimals, none where not needed.
+/// At most two decimals, without trailing zeros.
 pub(super) fn short(v: f64) -> String {
     let s = format!("{v:.2}");
     if v.is_finite() { s.trim_end_matches('0').trim_end_matches('.').into() } else { "∞".into() }
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signs_gaps_and_unknowns() {
+    fn signs_separators_and_undefined_numbers() {
         assert_eq!(
             (points(0.4126), points(-1.0), points(f64::NAN)),
             ("41.3".into(), NONE.into(), NONE.into())

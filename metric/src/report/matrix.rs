@@ -1,4 +1,4 @@
-//! The confusion matrix: a table of shares, or with many classes a picture and the most frequent mistakes.
+//! The confusion matrix: a table, or with many classes an image, and the most frequent confusions.
 
 use std::io::Cursor;
 
@@ -6,22 +6,21 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::{ImageFormat, Rgba, RgbaImage};
 
-use super::Run;
 use super::format::{counted, short};
-use super::names::labels;
+use super::run::Run;
 use super::table::{Cell, Table, columns};
 use crate::analysis::confusion::Confusion;
 
-/// Classes up to which the matrix is a table.
-const READABLE: usize = 24;
-/// Mistakes listed.
-const PAIRS: usize = 40;
+/// Number of classes up to which the matrix is a table.
+const MAX_TABLE: usize = 24;
+/// Maximum number of listed confusions.
+const MAX_PAIRS: usize = 40;
 
-/// A field of the matrix.
+/// A cell of the matrix.
 pub(super) struct Field {
-    /// Percent of the row.
+    /// Percent of the row; empty for 0.
     pub text: String,
-    /// 0 .. 1
+    /// Fraction of the row, 0..1.
     pub weight: String,
     pub strong: bool,
     pub diagonal: bool,
@@ -33,15 +32,15 @@ pub(super) struct Matrix {
     pub title: String,
     pub threshold: String,
     pub heads: Vec<String>,
-    /// Empty where the matrix is too large for a table.
+    /// Names and cells of the rows; empty if the matrix is too large for a table.
     pub rows: Vec<(String, Vec<Field>)>,
-    /// Data URL of a picture, where it is.
+    /// Data URL of an image if the matrix is too large for a table, else empty.
     pub picture: String,
     pub pairs: Table,
 }
 
 impl Matrix {
-    /// Without background.
+    /// Number of classes without background.
     pub(super) fn classes(&self) -> usize {
         self.heads.len() - 1
     }
@@ -50,9 +49,9 @@ impl Matrix {
 /// The matrix of a run.
 pub(super) fn matrix(run: &Run, id: usize) -> Matrix {
     let c = &run.analysis.confusion;
-    let mut heads = labels(run.input.problem.categories, run.input.names);
+    let mut heads = run.labels.clone();
     heads.push("background".into());
-    let small = c.classes <= READABLE;
+    let small = c.classes <= MAX_TABLE;
     Matrix {
         title: run.named("Confusion matrix"),
         threshold: short(run.analysis.threshold),
@@ -63,6 +62,7 @@ pub(super) fn matrix(run: &Run, id: usize) -> Matrix {
     }
 }
 
+/// The rows of the table.
 fn rows(c: &Confusion, heads: &[String]) -> Vec<(String, Vec<Field>)> {
     let row = |t: usize| {
         let sum = c.row_sum(t);
@@ -82,7 +82,8 @@ fn rows(c: &Confusion, heads: &[String]) -> Vec<(String, Vec<Field>)> {
     (0..heads.len()).map(row).collect()
 }
 
-/// One pixel a field, the more opaque the larger its share of the row; roots bring out the rare.
+/// Data URL of a PNG image with one pixel per cell. Opacity is the square root of the fraction of
+/// the row, so that rare confusions are visible.
 fn picture(c: &Confusion) -> String {
     let side = c.classes + 1;
     let mut out = RgbaImage::new(side as u32, side as u32);
@@ -98,12 +99,13 @@ fn picture(c: &Confusion) -> String {
     match out.write_to(&mut png, ImageFormat::Png) {
         Ok(()) => format!("data:image/png;base64,{}", STANDARD.encode(png.into_inner())),
         Err(e) => {
-            tracing::warn!("the report's confusion matrix is missing: {e}");
+            tracing::warn!("cannot encode the report's confusion matrix: {e}");
             String::new()
         }
     }
 }
 
+/// The most frequent confusions.
 fn pairs(c: &Confusion, heads: &[String], id: usize) -> Table {
     let row = |&(t, f, n): &(usize, usize, usize)| {
         let share = format!("{:.1}", n as f64 / c.row_sum(t).max(1) as f64 * 100.0);
@@ -118,13 +120,13 @@ fn pairs(c: &Confusion, heads: &[String], id: usize) -> Table {
     };
     Table {
         id: ["pairs-a", "pairs-b"][id % 2],
-        caption: "Classes most often taken for another".into(),
+        caption: "Most frequent confusions".into(),
         first: "true class",
-        columns: columns(&[
-            ("taken for", ""),
+        columns: columns([
+            ("detected as", ""),
             ("boxes", ""),
-            ("% of the class", "percent of the class’s ground truth"),
+            ("% of the class", "percent of the true class’s ground truth"),
         ]),
-        rows: c.pairs().iter().take(PAIRS).map(row).collect(),
+        rows: c.pairs().iter().take(MAX_PAIRS).map(row).collect(),
     }
 }

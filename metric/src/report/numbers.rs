@@ -1,24 +1,24 @@
-//! The head of the page, COCO's numbers, and the table of classes.
+//! The page's header, COCO's numbers, and the table of classes.
 
+use super::classes::Class;
 use super::format::{NONE, count, delta, points, short};
-use super::names::Class;
+use super::run::{Input, Run};
 use super::table::{Cell, Table, columns};
-use super::{Input, Run};
-use crate::Params;
+use crate::coco::config::{Area, MetricConfig};
 use crate::coco::summary::ClassRow;
 
-/// A line of the head: the same for all runs, or one value each.
+/// A row of the header: one value for all runs, or one for each.
 pub(super) struct Fact {
     pub key: String,
     pub values: Vec<String>,
 }
 
-/// A line of the head, and where its value comes from.
-type Own = (&'static str, fn(&Input) -> String);
+/// A row of the header: its name, and how to get its value.
+type FactOf = (&'static str, fn(&Input) -> String);
 
-/// What was evaluated.
+/// The rows of the header.
 pub(super) fn facts(runs: &[Run]) -> Vec<Fact> {
-    let own: [Own; 10] = [
+    let fixed: [FactOf; 10] = [
         ("Data set", |i| i.data.into()),
         ("Date", |i| i.date.into()),
         ("Images", |i| count(i.problem.images.len())),
@@ -26,9 +26,9 @@ pub(super) fn facts(runs: &[Run]) -> Vec<Fact> {
         ("Ground-truth boxes", |i| count(i.evaluation.classes.iter().map(|c| c.truth).sum())),
         ("Crowd regions", |i| count(i.evaluation.classes.iter().map(|c| c.crowds).sum())),
         ("Detections", |i| count(i.evaluation.classes.iter().map(|c| c.detections).sum())),
-        ("IoU thresholds", |i| list(&i.evaluation.params.iou)),
-        ("Area ranges", |i| areas(&i.evaluation.params)),
-        ("Detections per image and class", |i| limits(&i.evaluation.params)),
+        ("IoU thresholds", |i| list(&i.evaluation.config.iou)),
+        ("Area ranges", |i| areas(&i.evaluation.config)),
+        ("Detections per image and class", |i| limits(&i.evaluation.config)),
     ];
     let mut out: Vec<Fact> = vec![];
     if runs.len() > 1 {
@@ -37,7 +37,7 @@ pub(super) fn facts(runs: &[Run]) -> Vec<Fact> {
             values: runs.iter().map(|r| r.input.title.to_string()).collect(),
         });
     }
-    for (key, value) in own {
+    for (key, value) in fixed {
         out.push(Fact { key: key.into(), values: runs.iter().map(|r| value(r.input)).collect() });
     }
     for (key, _) in runs.iter().flat_map(|r| r.input.facts) {
@@ -49,7 +49,7 @@ pub(super) fn facts(runs: &[Run]) -> Vec<Fact> {
         }
     }
     for f in &mut out {
-        // Said once where all agree.
+        // Equal values are shown once.
         if f.values.iter().all(|v| *v == f.values[0]) {
             f.values.truncate(1);
         }
@@ -58,6 +58,7 @@ pub(super) fn facts(runs: &[Run]) -> Vec<Fact> {
     out
 }
 
+/// IoU thresholds as text, abbreviated if more than three.
 fn list(iou: &[f64]) -> String {
     match iou {
         [first, .., last] if iou.len() > 3 => {
@@ -67,19 +68,20 @@ fn list(iou: &[f64]) -> String {
     }
 }
 
-fn areas(p: &Params) -> String {
+/// Area ranges other than `all` as text, with side lengths in pixels.
+fn areas(p: &MetricConfig) -> String {
     let side =
         |v: f64| if v >= 1e10 { "∞".to_string() } else { format!("{}²", short(v.sqrt())) };
-    let text =
-        p.areas.iter().skip(1).map(|a| format!("{} {} to {}", a.name, side(a.low), side(a.high)));
-    text.collect::<Vec<_>>().join(", ")
+    let range = |a: &Area| format!("{} {} to {}", a.name, side(a.low), side(a.high));
+    p.areas.iter().skip(1).map(range).collect::<Vec<_>>().join(", ")
 }
 
-fn limits(p: &Params) -> String {
+/// Detection limits as text.
+fn limits(p: &MetricConfig) -> String {
     p.max_dets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// One of the headline numbers.
+/// One of COCO's numbers.
 pub(super) struct Number {
     pub name: String,
     pub meaning: String,
@@ -88,7 +90,7 @@ pub(super) struct Number {
     pub delta: Option<Cell>,
 }
 
-/// The numbers of all runs; those that only one run has are left out.
+/// The numbers that all runs have.
 pub(super) fn numbers(runs: &[Run]) -> Vec<Number> {
     let all: Vec<Vec<(String, f64)>> = runs.iter().map(|r| r.input.evaluation.named()).collect();
     let number = |(name, first): &(String, f64)| {
@@ -105,7 +107,7 @@ pub(super) fn numbers(runs: &[Run]) -> Vec<Number> {
     all[0].iter().filter_map(number).collect()
 }
 
-/// What a number is, from its name.
+/// Explanation of a number, from its name.
 fn meaning(name: &str) -> String {
     let size = |s: &str| match s {
         "s" => "small boxes".to_string(),
@@ -117,16 +119,16 @@ fn meaning(name: &str) -> String {
         (Some(""), _) => "mean over all IoU thresholds".into(),
         (Some(iou @ ("50" | "75")), _) => format!("at IoU 0.{iou}"),
         (Some(s), _) => size(s),
-        (_, Some(n)) if n.parse::<usize>().is_ok() => format!("{n} per image and class"),
+        (_, Some(n)) if n.parse::<usize>().is_ok() => format!("{n} detections per image and class"),
         (_, Some(s)) => size(s),
         _ => String::new(),
     }
 }
 
-/// A column: heading, meaning, value.
+/// A column: heading, explanation, value.
 type Metric = (&'static str, &'static str, fn(&ClassRow) -> f64);
 
-/// AP and AR class by class.
+/// AP and AR of each class.
 pub(super) fn class_table(runs: &[Run], classes: &[Class]) -> Table {
     let rows: Vec<_> = runs.iter().map(|r| r.input.evaluation.class_rows()).collect();
     let metrics: [Metric; 4] = [
@@ -147,30 +149,34 @@ pub(super) fn class_table(runs: &[Run], classes: &[Class]) -> Table {
             heads.push(((*name).into(), *hint));
         }
     }
-    heads.push(("boxes".into(), "ground truth without crowds"));
+    heads.push(("boxes".into(), "ground truth other than crowds"));
     heads.extend(
-        runs.iter().map(|r| (r.named("dets"), "detections: all, also those beyond the limits")),
+        runs.iter().map(|r| (r.named("dets"), "all detections, including those beyond the limits")),
     );
     let row = |c: &Class| {
-        let of: Vec<_> = c.places.iter().zip(&rows).map(|(k, rows)| k.map(|k| &rows[k])).collect();
+        let of_runs: Vec<_> =
+            c.places.iter().zip(&rows).map(|(k, rows)| k.map(|k| &rows[k])).collect();
         let mut cells: Vec<Cell> = vec![];
         for (_, _, metric) in &metrics {
-            let values: Vec<f64> = of.iter().map(|r| r.map_or(-1.0, metric)).collect();
+            let values: Vec<f64> = of_runs.iter().map(|r| r.map_or(-1.0, metric)).collect();
             cells.extend(values.iter().map(|v| points(*v).into()));
             if let [a, b] = values[..] {
                 cells.push(Cell::trend(delta(a, b)));
             }
         }
-        cells.push(of.iter().flatten().next().map_or(NONE.into(), |r| r.truth.to_string()).into());
-        cells.extend(of.iter().map(|r| r.map_or(NONE.into(), |r| r.detections.to_string()).into()));
+        cells.push(
+            of_runs.iter().flatten().next().map_or(NONE.into(), |r| r.truth.to_string()).into(),
+        );
+        cells.extend(
+            of_runs.iter().map(|r| r.map_or(NONE.into(), |r| r.detections.to_string()).into()),
+        );
         (c.name.clone(), cells)
     };
-    let heads: Vec<(&str, &str)> = heads.iter().map(|(n, h)| (n.as_str(), *h)).collect();
     Table {
         id: "classes",
-        caption: "Classes; AP and AR in points of 100".into(),
+        caption: "Classes (AP and AR in points of 100)".into(),
         first: "class",
-        columns: columns(&heads),
+        columns: columns(heads),
         rows: classes.iter().map(row).collect(),
     }
 }

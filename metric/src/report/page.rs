@@ -1,38 +1,41 @@
-//! Puts the parts of the page together.
+//! The page as a whole.
 
 use std::collections::HashMap;
 
 use askama::Template;
+use dw_base::{Error, Result};
 
+use super::classes;
 use super::curves::{self, Recall};
 use super::errors::{self, Breakdown};
 use super::figure::Figure;
 use super::matrix::{self, Matrix};
 use super::numbers::{self, Fact, Number};
 use super::picture::{Album, Entry, entry};
+use super::run::{Input, Run};
 use super::table::Table;
-use super::{Run, format, names, scores, sizes};
+use super::{format, scores, sizes};
 use crate::analysis::image::{best, most_different, worst};
-use crate::{Error, Result};
 
-/// Images in a list of a single run, and of each of two.
-const SHOTS: [usize; 2] = [9, 6];
+/// Images per gallery: of a single run, and of each of two.
+const NUM_IMAGES: [usize; 2] = [9, 6];
 
-/// A list of images.
+/// A titled list of images.
 struct Gallery {
     title: String,
     note: &'static str,
-    /// Images; two runs stand together where they are compared.
+    /// Images; where two runs are compared, each group has the image of both.
     groups: Vec<Vec<Entry>>,
 }
 
 impl Gallery {
-    /// Whether two runs stand together.
+    /// Whether groups have the images of two runs.
     fn twins(&self) -> bool {
         self.groups.iter().any(|g| g.len() > 1)
     }
 }
 
+/// Values of the page's template.
 #[derive(Template)]
 #[template(path = "report.html")]
 struct Page<'a> {
@@ -54,13 +57,29 @@ struct Page<'a> {
     runs: &'a [Run<'a>],
 }
 
-/// The page of one run or two.
-pub(super) fn render(runs: &[Run]) -> Result<String> {
-    let classes = names::classes(&runs.iter().map(|r| *r.input).collect::<Vec<_>>());
+/// Renders the page of one run, or of two side by side.
+///
+/// # Errors
+/// [`Error::Usage`] unless there are one or two runs.
+pub fn render(inputs: &[Input]) -> Result<String> {
+    let letters: &[&str] = match inputs.len() {
+        1 => &[""],
+        2 => &["A", "B"],
+        n => return Err(Error::Usage(format!("expected one or two runs in a report, found {n}"))),
+    };
+    let runs: Vec<Run> = inputs.iter().zip(letters).map(|(i, l)| Run::new(i, l)).collect();
+    page(&runs).render().map_err(|e| Error::Bug(format!("cannot render the report: {e}")))
+}
+
+/// Computes all sections of the page.
+fn page<'a>(runs: &'a [Run<'a>]) -> Page<'a> {
+    let of_runs: Vec<_> =
+        runs.iter().map(|r| (r.input.problem.categories, &r.labels[..])).collect();
+    let classes = classes::merge(&of_runs);
     let mut album = Album::default();
     let galleries = galleries(runs, &mut album);
     let each = |f: fn(&Run, usize) -> Figure| runs.iter().enumerate().map(move |(i, r)| f(r, i));
-    let page = Page {
+    Page {
         title: runs.iter().map(|r| r.input.title).collect::<Vec<_>>().join(" and "),
         letters: runs.iter().map(|r| r.letter).collect(),
         facts: numbers::facts(runs),
@@ -82,12 +101,12 @@ pub(super) fn render(runs: &[Run]) -> Result<String> {
             })
             .collect(),
         runs,
-    };
-    page.render().map_err(|e| Error::Data(format!("cannot write the report: {e}")))
+    }
 }
 
+/// Images with the largest difference (of two runs), the worst, and the best (of a single run).
 fn galleries(runs: &[Run], album: &mut Album) -> Vec<Gallery> {
-    let n = SHOTS[usize::from(runs.len() > 1)];
+    let n = NUM_IMAGES[usize::from(runs.len() > 1)];
     let mut out = vec![];
     if let [a, b] = runs {
         let places: HashMap<i64, usize> =
@@ -97,8 +116,8 @@ fn galleries(runs: &[Run], album: &mut Album) -> Vec<Gallery> {
             scenes.filter_map(|(i, s)| Some((i, *places.get(&s.image)?))).collect();
         let pairs = most_different(&a.analysis.images, &b.analysis.images, &pairs, n);
         out.push(Gallery {
-            title: "Where the runs differ most".into(),
-            note: "Largest difference of F1 first.",
+            title: "Largest differences between the runs".into(),
+            note: "Sorted by the difference in F1.",
             groups: pairs
                 .into_iter()
                 .map(|(x, y)| vec![entry(album, runs, 0, x), entry(album, runs, 1, y)])
@@ -113,13 +132,13 @@ fn galleries(runs: &[Run], album: &mut Album) -> Vec<Gallery> {
         };
         out.push(list(
             "Worst images",
-            "Lowest F1 first, of equal ones the image with more errors.",
+            "Sorted by ascending F1, then by descending number of errors.",
             worst(&r.analysis.images, n),
         ));
         if runs.len() == 1 {
             out.push(list(
                 "Best images",
-                "Highest F1 first, of equal ones the image with more boxes found.",
+                "Sorted by descending F1, then by descending number of boxes found.",
                 best(&r.analysis.images, n),
             ));
         }

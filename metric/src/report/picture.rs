@@ -1,4 +1,4 @@
-//! Photos with boxes: each photo once as a small JPEG, the boxes as vector graphics over it.
+//! Images with boxes: each image is stored once as a small JPEG, with the boxes as SVG over it.
 
 use std::collections::HashMap;
 
@@ -7,47 +7,50 @@ use base64::engine::general_purpose::STANDARD;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::{FilterType, resize};
 
-use super::Run;
 use super::format::counted;
+use super::run::Run;
 use crate::analysis::image::ImageScore;
 use crate::analysis::scene::{Fate, Scene};
 
-/// Longest side in the page, pixels.
+/// Longest side of a stored image, pixels.
 const SIDE: u32 = 520;
+/// JPEG quality of a stored image.
 const QUALITY: u8 = 76;
-/// Bytes of base64 text that all photos may take together; images beyond it are only listed.
-const BUDGET: usize = 4_500_000;
-/// Width of a picture on the page, about: of a single run, and of two side by side.
+/// Limit on the bytes of all images as base64; once it is reached, images are only listed.
+const MAX_BYTES: usize = 4_500_000;
+/// Approximate width of an image on the page in pixels: of a single run, and of two side by side.
 const SHOWN: [f64; 2] = [360.0, 280.0];
-/// Size of labels there.
+/// Font size of labels at that width, pixels.
 const FONT: f64 = 11.5;
 
-/// A photo that figures refer to.
+/// A stored image, which figures refer to.
 pub(super) struct Photo {
     pub id: usize,
     pub width: u32,
     pub height: u32,
-    /// Of the original's.
+    /// Ratio of stored to original size.
     scale: f64,
+    /// JPEG as base64.
     pub jpeg: String,
 }
 
-/// The photos of a page.
+/// The stored images of a page.
 #[derive(Default)]
 pub(super) struct Album {
     pub photos: Vec<Photo>,
-    /// By image id; `None` where there is no picture, or no room.
+    /// Index of the photo by image id; `None` if the image is missing or the limit is reached.
     known: HashMap<i64, Option<usize>>,
+    /// Size of all photos as base64.
     bytes: usize,
 }
 
 impl Album {
-    /// The photo of an image, from the first run that has it.
+    /// Index of the photo of an image, from the first run that has it.
     fn photo(&mut self, runs: &[Run], image: i64) -> Option<usize> {
         if let Some(known) = self.known.get(&image) {
             return *known;
         }
-        let found = if self.bytes < BUDGET {
+        let found = if self.bytes < MAX_BYTES {
             runs.iter().find_map(|r| (r.input.pictures?)(image))
         } else {
             None
@@ -77,7 +80,7 @@ impl Album {
     }
 }
 
-/// A box over a photo.
+/// A rectangle over a photo.
 pub(super) struct Shape {
     /// `truth`, `hit`, `false` or `missed`.
     pub layer: &'static str,
@@ -85,11 +88,11 @@ pub(super) struct Shape {
     pub y: String,
     pub w: String,
     pub h: String,
-    /// Shown by pointing at it.
+    /// Shown on hover.
     pub title: String,
 }
 
-/// A box's name, where it has room.
+/// The label of a rectangle.
 pub(super) struct Label {
     pub layer: &'static str,
     pub x: String,
@@ -97,39 +100,39 @@ pub(super) struct Label {
     pub text: String,
 }
 
-/// A photo with its boxes.
+/// A photo with boxes and labels.
 pub(super) struct Shot {
     pub photo: usize,
     pub width: u32,
     pub height: u32,
-    /// Size of the labels, units of the picture.
+    /// Font size of the labels, pixels of the photo.
     pub font: f64,
     pub shapes: Vec<Shape>,
     pub labels: Vec<Label>,
 }
 
-/// One image of a list.
+/// One image of a gallery.
 pub(super) struct Entry {
     pub name: String,
     pub f1: String,
     pub hits: usize,
-    pub false_alarms: usize,
+    pub false_positives: usize,
     pub missed: usize,
-    /// Of which run, where there are two.
+    /// Letter of the run; empty for a single run.
     pub letter: &'static str,
     pub shot: Option<Shot>,
 }
 
 impl Entry {
-    /// For those who cannot see the photo.
+    /// Text alternative of the photo.
     pub(super) fn alt(&self) -> String {
         let found = counted(self.hits, "box found", "boxes found");
-        let wrong = counted(self.false_alarms, "false alarm", "false alarms");
+        let wrong = counted(self.false_positives, "false positive", "false positives");
         format!("{} {}: {found}, {wrong}, {} missed", self.name, self.letter, self.missed)
     }
 }
 
-/// An image as one run sees it.
+/// An image with the boxes of one run.
 pub(super) fn entry(album: &mut Album, runs: &[Run], run: usize, score: ImageScore) -> Entry {
     let r = &runs[run];
     let scene = &r.analysis.scenes[score.scene];
@@ -151,28 +154,19 @@ pub(super) fn entry(album: &mut Album, runs: &[Run], run: usize, score: ImageSco
         name,
         f1: super::format::score(score.f1()),
         hits: score.hits,
-        false_alarms: score.false_alarms,
+        false_positives: score.false_positives,
         missed: score.missed,
         letter: r.letter,
         shot,
     }
 }
 
+/// Draws the boxes of a scene; `shown` is the width of the photo on the page, pixels.
 fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f64) -> Shot {
-    // Layer, box, name; later ones lie on top.
-    let mut boxes: Vec<(&'static str, [f64; 4], String)> = vec![];
-    let found = |by: Option<usize>| by.is_some_and(|d| scene.found[d].score >= threshold);
-    for t in &scene.truth {
-        let layer = if found(t.by) { "truth" } else { "missed" };
-        boxes.push((layer, t.bbox, names[t.class].clone()));
-    }
-    for f in scene.found.iter().filter(|f| f.score >= threshold && f.fate != Fate::Ignored) {
-        let layer = if f.fate == Fate::False { "false" } else { "hit" };
-        boxes.push((layer, f.bbox, format!("{} {:.2}", names[f.class], f.score)));
-    }
-    let font = FONT * f64::from(photo.width) / shown;
+    let mut boxes = layers(scene, names, threshold);
     let rank = |layer: &str| ["truth", "hit", "missed", "false"].iter().position(|l| *l == layer);
     boxes.sort_by_key(|b| rank(b.0));
+    let font = FONT * f64::from(photo.width) / shown;
     let mut shot = Shot {
         photo: photo.id,
         width: photo.width,
@@ -183,14 +177,14 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f
     };
     let pixels = |v: f64| format!("{v:.1}");
     let mut placed: Vec<[f64; 4]> = vec![];
-    // Names of errors first: they are what the reader looks for.
+    // Labels of errors are placed first, because they matter most.
     for (layer, bbox, text) in boxes.iter().rev() {
         let [x, y, w, h] = clip(bbox.map(|v| v * photo.scale), photo);
         let what = match *layer {
-            "truth" => "ground truth, found",
-            "missed" => "missed",
-            "hit" => "found",
-            _ => "false alarm",
+            "truth" => "ground truth (found)",
+            "missed" => "ground truth (missed)",
+            "hit" => "true positive",
+            _ => "false positive",
         };
         shot.shapes.push(Shape {
             layer,
@@ -201,7 +195,7 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f
             title: format!("{what}: {text}"),
         });
         if *layer != "truth"
-            && let Some((lx, ly)) = room(&mut placed, [x, y, w, h], text, font, photo)
+            && let Some((lx, ly)) = place_label(&mut placed, [x, y, w, h], text, font, photo)
         {
             shot.labels.push(Label { layer, x: pixels(lx), y: pixels(ly), text: text.clone() });
         }
@@ -210,7 +204,26 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f
     shot
 }
 
-/// Within the photo, so that lines stay visible.
+/// Layer, box in pixels of the original image, and text of each box at a score threshold.
+fn layers(
+    scene: &Scene,
+    names: &[String],
+    threshold: f64,
+) -> Vec<(&'static str, [f64; 4], String)> {
+    let mut boxes = vec![];
+    let found = |d: Option<usize>| d.is_some_and(|d| scene.found[d].score >= threshold);
+    for t in &scene.truth {
+        let layer = if found(t.matched) { "truth" } else { "missed" };
+        boxes.push((layer, t.bbox, names[t.class].clone()));
+    }
+    for f in scene.found.iter().filter(|f| f.score >= threshold && f.fate != Fate::Ignored) {
+        let layer = if f.fate == Fate::False { "false" } else { "hit" };
+        boxes.push((layer, f.bbox, format!("{} {:.2}", names[f.class], f.score)));
+    }
+    boxes
+}
+
+/// Clips a box to the photo, so that its edges are visible.
 fn clip([x, y, w, h]: [f64; 4], photo: &Photo) -> [f64; 4] {
     let (right, bottom) = (f64::from(photo.width) - 1.0, f64::from(photo.height) - 1.0);
     let fit =
@@ -219,8 +232,9 @@ fn clip([x, y, w, h]: [f64; 4], photo: &Photo) -> [f64; 4] {
     [x1, y1, (x2 - x1).max(0.0), (y2 - y1).max(0.0)]
 }
 
-/// Where a label's baseline starts: above, inside or below its box, if no label is there already.
-fn room(
+/// Start of a label's baseline: above, inside or below its box; `None` if all three places overlap
+/// the photo's edge or another label.
+fn place_label(
     placed: &mut Vec<[f64; 4]>,
     [x, y, _, h]: [f64; 4],
     text: &str,
@@ -252,10 +266,10 @@ mod tests {
         assert_eq!(clip([-10., -10., 500., 500.], &photo), [1., 1., 98., 48.]);
         assert_eq!(clip([f64::NAN, 10., 5., 5.], &photo)[0], 1.0);
         let mut placed = vec![];
-        let first = room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo).unwrap();
-        let second = room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo).unwrap();
+        let first = place_label(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo).unwrap();
+        let second = place_label(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo).unwrap();
         assert!(first.1 < second.1 && placed[0][3] <= placed[1][1]);
-        room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo);
-        assert_eq!(room(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo), None);
+        place_label(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo);
+        assert_eq!(place_label(&mut placed, [10., 20., 30., 10.], "a", 13.0, &photo), None);
     }
 }

@@ -1,13 +1,15 @@
-//! A table that the page's script sorts and filters.
+//! Tables that the page's script sorts and filters.
 
 use askama::Template;
+
+use super::format::trend;
 
 /// A column.
 #[derive(Debug, Clone)]
 pub(super) struct Column {
     /// Heading.
     pub name: String,
-    /// What it means.
+    /// Explanation shown on hover; may be empty.
     pub hint: String,
 }
 
@@ -15,14 +17,14 @@ pub(super) struct Column {
 #[derive(Debug, Clone)]
 pub(super) struct Cell {
     pub text: String,
-    /// Class for the stylesheet.
+    /// Class in the stylesheet; may be empty.
     pub class: &'static str,
 }
 
 impl Cell {
-    /// A difference, in its colour.
+    /// A difference, coloured by its sign.
     pub(super) fn trend(text: String) -> Self {
-        let class = super::format::trend(&text);
+        let class = trend(&text);
         Self { text, class }
     }
 }
@@ -33,30 +35,31 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// A table; the first column is each row's name.
+/// A table; the first column has the names of the rows.
 #[derive(Debug, Clone, Template)]
 #[template(path = "table.html")]
 pub(super) struct Table {
     /// Unique on the page.
     pub id: &'static str,
-    /// What the rows are.
     pub caption: String,
-    /// Heading of the names.
+    /// Heading of the first column.
     pub first: &'static str,
     /// The other columns.
     pub columns: Vec<Column>,
-    /// Name and cells.
+    /// Name and cells of each row.
     pub rows: Vec<(String, Vec<Cell>)>,
 }
 
 impl Table {
-    /// Long tables scroll and can be searched.
+    /// Whether the table is long enough to scroll and to have a filter.
     pub(super) fn long(&self) -> bool {
         self.rows.len() > 20
     }
 }
 
-/// Columns from pairs of heading and meaning.
-pub(super) fn columns(pairs: &[(&str, &str)]) -> Vec<Column> {
-    pairs.iter().map(|(name, hint)| Column { name: (*name).into(), hint: (*hint).into() }).collect()
+/// Columns from pairs of heading and explanation.
+pub(super) fn columns<N: Into<String>, H: Into<String>>(
+    pairs: impl IntoIterator<Item = (N, H)>,
+) -> Vec<Column> {
+    pairs.into_iter().map(|(name, hint)| Column { name: name.into(), hint: hint.into() }).collect()
 }

@@ -1,9 +1,10 @@
-//! pycocotools' tables of one golden case: every bit of precision, recall and scores, the 12 numbers, each class, the counts.
+//! Comparison with pycocotools on one golden case: every bit of precision, recall and scores, the 12
+//! numbers, those of each class, and the counts.
 #![allow(dead_code, reason = "not every test that shares this folder checks golden cases")]
 
 use std::path::Path;
 
-use dw_metric::{Params, Problem, evaluate, json};
+use dw_metric::{MetricConfig, evaluate, json};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -15,7 +16,7 @@ fn sha256(table: &[f64]) -> String {
     sha.finalize().iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat()
 }
 
-/// Holds a case (`gt.json`, `dt.json`, `expected.json`) against the metric.
+/// Evaluates a case (`gt.json`, `dt.json`) and compares the result with its `expected.json`.
 pub fn check(case: &Path) -> Result<(), String> {
     let mut warnings = vec![];
     let truth = json::truth(&case.join("gt.json"), &mut warnings).map_err(|e| e.to_string())?;
@@ -23,13 +24,8 @@ pub fn check(case: &Path) -> Result<(), String> {
         json::results(&case.join("dt.json"), &truth, &mut warnings).map_err(|e| e.to_string())?;
     let text = std::fs::read_to_string(case.join("expected.json")).map_err(|e| e.to_string())?;
     let expected: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-    let problem = Problem {
-        images: &truth.images,
-        categories: &truth.categories,
-        truth: &truth.boxes,
-        detections: &detections,
-    };
-    let e = evaluate(&problem, &Params::default());
+    let problem = truth.problem(&detections);
+    let e = evaluate(&problem, &MetricConfig::default());
     let same = |what: &str, found: &Value, wanted: &Value| {
         if found == wanted {
             Ok(())
@@ -37,8 +33,8 @@ pub fn check(case: &Path) -> Result<(), String> {
             Err(format!("{what}: expected {wanted}, found {found}"))
         }
     };
-    // Counts first: they say most about what went wrong.
-    for (a, area) in e.params.areas.iter().enumerate() {
+    // Counts first: they narrow down a failure the most.
+    for (a, area) in e.config.areas.iter().enumerate() {
         let (counts, wanted) = (e.counts(a), &expected["counts_maxdets100"][&area.name]);
         same(&format!("npos of {}", area.name), &counts.positives.into(), &wanted["npos"])?;
         for (name, found) in [("tp", counts.tp), ("fp", counts.fp), ("ignored", counts.ignored)] {
@@ -50,9 +46,8 @@ pub fn check(case: &Path) -> Result<(), String> {
     {
         same(&format!("hash of {name}"), &sha256(&table).into(), &expected[name]["sha256_f64le"])?;
     }
-    // -1 is written as a whole number there.
     let equal = |what: &str, found: f64, wanted: &Value| {
-        // Sums of numbers that are equal to the bit: numpy's order of adding is its own affair.
+        // The tables are compared bit by bit; means may differ by the order of summation.
         if wanted.as_f64().is_some_and(|w| (w - found).abs() <= 1e-12) {
             Ok(())
         } else {

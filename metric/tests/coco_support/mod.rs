@@ -1,9 +1,9 @@
-//! A small problem as files, and its evaluation.
+//! A small problem as files, random problems, and their evaluation.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::path::PathBuf;
 
-use dw_metric::{Detection, Error, Evaluation, GroundTruth, Params, Problem, evaluate, json};
+use dw_metric::{Detection, Error, Evaluation, GroundTruth, MetricConfig, Problem, evaluate, json};
 use serde_json::{Value, json};
 
 /// Ground truth on two images, in two categories.
@@ -28,7 +28,7 @@ pub fn results() -> Value {
     ])
 }
 
-/// Two files in a folder that goes away with this.
+/// A ground-truth and a results file in a temporary folder.
 pub struct Files {
     pub dir: tempfile::TempDir,
 }
@@ -50,23 +50,18 @@ impl Files {
     }
 
     /// Evaluation and warnings.
-    pub fn run(&self, params: &Params) -> Result<(Evaluation, Vec<String>), Error> {
+    pub fn run(&self, config: &MetricConfig) -> Result<(Evaluation, Vec<String>), Error> {
         let mut warnings = vec![];
         let truth = json::truth(&self.gt(), &mut warnings)?;
         let detections = json::results(&self.dt(), &truth, &mut warnings)?;
-        let problem = Problem {
-            images: &truth.images,
-            categories: &truth.categories,
-            truth: &truth.boxes,
-            detections: &detections,
-        };
-        let result = evaluate(&problem, params);
-        warnings.extend(dw_metric::cli::id_zero(&problem, &result));
+        let problem = truth.problem(&detections);
+        let result = evaluate(&problem, config);
+        warnings.extend(dw_metric::cli::id_zero_warning(&problem, &result));
         Ok((result, warnings))
     }
 }
 
-/// Numbers that look random and are the same every time.
+/// A deterministic random number generator (splitmix64).
 pub struct Random(u64);
 
 impl Random {
@@ -74,9 +69,8 @@ impl Random {
         Self(seed)
     }
 
-    /// Below `n`.
+    /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        // splitmix64
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -84,7 +78,7 @@ impl Random {
     }
 }
 
-/// A problem with ties, crowds and detections near the ground truth.
+/// A random problem with ties, crowds and detections near the ground truth.
 pub struct Set {
     pub images: Vec<i64>,
     pub categories: Vec<i64>,

@@ -1,10 +1,10 @@
-//! Invented data sets for the report's tests.
+//! Synthetic data sets for the report's tests.
 
 use dw_metric::report::Input;
-use dw_metric::{Detection, Evaluation, GroundTruth, Params, Problem, evaluate};
+use dw_metric::{Detection, Evaluation, GroundTruth, MetricConfig, Problem, evaluate};
 use image::{Rgb, RgbImage};
 
-/// A data set with detections.
+/// A data set and detections.
 pub struct Data {
     pub images: Vec<i64>,
     pub categories: Vec<i64>,
@@ -14,7 +14,8 @@ pub struct Data {
 }
 
 impl Data {
-    /// `images` images of four boxes each, `classes` classes; detections are off by up to `noise` of a box.
+    /// `images` images of four boxes each. Detections are shifted by up to half of `noise` times the side
+    /// of their box.
     pub fn new(images: i64, classes: i64, noise: f64) -> Self {
         let mut state = 7u64;
         let mut random = || {
@@ -64,7 +65,7 @@ impl Data {
 }
 
 pub fn evaluated(problem: &Problem) -> Evaluation {
-    evaluate(problem, &Params::default())
+    evaluate(problem, &MetricConfig::default())
 }
 
 pub fn input<'a>(
