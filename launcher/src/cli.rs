@@ -1,40 +1,59 @@
 //! The command line of `dw-launch`.
-#![expect(clippy::print_stdout, reason = "a command line's results")]
+#![expect(clippy::print_stdout, reason = "results of a command-line tool")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dw_base::text::{lines, print_error};
+use dw_base::text::lines;
+use dw_base::{Error, Result};
 
-use crate::batch::{self, Batch};
-use crate::collectives::{Error, Result};
-use crate::command::{Bind, Launch, Machine, Request, Starter};
-use crate::measure::{self, Fit};
-use crate::plan;
-use crate::supervisor::{self, Options};
-use crate::world::World;
+use crate::job::batch::{self, Batch, BatchJob};
+use crate::job::command::{Bind, JobSpec, LaunchCommand, Machine, Starter};
+use crate::job::supervisor::{self, Options};
+use crate::plan::measure::{self, Fit};
+use crate::plan::{self, Inputs};
+use crate::rank::World;
 
-const EXAMPLES: &str = "Examples:
-  dw-launch -n 8 -- dw-train dw_r50_fpn_1x           eight ranks on this node
-  dw-launch --max-restarts 3 -- dw-train             one rank a GPU; go on from the newest checkpoint when a rank is lost
-  dw-launch --hosts a:8,b:8 -- dw-train              two machines by mpirun and ssh
+const EXAMPLES: &str = "\
+Examples:
+  dw-launch -n 8 -- dw-train dw_r50_fpn_1x
+                                 eight ranks on this node
+  dw-launch --max-restarts 3 -- dw-train
+                                 one rank per GPU; restart when a rank is lost
+  dw-launch --hosts a:8,b:8 -- dw-train
+                                 two hosts, by mpirun over ssh
   dw-launch --slurm --nodes 2 -n 16 --time 12:00:00 -- dw-train
-                                                     write and submit a batch script
+                                 write and submit a batch script
   dw-launch --raw-stdout -n 2 -- dw-eval work/a --json >ap.json
-  dw-launch plan --gpus 8..512 --step-ms 180         what more GPUs would give
+  dw-launch plan --gpus 8..512 --step-ms 180
+                                 predict the step time on more GPUs
   dw-launch --raw-stdout -n 2 -- dw-launch measure >link.jsonl
-  dw-launch plan --measured link.jsonl --step-ms 180 the same with this machine's own numbers
+  dw-launch plan --measured link.jsonl --step-ms 180
+                                 predict with the measured link of this machine
 
-Signals: USR1, TERM and INT ask all ranks for a checkpoint and exit code 75; a second TERM or INT ends them at once.
-Exit codes: those of the first rank that failed; 4 when a rank was lost or timed out; 75 stopped after a checkpoint;
-            2 a mistake in the command, 5 no thread or process could be started.
-DW_FAULT=kill@1:20 rehearses a fault: rank 1 dies at step 20 (also panic, exit, stop, oom, nan; again after a restart with kill@1:20!).";
+Signals:
+  USR1 requests a checkpoint; the job exits with code 75 after it. So do TERM and INT, within
+  --grace seconds; a second TERM or INT ends the ranks immediately.
 
-/// Start ranks with the flags this machine needs, stay with them, start again when one is lost.
+Exit codes:
+  that of the rank that failed first; 4 if a rank was lost or timed out, 75 after a requested
+  checkpoint, 2 for a usage error, 5 if a thread or process cannot be started
+
+Fault injection:
+  DW_FAULT=kill@1:20 kills rank 1 at step 20 (kinds: kill, panic, exit, stop, oom, nan). The fault
+  is not repeated after a restart, except with a trailing `!`, as in kill@1:20!";
+
+/// Start the ranks of a job, supervise them, and restart the job when a rank is lost
 #[derive(Debug, Parser)]
-#[command(name = "dw-launch", version = crate::VERSION, after_help = EXAMPLES, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(
+    name = "dw-launch",
+    version = crate::VERSION,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Sub>,
@@ -44,115 +63,118 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Sub {
-    /// Predict step time, exposed communication and hours on more GPUs
+    /// Predict step time, exposed communication and training hours on more GPUs
     Plan {
         #[command(flatten)]
-        numbers: plan::Numbers,
-        /// Times of `dw-launch measure`: start-up time and bandwidth within a node are taken from them
+        inputs: Inputs,
+        /// Output of `dw-launch measure`, from which --node-us and --node-gbs are computed
         #[arg(long, value_name = "FILE", conflicts_with_all = ["node_us", "node_gbs"])]
         measured: Option<PathBuf>,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// Time all-reduces of host memory between the ranks of a job (started by dw-launch or mpirun)
+    /// Measure all-reduces of host memory between the ranks of a job (run it with dw-launch)
     Measure,
 }
 
 #[derive(Debug, Args)]
 struct Job {
-    /// Ranks [default: the allocation's tasks, or one a GPU, or 1]
+    /// Number of ranks [default: the allocation's tasks, else one per GPU, else 1]
     #[arg(short = 'n', long, value_name = "N")]
     ranks: Option<usize>,
-    /// Machines
+    /// Number of nodes
     #[arg(long, value_name = "N")]
     nodes: Option<usize>,
-    /// Machines and their ranks for mpirun over ssh, as a:8,b:8
+    /// Hosts and their number of ranks for mpirun over ssh, such as a:8,b:8
     #[arg(long, value_name = "HOST:N,...", conflicts_with = "slurm")]
     hosts: Option<String>,
-    /// What starts the ranks
+    /// Program that starts the ranks
     #[arg(long, value_enum, default_value = "auto")]
     starter: Starter,
     /// Binding of ranks to cores
     #[arg(long, value_enum, default_value = "auto")]
     bind: Bind,
-    /// Threads of a rank [default: the node's cores shared]
+    /// Threads per rank [default: an equal share of the node's cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Times to start again from the newest checkpoint when a rank was lost
+    /// Largest number of restarts from the newest checkpoint after a lost rank
     #[arg(long, value_name = "K", default_value_t = 0)]
     max_restarts: usize,
-    /// Seconds before that
+    /// Seconds to wait before a restart
     #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = seconds)]
     restart_delay: f64,
-    /// Seconds that a checkpoint may take after TERM or INT
+    /// Seconds that the ranks have for a checkpoint after TERM or INT
     #[arg(long, value_name = "S", default_value_t = 60)]
     grace: u64,
-    /// Seconds from the first failure until what is left of the job is ended by force
+    /// Seconds from the first failure until the rest of the job is killed
     #[arg(long, value_name = "S", default_value_t = 8)]
     tear_down: u64,
-    /// Standard output as the ranks write it, without `[rank]`
+    /// Do not prefix lines of standard output with `[rank]`
     #[arg(long)]
     raw_stdout: bool,
-    /// Print the command and end
+    /// Print the command or the batch script and exit
     #[arg(long)]
     dry_run: bool,
-    /// Write a batch script and submit it instead of starting ranks here
+    /// Write and submit a batch script instead of starting ranks
     #[arg(long)]
     slurm: bool,
     #[command(flatten)]
     batch: Batch,
-    /// Program and its arguments
+    /// Program of the ranks and its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     program: Vec<String>,
 }
 
-/// Seconds of a pause.
+/// Parses a pause in seconds.
 fn seconds(text: &str) -> std::result::Result<f64, String> {
     let value = text.parse().ok().filter(|s| (0.0..=3600.0).contains(s));
     value.ok_or_else(|| "expected a number of seconds from 0 to 3600".to_owned())
 }
 
 impl Cli {
-    /// Does what was asked; errors go to standard error.
-    pub fn run(self) -> ExitCode {
-        let done = match self.command {
-            Some(Sub::Plan { numbers, measured, json }) => plan(numbers, measured.as_deref(), json),
-            Some(Sub::Measure) => measure(),
+    /// Runs the command; returns the exit code of a job.
+    ///
+    /// # Errors
+    /// Usage errors, and resources that the system refuses.
+    pub fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Some(Sub::Plan { inputs, measured, json }) => {
+                print_plan(inputs, measured.as_deref(), json)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Some(Sub::Measure) => print_measurements().map(|()| ExitCode::SUCCESS),
+            None if self.job.slurm => self.job.submit().map(|()| ExitCode::SUCCESS),
             None => self.job.run(),
-        };
-        done.unwrap_or_else(|e| {
-            print_error(&e);
-            ExitCode::from(if e.out_of_resources() { 5 } else { 2 })
-        })
+        }
     }
 }
 
-fn plan(mut numbers: plan::Numbers, measured: Option<&Path>, json: bool) -> Result<ExitCode> {
+fn print_plan(mut inputs: Inputs, measured: Option<&Path>, json: bool) -> Result<()> {
     if let Some(path) = measured {
         let rows = measure::read(path)?;
         let fit = Fit::new(&rows)?;
-        (numbers.node_us, numbers.node_gbs) = (fit.us, fit.gbs);
+        (inputs.node_us, inputs.node_gbs) = (fit.us, fit.gbs);
         if !json {
             println!("{}\n", measure::table(&rows, fit));
         }
     }
-    numbers.check()?;
+    inputs.check()?;
     if !json {
-        println!("{}", plan::table(&numbers));
-        return Ok(ExitCode::SUCCESS);
+        println!("{}", plan::table(&inputs));
+        return Ok(());
     }
-    for gpus in &numbers.gpus.0 {
-        println!("{}", json_line(&plan::row(&numbers, *gpus))?);
+    for gpus in &inputs.gpus.0 {
+        println!("{}", json_line(&inputs.predict(*gpus))?);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn json_line(row: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string(row).map_err(|e| Error::Failed(e.to_string()))
+    serde_json::to_string(row).map_err(|e| Error::Bug(e.to_string()))
 }
 
-fn measure() -> Result<ExitCode> {
+fn print_measurements() -> Result<()> {
     crate::prepare();
     let world = World::new(crate::join()?)?;
     let rows = measure::all_reduces(&world)?;
@@ -162,15 +184,19 @@ fn measure() -> Result<ExitCode> {
         }
     }
     world.leave(0);
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 impl Job {
     fn run(self) -> Result<ExitCode> {
-        if self.slurm {
-            return self.submit();
-        }
-        let request = Request {
+        let options = Options {
+            max_restarts: self.max_restarts,
+            restart_delay: Duration::from_secs_f64(self.restart_delay),
+            grace: Duration::from_secs(self.grace),
+            tear_down: Duration::from_secs(self.tear_down),
+            raw_stdout: self.raw_stdout,
+        };
+        let spec = JobSpec {
             ranks: self.ranks,
             nodes: self.nodes,
             hosts: self.hosts,
@@ -179,75 +205,69 @@ impl Job {
             threads: self.threads,
             program: self.program,
         };
-        let launch = Launch::new(&request, &Machine::here())?;
-        for text in &launch.warnings {
+        let command = LaunchCommand::new(&spec, &Machine::detect())?;
+        for text in &command.warnings {
             tracing::warn!("{}", lines(text));
         }
         if self.dry_run {
-            println!("{}", launch.line());
+            println!("{}", command.shell_line()?);
             return Ok(ExitCode::SUCCESS);
         }
-        let options = Options {
-            max_restarts: self.max_restarts,
-            restart_delay: Duration::from_secs_f64(self.restart_delay),
-            grace: Duration::from_secs(self.grace),
-            tear_down: Duration::from_secs(self.tear_down),
-            raw_stdout: self.raw_stdout,
-        };
-        Ok(ExitCode::from(supervisor::run(&launch, &options)? as u8))
+        Ok(ExitCode::from(supervisor::run(&command, &options)? as u8))
     }
 
-    fn submit(&self) -> Result<ExitCode> {
+    fn submit(&self) -> Result<()> {
         let nodes = self.nodes.unwrap_or(1).max(1);
-        let ranks = self
-            .ranks
-            .or(self.batch.gpus_per_node.map(|g| g.max(1) * nodes))
-            .ok_or_else(|| Error::Failed("--slurm: how many ranks?\nhint: -n 16 --nodes 2, or --gpus-per-node 8 --nodes 2".into()))?;
-        let mut inner = vec![];
-        let numbers = [
-            ("--max-restarts", self.max_restarts.to_string()),
-            ("--restart-delay", self.restart_delay.to_string()),
-            ("--grace", self.grace.to_string()),
-            ("--tear-down", self.tear_down.to_string()),
-        ];
-        inner.extend(numbers.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
-        if self.raw_stdout {
-            inner.push("--raw-stdout".to_owned());
-        }
-        if let Some(t) = self.threads {
-            inner.extend(["--threads".to_owned(), t.to_string()]);
-        }
-        let name = |v: Option<clap::builder::PossibleValue>| v.map(|v| v.get_name().to_owned());
-        if self.starter != Starter::Auto {
-            inner.extend(
-                name(self.starter.to_possible_value())
-                    .into_iter()
-                    .flat_map(|v| ["--starter".to_owned(), v]),
-            );
-        }
-        if self.bind != Bind::Auto {
-            inner.extend(
-                name(self.bind.to_possible_value())
-                    .into_iter()
-                    .flat_map(|v| ["--bind".to_owned(), v]),
-            );
-        }
-        let text = batch::script(&self.batch, ranks, nodes, &inner, &self.program)?;
+        let by_gpus = || Some(self.batch.gpus_per_node?.max(1) * nodes);
+        let ranks = self.ranks.or_else(by_gpus).ok_or_else(|| {
+            Error::Usage(
+                "--slurm: expected the number of ranks\nhint: -n 16 --nodes 2, or \
+                 --gpus-per-node 8 --nodes 2"
+                    .into(),
+            )
+        })?;
+        let options = &self.inner_options();
+        let job = BatchJob { batch: &self.batch, ranks, nodes, options, program: &self.program };
+        let text = job.script()?;
         if self.dry_run {
             print!("{text}");
-            return Ok(ExitCode::SUCCESS);
+            return Ok(());
         }
-        let path = self
-            .batch
-            .script
-            .clone()
-            .unwrap_or_else(|| PathBuf::from(format!("dw-{}.sbatch", self.batch.job_name)));
+        let path = self.batch.path();
         batch::write(&path, &text, self.batch.overwrite)?;
         if self.batch.no_submit {
             println!("{}", path.display());
         } else {
             println!("{}", lines(batch::submit(&path)?));
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     }
+
+    /// Options of the `dw-launch` that the batch script runs.
+    fn inner_options(&self) -> Vec<String> {
+        let mut options = vec![];
+        let mut push = |name: &str, value: String| options.extend([name.to_owned(), value]);
+        push("--max-restarts", self.max_restarts.to_string());
+        push("--restart-delay", self.restart_delay.to_string());
+        push("--grace", self.grace.to_string());
+        push("--tear-down", self.tear_down.to_string());
+        if let Some(threads) = self.threads {
+            push("--threads", threads.to_string());
+        }
+        if self.starter != Starter::Auto {
+            push("--starter", name_of(self.starter));
+        }
+        if self.bind != Bind::Auto {
+            push("--bind", name_of(self.bind));
+        }
+        if self.raw_stdout {
+            options.push("--raw-stdout".to_owned());
+        }
+        options
+    }
+}
+
+/// Name of an option's value on the command line.
+fn name_of(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
 }

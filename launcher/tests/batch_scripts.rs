@@ -1,14 +1,14 @@
-//! The scripts in `slurm/`, run without SLURM and with a `dw-launch` that prints its arguments.
+//! Runs the scripts in `slurm/` without SLURM, with a `dw-launch` that prints its arguments.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-/// What `slurm/NAME.sbatch` starts with these arguments.
-fn started(name: &str, args: &[&str]) -> String {
+/// Arguments that `slurm/NAME.sbatch` passes to `dw-launch`.
+fn launched(name: &str, args: &[&str]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let launch = dir.path().join("dw-launch");
-    std::fs::write(&launch, "#!/bin/sh\necho \"started: $*\"\n").unwrap();
+    std::fs::write(&launch, "#!/bin/sh\necho \"launched: $*\"\n").unwrap();
     std::fs::set_permissions(&launch, std::fs::Permissions::from_mode(0o755)).unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let path = std::env::var("PATH").unwrap();
@@ -25,11 +25,11 @@ fn started(name: &str, args: &[&str]) -> String {
         .unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
-    text.lines().find_map(|l| l.strip_prefix("started: ")).unwrap().to_owned()
+    text.lines().find_map(|l| l.strip_prefix("launched: ")).unwrap().to_owned()
 }
 
 #[test]
-fn training_asks_for_a_gpu_unless_told_otherwise() {
+fn training_gets_a_cuda_device_unless_one_is_given() {
     for name in ["train_1node", "train_multinode"] {
         for (args, expected) in [
             (&[][..], "dw-train --device cuda"),
@@ -38,7 +38,7 @@ fn training_asks_for_a_gpu_unless_told_otherwise() {
             (&["--device=auto", "smoke"], "dw-train --device=auto smoke"),
             (&["smoke", "--device"], "dw-train smoke --device"),
         ] {
-            assert_eq!(started(name, args), format!("--max-restarts 2 -- {expected}"), "{name}");
+            assert_eq!(launched(name, args), format!("--max-restarts 2 -- {expected}"), "{name}");
         }
     }
 }

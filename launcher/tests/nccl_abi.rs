@@ -1,4 +1,5 @@
-//! NCCL's real header against what `src/nccl.rs` believes of it, where `make test` or a CUDA install has brought it.
+//! Compares the bindings in `src/rank/nccl/api.rs` with NCCL's header, if `make test` or a CUDA
+//! install has fetched it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +14,7 @@ fn header() -> Option<PathBuf> {
 }
 
 #[test]
-fn signatures_and_layouts_are_those_of_nccl_h() {
+fn bindings_match_nccl_h() {
     let Some(nccl) = header() else {
         eprintln!("skipped: no nccl.h in the machine's cache (tools/setup.sh tests fetches it)");
         return;

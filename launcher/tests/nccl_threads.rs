@@ -1,4 +1,4 @@
-//! The training threads and the watchdog never call into NCCL at the same time.
+//! The training threads and the watchdog never call NCCL concurrently.
 
 mod nccl_double;
 
@@ -11,17 +11,17 @@ use nccl_double::{Counters, NoStream, compile};
 
 const SUMS: i32 = 400;
 
-/// The gradient hook's calls of a training run.
+/// The calls of a training run.
 fn train(nccl: &Nccl) {
     for sum in 0..SUMS {
-        // The double never reads it.
+        // The test double does not access the buffer.
         let (ptr, number) = (std::ptr::null_mut(), Number::F32);
         let buffer = Buffer { ptr, count: 0, number, memory: Memory::Cuda };
         // SAFETY: as above.
         unsafe { nccl.start_sum(buffer) }.unwrap();
         if sum % 4 == 3 {
             nccl.finish().unwrap();
-            // Backward's other work, during which the watchdog gets its turn.
+            // The rest of the backward pass, during which the watchdog can lock the communicator.
             std::thread::sleep(Duration::from_micros(200));
         }
     }
@@ -29,7 +29,7 @@ fn train(nccl: &Nccl) {
 }
 
 #[test]
-fn one_thread_at_a_time_is_inside_the_library() {
+fn threads_do_not_call_the_library_concurrently() {
     let dir = tempfile::tempdir().unwrap();
     let path = compile(dir.path(), &[]);
     let counters = Counters::of(&path);
@@ -38,7 +38,7 @@ fn one_thread_at_a_time_is_inside_the_library() {
     let joining = counters.get("watches");
     std::thread::scope(|scope| {
         let training = scope.spawn(|| train(&nccl));
-        // As the watchdog, but without its pause.
+        // Like the watchdog, but without a pause.
         while !training.is_finished() {
             nccl.health().unwrap();
             std::thread::yield_now();
@@ -47,9 +47,9 @@ fn one_thread_at_a_time_is_inside_the_library() {
     let [sums, watches, threads, aborts, overlaps] =
         ["sums", "watches", "threads", "aborts", "overlaps"].map(|name| counters.get(name));
     assert_eq!((sums, threads, aborts), (SUMS, 2, 1));
-    assert!(watches - joining > 20, "health was inside {} times only", watches - joining);
-    assert_eq!(overlaps, 0, "calls that began while another thread was inside");
-    // After the end there is no communicator to ask.
+    assert!(watches - joining > 20, "only {} checks", watches - joining);
+    assert_eq!(overlaps, 0, "concurrent calls");
+    // The communicator was aborted: there is nothing to check.
     nccl.health().unwrap();
     assert_eq!(counters.get("watches"), watches);
 }

@@ -1,10 +1,10 @@
-//! `dw-launch` as a program, with commands that are no training.
+//! `dw-launch` as a program, with commands other than training.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// `RUST_MIN_STACK` with which no thread starts, for root, too.
+/// Value of `RUST_MIN_STACK` with which no thread starts, also for root.
 const NO_STACK: &str = "140737488355328";
 
 fn program(dir: &Path, args: &[&str]) -> Command {
@@ -16,40 +16,41 @@ fn program(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-fn fails(out: &Output, code: i32, words: &[&str]) -> String {
+/// Checks the exit code and parts of standard error, which is returned.
+fn assert_exit(out: &Output, code: i32, parts: &[&str]) -> String {
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(code), "{text}");
-    for word in words {
-        assert!(text.contains(word), "expected `{word}` in: {text}");
+    for part in parts {
+        assert!(text.contains(part), "expected `{part}` in: {text}");
     }
     text
 }
 
 #[test]
-fn an_edited_batch_script_is_not_overwritten() {
+fn edited_batch_script_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("dw-a.sbatch");
     let submit = |more: &[&str]| {
         let first = ["--slurm", "-n", "2", "--job-name", "a", "--no-submit"];
         program(dir.path(), &[&first, more, &["--", "true"]].concat()).output().unwrap()
     };
-    fails(&submit(&[]), 0, &[]);
+    assert_exit(&submit(&[]), 0, &[]);
     let written = std::fs::read_to_string(&path).unwrap();
-    fails(&submit(&[]), 0, &[]);
+    assert_exit(&submit(&[]), 0, &[]);
     let edited = written.replace("run dw-launch", "module load cuda\nrun dw-launch");
     std::fs::write(&path, &edited).unwrap();
-    fails(&submit(&[]), 2, &["dw-a.sbatch exists with other contents", "--script", "--overwrite"]);
+    assert_exit(&submit(&[]), 2, &["dw-a.sbatch", "--script", "--overwrite"]);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), edited);
-    fails(&submit(&["--script", "b.sbatch"]), 0, &[]);
-    fails(&submit(&["--overwrite"]), 0, &[]);
+    assert_exit(&submit(&["--script", "b.sbatch"]), 0, &[]);
+    assert_exit(&submit(&["--overwrite"]), 0, &[]);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), written);
-    fails(&submit(&["--script", "."]), 2, &["no regular file"]);
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing else is left");
+    assert_exit(&submit(&["--script", "."]), 2, &["--script ."]);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o600, 0o600);
 }
 
 #[test]
-fn threads_beyond_the_cores() {
+fn threads_beyond_the_cores_are_a_warning_or_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let cores = std::thread::available_parallelism().unwrap().get();
     let marker = dir.path().join("started");
@@ -59,42 +60,44 @@ fn threads_beyond_the_cores() {
         program(dir.path(), &[&first, program_and].concat()).output().unwrap()
     };
     let touch = ["--", "touch", marker.to_str().unwrap()];
-    fails(&start(4 * cores + 1, &touch), 2, &["--threads", "at most 4 times", "hint:"]);
-    assert!(!marker.exists(), "nothing is started");
+    assert_exit(&start(4 * cores + 1, &touch), 2, &["--threads", "hint:"]);
+    assert!(!marker.exists(), "the program was started");
     let dry = ["--dry-run", "--", "true"];
-    fails(&start(2 * cores, &dry), 0, &["WARN", "share"]);
-    assert!(!fails(&start(1, &dry), 0, &[]).contains("WARN"));
+    assert_exit(&start(2 * cores, &dry), 0, &["WARN", "--threads"]);
+    assert!(!assert_exit(&start(1, &dry), 0, &[]).contains("WARN"));
 }
 
-/// The threads that read the ranks' output do not start: the ranks must not, either.
+/// If the threads that read the ranks' output cannot start, the ranks must not start either.
 #[test]
-fn no_thread_for_the_output_is_an_error() {
+fn missing_thread_for_the_output_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let marker = dir.path().join("started");
     let args = ["-n", "1", "--", "touch", marker.to_str().unwrap()];
     let out = program(dir.path(), &args).env("RUST_MIN_STACK", NO_STACK).output().unwrap();
-    fails(&out, 5, &["cannot start the thread `dw-output`", "hint:"]);
-    assert!(!marker.exists(), "nothing is started");
+    assert_exit(&out, 5, &["`dw-output`", "hint:"]);
+    assert!(!marker.exists(), "the program was started");
 }
 
 #[test]
-fn errors_do_not_control_the_terminal() {
+fn control_characters_in_errors_are_escaped() {
     let dir = tempfile::tempdir().unwrap();
     let name = "a\u{1b}[2J\u{9b}31m";
     std::fs::write(dir.path().join(name), "{}\n").unwrap();
     let plan = ["plan", "--step-ms", "100", "--measured", name];
-    let text = fails(&program(dir.path(), &plan).output().unwrap(), 2, &[r"a\u{1b}[2J\u{9b}31m"]);
+    let out = program(dir.path(), &plan).output().unwrap();
+    let text = assert_exit(&out, 2, &[r"a\u{1b}[2J\u{9b}31m"]);
     assert!(!text.contains(['\u{1b}', '\u{9b}']), "{text:?}");
 }
 
 #[test]
-fn options_that_mean_nothing_are_no_panic() {
+fn invalid_options_are_usage_errors() {
     let dir = tempfile::tempdir().unwrap();
     for delay in ["nan", "-1", "inf"] {
         let option = format!("--restart-delay={delay}");
         let out = program(dir.path(), &["-n", "1", &option, "--", "true"]).output().unwrap();
-        fails(&out, 2, &["expected a number of seconds"]);
+        assert_exit(&out, 2, &["--restart-delay"]);
     }
     let measured = ["plan", "--step-ms", "1", "--measured", "/dev/zero"];
-    fails(&program(dir.path(), &measured).output().unwrap(), 2, &["at most 16777216 bytes"]);
+    let out = program(dir.path(), &measured).output().unwrap();
+    assert_exit(&out, 2, &["/dev/zero", "16777216 bytes"]);
 }

@@ -1,4 +1,4 @@
-// What src/nccl.rs believes about nccl.h, checked by a compiler against the real header: it compiles, or it is wrong.
+// Compile-time checks of the bindings in src/rank/nccl/api.rs against the real nccl.h.
 #include <stddef.h>
 #include <nccl.h>
 
@@ -29,9 +29,11 @@ SAME(sizeof(cudaStream_t), sizeof(void *));
 
 ncclResult_t (*version)(int *) = ncclGetVersion;
 ncclResult_t (*unique_id)(ncclUniqueId *) = ncclGetUniqueId;
-ncclResult_t (*init_rank)(ncclComm_t *, int, ncclUniqueId, int, ncclConfig_t *) = ncclCommInitRankConfig;
+ncclResult_t (*init_rank)(ncclComm_t *, int, ncclUniqueId, int, ncclConfig_t *) =
+    ncclCommInitRankConfig;
 ncclResult_t (*async_error)(ncclComm_t, ncclResult_t *) = ncclCommGetAsyncError;
-ncclResult_t (*all_reduce)(const void *, void *, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t) = ncclAllReduce;
+ncclResult_t (*all_reduce)(const void *, void *, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t,
+                           cudaStream_t) = ncclAllReduce;
 ncclResult_t (*abort_comm)(ncclComm_t) = ncclCommAbort;
 const char *(*error_string)(ncclResult_t) = ncclGetErrorString;
 const char *(*last_error)(ncclComm_t) = ncclGetLastError;

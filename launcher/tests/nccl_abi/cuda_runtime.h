@@ -1,2 +1,3 @@
-// The one type that nccl.h takes from the CUDA runtime, as driver_types.h declares it: the check needs no CUDA.
+// The only type of the CUDA runtime that nccl.h uses, as declared in driver_types.h, so that the
+// check needs no CUDA.
 typedef struct CUstream_st *cudaStream_t;

@@ -1,6 +1,6 @@
-// A test double of the NCCL functions that src/nccl/api.rs uses. Every function that takes a
+// A test double of the NCCL functions that src/rank/nccl/api.rs uses. Every function with a
 // communicator counts the calls that begin while another thread is inside one. All-reduces do
-// nothing; every second one is reported as in progress, as a non-blocking communicator does.
+// nothing; every second one returns ncclInProgress, as with a non-blocking communicator.
 #include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
@@ -24,7 +24,7 @@ static void enter(void) {
     atomic_fetch_add(&threads, 1);
   }
   if (atomic_fetch_add(&inside, 1) > 0) atomic_fetch_add(&overlaps, 1);
-  // Long enough for another thread to come in.
+  // Long enough for another thread to enter.
   nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
 }
 
@@ -75,7 +75,7 @@ int ncclCommAbort(void *comm) {
   return leave(SUCCESS);
 }
 
-const char *ncclGetErrorString(int code) { return "an error of the double"; }
+const char *ncclGetErrorString(int code) { return "an error of the test double"; }
 
 const char *ncclGetLastError(void *comm) {
   if (!comm) return "";
@@ -84,10 +84,10 @@ const char *ncclGetLastError(void *comm) {
   return "";
 }
 
-// What the tests ask.
+// Counters, for the tests.
 int double_overlaps(void) { return atomic_load(&overlaps); }
 int double_threads(void) { return atomic_load(&threads); }
 int double_sums(void) { return atomic_load(&sums); }
-// Looks at the state of the communicator by threads that have not summed.
+// Calls of ncclCommGetAsyncError by threads without an all-reduce.
 int double_watches(void) { return atomic_load(&watches); }
 int double_aborts(void) { return atomic_load(&aborts); }

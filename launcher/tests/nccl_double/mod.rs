@@ -1,4 +1,4 @@
-//! Compiles and opens a test double of NCCL (`double.c`), for tests without a GPU.
+//! A test double of NCCL (`double.c`), for tests without a GPU.
 
 use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::Command;
 use dw_launch::nccl::SideStream;
 use libloading::os::unix::Library as Dynamic;
 
-/// Compiles the double into `dir`; `options` go to the compiler.
+/// Compiles the double into `dir`, with additional options for the compiler.
 pub(crate) fn compile(dir: &Path, options: &[&str]) -> PathBuf {
     let library = dir.join("libnccl.so.2");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nccl_double/double.c");
@@ -25,7 +25,7 @@ pub(crate) fn compile(dir: &Path, options: &[&str]) -> PathBuf {
 pub(crate) struct Counters(Dynamic);
 
 impl Counters {
-    /// Those of the double at `path`, which is loaded if it is not yet.
+    /// Counters of the double at `path`, which is loaded if necessary.
     pub(crate) fn of(path: &Path) -> Self {
         // SAFETY: the double has no initialisers.
         Self(unsafe { Dynamic::new(path) }.unwrap())
@@ -34,14 +34,14 @@ impl Counters {
     /// Value of the counter `double_NAME`.
     pub(crate) fn get(&self, name: &str) -> c_int {
         let symbol = format!("double_{name}\0");
-        // SAFETY: the signature of all of the double's counters.
+        // SAFETY: the signature of all functions that return counters.
         let read: unsafe extern "C" fn() -> c_int = *unsafe { self.0.get(symbol) }.unwrap();
         // SAFETY: no preconditions.
         unsafe { read() }
     }
 }
 
-/// A stream of no device.
+/// A stream without a device.
 pub(crate) struct NoStream;
 
 impl SideStream for NoStream {

@@ -1,26 +1,25 @@
-//! What of nccl.h is used: types, functions, and their errors as text. The library is opened at run
-//! time.
+//! Bindings to the used part of nccl.h: types, functions and error texts. The library is opened at
+//! run time.
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use dw_base::text::with_causes;
+use dw_base::{Error, Result};
 use libloading::os::unix::{Library as Dynamic, RTLD_NOW};
 
-use crate::abort::{Failure, classify};
-use crate::collectives::{Error, Result};
-
-/// Soname of the library: what libtorch's CUDA half depends on.
+/// Soname of the library, on which libtorch's CUDA half depends.
 pub(super) const LIBRARY: &str = "libnccl.so.2";
 
-/// Lowest version as `ncclGetVersion` gives it: the first that has all fields of [`Config`].
+/// Oldest supported version, as `ncclGetVersion` returns it: the first with all fields of
+/// [`Config`].
 const OLDEST: c_int = 21_800;
 
 const HINT: &str = "hint: NCCL comes with the CUDA install of libtorch (`make setup` on a machine \
                     with an NVIDIA driver, or DW_CUDA=1 make setup)";
 
-/// `ncclUniqueId` of nccl.h: 128 bytes, passed by value.
+/// `ncclUniqueId`: 128 bytes, passed by value.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct UniqueId {
@@ -69,15 +68,15 @@ pub(super) type Stream = *mut c_void;
 pub(super) const SUCCESS: c_int = 0;
 pub(super) const IN_PROGRESS: c_int = 7;
 
-/// Version and file of an opened library.
+/// Version and file of a library.
 pub(super) struct Origin {
     number: c_int,
-    /// Absolute, without symbolic links; empty where the loader does not know it.
+    /// Absolute path without symbolic links; empty if the dynamic loader does not have it.
     pub(super) path: PathBuf,
 }
 
 impl Origin {
-    /// Reads both from a library, whose name is for errors.
+    /// Version and file of an opened library; `name` is for errors.
     fn of(library: &Dynamic, name: &str) -> Result<Self> {
         type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
         // SAFETY: the function has had this signature since NCCL 2.0.
@@ -87,70 +86,70 @@ impl Origin {
         // SAFETY: `number` outlives the call.
         let code = unsafe { get(&raw mut number) };
         if code != SUCCESS {
-            let text = format!("{name}: ncclGetVersion failed with code {code}");
-            return Err(Error::Failed(text));
+            return Err(Error::Usage(format!("{name}: ncclGetVersion failed with code {code}")));
         }
         Ok(Self { number, path: file_of(get as *const c_void).unwrap_or_default() })
     }
 
-    /// "2.28.9".
+    /// The version as text, such as "2.28.9".
     pub(super) fn version(&self) -> String {
         let v = self.number;
-        // Up to 2.8 the minor version had two digits fewer in front.
+        // Up to 2.8: major * 1000 + minor * 100 + patch; since then the major version is * 10000.
         let (major, rest) =
             if v < 10_000 { (v / 1000, v % 1000) } else { (v / 10_000, v % 10_000) };
         format!("{major}.{}.{}", rest / 100, rest % 100)
     }
 
-    /// Refuses versions whose [`Config`] is shorter than ours.
+    /// Rejects versions older than [`OLDEST`].
     fn check(&self) -> Result<()> {
         if self.number >= OLDEST {
             return Ok(());
         }
-        Err(Error::Failed(format!(
-            "NCCL {} ({}) is too old: 2.18 or newer is needed\nhint: an older one may come from \
-             LD_LIBRARY_PATH or LD_PRELOAD (a cluster's module); libtorch's install has its own",
+        Err(Error::Usage(format!(
+            "NCCL {} ({}) is too old: expected 2.18 or newer\nhint: LD_LIBRARY_PATH or LD_PRELOAD \
+             (a cluster's module) may override the newer one of libtorch's install",
             self.version(),
             self.path.display()
         )))
     }
 }
 
+/// Error for a library without a function.
 fn missing(name: &str, function: &str, e: &libloading::Error) -> Error {
-    Error::Failed(format!(
+    Error::Usage(format!(
         "{name} has no function {function}: {}\nhint: NCCL 2.18 or newer is needed",
         with_causes(e)
     ))
 }
 
-/// The file that a function was loaded from.
+/// File that a function was loaded from.
 fn file_of(function: *const c_void) -> Option<PathBuf> {
-    // SAFETY: a C struct of pointers, for which zeros are valid.
+    // SAFETY: a C struct of pointers and integers, for which zeros are valid.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: `info` outlives the call, which only compares the address.
+    // SAFETY: `info` outlives the call, which does not dereference the address.
     let found = unsafe { libc::dladdr(function, &raw mut info) } != 0;
     if !found || info.dli_fname.is_null() {
         return None;
     }
-    // SAFETY: a C string that lives as long as the library is loaded.
+    // SAFETY: a C string that is valid while the library is loaded.
     let name = unsafe { CStr::from_ptr(info.dli_fname) };
     let path = Path::new(OsStr::from_bytes(name.to_bytes()));
     Some(path.canonicalize().unwrap_or_else(|_| path.to_owned()))
 }
 
-/// The NCCL that is in this process already; none is loaded for this. An NCCL opened by name before
-/// libtorch's CUDA half would satisfy that one's dependency, too, whatever its version.
+/// The NCCL library that is in this process already. Does not load one: an NCCL opened by name
+/// before libtorch's CUDA half would replace that half's own, whatever its version.
 fn already_loaded() -> Option<Dynamic> {
     // SAFETY: with RTLD_NOLOAD no initialisers run.
     unsafe { Dynamic::open(Some(LIBRARY), RTLD_NOW | libc::RTLD_NOLOAD) }.ok()
 }
 
-/// Version and file of the NCCL that is in this process already.
+/// Version and file of the NCCL library that is in this process already.
 pub(super) fn origin_of_loaded() -> Option<Origin> {
     Origin::of(&already_loaded()?, LIBRARY).ok()
 }
 
-/// The functions of nccl.h that are used, with its signatures; results are `ncclResult_t`.
+/// The used functions of nccl.h with their signatures; results are `ncclResult_t`.
 pub(super) struct Api {
     pub(super) origin: Origin,
     unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
@@ -175,7 +174,7 @@ impl Api {
     /// The library that libtorch's CUDA half has loaded as its dependency.
     pub(super) fn loaded() -> Result<Self> {
         let library = already_loaded().ok_or_else(|| {
-            Error::Failed(format!("libtorch's CUDA half has not loaded {LIBRARY}\n{HINT}"))
+            Error::Usage(format!("libtorch's CUDA half has not loaded {LIBRARY}\n{HINT}"))
         })?;
         Self::of(library, LIBRARY)
     }
@@ -185,7 +184,7 @@ impl Api {
         let name = path.display().to_string();
         // SAFETY: NCCL's initialisers have no preconditions.
         let library = unsafe { Dynamic::new(path) }.map_err(|e| {
-            Error::Failed(format!("cannot open NCCL ({name}): {}\n{HINT}", with_causes(&e)))
+            Error::Usage(format!("cannot open NCCL ({name}): {}\n{HINT}", with_causes(&e)))
         })?;
         Self::of(library, &name)
     }
@@ -211,36 +210,37 @@ impl Api {
             error_string: symbol!("ncclGetErrorString"),
             last_error: symbol!("ncclGetLastError"),
         };
-        // Loaded for the rest of the process: threads of its own may still run in it.
+        // Never unloaded: threads of the library may run until the process exits.
         std::mem::forget(library);
         Ok(api)
     }
 
+    /// A new id for a communicator.
     pub(super) fn id(&self) -> Result<UniqueId> {
         let mut id = UniqueId { internal: [0; 128] };
         // SAFETY: `id` outlives the call.
-        self.check(unsafe { (self.unique_id)(&raw mut id) }, "making an id", std::ptr::null_mut())?;
+        let code = unsafe { (self.unique_id)(&raw mut id) };
+        self.check(code, "creating an id", std::ptr::null_mut())?;
         Ok(id)
     }
 
-    /// A result code as an error. No other thread may be in a call on `comm`, which may be null.
+    /// Converts a result code. No other thread may be in a call with `comm`, which may be null.
     pub(super) fn check(&self, code: c_int, doing: &str, comm: Comm) -> Result<()> {
         if code == SUCCESS {
             return Ok(());
         }
-        // SAFETY: both return C strings that live on; the second accepts a null communicator.
+        // SAFETY: both return C strings that stay valid; the second accepts a null communicator.
         let texts = unsafe { [(self.error_string)(code), (self.last_error)(comm)] };
         // SAFETY: as above.
         let read =
             |p: *const c_char| unsafe { CStr::from_ptr(p) }.to_string_lossy().trim().to_owned();
         let [text, detail] = texts.map(|p| if p.is_null() { String::new() } else { read(p) });
         let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
-        let text = format!(
-            "NCCL: {doing} failed with code {code}: {text}{detail}\nhint: NCCL_DEBUG=INFO tells more"
-        );
-        Err(match classify(&text) {
-            Some(Failure::Memory | Failure::Threads) => Error::Resources(text),
-            _ => Error::Failed(text),
+        let text = format!("NCCL: {doing} failed with code {code}: {text}{detail}");
+        Err(match Error::from_library(&text) {
+            // What is not about this machine is about its peers or the network between them.
+            Error::Bug(text) => Error::Peer(format!("{text}\nhint: NCCL_DEBUG=INFO logs details")),
+            e => e,
         })
     }
 }
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_library_is_an_error_with_a_hint() {
+    fn missing_library_is_an_error_with_a_hint() {
         let e = Api::open(Path::new("/nowhere/libnccl.so.2"))
             .err()
             .map(|e| e.to_string())
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_library_without_the_functions_is_named() {
+    fn library_without_the_functions_is_named() {
         // Any shared library that is not NCCL.
         let e = Api::open(Path::new("libc.so.6")).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_old_and_new() {
+    fn versions_are_parsed_and_old_ones_rejected() {
         let origin = |number| Origin { number, path: PathBuf::from("/lib/libnccl.so.2") };
         for (number, text, ok) in
             [(2_804, "2.8.4", false), (21_705, "2.17.5", false), (21_800, "2.18.0", true)]
@@ -278,12 +278,12 @@ mod tests {
             assert_eq!((origin.version().as_str(), origin.check().is_ok()), (text, ok));
         }
         let e = origin(21_705).check().unwrap_err().to_string();
-        assert!(e.contains("NCCL 2.17.5 (/lib/libnccl.so.2) is too old: 2.18"), "{e}");
+        assert!(e.contains("NCCL 2.17.5 (/lib/libnccl.so.2)") && e.contains("2.18"), "{e}");
     }
 
     #[test]
-    fn the_configuration_has_the_layout_of_nccl_h() {
-        // tests/nccl_abi.c holds the same numbers against the header.
+    fn config_has_the_layout_of_nccl_h() {
+        // tests/nccl_abi/abi.c compares the same numbers with the header.
         assert_eq!(size_of::<Config>(), 48);
         assert_eq!(std::mem::offset_of!(Config, blocking), 16);
         assert_eq!(std::mem::offset_of!(Config, net_name), 32);

@@ -1,13 +1,11 @@
-//! All-reduce in device memory over NCCL. The library is the one that libtorch's CUDA half has
+//! Backend for device memory over NCCL. It uses the NCCL library that libtorch's CUDA half has
 //! loaded, found at run time: a build needs no CUDA, and one binary serves machines with and
-//! without GPUs. Everything that is not device memory goes to the communicator underneath, which
-//! also carries NCCL's id.
+//! without GPUs. Host memory is reduced by a second backend (MPI), which also broadcasts NCCL's id.
 //!
 //! The communicator is non-blocking: no call waits inside the library for a peer, and every wait
 //! here has a deadline. NCCL allows one thread at a time on a communicator, and even
-//! `ncclCommGetAsyncError` is no plain read: it completes the pending group of a non-blocking
-//! communicator. The communicator is therefore behind a mutex, which the watchdog only tries to
-//! take.
+//! `ncclCommGetAsyncError` modifies it: it completes the pending group of a non-blocking
+//! communicator. A mutex therefore protects the communicator; the watchdog only tries to lock it.
 
 mod api;
 
@@ -18,25 +16,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use dw_base::text::shown;
+use dw_base::{Error, Result, host};
 
 use self::api::{Api, Comm, Config, IN_PROGRESS, SUCCESS, UniqueId};
-use crate::collectives::{Buffer, Collectives, Error, Memory, Number, Op, Result};
+use super::collectives::{Buffer, Collectives, Memory, Number, Op};
 
-/// What joining may take: large jobs open thousands of connections.
-const JOIN: Duration = Duration::from_mins(5);
+/// Timeout of joining, and of every other wait: large jobs open thousands of connections.
+const TIMEOUT: Duration = Duration::from_mins(5);
 const POLL: Duration = Duration::from_millis(2);
-/// Up to here a wait does not sleep.
+/// Time for which a wait yields instead of sleeping.
 const SPIN: Duration = Duration::from_millis(5);
-/// How long leaving waits for another thread's call to end. The watchdog's takes microseconds.
-const LEAVE: Duration = Duration::from_secs(10);
+/// Time that [`Nccl::leave`] waits for another thread's call. The watchdog's takes microseconds.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The NCCL that is in this process, which libtorch's CUDA half has loaded. Displayed as
+/// The NCCL library that libtorch's CUDA half has loaded into this process. Displayed as
 /// "2.28.9 (/path/libnccl.so.2)".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
-    /// As "2.28.9".
+    /// Version, such as "2.28.9".
     pub version: String,
-    /// The library's file.
+    /// File of the library.
     pub path: PathBuf,
 }
 
@@ -46,29 +45,29 @@ impl fmt::Display for Loaded {
     }
 }
 
-/// Which NCCL is in this process; `None` where libtorch's CUDA half has not been opened yet or came
-/// without one. Loads nothing.
+/// The NCCL library in this process; `None` if libtorch's CUDA half has not been opened yet, or
+/// does not use NCCL. Loads nothing.
 pub fn loaded() -> Option<Loaded> {
     let origin = api::origin_of_loaded()?;
     Some(Loaded { version: origin.version(), path: origin.path })
 }
 
-/// Version of the NCCL that is in this process, as "2.28.9"; see [`loaded`].
+/// Version of the NCCL library in this process, such as "2.28.9"; see [`loaded`].
 pub fn version() -> Option<String> {
     loaded().map(|l| l.version)
 }
 
-/// A stream of the device that NCCL works on, and its order against the stream that computes.
+/// The CUDA stream that NCCL uses, with events that order it against the compute stream.
 pub trait SideStream: Send + Sync {
-    /// Its `cudaStream_t`.
+    /// The stream's `cudaStream_t`.
     fn handle(&self) -> *mut c_void;
-    /// What is enqueued here from now on comes after what the computing stream holds now.
+    /// Makes later work on this stream wait for the work enqueued on the compute stream.
     fn after_compute(&self);
-    /// What the computing stream gets from now on comes after what this stream holds now.
+    /// Makes later work on the compute stream wait for the work enqueued on this stream.
     fn before_compute(&self);
 }
 
-/// The opened library, 2.18 or newer.
+/// An opened NCCL library, 2.18 or newer.
 pub struct Library(Api);
 
 impl fmt::Debug for Library {
@@ -78,27 +77,28 @@ impl fmt::Debug for Library {
 }
 
 impl Library {
-    /// Loads the library at `path`. For tests: a trainer uses the one of libtorch
+    /// Loads the library at `path`, for tests: the trainer uses libtorch's
     /// ([`Library::open_on_all`]).
     ///
     /// # Errors
-    /// No such library, not NCCL, or older than 2.18.
+    /// A library that does not exist, is not NCCL, or is older than 2.18.
     pub fn open(path: &Path) -> Result<Self> {
         Api::open(path).map(Self)
     }
 
-    /// Takes the library that libtorch's CUDA half has loaded, on all ranks of `base` or on none: a
-    /// rank that gave up alone would leave the others waiting. To be called after that half has
+    /// Opens the library that libtorch's CUDA half has loaded, on all ranks of `base` or on none:
+    /// if a single rank failed, the others would wait for it. To be called after that half has
     /// been opened.
     ///
     /// # Errors
-    /// Every rank gets the same text: which ranks have no NCCL, or one older than 2.18, and why.
+    /// Some ranks have no NCCL, or one older than 2.18. Every rank gets the same text, which lists
+    /// them.
     pub fn open_on_all(base: &dyn Collectives) -> Result<Self> {
         let api = Api::loaded();
         let mine = api
             .as_ref()
             .err()
-            .map(|e| format!("rank {} on {}: {e}", base.rank(), crate::host()))
+            .map(|e| format!("rank {} on {}: {e}", base.rank(), host::name()))
             .unwrap_or_default();
         let all = base.gather_bytes(mine.as_bytes())?;
         let text: Vec<String> = all
@@ -110,19 +110,19 @@ impl Library {
         if text.is_empty() {
             Ok(Self(api?))
         } else {
-            Err(Error::Failed(String::from_utf8_lossy(&text).into_owned()))
+            Err(Error::Usage(String::from_utf8_lossy(&text).into_owned()))
         }
     }
 }
 
-/// The communicator; null before it is made and after it was aborted.
+/// The communicator; null after it was aborted.
 struct Handle(Comm);
 
-// SAFETY: NCCL's calls on one communicator may come from any thread, one at a time, which the mutex
-// around the handle sees to.
+// SAFETY: any thread may call NCCL with a communicator, one at a time, which the mutex around the
+// handle ensures.
 unsafe impl Send for Handle {}
 
-/// Takes a lock, and gives up when it is not free within `limit`.
+/// Locks a mutex; `None` if it stays locked for `limit`.
 fn lock_within<T>(mutex: &Mutex<T>, limit: Duration) -> Option<MutexGuard<'_, T>> {
     let began = Instant::now();
     loop {
@@ -135,10 +135,10 @@ fn lock_within<T>(mutex: &Mutex<T>, limit: Duration) -> Option<MutexGuard<'_, T>
     }
 }
 
-/// NCCL for device buffers over another communicator for all else.
+/// Backend that reduces device buffers over NCCL and leaves the rest to another backend.
 pub struct Nccl {
     api: Api,
-    /// Held during every call that takes the communicator, and from the start of an all-reduce
+    /// Locked during every call that takes the communicator, and from the start of an all-reduce
     /// until the library has enqueued it.
     comm: Mutex<Handle>,
     base: Arc<dyn Collectives>,
@@ -150,7 +150,7 @@ impl Nccl {
     /// current.
     ///
     /// # Errors
-    /// An initialisation that failed or took too long: the caller ends the job, since others may
+    /// The initialisation failed or timed out. The caller must abort the job, since other ranks may
     /// wait inside NCCL.
     pub fn join(
         library: Library,
@@ -162,8 +162,8 @@ impl Nccl {
         let mut all = UniqueId { internal: [0; 128] };
         all.internal.copy_from_slice(&base.broadcast_bytes(own)?);
         let (mut comm, mut config): (Comm, _) = (std::ptr::null_mut(), Config::non_blocking());
-        // SAFETY: `comm` and `config` outlive the call; every rank of `base` makes it with the same
-        // id and size.
+        // SAFETY: `comm` and `config` outlive the call; every rank of `base` passes the same id and
+        // size.
         let code = unsafe {
             (api.init_rank)(
                 &raw mut comm,
@@ -174,41 +174,39 @@ impl Nccl {
             )
         };
         let nccl = Self { api, comm: Mutex::new(Handle(comm)), base, stream };
-        nccl.settle(&nccl.lock(), code, "joining the ranks")?;
+        nccl.wait(&nccl.lock(), code, "joining the ranks")?;
         Ok(nccl)
     }
 
-    /// Waits for its turn with the communicator.
+    /// Locks the communicator.
     fn lock(&self) -> MutexGuard<'_, Handle> {
-        // A panic elsewhere left the handle as it was: it only changes when the job leaves.
+        // A panic cannot have left a partial change: the handle is only ever replaced by null.
         self.comm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the communicator has done in the background what a call that returned `code` was
-    /// asked for.
-    fn settle(&self, comm: &Handle, code: c_int, doing: &str) -> Result<()> {
+    /// Waits for the asynchronous part of a call that returned `code`; `doing` is for errors.
+    fn wait(&self, comm: &Handle, code: c_int, doing: &str) -> Result<()> {
         let began = Instant::now();
         let mut state = code;
         loop {
             match state {
-                IN_PROGRESS if began.elapsed() > JOIN => {
-                    let limit = JOIN.as_secs();
-                    let text = format!("NCCL: {doing} took more than {limit} s");
-                    return Err(Error::Failed(text));
+                IN_PROGRESS if began.elapsed() > TIMEOUT => {
+                    let limit = TIMEOUT.as_secs();
+                    return Err(Error::Peer(format!("NCCL: {doing} timed out after {limit} s")));
                 }
                 // Enqueueing takes microseconds, and backward waits for it; joining takes seconds.
                 IN_PROGRESS if began.elapsed() < SPIN => std::thread::yield_now(),
                 IN_PROGRESS => std::thread::sleep(POLL),
                 code => return self.api.check(code, doing, comm.0),
             }
-            // SAFETY: the communicator is alive and ours while it is locked, `state` outlives the
+            // SAFETY: the communicator is valid and locked by this thread; `state` outlives the
             // call.
             let code = unsafe { (self.api.async_error)(comm.0, &raw mut state) };
             self.api.check(code, doing, comm.0)?;
         }
     }
 
-    /// Enqueues an all-reduce behind the gradients that the computing stream is about to make.
+    /// Enqueues an all-reduce after the work on the compute stream that produces the buffer.
     unsafe fn enqueue(&self, buffer: &Buffer, op: Op) -> Result<()> {
         // `ncclDataType_t` and `ncclRedOp_t`.
         let kind = match buffer.number {
@@ -225,31 +223,33 @@ impl Nccl {
         let (ptr, stream) = (buffer.ptr, self.stream.handle());
         let comm = self.lock();
         if comm.0.is_null() {
-            return Err(Error::Failed("NCCL: an all-reduce after the job was left".into()));
+            return Err(Error::Bug(
+                "NCCL: an all-reduce after the communicator was aborted".into(),
+            ));
         }
-        // SAFETY: the caller vouches for the buffer until the sum is finished.
+        // SAFETY: the caller guarantees a valid buffer until the sum is finished.
         let code =
             unsafe { (self.api.all_reduce)(ptr, ptr, buffer.count, kind, op, comm.0, stream) };
-        // A thread of the library enqueues it, and opens connections before the first.
-        self.settle(&comm, code, "all-reduce")
+        // A thread of the library opens connections before the first all-reduce, then enqueues it.
+        self.wait(&comm, code, "all-reduce")
     }
 
     /// Aborts the communicator.
-    fn give_up(&self) {
-        // Without a limit a thread that hangs in the library would keep the rank from leaving.
-        // Where it is the watchdog's own, no deadline would end that.
-        let Some(mut comm) = lock_within(&self.comm, LEAVE) else {
-            let limit = LEAVE.as_secs();
+    fn abort_communicator(&self) {
+        // With a timeout: a thread that hangs in the library may be the watchdog's, and then
+        // nothing else would end the wait.
+        let Some(mut comm) = lock_within(&self.comm, LEAVE_TIMEOUT) else {
+            let limit = LEAVE_TIMEOUT.as_secs();
             tracing::warn!(
-                "NCCL: another thread is inside the library for more than {limit} s: leaving \
-                 without an abort of the communicator"
+                "NCCL: another thread has been inside the library for more than {limit} s: exiting \
+                 without aborting the communicator"
             );
             return;
         };
         let handle = std::mem::replace(&mut comm.0, std::ptr::null_mut());
         if !handle.is_null() {
             // Abort, not destroy: destroy waits for peers, which may be gone.
-            // SAFETY: made by `ncclCommInitRankConfig`, no other thread uses it now, and none will.
+            // SAFETY: created by `ncclCommInitRankConfig`; no other thread uses it now or later.
             unsafe { (self.api.abort)(handle) };
         }
     }
@@ -269,7 +269,7 @@ impl Collectives for Nccl {
     }
 
     unsafe fn all_reduce(&self, buffer: Buffer, op: Op) -> Result<()> {
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the contract.
         unsafe {
             if buffer.memory == Memory::Host {
                 return self.base.all_reduce(buffer, op);
@@ -281,7 +281,7 @@ impl Collectives for Nccl {
     }
 
     unsafe fn start_sum(&self, buffer: Buffer) -> Result<()> {
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the contract.
         unsafe {
             if buffer.memory == Memory::Host {
                 return self.base.start_sum(buffer);
@@ -312,31 +312,30 @@ impl Collectives for Nccl {
     }
 
     fn health(&self) -> Result<()> {
-        // Held by a thread inside the library, or while the communicator is being aborted: that
-        // thread sees an error itself, and the deadline of its collective ends a call that hangs.
+        // Locked by a thread inside the library: that thread gets the error itself, and the
+        // deadline of its collective covers a call that hangs.
         let Ok(comm) = self.comm.try_lock() else { return Ok(()) };
         if comm.0.is_null() {
             return Ok(());
         }
         let mut state = SUCCESS;
-        // SAFETY: the communicator is alive and ours while it is locked, `state` outlives the call.
+        // SAFETY: the communicator is valid and locked by this thread; `state` outlives the call.
         let code = unsafe { (self.api.async_error)(comm.0, &raw mut state) };
         let state = if code == SUCCESS { state } else { code };
         if state == IN_PROGRESS {
             Ok(())
         } else {
-            self.api.check(state, "a collective in the background", comm.0)
+            self.api.check(state, "an asynchronous collective", comm.0)
         }
     }
 
     fn leave(&self) {
-        self.give_up();
+        self.abort_communicator();
         self.base.leave();
     }
 
     fn abort(&self, code: i32) -> ! {
-        // NCCL's own abort may hang and adds nothing: the process ends, and with it its
-        // communicator.
+        // NCCL's own abort may hang and is not needed: the communicator ends with the process.
         self.base.abort(code)
     }
 }
@@ -346,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_that_stays_taken_is_given_up() {
+    fn locking_times_out() {
         let mutex = Mutex::new(1);
         let taken = mutex.lock().unwrap();
         assert!(lock_within(&mutex, Duration::from_millis(10)).is_none());
@@ -354,10 +353,10 @@ mod tests {
         assert!(lock_within(&mutex, Duration::ZERO).is_some());
     }
 
-    /// Without a GPU this is as far as NCCL goes: it opens, knows its version, makes ids, and
-    /// refuses to join with a readable error.
+    /// All that works without a GPU: opening the library, its version, ids, and a readable error
+    /// from joining.
     #[test]
-    fn the_real_library_where_there_is_one() {
+    fn real_library_opens_and_fails_to_join_without_a_gpu() {
         let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
             || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
             PathBuf::from,
@@ -375,17 +374,17 @@ mod tests {
         let (a, b) = (api.id().unwrap(), api.id().unwrap());
         assert!(a.internal != [0; 128] && a.internal != b.internal);
         let (mut comm, mut config): (Comm, _) = (std::ptr::null_mut(), Config::non_blocking());
-        // SAFETY: one rank joins alone; both outlive the call.
+        // SAFETY: a single rank joins; both outlive the call.
         let mut code = unsafe { (api.init_rank)(&raw mut comm, 1, a, 0, &raw mut config) };
-        // A thread of the library works on it: it must have ended before the test does.
+        // A thread of the library uses `comm` until the call is complete.
         while code == IN_PROGRESS {
             std::thread::sleep(POLL);
-            // SAFETY: the communicator was made above, `code` outlives the call.
+            // SAFETY: the communicator was created above; `code` outlives the call.
             unsafe { (api.async_error)(comm, &raw mut code) };
         }
         if code != SUCCESS {
             let e = api.check(code, "joining", std::ptr::null_mut()).unwrap_err().to_string();
-            assert!(e.contains("joining failed with code") && e.contains("NCCL_DEBUG"), "{e}");
+            assert!(e.contains("NCCL: joining failed") && e.contains("hint: "), "{e}");
         }
     }
 }

@@ -1,20 +1,20 @@
-//! The last collectives of this rank, numbered: when a job hangs, the rank whose number is behind is
-//! the one to look at.
+//! Log of this rank's latest collectives. They are numbered: when a job hangs, the rank with the
+//! lowest number is the one that the others wait for.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Calls that are kept.
+/// Number of calls that are kept.
 pub const KEPT: usize = 64;
 
-/// What a collective is for, as `gradients 3`.
+/// Purpose of a collective, displayed as `gradients 3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tag {
     /// The purpose.
     pub name: &'static str,
-    /// Which of several.
+    /// Index where several collectives have the same purpose.
     pub part: Option<usize>,
 }
 
@@ -33,19 +33,29 @@ impl fmt::Display for Tag {
     }
 }
 
-/// One call.
+/// A collective in the log.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// From 1, the same on all ranks.
+    /// Sequence number from 1, the same on all ranks.
     pub number: u64,
     /// Purpose.
     pub tag: Tag,
-    /// Bytes of this rank.
+    /// Size of this rank's buffer in bytes.
     pub bytes: usize,
-    /// When it began.
+    /// Start time.
     pub began: Instant,
-    /// How long it took; `None` while it is under way.
+    /// Duration; `None` while the call is pending.
     pub took: Option<Duration>,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{} {} {} B: ", self.number, self.tag, self.bytes)?;
+        match self.took {
+            Some(took) => write!(f, "{:.1} ms", took.as_secs_f64() * 1e3),
+            None => write!(f, "pending for {:.1} s", self.began.elapsed().as_secs_f64()),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -54,17 +64,17 @@ struct Ring {
     last: u64,
 }
 
-/// The last [`KEPT`] calls.
+/// The latest [`KEPT`] calls.
 #[derive(Debug, Default)]
 pub struct CallLog(Mutex<Ring>);
 
 impl CallLog {
     fn ring(&self) -> MutexGuard<'_, Ring> {
-        // A thread that panicked while it held the lock left whole entries: each change is one push or one field.
+        // Every change is a single push or assignment, so that a panic leaves no partial entry.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the beginning of a call; returns its number.
+    /// Adds a call; returns its number.
     pub fn begin(&self, tag: Tag, bytes: usize) -> u64 {
         let mut ring = self.ring();
         ring.last += 1;
@@ -76,14 +86,14 @@ impl CallLog {
         number
     }
 
-    /// Notes the end of a call.
+    /// Marks a call as completed.
     pub fn end(&self, number: u64) {
         if let Some(call) = self.ring().calls.iter_mut().find(|c| c.number == number) {
             call.took = Some(call.began.elapsed());
         }
     }
 
-    /// Notes the end of all calls from `number` on.
+    /// Marks all pending calls from `number` on as completed.
     pub fn end_from(&self, number: u64) {
         for call in self.ring().calls.iter_mut().filter(|c| c.number >= number && c.took.is_none())
         {
@@ -91,8 +101,8 @@ impl CallLog {
         }
     }
 
-    /// The oldest call that is under way.
-    pub fn waiting(&self) -> Option<Call> {
+    /// The oldest pending call.
+    pub fn pending(&self) -> Option<Call> {
         self.ring().calls.iter().find(|c| c.took.is_none()).cloned()
     }
 
@@ -101,23 +111,12 @@ impl CallLog {
         self.ring().calls.back().cloned()
     }
 
-    /// The newest `n` calls as text, several a line, oldest first.
+    /// The newest `n` calls as text, oldest first, four per line.
     pub fn dump(&self, n: usize) -> String {
         let ring = self.ring();
         let skip = ring.calls.len().saturating_sub(n);
-        let words: Vec<String> = ring
-            .calls
-            .iter()
-            .skip(skip)
-            .map(|c| {
-                let state = c.took.map_or_else(
-                    || format!("waiting for {:.1} s", c.began.elapsed().as_secs_f64()),
-                    |t| format!("{:.1} ms", t.as_secs_f64() * 1e3),
-                );
-                format!("#{} {} {} B: {state}", c.number, c.tag, c.bytes)
-            })
-            .collect();
-        words.chunks(4).map(|line| format!("  {}", line.join(" | "))).collect::<Vec<_>>().join("\n")
+        let calls: Vec<String> = ring.calls.iter().skip(skip).map(ToString::to_string).collect();
+        calls.chunks(4).map(|line| format!("  {}", line.join(" | "))).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -126,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_the_last_calls_and_knows_what_is_under_way() {
+    fn log_keeps_the_newest_calls_and_finds_the_pending_one() {
         let log = CallLog::default();
         for i in 0..100 {
             let n = log.begin(Tag { name: "gradients", part: Some(i) }, 4 * i);
@@ -136,17 +135,15 @@ mod tests {
             }
         }
         assert_eq!(log.ring().calls.len(), KEPT);
-        let open = log.waiting().unwrap();
-        assert_eq!((open.number, open.tag.to_string()), (98, "gradients 97".into()));
+        let pending = log.pending().unwrap();
+        assert_eq!((pending.number, pending.tag.to_string()), (98, "gradients 97".into()));
         assert_eq!(log.last().unwrap().number, 100);
         let text = log.dump(3);
-        assert!(
-            text.contains("#98 gradients 97 388 B: waiting")
-                && text.contains("#100 gradients 99 396 B: 0."),
-            "{text}"
-        );
+        for call in ["#98 gradients 97 388 B: pending", "#100 gradients 99 396 B: 0."] {
+            assert!(text.contains(call), "{text}");
+        }
         assert!(!text.contains("#97 "), "{text}");
         log.end_from(90);
-        assert!(log.waiting().is_none());
+        assert!(log.pending().is_none());
     }
 }

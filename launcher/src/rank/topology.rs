@@ -1,22 +1,23 @@
-//! Rank and world size from the launcher's environment: known before MPI is opened, so that an
-//! early mistake (a wrong flag) can be told once and not by every rank.
+//! Rank and world size from the launcher's environment. They are known before MPI is initialised,
+//! so that an early error (an invalid option) is reported once and not by every rank.
 
 use std::env;
 
-/// A process's place in its job.
+/// Position of a process in its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Topology {
-    /// `0..world`.
+    /// Rank in the job, `0..world_size`.
     pub rank: usize,
-    /// Number of processes.
-    pub world: usize,
-    /// `0..local_world` on this node.
+    /// Number of processes of the job.
+    pub world_size: usize,
+    /// Rank on this node, `0..local_size`.
     pub local_rank: usize,
-    /// Processes on this node.
-    pub local_world: usize,
+    /// Number of processes on this node.
+    pub local_size: usize,
 }
 
-/// Variables of rank, world, local rank, local world: Open MPI's mpirun, MPICH's Hydra, srun.
+/// Environment variables with rank, world size, local rank and local size (empty where there is
+/// none), as set by Open MPI's mpirun, srun, and MPICH's Hydra.
 const LAUNCHERS: [[&str; 4]; 3] = [
     [
         "OMPI_COMM_WORLD_RANK",
@@ -29,36 +30,36 @@ const LAUNCHERS: [[&str; 4]; 3] = [
 ];
 
 impl Topology {
-    /// What the launcher says; one process where there is none.
+    /// The topology that the launcher has set; a single process if there is no launcher.
     pub fn from_env() -> Self {
         Self::from_vars(|name| env::var(name).ok())
     }
 
     fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
         let number = |name: &str| var(name)?.parse::<usize>().ok();
-        for [rank, world, local_rank, local_world] in LAUNCHERS {
-            if let (Some(rank), Some(world)) = (number(rank), number(world)) {
+        for [rank, world_size, local_rank, local_size] in LAUNCHERS {
+            if let (Some(rank), Some(world_size)) = (number(rank), number(world_size)) {
                 let local_rank = number(local_rank).unwrap_or(rank);
-                let srun =
+                let from_slurm =
                     || tasks_of_node(&var("SLURM_STEP_TASKS_PER_NODE")?, number("SLURM_NODEID")?);
-                let local_world = number(local_world).or_else(srun).unwrap_or(world);
-                return Self { rank, world, local_rank, local_world };
+                let local_size = number(local_size).or_else(from_slurm).unwrap_or(world_size);
+                return Self { rank, world_size, local_rank, local_size };
             }
         }
-        Self { rank: 0, world: 1, local_rank: 0, local_world: 1 }
+        Self { rank: 0, world_size: 1, local_rank: 0, local_size: 1 }
     }
 }
 
-/// Tasks of node `node` in SLURM's compressed list, as `8(x3),4`.
+/// Number of tasks of node `node` from SLURM's compressed list, such as `8(x3),4`.
 fn tasks_of_node(list: &str, node: usize) -> Option<usize> {
-    let mut first = 0;
+    let mut end = 0;
     for part in list.split(',') {
         let (tasks, nodes) = match part.split_once("(x") {
             Some((tasks, nodes)) => (tasks, nodes.strip_suffix(')')?.parse().ok()?),
             None => (part, 1),
         };
-        first += nodes;
-        if node < first {
+        end += nodes;
+        if node < end {
             return tasks.parse().ok();
         }
     }
@@ -74,18 +75,18 @@ mod tests {
     }
 
     #[test]
-    fn reads_each_launcher() {
+    fn reads_the_environment_of_each_launcher() {
         let open_mpi = [
             ("OMPI_COMM_WORLD_RANK", "3"),
             ("OMPI_COMM_WORLD_SIZE", "8"),
             ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
             ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
-            // mpirun within a batch script: the script's own place must not count.
+            // Set by SLURM for the batch script that runs mpirun: must not take precedence.
             ("SLURM_PROCID", "0"),
         ];
         assert_eq!(
             topology(&open_mpi),
-            Topology { rank: 3, world: 8, local_rank: 1, local_world: 2 }
+            Topology { rank: 3, world_size: 8, local_rank: 1, local_size: 2 }
         );
         let srun = [
             ("SLURM_PROCID", "9"),
@@ -94,9 +95,12 @@ mod tests {
             ("SLURM_NODEID", "2"),
             ("SLURM_STEP_TASKS_PER_NODE", "4(x2),3,1"),
         ];
-        assert_eq!(topology(&srun), Topology { rank: 9, world: 12, local_rank: 1, local_world: 3 });
-        assert_eq!(topology(&srun[..2]).local_world, 12);
-        assert_eq!(topology(&[("SLURM_PROCID", "0")]).world, 1, "a batch script itself");
+        assert_eq!(
+            topology(&srun),
+            Topology { rank: 9, world_size: 12, local_rank: 1, local_size: 3 }
+        );
+        assert_eq!(topology(&srun[..2]).local_size, 12);
+        assert_eq!(topology(&[("SLURM_PROCID", "0")]).world_size, 1, "the batch script itself");
         assert_eq!(tasks_of_node("4(x2),3,1", 4), None);
     }
 }

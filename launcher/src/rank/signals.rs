@@ -1,11 +1,12 @@
-//! Signals that ask a rank to end: USR1 and TERM set a flag that the ranks agree on at their next step. TERM also sets a
-//! clock: a rank whose peers are gone must not wait for them.
+//! Signals that request a checkpoint: SIGUSR1 and SIGTERM set a flag that the ranks combine at
+//! their next step. SIGTERM also starts a deadline, which the watchdog enforces: a rank whose peers
+//! are gone would otherwise wait for them in the collective before the checkpoint.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// What a checkpoint may take after a TERM (SLURM's default KillWait is 30 s).
+/// Time for a checkpoint after SIGTERM, below the 30 s of SLURM's default KillWait.
 pub const TERM_GRACE: Duration = Duration::from_secs(25);
 
 struct Flags {
@@ -15,10 +16,10 @@ struct Flags {
 
 static FLAGS: OnceLock<Flags> = OnceLock::new();
 
-/// Listens from now on; returns the flag that a signal sets.
+/// Installs the handlers, once for the process; returns the flag that both signals set.
 ///
 /// # Errors
-/// The system does not allow it.
+/// The system refuses a handler.
 pub fn listen() -> std::io::Result<Arc<AtomicBool>> {
     use signal_hook::consts::{SIGTERM, SIGUSR1};
     if let Some(flags) = FLAGS.get() {
@@ -31,7 +32,7 @@ pub fn listen() -> std::io::Result<Arc<AtomicBool>> {
     Ok(FLAGS.get_or_init(|| flags).stop.clone())
 }
 
-/// A TERM has come.
+/// Whether SIGTERM has been received.
 pub(crate) fn terminated() -> bool {
     FLAGS.get().is_some_and(|f| f.term.load(Ordering::Relaxed))
 }

@@ -1,34 +1,34 @@
-//! Time of all-reduces between the ranks of a job, and the start-up time and bandwidth that explain it.
+//! Measures all-reduces between the ranks of a job, and fits latency and bandwidth to the times.
 
 use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
+use dw_base::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::collectives::{Buffer, Error, Memory, Number, Op, Result};
-use crate::world::World;
+use crate::rank::{Buffer, Memory, Number, Op, World};
 
-/// Bytes of the all-reduces: from what a loss needs to a large bucket.
+/// Sizes of the all-reduces in bytes, from the loss's to a large bucket.
 const SIZES: [usize; 8] = [64, 1 << 10, 16 << 10, 128 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20];
-/// Repetitions of each; the median counts.
+/// Repetitions of each size, of which the median is taken.
 const REPEATS: usize = 15;
 
-/// One measured size.
+/// Measurement of one size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Ranks.
+    /// Number of ranks.
     pub ranks: usize,
-    /// Bytes of the buffer.
+    /// Size of the buffer in bytes.
     pub bytes: usize,
-    /// Median seconds of one all-reduce on rank 0.
+    /// Median time of an all-reduce on rank 0, in seconds.
     pub seconds: f64,
 }
 
-/// Times all-reduces of host memory; every rank calls it.
+/// Measures all-reduces of host memory; to be called by every rank.
 ///
 /// # Errors
-/// A lost peer.
+/// A failed peer.
 pub fn all_reduces(world: &World) -> Result<Vec<Measured>> {
     let mut rows = vec![];
     for bytes in SIZES {
@@ -43,7 +43,7 @@ pub fn all_reduces(world: &World) -> Result<Vec<Measured>> {
                 number: Number::F32,
                 memory: Memory::Host,
             };
-            // SAFETY: `numbers` is borrowed mutably by nobody else and outlives the call.
+            // SAFETY: nothing else accesses `numbers`, which outlives the call.
             unsafe { world.all_reduce_raw(buffer, Op::Max, "measuring") }?;
             times.push(began.elapsed().as_secs_f64());
         }
@@ -53,92 +53,97 @@ pub fn all_reduces(world: &World) -> Result<Vec<Measured>> {
     Ok(rows)
 }
 
-/// What explains measured times as rings: 2 (n - 1) alpha + 2 (n - 1)/n S / beta.
+/// Parameters of the ring model, 2 (n - 1) alpha + 2 (n - 1)/n S / beta (see
+/// [`model`](super::model)).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fit {
-    /// Microseconds of one message (alpha).
+    /// Latency of a message (alpha), in microseconds.
     pub us: f64,
-    /// GB/s (beta).
+    /// Bandwidth (beta), in GB/s.
     pub gbs: f64,
 }
 
-/// Coefficients of alpha (seconds) and 1 / beta (bytes a second) in a row's time.
+/// Coefficients of alpha (in seconds) and 1 / beta (in seconds per byte) in a row's time.
 fn terms(row: &Measured) -> [f64; 2] {
     let n = row.ranks as f64;
     [2.0 * (n - 1.0), 2.0 * (n - 1.0) / n * row.bytes as f64]
 }
 
-/// Rows up to this many bytes tell the start-up time.
+/// The latency is fitted to rows of at most this many bytes.
 const SMALL: usize = 1 << 10;
-/// Rows from this many bytes on tell the bandwidth: buckets are this large, and smaller buffers stay in a cache.
+/// The bandwidth is fitted to rows of at least this many bytes: the size of gradient buckets.
+/// Smaller buffers fit into a cache.
 const LARGE: usize = 4 << 20;
 
 impl Fit {
-    /// From the rows with the fewest ranks (more than one): those of more ranks are left to test the model. Start-up time and
-    /// bandwidth are each the median of what single rows say.
+    /// Fits the rows with the smallest number of ranks above one; the others remain as a test of
+    /// the model. Latency and bandwidth are medians over rows.
     ///
     /// # Errors
-    /// No small or no large rows of several ranks, or times that make no sense.
+    /// No small or no large rows of several ranks, or times without a positive solution.
     pub fn new(rows: &[Measured]) -> Result<Self> {
         let fewest = rows.iter().map(|r| r.ranks).filter(|n| *n > 1).min().unwrap_or(0);
         let rows = || rows.iter().filter(|r| r.ranks == fewest);
-        let alpha = middle(rows().filter(|r| r.bytes <= SMALL).map(|r| r.seconds / terms(r)[0]));
-        let per_byte = middle(
+        let alpha = median(rows().filter(|r| r.bytes <= SMALL).map(|r| r.seconds / terms(r)[0]));
+        let per_byte = median(
             rows()
                 .filter(|r| r.bytes >= LARGE)
                 .map(|r| (r.seconds - alpha * terms(r)[0]) / terms(r)[1]),
         );
         if !(alpha > 0.0 && per_byte > 0.0) {
-            return Err(Error::Failed(
-                "no start-up time and bandwidth explain the measured times: expected rows of two or more ranks, small and large\nhint: measure again with nothing else running: dw-launch --raw-stdout -n 2 -- dw-launch measure >link.jsonl"
+            return Err(Error::Usage(
+                "cannot fit latency and bandwidth to the measured times: expected small and large \
+                 rows of two or more ranks\nhint: measure again on an idle machine: \
+                 dw-launch --raw-stdout -n 2 -- dw-launch measure >link.jsonl"
                     .into(),
             ));
         }
         Ok(Self { us: alpha * 1e6, gbs: 1e-9 / per_byte })
     }
 
-    /// Seconds by the model.
+    /// Time of a row by the model, in seconds.
     pub fn seconds(&self, row: &Measured) -> f64 {
         let [messages, bytes] = terms(row);
         messages * self.us * 1e-6 + bytes / (self.gbs * 1e9)
     }
 }
 
-/// The middle one; not a number when there is none.
-fn middle(values: impl Iterator<Item = f64>) -> f64 {
+/// The median; NaN without values.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Most bytes of a file of rows.
-const LONGEST: u64 = 16 << 20;
+/// Largest file of measurements, in bytes.
+const LARGEST_FILE: u64 = 16 << 20;
 
-/// Rows of a file that `dw-launch measure` wrote.
+/// Reads the output of `dw-launch measure`.
 ///
 /// # Errors
-/// A missing file, one that does not end, or a line of another form.
+/// A file that cannot be read or is too large, or a line that is not a measurement.
 pub fn read(path: &Path) -> Result<Vec<Measured>> {
-    let failed = |e: std::io::Error| Error::system(&format!("cannot read {}", path.display()), &e);
+    let doing = format!("cannot read {}", path.display());
+    let failed = |e: std::io::Error| Error::system(&doing, &e, Error::Usage);
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(LONGEST + 1).read_to_string(&mut text).map_err(failed)?;
-    if text.len() as u64 > LONGEST {
-        let problem = format!("{}: expected at most {LONGEST} bytes", path.display());
-        return Err(Error::Failed(problem));
+    file.take(LARGEST_FILE + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > LARGEST_FILE {
+        let problem = format!("{}: expected at most {LARGEST_FILE} bytes", path.display());
+        return Err(Error::Usage(problem));
     }
     let row = |(n, line)| {
         serde_json::from_str(line)
-            .map_err(|e| Error::Failed(format!("{}: line {}: {e}", path.display(), n + 1usize)))
+            .map_err(|e| Error::Usage(format!("{}: line {}: {e}", path.display(), n + 1usize)))
     };
     text.lines().enumerate().map(row).collect()
 }
 
-/// Each row beside what the model says of it.
+/// Table of measured and modelled times.
 pub fn table(rows: &[Measured], fit: Fit) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["ranks", "bytes", "measured ms", "model ms", "model's error"]);
+    table.set_header(["ranks", "bytes", "measured ms", "model ms", "model error"]);
     for row in rows.iter().filter(|r| r.ranks > 1) {
         let model = fit.seconds(row);
         table.add_row([
@@ -149,7 +154,7 @@ pub fn table(rows: &[Measured], fit: Fit) -> String {
             format!("{:+.0} %", 100.0 * (model / row.seconds - 1.0)),
         ]);
     }
-    format!("{table}\nmodel: {:.1} us a message, {:.3} GB/s", fit.us, fit.gbs)
+    format!("{table}\nmodel: latency {:.1} us per message, bandwidth {:.3} GB/s", fit.us, fit.gbs)
 }
 
 #[cfg(test)]
@@ -157,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_what_made_the_times() {
+    fn fit_recovers_latency_and_bandwidth() {
         let truth = Fit { us: 12.0, gbs: 3.5 };
         let mut rows = vec![];
         for ranks in [1, 2, 3, 4] {
@@ -170,9 +175,7 @@ mod tests {
         let fit = Fit::new(&rows).unwrap();
         assert!((fit.us - 12.0).abs() < 0.2 && (fit.gbs - 3.5).abs() < 0.01, "{fit:?}");
         assert!(table(&rows, fit).contains("+0 %"));
-        assert!(
-            Fit::new(&rows[..8]).unwrap_err().to_string().contains("hint:"),
-            "one rank sends nothing"
-        );
+        let one_rank = Fit::new(&rows[..8]).unwrap_err();
+        assert!(one_rank.exit_code() == 2 && one_rank.to_string().contains("hint:"), "{one_rank}");
     }
 }

@@ -1,0 +1,138 @@
+//! Number and placement of the ranks.
+
+use dw_base::{Error, Result};
+
+use super::machine::Machine;
+use super::{Bind, JobSpec, Starter};
+
+/// Largest number of threads of a rank for each core of its node.
+const MOST_THREADS: usize = 4;
+
+/// Number and placement of a job's ranks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Whether srun starts the ranks, and not mpirun.
+    pub(super) srun: bool,
+    /// Number of ranks.
+    pub(super) ranks: usize,
+    /// Number of nodes.
+    pub(super) nodes: usize,
+    /// Whether a node has more ranks than cores.
+    pub(super) oversubscribed: bool,
+    /// Threads of a rank.
+    pub(super) threads: usize,
+    /// Argument of mpirun's `--bind-to`.
+    pub(super) bind: &'static str,
+    /// Warning about `--threads`.
+    pub(super) warning: Option<String>,
+}
+
+impl Layout {
+    pub(super) fn new(spec: &JobSpec, machine: &Machine) -> Result<Self> {
+        if spec.ranks == Some(0) {
+            return Err(Error::Usage("-n 0: expected at least one rank".into()));
+        }
+        let srun = use_srun(spec, machine)?;
+        let nodes = num_nodes(spec, machine)?;
+        let ranks = num_ranks(spec, machine, nodes);
+        let hosts = spec.hosts.as_ref().map_or(1, |h| h.split(',').count());
+        let per_node = ranks.div_ceil(nodes.max(hosts));
+        let warning = check_threads(spec, machine, per_node)?;
+        let oversubscribed = per_node > machine.cores;
+        let bind = match spec.bind {
+            // With fewer ranks than NUMA nodes, the cores of the other NUMA nodes would be idle.
+            Bind::Auto if machine.container || oversubscribed || per_node < machine.numa_nodes => {
+                "none"
+            }
+            Bind::None => "none",
+            Bind::Auto | Bind::Numa => "numa",
+            Bind::Core => "core",
+        };
+        let threads = spec.threads.unwrap_or((machine.cores / per_node).max(1));
+        Ok(Self { srun, ranks, nodes, oversubscribed, threads, bind, warning })
+    }
+}
+
+fn use_srun(spec: &JobSpec, machine: &Machine) -> Result<bool> {
+    match (spec.starter, machine.slurm) {
+        (Starter::Srun, None) => Err(Error::Usage(
+            "--starter srun: expected a SLURM allocation\nhint: submit with `dw-launch --slurm \
+             ...`, or run in salloc"
+                .into(),
+        )),
+        (Starter::Srun, Some(_)) => Ok(true),
+        (Starter::Mpirun, _) => Ok(false),
+        (Starter::Auto, slurm) => Ok(slurm.is_some_and(|s| s.pmix) && spec.hosts.is_none()),
+    }
+}
+
+fn num_nodes(spec: &JobSpec, machine: &Machine) -> Result<usize> {
+    let nodes = spec.nodes.or(machine.slurm.map(|s| s.nodes)).unwrap_or(1).max(1);
+    if nodes > 1 && machine.slurm.is_none() && spec.hosts.is_none() {
+        return Err(Error::Usage(format!(
+            "--nodes {nodes}: expected the hosts' names outside of SLURM\nhint: --hosts a:8,b:8, \
+             or submit with --slurm"
+        )));
+    }
+    Ok(nodes)
+}
+
+/// The number given, else that of `--hosts`, of the allocation's tasks, or of the GPUs.
+fn num_ranks(spec: &JobSpec, machine: &Machine, nodes: usize) -> usize {
+    let slots = |host: &str| host.split_once(':').and_then(|s| s.1.parse().ok()).unwrap_or(1);
+    spec.ranks
+        .or_else(|| Some(spec.hosts.as_deref()?.split(',').map(slots).sum()))
+        .or(machine.slurm.and_then(|s| s.tasks))
+        .unwrap_or((machine.gpus * nodes).max(1))
+}
+
+/// Checks `--threads`; returns a warning if all ranks of a node together have more threads than
+/// cores.
+///
+/// # Errors
+/// No thread, or more than [`MOST_THREADS`] times the cores, which would reach the limits of the
+/// machine. With `--hosts` the cores are not known, and there is only the warning.
+fn check_threads(spec: &JobSpec, machine: &Machine, per_node: usize) -> Result<Option<String>> {
+    let Some(threads) = spec.threads else { return Ok(None) };
+    let cores = machine.node_cores;
+    if threads == 0 {
+        return Err(Error::Usage("--threads 0: expected at least one thread".into()));
+    }
+    if threads > MOST_THREADS.saturating_mul(cores) && spec.hosts.is_none() {
+        return Err(Error::Usage(format!(
+            "--threads {threads}: expected at most {MOST_THREADS} times the {cores} cores of the \
+             node\nhint: without --threads each rank gets an equal share of the cores"
+        )));
+    }
+    let total = threads.saturating_mul(per_node);
+    Ok((total > cores).then(|| {
+        format!(
+            "--threads {threads}: oversubscribed node: {total} threads of {per_node} ranks share \
+             {cores} cores"
+        )
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{machine, spec};
+    use super::*;
+
+    #[test]
+    fn threads_beyond_the_cores_are_a_warning_or_an_error() {
+        let machine = Machine { cores: 4, node_cores: 4, ..machine() };
+        let with =
+            |threads, ranks| JobSpec { threads: Some(threads), ranks: Some(ranks), ..spec() };
+        let warning = |spec: JobSpec| Layout::new(&spec, &machine).map(|l| l.warning);
+        assert_eq!(warning(with(4, 1)).unwrap(), None);
+        assert!(warning(with(16, 1)).unwrap().unwrap().contains("16 threads of 1 ranks"));
+        assert!(warning(with(2, 3)).unwrap().unwrap().contains("6 threads of 3 ranks"));
+        for bad in [0, 17, usize::MAX] {
+            let e = warning(with(bad, 1)).unwrap_err();
+            assert_eq!(e.exit_code(), 2);
+            assert!(e.to_string().contains(&format!("--threads {bad}")), "{e}");
+        }
+        let remote = JobSpec { hosts: Some("a:1".into()), ..with(64, 1) };
+        assert!(warning(remote).unwrap().is_some(), "another host may have more cores");
+    }
+}

@@ -1,0 +1,99 @@
+//! Properties of this machine, and of the SLURM allocation, that the launch command depends on.
+
+use std::path::Path;
+use std::process::Command;
+
+/// A SLURM allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allocation {
+    /// Number of tasks, if it was requested.
+    pub tasks: Option<usize>,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Cores per task, if they were requested.
+    pub cores_per_task: Option<usize>,
+    /// Whether srun supports PMIx.
+    pub pmix: bool,
+}
+
+/// This machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// Cores of a node that runs ranks: the allocation's if there is one, else [`Machine::cores`].
+    pub node_cores: usize,
+    /// GPUs of this node.
+    pub gpus: usize,
+    /// NUMA nodes of this node.
+    pub numa_nodes: usize,
+    /// Whether the user is root.
+    pub root: bool,
+    /// Whether this process runs in a container.
+    pub container: bool,
+    /// The SLURM allocation, if there is one.
+    pub slurm: Option<Allocation>,
+    /// Names of the environment variables.
+    pub variables: Vec<String>,
+}
+
+impl Machine {
+    /// Detects the properties of this machine.
+    pub fn detect() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            cores,
+            node_cores: allocated_cores().unwrap_or(0).max(cores),
+            gpus: count_gpus(),
+            numa_nodes: count_numa_nodes().max(1),
+            // SAFETY: has no preconditions.
+            root: unsafe { libc::geteuid() } == 0,
+            container: in_container(),
+            slurm: std::env::var_os("SLURM_JOB_ID").map(|_| Allocation {
+                tasks: number("SLURM_NTASKS"),
+                nodes: number("SLURM_JOB_NUM_NODES").unwrap_or(1),
+                cores_per_task: number("SLURM_CPUS_PER_TASK"),
+                pmix: output_of("srun", &["--mpi=list"]).is_some_and(|t| t.contains("pmix")),
+            }),
+            variables: std::env::vars_os()
+                .filter_map(|(name, _)| name.into_string().ok())
+                .collect(),
+        }
+    }
+}
+
+/// A numeric environment variable.
+fn number(name: &str) -> Option<usize> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Cores of the allocation's first node, from a list such as `72(x2),36`. With salloc this process
+/// may run on a login node, which has other cores.
+fn allocated_cores() -> Option<usize> {
+    std::env::var("SLURM_JOB_CPUS_PER_NODE").ok()?.split(['(', ',']).next()?.parse().ok()
+}
+
+fn count_gpus() -> usize {
+    output_of("nvidia-smi", &["-L"])
+        .map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count())
+}
+
+fn count_numa_nodes() -> usize {
+    let is_node = |name: &str| name.strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok());
+    let entries = std::fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
+    entries.filter(|e| is_node(&e.file_name().to_string_lossy())).count()
+}
+
+fn in_container() -> bool {
+    let cgroup = std::fs::read_to_string("/proc/1/cgroup").unwrap_or_default();
+    ["docker", "kubepods"].iter().any(|name| cgroup.contains(name))
+        || ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists())
+}
+
+/// Standard output and standard error of a program; `None` if it is missing or fails.
+fn output_of(program: &str, args: &[&str]) -> Option<String> {
+    let out = Command::new(program).args(args).output().ok()?;
+    out.status
+        .success()
+        .then(|| String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+}

@@ -1,0 +1,342 @@
+//! The mpirun or srun command line of a job, with the flags that this machine needs.
+
+mod layout;
+mod machine;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::ValueEnum;
+use dw_base::{Error, Result};
+
+use self::layout::Layout;
+pub use self::machine::{Allocation, Machine};
+use crate::rank::status;
+
+/// Program that starts the ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Starter {
+    /// srun in a SLURM allocation whose srun supports PMIx, else mpirun.
+    Auto,
+    /// Open MPI's mpirun.
+    Mpirun,
+    /// SLURM's srun.
+    Srun,
+}
+
+/// Binding of ranks to cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Bind {
+    /// None in containers, with more ranks than cores or fewer ranks than NUMA nodes; else numa.
+    Auto,
+    /// No binding.
+    None,
+    /// One NUMA node for each rank.
+    Numa,
+    /// An own set of cores for each rank.
+    Core,
+}
+
+/// The job that the user asked for.
+#[derive(Debug, Clone)]
+pub struct JobSpec {
+    /// Number of ranks; by default one for each task or GPU.
+    pub ranks: Option<usize>,
+    /// Number of nodes.
+    pub nodes: Option<usize>,
+    /// Hosts for mpirun with their ranks, such as `a:4,b:4`.
+    pub hosts: Option<String>,
+    /// Program that starts the ranks.
+    pub starter: Starter,
+    /// Binding of ranks to cores.
+    pub bind: Bind,
+    /// Threads of a rank; by default an equal share of the node's cores.
+    pub threads: Option<usize>,
+    /// Program of the ranks and its arguments.
+    pub program: Vec<String>,
+}
+
+/// Prefixes of environment variables that mpirun exports to the ranks on other nodes.
+const EXPORTED: [&str; 8] = [
+    "DW_",
+    "NCCL_",
+    "OMP_",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "RUST_",
+    "XDG_CACHE_HOME",
+];
+
+/// A command that starts the ranks of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchCommand {
+    /// Number of ranks.
+    pub ranks: usize,
+    /// Whether the command is srun, and not mpirun.
+    pub srun: bool,
+    /// Whether ranks may run on other machines.
+    pub remote: bool,
+    /// Program and arguments.
+    pub argv: Vec<OsString>,
+    /// Environment variables to set.
+    pub env: Vec<(String, String)>,
+    /// Environment variables to remove.
+    pub removed_env: Vec<String>,
+    /// Warnings to log before the start.
+    pub warnings: Vec<String>,
+}
+
+impl LaunchCommand {
+    /// Builds the mpirun or srun command line.
+    ///
+    /// # Errors
+    /// Options that contradict each other or the machine, or a program that does not exist.
+    pub fn new(spec: &JobSpec, machine: &Machine) -> Result<Self> {
+        let layout = Layout::new(spec, machine)?;
+        let mut env = vec![("OMP_NUM_THREADS".to_owned(), layout.threads.to_string())];
+        let words = if layout.srun {
+            srun_words(&layout, machine)
+        } else {
+            if machine.root {
+                for name in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] {
+                    env.push((name.to_owned(), "1".to_owned()));
+                }
+            }
+            mpirun_words(&layout, spec, machine)
+        };
+        let remote =
+            layout.srun || spec.hosts.is_some() || machine.slurm.is_some_and(|s| s.nodes > 1);
+        let mut argv: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+        if let Some((program, args)) = spec.program.split_first() {
+            argv.push(locate(program, remote)?);
+            argv.extend(args.iter().map(OsString::from));
+        }
+        Ok(Self {
+            ranks: layout.ranks,
+            srun: layout.srun,
+            remote,
+            argv,
+            env,
+            removed_env: vec![],
+            warnings: layout.warning.into_iter().collect(),
+        })
+    }
+
+    /// The command as a line for a shell.
+    ///
+    /// # Errors
+    /// A word that contains a NUL character.
+    pub fn shell_line(&self) -> Result<String> {
+        let mut words = vec![];
+        for (name, value) in &self.env {
+            words.push(format!("{name}={}", quote(value)?));
+        }
+        for word in &self.argv {
+            words.push(quote(&word.to_string_lossy())?);
+        }
+        Ok(words.join(" "))
+    }
+}
+
+fn srun_words(layout: &Layout, machine: &Machine) -> Vec<String> {
+    // Without --overlap: the processes of a lost step must be gone before a restarted job writes
+    // to the same work directory.
+    let mut words: Vec<String> =
+        ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--label", "--unbuffered"]
+            .map(String::from)
+            .into();
+    words.push(format!("--ntasks={}", layout.ranks));
+    words.push(format!("--nodes={}", layout.nodes));
+    words.push("--export=ALL".to_owned());
+    let fits = |tasks: Option<usize>| tasks.is_some_and(|tasks| layout.ranks <= tasks);
+    let cores = machine.slurm.filter(|s| fits(s.tasks)).and_then(|s| s.cores_per_task);
+    if layout.oversubscribed {
+        // For tests with more ranks than cores.
+        words.push("--overcommit".to_owned());
+    } else if let Some(cores) = cores {
+        // From SLURM 22.05 on srun does not inherit it from sbatch, and would bind each rank to
+        // one core.
+        words.push(format!("--cpus-per-task={cores}"));
+    }
+    words
+}
+
+fn mpirun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<String> {
+    let mut words: Vec<String> =
+        ["mpirun", "-n", &layout.ranks.to_string(), "--tag-output"].map(String::from).into();
+    let mut push = |more: &[&str]| words.extend(more.iter().copied().map(String::from));
+    if let Some(hosts) = &spec.hosts {
+        push(&["--host", hosts]);
+    }
+    if layout.oversubscribed {
+        push(&["--oversubscribe"]);
+    }
+    push(&["--bind-to", layout.bind]);
+    let is_exported = |name: &&String| EXPORTED.iter().any(|prefix| name.starts_with(prefix));
+    let mut exported: Vec<&str> =
+        machine.variables.iter().filter(is_exported).map(String::as_str).collect();
+    exported.extend([status::VARIABLE, "OMP_NUM_THREADS"]);
+    exported.sort_unstable();
+    exported.dedup();
+    for name in exported {
+        push(&["-x", name]);
+    }
+    words
+}
+
+/// Quotes a word for a POSIX shell.
+///
+/// # Errors
+/// A NUL character, which no argument of a program can contain.
+pub(crate) fn quote(word: &str) -> Result<String> {
+    match shlex::try_quote(word) {
+        Ok(quoted) => Ok(quoted.into_owned()),
+        Err(e) => Err(Error::Usage(format!("cannot quote `{word}` for a shell: {e}"))),
+    }
+}
+
+/// Finds a program: in the folder of this one (our own programs), else as the shell does on the
+/// machine that runs it.
+fn locate(program: &str, remote: bool) -> Result<OsString> {
+    let is_path = program.contains('/');
+    let own = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(program)));
+    if let Some(own) = own.filter(|p| !is_path && p.is_file()) {
+        return Ok(own.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = if is_path {
+        Path::new(program).is_file()
+    } else {
+        std::env::split_paths(&path).any(|d| d.join(program).is_file())
+    };
+    if found || remote {
+        return Ok(program.into());
+    }
+    Err(Error::Usage(format!(
+        "program `{program}` not found\nhint: expected a program on PATH, or its path, and its \
+         arguments after `--`: dw-launch -n 2 -- dw-train"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn machine() -> Machine {
+        Machine {
+            cores: 64,
+            node_cores: 64,
+            gpus: 8,
+            numa_nodes: 8,
+            root: false,
+            container: false,
+            slurm: None,
+            variables: vec![],
+        }
+    }
+
+    pub(super) fn spec() -> JobSpec {
+        let program = vec!["true".to_owned(), "a b".to_owned()];
+        JobSpec {
+            ranks: None,
+            nodes: None,
+            hosts: None,
+            starter: Starter::Auto,
+            bind: Bind::Auto,
+            threads: None,
+            program,
+        }
+    }
+
+    fn words(command: &LaunchCommand) -> Vec<String> {
+        command.argv.iter().map(|w| w.to_string_lossy().into_owned()).collect()
+    }
+
+    fn contains(command: &LaunchCommand, expected: &[&str]) -> bool {
+        words(command).windows(expected.len()).any(|w| w == expected)
+    }
+
+    #[test]
+    fn one_node_has_one_rank_per_gpu() {
+        let c = LaunchCommand::new(&spec(), &machine()).unwrap();
+        assert_eq!((c.ranks, c.srun, c.remote), (8, false, false));
+        let line = c.shell_line().unwrap();
+        assert!(
+            line.starts_with("OMP_NUM_THREADS=8 mpirun -n 8 --tag-output --bind-to numa"),
+            "{line}"
+        );
+        assert!(line.ends_with("'a b'") && line.contains("-x DW_BOARD"), "{line}");
+    }
+
+    #[test]
+    fn flags_for_root_containers_and_oversubscription() {
+        let m = Machine {
+            cores: 2,
+            node_cores: 2,
+            gpus: 0,
+            root: true,
+            container: true,
+            variables: vec!["NCCL_DEBUG".into(), "HOME".into()],
+            ..machine()
+        };
+        let c = LaunchCommand::new(&JobSpec { ranks: Some(3), ..spec() }, &m).unwrap();
+        for (name, value) in [("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMP_NUM_THREADS", "1")] {
+            assert!(c.env.contains(&(name.to_owned(), value.to_owned())), "{name}: {c:?}");
+        }
+        for expected in [&["--oversubscribe"][..], &["--bind-to", "none"], &["-x", "NCCL_DEBUG"]] {
+            assert!(contains(&c, expected), "{expected:?}: {c:?}");
+        }
+        assert!(!contains(&c, &["HOME"]), "{c:?}");
+    }
+
+    #[test]
+    fn whole_allocation_is_used_by_srun_or_mpirun() {
+        let slurm = Allocation { tasks: Some(16), nodes: 2, cores_per_task: None, pmix: true };
+        let with = |slurm| Machine { slurm: Some(slurm), ..machine() };
+        let c = LaunchCommand::new(&spec(), &with(slurm)).unwrap();
+        assert!(c.srun && c.remote && c.ranks == 16);
+        assert_eq!(words(&c)[..2], ["srun", "--mpi=pmix"]);
+        assert!(contains(&c, &["--ntasks=16", "--nodes=2"]), "{c:?}");
+        let cores = Allocation { cores_per_task: Some(8), ..slurm };
+        let has_cores = |spec: JobSpec, slurm| {
+            contains(&LaunchCommand::new(&spec, &with(slurm)).unwrap(), &["--cpus-per-task=8"])
+        };
+        assert!(!has_cores(spec(), slurm) && has_cores(spec(), cores));
+        let more = JobSpec { ranks: Some(32), ..spec() };
+        assert!(!has_cores(more, cores), "more ranks than the allocation has tasks");
+        let c = LaunchCommand::new(&spec(), &with(Allocation { pmix: false, ..slurm })).unwrap();
+        assert!(!c.srun && contains(&c, &["mpirun", "-n", "16"]), "{c:?}");
+    }
+
+    #[test]
+    fn contradicting_options_are_usage_errors() {
+        for (bad, key) in [
+            (JobSpec { nodes: Some(2), ..spec() }, "--hosts"),
+            (JobSpec { starter: Starter::Srun, ..spec() }, "allocation"),
+            (JobSpec { ranks: Some(0), ..spec() }, "-n 0"),
+            (JobSpec { program: vec!["no-such-program".into()], ..spec() }, "no-such-program"),
+        ] {
+            let e = LaunchCommand::new(&bad, &machine()).unwrap_err();
+            assert_eq!(e.exit_code(), 2);
+            assert!(e.to_string().contains(key), "{e}");
+        }
+        let two = JobSpec { hosts: Some("a:4,b:4".into()), ..spec() };
+        let c = LaunchCommand::new(&two, &machine()).unwrap();
+        assert!(c.remote && c.ranks == 8 && contains(&c, &["--host", "a:4,b:4"]));
+    }
+
+    #[test]
+    fn shell_line_is_split_into_the_same_words() {
+        let odd = ["a'b", "$HOME `x`", "new\nline", "*", "", "ü", "-x=\"y\"", "a!b", "\\"];
+        let program = std::iter::once("true").chain(odd).map(String::from).collect();
+        let hosts = Some("a b:1,c;d:1".to_owned());
+        let c = LaunchCommand::new(&JobSpec { program, hosts, ..spec() }, &machine()).unwrap();
+        let script = format!("printf '%s\\0' {}", c.shell_line().unwrap());
+        let out = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        let text = String::from_utf8(out.stdout).unwrap();
+        let printed: Vec<&str> = text.split_terminator('\0').skip(1).collect();
+        assert_eq!(printed, words(&c), "the first word is OMP_NUM_THREADS=...");
+        assert_eq!(quote("a\0b").unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,300 @@
+//! Runs a job, and restarts it when a rank was lost. Forwards output and signals, and ends a
+//! launcher that does not exit by itself after a failure.
+
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use dw_base::text::lines;
+use dw_base::{Error, Result, exit, host};
+
+use super::command::LaunchCommand;
+use super::monitor::Monitor;
+use super::output::{LauncherReport, forward};
+use super::shutdown::{Action, Received, Shutdown};
+use super::verdict::{FirstFailure, Outcome, Verdict};
+use crate::rank::{fault, status};
+
+const POLL: Duration = Duration::from_millis(50);
+/// Time to wait for the ranks' last output after the launcher has exited.
+const LAST_OUTPUT: Duration = Duration::from_secs(3);
+
+/// Settings of the supervisor.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Largest number of restarts after a lost rank.
+    pub max_restarts: usize,
+    /// Pause before a restart.
+    pub restart_delay: Duration,
+    /// Time for a checkpoint after SIGINT or SIGTERM.
+    pub grace: Duration,
+    /// Time for the launcher to exit after a rank's failure.
+    pub tear_down: Duration,
+    /// Forward standard output without the ranks.
+    pub raw_stdout: bool,
+}
+
+/// Counters of the signals that `dw-launch` has received.
+#[derive(Default)]
+struct Signals {
+    checkpoint: Arc<AtomicUsize>,
+    stop: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    /// Installs the handlers.
+    fn listen() -> Result<Self> {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+        let s = Self::default();
+        for (signal, counter) in
+            [(SIGUSR1, &s.checkpoint), (SIGINT, &s.stop), (SIGTERM, &s.stop), (SIGHUP, &s.stop)]
+        {
+            let counter = counter.clone();
+            let count = move || {
+                counter.fetch_add(1, Ordering::Relaxed);
+            };
+            // SAFETY: the handler only increments an atomic.
+            unsafe { signal_hook::low_level::register(signal, count) }
+                .map_err(|e| Error::system("cannot install signal handlers", &e, Error::Usage))?;
+        }
+        Ok(s)
+    }
+
+    fn received(&self) -> Received {
+        Received {
+            checkpoint: self.checkpoint.load(Ordering::Relaxed),
+            stop: self.stop.load(Ordering::Relaxed),
+        }
+    }
+
+    fn any(&self) -> bool {
+        self.received() != Received::default()
+    }
+}
+
+/// Runs the job with its restarts; returns the exit code for `dw-launch`.
+///
+/// # Errors
+/// The launcher cannot be started, or the system refuses a thread, pipe or socket.
+pub fn run(command: &LaunchCommand, options: &Options) -> Result<i32> {
+    let signals = Signals::listen()?;
+    let mut command = command.clone();
+    for restarts in 0.. {
+        let verdict = attempt(&command, options, &signals)?;
+        if !verdict.text.is_empty() {
+            log(&verdict.text);
+        }
+        if !verdict.lost || restarts == options.max_restarts || signals.any() {
+            if verdict.lost && options.max_restarts > 0 && restarts == options.max_restarts {
+                log(&format!("giving up after {restarts} restarts, as set by --max-restarts"));
+            }
+            return Ok(verdict.code);
+        }
+        log(&format!(
+            "restarting from the newest checkpoint ({} of {})",
+            restarts + 1,
+            options.max_restarts
+        ));
+        std::thread::sleep(options.restart_delay);
+        if signals.any() {
+            log("received a signal before the restart: run the same command to resume");
+            return Ok(exit::PREEMPTED);
+        }
+        resume_automatically(&mut command);
+        remove_fault(&mut command);
+    }
+    unreachable!("the loop returns after the last restart")
+}
+
+#[expect(clippy::print_stderr, reason = "messages without a log level")]
+fn log(text: &str) {
+    eprintln!("dw-launch: {}", lines(text));
+}
+
+/// Replaces `--resume none` and `--resume PATH`, which apply to the first start only.
+fn resume_automatically(command: &mut LaunchCommand) {
+    let words = &mut command.argv;
+    for i in 0..words.len() {
+        let word = words[i].to_string_lossy().into_owned();
+        if word == "--resume" && i + 1 < words.len() {
+            words[i + 1] = "auto".into();
+        } else if word.starts_with("--resume=") {
+            words[i] = "--resume=auto".into();
+        }
+    }
+}
+
+/// Removes an injected fault, which applies to the first start only, unless it ends with
+/// [`fault::ALWAYS`].
+fn remove_fault(command: &mut LaunchCommand) {
+    if std::env::var(fault::VARIABLE).is_ok_and(|v| v.ends_with(fault::ALWAYS)) {
+        return;
+    }
+    command.removed_env.push(fault::VARIABLE.to_owned());
+    let exported = |w: &[std::ffi::OsString]| w[0] == "-x" && w[1] == fault::VARIABLE;
+    while let Some(i) = command.argv.windows(2).position(exported) {
+        command.argv.drain(i..i + 2);
+    }
+}
+
+/// Runs the job once.
+fn attempt(command: &LaunchCommand, options: &Options, signals: &Signals) -> Result<Verdict> {
+    let no_monitor =
+        |e: io::Error| Error::system("cannot listen for status reports", &e, Error::Usage);
+    let mut monitor = Monitor::open(!command.remote).map_err(no_monitor)?;
+    let hosts = if command.remote { addresses() } else { vec![Ipv4Addr::LOCALHOST.to_string()] };
+    let address = monitor.address(&hosts).map_err(no_monitor)?;
+    // Started before the ranks, which would block on a full pipe without a reader.
+    let report = Arc::new(Mutex::new(LauncherReport::default()));
+    let (stdout, out) = forward(io::stdout(), options.raw_stdout, &report)?;
+    let (stderr, err) = forward(io::stderr(), false, &report)?;
+    let mut process = Command::new(&command.argv[0]);
+    for name in &command.removed_env {
+        process.env_remove(name);
+    }
+    let mut child = process
+        .args(&command.argv[1..])
+        .envs(command.env.iter().map(|(k, v)| (k, v)))
+        .env(status::VARIABLE, address)
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(stderr)
+        // So that Ctrl-C only reaches the supervisor, which first requests a checkpoint.
+        .process_group(0)
+        .spawn()
+        .map_err(|e| not_started(&command.argv[0].to_string_lossy(), &e))?;
+    // Closes this process's ends of the pipes: otherwise the readers would never reach the end.
+    drop(process);
+    let (status, failure) = watch(&mut child, &mut monitor, options, signals)?;
+    // With a timeout: a process of the launcher (an ssh to a host that is gone) may keep the
+    // output open.
+    let ended = Instant::now();
+    for reader in [out, err] {
+        while !reader.is_finished() && ended.elapsed() < LAST_OUTPUT {
+            std::thread::sleep(POLL);
+        }
+    }
+    let launcher = report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(Outcome { status, failure, ranks: &monitor.ranks, launcher }.verdict())
+}
+
+fn not_started(program: &str, e: &io::Error) -> Error {
+    Error::system(&format!("cannot start {program}"), e, |text| {
+        Error::Usage(format!(
+            "{text}\nhint: `make setup` installs Open MPI; clusters may need `module load`"
+        ))
+    })
+}
+
+/// Waits until the launcher has exited; returns its status and the rank that failed first.
+fn watch(
+    child: &mut Child,
+    monitor: &mut Monitor,
+    options: &Options,
+    signals: &Signals,
+) -> Result<(ExitStatus, Option<FirstFailure>)> {
+    let mut shutdown = Shutdown::new(options.grace, options.tear_down, signals.received());
+    let mut failure: Option<FirstFailure> = None;
+    loop {
+        std::thread::sleep(POLL);
+        monitor.poll();
+        let now = Instant::now();
+        failure = failure.or_else(|| FirstFailure::find(&monitor.ranks, Some(now)));
+        let status = child
+            .try_wait()
+            .map_err(|e| Error::system("cannot wait for the launcher", &e, Error::Usage))?;
+        if let Some(status) = status {
+            // The last reports may still be on their way.
+            std::thread::sleep(POLL);
+            monitor.poll();
+            return Ok((status, failure.or_else(|| FirstFailure::find(&monitor.ranks, None))));
+        }
+        let failed = failure.as_ref().map(|f| f.detected);
+        for action in shutdown.advance(signals.received(), failed, now) {
+            perform(action, child, options.grace);
+        }
+    }
+}
+
+/// Carries out a step of the shutdown.
+fn perform(action: Action, child: &Child, grace: Duration) {
+    // SAFETY (both): the child's status was not taken yet, so its id is still its own; it leads a
+    // process group of its own.
+    let signal = |signal| unsafe { libc::kill(child.id() as i32, signal) };
+    let signal_group = |signal| unsafe { libc::kill(-(child.id() as i32), signal) };
+    match action {
+        Action::Checkpoint => signal(libc::SIGUSR1),
+        Action::CheckpointAndStop => {
+            log(&format!(
+                "requesting a checkpoint; the ranks have {} s (a second signal ends them now)",
+                grace.as_secs()
+            ));
+            signal(libc::SIGUSR1)
+        }
+        Action::Terminate => signal(libc::SIGTERM),
+        // SIGTERM first: after SIGKILL srun would not end its tasks on other nodes.
+        Action::TerminateGroup => {
+            log("the launcher does not exit: ending its process group");
+            signal_group(libc::SIGTERM)
+        }
+        Action::KillGroup => signal_group(libc::SIGKILL),
+    };
+}
+
+/// Host names and addresses under which other machines may reach this one.
+fn addresses() -> Vec<String> {
+    let mut found = vec![host::name()];
+    // Connecting a UDP socket sends nothing, but selects the interface of the default route.
+    let routed = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|s| {
+        s.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        s.local_addr()
+    });
+    found.extend(routed.ok().map(|a| a.ip().to_string()));
+    found.push(Ipv4Addr::LOCALHOST.to_string());
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(argv: &[&str]) -> LaunchCommand {
+        LaunchCommand {
+            ranks: 1,
+            srun: false,
+            remote: false,
+            argv: argv.iter().map(Into::into).collect(),
+            env: vec![],
+            removed_env: vec![],
+            warnings: vec![],
+        }
+    }
+
+    /// As an ssh of mpirun to a host that is gone, which keeps the launcher's output open.
+    #[test]
+    fn output_that_stays_open_is_not_waited_for() {
+        let command = command(&["sh", "-c", "setsid sleep 30 & exit 3"]);
+        let options = Options {
+            max_restarts: 0,
+            restart_delay: Duration::ZERO,
+            grace: Duration::ZERO,
+            tear_down: Duration::ZERO,
+            raw_stdout: false,
+        };
+        let began = Instant::now();
+        let verdict = attempt(&command, &options, &Signals::default()).unwrap();
+        assert_eq!(verdict.code, 3);
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn restarts_resume_automatically() {
+        let mut command = command(&["mpirun", "dw-train", "--resume", "none", "--resume=x"]);
+        resume_automatically(&mut command);
+        assert_eq!(command.argv[3..], ["auto", "--resume=auto"].map(std::ffi::OsString::from));
+    }
+}
