@@ -123,7 +123,7 @@ impl Pinned {
             return Ok(());
         }
         let problem = format!(
-            "checksum mismatch: expected a SHA-256 starting with {expected}, found {found}{hint}"
+            "checksum mismatch: expected a sha256 starting with {expected}, found {found}{hint}"
         );
         Err(Error::data(path, "", problem))
     }
