@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use dw::assign::{ImageBoxes, Progress};
-use dw::boxes::{Grid, STRIDES, level_sizes};
 use dw::config::{self, Config};
 use dw::data::sampler::{stream, unit};
+use dw::geometry::{Grid, STRIDES, level_sizes};
 use dw::model::{Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;

@@ -12,10 +12,10 @@ use std::time::Instant;
 
 use clap::Parser;
 use dw::assign::{ImageBoxes, Progress, Targets};
-use dw::boxes::{Grid, level_sizes};
 use dw::config;
 use dw::data::sampler::{stream, unit};
 use dw::device::{self, Choice, Precision, upload};
+use dw::geometry::{Grid, level_sizes};
 use dw::join::join;
 use dw::model::Detector;
 use dw::torch::{self, Profile};

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dw::assign::{ImageBoxes, Progress};
-use dw::boxes::{Grid, level_sizes};
 use dw::config::{GradCompression, TrainConfig};
 use dw::device::{self, Choice, Precision, cuda};
+use dw::geometry::{Grid, level_sizes};
 use dw::join::self_test;
 use dw::model::Detector;
 use dw::torch::CudaSide;

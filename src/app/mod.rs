@@ -1,9 +1,9 @@
 //! What the programs do: start-up and its order, errors to exit codes, and the commands themselves.
 //!
-//! * [`train`], [`resume`]: `dw-train`
-//! * [`eval`]: `dw-eval` with a network
-//! * [`show`]: `dw-show`
-//! * [`saved`]: weights to evaluate or draw, with their configuration
+//! * [`mod@train`] and [`resume`] are `dw-train`
+//! * [`eval`] is `dw-eval` with a network
+//! * [`show`] is `dw-show`
+//! * [`saved`] finds weights to evaluate or draw, with their configuration
 
 pub mod eval;
 pub mod resume;

@@ -134,7 +134,9 @@ fn report_changes(
     with_changes: bool,
     log: bool,
 ) -> Result<()> {
-    let list = |changes: &[Change]| changes.iter().map(|c| format!("\n  {c}")).collect::<String>();
+    let list = |changes: &[Change]| {
+        changes.iter().fold(String::new(), |text, change| text + "\n  " + &change.to_string())
+    };
     if !determining.is_empty() && !with_changes {
         return Err(Error::Usage(format!(
             "cannot resume from {}: it is a checkpoint of a run with other settings:{}\n\

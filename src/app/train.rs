@@ -89,7 +89,8 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
     };
     let plan = Plan::new(inputs, config.run(), &world)?;
     if args.dry_run {
-        return print_settings(&config, &plan);
+        print_settings(&config, &plan);
+        return Ok(());
     }
     let step = build_step(&config, &plan, from.as_ref(), &world)?;
     let attempt = if plan.rank == 0 {
@@ -231,7 +232,7 @@ fn build_step(
 
 /// Prints the settings of a dry run, on rank 0.
 #[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
-fn print_settings(config: &Config, plan: &Plan) -> Result<()> {
+fn print_settings(config: &Config, plan: &Plan) {
     if plan.rank == 0 {
         let (classes, kind) = (plan.inputs.classes, config.train.precision.kind());
         let mut detector = Detector::new(&config.model, classes, kind, plan.inputs.device);
@@ -239,7 +240,6 @@ fn print_settings(config: &Config, plan: &Plan) -> Result<()> {
         let _ = config.assign.build(&mut detector.params, classes as i64);
         println!("{}", table::settings(config, plan, &detector));
     }
-    Ok(())
 }
 
 /// A dry run whose shards do not exist yet: the settings are resolved for COCO 2017.
@@ -277,7 +277,8 @@ fn dry_run_without_data(
         threads: num_threads,
         global_batch,
     };
-    print_settings(&config, &Plan::new(inputs, config.run(), &world)?)
+    print_settings(&config, &Plan::new(inputs, config.run(), &world)?);
+    Ok(())
 }
 
 /// Checks that every rank has the same settings, data and starting step: a node with a work

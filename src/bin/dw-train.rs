@@ -60,7 +60,5 @@ fn main() {
         config, work_dir, resume, resume_with_changes: with_changes, device, dry_run, ..
     } = Cli { set: vec![], data: None, init: None, ..cli };
     let args = TrainArgs { config, sets, work_dir, resume, with_changes, device, dry_run };
-    app::run(Start { device, catch_signals: true }, |topology, world| {
-        train(&request, topology, world)
-    })
+    app::run(Start { device, catch_signals: true }, |topology, world| train(&args, topology, world))
 }

@@ -62,7 +62,7 @@ fn compare(old: &Table, new: &Table, prefix: &str, found: &mut Vec<Change>) {
         let key = format!("{prefix}{k}");
         match (old.get(k), new.get(k)) {
             (Some(Value::Table(a)), Some(Value::Table(b))) => {
-                compare(a, b, &format!("{key}."), found)
+                compare(a, b, &format!("{key}."), found);
             }
             (a, b) if a == b => {}
             (a, b) => found.push(Change { key, old: text(a), new: text(b) }),

@@ -211,4 +211,3 @@ pub fn keys() -> Vec<String> {
     }
     out
 }
-

@@ -47,7 +47,10 @@ pub const BUILT_IN: &[(&str, &str)] = &[
         "dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x",
         include_str!("../../configs/dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x.toml"),
     ),
-    ("dw_x101_64x4d_fpn_mstrain_2x", include_str!("../../configs/dw_x101_64x4d_fpn_mstrain_2x.toml")),
+    (
+        "dw_x101_64x4d_fpn_mstrain_2x",
+        include_str!("../../configs/dw_x101_64x4d_fpn_mstrain_2x.toml"),
+    ),
     (
         "dw_x101_64x4d_fpn_worefine_mstrain_2x",
         include_str!("../../configs/dw_x101_64x4d_fpn_worefine_mstrain_2x.toml"),
@@ -119,8 +122,7 @@ pub fn load(name: &str, sets: &[String]) -> Result<Config> {
 /// # Errors
 /// An unknown key, a value of the wrong type or out of range.
 pub fn with_sets(config: &Config, sets: &[String]) -> Result<Config> {
-    let table =
-        Table::try_from(config).map_err(|e| Error::Usage(format!("configuration: {e}")))?;
+    let table = Table::try_from(config).map_err(|e| Error::Usage(format!("configuration: {e}")))?;
     finish(table, "configuration", sets)
 }
 

@@ -68,8 +68,7 @@ fn data(config: &Config, plan: &Plan) -> Rows {
         d.val_split,
         s.val_images
     );
-    let input =
-        format!("short side {}, long side <= {}, flip {}", scales(d), d.long_side, d.flip);
+    let input = format!("short side {}, long side <= {}, flip {}", scales(d), d.long_side, d.flip);
     vec![
         ("data", splits),
         ("classes", s.classes.to_string()),
@@ -112,13 +111,7 @@ fn optimisation(config: &Config, plan: &Plan) -> Rows {
     let (t, batch, ranks) = (&config.train, plan.global_batch(), plan.world_size);
     let lr = format!(
         "{} ({} at {} images, scaling {:?}), x{} after epochs {:?}, warm-up {} steps",
-        plan.schedule.lr,
-        t.lr,
-        t.base_batch,
-        t.lr_scaling,
-        t.lr_decay,
-        t.lr_steps,
-        t.warmup_steps
+        plan.schedule.lr, t.lr, t.base_batch, t.lr_scaling, t.lr_decay, t.lr_steps, t.warmup_steps
     );
     let schedule = format!(
         "{} steps = {:.2} epochs of {} steps",

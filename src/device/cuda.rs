@@ -5,12 +5,12 @@ use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use dw_base::text::with_causes;
 use dw_base::failure::{Failure, classify};
+use dw_base::text::with_causes;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use crate::{Error, Result};
 use crate::torch;
+use crate::{Error, Result};
 
 /// Result of opening libtorch's CUDA library; set once per process.
 static OPENED: OnceLock<std::result::Result<(), String>> = OnceLock::new();

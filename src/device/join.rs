@@ -45,15 +45,10 @@ fn log_hosts(world: &World) -> Result<()> {
         .map(|part| format!("{} on {}", part.len(), part[0]))
         .collect();
     let networks = ["OMPI_MCA_btl_tcp_if_include", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"];
-    let set: Vec<String> = networks
-        .iter()
-        .filter_map(|n| Some(format!("{n}={}", std::env::var(n).ok()?)))
-        .collect();
-    let network = if set.is_empty() {
-        "network chosen by the libraries".to_owned()
-    } else {
-        set.join(", ")
-    };
+    let set: Vec<String> =
+        networks.iter().filter_map(|n| Some(format!("{n}={}", std::env::var(n).ok()?))).collect();
+    let network =
+        if set.is_empty() { "network chosen by the libraries".to_owned() } else { set.join(", ") };
     tracing::info!("ranks in order: {}; {network}", places.join(", "));
     Ok(())
 }
@@ -93,8 +88,7 @@ fn one_gpu_each(world: &World, index: usize) -> Result<()> {
     // Host names do not identify a machine: containers on one machine can have different names, and
     // two machines the same one. The id of its boot does.
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let gpu =
-        format!("{} {}\n{}", boot.trim(), cuda::pci_address(index)?, dw_base::host::name());
+    let gpu = format!("{} {}\n{}", boot.trim(), cuda::pci_address(index)?, dw_base::host::name());
     agree_on(world, &gpu, "GPUs", shared_gpu)?.map_err(Error::Usage)
 }
 

@@ -84,7 +84,7 @@ pub fn deterministic(on: bool) -> Result<()> {
             unsafe { std::env::set_var(name, value) };
         }
     }
-    Ok(crate::torch::deterministic(on)?)
+    crate::torch::deterministic(on)
 }
 
 /// Copies images `[B, 3, H, W]` to the device, in the network's kind and channels-last: the memory

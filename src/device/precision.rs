@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
-use crate::{Error, Result};
 use crate::torch;
+use crate::{Error, Result};
 
 /// `train.precision`: kind of the network's tensors, and rounding of f32 convolutions on a GPU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

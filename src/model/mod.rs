@@ -26,7 +26,7 @@ pub struct Detector {
     pub params: Params,
     backbone: backbone::resnet::ResNet,
     neck: fpn::Fpn,
-    head: head::Head,
+    head: heads::fcos::Head,
     /// How predictions are ranked in post-processing; set by the assignment strategy.
     pub rank: Rank,
     /// Offset of the points within their cells, see [`crate::geometry::Grid::offset`]; set by the

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use dw_base::text::shown;
 use dw_weights::{Dtype, Weights};
 use tch::{Kind, Tensor};
 

@@ -138,7 +138,7 @@ impl Buckets {
                 };
                 let shared = shared.clone();
                 hooks.push(torch::on_gradient(&entry.tensor, move || {
-                    shared.gradient_ready(bucket)
+                    shared.gradient_ready(bucket);
                 })?);
             }
         }

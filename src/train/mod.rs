@@ -26,4 +26,5 @@ pub mod step;
 pub mod validation;
 pub mod work_dir;
 
-pub use plan::Plan;
+pub use config::{CheckpointConfig, TrainConfig};
+pub use plan::{Plan, RunConfig};

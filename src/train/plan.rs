@@ -125,8 +125,7 @@ impl Plan {
             warmup_steps: t.warmup_steps,
             warmup_ratio: t.warmup_ratio,
         };
-        let workers =
-            if config.data.workers == 0 { inputs.threads } else { config.data.workers };
+        let workers = if config.data.workers == 0 { inputs.threads } else { config.data.workers };
         let images = global_batch / world.size();
         Ok(Self {
             prefetch: Prefetch::new(&config.data, images, workers, inputs.device),

@@ -12,12 +12,12 @@ use super::buckets::{Buckets, Cost};
 use super::config::TrainConfig;
 use super::flat::Flat;
 use super::sgd;
-use crate::{Result, torch};
 use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
 use crate::device::upload;
 use crate::loss::{self, Loss};
 use crate::model::params::Role;
 use crate::model::{Detector, Outputs};
+use crate::{Result, torch};
 
 /// The network and everything beside the batch that a step reads or changes.
 pub struct Step {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dw::assign::{AssignConfig, Progress};
-use dw::boxes::Grid;
 use dw::config::Config;
+use dw::geometry::Grid;
 use dw::model::{Backbone, Detector, ModelConfig, Outputs, Params};
 use dw::train::schedule::Schedule;
 use dw::train::step::Step;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use dw::assign::strategies::fcos::Form;
 use dw::assign::{AssignConfig, FcosConfig, Progress};
-use dw::boxes::{Grid, STRIDES};
+use dw::geometry::{Grid, STRIDES};
 use dw::model::{Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;

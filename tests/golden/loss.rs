@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dw::assign::{AssignConfig, DwConfig, Formula, NegWeight, Pairs, Prior, Progress};
-use dw::boxes::Grid;
+use dw::geometry::Grid;
 use dw::loss::Loss;
 use dw::model::{Outputs, Params};
 use dw::train::step::loss_of;

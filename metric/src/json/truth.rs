@@ -156,7 +156,8 @@ impl Sections {
             }
             _ => {
                 let name = || format!("`{}`", shown(String::from_utf8_lossy(key)));
-                stream.next(|c| c.skip()).map_err(|fault| (name(), fault))
+                let skip = |c: &mut Cursor| c.skip();
+                stream.next(skip).map_err(|fault| (name(), fault))
             }
         }
     }

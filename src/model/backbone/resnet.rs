@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::model::config::ModelConfig;
 use super::deform::{AnyConv, DeformConv};
+use crate::model::config::ModelConfig;
 use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size};
 use crate::model::params::{Init, Params};
 

@@ -143,8 +143,9 @@ fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
     let (b, h, w) = (size[0], size[2], size[3]);
     let (kind, device) = (ltrb.kind(), ltrb.device());
     let points_1hw2 = geometry::level_points(h, w, stride, 0.5, kind, device).view([1, h, w, 2]);
-    let boxes_b4hw =
-        geometry::decode(&points_1hw2, &ltrb.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]).contiguous();
+    let boxes_b4hw = geometry::decode(&points_1hw2, &ltrb.permute([0, 2, 3, 1]))
+        .permute([0, 3, 1, 2])
+        .contiguous();
     // Shift from the point to the midpoint of the side, in cells: of x1 and x2 along x, of y1 and
     // y2 along y.
     let per_side =
@@ -170,7 +171,7 @@ fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
 
