@@ -220,7 +220,7 @@ mod tests {
         }
     }
 
-    fn boxes(c: &Coco, policy: BadBoxes) -> Result<(Vec<Vec<GtBox>>, Counts)> {
+    fn run(c: &Coco, policy: BadBoxes) -> Result<(Vec<Vec<GtBox>>, Counts)> {
         boxes_by_image(c, Path::new("f.json"), policy)
     }
 
@@ -232,35 +232,35 @@ mod tests {
             ([1.0, 1.0, -3.0, 2.0], "area"),
             ([11.0, 1.0, 2.0, 2.0], "outside"),
         ] {
-            let (boxes, counts) = boxes(&coco(bbox), BadBoxes::Drop).unwrap();
+            let (boxes, counts) = run(&coco(bbox), BadBoxes::Drop).unwrap();
             assert!(boxes[0].is_empty() && counts.without_area + counts.outside == 1, "{bbox:?}");
-            assert!(boxes(&coco(bbox), BadBoxes::Fail).unwrap_err().to_string().contains(field));
+            assert!(run(&coco(bbox), BadBoxes::Fail).unwrap_err().to_string().contains(field));
         }
         let mut negative = coco([1.0, 1.0, 2.0, 3.0]);
         negative.annotations[0].area = -1.0;
-        let (boxes, counts) = boxes(&negative, BadBoxes::Drop).unwrap();
+        let (boxes, counts) = run(&negative, BadBoxes::Drop).unwrap();
         assert_eq!((boxes[0][0].area, counts.bad_area), (6.0, 1));
-        assert!(boxes(&negative, BadBoxes::Fail).unwrap_err().to_string().contains("`area`"));
-        let huge = boxes(&coco([1.0, 1.0, 1e200, 1e200]), BadBoxes::Drop).unwrap();
+        assert!(run(&negative, BadBoxes::Fail).unwrap_err().to_string().contains("`area`"));
+        let huge = run(&coco([1.0, 1.0, 1e200, 1e200]), BadBoxes::Drop).unwrap();
         assert!(huge.0[0].is_empty() && huge.1.without_area == 1, "the area is infinite");
         let over = coco([6.0, 5.0, 9.0, 9.0]);
-        assert_eq!(boxes(&over, BadBoxes::Drop).unwrap().0[0][0].bbox, [6.0, 5.0, 9.0, 9.0]);
-        assert_eq!(boxes(&over, BadBoxes::Clip).unwrap().0[0][0].bbox, [6.0, 5.0, 4.0, 3.0]);
+        assert_eq!(run(&over, BadBoxes::Drop).unwrap().0[0][0].bbox, [6.0, 5.0, 9.0, 9.0]);
+        assert_eq!(run(&over, BadBoxes::Clip).unwrap().0[0][0].bbox, [6.0, 5.0, 4.0, 3.0]);
     }
 
     #[test]
     fn unknown_and_duplicate_ids_are_reported() {
         let mut c = coco([1.0, 1.0, 2.0, 2.0]);
         c.annotations[0].image_id = 6;
-        assert!(boxes(&c, BadBoxes::Drop).unwrap_err().to_string().contains("`image_id` 6"));
+        assert!(run(&c, BadBoxes::Drop).unwrap_err().to_string().contains("`image_id` 6"));
         let mut c = coco([1.0, 1.0, 2.0, 2.0]);
         c.annotations[0].category_id = 4;
-        assert!(boxes(&c, BadBoxes::Drop).unwrap_err().to_string().contains("`category_id` 4"));
+        assert!(run(&c, BadBoxes::Drop).unwrap_err().to_string().contains("`category_id` 4"));
         let mut c = coco([1.0, 1.0, 2.0, 2.0]);
         let duplicate = c.annotations[0].clone();
         c.annotations.push(duplicate);
-        assert!(boxes(&c, BadBoxes::Drop).unwrap_err().to_string().contains("annotations[1]"));
+        assert!(run(&c, BadBoxes::Drop).unwrap_err().to_string().contains("annotations[1]"));
         c.images.clear();
-        assert!(boxes(&c, BadBoxes::Drop).unwrap_err().to_string().contains("f.json: images:"));
+        assert!(run(&c, BadBoxes::Drop).unwrap_err().to_string().contains("f.json: images:"));
     }
 }
