@@ -1,5 +1,5 @@
-//! Reads arbitrary bytes as ground truth and as results and evaluates them: an error or numbers, but
-//! never a panic.
+//! Reads arbitrary bytes as ground truth and as results and evaluates them: an error or numbers,
+//! but never a panic.
 #![no_main]
 
 use std::path::PathBuf;

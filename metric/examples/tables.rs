@@ -1,6 +1,6 @@
-//! `tables` with the options of `dw-eval coco`: writes all tables to standard output as little-endian
-//! f64, for comparison with other implementations: precision, recall, scores, the 12 numbers, AP of
-//! each class.
+//! `tables` with the options of `dw-eval coco`: writes all tables to standard output as
+//! little-endian f64, for comparison with other implementations: precision, recall, scores, the
+//! 12 numbers, AP of each class.
 
 use std::io::Write;
 

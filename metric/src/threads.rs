@@ -7,8 +7,8 @@ use dw_base::{Error, Result};
 /// Limit on the threads per core.
 const MAX_THREADS_PER_CORE: usize = 4;
 
-/// Starts rayon's global pool, unless it is running already, with `RAYON_NUM_THREADS` threads or one
-/// per core.
+/// Starts rayon's global pool, unless it is running already, with `RAYON_NUM_THREADS` threads or
+/// one per core.
 ///
 /// # Errors
 /// [`Error::Usage`] for more than four threads per core, before any is started;
@@ -20,8 +20,8 @@ pub(crate) fn start() -> Result<()> {
     let max = MAX_THREADS_PER_CORE.saturating_mul(cores);
     if asked > max {
         return Err(Error::Usage(format!(
-            "{VARIABLE}: expected at most {max} threads ({MAX_THREADS_PER_CORE} for each of {cores} \
-             cores), found {asked}"
+            "{VARIABLE}: expected at most {max} threads ({MAX_THREADS_PER_CORE} for each of \
+             {cores} cores), found {asked}"
         )));
     }
     match rayon::ThreadPoolBuilder::new().build_global() {

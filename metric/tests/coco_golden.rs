@@ -1,4 +1,5 @@
-//! Comparison with pycocotools' tables: the cases in `tests/golden`, and those in the folder `coco` of
+//! Comparison with pycocotools' tables: the cases in `tests/golden`, and those in the folder
+//! `coco` of
 //! `DW_GOLDENS` if that is set.
 
 #[path = "coco_support/golden.rs"]

@@ -99,8 +99,8 @@ fn numbers_are_in_range_and_ordered() {
     }
 }
 
-/// A detection with the lowest score cannot lower AP; a false positive with the highest score cannot
-/// raise it.
+/// A detection with the lowest score cannot lower AP; a false positive with the highest score
+/// cannot raise it.
 #[test]
 fn effect_of_one_more_detection() {
     for seed in 40..60 {

@@ -58,8 +58,8 @@ fn results_from_a_pipe() {
     assert_eq!(piped.stdout, program(&files, &["--json"]).stdout);
 }
 
-/// Escape sequences in names do not reach the terminal. Byte-order marks, ids as 1.0 and `iscrowd` as
-/// a boolean are accepted.
+/// Escape sequences in names do not reach the terminal. Byte-order marks, ids as 1.0 and
+/// `iscrowd` as a boolean are accepted.
 #[test]
 fn escape_sequences_byte_order_marks_and_devices() {
     let mut truth = truth();

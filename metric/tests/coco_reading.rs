@@ -9,7 +9,8 @@ use coco_support::{Files, Random};
 use dw_metric::{Detection, json};
 use serde_json::Value;
 
-const TRUTH: &str = r#"{"images":[{"id":0},{"id":1},{"id":2}],"annotations":[],"categories":[{"id":1,"name":"a"}]}"#;
+const TRUTH: &str = r#"{"images":[{"id":0},{"id":1},{"id":2}],"annotations":[],
+"categories":[{"id":1,"name":"a"}]}"#;
 
 /// A results file of about `size` bytes with `extra` fields in some detections.
 fn text(seed: u64, size: usize, extra: &[&str]) -> String {
@@ -24,7 +25,9 @@ fn text(seed: u64, size: usize, extra: &[&str]) -> String {
         let long = [(); 5].map(|()| r.below(u64::MAX) as f64 / 1e17 - 20.0);
         let extra = if extra.is_empty() { "" } else { extra[r.below(extra.len() as u64) as usize] };
         let [a, b, c, d, e] = long;
-        write!(out, r#"{{"image_id":{},{extra}"category_id":1,"bbox":[{a},{b:.2},{c:.0}e-2,{d}],"score":{e:e}}}"#, r.below(3)).unwrap();
+        let image = r.below(3);
+        write!(out, r#"{{"image_id":{image},{extra}"category_id":1,"#).unwrap();
+        write!(out, r#""bbox":[{a},{b:.2},{c:.0}e-2,{d}],"score":{e:e}}}"#).unwrap();
     }
     out.push_str("\n] \n");
     out

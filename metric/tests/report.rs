@@ -12,7 +12,8 @@ fn page(data: &Data) -> String {
     render(&[input(data, &problem, &evaluation)]).unwrap()
 }
 
-/// Checks that all sections are there, tags are balanced, no number is `NaN`, and nothing is loaded.
+/// Checks that all sections are there, tags are balanced, no number is `NaN`, and nothing is
+/// loaded.
 fn assert_valid(page: &str) {
     for id in [
         "numbers",

@@ -18,24 +18,33 @@ console.error = (...a) => wrong.push(a.join(' '));</script>";
 /// Operates the page, then writes the observed state into it as JSON.
 const AFTER: &str = r#"<script>addEventListener('load', () => {
 const seen = {};
-const column = (table, i) => [...document.getElementById(table).tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.cells[i].textContent);
+const column = (table, i) => [...document.getElementById(table).tBodies[0].rows]
+  .filter((r) => !r.hidden).map((r) => r.cells[i].textContent);
 const head = (i) => document.getElementById('classes').tHead.rows[0].cells[i];
-head(1).querySelector('button').click(); seen.down = column('classes', 1); seen.sort = head(1).getAttribute('aria-sort');
-head(1).querySelector('button').click(); seen.up = column('classes', 1);
-head(0).querySelector('button').click(); seen.names = column('classes', 0);
-const filter = document.getElementById('classes-filter');
-filter.value = 'Kind 2'; filter.dispatchEvent(new Event('input')); seen.filtered = column('classes', 0);
-const line = document.querySelector('#recall .series'), select = document.getElementById('recall-class');
-const mean = line.getAttribute('points');
-select.value = '1'; select.dispatchEvent(new Event('change')); seen.changed = line.getAttribute('points') !== mean;
-seen.points = line.getAttribute('points').split(' ').length;
-select.value = ''; select.dispatchEvent(new Event('change')); seen.back = line.getAttribute('points') === mean;
-const layer = document.querySelector('[data-layer="false"]'); layer.click();
-seen.hidden = [...document.querySelectorAll('.shot rect.false')].every((r) => getComputedStyle(r).display === 'none');
-seen.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-seen.requests = performance.getEntriesByType('resource').map((r) => r.name).filter((n) => !n.startsWith('data:'));
+const click = (i) => head(i).querySelector('button').click();
+click(1); seen.down = column('classes', 1); seen.sort = head(1).getAttribute('aria-sort');
+click(1); seen.up = column('classes', 1);
+click(0); seen.names = column('classes', 0);
+const set = (id, value, event) => {
+  const element = document.getElementById(id);
+  element.value = value; element.dispatchEvent(new Event(event));
+};
+set('classes-filter', 'Kind 2', 'input'); seen.filtered = column('classes', 0);
+const points = () => document.querySelector('#recall .series').getAttribute('points');
+const mean = points();
+set('recall-class', '1', 'change'); seen.changed = points() !== mean;
+seen.points = points().split(' ').length;
+set('recall-class', '', 'change'); seen.back = points() === mean;
+document.querySelector('[data-layer="false"]').click();
+seen.hidden = [...document.querySelectorAll('.shot rect.false')]
+  .every((r) => getComputedStyle(r).display === 'none');
+const page = document.documentElement;
+seen.wide = page.scrollWidth > page.clientWidth;
+seen.requests = performance.getEntriesByType('resource')
+  .map((r) => r.name).filter((n) => !n.startsWith('data:'));
 seen.wrong = wrong;
-const out = document.createElement('pre'); out.id = 'seen'; out.textContent = '@@' + JSON.stringify(seen) + '@@';
+const out = document.createElement('pre');
+out.id = 'seen'; out.textContent = '@@' + JSON.stringify(seen) + '@@';
 document.body.append(out); });</script>"#;
 
 fn chromium() -> Option<&'static str> {

@@ -1,9 +1,9 @@
 //! Confusion matrix at one score threshold and IoU 0.5.
 //!
 //! True positives are on the diagonal. Each remaining detection, in order of descending score, is
-//! matched with the unmatched ground-truth box of another class with the highest IoU (at least 0.5).
-//! Detections without such a box are in the background row, unmatched boxes in the background
-//! column. Detections on crowds of their class are not counted.
+//! matched with the unmatched ground-truth box of another class with the highest IoU (at least
+//! 0.5). Detections without such a box are in the background row, unmatched boxes in the
+//! background column. Detections on crowds of their class are not counted.
 
 use super::scene::{FOREGROUND, Fate, Scene};
 
@@ -17,7 +17,8 @@ pub struct Confusion {
 }
 
 impl Confusion {
-    /// Number of boxes of class `truth` detected as `found`; [`Self::classes`] is background in both.
+    /// Number of boxes of class `truth` detected as `found`; [`Self::classes`] is background in
+    /// both.
     pub fn get(&self, truth: usize, found: usize) -> usize {
         self.counts[truth * (self.classes + 1) + found]
     }

@@ -1,8 +1,8 @@
 //! The boxes of each image, matched at one IoU threshold: the input of all other analyses.
 //!
 //! Matching is greedy within a class in order of descending score, as in COCO and TIDE, so the
-//! outcome of a detection does not depend on detections with lower scores: raising a score threshold
-//! later only drops the tail.
+//! outcome of a detection does not depend on detections with lower scores: raising a score
+//! threshold later only drops the tail.
 
 use std::collections::HashMap;
 
@@ -89,8 +89,8 @@ pub(super) fn best_first<T>(items: &mut [T], score: impl Fn(&T) -> f64) {
     items.sort_by(|a, b| rank(score(b)).total_cmp(&rank(score(a))));
 }
 
-/// Scenes in the order of the problem's images, with at most `limit` detections each, matched at IoU
-/// threshold `iou`.
+/// Scenes in the order of the problem's images, with at most `limit` detections each, matched at
+/// IoU threshold `iou`.
 pub fn scenes(problem: &Problem, limit: usize, iou: f64) -> Vec<Scene> {
     let class: HashMap<i64, usize> =
         problem.categories.iter().enumerate().map(|(k, &c)| (c, k)).collect();

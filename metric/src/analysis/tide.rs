@@ -1,13 +1,15 @@
 //! TIDE: how much AP each kind of error costs.
 //!
-//! Bolya, Foley, Hays, Hoffman: "TIDE: A General Toolbox for Identifying Object Detection Errors",
-//! ECCV 2020. Every false positive has exactly one kind, and every ground-truth box that no error
-//! accounts for is missed. The cost of a kind is the AP gained by correcting only the errors of that
-//! kind. Results equal those of the authors' `tidecv` 1.0.1, which differs from COCO:
+//! Bolya, Foley, Hays, Hoffman: "TIDE: A General Toolbox for Identifying Object Detection
+//! Errors", ECCV 2020. Every false positive has exactly one kind, and every ground-truth box that
+//! no error accounts for is missed. The cost of a kind is the AP gained by correcting only the
+//! errors of that kind. Results equal those of the authors' `tidecv` 1.0.1, which differs from
+//! COCO:
 //!
 //! * at most 100 detections per image over all classes (COCO: per image and class);
 //! * classes with detections but without ground truth count as AP 0 (COCO: excluded);
-//! * a detection on a crowd is not a false positive, but has a kind, and correcting it can make it a
+//! * a detection on a crowd is not a false positive, but has a kind, and correcting it can make
+//!   it a
 //!   hit;
 //! * of detections with equal scores, the AP after correction ranks errors before hits.
 
@@ -90,8 +92,8 @@ mod tests {
         assert_eq!(t.class_counts, [[0, 1, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1]]);
         // Class 1: 1 hit of 4, at rank 1: 26 of 101 recall points. Class 2: AP 0.
         assert!((t.ap - 50.0 * 26.0 / 101.0).abs() < 1e-9, "{}", t.ap);
-        // Class 2's error becomes a hit of class 1 ranked below a duplicate and a localisation error:
-        // precision 1/1, 2/4.
+        // Class 2's error becomes a hit of class 1 ranked below a duplicate and a localisation
+        // error: precision 1/1, 2/4.
         assert!((t.gains[0] - 50.0 * 25.0 * 0.5 / 101.0).abs() < 1e-9, "{:?}", t.gains);
         // The localisation error becomes a hit: 1/1, then 2/3.
         assert!((t.gains[1] - 50.0 * 25.0 * (2.0 / 3.0) / 101.0).abs() < 1e-9, "{:?}", t.gains);

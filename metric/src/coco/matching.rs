@@ -219,8 +219,8 @@ pub(crate) fn flags(
     out
 }
 
-/// Matched pairs (ranking position, index of the ground truth, ignored) at one threshold in one area
-/// range.
+/// Matched pairs (ranking position, index of the ground truth, ignored) at one threshold in one
+/// area range.
 pub(crate) fn pairs(
     problem: &Problem,
     area: &Area,

@@ -42,8 +42,8 @@ impl Summary {
     }
 }
 
-/// Numbers of one category over all areas, at the largest limit; -1 without ground truth that is not
-/// ignored.
+/// Numbers of one category over all areas, at the largest limit; -1 without ground truth that is
+/// not ignored.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClassRow {
     /// AP, mean over all IoU thresholds.
@@ -172,7 +172,8 @@ impl Evaluation {
     }
 
     /// All numbers of the configuration with COCO's names: `AP`; `AP50` and `AP75` if these are
-    /// thresholds; `APs` (small), `APm`, `APl`, `AP_<name>` for other areas; `AR<n>` for each limit;
+    /// thresholds; `APs` (small), `APm`, `APl`, `AP_<name>` for other areas; `AR<n>` for each
+    /// limit;
     /// `ARs`, ..., `AR_<name>`. With the default configuration equal to [`Summary::named`].
     pub fn named(&self) -> Vec<(String, f64)> {
         let p = &self.config;

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 /// An invalid value.
 #[derive(Debug)]
 pub(crate) struct Bad {
-    /// Offset of the value in bytes: in the cursor's bytes, or in the file once returned by a stream.
+    /// Offset of the value in bytes: in the cursor's bytes, or in the file once returned by a
+    /// stream.
     pub(crate) at: u64,
     /// Field that holds the value, if any.
     pub(crate) field: Option<&'static str>,
@@ -215,7 +216,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Scans digits from `i` on; returns their end and `value` with them appended (wraps on overflow).
+    /// Scans digits from `i` on; returns their end and `value` with them appended (wraps on
+    /// overflow).
     fn digits(&self, mut i: usize, mut value: u64) -> (usize, u64) {
         while let Some(d) = self.bytes.get(i).map(|b| b.wrapping_sub(b'0')).filter(|d| *d < 10) {
             value = value.wrapping_mul(10).wrapping_add(u64::from(d));

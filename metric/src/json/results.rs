@@ -106,8 +106,8 @@ fn border(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Parses detections from `start`, or from the first border in `range`, up to the first that ends at
-/// or beyond the end of `range`.
+/// Parses detections from `start`, or from the first border in `range`, up to the first that ends
+/// at or beyond the end of `range`.
 fn read_piece(
     source: &Source,
     known: &Known,

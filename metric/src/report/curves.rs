@@ -109,8 +109,8 @@ fn data(runs: &[Run], classes: &[Class], ids: &[CurveId], plot: &Plot) -> String
     json!({ "frame": plot.frame, "curves": curves }).to_string()
 }
 
-/// A curve of class `k` as text: precision in 4,096 steps, two base-64 digits per recall point; empty
-/// without ground truth.
+/// A curve of class `k` as text: precision in 4,096 steps, two base-64 digits per recall point;
+/// empty without ground truth.
 fn encode(e: &Evaluation, t: usize, k: usize) -> String {
     let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let m = e.config.max_dets.len() - 1;

@@ -49,8 +49,8 @@ pub fn check(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes `index.html` into a folder, which is created if missing, and returns its path. An existing
-/// page is replaced atomically.
+/// Writes `index.html` into a folder, which is created if missing, and returns its path. An
+/// existing page is replaced atomically.
 ///
 /// # Errors
 /// As [`render`]; [`Error::Io`] for a folder or file that cannot be written.

@@ -33,7 +33,7 @@ pub(super) fn histogram(run: &Run, id: usize) -> Figure {
     let lines: Vec<Line> = borders(areas).into_iter().map(line).collect();
     let edge = |v: f64| bins.get(v.round() as usize).map_or("∞".into(), |b| short(b.low));
     let axes = Axes {
-        alt: "Histogram of ground-truth boxes by size, found and missed; numbers in the table below",
+        alt: "Ground-truth boxes by size, found and missed; numbers in the table below",
         x: (0.0..bins.len() as f64, "square root of the area, pixels"),
         y: (0.0..top, "boxes"),
         x_labels: bins.len() + 1,
@@ -56,7 +56,8 @@ pub(super) fn histogram(run: &Run, id: usize) -> Figure {
     }
 }
 
-/// Stacked bars, and the percentage above each; `highest` is the number of boxes of the highest bar.
+/// Stacked bars, and the percentage above each; `highest` is the number of boxes of the highest
+/// bar.
 fn bars(bins: &[SizeBin], highest: f64) -> (Vec<Bar>, Vec<Note>) {
     let (mut bars, mut notes) = (vec![], vec![]);
     for (i, b) in bins.iter().enumerate() {

@@ -11,9 +11,12 @@ pub fn truth() -> Value {
     json!({
         "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}, {"id": 2}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0},
-            {"id": 2, "image_id": 1, "category_id": 7, "bbox": [20, 20, 10.5, 10], "area": 100, "iscrowd": 0},
-            {"id": 3, "image_id": 2, "category_id": 3, "bbox": [5, 5, 40, 40], "area": 1500, "iscrowd": 0},
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10],
+             "area": 100, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 7, "bbox": [20, 20, 10.5, 10],
+             "area": 100, "iscrowd": 0},
+            {"id": 3, "image_id": 2, "category_id": 3, "bbox": [5, 5, 40, 40],
+             "area": 1500, "iscrowd": 0},
         ],
         "categories": [{"id": 3, "name": "cup"}, {"id": 7, "name": "cat"}],
     })

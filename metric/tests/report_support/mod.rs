@@ -14,8 +14,8 @@ pub struct Data {
 }
 
 impl Data {
-    /// `images` images of four boxes each. Detections are shifted by up to half of `noise` times the side
-    /// of their box.
+    /// `images` images of four boxes each. Detections are shifted by up to half of `noise` times
+    /// the side of their box.
     pub fn new(images: i64, classes: i64, noise: f64) -> Self {
         let mut state = 7u64;
         let mut random = || {
