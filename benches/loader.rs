@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use clap::Parser;
 use dw::assign::AssignConfig;
-use dw::config::DataConfig;
-use dw::data::loader::Recipe;
+use dw::data::DataConfig;
+use dw::data::loader::BatchSettings;
 use dw::data::{Dataset, Loader};
 use dw::model::Params;
 use serde_json::json;
@@ -43,8 +43,15 @@ fn main() {
     let mut params = Params::new(Kind::Float, Device::Cpu);
     let matcher =
         AssignConfig::default().build(&mut params, dataset.categories().len() as i64).matcher;
-    let recipe =
-        Recipe { data, matcher, seed: 0, global_batch: 2, rank: 0, world: 1, device: Device::Cpu };
+    let recipe = BatchSettings {
+        data,
+        matcher,
+        seed: 0,
+        global_batch: 2,
+        rank: 0,
+        world_size: 1,
+        device: Device::Cpu,
+    };
     // Of each pass: images per second, images per CPU second, seconds to the first batch.
     let mut rates = vec![];
     for _ in 0..3 {

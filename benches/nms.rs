@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use dw::data::sampler::{stream, unit};
-use dw::eval::detect::{Box, nms};
+use dw::eval::detect::{Detection, nms};
 use serde_json::json;
 
 fn main() {
@@ -19,7 +19,7 @@ fn main() {
             let [x, y, w, h] = objects[draw(40.0) as usize];
             let mut near = |v: f64, side: f64| v + (draw(0.4) - 0.2) * side;
             let (x1, y1, x2, y2) = (near(x, w), near(y, h), near(x + w, w), near(y + h, h));
-            Box {
+            Detection {
                 bbox: [x1, y1, x2, y2].map(|v| v as f32),
                 score: draw(1.0) as f32,
                 label: draw(80.0) as u32,
@@ -28,7 +28,7 @@ fn main() {
         .collect();
     for classes in [80, 1] {
         let boxes: Vec<Box> =
-            boxes.iter().map(|b| Box { label: b.label % classes, ..*b }).collect();
+            boxes.iter().map(|b| Detection { label: b.label % classes, ..*b }).collect();
         let (mut times, mut kept) = (vec![], 0);
         for _ in 0..21 {
             let began = Instant::now();

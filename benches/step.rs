@@ -14,12 +14,12 @@ use clap::Parser;
 use dw::assign::{ImageBoxes, Progress, Targets};
 use dw::config;
 use dw::data::sampler::{stream, unit};
+use dw::device::join::join;
 use dw::device::{self, Choice, Precision, upload};
 use dw::geometry::{Grid, level_sizes};
-use dw::join::join;
 use dw::model::Detector;
 use dw::torch::{self, Profile};
-use dw::train::buckets::{Cost, buffer_of};
+use dw::train::buckets::Cost;
 use dw::train::step::{Input, Step};
 use dw_launch::abort::exit_now;
 use dw_launch::{Op, Topology, World};
@@ -177,7 +177,7 @@ impl Repeated {
             .matcher
             .targets(&Grid::centers(&level_sizes(a.height, a.width)), &truth(a))
             .to(kind, device);
-        let step = Step::new(net, strategy, &config, world).expect("memory");
+        let step = Step::new(net, strategy, &config.train, world).expect("memory");
         let images = Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu));
         Self { step, images: upload(&images, device, kind), targets, device }
     }
@@ -279,7 +279,7 @@ fn bare_all_reduce(grads: &Tensor, world: &World) -> f64 {
         world.barrier("bare").expect("peers");
         let began = Instant::now();
         // SAFETY: the buffer is contiguous and lives through the call.
-        unsafe { world.all_reduce_raw(buffer_of(grads), Op::Sum, "bare") }.expect("peers");
+        unsafe { world.all_reduce_raw(torch::buffer_of(grads), Op::Sum, "bare") }.expect("peers");
         times.push(began.elapsed().as_secs_f64());
     }
     median(&mut times)

@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dw::assign::{ImageBoxes, Progress};
-use dw::config::{GradCompression, TrainConfig};
+use dw::device::join::self_test;
 use dw::device::{self, Choice, Precision, cuda};
 use dw::geometry::{Grid, level_sizes};
-use dw::join::self_test;
 use dw::model::Detector;
 use dw::torch::CudaSide;
-use dw::train::buckets::{Buckets, buffer_of};
+use dw::torch::buffer_of;
+use dw::train::TrainConfig;
+use dw::train::buckets::Buckets;
+use dw::train::config::GradCompression;
 use dw::train::flat::Flat;
 use dw::train::step::Step;
 use dw_launch::abort::exit_now;
@@ -129,7 +131,7 @@ fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
     let config = dw::config::load("smoke", &[]).unwrap();
     let mut net = detector(device, kind);
     let strategy = config.assign.build(&mut net.params, 3);
-    let mut step = Step::new(net, strategy, &config, &Arc::new(World::solo())).unwrap();
+    let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo())).unwrap();
     let truth = [
         ImageBoxes {
             boxes: vec![[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 110.0, 90.0]],

@@ -123,7 +123,7 @@ mod tests {
         let state = State { step: 1, seed: 0, global_batch: 1, data: 0, categories: vec![] };
         let snapshot = Snapshot::take(state, "", &params, &flat).unwrap();
         tch::no_grad(|| {
-            params.entries.iter().for_each(|e| drop(e.tensor.shallow_clone().fill_(7)))
+            params.entries.iter().for_each(|e| drop(e.tensor.shallow_clone().fill_(7)));
         });
         let names: Vec<&String> = snapshot.model.iter().map(|(name, _)| name).collect();
         assert!(

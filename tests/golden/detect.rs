@@ -1,8 +1,8 @@
 //! Post-processing: detections from raw predictions.
 
-use dw::config::EvalConfig;
+use dw::eval::EvalConfig;
 use dw::eval::detect::{Image, detect};
-use dw::model::{Outputs, Rank, head};
+use dw::model::{Outputs, Rank, heads};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -16,7 +16,7 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
         quality: of("centernesses"),
         offset: 0.5,
     };
-    let head::Scored { ranked, boxes, levels, .. } = head::scored(&out, Rank::Score);
+    let heads::Scored { ranked, boxes, levels, .. } = heads::scored(&out, Rank::Score);
     let config = settings(&case.json["test_cfg"]);
     let list = |t: Tensor| {
         Vec::<f32>::try_from(host(&t).contiguous().reshape([-1])).map_err(|e| e.to_string())

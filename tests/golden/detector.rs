@@ -244,8 +244,8 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
     let without_decay = trainable.filter(|e| !e.decay);
     same_names(case, "zero_weight_decay", without_decay.map(|e| e.name.as_str()))?;
     let config = Config { model: config, assign, ..Config::default() };
-    let mut step =
-        Step::new(net, strategy, &config, &Arc::new(World::solo())).map_err(|e| e.to_string())?;
+    let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo()))
+        .map_err(|e| e.to_string())?;
     let start: Vec<Tensor> =
         step.detector.params.entries.iter().map(|e| e.tensor.detach().copy()).collect();
     let [h, w] = [0, 1].map(|i| case.json["image_hw"][i].as_i64().unwrap_or(0));

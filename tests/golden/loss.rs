@@ -88,29 +88,29 @@ fn compare_gradients(case: &Case, out: &Outputs, kind: Kind, tolerance: f64) -> 
 
 /// Positive weights of one image as `[P, G]`.
 fn dense_positive(run: &Run, image: i64, first_gt: i64, gts: i64) -> Tensor {
-    let out = Tensor::zeros([run.pairs.points * gts], (run.positive.kind(), Device::Cpu));
+    let out = Tensor::zeros([run.pairs.num_points * gts], (run.positive.kind(), Device::Cpu));
     let mut index = vec![];
     let mut from = vec![];
     for (i, (&p, &g)) in run.pairs.point.iter().zip(&run.pairs.gt).enumerate() {
         if (first_gt..first_gt + gts).contains(&g) {
-            index.push((p - image * run.pairs.points) * gts + g - first_gt);
+            index.push((p - image * run.pairs.num_points) * gts + g - first_gt);
             from.push(i as i64);
         }
     }
     let values = host(&run.positive).index_select(0, &Tensor::from_slice(&from));
-    out.index_copy(0, &Tensor::from_slice(&index), &values).view([run.pairs.points, gts])
+    out.index_copy(0, &Tensor::from_slice(&index), &values).view([run.pairs.num_points, gts])
 }
 
 /// Negative weights as `[B, P, C]`; `rest` outside of the cells.
 fn dense_negative(run: &Run, images: i64, classes: i64, rest: f64) -> Tensor {
     let out = Tensor::full(
-        [images * run.pairs.points * classes],
+        [images * run.pairs.num_points * classes],
         rest,
         (run.negative.kind(), Device::Cpu),
     );
-    out.index_copy(0, &Tensor::from_slice(&run.pairs.cell_flat), &host(&run.negative)).view([
+    out.index_copy(0, &Tensor::from_slice(&run.pairs.logit_index), &host(&run.negative)).view([
         images,
-        run.pairs.points,
+        run.pairs.num_points,
         classes,
     ])
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use dw::assign::{AssignConfig, DwConfig};
 use dw::model::params::Role;
-use dw::model::{ModelConfig, Outputs, Params, head};
+use dw::model::{ModelConfig, Outputs, Params, heads};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -167,7 +167,7 @@ pub fn head(case: &Case, kind: Kind) -> Result<(), String> {
     let mut params = Params::new(kind, device());
     let config =
         ModelConfig { channels: case.int("feat_channels"), refine, ..ModelConfig::default() };
-    let head = head::Head::new(&mut params, &config, case.int("num_classes"));
+    let head = heads::fcos::Head::new(&mut params, &config, case.int("num_classes"));
     let rule = rule(case);
     let _ = AssignConfig::Dw(rule.clone()).build(&mut params, case.int("num_classes"));
     fill_state(case, &mut params)?;
