@@ -14,7 +14,7 @@ fn main() {
     let objects: Vec<[f64; 4]> = (0..40)
         .map(|_| [draw(1200.0), draw(700.0), 20.0 + draw(300.0), 20.0 + draw(300.0)])
         .collect();
-    let boxes: Vec<Box> = (0..5000)
+    let boxes: Vec<Detection> = (0..5000)
         .map(|_| {
             let [x, y, w, h] = objects[draw(40.0) as usize];
             let mut near = |v: f64, side: f64| v + (draw(0.4) - 0.2) * side;
@@ -27,7 +27,7 @@ fn main() {
         })
         .collect();
     for classes in [80, 1] {
-        let boxes: Vec<Box> =
+        let boxes: Vec<Detection> =
             boxes.iter().map(|b| Detection { label: b.label % classes, ..*b }).collect();
         let (mut times, mut kept) = (vec![], 0);
         for _ in 0..21 {
