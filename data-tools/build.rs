@@ -1,4 +1,4 @@
-//! Tells the compiler the git revision, for `--version`.
+//! Passes the git revision to the compiler, for `--version`.
 
 include!("../tools/git_revision.rs");
 

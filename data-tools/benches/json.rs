@@ -1,5 +1,5 @@
-//! Reads one annotation file, prints seconds and peak memory as a JSON line.
-#![expect(clippy::print_stdout, reason = "the result")]
+//! Parses one annotation file; prints seconds and peak memory in MiB as a JSON line.
+#![expect(clippy::print_stdout, reason = "result of a benchmark")]
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ struct Args {
     /// instances_*.json
     #[arg(long)]
     annotations: std::path::PathBuf,
-    /// Given by cargo.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -27,6 +27,7 @@ fn main() {
         peak.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 1024;
     println!(
         "{}",
-        json!({"what": "dw json", "seconds": seconds, "peak_mib": peak_mib, "images": coco.images.len(), "annotations": coco.annotations.len()})
+        json!({"what": "dw json", "seconds": seconds, "peak_mib": peak_mib,
+               "images": coco.images.len(), "annotations": coco.annotations.len()})
     );
 }

@@ -1,43 +1,43 @@
-//! Files from elsewhere: regular files only, of a bounded size, inside the folder they belong to.
+//! Input files: only regular files, of a limited size, inside a given folder.
 //!
-//! A named pipe would block whoever opens it and a device has no end, so neither is ever opened.
+//! Opening a named pipe blocks and a device may have no end, so both are rejected.
 
 use std::fs::{File, FileType, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Most bytes of a picture's file.
-pub const LARGEST_PICTURE: u64 = 512 << 20;
+/// Most bytes of an image file.
+pub const MAX_IMAGE_BYTES: u64 = 512 << 20;
 
-/// Opens a regular file for reading; links are followed. Never blocks on a named pipe.
+/// Opens a regular file for reading; symbolic links are followed.
 ///
 /// # Errors
-/// Anything but a regular file, with what it is; what the system said.
+/// `InvalidInput` with the kind of file for anything but a regular file; errors of the system.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Before it is opened, because opening alone has effects on some devices; and after, because
-    // the name may mean another file by then.
-    regular(&std::fs::metadata(path)?)?;
+    // Checked before opening, which can have side effects on devices, and again afterwards in case
+    // the file was replaced in between.
+    check_regular(&std::fs::metadata(path)?)?;
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    regular(&file.metadata()?)?;
+    check_regular(&file.metadata()?)?;
     Ok(file)
 }
 
-/// The whole of a regular file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`open`]; a longer file.
+/// As [`open`], and a longer file.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let too_long = |n: u64| {
-        io::Error::other(format!("it has {n} bytes or more, the limit is {} MiB", limit >> 20))
+        io::Error::other(format!("expected at most {} MiB, found {n} bytes or more", limit >> 20))
     };
     let length = file.metadata()?.len();
     if length > limit {
         return Err(too_long(length));
     }
     let mut bytes = Vec::with_capacity(length as usize);
-    // It may grow while it is read.
+    // The file may grow while it is read.
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(too_long(bytes.len() as u64));
@@ -45,16 +45,18 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// `path` without links, which must lie in `root` (which has none).
+/// Resolves the symbolic links of `path`. `None` if the result is outside `root`, which must be
+/// resolved already.
 ///
 /// # Errors
-/// What the system said; `Ok(None)` when it lies elsewhere.
+/// Errors of the system.
 pub fn resolve_inside(root: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
     let real = std::fs::canonicalize(path)?;
     Ok(real.starts_with(root).then_some(real))
 }
 
-fn regular(of: &Metadata) -> io::Result<()> {
+/// Rejects anything but a regular file.
+fn check_regular(of: &Metadata) -> io::Result<()> {
     if of.is_file() {
         return Ok(());
     }
@@ -65,6 +67,7 @@ fn regular(of: &Metadata) -> io::Result<()> {
     ))
 }
 
+/// The kind of a file that is not regular.
 fn kind(t: FileType) -> &'static str {
     if t.is_dir() {
         "a folder"
@@ -75,7 +78,7 @@ fn kind(t: FileType) -> &'static str {
     } else if t.is_char_device() || t.is_block_device() {
         "a device"
     } else {
-        "something else"
+        "another kind of file"
     }
 }
 
@@ -84,12 +87,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn regular_files_of_a_bounded_size_and_nothing_else() {
+    fn only_regular_files_of_a_limited_size_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a");
         fs_err::write(&file, "12345").unwrap();
         assert_eq!(read(&file, 5).unwrap(), b"12345");
-        assert!(read(&file, 4).unwrap_err().to_string().contains("the limit"));
+        assert!(read(&file, 4).unwrap_err().to_string().contains("5 bytes"));
         let fifo = dir.path().join("fifo");
         let name = std::ffi::CString::new(fifo.to_str().unwrap()).unwrap();
         // SAFETY: a valid, terminated path.

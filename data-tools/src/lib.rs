@@ -1,43 +1,41 @@
 //! COCO data sets as compressed, memory-mapped, checksummed shards.
 //!
-//! Data flows one way:
-//!
 //! ```text
-//! coco (JSON) -> check (policies) -> pack (rayon) -> writer -> files -> reader -> trainer
-//!                                    pixels encodes  format lays out    meaning checks, pixels decodes
+//! packing: coco (JSON) -> boxes -> pack -> pixels (encode) -> format -> writer -> files
+//! reading: files -> reader -> format -> validate -> pixels (decode)
 //! ```
 //!
-//! * [`error`]: what can go wrong and the exit code it means
-//! * [`input`]: regular files of a bounded size, and nothing else
-//! * [`coco`]: `instances_*.json` read as a stream
-//! * [`check`]: what is wrong with a data set, and what the chosen policy makes of it
+//! Modules in dependency order:
+//!
+//! * [`input`]: opens regular files of a limited size
+//! * [`threads`]: thread pools of a checked size
+//! * [`coco`]: parses `instances_*.json` as a stream
 //! * [`pixels`]: the two pixel codecs
-//! * [`format`]: the bytes on disk (`docs/shard-format.md` is the same in words)
-//! * [`meaning`]: what a pack says, checked beyond its checksums
-//! * [`writer`]: shards and index, written aside, synced, renamed
-//! * [`pack`]: a COCO folder to shards
-//! * [`reader`]: shards to records, zero-copy up to the compressed bytes
-//! * [`verify`]: every byte and everything that a pack says
-//! * [`export`]: shards back to a COCO folder
-//! * [`synth`]: a data set that draws itself
-//! * [`threads`]: how many threads, and what happens when they do not start
-//! * [`cli`]: what `dw-pack` does with its arguments
+//! * [`format`]: the bytes on disk, specified in `docs/shard-format.md`
+//! * [`boxes`]: ground-truth boxes of a COCO file under a policy for invalid ones
+//! * [`validate`]: checks the values in a pack
+//! * [`writer`]: writes the shards and the index of a split
+//! * [`reader`]: opens splits and reads records
+//! * [`verify`]: checks every byte and every record of a split
+//! * [`pack`]: converts a COCO folder into shards
+//! * [`export`]: converts shards into a COCO folder
+//! * [`synth`]: generates a synthetic data set
+//! * [`cli`]: the command line of `dw-pack`
 
-pub mod check;
+pub mod boxes;
 pub mod cli;
 pub mod coco;
-pub mod error;
 pub mod export;
 pub mod format;
 pub mod input;
-pub mod meaning;
 pub mod pack;
 pub mod pixels;
 pub mod reader;
 pub mod synth;
 pub mod threads;
+pub mod validate;
 pub mod verify;
 pub mod writer;
 
-pub use error::{Error, Result};
+pub use dw_base::{Error, Result};
 pub use reader::{Record, Split, open_all};

@@ -1,24 +1,27 @@
-//! Reads shards: opening maps the files and checks the index; a record is checked when it is read.
+//! Reads shards. Opening a split maps its files and checks the index; a record is checked when it
+//! is read.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
+use dw_base::{Error, Result};
 use memmap2::Mmap;
 
 use crate::coco::Category;
-use crate::error::{Error, Result};
 use crate::format::{
-    Annotations, Entry, HEADER, IndexHeader, Meta, ShardHeader, decode_record, shard_name,
+    Annotations, ENTRY, Entry, HEADER, IndexHeader, Meta, SHARD_ROW, ShardHeader, decode_record,
+    index_name, shard_name,
 };
 use crate::pixels::{self, Codec, Layout, Rgb};
-use crate::{input, meaning};
+use crate::{input, validate};
 
-/// One split of a packed data set. Cheap to share between threads; all processes of a node share
-/// one page-cache copy.
+/// One split of a packed data set. It can be shared between threads; the processes of a node share
+/// its pages in the page cache.
 pub struct Split {
-    /// What the pack says of itself.
+    /// Split name, categories and source of the pack.
     pub meta: Meta,
-    /// Codec that was asked for.
+    /// Codec the split was packed with.
     pub codec: Codec,
     index: Mmap,
     path: PathBuf,
@@ -35,15 +38,16 @@ pub struct Record<'a> {
     pub annotations: Annotations,
     /// How `pixels` are stored.
     pub layout: Layout,
-    /// Compressed bytes, straight from the map.
+    /// Compressed pixels, borrowed from the memory map.
     pub pixels: &'a [u8],
-    place: (&'a Path, usize),
+    /// Path of the shard and number of the record, for errors.
+    location: (&'a Path, usize),
 }
 
 impl Record<'_> {
-    /// Decodes the pixels, a JPEG at the smallest multiple of an eighth of its size that is at
-    /// least `width` x `height`: less work where the image will be shrunk, and other pixels than
-    /// [`Record::decode`] gives.
+    /// Decodes the pixels for an image that will be resized to `width` x `height`: a JPEG is
+    /// decoded at the smallest multiple of 1/8 of its size that is not smaller, which is faster but
+    /// gives other pixels than [`Record::decode`].
     ///
     /// # Errors
     /// As [`Record::decode`].
@@ -64,53 +68,55 @@ impl Record<'_> {
     /// Decodes the pixels.
     ///
     /// # Errors
-    /// Pixels that cannot be decoded, or of another size than the index says.
+    /// Pixels that cannot be decoded, or whose size is not that of the index entry.
     pub fn decode(&self) -> Result<Rgb> {
         let (w, h) = self.size();
         pixels::decode(self.layout, self.pixels, w, h).map_err(|e| self.undecodable(&e))
     }
 
-    /// Checks kind and size of the pixels by their header, without decoding them.
+    /// Checks format and size of the pixels from their header, without decoding them.
     ///
     /// # Errors
-    /// A layout 2 that is no JPEG, or pixels of another size than the index says.
+    /// Pixels that are not of the layout, or whose size is not that of the index entry.
     pub fn check_pixels(&self) -> Result<()> {
         let (w, h) = self.size();
         pixels::check(self.layout, self.pixels, w, h).map_err(|e| self.undecodable(&e))
     }
 
-    /// Stored (width, height).
+    /// Stored size (width, height).
     fn size(&self) -> (usize, usize) {
         (self.entry.width as usize, self.entry.height as usize)
     }
 
     fn undecodable(&self, e: &str) -> Error {
         let name = shown(&self.annotations.file_name);
-        self.bad(format!("cannot decode the pixels of `{name}`: {e}"))
+        self.error(format!("cannot decode the pixels of `{name}`: {e}"))
     }
 
-    /// An error that names this record.
-    pub(crate) fn bad(&self, problem: impl Into<String>) -> Error {
-        let place = format!("record {} at offset {}", self.place.1, self.entry.offset);
-        Error::data(self.place.0, place, problem)
+    /// An error that names shard, record and offset.
+    pub(crate) fn error(&self, problem: impl Display) -> Error {
+        let place = format!("record {} at offset {}", self.location.1, self.entry.offset);
+        Error::data(self.location.0, place, problem)
     }
 }
 
+/// Memory-maps a regular file.
 fn map(path: &Path) -> Result<Mmap> {
     let file = input::open(path).map_err(Error::io("cannot open", path))?;
-    // SAFETY: shards are written once, aside, and renamed; nothing of ours changes a file that has
-    // its final name.
+    // SAFETY: index and shards get their final name when they are complete, and no program of this
+    // project changes them afterwards.
     unsafe { Mmap::map(&file) }.map_err(Error::io("cannot map", path))
 }
 
-/// Names of the splits packed in `dir`, ascending.
+/// Names of the splits packed in `dir`, sorted.
 ///
 /// # Errors
-/// A missing folder, or one without any index.
+/// A missing folder, or a folder without an index.
 pub fn split_names(dir: &Path) -> Result<Vec<String>> {
     if !dir.is_dir() {
         return Err(Error::Usage(format!(
-            "no packed data in {}: the folder does not exist\nhint: pack it first: dw-pack coco/",
+            "no packed data in {}: the folder does not exist\n\
+             hint: pack the data first: dw-pack coco/",
             shown(dir.display())
         )));
     }
@@ -122,80 +128,93 @@ pub fn split_names(dir: &Path) -> Result<Vec<String>> {
     names.sort();
     if names.is_empty() {
         return Err(Error::Usage(format!(
-            "no packed data in {}: expected files named SPLIT.dwindex\nhint: pack it first: dw-pack coco/",
+            "no packed data in {}: expected files named `SPLIT.dwindex`\n\
+             hint: pack the data first: dw-pack coco/",
             shown(dir.display())
         )));
     }
     Ok(names)
 }
 
-/// Opens every split in `dir`.
+/// Opens all splits in `dir`.
+///
+/// # Errors
+/// As [`split_names`] and [`Split::open`].
 pub fn open_all(dir: &Path) -> Result<Vec<Split>> {
     split_names(dir)?.iter().map(|name| Split::open(dir, name)).collect()
 }
 
+/// Maps a shard and checks that its length and its header are those in the index.
+fn open_shard(path: PathBuf, shard: u32, expected: u64) -> Result<(PathBuf, Mmap)> {
+    let bytes = map(&path)?;
+    if bytes.len() as u64 != expected {
+        let problem = format!(
+            "expected {expected} bytes, found {}: the file was truncated or extended",
+            bytes.len()
+        );
+        return Err(Error::data(&path, "shard", problem));
+    }
+    let header = ShardHeader::from_bytes(&bytes).map_err(|e| Error::data(&path, "header", e))?;
+    if (header.shard, header.bytes) != (shard, expected) {
+        let problem = format!(
+            "expected shard {shard} of {expected} bytes (index), found shard {} of {} bytes",
+            header.shard, header.bytes
+        );
+        return Err(Error::data(&path, "header", problem));
+    }
+    Ok((path, bytes))
+}
+
 impl Split {
-    /// Opens one split and checks that its shards are whole files.
+    /// Opens one split, checks its index and that its shards have the expected length.
     ///
     /// # Errors
-    /// An unknown split (with the ones there are), a damaged index, a missing or cut shard.
+    /// An unknown split (the message lists the existing ones), a damaged index, a missing or
+    /// truncated shard.
     pub fn open(dir: &Path, name: &str) -> Result<Self> {
         let names = split_names(dir)?;
         if !names.iter().any(|n| n == name) {
             return Err(Error::Usage(format!(
-                "no split `{}` in {}: it holds {}",
+                "no split `{}` in {}: expected one of {}",
                 shown(name),
                 shown(dir.display()),
                 shown(names.join(", "))
             )));
         }
-        let path = dir.join(crate::format::index_name(name));
-        meaning::split_name(name)
-            .map_err(|e| Error::data(&path, "file name", format!("the split's name {e}")))?;
+        let path = dir.join(index_name(name));
+        validate::split_name(name)
+            .map_err(|e| Error::data(&path, "file name", format!("the split name {e}")))?;
         let index = map(&path)?;
         let header = IndexHeader::from_bytes(&index).map_err(|e| Error::data(&path, "index", e))?;
         let meta_at = index.len() - header.meta_len as usize;
-        let meta: Meta = serde_json::from_slice(&index[meta_at..])
-            .map_err(|e| Error::data(&path, "meta", e.to_string()))?;
-        meaning::meta(&meta, name, header.version)
+        let meta: Meta =
+            serde_json::from_slice(&index[meta_at..]).map_err(|e| Error::data(&path, "meta", e))?;
+        validate::meta(&meta, name, header.version)
             .map_err(|(field, problem)| Error::data(&path, field, problem))?;
         let codec = Codec::from_code(header.codec).ok_or_else(|| {
-            Error::data(&path, "codec", format!("unknown codec {}", header.codec))
+            Error::data(&path, "codec", format!("expected 1 or 2, found {}", header.codec))
         })?;
-        let table = &index[meta_at - 16 * header.shards as usize..meta_at];
+        let table = &index[meta_at - SHARD_ROW * header.shards as usize..meta_at];
         let mut shards = Vec::with_capacity(header.shards as usize);
-        for (i, row) in table.chunks_exact(16).enumerate() {
-            let expected = u64::from_le_bytes(row[..8].try_into().unwrap_or_default());
-            let path = dir.join(shard_name(name, header.tag, i as u32));
-            let bytes = map(&path)?;
-            if bytes.len() as u64 != expected {
-                let problem = format!(
-                    "expected {expected} bytes, found {}: the file was cut or extended",
-                    bytes.len()
-                );
-                return Err(Error::data(&path, "shard", problem));
-            }
-            let head =
-                ShardHeader::from_bytes(&bytes).map_err(|e| Error::data(&path, "header", e))?;
-            if head.bytes != expected || head.shard != i as u32 {
-                return Err(Error::data(&path, "header", "does not belong to this index"));
-            }
-            shards.push((path, bytes));
+        for (i, row) in table.chunks_exact(SHARD_ROW).enumerate() {
+            let bytes = u64::from_le_bytes(row[..8].try_into().unwrap_or_default());
+            let shard = i as u32;
+            shards.push(open_shard(dir.join(shard_name(name, header.tag, shard)), shard, bytes)?);
         }
         let split = Self { meta, codec, index, path, header, shards };
         for (i, e) in split.entries().enumerate() {
-            meaning::entry(&e, split.shards.len())
+            validate::entry(&e, split.shards.len())
                 .map_err(|problem| Error::data(&split.path, format!("entry {i}"), problem))?;
         }
         Ok(split)
     }
 
-    /// Version of the index's format.
+    /// Format version of the index.
     pub fn version(&self) -> u32 {
         self.header.version
     }
 
-    /// The index file.
+    /// Path of the index file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -205,69 +224,76 @@ impl Split {
         self.header.records as usize
     }
 
-    /// Whether there is no record.
+    /// Whether the split has no records.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Label -> COCO category.
+    /// Categories; the position is the label.
     pub fn categories(&self) -> &[Category] {
         &self.meta.categories
     }
 
-    /// Fingerprint of the index: equal only for equal data.
+    /// Checksum of the index, which contains the checksums of all records: identifies the data.
     pub fn fingerprint(&self) -> u32 {
         self.header.body_crc
     }
 
-    /// Shard files with their sizes in bytes.
+    /// Paths and lengths in bytes of the shards.
     pub fn shards(&self) -> impl Iterator<Item = (&Path, usize)> {
         self.shards.iter().map(|(p, m)| (p.as_path(), m.len()))
     }
 
-    /// Index entry `i`: O(1), nothing is read but its 64 bytes.
+    /// Index entry `i`; reads only its 64 bytes.
     ///
     /// # Panics
-    /// When `i` is not below [`Split::len`].
+    /// If `i` is not below [`Split::len`].
     pub fn entry(&self, i: usize) -> Entry {
         assert!(i < self.len(), "record {i} of {}", self.len());
-        Entry::from_bytes(&self.index[HEADER * (i + 1)..HEADER * (i + 2)], self.header.version)
+        Entry::from_bytes(
+            &self.index[HEADER + ENTRY * i..HEADER + ENTRY * (i + 1)],
+            self.header.version,
+        )
     }
 
     /// All entries in order.
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
-        let entries = self.index[HEADER..HEADER * (self.len() + 1)].chunks_exact(HEADER);
+        let entries = self.index[HEADER..HEADER + ENTRY * self.len()].chunks_exact(ENTRY);
         entries.map(|e| Entry::from_bytes(e, self.header.version))
     }
 
-    /// Number of records in a shard, as the index has it.
+    /// Number of records of a shard according to the index.
     pub(crate) fn records_in_shard(&self, shard: usize) -> u64 {
-        let at = HEADER * (self.len() + 1) + 16 * shard + 8;
+        let at = HEADER + ENTRY * self.len() + SHARD_ROW * shard + 8;
         self.index[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default()
     }
 
-    /// Record `i`, checked against its checksum; labels and boxes against categories and sizes.
+    /// Record `i`. Its checksum is verified, and labels and boxes are checked against the
+    /// categories and the size of the image.
+    ///
+    /// # Panics
+    /// If `i` is not below [`Split::len`].
     ///
     /// # Errors
-    /// Damage or a box that means nothing, with shard, record and offset.
+    /// A damaged record or an invalid box, with shard, record and offset.
     pub fn record(&self, i: usize) -> Result<Record<'_>> {
         let entry = self.entry(i);
         let Some((path, shard)) = self.shards.get(entry.shard as usize) else {
-            let problem = format!("names shard {}, which the index lacks", entry.shard);
+            let problem = format!("expected a shard of the index, found shard {}", entry.shard);
             return Err(Error::data(&self.path, format!("entry {i}"), problem));
         };
         let place = || format!("record {i} at offset {}", entry.offset);
         let end = entry.offset.checked_add(entry.length);
-        let bytes = end
-            .and_then(|end| shard.get(entry.offset as usize..end as usize))
-            .ok_or_else(|| Error::data(path, place(), "lies beyond the end of the shard"))?;
+        let bytes = end.and_then(|end| shard.get(entry.offset as usize..end as usize)).ok_or_else(
+            || Error::data(path, place(), "the record extends beyond the end of the shard"),
+        )?;
         let (codec, annotations, pixels) =
             decode_record(bytes, &entry).map_err(|e| Error::data(path, place(), e))?;
         let layout = Layout::from_code(codec).ok_or_else(|| {
-            Error::data(path, place(), format!("unknown layout of pixels {codec}"))
+            Error::data(path, place(), format!("expected a pixel layout of 1 to 6, found {codec}"))
         })?;
-        meaning::annotations(&annotations, &entry, self.meta.categories.len())
+        validate::annotations(&annotations, &entry, self.meta.categories.len())
             .map_err(|e| Error::data(path, place(), e))?;
-        Ok(Record { entry, annotations, layout, pixels, place: (path, i) })
+        Ok(Record { entry, annotations, layout, pixels, location: (path, i) })
     }
 }

@@ -1,39 +1,38 @@
-//! How many threads, and what happens when they do not start.
+//! Thread pools of a checked size.
 
-#![expect(clippy::print_stderr, reason = "the command line's own output")]
+use dw_base::program::print_message;
+use dw_base::{Error, Result};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+/// Rayon's own variable for the number of threads.
+const VARIABLE: &str = "RAYON_NUM_THREADS";
+/// Most threads per core.
+const MAX_PER_CORE: usize = 4;
 
-use crate::error::{Error, Result};
-
-/// A pool of `jobs` threads; 0: as many as rayon's own variable says, or one a core.
+/// A pool of `jobs` threads; with `jobs = 0` the number in `RAYON_NUM_THREADS`, or one per core.
 ///
 /// # Errors
-/// More than four times the cores ([`Error::Usage`], before any thread starts); threads that cannot
-/// be started ([`Error::Resources`]).
+/// [`Error::Usage`] for more than four threads per core, before any thread is started;
+/// [`Error::OutOfResources`] if the system refuses to start them.
 pub fn pool(jobs: usize) -> Result<ThreadPool> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let variable = std::env::var("RAYON_NUM_THREADS").ok().and_then(|v| v.parse().ok());
-    let (threads, said_by) = match (jobs, variable) {
+    let variable = std::env::var(VARIABLE).ok().and_then(|v| v.parse().ok());
+    let (threads, setting) = match (jobs, variable) {
         (0, None | Some(0)) => (cores, ""),
-        (0, Some(n)) => (n, "RAYON_NUM_THREADS"),
+        (0, Some(n)) => (n, VARIABLE),
         (n, _) => (n, "--jobs"),
     };
-    if threads > cores.saturating_mul(4) {
+    let limit = cores.saturating_mul(MAX_PER_CORE);
+    if threads > limit {
         return Err(Error::Usage(format!(
-            "{said_by}: expected at most {} threads (4 for each of {cores} cores), found {threads}",
-            cores * 4
+            "{setting}: expected at most {limit} threads ({MAX_PER_CORE} per core, {cores} cores), \
+             found {threads}"
         )));
     }
     if threads > cores {
-        eprintln!("{said_by}: {threads} threads share {cores} cores");
+        print_message(&format!("{setting}: {threads} threads share {cores} cores"));
     }
-    ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| not_started(threads, &e))
-}
-
-fn not_started(threads: usize, e: &ThreadPoolBuildError) -> Error {
-    Error::Resources(format!(
-        "cannot start {threads} threads: {e}\nhint: fewer threads (--jobs or RAYON_NUM_THREADS), or \
-         a higher limit of processes (ulimit -u) or memory"
-    ))
+    let what = format!("{threads} threads (`--jobs` or `{VARIABLE}`)");
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|e| Error::threads(&what, &e))
 }

@@ -1,52 +1,60 @@
-//! One split's shards and index: written aside, synced, renamed; the index last, so that a pack
-//! that was interrupted at any moment leaves what was there before.
+//! Writes the shards and the index of one split.
+//!
+//! Files are written to `.SPLIT.writing` in the output folder, synced and renamed, the index last:
+//! the previous pack stays valid until the new one is complete, whenever packing is interrupted.
+//! Beside every finished shard, `NNNNN.done` holds what is needed to resume after it.
 
 use std::fs::{File, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use dw_base::file::{sync_folder, write_atomically};
 use dw_base::text::shown;
+use dw_base::{Error, Result};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
 use crate::format::{
-    Entry, HEADER, IndexHeader, Meta, ShardHeader, VERSION, index_name, shard_name,
+    ENTRY, Entry, HEADER, IndexHeader, Meta, ShardHeader, VERSION, index_name, shard_name,
 };
 use crate::input;
 
 /// Writes the records of one split in order.
 pub struct SplitWriter {
     out: PathBuf,
-    aside: PathBuf,
+    /// Temporary folder, `.SPLIT.writing`.
+    temporary: PathBuf,
     split: String,
     source: String,
     shard_size: u64,
     current: Option<OpenShard>,
     shards: Vec<ShardHeader>,
     entries: Vec<Entry>,
-    /// What is told of the images when the split is done.
-    pub tally: Tally,
-    /// First image of the annotation file that is still to do.
+    /// Counts of images with special properties so far.
+    pub image_counts: ImageCounts,
+    /// First image of the annotation file that is not packed yet.
     pub next_image: usize,
-    whole: bool,
-    /// Held for as long as this lives.
+    /// Whether the index is in place.
+    complete: bool,
+    /// Lock of the temporary folder, held until the writer is dropped.
     _lock: Option<File>,
 }
 
-/// What is told of images, beside their boxes.
+/// Images that were left out or need a warning.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tally {
-    /// Images left out, with the reason.
+pub struct ImageCounts {
+    /// Images that were left out, with the reason.
     pub skipped: Vec<String>,
-    /// Images whose EXIF data ask for a rotation.
+    /// Images with an EXIF rotation, which is ignored.
     pub rotated: usize,
-    /// PNG files of 16 bits a sample, scaled to 8.
-    pub deep: usize,
-    /// Those among them whose values are all below 4096: they come out nearly black.
+    /// PNG files with 16 bits per sample, scaled to 8.
+    #[serde(rename = "deep")]
+    pub sixteen_bit: usize,
+    /// Those of them whose values are all below 4096: nearly black after scaling.
     pub dark: usize,
 }
 
+/// The shard that records are appended to.
 struct OpenShard {
     file: std::io::BufWriter<File>,
     path: PathBuf,
@@ -54,7 +62,7 @@ struct OpenShard {
     first_entry: usize,
 }
 
-/// What is written beside a finished shard, so that an interrupted pack can go on behind it.
+/// Contents of `NNNNN.done`, from which an interrupted pack resumes after this shard.
 #[derive(Serialize, Deserialize)]
 struct Finished {
     source: String,
@@ -62,17 +70,18 @@ struct Finished {
     bytes: u64,
     first_image: usize,
     next_image: usize,
-    tally: Tally,
+    #[serde(rename = "tally")]
+    image_counts: ImageCounts,
     entries: Vec<Entry>,
 }
 
 impl SplitWriter {
-    /// Starts a split below `out`. Shards grow to about `shard_size` bytes. With `resume` the
-    /// shards that an interrupted pack of the same `source` finished are kept, after every record
-    /// of them was checked.
+    /// Starts a split in the folder `out`. Shards grow to about `shard_size` bytes. With `resume`,
+    /// the finished shards of an interrupted pack with the same `source` are kept if the checksums
+    /// of all their records match.
     ///
     /// # Errors
-    /// A folder that cannot be written, or that another process is writing.
+    /// A folder that cannot be written, or that is locked by another process.
     pub fn new(
         out: &Path,
         split: &str,
@@ -80,57 +89,58 @@ impl SplitWriter {
         shard_size: u64,
         resume: bool,
     ) -> Result<Self> {
-        let aside = out.join(format!(".{split}.writing"));
+        let temporary = temporary_folder(out, split);
         if !resume {
             Self::discard(out, split)?;
         }
-        fs::create_dir_all(&aside).map_err(Error::io("cannot create folder", &aside))?;
-        let lock = lock(&aside)?;
+        fs::create_dir_all(&temporary).map_err(Error::io("cannot create folder", &temporary))?;
+        let lock = lock(&temporary)?;
         let mut writer = Self {
             out: out.to_owned(),
-            aside,
+            temporary,
             split: split.to_owned(),
             source: source.to_owned(),
             shard_size,
             current: None,
             shards: vec![],
             entries: vec![],
-            tally: Tally::default(),
+            image_counts: ImageCounts::default(),
             next_image: 0,
-            whole: false,
+            complete: false,
             _lock: lock,
         };
         if resume {
-            writer.take_finished();
+            writer.load_finished();
         }
         Ok(writer)
     }
 
-    /// Removes what an interrupted pack left aside.
+    /// Removes the temporary folder of an interrupted pack.
     ///
     /// # Errors
-    /// A folder that cannot be removed, or that another process is writing.
+    /// A folder that cannot be removed, or that is locked by another process.
     pub fn discard(out: &Path, split: &str) -> Result<()> {
-        let aside = out.join(format!(".{split}.writing"));
-        if !aside.exists() {
+        let temporary = temporary_folder(out, split);
+        if !temporary.exists() {
             return Ok(());
         }
-        let _lock = lock(&aside)?;
-        fs::remove_dir_all(&aside)
-            .map_err(Error::io("cannot remove the leftovers of an interrupted pack in", &aside))
+        let _lock = lock(&temporary)?;
+        fs::remove_dir_all(&temporary)
+            .map_err(Error::io("cannot remove the files of an interrupted pack in", &temporary))
     }
 
-    /// Records that are done already.
+    /// Index entries of the records written so far.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// Shards that are finished.
-    pub fn finished(&self) -> usize {
+    /// Number of finished shards.
+    pub fn num_finished(&self) -> usize {
         self.shards.len()
     }
 
-    fn take_finished(&mut self) {
+    /// Takes over the finished shards of an interrupted pack.
+    fn load_finished(&mut self) {
         while let Some(f) = self.read_finished(self.shards.len() as u32) {
             self.shards.push(ShardHeader {
                 shard: self.shards.len() as u32,
@@ -138,13 +148,14 @@ impl SplitWriter {
                 bytes: f.bytes,
             });
             self.entries.extend(f.entries);
-            (self.tally, self.next_image) = (f.tally, f.next_image);
+            (self.image_counts, self.next_image) = (f.image_counts, f.next_image);
         }
     }
 
-    /// A shard that is finished, whole and of this source; anything else is packed again.
+    /// The `.done` file of a shard, if the shard is complete, undamaged and of this source;
+    /// otherwise its images are packed again.
     fn read_finished(&self, shard: u32) -> Option<Finished> {
-        let read = |name: String| input::read(&self.aside.join(name), u64::MAX).ok();
+        let read = |name: String| input::read(&self.temporary.join(name), u64::MAX).ok();
         let f: Finished = serde_json::from_slice(&read(format!("{shard:05}.done"))?).ok()?;
         let bytes = read(format!("{shard:05}"))?;
         let header = ShardHeader::from_bytes(&bytes).ok()?;
@@ -162,11 +173,11 @@ impl SplitWriter {
         (fits && f.entries.iter().all(record)).then_some(f)
     }
 
-    /// Appends the record of image `image` of the annotation file; `entry`'s place is filled in
-    /// here.
+    /// Appends the record of image number `image` of the annotation file, and sets shard, offset
+    /// and length of its `entry`.
     ///
     /// # Errors
-    /// A full disk.
+    /// A failed write.
     pub fn push(&mut self, image: usize, record: &[u8], mut entry: Entry) -> Result<()> {
         let full = self
             .current
@@ -190,9 +201,10 @@ impl SplitWriter {
         Ok(())
     }
 
+    /// Creates the file of the next shard, with room for its header.
     fn open_shard(&self) -> Result<OpenShard> {
         let shard = self.shards.len() as u32;
-        let path = self.aside.join(format!("{shard:05}"));
+        let path = self.temporary.join(format!("{shard:05}"));
         let file = create(&path)?;
         let mut file = std::io::BufWriter::with_capacity(1 << 20, file);
         file.write_all(&[0; HEADER]).map_err(Error::io("cannot write", &path))?;
@@ -204,7 +216,7 @@ impl SplitWriter {
         })
     }
 
-    /// Finishes the open shard; `next_image` is the first image behind it.
+    /// Finishes the open shard; `next_image` is the first image that is not in it.
     fn close_shard(&mut self, next_image: usize) -> Result<()> {
         if let Some(mut s) = self.current.take() {
             s.file.flush().map_err(Error::io("cannot write", &s.path))?;
@@ -219,28 +231,51 @@ impl SplitWriter {
                 bytes: s.header.bytes,
                 first_image: self.next_image,
                 next_image,
-                tally: self.tally.clone(),
+                image_counts: self.image_counts.clone(),
                 entries: self.entries[s.first_entry..].to_vec(),
             };
-            let text = serde_json::to_vec(&finished).map_err(|e| Error::Usage(e.to_string()))?;
-            let done = s.path.with_extension("done");
-            let aside = s.path.with_extension("part");
-            fs::write(&aside, text).map_err(Error::io("cannot write", &aside))?;
-            rename(&aside, &done)?;
+            write_atomically(&s.path.with_extension("done"), |file| {
+                file.write_all(&serde_json::to_vec(&finished)?)
+            })?;
             self.next_image = next_image;
         }
         Ok(())
     }
 
-    /// Puts the shards in place, then the index, then removes the shards of an older pack of this
-    /// split. `images` is the number of images of the annotation file. Returns the bytes of all
-    /// shards.
+    /// Moves the shards into the output folder, then the index, and removes the shards of the
+    /// previous pack of this split. `images` is the number of images of the annotation file.
+    /// Returns the bytes of all shards.
     ///
     /// # Errors
-    /// A full disk, a folder that cannot be written.
+    /// A failed write or rename.
     pub fn finish(mut self, meta: &Meta, codec: u32, images: usize) -> Result<u64> {
         self.close_shard(images)?;
-        let mut body = Vec::with_capacity(self.entries.len() * HEADER + 4096);
+        let (header, body) = self.index(meta, codec)?;
+        let names: Vec<String> =
+            (0..self.shards.len()).map(|i| shard_name(&self.split, header.tag, i as u32)).collect();
+        for (i, name) in names.iter().enumerate() {
+            rename(&self.temporary.join(format!("{i:05}")), &self.out.join(name))?;
+        }
+        sync_folder(&self.out)?;
+        // In the temporary folder, so that an interrupted write leaves nothing in the output
+        // folder.
+        let index = self.temporary.join("index");
+        let mut file = create(&index)?;
+        file.write_all(&header.to_bytes())
+            .and_then(|()| file.write_all(&body))
+            .map_err(Error::io("cannot write", &index))?;
+        file.sync_all().map_err(Error::io("cannot sync", &index))?;
+        rename(&index, &self.out.join(index_name(&self.split)))?;
+        sync_folder(&self.out)?;
+        self.complete = true;
+        fs::remove_dir_all(&self.temporary).map_err(Error::io("cannot remove", &self.temporary))?;
+        remove_previous(&self.out, &self.split, &names)?;
+        Ok(self.shards.iter().map(|s| s.bytes).sum())
+    }
+
+    /// Header and body of the index.
+    fn index(&self, meta: &Meta, codec: u32) -> Result<(IndexHeader, Vec<u8>)> {
+        let mut body = Vec::with_capacity(self.entries.len() * ENTRY + 4096);
         for e in &self.entries {
             body.extend(e.to_bytes());
         }
@@ -249,7 +284,7 @@ impl SplitWriter {
             body.extend(s.records.to_le_bytes());
         }
         let meta = serde_json::to_vec(meta).map_err(|e| {
-            Error::Usage(format!("cannot write the index of `{}`: {e}", self.split))
+            Error::Bug(format!("cannot serialise the metadata of split `{}`: {e}", self.split))
         })?;
         body.extend(&meta);
         let body_crc = crc32c::crc32c(&body);
@@ -262,39 +297,27 @@ impl SplitWriter {
             meta_len: meta.len() as u64,
             body_crc,
         };
-        let keep: Vec<String> =
-            (0..self.shards.len()).map(|i| shard_name(&self.split, header.tag, i as u32)).collect();
-        for (i, name) in keep.iter().enumerate() {
-            rename(&self.aside.join(format!("{i:05}")), &self.out.join(name))?;
-        }
-        sync_dir(&self.out)?;
-        let aside = self.aside.join("index");
-        let mut file = create(&aside)?;
-        file.write_all(&header.to_bytes())
-            .and_then(|()| file.write_all(&body))
-            .map_err(Error::io("cannot write", &aside))?;
-        file.sync_all().map_err(Error::io("cannot sync", &aside))?;
-        rename(&aside, &self.out.join(index_name(&self.split)))?;
-        sync_dir(&self.out)?;
-        self.whole = true;
-        fs::remove_dir_all(&self.aside).map_err(Error::io("cannot remove", &self.aside))?;
-        remove_older(&self.out, &self.split, &keep)?;
-        Ok(self.shards.iter().map(|s| s.bytes).sum())
+        Ok((header, body))
     }
 }
 
 impl Drop for SplitWriter {
     fn drop(&mut self) {
-        // A pack that failed keeps its finished shards for `--resume`, aside, and nothing else.
-        if !self.whole && self.shards.is_empty() {
-            let _ = fs::remove_dir_all(&self.aside);
+        // Of a failed pack only the finished shards are kept, for `--resume`.
+        if !self.complete && self.shards.is_empty() {
+            let _ = fs::remove_dir_all(&self.temporary);
         } else if let Some(open) = self.current.take() {
             let _ = fs::remove_file(&open.path);
         }
     }
 }
 
-/// A new, empty file; an older one of that name is removed, a link is not followed.
+/// Temporary folder of a split.
+fn temporary_folder(out: &Path, split: &str) -> PathBuf {
+    out.join(format!(".{split}.writing"))
+}
+
+/// Creates an empty file in place of an existing one; a symbolic link is removed, not followed.
 fn create(path: &Path) -> Result<File> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -304,15 +327,15 @@ fn create(path: &Path) -> Result<File> {
     }
 }
 
-/// Keeps other processes from writing the same split; `None` where the file system has no locks.
-fn lock(aside: &Path) -> Result<Option<File>> {
-    let folder = File::open(aside).map_err(Error::io("cannot open", aside))?;
+/// Locks the temporary folder against other processes; `None` if the file system has no locks.
+fn lock(temporary: &Path) -> Result<Option<File>> {
+    let folder = File::open(temporary).map_err(Error::io("cannot open", temporary))?;
     match folder.try_lock() {
         Ok(()) => Ok(Some(folder)),
         Err(TryLockError::WouldBlock) => Err(Error::Usage(format!(
-            "another dw-pack is writing this split (it holds {})\n\
-             hint: wait until it ends, or choose another folder with --out",
-            shown(aside.display())
+            "cannot pack: another dw-pack process has locked {}\n\
+             hint: wait until it ends, or choose another folder with `--out`",
+            shown(temporary.display())
         ))),
         Err(TryLockError::Error(_)) => Ok(None),
     }
@@ -322,15 +345,11 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::io("cannot rename into", to))
 }
 
-/// Makes renames inside `dir` last through a power cut.
-pub fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("cannot sync", dir))
-}
-
-fn remove_older(out: &Path, split: &str, keep: &[String]) -> Result<()> {
+/// Removes the shards of `split` that are not in `keep`.
+fn remove_previous(out: &Path, split: &str, keep: &[String]) -> Result<()> {
     for file in fs::read_dir(out).map_err(Error::io("cannot list", out))?.flatten() {
         let name = file.file_name().to_string_lossy().into_owned();
-        // SPLIT-xxxxxxxx-nnnnn.dwshard exactly: another split's name may begin with this one's.
+        // Exactly SPLIT-xxxxxxxx-nnnnn.dwshard: the name of another split may begin with this one.
         let ours = name
             .strip_prefix(split)
             .is_some_and(|rest| rest.len() == "-xxxxxxxx-nnnnn.dwshard".len());

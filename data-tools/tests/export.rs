@@ -1,28 +1,29 @@
-//! `dw-pack export`: into an empty folder, one file an image.
+//! `dw-pack export`.
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dw_shards::pixels;
 use serde_json::{Value, json};
-use support::craft::{Crafted, HEIGHT, WIDTH, picture};
-use support::{Set, fails, files, ok, pack};
+use support::test_pack::{HEIGHT, TestPack, WIDTH, pattern};
+use support::{Set, fails, files, ok, pack, words};
 
+/// The exported annotation file of a split.
 fn annotations(dir: &Path, split: &str) -> Value {
     let file = dir.join(format!("annotations/instances_{split}.json"));
     serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
 }
 
-/// Names that become one on export: all images are there, and every run names them alike.
+/// File names that collide on export.
 #[test]
-fn two_images_never_share_a_file() {
+fn images_with_the_same_name_are_renamed() {
     let names =
         ["a.jpg", "a.png", "./a.jpg", "a.png", "a_2.png", "x//b.jpg", "x/b.jpg", "x/./b.png"];
-    let mut pack = Crafted::new(&names);
+    let mut pack = TestPack::new(&names);
     for (n, image) in pack.images.iter_mut().enumerate() {
-        // Every picture differs, so that a lost one is seen.
-        let mut rgb = picture(WIDTH, HEIGHT);
+        // The images differ, so that a lost one is found.
+        let mut rgb = pattern(WIDTH, HEIGHT);
         rgb.data[0] = n as u8;
         (image.layout, image.pixels) = pixels::encode_zstd(b"", &rgb, 1).unwrap();
     }
@@ -33,7 +34,7 @@ fn two_images_never_share_a_file() {
     for round in 0..4 {
         let to = dir.path().join(format!("to{round}"));
         let out = pack_stderr(&["export", shards.to_str().unwrap(), to.to_str().unwrap()]);
-        assert!(out.contains("5 images had the name of another"), "{out}");
+        assert!(out.contains("5 images"), "{out}");
         let coco = annotations(&to, "val");
         let found: Vec<&str> = coco["images"]
             .as_array()
@@ -63,6 +64,7 @@ fn two_images_never_share_a_file() {
     }
 }
 
+/// Runs a command that must succeed; returns its standard error.
 fn pack_stderr(args: &[&str]) -> String {
     let out = pack(args);
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -71,7 +73,7 @@ fn pack_stderr(args: &[&str]) -> String {
 }
 
 #[test]
-fn only_into_an_empty_folder() {
+fn the_output_folder_must_be_empty() {
     let set = Set::new();
     ok(&[set.path(), "--split", "val2017"]);
     let shards = set.file("shards");
@@ -81,9 +83,9 @@ fn only_into_an_empty_folder() {
     std::os::unix::fs::symlink(elsewhere.path(), to.join("val2017")).unwrap();
     let args = ["export", shards.to_str().unwrap(), to.to_str().unwrap()];
     let text = fails(&args, 2);
-    assert!(text.contains("holds something already") && text.contains("empty folder"), "{text}");
+    assert!(text.contains("hint: "), "{text}");
     assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
-    // The library's function, too, makes the folder itself.
+    // The library function does not follow the link either.
     let split = dw_shards::Split::open(&shards, "val2017").unwrap();
     assert!(dw_shards::export::export_split(&split, &to, || ()).is_err());
     assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
@@ -92,21 +94,27 @@ fn only_into_an_empty_folder() {
     assert_eq!(std::fs::read_dir(to.join("val2017")).unwrap().count(), 3);
 }
 
-/// Boxes are kept in pixels of the original; what is exported belongs to the picture that is
-/// written.
-#[test]
-fn max_side_keeps_original_boxes_and_exports_scaled_ones() {
-    let set = Set::new();
+/// The entry with this id.
+fn by_id(list: &Value, id: i64) -> &Value {
+    list.as_array().unwrap().iter().find(|a| a["id"] == id).unwrap()
+}
+
+/// Packs `train2017` with `--max-side 48`; returns the output folder.
+fn pack_resized(set: &Set) -> PathBuf {
     let out = set.file("small");
-    let out = out.to_str().unwrap();
-    ok(&[set.path(), "-o", out, "--max-side", "48", "--split", "train2017"]);
+    ok(&[&[set.path(), "-o", out.to_str().unwrap()], &*words("--max-side 48 --split train2017")]
+        .concat());
+    out
+}
+
+#[test]
+fn boxes_of_resized_images_are_stored_in_pixels_of_the_original() {
+    let set = Set::new();
+    let folder = pack_resized(&set);
+    let out = folder.to_str().unwrap();
     ok(&["verify", out]);
     let original: Value = serde_json::from_slice(&std::fs::read(set.json()).unwrap()).unwrap();
-    let by_id = |v: &Value, id: i64| {
-        let list = v.as_array().unwrap();
-        list.iter().find(|a| a["id"] == id).unwrap().clone()
-    };
-    let split = dw_shards::Split::open(Path::new(out), "train2017").unwrap();
+    let split = dw_shards::Split::open(&folder, "train2017").unwrap();
     for i in 0..split.len() {
         let record = split.record(i).unwrap();
         let e = record.entry;
@@ -125,12 +133,19 @@ fn max_side_keeps_original_boxes_and_exports_scaled_ones() {
     }
     let info: Value = serde_json::from_str(&ok(&["info", out, "--json"])).unwrap();
     assert_eq!(info["splits"]["train2017"]["shrunken"], 9);
-    assert!(ok(&["info", out]).contains("9 images stored smaller (longer side at most 48 pixels"));
+    assert!(ok(&["info", out]).contains("at most 48 pixels"));
+}
 
+#[test]
+fn boxes_of_resized_images_are_exported_in_pixels_of_the_exported_image() {
+    let set = Set::new();
+    let folder = pack_resized(&set);
     let to = set.file("to");
-    let said = pack_stderr(&["export", out, to.to_str().unwrap()]);
-    assert!(said.contains("boxes and areas are written in pixels of the stored images"), "{said}");
+    let messages = pack_stderr(&["export", folder.to_str().unwrap(), to.to_str().unwrap()]);
+    assert!(messages.contains("9 images"), "{messages}");
+    let original: Value = serde_json::from_slice(&std::fs::read(set.json()).unwrap()).unwrap();
     let written = annotations(&to, "train2017");
+    let split = dw_shards::Split::open(&folder, "train2017").unwrap();
     for e in split.entries() {
         let image = by_id(&written["images"], e.image_id);
         assert_eq!(json!([e.width, e.height]), json!([image["width"], image["height"]]));
@@ -138,16 +153,15 @@ fn max_side_keeps_original_boxes_and_exports_scaled_ones() {
             f64::from(e.width) / f64::from(e.original().0),
             f64::from(e.height) / f64::from(e.original().1),
         );
-        for a in written["annotations"].as_array().unwrap() {
-            if a["image_id"] == e.image_id {
-                let o = by_id(&original["annotations"], a["id"].as_i64().unwrap());
-                let near = |a: &Value, o: &Value, s: f64| {
-                    (a.as_f64().unwrap() - o.as_f64().unwrap() * s).abs() < 1e-6
-                };
-                assert!(near(&a["bbox"][2], &o["bbox"][2], sx), "{a} {o}");
-                assert!(near(&a["bbox"][3], &o["bbox"][3], sy), "{a} {o}");
-                assert!(near(&a["area"], &o["area"], sx * sy), "{a} {o}");
-            }
+        let of_image = |a: &&Value| a["image_id"] == e.image_id;
+        for a in written["annotations"].as_array().unwrap().iter().filter(of_image) {
+            let o = by_id(&original["annotations"], a["id"].as_i64().unwrap());
+            let near = |a: &Value, o: &Value, s: f64| {
+                (a.as_f64().unwrap() - o.as_f64().unwrap() * s).abs() < 1e-6
+            };
+            assert!(near(&a["bbox"][2], &o["bbox"][2], sx), "{a} {o}");
+            assert!(near(&a["bbox"][3], &o["bbox"][3], sy), "{a} {o}");
+            assert!(near(&a["area"], &o["area"], sx * sy), "{a} {o}");
         }
     }
 }

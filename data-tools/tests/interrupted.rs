@@ -1,138 +1,97 @@
-//! `dw-pack` that fails, is killed, or runs again.
+//! `dw-pack` that fails, is killed, or is run again.
 
 mod support;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use support::{Set, fails, files, ok, pack};
+use support::{Set, fails, files, ok, pack, words};
 
 #[test]
-fn packing_again_replaces_and_resume_keeps() {
+fn packing_again_replaces_a_pack_and_resume_keeps_it() {
     let set = Set::new();
     ok(&[set.path()]);
     let before = files(&set.file("shards"));
-    assert!(ok(&[set.path(), "--resume"]).contains("kept from an earlier run"));
+    assert!(ok(&[set.path(), "--resume"]).contains("kept"));
     assert_eq!(files(&set.file("shards")), before);
     ok(&[set.path(), "--pixels", "jpeg"]);
     let after = files(&set.file("shards"));
-    assert_eq!(after.len(), before.len(), "the old shards are gone");
+    assert_eq!(after.len(), before.len(), "the shards of the previous pack are removed");
     ok(&["verify", set.file("shards").to_str().unwrap()]);
 }
 
-/// Killed at any moment: nothing half-written is taken for whole, and `--resume` ends with the very
-/// bytes of a pack that nobody disturbed.
+/// Killed at various moments: a split with an index is complete, and `--resume` gives the same
+/// bytes as an uninterrupted run.
 #[test]
-fn kill_9_and_resume() {
+fn a_killed_pack_resumes_to_the_same_bytes() {
     let set = Set { dir: tempfile::tempdir().unwrap() };
-    ok(&[
-        "synth",
-        set.path(),
-        "--images",
-        "120",
-        "--val",
-        "1",
-        "--seed",
-        "2",
-        "--classes",
-        "3",
-        "--side",
-        "160",
-    ]);
-    let pack_args = |out: &Path| -> Vec<String> {
-        let args = [
-            set.path(),
-            "-o",
-            out.to_str().unwrap(),
-            "--split",
-            "train2017",
-            "--shard-size",
-            "64KiB",
-            "--resume",
-        ];
-        args.map(str::to_owned).to_vec()
+    let options = "--images 120 --val 1 --seed 2 --classes 3 --side 160";
+    ok(&[&["synth", set.path()], &*words(options)].concat());
+    let args = |out: &str| -> Vec<String> {
+        let options = words("--split train2017 --shard-size 64KiB --resume");
+        let all = [&[set.path(), "-o", out], &*options].concat();
+        all.into_iter().map(str::to_owned).collect()
     };
-    let undisturbed = set.file("undisturbed");
-    let took = std::time::Instant::now();
-    ok(&pack_args(&undisturbed).iter().map(String::as_str).collect::<Vec<_>>());
-    let took = took.elapsed();
+    let command = |out: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dw-pack"));
+        command.args(args(out.to_str().unwrap())).stderr(Stdio::null()).stdout(Stdio::null());
+        command
+    };
+    let uninterrupted = set.file("uninterrupted");
+    let start = std::time::Instant::now();
+    assert!(command(&uninterrupted).status().unwrap().success());
+    let duration = start.elapsed();
+    let expected = files(&uninterrupted);
     for round in 1..=8u32 {
         let out = set.file(&format!("out{round}"));
         for _ in 0..2 {
-            let mut child = Command::new(env!("CARGO_BIN_EXE_dw-pack"))
-                .args(pack_args(&out))
-                .stderr(std::process::Stdio::null())
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap();
-            std::thread::sleep(took * round / 9);
-            // SIGKILL; it may have ended already.
+            let mut child = command(&out).spawn().unwrap();
+            std::thread::sleep(duration * round / 9);
+            // SIGKILL; the process may have ended already.
             let _ = child.kill();
             child.wait().unwrap();
             if let Ok(split) = dw_shards::Split::open(&out, "train2017") {
                 assert!(
                     split.verify(|| ()).is_empty() && split.len() == 120,
-                    "what has an index is whole"
+                    "a split with an index is complete"
                 );
             }
         }
-        let last = pack(&pack_args(&out).iter().map(String::as_str).collect::<Vec<_>>());
-        assert!(last.status.success());
-        let names =
-            |list: Vec<(String, Vec<u8>)>| list.into_iter().map(|f| f.0).collect::<Vec<_>>();
-        assert_eq!(names(files(&out)), names(files(&undisturbed)), "round {round}");
-        assert!(files(&out) == files(&undisturbed), "round {round}");
-        assert!(!out.join(".train2017.writing").exists(), "round {round}: leftovers");
+        assert!(command(&out).status().unwrap().success());
+        let found = files(&out);
+        assert!(found.iter().map(|f| &f.0).eq(expected.iter().map(|f| &f.0)), "round {round}");
+        assert!(found == expected, "round {round}");
+        assert!(!out.join(".train2017.writing").exists(), "round {round}");
     }
 }
 
-/// Stopped between its last shard and its index, a pack goes on without packing an image twice.
+/// Interrupted between the last shard and the index.
 #[test]
-fn a_pack_that_failed_at_the_very_end_goes_on() {
+fn a_pack_that_failed_after_its_last_shard_resumes() {
     for shard_size in ["32KiB", "1MiB"] {
         let set = Set::new();
         let (one, two) = (set.file("one"), set.file("two"));
-        let args = |out: &Path| {
-            [
-                set.path(),
-                "-o",
-                out.to_str().unwrap(),
-                "--split",
-                "train2017",
-                "--shard-size",
-                shard_size,
-            ]
-            .map(str::to_owned)
-        };
         let run = |out: &Path, more: &[&str]| {
-            pack(
-                &args(out)
-                    .iter()
-                    .map(String::as_str)
-                    .chain(more.iter().copied())
-                    .collect::<Vec<_>>(),
-            )
+            let options = ["--split", "train2017", "--shard-size", shard_size];
+            pack(&[&[set.path(), "-o", out.to_str().unwrap()], &options[..], more].concat())
         };
         assert!(run(&one, &[]).status.success());
         let first =
             files(&one).into_iter().map(|f| f.0).find(|n| n.ends_with("-00000.dwshard")).unwrap();
-        // A folder stands where the first shard is to go.
+        // A folder with the name of the first shard makes the rename fail.
         std::fs::create_dir_all(two.join(&first).join("x")).unwrap();
         assert_eq!(run(&two, &[]).status.code(), Some(3));
         std::fs::remove_dir_all(two.join(&first)).unwrap();
         let again = run(&two, &["--resume"]);
-        assert!(
-            again.status.success()
-                && String::from_utf8_lossy(&again.stderr)
-                    .contains("shards kept from an interrupted run")
-        );
+        assert!(again.status.success());
+        assert!(String::from_utf8_lossy(&again.stderr).contains("shards kept"));
         assert!(files(&one) == files(&two), "{shard_size}");
     }
 }
 
-/// A failing image late in a pack does not cost the shards before it.
+/// A damaged image at the end of a pack.
 #[test]
-fn a_failed_pack_goes_on_behind_its_finished_shards() {
+fn a_failed_pack_resumes_after_its_finished_shards() {
     let set = Set::new();
     let last = std::fs::read_dir(set.file("train2017"))
         .unwrap()
@@ -140,20 +99,20 @@ fn a_failed_pack_goes_on_behind_its_finished_shards() {
         .map(|e| e.path())
         .max()
         .unwrap();
-    let whole = std::fs::read(&last).unwrap();
-    std::fs::write(&last, &whole[..whole.len() / 2]).unwrap();
+    let original = std::fs::read(&last).unwrap();
+    std::fs::write(&last, &original[..original.len() / 2]).unwrap();
     let args = [set.path(), "--split", "train2017", "--shard-size", "32KiB", "--jobs", "1"];
     let text = fails(&args, 3);
-    assert!(text.contains("finished shards are kept") && text.contains("--resume"), "{text}");
-    std::fs::write(&last, whole).unwrap();
+    assert!(text.contains("--resume"), "{text}");
+    std::fs::write(&last, original).unwrap();
     let done = pack(&[&args[..], &["--resume"]].concat());
-    assert!(String::from_utf8_lossy(&done.stderr).contains("shards kept from an interrupted run"));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("shards kept"));
     ok(&["verify", set.file("shards").to_str().unwrap()]);
     assert_eq!(dw_shards::Split::open(&set.file("shards"), "train2017").unwrap().len(), 9);
 }
 
 #[test]
-fn a_failed_pack_keeps_the_earlier_one() {
+fn a_failed_pack_keeps_the_previous_one() {
     let set = Set::new();
     ok(&[set.path()]);
     let before = files(&set.file("shards"));

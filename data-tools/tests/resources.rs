@@ -1,13 +1,13 @@
-//! Threads, terminals and other processes.
+//! Limits of threads, control characters in output, concurrent processes.
 
 mod support;
 
 use serde_json::{Value, json};
-use support::craft::Crafted;
+use support::test_pack::TestPack;
 use support::{Set, fails, ok, pack, pack_within};
 
 #[test]
-fn more_threads_than_four_a_core_are_refused_before_any_starts() {
+fn more_than_four_threads_per_core_are_rejected() {
     let set = Set::new();
     let out = pack_within(&[set.path(), "--jobs", "100000"], &[], 60);
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -26,9 +26,9 @@ fn more_threads_than_four_a_core_are_refused_before_any_starts() {
     }
 }
 
-/// A stack that no address space holds: the system refuses the first thread.
+/// With a stack larger than the address space no thread can be started.
 #[test]
-fn threads_that_do_not_start_are_code_5() {
+fn threads_that_cannot_be_started_give_exit_code_5() {
     let set = Set::new();
     ok(&[set.path(), "--split", "val2017"]);
     let (shards, new) = (set.file("shards"), set.file("new"));
@@ -39,64 +39,65 @@ fn threads_that_do_not_start_are_code_5() {
         let out = pack_within(args, &[("RUST_MIN_STACK", "1152921504606846976")], 60);
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
         assert_eq!(out.status.code(), Some(5), "{args:?}: {text}");
-        assert!(text.starts_with("error: cannot start") && text.contains("hint:"), "{text}");
+        assert!(text.starts_with("error: ") && text.contains("hint: "), "{text}");
     }
 }
 
 #[test]
-fn two_packs_of_one_split_do_not_mix() {
+fn a_split_that_another_process_packs_is_locked() {
     let set = Set::new();
-    let aside = set.file("shards/.val2017.writing");
-    std::fs::create_dir_all(&aside).unwrap();
-    std::fs::write(aside.join("00000"), "half a shard").unwrap();
-    let other = std::fs::File::open(&aside).unwrap();
+    let temporary = set.file("shards/.val2017.writing");
+    std::fs::create_dir_all(&temporary).unwrap();
+    std::fs::write(temporary.join("00000"), "half a shard").unwrap();
+    let other = std::fs::File::open(&temporary).unwrap();
     other.lock().unwrap();
     for more in [&[][..], &["--resume"]] {
         let text = fails(&[&[set.path(), "--split", "val2017"], more].concat(), 2);
-        assert!(text.contains("another dw-pack is writing this split"), "{text}");
-        assert_eq!(std::fs::read(aside.join("00000")).unwrap(), b"half a shard");
+        assert!(text.contains(".val2017.writing"), "{text}");
+        assert_eq!(std::fs::read(temporary.join("00000")).unwrap(), b"half a shard");
     }
     drop(other);
     ok(&[set.path(), "--split", "val2017"]);
     ok(&["verify", set.file("shards").to_str().unwrap()]);
 }
 
+/// Whether the text contains no unsafe characters but line breaks.
 fn is_plain(text: &[u8]) -> bool {
     let text = std::str::from_utf8(text).unwrap();
     !text.chars().any(|c| c != '\n' && dw_base::text::is_unsafe(c))
 }
 
 #[test]
-fn names_from_files_do_not_reach_the_terminal_as_they_are() {
-    const EVIL: &str = "e\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\r\nerror: none.jpg";
+fn control_characters_in_names_are_escaped() {
+    const NAME: &str = "e\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\r\nerror: none.jpg";
     let set = Set::new();
     set.edit(|v| {
-        v["images"][0]["file_name"] = json!(EVIL);
-        v["categories"][0]["name"] = json!(EVIL);
+        v["images"][0]["file_name"] = json!(NAME);
+        v["categories"][0]["name"] = json!(NAME);
     });
     let train = [set.path(), "--split", "train2017"];
     let missing = pack(&train);
     assert_eq!(missing.status.code(), Some(3));
-    assert!(is_plain(&missing.stderr) && missing.stderr.ends_with(b"counts them\n"));
+    assert!(is_plain(&missing.stderr) && missing.stderr.ends_with(b"\n"));
     let text = String::from_utf8_lossy(&missing.stderr).into_owned();
     assert!(text.contains(r"e\u{1b}]0;title") && !text.contains("\nerror:"), "{text}");
     let skipped = pack(&[&train[..], &["--bad-images", "skip"]].concat());
     assert!(skipped.status.success() && is_plain(&skipped.stderr) && is_plain(&skipped.stdout));
-    // JSON means the same, with escapes of its own.
+    // JSON has escapes of its own.
     let json = ok(&["info", set.file("shards").to_str().unwrap(), "--json"]);
     assert!(is_plain(json.as_bytes()), "{json:?}");
     let info: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(info["categories"][0]["name"], EVIL);
+    assert_eq!(info["categories"][0]["name"], NAME);
 
-    let mut pack = Crafted::new(&[EVIL]);
+    let mut pack = TestPack::new(&[NAME]);
     pack.first_box().label = 9;
-    pack.write(&set.file("crafted"));
-    let folder = set.file("crafted");
+    pack.write(&set.file("invalid"));
+    let folder = set.file("invalid");
     let out = support::pack(&["verify", folder.to_str().unwrap()]);
     assert!(out.status.code() == Some(3) && is_plain(&out.stderr));
     pack.first_box().label = 0;
     pack.images[0].pixels = vec![1; 8];
-    let other = set.file("crafted2");
+    let other = set.file("undecodable");
     pack.write(&other);
     let out = support::pack(&["verify", other.to_str().unwrap()]);
     let text = String::from_utf8_lossy(&out.stderr).into_owned();

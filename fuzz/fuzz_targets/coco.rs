@@ -1,12 +1,14 @@
-//! Any bytes as an annotation file: read and checked under every policy, an error or boxes, never a crash.
+//! Arbitrary bytes as an annotation file are parsed and checked under every policy without a panic.
 #![no_main]
 
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use dw_shards::check::{BadBoxes, boxes_by_image};
+use dw_shards::boxes::{BadBoxes, boxes_by_image};
 use libfuzzer_sys::fuzz_target;
 
-static PATH: LazyLock<std::path::PathBuf> = LazyLock::new(|| format!("/dev/shm/dw-fuzz-{}.json", std::process::id()).into());
+static PATH: LazyLock<PathBuf> =
+    LazyLock::new(|| format!("/dev/shm/dw-fuzz-{}.json", std::process::id()).into());
 
 fuzz_target!(|data: &[u8]| {
     std::fs::write(&*PATH, data).expect("write");

@@ -1,6 +1,7 @@
-//! Any bytes as an index with one shard: opened, read and verified, an error or records, never a crash.
+//! Arbitrary bytes as an index and one shard are opened, read and verified without a panic.
 //!
-//! Checksums would stop nearly every input at the door, so they are made right here: what is behind them is tested.
+//! The checksums are corrected first: otherwise nearly every input would be rejected before any
+//! other code runs.
 #![no_main]
 
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use std::sync::LazyLock;
 use dw_shards::Split;
 use libfuzzer_sys::fuzz_target;
 
-/// The corpus's packs are of this split, and a pack is refused under another name.
+/// Split of the packs in the corpus; a pack is rejected under another name.
 const SPLIT: &str = "train2017";
 
 static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -18,6 +19,7 @@ static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
     dir
 });
 
+/// Writes a little-endian number, if `bytes` are long enough.
 fn put(bytes: &mut [u8], at: usize, value: u32) {
     if let Some(place) = bytes.get_mut(at..at + 4) {
         place.copy_from_slice(&value.to_le_bytes());
@@ -31,8 +33,9 @@ fuzz_target!(|data: &[u8]| {
     if index.len() < 128 || shard.len() < 64 {
         return;
     }
-    // The first record, where the first entry says it is.
-    let number = |at: usize| u64::from_le_bytes(index[at..at + 8].try_into().unwrap_or_default()) as usize;
+    // The first record, at the offset in the first entry.
+    let number =
+        |at: usize| u64::from_le_bytes(index[at..at + 8].try_into().unwrap_or_default()) as usize;
     let (offset, length) = (number(64), number(72));
     if let Some(record) = offset.checked_add(length).and_then(|end| shard.get_mut(offset..end)) {
         if record.len() > 4 {

@@ -1,20 +1,10 @@
-//! `dw-pack`: a COCO folder to shards, and tools around them.
+//! `dw-pack`: packs a COCO folder into shards and inspects packed data.
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use dw_shards::cli;
 
 fn main() -> ExitCode {
-    // `dw-pack info | head` ends quietly, as other tools do; Rust would panic on the closed pipe.
-    // SAFETY: sets a signal's default action before any thread starts.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-    }
-    match dw_shards::cli::run(dw_shards::cli::Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            dw_base::text::print_error(&e);
-            ExitCode::from(e.exit_code())
-        }
-    }
+    dw_base::program::run(|| cli::run(cli::Cli::parse()))
 }

@@ -1,12 +1,15 @@
-//! `dw-pack DIR`.
+//! `dw-pack DIR`: packs the splits of a COCO folder.
 
-use dw_base::text::{lines, shown};
+use dw_base::program::print_message;
+use dw_base::text::shown;
+use dw_base::{Error, Result};
 
-use super::{PackArgs, progress};
-use crate::error::{Error, Result};
+use super::args::PackArgs;
+use super::progress::progress;
 use crate::pack::{self, Packed};
 use crate::threads;
 
+/// Packs the selected splits and prints a summary of each.
 pub(super) fn pack(a: &PackArgs) -> Result<()> {
     let Some(dir) = &a.dir else { return Err(Error::Usage("expected a COCO folder".into())) };
     let out = a.out.clone().unwrap_or_else(|| dir.join("shards"));
@@ -27,15 +30,15 @@ pub(super) fn pack(a: &PackArgs) -> Result<()> {
         bar.finish_and_clear();
         let done = done?;
         for note in notes(&done, a, &split) {
-            eprintln!("{}", lines(format!("{split}: {note}")));
+            print_message(&format!("{split}: {note}"));
         }
-        let how = if done.kept {
-            "kept from an earlier run".to_owned()
+        let rate = if done.kept {
+            "kept from a previous run".to_owned()
         } else {
             format!("{:.0} images/s", done.images as f64 / done.seconds)
         };
         println!(
-            "{}: {} images ({} empty), {} boxes, {} crowd, {:.1} MB, {how}",
+            "{}: {} images ({} empty), {} boxes, {} crowd, {:.1} MB, {rate}",
             shown(&split),
             done.images,
             done.counts.empty_images,
@@ -48,29 +51,29 @@ pub(super) fn pack(a: &PackArgs) -> Result<()> {
     Ok(())
 }
 
-/// What was left out, changed or unusual in a split.
+/// Messages about what was left out, changed or is unusual in a split.
 fn notes(done: &Packed, a: &PackArgs, split: &str) -> Vec<String> {
     let mut notes = done.counts.warnings(a.bad_boxes);
-    let tally = &done.tally;
+    let counts = &done.image_counts;
     if done.images_dir.file_name().is_none_or(|n| n != split) {
-        notes.push(format!("images are those in {}", shown(done.images_dir.display())));
+        notes.push(format!("images are read from {}", shown(done.images_dir.display())));
     }
-    notes.extend(tally.skipped.iter().take(5).map(|s| format!("left out: {s}")));
+    notes.extend(counts.skipped.iter().take(5).map(|s| format!("left out: {s}")));
     let mut count = |n: usize, text: &str| {
         if n > 0 {
             notes.push(format!("{n} {text}"));
         }
     };
-    count(tally.skipped.len(), "images left out");
+    count(counts.skipped.len(), "images left out");
     count(
-        tally.rotated,
-        "images ask for a rotation (EXIF), which is ignored, as COCO's tools do: boxes belong to \
-         the stored pixels",
+        counts.rotated,
+        "images have an EXIF rotation, which is ignored as in COCO's tools: boxes must be in \
+         coordinates of the stored pixels",
     );
-    count(tally.deep, "PNG files have 16 bits a sample, which were scaled to 8");
+    count(counts.sixteen_bit, "PNG files with 16 bits per sample were scaled to 8 bits");
     count(
-        tally.dark,
-        "of these hold no value above 4095 (12 bits or less) and come out nearly black\n\
+        counts.dark,
+        "of these have no value above 4095 (12 bits or less) and are nearly black\n\
          hint: scale their values to 16 bits before packing",
     );
     count(done.reused, "shards kept from an interrupted run");

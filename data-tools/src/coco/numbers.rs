@@ -1,27 +1,26 @@
-//! Numbers as other tools write them: whole numbers with a decimal point, flags as `true` and
-//! `false`.
+//! Numbers as written by various tools: integers with a decimal point, flags as `true` and `false`.
 
 use std::fmt;
 
 use serde::de::{Deserializer, Error, Visitor};
 
-/// Largest number up to which every whole number is a double.
-const EXACT: f64 = 9_007_199_254_740_992.0;
+/// 2^53: up to here every integer is exact as `f64`.
+const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// A whole number in a field.
-struct Whole(&'static str);
+/// Visitor of an integer; holds the name of the field.
+struct Integer(&'static str);
 
-impl Whole {
-    fn refuse<E: Error>(&self, found: impl fmt::Display) -> E {
-        E::custom(format!("`{}`: expected a whole number, found {found}", self.0))
+impl Integer {
+    fn error<E: Error>(&self, found: impl fmt::Display) -> E {
+        E::custom(format!("`{}`: expected an integer, found {found}", self.0))
     }
 }
 
-impl Visitor<'_> for Whole {
+impl Visitor<'_> for Integer {
     type Value = i64;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a whole number in `{}`", self.0)
+        write!(f, "an integer in `{}`", self.0)
     }
 
     fn visit_i64<E: Error>(self, v: i64) -> Result<i64, E> {
@@ -29,19 +28,19 @@ impl Visitor<'_> for Whole {
     }
 
     fn visit_u64<E: Error>(self, v: u64) -> Result<i64, E> {
-        i64::try_from(v).map_err(|_| self.refuse(v))
+        i64::try_from(v).map_err(|_| self.error(v))
     }
 
     fn visit_f64<E: Error>(self, v: f64) -> Result<i64, E> {
-        if v.fract() == 0.0 && v.abs() <= EXACT { Ok(v as i64) } else { Err(self.refuse(v)) }
+        if v.fract() == 0.0 && v.abs() <= MAX_EXACT { Ok(v as i64) } else { Err(self.error(v)) }
     }
 }
 
-/// 0, 1, false or true in a field.
+/// Visitor of 0, 1, `false` or `true`; holds the name of the field.
 struct Flag(&'static str);
 
 impl Flag {
-    fn of<E: Error>(&self, number: f64) -> Result<bool, E> {
+    fn parse<E: Error>(&self, number: f64) -> Result<bool, E> {
         match number {
             0.0 => Ok(false),
             1.0 => Ok(true),
@@ -65,50 +64,51 @@ impl Visitor<'_> for Flag {
     }
 
     fn visit_i64<E: Error>(self, v: i64) -> Result<bool, E> {
-        self.of(v as f64)
+        self.parse(v as f64)
     }
 
     fn visit_u64<E: Error>(self, v: u64) -> Result<bool, E> {
-        self.of(v as f64)
+        self.parse(v as f64)
     }
 
     fn visit_f64<E: Error>(self, v: f64) -> Result<bool, E> {
-        self.of(v)
+        self.parse(v)
     }
 }
 
+/// A number of pixels.
 fn size<'de, D: Deserializer<'de>>(d: D, field: &'static str) -> Result<u32, D::Error> {
-    let v = d.deserialize_any(Whole(field))?;
+    let v = d.deserialize_any(Integer(field))?;
     u32::try_from(v)
         .map_err(|_| D::Error::custom(format!("`{field}`: expected a number of pixels, found {v}")))
 }
 
-/// `id`.
+/// Deserialises the field `id`.
 pub(super) fn id<'de, D: Deserializer<'de>>(d: D) -> Result<i64, D::Error> {
-    d.deserialize_any(Whole("id"))
+    d.deserialize_any(Integer("id"))
 }
 
-/// `image_id`.
+/// Deserialises the field `image_id`.
 pub(super) fn image_id<'de, D: Deserializer<'de>>(d: D) -> Result<i64, D::Error> {
-    d.deserialize_any(Whole("image_id"))
+    d.deserialize_any(Integer("image_id"))
 }
 
-/// `category_id`.
+/// Deserialises the field `category_id`.
 pub(super) fn category_id<'de, D: Deserializer<'de>>(d: D) -> Result<i64, D::Error> {
-    d.deserialize_any(Whole("category_id"))
+    d.deserialize_any(Integer("category_id"))
 }
 
-/// `width`, pixels.
+/// Deserialises the field `width`, in pixels.
 pub(super) fn width<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
     size(d, "width")
 }
 
-/// `height`, pixels.
+/// Deserialises the field `height`, in pixels.
 pub(super) fn height<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
     size(d, "height")
 }
 
-/// `iscrowd`.
+/// Deserialises the field `iscrowd`.
 pub(super) fn iscrowd<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
     d.deserialize_any(Flag("iscrowd"))
 }

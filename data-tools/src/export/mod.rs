@@ -1,9 +1,7 @@
-//! Shards back to a COCO folder, for a look with other tools. JPEG bytes that were kept come back
-//! identical; pixels stored as zstd become PNG files. Polygons were not packed and do not come
-//! back.
+//! Exports shards as a COCO folder for other tools. Pixels stored as JPEG give the original file,
+//! pixels stored as zstd a PNG file. Segmentations are not packed, so they are not exported.
 //!
-//! Everything is written into a folder that was empty, every file is a new one, and no name of a
-//! pack leads out of that folder.
+//! The folder must be empty, files are never overwritten, and no file name in a pack can leave it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,53 +9,54 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use dw_base::text::shown;
+use dw_base::{Error, Result};
 use fs_err as fs;
 use image::ImageEncoder;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
-use crate::format::Entry;
+use crate::coco::Category;
+use crate::format::{Entry, GtBox};
 use crate::input;
-use crate::meaning::split_name;
 use crate::pixels::Layout;
 use crate::reader::{Record, Split};
+use crate::validate::split_name;
 
 mod names;
 
-/// What was written of one split.
+/// Result of exporting one split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exported {
-    /// Images.
+    /// Number of images.
     pub images: usize,
-    /// Images that are stored smaller than their source; their boxes were scaled to the stored
+    /// Number of images stored smaller than their source, whose boxes are scaled to the stored
     /// size.
     pub shrunken: usize,
-    /// Images whose name was another's already.
+    /// Number of images renamed because another image has the same name.
     pub renamed: usize,
 }
 
-/// Makes `dir`, which must not exist or be an empty folder.
+/// Creates `dir` if it does not exist.
 ///
 /// # Errors
-/// A folder that holds something, or cannot be made.
+/// A folder that is not empty or cannot be created.
 pub fn prepare(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io("cannot create folder", dir))?;
     let mut entries = fs::read_dir(dir).map_err(Error::io("cannot list", dir))?;
     if entries.next().is_some() {
         return Err(Error::Usage(format!(
-            "cannot export: {} holds something already\nhint: choose an empty folder",
+            "cannot export into {}: the folder is not empty\nhint: choose an empty folder",
             shown(dir.display())
         )));
     }
     Ok(())
 }
 
-/// Writes `split` below `dir` (`SPLIT/*.jpg|png`, `annotations/instances_SPLIT.json`). Boxes and
-/// areas are in pixels of the images that are written.
+/// Writes `split` to `dir`: `SPLIT/*.jpg` or `*.png`, and `annotations/instances_SPLIT.json`. Boxes
+/// and areas are in pixels of the written images. `tick` is called after each image.
 ///
 /// # Errors
-/// A damaged record, a name that leaves its folder, a file that exists already, a full disk.
+/// A damaged record, a name that leaves the folder, an existing file, a failed write.
 pub fn export_split(split: &Split, dir: &Path, tick: impl Fn() + Sync) -> Result<Exported> {
     let name = &split.meta.split;
     split_name(name).map_err(|e| Error::data(split.path(), "meta `split`", e))?;
@@ -67,7 +66,7 @@ pub fn export_split(split: &Split, dir: &Path, tick: impl Fn() + Sync) -> Result
     let annotations_dir = dir.join("annotations");
     fs::create_dir_all(&annotations_dir)
         .map_err(Error::io("cannot create folder", &annotations_dir))?;
-    let (names, renamed) = names::of(split)?;
+    let (names, renamed) = names::file_names(split)?;
     create_folders(&images_dir, &names)?;
     let written: Vec<(Value, Vec<Value>)> = names
         .par_iter()
@@ -80,8 +79,7 @@ pub fn export_split(split: &Split, dir: &Path, tick: impl Fn() + Sync) -> Result
         .collect::<Result<_>>()?;
     let (images, boxes): (Vec<_>, Vec<_>) = written.into_iter().unzip();
     let annotations: Vec<Value> = boxes.into_iter().flatten().collect();
-    let category =
-        |c: &crate::coco::Category| json!({"id": c.id, "name": c.name, "supercategory": ""});
+    let category = |c: &Category| json!({"id": c.id, "name": c.name, "supercategory": ""});
     let categories: Vec<_> = split.categories().iter().map(category).collect();
     let coco = json!({"info": {}, "licenses": [], "images": images, "annotations": annotations,
                       "categories": categories});
@@ -94,7 +92,7 @@ pub fn export_split(split: &Split, dir: &Path, tick: impl Fn() + Sync) -> Result
     Ok(Exported { images: split.len(), shrunken, renamed })
 }
 
-/// Makes the folders of all names, one after another. None of them may lie elsewhere by a link.
+/// Creates the parent folders of all names, and rejects symbolic links to folders elsewhere.
 fn create_folders(images_dir: &Path, names: &[String]) -> Result<()> {
     let root = fs::canonicalize(images_dir).map_err(Error::io("cannot open", images_dir))?;
     let parents: BTreeSet<&Path> = names.iter().filter_map(|n| Path::new(n).parent()).collect();
@@ -103,14 +101,15 @@ fn create_folders(images_dir: &Path, names: &[String]) -> Result<()> {
         fs::create_dir_all(&folder).map_err(Error::io("cannot create folder", &folder))?;
         let inside = input::resolve_inside(&root, &folder);
         if inside.map_err(Error::io("cannot open", &folder))?.is_none() {
-            let problem = format!("is a link to a folder outside {}", shown(root.display()));
+            let problem =
+                format!("is a symbolic link to a folder outside {}", shown(root.display()));
             return Err(Error::data(&folder, "folder", problem));
         }
     }
     Ok(())
 }
 
-/// Writes one image; returns its entries of `images` and `annotations`.
+/// Writes image `i` as `file_name`; returns its entries of `images` and `annotations`.
 fn export_image(
     split: &Split,
     i: usize,
@@ -123,7 +122,7 @@ fn export_image(
     let e = record.entry;
     let (w, h) = e.original();
     let (sx, sy) = (f64::from(e.width) / f64::from(w), f64::from(e.height) / f64::from(h));
-    let annotation = |b: &crate::format::GtBox| {
+    let annotation = |b: &GtBox| {
         let [x, y, w, h] = b.bbox;
         let bbox = [x * sx, y * sy, w * sx, h * sy];
         let category = split.categories().get(b.label as usize).map(|c| c.id);
@@ -136,7 +135,7 @@ fn export_image(
     Ok((image, boxes))
 }
 
-/// Writes the pixels into a new file: a JPEG's bytes as they are, others as PNG.
+/// Writes the pixels to a new file: the bytes of a JPEG unchanged, others as PNG.
 fn write_pixels(record: &Record, path: &Path) -> Result<()> {
     let io = |e: std::io::Error| Error::io("cannot write", path)(e);
     let mut file = BufWriter::new(File::create_new(path).map_err(io)?);
@@ -149,7 +148,7 @@ fn write_pixels(record: &Record, path: &Path) -> Result<()> {
             .write_image(&rgb.data, w, h, image::ExtendedColorType::Rgb8)
             .map_err(|e| match e {
                 image::ImageError::IoError(e) => io(e),
-                e => record.bad(format!("cannot be written as PNG: {e}")),
+                e => record.error(format!("cannot be written as PNG: {e}")),
             })?;
     }
     file.flush().map_err(io)

@@ -1,46 +1,46 @@
-//! Names of exported files: inside the folder, and no two alike.
+//! Names of exported files: inside the folder, and unique.
 
 use std::collections::HashSet;
 use std::path::{Component, Path};
 
+use dw_base::Result;
 use dw_base::names::relative;
 use dw_base::text::shown;
 use rayon::prelude::*;
 
-use crate::error::Result;
 use crate::pixels::Layout;
 use crate::reader::{Record, Split};
 
-/// The name of every image, in the order of the records, and how many had to be changed.
+/// The file name of every image, in the order of the records, and the number of renamed ones.
 ///
-/// Two images may have one name: `a.jpg` and `a.png` both become `a.png`, and a name may stand
-/// twice. The first keeps it, later ones get their image id behind it.
-pub(super) fn of(split: &Split) -> Result<(Vec<String>, usize)> {
+/// Names can collide: `a.jpg` and `a.png` both become `a.png`, and a pack can contain a name twice.
+/// The first image keeps the name; the image id is appended to the names of the others.
+pub(super) fn file_names(split: &Split) -> Result<(Vec<String>, usize)> {
     let names: Vec<(String, i64)> = (0..split.len())
         .into_par_iter()
         .map(|i| {
             let record = split.record(i)?;
-            Ok((name(&record)?, record.entry.image_id))
+            Ok((file_name(&record)?, record.entry.image_id))
         })
         .collect::<Result<_>>()?;
     Ok(unique(&names))
 }
 
-/// The name of one image in its simplest form (`./a.jpg` is `a.jpg`), with the extension of what is
-/// written.
-fn name(record: &Record) -> Result<String> {
+/// The normalised name of one image (`./a.jpg` is `a.jpg`) with the extension of the written
+/// format.
+fn file_name(record: &Record) -> Result<String> {
     let given = &record.annotations.file_name;
-    relative(given).map_err(|e| record.bad(format!("`file_name` `{}` {e}", shown(given))))?;
+    relative(given).map_err(|e| record.error(format!("`file_name` `{}` {e}", shown(given))))?;
     let path: std::path::PathBuf =
         Path::new(given).components().filter(|c| matches!(c, Component::Normal(_))).collect();
     let path = if record.layout == Layout::Jpeg { path } else { path.with_extension("png") };
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// Names that differ, and how many were changed; each comes with its image id.
+/// Makes names unique; returns them with the number of changed ones. `names` come with image ids.
 fn unique(names: &[(String, i64)]) -> (Vec<String>, usize) {
-    // A name that stands in the pack is never given to another image.
-    let given: HashSet<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+    // A new name must not be one that a later image has.
+    let original: HashSet<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
     let mut taken: HashSet<String> = HashSet::with_capacity(names.len());
     let mut renamed = 0;
     let unique = names.iter().map(|(name, id)| {
@@ -49,7 +49,7 @@ fn unique(names: &[(String, i64)]) -> (Vec<String>, usize) {
         }
         renamed += 1;
         let mut other = name.clone();
-        while given.contains(other.as_str()) || taken.contains(&other) {
+        while original.contains(other.as_str()) || taken.contains(&other) {
             other = with_suffix(&other, *id);
         }
         taken.insert(other.clone());
@@ -59,7 +59,7 @@ fn unique(names: &[(String, i64)]) -> (Vec<String>, usize) {
     (unique, renamed)
 }
 
-/// `x/a.png` and 7: `x/a_7.png`.
+/// Appends an image id: `x/a.png` and 7 give `x/a_7.png`.
 fn with_suffix(name: &str, id: i64) -> String {
     let path = Path::new(name);
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -75,13 +75,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_keeps_its_name() {
+    fn the_first_of_equal_names_is_kept() {
         let names =
             [("a.png", 1), ("a.png", 2), ("a_3.png", 9), ("a.png", 3), ("x/b", 4), ("x/b", 5)];
         let (found, renamed) = unique(&names.map(|(n, id)| (n.to_owned(), id)));
         assert_eq!(found, ["a.png", "a_2.png", "a_3.png", "a_3_3.png", "x/b", "x/b_5"]);
         assert_eq!(renamed, 3);
-        // Ids that stand twice still give different names.
+        // Equal ids still give different names.
         let (found, _) = unique(&vec![("a".into(), 1); 3]);
         assert_eq!(found, ["a", "a_1", "a_1_1"]);
     }

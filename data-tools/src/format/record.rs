@@ -1,35 +1,38 @@
-//! One image's bytes in a shard: header, annotations, pixels.
+//! Records: header, annotations and pixels of one image.
 
 use dw_base::text::shown;
 
-use super::{Entry, RECORD_HEADER, u32_at, u64_at};
+use super::bytes::{u32_at, u64_at};
+use super::entry::Entry;
 
+/// Bytes of the header of a record.
+pub const RECORD_HEADER: usize = 32;
 /// Bytes of a box.
 const BOX: usize = 56;
-/// Most bytes of a record's annotations before compression: a few million boxes.
-const LARGEST_ANNOTATIONS: usize = 256 << 20;
+/// Most bytes of the annotations of a record before compression: a few million boxes.
+const MAX_ANNOTATION_BYTES: usize = 256 << 20;
 
-/// A box as COCO has it.
+/// A ground-truth box as in COCO's annotations.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GtBox {
     /// COCO annotation id.
     pub id: i64,
-    /// `[x, y, w, h]`, pixels of the original image.
+    /// `[x, y, w, h]` in pixels of the original image.
     pub bbox: [f64; 4],
-    /// Mask area in pixels of the original image.
+    /// Mask area in square pixels of the original image.
     pub area: f64,
-    /// `0..C`.
+    /// Position of the category, `0..C`.
     pub label: u32,
-    /// A region of many objects: never trained on, ignored by the metric.
+    /// Whether this is a crowd region: not trained on, and ignored by the metric.
     pub crowd: bool,
 }
 
-/// A record's annotations before compression.
+/// Uncompressed annotations of a record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Annotations {
-    /// Name below the split's image folder.
+    /// File name relative to the image folder of the split.
     pub file_name: String,
-    /// In file order.
+    /// Boxes in the order of the annotation file.
     pub boxes: Vec<GtBox>,
 }
 
@@ -74,7 +77,11 @@ impl Annotations {
     }
 }
 
-/// A record as bytes; returns them with their checksum.
+/// Serialises a record; returns its bytes and their checksum. `codec` is the code of the pixels'
+/// [`Layout`](crate::pixels::Layout), `level` the zstd level of the annotations.
+///
+/// # Errors
+/// More than 256 MiB of annotations, or an error of zstd.
 pub fn encode_record(
     image_id: i64,
     codec: u32,
@@ -83,9 +90,11 @@ pub fn encode_record(
     level: i32,
 ) -> std::io::Result<(Vec<u8>, u32)> {
     let raw = annotations.to_bytes();
-    if raw.len() > LARGEST_ANNOTATIONS {
+    if raw.len() > MAX_ANNOTATION_BYTES {
         let problem = format!(
-            "{} boxes of `{}` are more than an image can have",
+            "expected at most {MAX_ANNOTATION_BYTES} bytes of annotations, found {} bytes \
+             ({} boxes of `{}`)",
+            raw.len(),
             annotations.boxes.len(),
             shown(&annotations.file_name)
         );
@@ -107,10 +116,10 @@ pub fn encode_record(
     Ok((out, crc))
 }
 
-/// A record's parts: codec, annotations, pixel bytes.
+/// Splits a record into the code of its layout, its annotations and its pixel bytes.
 ///
 /// # Errors
-/// A checksum or a length that does not hold.
+/// A checksum, id or length that does not match the index entry, or malformed annotations.
 pub fn decode_record<'a>(
     record: &'a [u8],
     entry: &Entry,
@@ -121,7 +130,7 @@ pub fn decode_record<'a>(
     let crc = crc32c::crc32c(&record[4..]);
     if crc != u32_at(record, 0) || crc != entry.crc {
         return Err(format!(
-            "checksum does not match: expected {:08x}, found {crc:08x}; the data is damaged",
+            "the checksum does not match: expected {:08x}, found {crc:08x}; the data is damaged",
             entry.crc
         ));
     }
@@ -131,13 +140,16 @@ pub fn decode_record<'a>(
     if u64_at(record, 8) as i64 != entry.image_id
         || end.and_then(|n| n.checked_next_multiple_of(8)) != Some(record.len())
     {
-        return Err("the record's header and the index disagree".into());
+        return Err("image id or lengths in the record header do not match the index".into());
     }
     let frame = &record[RECORD_HEADER..RECORD_HEADER + ann_len];
-    // The frame's own word first: a short frame must not make anyone allocate for a long one.
-    let said = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten();
-    if raw_len > LARGEST_ANNOTATIONS || said != Some(raw_len as u64) {
-        return Err(format!("annotations: expected a frame of {raw_len} bytes, found another"));
+    // Before decompression, so that a short damaged frame cannot cause a large allocation.
+    let content_size = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten();
+    if raw_len > MAX_ANNOTATION_BYTES || content_size != Some(raw_len as u64) {
+        return Err(format!(
+            "annotations: expected a zstd frame with {raw_len} bytes of content (at most \
+             {MAX_ANNOTATION_BYTES}), found another content size"
+        ));
     }
     let raw = zstd::bulk::decompress(frame, raw_len).map_err(|e| format!("annotations: {e}"))?;
     let annotations = Annotations::from_bytes(&raw).ok_or("annotations: malformed")?;

@@ -1,29 +1,30 @@
-//! Which splits a COCO folder has, and where their annotations and images are.
+//! Finds the splits of a COCO folder, their annotation files and image folders.
 
 use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
+use dw_base::{Error, Result};
 use fs_err as fs;
 
 use crate::coco;
-use crate::error::{Error, Result};
-use crate::meaning::split_name;
+use crate::validate::split_name;
 
-/// Beginnings of annotation files: with boxes, and lists of images alone (COCO's test sets), which
-/// are packed when named.
-const FILES: [&str; 2] = ["instances_", coco::IMAGES_ALONE];
+/// Prefixes of annotation files: with boxes, and image lists without (COCO's test sets), which are
+/// packed only if named.
+const PREFIXES: [&str; 2] = ["instances_", coco::IMAGES_ONLY_PREFIX];
 
 /// The annotation file of a split.
 pub(super) fn annotation_file(dir: &Path, split: &str) -> PathBuf {
-    let path = |start: &str| dir.join("annotations").join(format!("{start}{split}.json"));
-    FILES.map(path).into_iter().find(|p| p.exists()).unwrap_or_else(|| path(FILES[0]))
+    let path = |prefix: &str| dir.join("annotations").join(format!("{prefix}{split}.json"));
+    PREFIXES.map(path).into_iter().find(|p| p.exists()).unwrap_or_else(|| path(PREFIXES[0]))
 }
 
-/// The splits of a COCO folder: every `annotations/instances_NAME.json`, or the named ones (also
-/// `image_info_NAME.json`).
+/// The splits of a COCO folder: all with `annotations/instances_NAME.json`, or those named in
+/// `only` (`image_info_NAME.json` too).
 ///
 /// # Errors
-/// No such folder, no annotation file, a name that has none, is given twice or cannot be a file's.
+/// No such folder, no annotation file, or a name that has none, is given twice or is not a valid
+/// file name.
 pub fn find_splits(dir: &Path, only: &[String]) -> Result<Vec<String>> {
     let annotations = dir.join("annotations");
     let at = shown(dir.display());
@@ -31,36 +32,31 @@ pub fn find_splits(dir: &Path, only: &[String]) -> Result<Vec<String>> {
         return Err(Error::Usage(format!("cannot pack {at}: the folder does not exist")));
     }
     if !annotations.is_dir() {
-        let text = "expected a COCO folder with annotations/instances_SPLIT.json and a folder \
-                    SPLIT of images";
         return Err(Error::Usage(format!(
-            "cannot pack {at}: it has no folder `annotations`\nhint: {text}"
+            "cannot pack {at}: it has no folder `annotations`\n\
+             hint: a COCO folder has `annotations/instances_SPLIT.json` and a folder `SPLIT` of \
+             images"
         )));
     }
     let at = shown(annotations.display());
-    for (n, name) in only.iter().enumerate() {
-        if let Err(problem) = split_name(name) {
-            return Err(Error::Usage(format!("--split: the name `{}` {problem}", shown(name))));
-        }
-        if only[..n].contains(name) {
-            return Err(Error::Usage(format!("--split: `{name}` is given twice")));
-        }
-    }
+    check_requested(only)?;
     let files = file_names(&annotations)?;
-    let splits = |start: &str| {
-        let middle = |f: &String| Some(f.strip_prefix(start)?.strip_suffix(".json")?.to_owned());
-        files.iter().filter_map(middle).collect::<Vec<_>>()
+    let splits = |prefix: &str| {
+        let split = |f: &String| Some(f.strip_prefix(prefix)?.strip_suffix(".json")?.to_owned());
+        files.iter().filter_map(split).collect::<Vec<_>>()
     };
-    let [mut found, images_alone] = FILES.map(splits);
+    let [mut found, images_only] = PREFIXES.map(splits);
     found.sort();
     if found.is_empty() && only.is_empty() {
-        return Err(Error::Usage(format!("cannot pack {at}: found no instances_SPLIT.json")));
+        return Err(Error::Usage(format!(
+            "cannot pack {at}: expected files named `instances_SPLIT.json`, found none"
+        )));
     }
     for name in only {
-        if !found.contains(name) && !images_alone.contains(name) {
-            let all = [found, images_alone].concat().join(", ");
+        if !found.contains(name) && !images_only.contains(name) {
+            let all = [found, images_only].concat().join(", ");
             return Err(Error::Usage(format!(
-                "no split `{name}` in {at}: it holds {}",
+                "no split `{name}` in {at}: expected one of {}",
                 shown(all)
             )));
         }
@@ -72,16 +68,29 @@ pub fn find_splits(dir: &Path, only: &[String]) -> Result<Vec<String>> {
         if let Err(problem) = split_name(name) {
             let name = shown(name);
             return Err(Error::Usage(format!(
-                "cannot pack {at}/instances_{name}.json: the split's name `{name}` {problem}\n\
-                 hint: rename the file, or name the splits to pack with --split"
+                "cannot pack {at}/instances_{name}.json: the split name `{name}` {problem}\n\
+                 hint: rename the file, or name the splits to pack with `--split`"
             )));
         }
     }
     Ok(found)
 }
 
-/// Names in a folder. Those that are no UTF-8 come with replacement characters, so that they are
-/// not left out in silence.
+/// Checks the names given with `--split`.
+fn check_requested(only: &[String]) -> Result<()> {
+    for (n, name) in only.iter().enumerate() {
+        if let Err(problem) = split_name(name) {
+            return Err(Error::Usage(format!("--split: the name `{}` {problem}", shown(name))));
+        }
+        if only[..n].contains(name) {
+            return Err(Error::Usage(format!("--split: `{name}` is given twice")));
+        }
+    }
+    Ok(())
+}
+
+/// File names in a folder. Those that are not UTF-8 get replacement characters, so that an invalid
+/// split name is reported and not ignored.
 fn file_names(dir: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(dir).map_err(Error::io("cannot list", dir))?;
     entries
@@ -90,20 +99,20 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
         .map_err(Error::io("cannot list", dir))
 }
 
-/// Image folder of a split: `DIR/SPLIT`, or that of a shorter name (`val2017` for `val2017_crowd`,
+/// Image folder of a split: `DIR/SPLIT`, or that of a base name (`val2017` for `val2017_crowd`,
 /// `test2017` for `test-dev2017`).
 ///
 /// # Errors
 /// No such folder.
 pub(super) fn image_dir(dir: &Path, split: &str) -> Result<PathBuf> {
-    let shorter = split.rmatch_indices('_').map(|(at, _)| split[..at].to_owned());
-    let names = [split.to_owned(), split.replace("-dev", "")].into_iter().chain(shorter);
-    // A shorter name may be empty or that of another folder, such as `annotations`.
+    let base_names = split.rmatch_indices('_').map(|(at, _)| split[..at].to_owned());
+    let names = [split.to_owned(), split.replace("-dev", "")].into_iter().chain(base_names);
+    // A base name can be empty or reserved, such as `annotations`.
     let folders = names.filter(|name| split_name(name).is_ok()).map(|name| dir.join(name));
     folders.into_iter().find(|folder| folder.is_dir()).ok_or_else(|| {
         let expected = dir.join(split);
         Error::Usage(format!(
-            "cannot pack split `{split}`: expected its images in {}, which does not exist",
+            "cannot pack split `{split}`: expected its images in {}, found no such folder",
             shown(expected.display())
         ))
     })
@@ -114,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shorter_name_is_no_other_folder() {
+    fn the_image_folder_is_never_a_reserved_folder() {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["annotations", "shards", "val2017", "test2017"] {
             fs::create_dir(dir.path().join(folder)).unwrap();

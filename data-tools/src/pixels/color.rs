@@ -1,22 +1,38 @@
-//! Planes to RGB, to the last bit as libjpeg-turbo does it: its fixed-point conversion (JFIF, 16
-//! fractional bits) and its "fancy" upsampling of chroma (each output is 3/4 the nearer and 1/4 the
-//! farther sample along each axis).
+//! Conversion between planes and interleaved RGB.
+//!
+//! Y, Cb and Cr planes give the RGB that libjpeg-turbo gives, bit for bit: its fixed-point
+//! conversion (JFIF, 16 fractional bits) and its "fancy" upsampling of chroma, where each output
+//! sample is 3/4 of the nearer and 1/4 of the farther input sample along each axis.
 
 use multiversion::multiversion;
 
-use super::Layout;
-use super::planes::sizes;
+use super::layout::{Layout, Rgb};
 
-/// Fixed-point 1.0.
+/// 1.0 in fixed point.
 const ONE: i32 = 1 << 16;
+/// 0.5 in fixed point.
 const HALF: i32 = ONE / 2;
-/// 1.402, 1.772, 0.34414 and 0.71414 as JFIF has them.
+// JFIF's coefficients 1.402, 1.772, 0.34414 and 0.71414 in fixed point.
 const CR_RED: i32 = 91_881;
 const CB_BLUE: i32 = 116_130;
 const CB_GREEN: i32 = 22_554;
 const CR_GREEN: i32 = 46_802;
 
-/// Converts planes of an image of `size` into interleaved RGB.
+/// Planes red - green, green, blue - green ([`Layout::Rgb`]) of an image, modulo 256.
+pub fn from_rgb(image: &Rgb) -> Vec<u8> {
+    let n = image.width * image.height;
+    let mut planes = vec![0; 3 * n];
+    let (red, rest) = planes.split_at_mut(n);
+    let (green, blue) = rest.split_at_mut(n);
+    for (i, p) in image.data.chunks_exact(3).enumerate() {
+        red[i] = p[0].wrapping_sub(p[1]);
+        green[i] = p[1];
+        blue[i] = p[2].wrapping_sub(p[1]);
+    }
+    planes
+}
+
+/// Converts the planes of an image of `size` (width, height) into interleaved RGB.
 pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8]) {
     let (w, h) = size;
     let luma = w * h;
@@ -24,14 +40,14 @@ pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8
         debug_assert!((y + 1) * width <= plane.len());
         y * width..(y + 1) * width
     };
-    let chroma = sizes(layout, size).get(1).copied().unwrap_or((0, 0));
+    let chroma = layout.plane_sizes(size).get(1).copied().unwrap_or((0, 0));
     let (first, second) = planes[luma..].split_at(chroma.0 * chroma.1);
     let mut wide = [vec![0u8; chroma.0 * 2], vec![0u8; chroma.0 * 2]];
     for (y, line) in out.chunks_exact_mut(w * 3).enumerate() {
         let first_plane = &planes[row(planes, w, y)];
         match layout {
             Layout::Grey => line.chunks_exact_mut(3).zip(first_plane).for_each(|(p, v)| p.fill(*v)),
-            Layout::Rgb | Layout::Jpeg => from_differences(
+            Layout::Rgb | Layout::Jpeg => from_green_differences(
                 first_plane,
                 &first[row(first, w, y)],
                 &second[row(second, w, y)],
@@ -47,13 +63,12 @@ pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8
                 convert(first_plane, &wide[0][..w], &wide[1][..w], line);
             }
             Layout::Ycc420 => {
-                // The nearer chroma row, and the next one on the pixel's side; the outermost rows
-                // repeat.
+                // `far` is the row on the other side of the pixel; at the edges `near` is repeated.
                 let near = y / 2;
                 let far =
                     if y % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(chroma.1 - 1) };
                 for (plane, wide) in [first, second].into_iter().zip(&mut wide) {
-                    widen_both(
+                    widen_two(
                         &plane[row(plane, chroma.0, near)],
                         &plane[row(plane, chroma.0, far)],
                         wide,
@@ -66,7 +81,7 @@ pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8
 }
 
 #[multiversion(targets("x86_64+avx2"))]
-fn from_differences(red: &[u8], green: &[u8], blue: &[u8], out: &mut [u8]) {
+fn from_green_differences(red: &[u8], green: &[u8], blue: &[u8], out: &mut [u8]) {
     for (((p, r), g), b) in out.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
         p[0] = r.wrapping_add(*g);
         p[1] = *g;
@@ -85,10 +100,10 @@ fn convert(luma: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
     }
 }
 
-/// One chroma row to twice its width.
+/// Upsamples one chroma row to twice its width.
 fn widen(row: &[u8], out: &mut [u8]) {
     let n = row.len();
-    // So narrow a plane is repeated instead.
+    // libjpeg-turbo repeats the samples of planes this narrow.
     if n <= 2 {
         out.chunks_exact_mut(2).zip(row).for_each(|(o, v)| o.fill(*v));
         return;
@@ -100,8 +115,8 @@ fn widen(row: &[u8], out: &mut [u8]) {
     }
 }
 
-/// One chroma row and its neighbour to a row of twice the width.
-fn widen_both(near: &[u8], far: &[u8], out: &mut [u8]) {
+/// Upsamples a chroma row, weighted 3:1 with its neighbour, to twice its width.
+fn widen_two(near: &[u8], far: &[u8], out: &mut [u8]) {
     let n = near.len();
     if n <= 2 {
         out.chunks_exact_mut(2).zip(near).for_each(|(o, v)| o.fill(*v));

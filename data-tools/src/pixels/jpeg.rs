@@ -1,4 +1,4 @@
-//! JPEG files through libjpeg-turbo: RGB, its own planes, or a check that all of it is there.
+//! JPEG files through libjpeg-turbo: decoding to RGB or to the stored planes, checking, encoding.
 
 use std::cell::RefCell;
 
@@ -7,14 +7,14 @@ use turbojpeg::{
     YuvImage,
 };
 
-use super::{Layout, Rgb, planes, sane};
+use super::layout::{Layout, Rgb, check_size};
 
 thread_local! {
     static DECODER: RefCell<Option<Decompressor>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with this thread's decoder.
-fn with<T>(f: impl FnOnce(&mut Decompressor) -> turbojpeg::Result<T>) -> Result<T, String> {
+/// Runs `f` with the decoder of this thread, and resets the scaling factor afterwards.
+fn with_decoder<T>(f: impl FnOnce(&mut Decompressor) -> turbojpeg::Result<T>) -> Result<T, String> {
     DECODER.with_borrow_mut(|slot| {
         if slot.is_none() {
             *slot = Some(Decompressor::new().map_err(|e| e.to_string())?);
@@ -28,48 +28,48 @@ fn with<T>(f: impl FnOnce(&mut Decompressor) -> turbojpeg::Result<T>) -> Result<
     })
 }
 
-/// Whether the bytes start like a JPEG file.
+/// Whether the bytes begin with the signature of a JPEG file.
 pub fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
-/// Size, colours and subsampling.
+/// Reads size, colour space and subsampling.
 ///
 /// # Errors
 /// A damaged header.
 pub fn header(bytes: &[u8]) -> Result<DecompressHeader, String> {
-    with(|d| d.read_header(bytes))
+    with_decoder(|d| d.read_header(bytes))
 }
 
 fn is_cmyk(h: &DecompressHeader) -> bool {
     matches!(h.colorspace, Colorspace::CMYK | Colorspace::YCCK)
 }
 
-/// Decodes to RGB; a truncated or damaged file is an error, never a grey picture.
+/// Decodes to RGB. A truncated or damaged file is an error, not a partly grey image.
 ///
 /// # Errors
-/// What libjpeg-turbo said.
+/// The message of libjpeg-turbo.
 pub fn decode(bytes: &[u8]) -> Result<Rgb, String> {
     decode_scaled(bytes, ScalingFactor::ONE)
 }
 
-/// Decodes to RGB at `eighths` / 8 of the size (rounded up), which skips most of the work behind
-/// the entropy decoding.
+/// Decodes to RGB at `eighths` / 8 of the size (rounded up), which saves most of the work after
+/// entropy decoding.
 ///
 /// # Errors
-/// What libjpeg-turbo said.
+/// The message of libjpeg-turbo.
 pub fn decode_eighths(bytes: &[u8], eighths: usize) -> Result<Rgb, String> {
     decode_scaled(bytes, ScalingFactor::new(eighths, 8))
 }
 
 fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String> {
     let header = header(bytes)?;
-    sane(header.width, header.height)?;
+    check_size(header.width, header.height)?;
     let (width, height) = (factor.scale(header.width), factor.scale(header.height));
     let (format, depth) =
         if is_cmyk(&header) { (PixelFormat::CMYK, 4) } else { (PixelFormat::RGB, 3) };
     let mut data = vec![0; width * height * depth];
-    with(|d| {
+    with_decoder(|d| {
         d.set_scaling_factor(factor)?;
         d.decompress(
             bytes,
@@ -77,7 +77,7 @@ fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String> {
         )
     })?;
     if depth == 4 {
-        // Adobe writes CMYK inverted: 255 means no ink.
+        // Adobe writes inverted CMYK: 255 means no ink.
         data = data
             .chunks_exact(4)
             .flat_map(|p| [0, 1, 2].map(|c| ((p[c] as u32 * p[3] as u32 + 127) / 255) as u8))
@@ -86,20 +86,20 @@ fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String> {
     Ok(Rgb { width, height, data })
 }
 
-/// Reads all of the entropy-coded data at an eighth of the size: finds what `decode` would find, in
-/// less time.
+/// Checks a file by decoding it at an eighth of the size: all entropy-coded data is read, so that
+/// the damage [`decode`] would find is found in less time.
 ///
 /// # Errors
-/// What libjpeg-turbo said.
+/// The message of libjpeg-turbo.
 pub fn check(bytes: &[u8]) -> Result<(), String> {
     decode_eighths(bytes, 1).map(|_| ())
 }
 
-/// The file's own planes behind one another, without padding; `None` for colours or a subsampling
-/// that have no layout.
+/// Decodes to the planes stored in the file, concatenated without padding; `None` for a colour
+/// space or subsampling that has no layout.
 ///
 /// # Errors
-/// What libjpeg-turbo said.
+/// The message of libjpeg-turbo.
 pub fn planes(bytes: &[u8]) -> Result<Option<(Layout, Vec<u8>)>, String> {
     let h = header(bytes)?;
     let layout = match (h.colorspace, h.subsamp) {
@@ -110,19 +110,18 @@ pub fn planes(bytes: &[u8]) -> Result<Option<(Layout, Vec<u8>)>, String> {
         _ => return Ok(None),
     };
     let (width, height) = (h.width, h.height);
-    sane(width, height)?;
+    check_size(width, height)?;
     let length =
         turbojpeg::yuv_pixels_len(width, 1, height, h.subsamp).map_err(|e| e.to_string())?;
     let mut padded = vec![0; length];
-    with(|d| {
+    with_decoder(|d| {
         d.decompress_to_yuv(
             bytes,
             YuvImage { pixels: &mut padded[..], width, align: 1, height, subsamp: h.subsamp },
         )
     })?;
-    // With subsampled chroma libjpeg-turbo pads the luma plane to whole chroma samples.
-    let sizes = planes::sizes(layout, (width, height));
-    let chroma: usize = sizes[1..].iter().map(|(w, h)| w * h).sum();
+    // With subsampled chroma libjpeg-turbo pads the luma plane to an even width.
+    let chroma = layout.plane_bytes((width, height)) - width * height;
     let luma_width = match layout {
         Layout::Ycc422 | Layout::Ycc420 => width.next_multiple_of(2),
         _ => width,
@@ -133,18 +132,18 @@ pub fn planes(bytes: &[u8]) -> Result<Option<(Layout, Vec<u8>)>, String> {
     Ok(Some((layout, pixels)))
 }
 
-/// Encodes (4:4:4), for pictures that the project draws itself.
+/// Encodes with 4:4:4 subsampling, for synthetic images. `quality`: 1 to 100.
 ///
 /// # Errors
-/// What libjpeg-turbo said.
+/// The message of libjpeg-turbo.
 pub fn encode_jpeg(image: &Rgb, quality: i32) -> Result<Vec<u8>, String> {
     encode_with(image, quality, Subsamp::None)
 }
 
-/// Encodes with a subsampling.
+/// Encodes with the given subsampling. `quality`: 1 to 100.
 ///
 /// # Errors
-/// What libjpeg-turbo said.
+/// The message of libjpeg-turbo.
 pub fn encode_with(image: &Rgb, quality: i32, subsamp: Subsamp) -> Result<Vec<u8>, String> {
     let mut compressor = Compressor::new().map_err(|e| e.to_string())?;
     compressor.set_quality(quality).map_err(|e| e.to_string())?;

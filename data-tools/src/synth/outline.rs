@@ -1,8 +1,16 @@
-//! Outlines of the shapes that `synth` draws.
+//! Outlines and paint of the shapes.
 
 use std::f32::consts::PI;
 
+use rand::{Rng, RngExt};
 use tiny_skia::{Color, Paint, PathBuilder, Rect};
+
+/// A random opaque colour with channels in `low..high`.
+pub(super) fn random_color(rng: &mut impl Rng, low: f32, high: f32) -> Color {
+    let mut c = || rng.random_range(low..high);
+    let (r, g, b) = (c(), c(), c());
+    Color::from_rgba(r, g, b, 1.0).unwrap_or(Color::BLACK)
+}
 
 /// Anti-aliased paint of one colour.
 pub(super) fn paint(color: Color) -> Paint<'static> {
@@ -11,7 +19,34 @@ pub(super) fn paint(color: Color) -> Paint<'static> {
     paint
 }
 
-/// Outline of a shape that fills the box `[x, y, w, h]`.
+/// Corners of the cross in the unit square.
+const CROSS: [(f32, f32); 12] = [
+    (0.35, 0.0),
+    (0.65, 0.0),
+    (0.65, 0.35),
+    (1.0, 0.35),
+    (1.0, 0.65),
+    (0.65, 0.65),
+    (0.65, 1.0),
+    (0.35, 1.0),
+    (0.35, 0.65),
+    (0.0, 0.65),
+    (0.0, 0.35),
+    (0.35, 0.35),
+];
+/// Corners of the zigzag in the unit square.
+const ZIGZAG: [(f32, f32); 8] = [
+    (0.0, 0.0),
+    (0.4, 0.0),
+    (0.7, 0.4),
+    (0.5, 0.5),
+    (1.0, 1.0),
+    (0.5, 1.0),
+    (0.2, 0.6),
+    (0.4, 0.5),
+];
+
+/// Outline of a shape of [`SHAPES`](super::classes::SHAPES) in the box `[x, y, w, h]`.
 pub(super) fn outline(shape: usize, [x, y, w, h]: [f32; 4]) -> Option<tiny_skia::Path> {
     let mut p = PathBuilder::new();
     let at = |u: f32, v: f32| (x + u * w, y + v * h);
@@ -34,33 +69,7 @@ pub(super) fn outline(shape: usize, [x, y, w, h]: [f32; 4]) -> Option<tiny_skia:
                 .collect();
             polygon(&points);
         }
-        5 => {
-            let (a, b) = (0.35, 0.65);
-            polygon(&[
-                (a, 0.0),
-                (b, 0.0),
-                (b, a),
-                (1.0, a),
-                (1.0, b),
-                (b, b),
-                (b, 1.0),
-                (a, 1.0),
-                (a, b),
-                (0.0, b),
-                (0.0, a),
-                (a, a),
-            ]);
-        }
-        7 => polygon(&[
-            (0.0, 0.0),
-            (0.4, 0.0),
-            (0.7, 0.4),
-            (0.5, 0.5),
-            (1.0, 1.0),
-            (0.5, 1.0),
-            (0.2, 0.6),
-            (0.4, 0.5),
-        ]),
+        5 => polygon(&CROSS),
         6 => {
             let (x0, y0) = at(0.8, 0.0);
             p.move_to(x0, y0);
@@ -70,6 +79,7 @@ pub(super) fn outline(shape: usize, [x, y, w, h]: [f32; 4]) -> Option<tiny_skia:
             p.cubic_to(c1.0, c1.1, c2.0, c2.1, x0, y0);
             p.close();
         }
+        7 => polygon(&ZIGZAG),
         _ => {
             p.push_oval(Rect::from_xywh(x, y, w, h)?);
             if shape == 4 {

@@ -1,7 +1,7 @@
-//! What the tests of `dw-pack` share: the program, a drawn data set, folders as they are.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+//! Helpers of the tests of `dw-pack`: running it, a synthetic data set, reading folders.
+#![allow(dead_code, reason = "each test binary uses only some of these")]
 
-pub mod craft;
+pub mod test_pack;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -9,11 +9,12 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Runs `dw-pack`.
 pub fn pack(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_dw-pack")).args(args).output().expect("dw-pack starts")
 }
 
-/// As [`pack`], with a deadline and variables of the environment.
+/// As [`pack`], with environment variables and a deadline in seconds.
 pub fn pack_within(args: &[&str], variables: &[(&str, &str)], seconds: u64) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dw-pack"));
     command.args(args).envs(variables.iter().copied());
@@ -24,20 +25,26 @@ pub fn pack_within(args: &[&str], variables: &[(&str, &str)], seconds: u64) -> O
         if start.elapsed().as_secs() >= seconds {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("dw-pack {args:?} takes longer than {seconds} s");
+            panic!("dw-pack {args:?} did not end within {seconds} s");
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     child.wait_with_output().unwrap()
 }
 
+/// Runs a command that must succeed; returns its standard output.
 pub fn ok(args: &[&str]) -> String {
     let out = pack(args);
     assert!(out.status.success(), "dw-pack {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Runs a command that must fail; returns what it said.
+/// Splits options at spaces.
+pub fn words(options: &str) -> Vec<&str> {
+    options.split(' ').collect()
+}
+
+/// Runs a command that must fail with this exit code; returns its standard error.
 pub fn fails(args: &[&str], code: i32) -> String {
     let out = pack(args);
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -46,10 +53,10 @@ pub fn fails(args: &[&str], code: i32) -> String {
     text
 }
 
-/// A way to spoil an annotation file.
+/// A change of an annotation file.
 pub type Change = fn(&mut Value);
 
-/// A drawn data set of 9 + 3 pictures.
+/// A synthetic data set of 9 + 3 images.
 pub struct Set {
     pub dir: TempDir,
 }
@@ -57,20 +64,8 @@ pub struct Set {
 impl Set {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        ok(&[
-            "synth",
-            dir.path().to_str().unwrap(),
-            "--images",
-            "9",
-            "--val",
-            "3",
-            "--seed",
-            "7",
-            "--classes",
-            "3",
-            "--side",
-            "96",
-        ]);
+        let options = "--images 9 --val 3 --seed 7 --classes 3 --side 96";
+        ok(&[&["synth", dir.path().to_str().unwrap()], &*words(options)].concat());
         Self { dir }
     }
 
@@ -78,20 +73,24 @@ impl Set {
         self.dir.path().to_str().unwrap()
     }
 
+    /// A path in the data set.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
+    /// The annotation file of `train2017`.
     pub fn json(&self) -> PathBuf {
         self.file("annotations/instances_train2017.json")
     }
 
+    /// Changes the annotation file.
     pub fn edit(&self, change: impl FnOnce(&mut Value)) {
         let mut v: Value = serde_json::from_slice(&std::fs::read(self.json()).unwrap()).unwrap();
         change(&mut v);
         std::fs::write(self.json(), v.to_string()).unwrap();
     }
 
+    /// Changes the text of the annotation file.
     pub fn edit_text(&self, change: impl FnOnce(String) -> String) {
         let text = std::fs::read_to_string(self.json()).unwrap();
         std::fs::write(self.json(), change(text)).unwrap();
@@ -101,8 +100,9 @@ impl Set {
         self.file("train2017/000000000001.jpg")
     }
 
-    /// Packing must fail with words that name what is wrong, and leave an earlier pack as it was.
-    pub fn refuses(&self, words: &[&str]) {
+    /// Packing must fail with exit code 3 and a message that contains all `words`, and leave no
+    /// files.
+    pub fn assert_rejected(&self, words: &[&str]) {
         let text = fails(&[self.path(), "-o", self.file("bad").to_str().unwrap()], 3);
         for w in words {
             assert!(text.contains(w), "expected `{w}` in: {text}");
@@ -113,10 +113,11 @@ impl Set {
             .flatten()
             .map(|e| e.file_name())
             .collect();
-        assert!(left.is_empty(), "half-written files: {left:?}");
+        assert!(left.is_empty(), "files left behind: {left:?}");
     }
 }
 
+/// Names and contents of the files in a folder, sorted.
 pub fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<_> = std::fs::read_dir(dir)
         .unwrap()

@@ -1,4 +1,4 @@
-//! Packs that are whole, with checksums that hold, and say what the test wants.
+//! Packs with valid checksums and arbitrary, possibly invalid contents.
 
 use std::path::Path;
 
@@ -12,37 +12,39 @@ use dw_shards::pixels::{self, Layout, Rgb};
 pub const WIDTH: u32 = 20;
 pub const HEIGHT: u32 = 16;
 
-pub struct CraftedImage {
+/// One record of a test pack.
+pub struct TestImage {
     pub entry: Entry,
     pub layout: Layout,
     pub annotations: Annotations,
     pub pixels: Vec<u8>,
 }
 
-/// One split of one shard.
-pub struct Crafted {
-    /// What its files are named by.
+/// A split of one shard.
+pub struct TestPack {
+    /// Name of the split in the file names.
     pub stem: String,
     pub version: u32,
     pub meta: Meta,
-    pub images: Vec<CraftedImage>,
+    pub images: Vec<TestImage>,
 }
 
-pub fn picture(width: u32, height: u32) -> Rgb {
+/// A test pattern.
+pub fn pattern(width: u32, height: u32) -> Rgb {
     let data = (0..width * height * 3).map(|i| (i * 7) as u8).collect();
     Rgb { width: width as usize, height: height as usize, data }
 }
 
+/// The test pattern as a JPEG file.
 pub fn jpeg(width: u32, height: u32) -> Vec<u8> {
-    pixels::encode_jpeg(&picture(width, height), 90).unwrap()
+    pixels::encode_jpeg(&pattern(width, height), 90).unwrap()
 }
 
-impl Crafted {
-    /// A good pack with an image for each name, stored as JPEG, with one box each. Of version 1,
-    /// which older programs read as well: a test that fails with them fails for its own reason.
+impl TestPack {
+    /// A valid pack of version 1 with an image for each name, stored as JPEG, with one box each.
     pub fn new(names: &[&str]) -> Self {
         let category = |id: i64| Category { id, name: format!("class {id}") };
-        let image = |(n, name): (usize, &&str)| CraftedImage {
+        let image = |(n, name): (usize, &&str)| TestImage {
             entry: Entry {
                 offset: 0,
                 length: 0,
@@ -75,12 +77,13 @@ impl Crafted {
             meta: Meta {
                 split: "val".into(),
                 categories: vec![category(3), category(5)],
-                source: "crafted".into(),
+                source: "test".into(),
             },
             images: names.iter().enumerate().map(image).collect(),
         }
     }
 
+    /// A valid pack with one image.
     pub fn one() -> Self {
         Self::new(&["a.jpg"])
     }
@@ -90,6 +93,7 @@ impl Crafted {
         &mut self.images[0].annotations.boxes[0]
     }
 
+    /// Writes the pack with matching checksums to `dir`.
     pub fn write(&self, dir: &Path) {
         let (mut shard, mut body) = (vec![0; HEADER], vec![]);
         for image in &self.images {

@@ -1,8 +1,7 @@
-//! What a pack says, checked beyond its checksums: a pack from elsewhere may be whole and still
-//! lie.
+//! Checks of the contents of a pack, whose checksums can be valid while its values are not.
 //!
-//! What is cheap is checked whenever a pack is opened or a record is read ([`meta`], [`entry`],
-//! [`annotations`]); [`crate::Split::verify`] adds the rest.
+//! These checks are cheap: they run whenever a pack is opened ([`meta`], [`entry`]) or a record is
+//! read ([`annotations`]).
 
 use dw_base::names;
 use dw_base::text::shown;
@@ -10,37 +9,38 @@ use dw_base::text::shown;
 use crate::format::{Annotations, Entry, GtBox, Meta};
 use crate::pixels;
 
-/// Longest thing that is put behind a split's name to make a file's name, bytes.
-const LONGEST_SUFFIX: usize = 30;
-/// Folders of a COCO data set that are no split's.
+/// Longest suffix, in bytes, that is appended to the name of a split to make a file name.
+const MAX_SUFFIX: usize = 30;
+/// Folders of a COCO data set that cannot be a split.
 const RESERVED: [&str; 2] = ["annotations", "shards"];
 
-/// Checks a split's name, which becomes names of files and folders.
+/// Checks the name of a split, which becomes part of file and folder names.
 ///
 /// # Errors
-/// What is wrong with it, to be put behind the name.
+/// The problem, worded to follow the name.
 pub fn split_name(name: &str) -> Result<(), String> {
     if RESERVED.contains(&name) {
-        return Err("is the name of a folder that is no split's".into());
+        return Err("is a reserved folder name".into());
     }
-    names::component(name, LONGEST_SUFFIX)
+    names::component(name, MAX_SUFFIX)
 }
 
-/// Checks the meta data of the split that is stored as `stem.dwindex`.
+/// Checks the metadata of the split stored as `stem.dwindex`; `version` is that of the index.
 ///
 /// # Errors
-/// The field and what is wrong with it.
+/// The field and the problem.
 pub fn meta(meta: &Meta, stem: &str, version: u32) -> Result<(), (&'static str, String)> {
     let split = &meta.split;
     if let Err(problem) = split_name(split) {
         return Err(("meta `split`", format!("`{}` {problem}", shown(split))));
     }
     if split != stem {
-        let problem = format!("expected the file's own name, found `{}`", shown(split));
+        let problem =
+            format!("expected the file's name `{}`, found `{}`", shown(stem), shown(split));
         return Err(("meta `split`", problem));
     }
     if meta.categories.is_empty() {
-        return Err(("meta `categories`", "expected at least one, found none".into()));
+        return Err(("meta `categories`", "expected at least one category, found none".into()));
     }
     if let Some(two) = meta.categories.windows(2).find(|two| two[0].id >= two[1].id) {
         let problem = format!("expected ascending ids, found {} before {}", two[0].id, two[1].id);
@@ -50,25 +50,25 @@ pub fn meta(meta: &Meta, stem: &str, version: u32) -> Result<(), (&'static str, 
     let max_side = words.nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
     if version == 1 && max_side > 0 {
         let problem = format!(
-            "packed with --max-side {max_side} by an older version, which kept no original sizes: \
-             its boxes are in pixels of the shrunken images\nhint: pack the data again"
+            "packed with --max-side {max_side} by a version that stored no original sizes: the \
+             boxes are in pixels of the resized images\nhint: pack the data again"
         );
         return Err(("meta `source`", problem));
     }
     Ok(())
 }
 
-/// Checks an index entry: sizes, and a shard among `shards`.
+/// Checks the sizes and the shard number of an index entry. `shards` is the number of shards.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The expected and the found value.
 pub fn entry(e: &Entry, shards: usize) -> Result<(), String> {
     if e.shard as usize >= shards {
-        return Err(format!("names shard {}, the index has {shards}", e.shard));
+        return Err(format!("expected a shard below {shards}, found shard {}", e.shard));
     }
     let (w, h) = e.original();
-    pixels::sane(e.width as usize, e.height as usize)?;
-    pixels::sane(w as usize, h as usize)?;
+    pixels::check_size(e.width as usize, e.height as usize)?;
+    pixels::check_size(w as usize, h as usize)?;
     if w < e.width || h < e.height {
         return Err(format!(
             "stored size {} x {} is larger than the original size {w} x {h}",
@@ -78,25 +78,26 @@ pub fn entry(e: &Entry, shards: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a record's boxes against its entry and the number of categories: labels, counts, and
-/// boxes that are finite, have a positive size and meet the original image (they may reach over its
-/// edge).
+/// Checks the boxes of a record: their number is that of the index entry, labels are below
+/// `categories`, and boxes are finite, of positive size and overlap the original image (they may
+/// extend beyond its edge).
 ///
 /// # Errors
-/// The box and what is wrong with it.
+/// The box and the problem.
 pub fn annotations(a: &Annotations, e: &Entry, categories: usize) -> Result<(), String> {
     let crowd = a.boxes.iter().filter(|b| b.crowd).count();
     let found = (a.boxes.len() - crowd, crowd);
     if found != (e.boxes as usize, e.crowd as usize) {
         return Err(format!(
-            "expected {} boxes and {} crowd regions (index), found {} and {}",
+            "expected {} boxes and {} crowd regions (index entry), found {} and {}",
             e.boxes, e.crowd, found.0, found.1
         ));
     }
     for (n, b) in a.boxes.iter().enumerate() {
         if b.label as usize >= categories {
             return Err(format!(
-                "box {n} (id {}): label {} is not below the number of categories, {categories}",
+                "box {n} (id {}): expected a label below {categories} (number of categories), \
+                 found label {}",
                 b.id, b.label
             ));
         }
@@ -107,18 +108,19 @@ pub fn annotations(a: &Annotations, e: &Entry, categories: usize) -> Result<(), 
     Ok(())
 }
 
+/// The problem of a box in an image of `width` x `height`; `None` for a valid box.
 fn box_problem(b: &GtBox, (width, height): (u32, u32)) -> Option<String> {
     let [x, y, w, h] = b.bbox;
     let (width, height) = (f64::from(width), f64::from(height));
     let finite = b.bbox.iter().all(|v| v.is_finite());
     if !finite || w <= 0.0 || h <= 0.0 {
-        return Some(format!("`bbox` {:?} is no box of positive, finite size", b.bbox));
+        return Some(format!("expected a `bbox` of positive, finite size, found {:?}", b.bbox));
     }
     if x >= width || y >= height || x + w <= 0.0 || y + h <= 0.0 {
-        return Some(format!("`bbox` {:?} lies outside the {width} x {height} image", b.bbox));
+        return Some(format!("`bbox` {:?} is outside the {width} x {height} image", b.bbox));
     }
     if !b.area.is_finite() || b.area < 0.0 {
-        return Some(format!("`area` {} is not a finite number of at least 0", b.area));
+        return Some(format!("expected a finite `area` of at least 0, found {}", b.area));
     }
     None
 }
@@ -128,7 +130,7 @@ mod tests {
     use super::*;
     use crate::coco::Category;
 
-    fn good() -> (Annotations, Entry) {
+    fn valid() -> (Annotations, Entry) {
         let bbox = [-2.0, 5.0, 30.0, 4.0];
         let boxes = vec![GtBox { id: 1, bbox, area: 0.0, label: 1, crowd: false }];
         let entry = Entry {
@@ -147,34 +149,34 @@ mod tests {
         (Annotations { file_name: "a.jpg".into(), boxes }, entry)
     }
 
-    fn refused(change: impl FnOnce(&mut GtBox)) -> String {
-        let (mut a, e) = good();
+    fn problem(change: impl FnOnce(&mut GtBox)) -> String {
+        let (mut a, e) = valid();
         change(&mut a.boxes[0]);
         annotations(&a, &e, 2).unwrap_err()
     }
 
     #[test]
-    fn boxes_that_mean_nothing_are_refused() {
-        let (a, e) = good();
+    fn invalid_boxes_are_rejected() {
+        let (a, e) = valid();
         annotations(&a, &e, 2).unwrap();
         assert!(annotations(&a, &e, 1).unwrap_err().contains("label 1"));
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             for i in 0..4 {
-                assert!(refused(|b| b.bbox[i] = bad).contains("bbox"), "{bad} at {i}");
+                assert!(problem(|b| b.bbox[i] = bad).contains("bbox"), "{bad} at {i}");
             }
-            assert!(refused(|b| b.area = bad).contains("area"));
+            assert!(problem(|b| b.area = bad).contains("area"));
         }
-        assert!(refused(|b| b.bbox[2] = 0.0).contains("positive"));
-        assert!(refused(|b| b.bbox[3] = -1.0).contains("positive"));
-        assert!(refused(|b| b.bbox[0] = 20.0).contains("outside the 20 x 16"));
-        assert!(refused(|b| b.bbox[1] = -4.0).contains("outside"));
-        assert!(refused(|b| b.area = -1.0).contains("area"));
-        assert!(refused(|b| b.crowd = true).contains("crowd regions"));
+        assert!(problem(|b| b.bbox[2] = 0.0).contains("positive"));
+        assert!(problem(|b| b.bbox[3] = -1.0).contains("positive"));
+        assert!(problem(|b| b.bbox[0] = 20.0).contains("outside the 20 x 16"));
+        assert!(problem(|b| b.bbox[1] = -4.0).contains("outside"));
+        assert!(problem(|b| b.area = -1.0).contains("area"));
+        assert!(problem(|b| b.crowd = true).contains("crowd regions"));
     }
 
     #[test]
-    fn sizes_of_an_entry() {
-        let (_, e) = good();
+    fn entries_with_invalid_sizes_or_shards_are_rejected() {
+        let (_, e) = valid();
         entry(&e, 1).unwrap();
         assert!(entry(&e, 0).unwrap_err().contains("shard 0"));
         assert!(entry(&Entry { width: 0, ..e }, 1).is_err());
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn meta_names_the_field() {
+    fn errors_in_metadata_name_the_field() {
         let category = |id| Category { id, name: "x".into() };
         let good = Meta {
             split: "val".into(),

@@ -1,74 +1,58 @@
-//! What is wrong with a COCO file, and what the chosen policies make of it: nothing is dropped
-//! silently.
+//! Ground-truth boxes of a COCO file, checked and filtered by a policy. Every box that is left out
+//! or changed is counted.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use dw_base::text::shown;
+use dw_base::{Error, Result};
 
 use crate::coco::{Annotation, Coco, Image};
-use crate::error::{Error, Result};
 use crate::format::{Entry, GtBox};
 
-/// What to do with boxes that cannot be trained on.
+/// Policy for boxes without area or outside their image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BadBoxes {
-    /// Leave out boxes without area or wholly outside their image; keep the others as they are.
+    /// Leave out boxes without area or entirely outside their image; keep the others unchanged.
     Drop,
-    /// Cut boxes to their image, then leave out those without area.
+    /// Clip boxes to their image, then leave out those without area.
     Clip,
-    /// End with an error.
+    /// Stop with an error.
     Fail,
 }
 
-/// What was counted while checking one split.
+/// Counts of boxes and images of one split.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
-    /// Boxes to train on.
+    /// Boxes that are kept, without crowd regions.
     pub boxes: u64,
-    /// Crowd regions.
+    /// Crowd regions that are kept.
     pub crowd: u64,
-    /// Images with neither.
+    /// Images without boxes and crowd regions.
     pub empty_images: u64,
-    /// Boxes of zero or negative width or height.
+    /// Boxes of zero, negative or infinite size: left out.
     pub without_area: u64,
-    /// Boxes wholly outside their image.
+    /// Boxes entirely outside their image: left out.
     pub outside: u64,
-    /// Boxes that reach over their image's edge.
+    /// Boxes that extend beyond the edge of their image.
     pub over_edge: u64,
-    /// Boxes whose `area` is negative.
-    pub odd_area: u64,
+    /// Boxes whose `area` is negative or not finite: replaced by width x height.
+    pub bad_area: u64,
 }
 
-/// Boxes of every image, in the order of `coco.images`.
+/// Checks a COCO file and returns the boxes of every image, in the order of `coco.images`. `file`
+/// is named in errors.
 ///
 /// # Errors
-/// No images or categories, duplicate ids, annotations of unknown images or categories, images
-/// without size, and bad boxes under [`BadBoxes::Fail`].
+/// No images or categories, duplicate ids, images without size, annotations of unknown images or
+/// categories, and bad boxes under [`BadBoxes::Fail`].
 pub fn boxes_by_image(
     coco: &Coco,
     file: &Path,
     policy: BadBoxes,
 ) -> Result<(Vec<Vec<GtBox>>, Counts)> {
-    if coco.images.is_empty() {
-        return Err(Error::data(file, "images", "expected at least one image, found none"));
-    }
-    if coco.categories.is_empty() {
-        return Err(Error::data(file, "categories", "expected at least one category, found none"));
-    }
-    unique(file, "images", coco.images.iter().map(|i| i.id))?;
-    unique(file, "categories", coco.categories.iter().map(|c| c.id))?;
-    unique(file, "annotations", coco.annotations.iter().map(|a| a.id))?;
-    for (n, image) in coco.images.iter().enumerate() {
-        if image.width == 0 || image.height == 0 {
-            let problem = format!(
-                "`width` and `height` of image {} must not be 0, found {} x {}",
-                image.id, image.width, image.height
-            );
-            return Err(Error::data(file, format!("images[{n}]"), problem));
-        }
-    }
-    let place: HashMap<i64, usize> =
+    check_sections(coco, file)?;
+    let position: HashMap<i64, usize> =
         coco.images.iter().enumerate().map(|(n, i)| (i.id, n)).collect();
     let label: HashMap<i64, u32> =
         coco.categories.iter().enumerate().map(|(n, c)| (c.id, n as u32)).collect();
@@ -76,16 +60,16 @@ pub fn boxes_by_image(
     let mut counts = Counts::default();
     for (n, a) in coco.annotations.iter().enumerate() {
         let at = || format!("annotations[{n}] (id {})", a.id);
-        let Some(&i) = place.get(&a.image_id) else {
-            let problem = format!("`image_id` {} is not among the file's images", a.image_id);
+        let Some(&i) = position.get(&a.image_id) else {
+            let problem = format!("no entry of `images` has the `image_id` {}", a.image_id);
             return Err(Error::data(file, at(), problem));
         };
         let Some(&label) = label.get(&a.category_id) else {
             let problem =
-                format!("`category_id` {} is not among the file's categories", a.category_id);
+                format!("no entry of `categories` has the `category_id` {}", a.category_id);
             return Err(Error::data(file, at(), problem));
         };
-        let kept = usable(a, label, &coco.images[i], policy, &mut counts)
+        let kept = apply_policy(a, label, &coco.images[i], policy, &mut counts)
             .map_err(|problem| Error::data(file, at(), problem))?;
         if let Some(b) = kept {
             let count = if b.crowd { &mut counts.crowd } else { &mut counts.boxes };
@@ -97,8 +81,31 @@ pub fn boxes_by_image(
     Ok((boxes, counts))
 }
 
-/// What the policy makes of one annotation: a box, or `None` when it is left out.
-fn usable(
+/// Checks that there are images and categories, that ids are unique and that images have a size.
+fn check_sections(coco: &Coco, file: &Path) -> Result<()> {
+    if coco.images.is_empty() {
+        return Err(Error::data(file, "images", "expected at least one image, found none"));
+    }
+    if coco.categories.is_empty() {
+        return Err(Error::data(file, "categories", "expected at least one category, found none"));
+    }
+    check_unique(file, "images", coco.images.iter().map(|i| i.id))?;
+    check_unique(file, "categories", coco.categories.iter().map(|c| c.id))?;
+    check_unique(file, "annotations", coco.annotations.iter().map(|a| a.id))?;
+    for (n, image) in coco.images.iter().enumerate() {
+        if image.width == 0 || image.height == 0 {
+            let problem = format!(
+                "`width` and `height` of image {} must be at least 1, found {} x {}",
+                image.id, image.width, image.height
+            );
+            return Err(Error::data(file, format!("images[{n}]"), problem));
+        }
+    }
+    Ok(())
+}
+
+/// The box of one annotation under `policy`; `None` if it is left out.
+fn apply_policy(
     a: &Annotation,
     label: u32,
     image: &Image,
@@ -107,15 +114,15 @@ fn usable(
 ) -> std::result::Result<Option<GtBox>, String> {
     let (w, h) = (image.width as f64, image.height as f64);
     let [x, y, bw, bh] = a.bbox;
-    let refused = |problem: &str| {
+    let message = |problem: &str| {
         format!(
             "{problem} (image `{}` is {w} x {h})\n\
-             hint: --bad-boxes drop or clip leaves such boxes out and counts them",
+             hint: `--bad-boxes drop` or `clip` leaves such boxes out and counts them",
             shown(&image.file_name)
         )
     };
     let bad = |problem: &str| match policy {
-        BadBoxes::Fail => Err(refused(&format!("`bbox` [{x}, {y}, {bw}, {bh}] {problem}"))),
+        BadBoxes::Fail => Err(message(&format!("`bbox` [{x}, {y}, {bw}, {bh}] {problem}"))),
         BadBoxes::Drop | BadBoxes::Clip => Ok(None),
     };
     let finite = a.bbox.iter().all(|v| v.is_finite()) && (bw * bh).is_finite();
@@ -125,7 +132,7 @@ fn usable(
     }
     if x >= w || y >= h || x + bw <= 0.0 || y + bh <= 0.0 {
         counts.outside += 1;
-        return bad("lies outside its image");
+        return bad("is outside its image");
     }
     let mut bbox = a.bbox;
     if x < 0.0 || y < 0.0 || x + bw > w || y + bh > h {
@@ -133,7 +140,7 @@ fn usable(
         if policy == BadBoxes::Clip {
             let (x1, y1) = (x.max(0.0), y.max(0.0));
             bbox = [x1, y1, (x + bw).min(w) - x1, (y + bh).min(h) - y1];
-            // So thin that it has no width as x2 - x1.
+            // Rounding can leave a thin box without width or height.
             if bbox[2] <= 0.0 || bbox[3] <= 0.0 {
                 counts.without_area += 1;
                 return Ok(None);
@@ -142,10 +149,11 @@ fn usable(
     }
     let mut area = a.area;
     if !area.is_finite() || area < 0.0 {
-        counts.odd_area += 1;
+        counts.bad_area += 1;
         if policy == BadBoxes::Fail {
             return Err(format!(
-                "`area` {area} is negative\nhint: --bad-boxes drop or clip uses width x height"
+                "expected an `area` of at least 0, found {area}\n\
+                 hint: `--bad-boxes drop` or `clip` uses width x height"
             ));
         }
         area = bw * bh;
@@ -153,14 +161,14 @@ fn usable(
     Ok(Some(GtBox { id: a.id, bbox, area, label, crowd: a.iscrowd }))
 }
 
-fn unique(file: &Path, section: &str, ids: impl Iterator<Item = i64>) -> Result<()> {
+fn check_unique(file: &Path, section: &str, ids: impl Iterator<Item = i64>) -> Result<()> {
     let mut seen = HashSet::new();
     for (n, id) in ids.enumerate() {
         if !seen.insert(id) {
             return Err(Error::data(
                 file,
                 format!("{section}[{n}]"),
-                format!("`id` {id} was used before; ids must be unique"),
+                format!("expected a unique `id`, found {id} a second time"),
             ));
         }
     }
@@ -168,24 +176,21 @@ fn unique(file: &Path, section: &str, ids: impl Iterator<Item = i64>) -> Result<
 }
 
 impl Counts {
-    /// Counts one image's boxes.
+    /// Adds the boxes of one image.
     pub fn add(&mut self, e: &Entry) {
         self.boxes += e.boxes as u64;
         self.crowd += e.crowd as u64;
         self.empty_images += u64::from(e.boxes + e.crowd == 0);
     }
 
-    /// Lines for people about what was left out or is unusual; empty when there is nothing to tell.
+    /// One line for each kind of box that was left out, changed or is unusual.
     pub fn warnings(&self, policy: BadBoxes) -> Vec<String> {
-        let verb = if policy == BadBoxes::Clip { "clipped" } else { "kept as they are" };
+        let verb = if policy == BadBoxes::Clip { "clipped" } else { "kept unchanged" };
         [
             (self.without_area, "boxes without area: left out".to_owned()),
             (self.outside, "boxes outside their image: left out".to_owned()),
-            (self.over_edge, format!("boxes reach over the edge of their image: {verb}")),
-            (
-                self.odd_area,
-                "boxes with a negative `area`: their width x height is used".to_owned(),
-            ),
+            (self.over_edge, format!("boxes extend beyond their image: {verb}")),
+            (self.bad_area, "boxes with a negative `area`: replaced by width x height".to_owned()),
         ]
         .into_iter()
         .filter(|(n, _)| *n > 0)
@@ -211,7 +216,7 @@ mod tests {
                 iscrowd: false,
             }],
             categories: vec![Category { id: 3, name: "x".into() }],
-            images_alone: false,
+            images_only: false,
         }
     }
 
@@ -219,9 +224,9 @@ mod tests {
         boxes_by_image(c, Path::new("f.json"), policy)
     }
 
-    /// Boxes without area give NaN in a loss, and an area below zero is in no size range.
+    /// Boxes without area give NaN in a loss; a negative area is in no size range of the metric.
     #[test]
-    fn policies_on_bad_boxes() {
+    fn bad_boxes_are_treated_by_the_policy() {
         for (bbox, field) in [
             ([1.0, 1.0, 0.0, 2.0], "area"),
             ([1.0, 1.0, -3.0, 2.0], "area"),
@@ -234,17 +239,17 @@ mod tests {
         let mut negative = coco([1.0, 1.0, 2.0, 3.0]);
         negative.annotations[0].area = -1.0;
         let (boxes, counts) = run(&negative, BadBoxes::Drop).unwrap();
-        assert_eq!((boxes[0][0].area, counts.odd_area), (6.0, 1));
-        assert!(run(&negative, BadBoxes::Fail).unwrap_err().to_string().contains("`area` -1"));
+        assert_eq!((boxes[0][0].area, counts.bad_area), (6.0, 1));
+        assert!(run(&negative, BadBoxes::Fail).unwrap_err().to_string().contains("`area`"));
         let huge = run(&coco([1.0, 1.0, 1e200, 1e200]), BadBoxes::Drop).unwrap();
-        assert!(huge.0[0].is_empty() && huge.1.without_area == 1, "its area is infinite");
+        assert!(huge.0[0].is_empty() && huge.1.without_area == 1, "the area is infinite");
         let over = coco([6.0, 5.0, 9.0, 9.0]);
         assert_eq!(run(&over, BadBoxes::Drop).unwrap().0[0][0].bbox, [6.0, 5.0, 9.0, 9.0]);
         assert_eq!(run(&over, BadBoxes::Clip).unwrap().0[0][0].bbox, [6.0, 5.0, 4.0, 3.0]);
     }
 
     #[test]
-    fn unknown_and_duplicate_ids_are_named() {
+    fn unknown_and_duplicate_ids_are_reported() {
         let mut c = coco([1.0, 1.0, 2.0, 2.0]);
         c.annotations[0].image_id = 6;
         assert!(run(&c, BadBoxes::Drop).unwrap_err().to_string().contains("`image_id` 6"));
@@ -252,10 +257,10 @@ mod tests {
         c.annotations[0].category_id = 4;
         assert!(run(&c, BadBoxes::Drop).unwrap_err().to_string().contains("`category_id` 4"));
         let mut c = coco([1.0, 1.0, 2.0, 2.0]);
-        let twin = c.annotations[0].clone();
-        c.annotations.push(twin);
+        let duplicate = c.annotations[0].clone();
+        c.annotations.push(duplicate);
         assert!(run(&c, BadBoxes::Drop).unwrap_err().to_string().contains("annotations[1]"));
         c.images.clear();
-        assert!(run(&c, BadBoxes::Drop).unwrap_err().to_string().contains("at least one image"));
+        assert!(run(&c, BadBoxes::Drop).unwrap_err().to_string().contains("f.json: images:"));
     }
 }

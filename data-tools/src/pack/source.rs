@@ -1,42 +1,41 @@
-//! One picture: found, read, checked and encoded.
+//! Source images: reading, checking and encoding.
 
 use std::path::{Path, PathBuf};
 
-use dw_base::names;
 use dw_base::text::shown;
+use dw_base::{Error, Result, names};
 
-use super::Options;
+use super::options::Options;
 use crate::coco::{Coco, Image};
-use crate::error::{Error, Result};
 use crate::format::{Annotations, Entry, GtBox, encode_record};
 use crate::input;
 use crate::pixels::{self, Codec, Layout, Rgb, is_jpeg};
 
-const ALLOW: &str = "hint: --allow-outside packs images from outside the split's folder, too";
+const HINT: &str = "hint: `--allow-outside` packs images from outside the folder of the split too";
 
-/// An image as it goes into a shard.
+/// An encoded image.
 pub(super) struct Encoded {
     pub(super) record: Vec<u8>,
     pub(super) entry: Entry,
-    /// Its EXIF data ask for a rotation.
+    /// Whether its EXIF orientation is not 1.
     pub(super) rotated: bool,
     /// Highest sample of a 16-bit PNG.
-    pub(super) highest: Option<u16>,
+    pub(super) max_16_bit: Option<u16>,
 }
 
 /// Why an image cannot be packed.
 pub(super) enum Unusable {
-    /// Missing, damaged or of another size: `--bad-images` says what becomes of it.
+    /// Missing, damaged or of another size: subject to `--bad-images`.
     Bad(String),
-    /// An error whatever the options.
-    Refused(Error),
+    /// Outside the image folder: an error under every policy.
+    Outside(Error),
 }
 
-/// Where pictures come from.
-pub(super) struct Source {
-    /// The split's image folder as it was named.
+/// The image folder of a split.
+pub(super) struct ImageFolder {
+    /// Path as given.
     folder: PathBuf,
-    /// The same without links.
+    /// Path with symbolic links resolved.
     root: PathBuf,
     allow_outside: bool,
 }
@@ -44,13 +43,13 @@ pub(super) struct Source {
 /// Checks every `file_name` of an annotation file.
 ///
 /// # Errors
-/// The first that leaves the image folder without `--allow-outside`, or names no file.
+/// The first one that is not a file name, or leaves the image folder without `--allow-outside`.
 pub(super) fn check_names(coco: &Coco, json: &Path, allow_outside: bool) -> Result<()> {
     for (n, image) in coco.images.iter().enumerate() {
         let name = &image.file_name;
         let problem = match names::relative(name) {
             Err(_) if allow_outside && stored_name(name).is_some() => continue,
-            Err(problem) if stored_name(name).is_some() => format!("{problem}\n{ALLOW}"),
+            Err(problem) if stored_name(name).is_some() => format!("{problem}\n{HINT}"),
             Err(problem) => problem,
             Ok(()) => continue,
         };
@@ -60,8 +59,8 @@ pub(super) fn check_names(coco: &Coco, json: &Path, allow_outside: bool) -> Resu
     Ok(())
 }
 
-/// The name that a pack keeps: without what leads out of the folder (`--allow-outside`), so that no
-/// name in a pack does. `None` when nothing is left.
+/// The file name stored in a pack: without the components that leave the image folder
+/// (`--allow-outside`), so that stored names never do. `None` if nothing remains.
 fn stored_name(name: &str) -> Option<String> {
     if names::relative(name).is_ok() {
         return Some(name.to_owned());
@@ -78,22 +77,22 @@ fn stored_name(name: &str) -> Option<String> {
     names::relative(&kept).is_ok().then_some(kept)
 }
 
-impl Source {
-    /// The image folder `folder`, which may be a link itself.
+impl ImageFolder {
+    /// The image folder `folder`, which may be a symbolic link.
     ///
     /// # Errors
-    /// A folder that cannot be found.
+    /// A folder that cannot be opened.
     pub(super) fn new(folder: PathBuf, allow_outside: bool) -> Result<Self> {
         let root = std::fs::canonicalize(&folder).map_err(Error::io("cannot open", &folder))?;
         Ok(Self { folder, root, allow_outside })
     }
 
-    /// Whether the file of an image is there.
-    pub(super) fn has(&self, image: &Image) -> bool {
+    /// Whether the file of an image exists.
+    pub(super) fn contains(&self, image: &Image) -> bool {
         self.folder.join(&image.file_name).is_file()
     }
 
-    /// The bytes of an image's file.
+    /// Reads the file of an image.
     fn read(&self, image: &Image) -> std::result::Result<Vec<u8>, Unusable> {
         let path = self.folder.join(&image.file_name);
         let unreadable = |e: std::io::Error| {
@@ -101,22 +100,22 @@ impl Source {
             Unusable::Bad(format!("{path}: image {} cannot be read: {e}", image.id))
         };
         if self.allow_outside {
-            return input::read(&path, input::LARGEST_PICTURE).map_err(unreadable);
+            return input::read(&path, input::MAX_IMAGE_BYTES).map_err(unreadable);
         }
-        // The path without links is the one that is read: a link cannot be changed in between.
+        // Reading the resolved path leaves no link that could be changed after the check.
         if let Some(real) = input::resolve_inside(&self.root, &path).map_err(unreadable)? {
-            return input::read(&real, input::LARGEST_PICTURE).map_err(unreadable);
+            return input::read(&real, input::MAX_IMAGE_BYTES).map_err(unreadable);
         }
         let root = shown(self.root.display());
-        let problem = format!("is a link to a file outside {root}\n{ALLOW}");
+        let problem = format!("is a symbolic link to a file outside {root}\n{HINT}");
         let place = format!("image {}", image.id);
-        Err(Unusable::Refused(Error::data(&path, place, problem)))
+        Err(Unusable::Outside(Error::data(&path, place, problem)))
     }
 
     /// Reads, checks and encodes an image.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The problem, and whether the policy applies to it.
     pub(super) fn encode(
         &self,
         image: &Image,
@@ -133,8 +132,8 @@ impl Source {
     }
 }
 
-/// A size that is not the annotated one; `None` when it is.
-fn other_size(image: &Image, bytes: &[u8], found: (usize, usize)) -> Option<String> {
+/// The problem of an image whose size is not the annotated one; `None` if it is.
+fn size_problem(image: &Image, bytes: &[u8], found: (usize, usize)) -> Option<String> {
     let expected = (image.width as usize, image.height as usize);
     if found == expected {
         return None;
@@ -144,18 +143,20 @@ fn other_size(image: &Image, bytes: &[u8], found: (usize, usize)) -> Option<Stri
         "is {w} x {h} pixels, expected {} x {} (`width`, `height` in the annotations)",
         expected.0, expected.1
     );
-    // 5 to 8 of the EXIF orientations exchange width and height.
-    let turned = pixels::orientation(bytes).filter(|o| (5..=8).contains(o) && (h, w) == expected);
-    let Some(turned) = turned else { return Some(text) };
+    // EXIF orientations 5 to 8 exchange width and height.
+    let swapped = pixels::orientation(bytes).filter(|o| (5..=8).contains(o) && (h, w) == expected);
+    let Some(orientation) = swapped else { return Some(text) };
     Some(format!(
-        "{text}: its EXIF data ask for a rotation (orientation {turned}), and the annotations belong \
-         to the rotated photo, while training uses the stored pixels\n\
-         hint: rotate the files themselves, for instance by `mogrify -auto-orient` or \
-         `exiftran -ai`"
+        "{text}: the file has the EXIF orientation {orientation} and the annotations are those of \
+         the rotated image, but training uses the stored pixels\n\
+         hint: rotate the files, for example with `mogrify -auto-orient` or `exiftran -ai`"
     ))
 }
 
-/// Checks and encodes an image; on failure what is wrong, to be put behind the image's name.
+/// Checks and encodes an image.
+///
+/// # Errors
+/// The problem, worded to follow the name of the image.
 fn encode(
     image: &Image,
     bytes: Vec<u8>,
@@ -164,21 +165,21 @@ fn encode(
 ) -> std::result::Result<Encoded, String> {
     let undecodable = |e: String| format!("cannot be decoded: {e}");
     let size = pixels::file_size(&bytes).map_err(undecodable)?;
-    if let Some(problem) = other_size(image, &bytes, size) {
+    if let Some(problem) = size_problem(image, &bytes, size) {
         return Err(problem);
     }
     let rotated = pixels::orientation(&bytes).is_some_and(|o| o != 1);
     let too_large = o.max_side > 0 && image.width.max(image.height) > o.max_side;
-    let mut highest = None;
+    let mut max_16_bit = None;
     let (layout, size, pixels) = if o.codec == Codec::Jpeg && is_jpeg(&bytes) && !too_large {
         pixels::jpeg::check(&bytes).map_err(undecodable)?;
         (Layout::Jpeg, size, bytes)
     } else {
-        let (mut rgb, of_16_bits) = pixels::decode_with_depth(&bytes).map_err(undecodable)?;
-        highest = of_16_bits;
+        let (mut rgb, max_sample) = pixels::decode_with_depth(&bytes).map_err(undecodable)?;
+        max_16_bit = max_sample;
         let mut source = &bytes[..];
         if too_large {
-            rgb = shrink(rgb, o.max_side)?;
+            rgb = resize(rgb, o.max_side)?;
             source = &[];
         }
         let (layout, pixels) = pixels::encode_zstd(source, &rgb, o.level).map_err(undecodable)?;
@@ -198,21 +199,22 @@ fn encode(
         original_width: image.width,
         original_height: image.height,
     };
-    let file_name = stored_name(&image.file_name).ok_or("has a `file_name` that names no file")?;
+    let file_name =
+        stored_name(&image.file_name).ok_or("has a `file_name` that is not a file name")?;
     let annotations = Annotations { file_name, boxes: boxes.to_vec() };
     let (record, crc) = encode_record(image.id, layout.code(), &annotations, &pixels, o.level)
         .map_err(|e| format!("cannot be packed: {e}"))?;
     entry.crc = crc;
-    Ok(Encoded { record, entry, rotated, highest })
+    Ok(Encoded { record, entry, rotated, max_16_bit })
 }
 
-/// Down-samples to `max_side` (triangle filter).
-fn shrink(rgb: Rgb, max_side: u32) -> std::result::Result<Rgb, String> {
+/// Resizes to a longer side of `max_side` pixels with a triangle filter.
+fn resize(rgb: Rgb, max_side: u32) -> std::result::Result<Rgb, String> {
     let scale = f64::from(max_side) / rgb.width.max(rgb.height) as f64;
     let scaled = |n: usize| ((n as f64 * scale).round() as u32).max(1);
     let (w, h) = (scaled(rgb.width), scaled(rgb.height));
     let source = image::RgbImage::from_raw(rgb.width as u32, rgb.height as u32, rgb.data)
-        .ok_or("has pixels of an odd size")?;
+        .ok_or("has an unexpected number of pixel bytes")?;
     let small = image::imageops::resize(&source, w, h, image::imageops::FilterType::Triangle);
     Ok(Rgb { width: w as usize, height: h as usize, data: small.into_raw() })
 }
@@ -222,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pack_keeps_no_name_that_leads_out() {
+    fn stored_names_stay_inside_the_folder() {
         for (name, kept) in [
             ("a.jpg", Some("a.jpg")),
             ("./x/a.jpg", Some("./x/a.jpg")),
