@@ -12,8 +12,8 @@ DW_GOLDENS_MORE ?= $(if $(filter file,$(origin DW_GOLDENS)),../shared/goldens-dc
 GOLDENS = $(DW_GOLDENS)$(addprefix :,$(wildcard $(DW_GOLDENS_MORE)))
 DW_DATA ?= ../shared/data
 
-.PHONY: test-setup help setup build demo test lint test-golden test-shared soak bench gpu-kit \
-  gpu-acceptance clean
+.PHONY: test-setup help setup build demo check test lint deps audit test-golden test-shared soak \
+  bench gpu-kit gpu-acceptance clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -28,12 +28,23 @@ build: setup ## build release binaries in target/release (the first build takes 
 demo: build ## generate a data set, train on two ranks, evaluate, render images: demo-out/
 	@BIN=$(BIN) tools/demo.sh
 
+check: ## check format, lints and unit tests of the changed crates (under a minute when warm)
+	@tools/check.sh
+
 test-setup:
 	@tools/setup.sh tests
 
 lint: setup ## check formatting and run clippy; warnings are errors
 	@cargo fmt --all --check
 	@cargo clippy --locked --release --workspace --all-targets -- -D warnings
+
+deps: ## check licences, sources and bans of dependencies, and the spelling
+	@tools/setup.sh deps
+	@cargo deny --offline check --hide-inclusion-graph licenses bans sources
+	@typos
+
+audit: deps ## deps, and known vulnerabilities (downloads the advisory database)
+	@cargo deny check --hide-inclusion-graph advisories
 
 test: test-setup lint build ## run all tests that need only this clone
 	@env -u DW_DATA -u DW_GOLDENS cargo nextest run --locked --release --workspace

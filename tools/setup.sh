@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the build dependencies: Debian packages, libtorch, crates, and with the argument `tests`
-# the test runner and NCCL. Safe to run again: complete installs are kept, partial ones replaced.
+# Installs the build dependencies: Debian packages, libtorch, crates; with the argument `tests` also
+# the test runner and NCCL, with `deps` the tools that check dependencies and spelling. Safe to run
+# again: complete installs are kept, partial ones replaced.
 #
 # DW_CUDA=1 installs libtorch with CUDA (4.7 GB) even without an NVIDIA driver, for example on the
 # login node of a cluster. DW_CUDA=0 forces the CPU install (1.3 GB). A clone keeps the CUDA install
@@ -11,7 +12,10 @@ cd "$(dirname "$0")/.."
 TORCH=2.11.0
 NEXTEST=0.9.143
 NCCL=2.28.9
+DENY=0.20.2
+TYPOS=1.52.0
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/dw"
+export PATH="$PATH:$cache/tools/bin"
 say() { echo "setup: $*"; }
 die() { # MESSAGE [HINT]
   echo "setup: error: $1" >&2
@@ -148,6 +152,22 @@ if [ "${1:-}" = tests ] && [ $kind = cpu ] && [ ! -f "$nccl/.complete" ]; then
     touch "$nccl/.complete"
   else
     say "warning: cannot download NCCL; some of its tests are skipped"
+  fi
+fi
+# Tools of `make deps`.
+if [ "${1:-}" = deps ]; then
+  if ! cargo deny --version >/dev/null 2>&1; then
+    say "installing cargo-deny $DENY (about 5 minutes)"
+    cargo install --locked --quiet --root "$cache/tools" --version "$DENY" cargo-deny ||
+      die "cannot install cargo-deny" "cargo install --locked cargo-deny"
+  fi
+  if ! typos --version >/dev/null 2>&1; then
+    say "installing the spell checker typos $TYPOS"
+    rm -rf "$cache/typos-$TYPOS"
+    pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+      --target "$cache/typos-$TYPOS" "typos==$TYPOS" || die "cannot install typos"
+    mkdir -p "$cache/tools/bin"
+    ln -sf "$cache/typos-$TYPOS/bin/typos" "$cache/tools/bin/typos"
   fi
 fi
 cargo fetch --locked --quiet 2>/dev/null ||
