@@ -325,33 +325,33 @@ fn functions_fit_on_a_screen() {
 /// program that can compute on a GPU calls `device::open` before anything else that uses libtorch;
 /// `app::run` does so for the binaries.
 #[test]
-fn every_main_opens_the_device_first() {
-    let mains = ["src/bin", "benches", "tests"].into_iter().flat_map(rust_files);
+fn every_program_opens_the_device_first() {
     let mut checked = 0;
-    for (file, text) in mains.filter(|(_, text)| text.contains("\nfn main()")) {
-        let body = &text[text.find("\nfn main()").unwrap()..];
-        let body = &body[..body.find("\n}\n").unwrap()];
-        let place = |words: &str| body.find(words);
+    for (file, text) in ["src/bin", "benches", "tests"].into_iter().flat_map(rust_files) {
         if file.starts_with("src/bin") {
-            assert!(place("app::run(Start {").is_some(), "{file}: main goes through app::run");
-            assert!(
-                !body.contains("tch::") && !body.contains("torch::"),
-                "{file}: libtorch before app::run"
-            );
+            let body = enclosing_function(&text, text.find("fn main()").unwrap());
+            assert!(body.contains("app::run(Start {"), "{file}: main goes through app::run");
+            let early = body.contains("tch::") || body.contains("torch::");
+            assert!(!early, "{file}: libtorch is used outside app::run");
             checked += 1;
-        } else if let Some(pick) = place("device::pick(") {
-            let open = place("device::open(").unwrap_or(usize::MAX);
-            let first = ["tch::", "torch::", "Tensor::", "nccl::"]
-                .iter()
-                .filter_map(|w| place(w))
-                .chain([pick])
-                .min()
-                .unwrap();
+        } else if let Some(at) = text.find(" device::pick(").filter(|_| !file.contains("arch")) {
+            let body = enclosing_function(&text, at);
+            let place = |words: &str| body.find(words).unwrap_or(usize::MAX);
+            let uses = ["tch::", "torch::", "Tensor::", "nccl::", "device::pick("];
+            let first = uses.iter().map(|w| place(w)).min().unwrap();
+            let open = place("device::open(");
             assert!(open < first, "{file}: device::open must come before libtorch is used");
             checked += 1;
         }
     }
     assert!(checked >= 6, "only {checked} programs found");
+}
+
+/// The top-level function around a position.
+fn enclosing_function(text: &str, at: usize) -> &str {
+    let start = text[..at + 3].rfind("\nfn ").unwrap_or(0);
+    let end = text[start..].find("\n}\n").map_or(text.len(), |end| start + end);
+    &text[start..end]
 }
 
 #[test]

@@ -108,7 +108,8 @@ fn same_names(file: &Weights, categories: &[Category]) -> Result<()> {
         &file.path,
         format!("class of label {label}"),
         format!(
-            "expected {expected} as in the data, found {found}\nhint: rename the categories and pack again"
+            "expected {expected} as in the data, found {found}\n\
+             hint: rename the categories and pack again"
         ),
     ))
 }

@@ -59,8 +59,7 @@ enum Command {
 
 fn main() {
     let cli: Cli = app::parse();
-    let start = Start { device: Choice::Cpu, catch_signals: false };
-    app::run(start, |_, _| match cli.command {
+    app::run(Start { device: Choice::Cpu, catch_signals: false }, |_, _| match cli.command {
         Command::Pred { checkpoint, config, data, split, count, score, out } => {
             let count = count.into();
             predictions(&PredArgs { checkpoint, config, data, split, count, score }, &out)

@@ -4,9 +4,9 @@ use toml::{Table, Value};
 
 use super::Config;
 
-/// Keys, or sections ending in a dot, that may change when a run is resumed: they do not affect what
-/// a step computes (`train.images_per_rank` is compared as the global batch). A key that is not
-/// listed is taken to determine the result.
+/// Keys, or sections ending in a dot, that may change when a run is resumed: they do not affect
+/// what a step computes (`train.images_per_rank` is compared as the global batch). A key that is
+/// not listed is taken to determine the result.
 const MAY_CHANGE: [&str; 14] = [
     "data.shards",
     "data.val_split",

@@ -65,7 +65,7 @@ const NO_KEY: &[(&[&str], &str)] = &[
             "gradient_accumulation_steps",
             "accumulate_grad_batches",
         ],
-        "gradients are not accumulated over steps; the global batch is train.images_per_rank x ranks",
+        "gradients are not accumulated; the global batch is train.images_per_rank x ranks",
     ),
     (&["optimizer", "optim"], "the optimiser is SGD with train.momentum and train.weight_decay"),
     (

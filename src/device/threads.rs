@@ -1,5 +1,5 @@
-//! CPU threads of a rank: their number, whether the machine can start them, and how OpenMP's threads
-//! wait for work.
+//! CPU threads of a rank: their number, whether the machine can start them, and how OpenMP's
+//! threads wait for work.
 
 use std::os::unix::process::CommandExt;
 use std::sync::mpsc;
@@ -61,7 +61,8 @@ pub fn for_this_machine(configured: usize, topology: &Topology) -> usize {
     let share = resolve(0, topology);
     if configured > share && topology.rank == 0 {
         tracing::info!(
-            "train.threads = {configured} is more than a rank's share of this machine: using {share}"
+            "train.threads = {configured} is more than a rank's share of this machine: \
+             using {share}"
         );
     }
     if configured == 0 { share } else { configured.min(share) }

@@ -2,8 +2,76 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::backbone::resnet::Backbone;
 use super::layers::NormKind;
+
+/// `model.backbone`: kind and depth of the backbone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backbone {
+    /// 2-2-2-2 basic blocks.
+    Resnet18,
+    /// 3-4-6-3 basic blocks.
+    Resnet34,
+    /// 3-4-6-3 bottlenecks.
+    Resnet50,
+    /// 3-4-23-3 bottlenecks.
+    Resnet101,
+    /// 3-4-23-3 bottlenecks, 3x3 convolutions in 32 groups.
+    #[serde(rename = "resnext101_32x4d")]
+    Resnext101x32x4d,
+    /// 3-4-23-3 bottlenecks, 3x3 convolutions in 64 groups.
+    #[serde(rename = "resnext101_64x4d")]
+    Resnext101x64x4d,
+}
+
+/// Channels of a group of a ResNeXt's 3x3 convolutions in the first stage (the `4d` of the names).
+const GROUP_WIDTH: i64 = 4;
+
+impl Backbone {
+    /// Number of blocks in each of the four stages.
+    pub fn blocks(self) -> [usize; 4] {
+        match self {
+            Self::Resnet18 => [2, 2, 2, 2],
+            Self::Resnet34 | Self::Resnet50 => [3, 4, 6, 3],
+            Self::Resnet101 | Self::Resnext101x32x4d | Self::Resnext101x64x4d => [3, 4, 23, 3],
+        }
+    }
+
+    /// Whether the blocks are bottlenecks (1x1, 3x3 and 1x1 convolution), which deformable
+    /// convolutions require. The others are basic blocks (two 3x3 convolutions).
+    pub fn bottleneck(self) -> bool {
+        !matches!(self, Self::Resnet18 | Self::Resnet34)
+    }
+
+    /// Number of groups of the bottlenecks' 3x3 convolutions.
+    pub fn groups(self) -> i64 {
+        match self {
+            Self::Resnext101x32x4d => 32,
+            Self::Resnext101x64x4d => 64,
+            _ => 1,
+        }
+    }
+
+    /// Channels of the 3x3 convolution of a bottleneck in a stage of `planes` channels.
+    pub fn inner(self, planes: i64) -> i64 {
+        match self.groups() {
+            1 => planes,
+            groups => (planes * GROUP_WIDTH / 64).max(1) * groups,
+        }
+    }
+
+    /// Name in the configuration and in the list of pinned ImageNet weights.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resnet18 => "resnet18",
+            Self::Resnet34 => "resnet34",
+            Self::Resnet50 => "resnet50",
+            Self::Resnet101 => "resnet101",
+            Self::Resnext101x32x4d => "resnext101_32x4d",
+            Self::Resnext101x64x4d => "resnext101_64x4d",
+        }
+    }
+}
 
 /// `[model]`: architecture and initial weights of the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

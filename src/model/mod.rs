@@ -13,8 +13,7 @@ pub mod weights;
 
 use tch::{Device, Kind, Tensor};
 
-pub use backbone::resnet::Backbone;
-pub use config::{Distances, ModelConfig, Tower};
+pub use config::{Backbone, Distances, ModelConfig, Tower};
 pub use heads::{Outputs, Predictions, Rank};
 pub use layers::NormKind;
 pub use params::Params;
