@@ -240,7 +240,7 @@ mod tests {
         let e = bad("modle.width=1");
         assert!(e.contains("`modle`") && e.contains("model."), "{e}");
         let e = bad("train.lr=fast");
-        assert!(e.contains("`train.lr`: expected a number, found a text"), "{e}");
+        assert!(e.contains("`train.lr`: expected a number, found a string"), "{e}");
         let e = bad("model.backbone=resnet42");
         assert!(e.contains("resnet42") && e.contains("resnet50"), "{e}");
         for (set, key) in [
@@ -248,7 +248,7 @@ mod tests {
             ("assign.beta=nan", "`assign.beta`: expected a finite number, found NaN"),
             ("train.lr=inf", "`train.lr`: expected a finite number"),
             ("train.clip_norm=-1", "`train.clip_norm`"),
-            ("train.lr_steps=[8, 12]", "`train.lr_steps`: a drop after epoch 12 would never come"),
+            ("train.lr_steps=[8, 12]", "`train.lr_steps`: no drop can follow epoch 12"),
             ("train.lr_steps=[8, 3]", "`train.lr_steps`"),
             ("eval.nms_iou=2", "`eval.nms_iou`"),
             ("assign.prior_value=0.5", "`assign.prior_value`"),
