@@ -255,10 +255,10 @@ impl Job {
             push("--threads", threads.to_string());
         }
         if self.starter != Starter::Auto {
-            push("--starter", name_of(self.starter));
+            push("--starter", name_of(&self.starter));
         }
         if self.bind != Bind::Auto {
-            push("--bind", name_of(self.bind));
+            push("--bind", name_of(&self.bind));
         }
         if self.raw_stdout {
             options.push("--raw-stdout".to_owned());
@@ -268,6 +268,6 @@ impl Job {
 }
 
 /// Name of an option's value on the command line.
-fn name_of(value: impl ValueEnum) -> String {
+fn name_of(value: &impl ValueEnum) -> String {
     value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
 }

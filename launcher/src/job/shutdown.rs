@@ -135,7 +135,7 @@ mod tests {
 
     impl Clock {
         fn new() -> Self {
-            let (grace, tear_down) = (Duration::from_secs(60), Duration::from_secs(8));
+            let (grace, tear_down) = (Duration::from_mins(1), Duration::from_secs(8));
             let shutdown = Shutdown::new(grace, tear_down, Received::default());
             let (start, received) = (Instant::now(), Received::default());
             Self { shutdown, start, received, failed: None }

@@ -222,9 +222,9 @@ fn watch(
 
 /// Carries out a step of the shutdown.
 fn perform(action: Action, child: &Child, grace: Duration) {
-    // SAFETY (both): the child's status was not taken yet, so its id is still its own; it leads a
-    // process group of its own.
+    // SAFETY: the child's status was not taken yet, so its id is still its own.
     let signal = |signal| unsafe { libc::kill(child.id() as i32, signal) };
+    // SAFETY: as above; the child leads a process group of its own.
     let signal_group = |signal| unsafe { libc::kill(-(child.id() as i32), signal) };
     match action {
         Action::Checkpoint => signal(libc::SIGUSR1),

@@ -1,6 +1,7 @@
 //! Exit code and reason of a job that has ended, from the status reports of its ranks and the
 //! launcher's messages.
 
+use std::fmt::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -144,7 +145,8 @@ impl Outcome<'_> {
         );
         for other in self.ranks.values().map(|r| &r.status).filter(|o| o.rank != status.rank) {
             let waiting = other.waiting_s.map_or_else(String::new, |w| format!(" for {w:.1} s"));
-            text += &format!(
+            let _ = write!(
+                text,
                 "\n  rank {} on {} was in collective {}{waiting}",
                 other.rank,
                 shown(&other.host),
@@ -165,7 +167,8 @@ fn aborted(first: &LastStatus, why: &str, ranks: &Ranks) -> Verdict {
     };
     for other in ranks.values().filter(lagging) {
         let silent = first.received.saturating_duration_since(other.received).as_secs_f64();
-        text += &format!(
+        let _ = write!(
+            text,
             "\n  lagging: {}, no report for {silent:.1} s, its last collective was {}",
             describe(&other.status),
             collective(&other.status)

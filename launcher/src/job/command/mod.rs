@@ -331,7 +331,7 @@ mod tests {
         let odd = ["a'b", "$HOME `x`", "new\nline", "*", "", "ü", "-x=\"y\"", "a!b", "\\"];
         let program = std::iter::once("true").chain(odd).map(String::from).collect();
         let hosts = Some("a b:1,c;d:1".to_owned());
-        let c = LaunchCommand::new(&JobSpec { program, hosts, ..spec() }, &machine()).unwrap();
+        let c = LaunchCommand::new(&JobSpec { hosts, program, ..spec() }, &machine()).unwrap();
         let script = format!("printf '%s\\0' {}", c.shell_line().unwrap());
         let out = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
