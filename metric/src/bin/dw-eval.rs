@@ -12,7 +12,8 @@ use dw_metric::cli::{self, CocoArgs, EXAMPLES};
 
 /// Evaluate a results file against a ground-truth file, bit-identical to pycocotools
 #[derive(Parser)]
-#[command(name = "dw-eval coco", version, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(name = "dw-eval coco", bin_name = "dw-eval coco", version, after_help = EXAMPLES,
+          arg_required_else_help = true)]
 struct Coco {
     #[command(flatten)]
     args: CocoArgs,

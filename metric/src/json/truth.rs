@@ -121,6 +121,11 @@ fn annotation(c: &mut Cursor) -> Parse<(GroundTruth, [bool; 2])> {
     Ok((truth, [area.is_none(), crowd.is_none()]))
 }
 
+/// Skips the value of another section.
+fn skip(c: &mut Cursor) -> Parse<()> {
+    c.skip()
+}
+
 /// Sections of a file as read; `None` where a section is missing.
 #[derive(Default)]
 struct Sections {
@@ -156,7 +161,6 @@ impl Sections {
             }
             _ => {
                 let name = || format!("`{}`", shown(String::from_utf8_lossy(key)));
-                let skip = |c: &mut Cursor| c.skip();
                 stream.next(skip).map_err(|fault| (name(), fault))
             }
         }
