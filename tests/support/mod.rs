@@ -268,9 +268,14 @@ pub fn assert_fails(command: &mut Command, code: i32, keys: &[&str]) {
     assert_contains(&run_failing(command, code), keys);
 }
 
-/// The part of a log that begins with the last `error: `.
+/// The part of a log that begins with the last line of an error (`error: ` or `[rank N] error: `).
 pub fn last_error(log: &str) -> &str {
-    log.rfind("error: ").map_or("", |at| &log[at..])
+    let begins = |at: &usize| {
+        let line = log[..*at].rsplit('\n').next().unwrap_or_default();
+        line.is_empty() || (line.starts_with('[') && line.ends_with("] "))
+    };
+    let starts = log.match_indices("error: ").map(|(at, _)| at);
+    starts.filter(begins).last().map_or("", |at| &log[at..])
 }
 
 /// Whether a text contains `word` as a whole word, not within a longer number or name.
