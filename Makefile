@@ -48,6 +48,7 @@ audit: deps ## deps, and known vulnerabilities (downloads the advisory database)
 
 test: test-setup lint build ## run all tests that need only this clone
 	@env -u DW_DATA -u DW_GOLDENS cargo nextest run --locked --release --workspace
+	@cargo test --locked --release --quiet --doc -p dw -p dw-metric
 
 test-golden: build ## run the golden tests on DW_GOLDENS (and DW_GOLDENS_MORE), one line per case
 	@DW_GOLDENS="$(GOLDENS)" cargo test --locked --release --test golden -- --test-threads 1 \
