@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 include!("tools/git_revision.rs");
 
-const SOURCES: [&str; 7] = ["context", "deform", "gradient", "memory", "profile", "sgd", "stream"];
+const SOURCES: [&str; 9] =
+    ["context", "conv", "deform", "gradient", "memory", "profile", "readback", "sgd", "stream"];
 
 fn build() {
     println!("cargo:rerun-if-changed=src/torch");

@@ -20,7 +20,8 @@ use dw::geometry::{Grid, level_sizes};
 use dw::model::Detector;
 use dw::torch::{self, Profile};
 use dw::train::buckets::Cost;
-use dw::train::step::{Input, Step};
+use dw::train::queue::Enqueued;
+use dw::train::step::{Input, Part, Step};
 use dw_launch::abort::exit_now;
 use dw_launch::{Op, Topology, World};
 use serde_json::json;
@@ -67,16 +68,17 @@ struct Args {
 }
 
 fn precision(text: &str) -> Result<Precision, String> {
-    let known = [Precision::Auto, Precision::F32, Precision::Tf32, Precision::F64];
-    known
+    use Precision::{Auto, Bf16, F32, F64, Tf32};
+    [Auto, F32, Tf32, Bf16, F64]
         .into_iter()
         .find(|p| p.name() == text)
-        .ok_or_else(|| "expected auto, f32, tf32 or f64".into())
+        .ok_or_else(|| "expected auto, f32, tf32, bf16 or f64".into())
 }
 
 /// A training step that is repeated on the same batch.
 struct Repeated {
     step: Step,
+    world: Arc<World>,
     images: Tensor,
     targets: Targets,
     device: Device,
@@ -103,7 +105,7 @@ fn main() {
     let (device, precision) = set_up(&a);
     let job = join(device, &mut None).expect("the other ranks");
     let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
-    let mut step = Repeated::new(&a, precision.kind(), device, &world);
+    let mut step = Repeated::new(&a, precision, device, &world);
     job.barrier("start").expect("peers");
     for _ in 0..a.warmup {
         step.run();
@@ -161,7 +163,7 @@ fn set_up(a: &Args) -> (Device, Precision) {
     device::open(a.device);
     let device = device::pick(a.device, &Topology::from_env()).expect("the device");
     let precision = a.precision.resolve(device).expect("a precision of this device");
-    precision.apply().expect("libtorch's settings");
+    precision.apply(device).expect("libtorch's settings");
     tch::set_num_threads(a.threads);
     torch::flush_denormals();
     tch::manual_seed(0);
@@ -169,17 +171,19 @@ fn set_up(a: &Args) -> (Device, Precision) {
 }
 
 impl Repeated {
-    fn new(a: &Args, kind: Kind, device: Device, world: &Arc<World>) -> Self {
+    fn new(a: &Args, precision: Precision, device: Device, world: &Arc<World>) -> Self {
         let config = config::load(&a.config, &[]).expect("a configuration");
-        let mut net = Detector::new(&config.model, 80, kind, device);
+        let mut net = Detector::new(&config.model, 80, precision.kind(), device);
+        net.activations = precision.activations();
         let strategy = config.assign.build(&mut net.params, 80);
         let targets = strategy
             .matcher
             .targets(&Grid::centers(&level_sizes(a.height, a.width)), &truth(a))
-            .to(kind, device);
+            .to(precision.kind(), device);
         let step = Step::new(net, strategy, &config.train, world).expect("memory");
         let images = Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu));
-        Self { step, images: upload(&images, device, kind), targets, device }
+        let images = upload(&images, device, precision.activations());
+        Self { step, world: world.clone(), images, targets, device }
     }
 
     /// The time, after the device has finished all enqueued work.
@@ -190,20 +194,45 @@ impl Repeated {
         Instant::now()
     }
 
+    /// Enqueues one step; `after` is called after each of its parts.
+    fn enqueue(&mut self, after: impl FnMut(Part)) -> Enqueued {
+        let input = Input { images: &self.images, targets: &self.targets, at: Progress::default() };
+        self.step.run(input, 1e-5, false, None, after).expect("peers")
+    }
+
+    /// Waits for a step; returns the cost of its communication.
+    fn wait(&self, step: Enqueued) -> Cost {
+        let done = step.wait(&self.world).expect("the device");
+        assert!(done.is_finite, "{done:?}");
+        done.cost
+    }
+
     /// Runs one step. Returns the times before, between and after its four parts, and the cost of
     /// its communication.
     fn run(&mut self) -> (Vec<Instant>, Cost) {
-        let mut marks = vec![Self::mark(self.device)];
-        let input = Input { images: &self.images, targets: &self.targets, at: Progress::default() };
-        let done = self
-            .step
-            .run(input, 1e-5, false, None, |_| marks.push(Self::mark(self.device)))
-            .expect("peers");
-        assert!(done.is_finite(), "{done:?}");
-        (marks, done.cost)
+        let device = self.device;
+        let mut marks = vec![Self::mark(device)];
+        let step = self.enqueue(|_| marks.push(Self::mark(device)));
+        (marks, self.wait(step))
     }
 
-    /// Runs and measures steps.
+    /// Runs steps as the trainer does, which reads a step's numbers on a GPU after it has enqueued
+    /// the next one. Returns the seconds from one step's end to the next one's.
+    fn stream(&mut self, steps: usize) -> Vec<f64> {
+        let (mut times, mut last) = (vec![], Self::mark(self.device));
+        let mut pending = None;
+        for n in 0..=steps {
+            let next = (n < steps).then(|| self.enqueue(|_| ()));
+            if let Some(step) = std::mem::replace(&mut pending, next) {
+                self.wait(step);
+                times.push(last.elapsed().as_secs_f64());
+                last = Instant::now();
+            }
+        }
+        times
+    }
+
+    /// Measures steps and, separately on a GPU, their parts.
     fn measure(&mut self, steps: usize) -> Measured {
         let (mut times, mut parts, mut exposed) = (vec![], [0.0; 4], vec![]);
         for _ in 0..steps {
@@ -214,36 +243,32 @@ impl Repeated {
                 *p += (m[1] - m[0]).as_secs_f64() / steps as f64;
             }
         }
+        // On a CPU the marks cost nothing.
+        if self.device.is_cuda() {
+            times = self.stream(3 * steps);
+        }
         let (step_s, exposed_s) = (median(&mut times), median(&mut exposed));
         Measured { step_s, min_s: times[0], parts, exposed_s }
     }
 
-    /// Number of calls per step that wait for the GPU, without those of the five marks.
+    /// Number of calls per step that wait for the GPU.
     fn syncs(&mut self, steps: usize) -> f64 {
         if !self.device.is_cuda() {
             return 0.0;
         }
-        let count = |n: usize, step: &mut Self| {
-            torch::count_syncs(|| {
-                for _ in 0..n {
-                    step.run();
-                }
-            })
-            .expect("libtorch's count of synchronisations")
-            .1
-        };
-        let mark = torch::count_syncs(|| Self::mark(self.device))
-            .expect("libtorch's count of synchronisations")
-            .1 as f64;
-        count(steps, self) as f64 / steps as f64 - 5.0 * mark
+        let run = || (0..steps).map(|_| self.enqueue(|_| ())).collect::<Vec<_>>();
+        let counted = torch::count_syncs(run);
+        let (pending, count) = counted.expect("libtorch's count of synchronisations");
+        for step in pending {
+            self.wait(step);
+        }
+        count as f64 / steps as f64
     }
 
     /// Records a trace of [`TRACED`] steps.
     fn trace(&mut self, path: &std::path::Path) {
         let profile = Profile::start(self.device).expect("libtorch's profiler");
-        for _ in 0..TRACED {
-            self.run();
-        }
+        self.stream(TRACED);
         profile.write(path).expect("the trace");
     }
 }

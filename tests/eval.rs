@@ -84,7 +84,8 @@ fn reports_and_comparisons_are_written() {
     let photo = "data:image/jpeg;base64,";
     assert_contains(&html(), &["AP50", "val2017", "resnet18", photo, "Background"]);
     assert!(!html().contains("AP B"), "columns of a second run");
-    let checkpoint = sandbox.checkpoints("w")[0].to_str().unwrap().to_owned();
+    let newest = sandbox.checkpoints("w").pop().unwrap();
+    let checkpoint = newest.to_str().unwrap().to_owned();
     let mut c = launch(2, "dw-eval");
     c.args(["--compare", &work, &checkpoint, "--device", "cpu", "--per-class", "--report", &page]);
     assert_contains(&run(&mut c), &["B - A", "+0.0000", "AP50"]);

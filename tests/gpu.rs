@@ -49,7 +49,7 @@ fn main() {
             return finish(trials);
         }
     };
-    Precision::F32.apply().unwrap();
+    Precision::F32.apply(device).unwrap();
     if std::env::var_os(ABORT).is_some() {
         world(device).abort(4, "test");
     }
@@ -143,7 +143,7 @@ fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
     let predicted = step.forward(&images(device, kind));
     let loss = step.loss(&predicted, &targets, &Progress::default(), false).unwrap();
     step.backward(&loss).unwrap();
-    (loss.total(), step.flat.grads.to_device(Device::Cpu).to_kind(Kind::Double))
+    (loss.read().unwrap().total(), step.flat.grads.to_device(Device::Cpu).to_kind(Kind::Double))
 }
 
 fn network(device: Device) {

@@ -236,7 +236,6 @@ fn precision_is_part_of_the_run() {
     let sandbox = Sandbox::new();
     for (set, keys) in [
         ("train.precision=tf32", ["train.precision", "tf32", "hint:", "f32"]),
-        ("train.precision=bf16", ["train.precision", "bf16", "hint:", "f32"]),
         ("train.precision=fp16", ["fp16", "auto", "tf32", "f64"]),
     ] {
         assert_contains(&run_failing(&mut train(&sandbox, &[set], &[]), 2), &keys);

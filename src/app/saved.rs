@@ -67,10 +67,11 @@ impl Saved {
             same_names(&file, data.categories())?;
         }
         let precision = self.config.train.precision.for_evaluation(device);
-        precision.apply()?;
+        precision.apply(device)?;
         tracing::info!("precision of the network: {} on {device:?}", precision.name());
         let classes = data.categories().len();
         let mut detector = Detector::new(&self.config.model, classes, precision.kind(), device);
+        detector.activations = precision.activations();
         let strategy = self.config.assign.build(&mut detector.params, classes as i64);
         strategy.attach(&mut detector);
         let mut report = weights::load(&file, &mut detector.params)?;

@@ -122,7 +122,7 @@ fn select_device(
     let num_threads = if args.dry_run { 1 } else { num_threads };
     let device = super::device(args.device, num_threads, topology)?;
     config.train.precision = config.train.precision.resolve(device)?;
-    config.train.precision.apply()?;
+    config.train.precision.apply(device)?;
     Ok(device)
 }
 
@@ -216,8 +216,9 @@ fn build_step(
 ) -> Result<Step> {
     tch::manual_seed(config.train.seed as i64);
     let (classes, device) = (plan.inputs.classes, plan.inputs.device);
-    let kind = config.train.precision.kind();
-    let mut detector = Detector::new(&config.model, classes, kind, device);
+    let precision = config.train.precision;
+    let mut detector = Detector::new(&config.model, classes, precision.kind(), device);
+    detector.activations = precision.activations();
     let strategy = config.assign.build(&mut detector.params, classes as i64);
     if from.is_none() {
         init::weights(&mut detector, &config.model, world)?;

@@ -38,8 +38,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::geometry::Grid;
-use crate::loss::{Loss, Term};
+use crate::loss::{Reduced, Term};
 use crate::model::{Detector, ModelConfig, Params, Predictions, Rank};
+use crate::{Result, torch};
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
@@ -91,7 +92,7 @@ impl AssignConfig {
     /// # Errors
     /// A value is out of range or does not fit another setting. The text names the key, the
     /// expected values with their unit, and the value found.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> std::result::Result<(), String> {
         match self {
             Self::Dw(c) => c.check(),
             Self::Fcos(c) => c.check(),
@@ -164,6 +165,21 @@ impl Targets {
         }
     }
 
+    /// Moves the tensors to page-locked memory, from which copies to a GPU do not block the host.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn page_lock(&mut self) -> Result<()> {
+        let tensors: Vec<&mut Tensor> = match self {
+            Self::Pairs(t) => t.tensors_mut().into(),
+            Self::Points(t) => t.tensors_mut().into(),
+        };
+        for t in tensors {
+            *t = torch::page_locked(t)?;
+        }
+        Ok(())
+    }
+
     /// The targets of a soft matcher.
     ///
     /// # Panics
@@ -216,10 +232,11 @@ pub trait Criterion: Send {
         probe: &mut dyn Probe,
     ) -> Vec<Term>;
 
-    /// Called after each update with the loss over all ranks, to update running state. State
-    /// belongs in tensors that [`AssignConfig::build`] added to the network's parameters, because
-    /// those are saved in checkpoints and resumed.
-    fn after_step(&mut self, _: &Loss) {}
+    /// Called after each update with the loss over all ranks, to update running state. Like
+    /// [`Criterion::terms`] it must not read tensors back to the host. State belongs in tensors
+    /// that [`AssignConfig::build`] added to the network's parameters, because those are saved in
+    /// checkpoints and resumed.
+    fn after_step(&mut self, _: &Reduced) {}
 }
 
 /// Records named intermediate tensors of a criterion, for tests and pictures.

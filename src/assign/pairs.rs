@@ -10,6 +10,7 @@ use tch::{Device, Kind as TensorKind, Tensor};
 
 use super::ImageBoxes;
 use crate::geometry::{Grid, STRIDES};
+use crate::torch;
 
 /// Pairs of one batch on the host.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -62,8 +63,8 @@ impl PairTensors {
     /// Copies to `device`, with floats of `kind`; tensors that are there already are shared.
     #[must_use]
     pub fn to(&self, kind: TensorKind, device: Device) -> Self {
-        let ints = |t: &Tensor| t.to_device(device);
-        let floats = |t: &Tensor| t.to_device(device).to_kind(kind);
+        let ints = |t: &Tensor| torch::upload(t, device);
+        let floats = |t: &Tensor| torch::upload(t, device).to_kind(kind);
         Self {
             labels: ints(&self.labels),
             point: ints(&self.point),
@@ -74,6 +75,12 @@ impl PairTensors {
             logit_index: ints(&self.logit_index),
             logit_last_pair: ints(&self.logit_last_pair),
         }
+    }
+
+    /// All tensors.
+    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 8] {
+        let Self { labels, point, gt, target, stride, logit, logit_index, logit_last_pair } = self;
+        [labels, point, gt, target, stride, logit, logit_index, logit_last_pair]
     }
 
     /// Offset (x, y) of each pair's point from the centre of its box, `[2, N]`, in strides: half

@@ -7,6 +7,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::torch;
+
 /// Hard targets of one batch on the host.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct PointTargets {
@@ -50,10 +52,16 @@ impl PointTensors {
     #[must_use]
     pub fn to(&self, kind: Kind, device: Device) -> Self {
         Self {
-            boxes: self.boxes.to_device(device).to_kind(kind),
-            labels: self.labels.to_device(device),
-            positive: self.positive.to_device(device),
-            gt: self.gt.to_device(device),
+            boxes: torch::upload(&self.boxes, device).to_kind(kind),
+            labels: torch::upload(&self.labels, device),
+            positive: torch::upload(&self.positive, device),
+            gt: torch::upload(&self.gt, device),
         }
+    }
+
+    /// All tensors.
+    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 4] {
+        let Self { boxes, labels, positive, gt } = self;
+        [boxes, labels, positive, gt]
     }
 }

@@ -3,7 +3,6 @@
 use toml::{Table, Value};
 
 use super::Config;
-use crate::device::Precision;
 use crate::{Error, Result};
 
 /// Checks that every number of the merged configuration is finite.
@@ -85,12 +84,6 @@ fn data(c: &Config) -> Result<()> {
 fn train(c: &Config) -> Result<()> {
     let t = &c.train;
     must(t.images_per_rank > 0, "train.images_per_rank", "at least 1")?;
-    if t.precision == Precision::Bf16 {
-        let text = "configuration: `train.precision` = \"bf16\" is not supported in this version";
-        return Err(Error::Usage(format!(
-            "{text}\nhint: expected auto, f32, tf32 (on a GPU) or f64"
-        )));
-    }
     must(t.base_batch > 0, "train.base_batch", "at least 1")?;
     must(t.lr >= 0.0, "train.lr", "a number of at least 0")?;
     must((0.0..1.0).contains(&t.momentum), "train.momentum", "at least 0 and below 1")?;

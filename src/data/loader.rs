@@ -118,7 +118,10 @@ pub fn make_batch(
         Ok(())
     })?;
     let sizes = layout.images.iter().map(|(_, t)| (t.width, t.height)).collect();
-    let targets = settings.matcher.targets(&grid, &truth);
+    let mut targets = settings.matcher.targets(&grid, &truth);
+    if settings.device.is_cuda() {
+        targets.page_lock()?;
+    }
     Ok(Batch { images, targets, image_ids, sizes })
 }
 

@@ -90,7 +90,6 @@ pub fn deterministic(on: bool) -> Result<()> {
 /// Copies images `[B, 3, H, W]` to the device, in the network's kind and channels-last: the memory
 /// layout of the weights.
 pub fn upload(images: &Tensor, device: Device, kind: Kind) -> Tensor {
-    // The loader's images for a GPU are page-locked: their copy is asynchronous to the host.
-    let there = images.to_device_(device, images.kind(), true, false).to_kind(kind);
+    let there = crate::torch::upload(images, device).to_kind(kind);
     there.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

@@ -6,7 +6,7 @@ use tch::{Device, Kind};
 use crate::torch;
 use crate::{Error, Result};
 
-/// `train.precision`: kind of the network's tensors, and rounding of f32 convolutions on a GPU.
+/// `train.precision`: kinds of the network's tensors, and rounding of f32 convolutions on a GPU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -18,7 +18,8 @@ pub enum Precision {
     /// As `f32`, but convolutions on a GPU round their inputs to TF32 (10 bits of mantissa) and
     /// accumulate in f32.
     Tf32,
-    /// bf16 weights and activations: not implemented yet.
+    /// bf16 activations (8 bits of mantissa). Parameters, their gradients and momentum, raw
+    /// predictions and loss are f32; sums of products are accumulated in f32.
     Bf16,
     /// 64 bits: for tests and for comparing runs.
     F64,
@@ -65,21 +66,28 @@ impl Precision {
         self.resolve(device).unwrap_or(Self::F32)
     }
 
-    /// Kind of the network's parameters and activations.
+    /// Kind of the parameters, their gradients, the raw predictions and the loss.
     pub fn kind(self) -> Kind {
-        match self {
-            Self::F64 => Kind::Double,
-            Self::Bf16 => Kind::BFloat16,
-            Self::Auto | Self::F32 | Self::Tf32 => Kind::Float,
-        }
+        if self == Self::F64 { Kind::Double } else { Kind::Float }
     }
 
-    /// Sets the rounding of f32 convolutions for the whole process, and logs a warning if the
-    /// environment overrides it.
+    /// Kind of the activations.
+    pub fn activations(self) -> Kind {
+        if self == Self::Bf16 { Kind::BFloat16 } else { self.kind() }
+    }
+
+    /// Sets the rounding of f32 convolutions for the whole process. Logs a warning if the
+    /// environment overrides it, and for bf16 on a CPU without matrix instructions for it.
     ///
     /// # Errors
     /// libtorch rejects the setting.
-    pub fn apply(self) -> Result<()> {
+    pub fn apply(self, device: Device) -> Result<()> {
+        if self == Self::Bf16 && device == Device::Cpu && !torch::cpu_has(c"amx_bf16") {
+            tracing::warn!(
+                "train.precision = \"bf16\": this CPU has no AMX: f32 can be faster \
+                 (docs/training.md)"
+            );
+        }
         torch::allow_tf32_convolutions(self == Self::Tf32)?;
         for name in OVERRIDES.iter().filter(|name| std::env::var_os(name).is_some()) {
             tracing::warn!(
@@ -108,5 +116,18 @@ mod tests {
         assert!(e.exit_code() == 2 && e.to_string().contains("train.precision"), "{e}");
         assert_eq!(Precision::Tf32.for_evaluation(cpu), Precision::F32);
         assert_eq!(Precision::F64.for_evaluation(cpu), Precision::F64);
+        let kinds = |p: Precision| (p.kind(), p.activations());
+        assert_eq!(kinds(Precision::Bf16), (Kind::Float, Kind::BFloat16));
+        assert_eq!(kinds(Precision::F64), (Kind::Double, Kind::Double));
+    }
+
+    /// libtorch's knowledge of the CPU against the kernel's.
+    #[test]
+    fn bf16_instructions_are_those_in_cpuinfo() {
+        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        for name in [c"avx512_bf16", c"amx_bf16"] {
+            let expected = text.split_whitespace().any(|f| f == name.to_str().unwrap());
+            assert_eq!(torch::cpu_has(name), expected, "{name:?}");
+        }
     }
 }

@@ -70,7 +70,7 @@ pub fn detect_records(
         })?;
         timings.decode_s += lap.lap();
         let (ranked, factor, boxes, levels) = tch::no_grad(|| {
-            let outputs = detector.forward(&upload(&images, device, detector.params.kind), false);
+            let outputs = detector.forward(&upload(&images, device, detector.activations), false);
             let Scored { ranked, factor, boxes, levels } = scored(&outputs, detector.rank);
             let factor = factor.as_ref().map(to_vec).transpose()?;
             Ok::<_, Error>((to_vec(&ranked)?, factor, to_vec(&boxes)?, levels))

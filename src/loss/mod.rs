@@ -4,9 +4,10 @@
 pub mod functions;
 
 use dw_launch::{Op, World};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::{Result, torch};
+use crate::Result;
+use crate::torch::{self, Readback};
 
 /// One term of the loss. Its value is the sum over all ranks, divided by the normaliser over all
 /// ranks.
@@ -41,12 +42,30 @@ impl Normaliser {
     }
 }
 
-/// The loss of one step.
+/// The loss of one step, on the device.
 #[derive(Debug)]
-pub struct Loss {
+pub struct Reduced {
     /// This rank's part of the loss, a scalar to run backward from. The gradients of all ranks add
     /// up to the gradient of the global batch.
     pub local: Tensor,
+    /// Sum and normaliser of each term over all ranks, then the number of ranks that request to
+    /// stop, f64.
+    pub sums: Tensor,
+    terms: Vec<TermSettings>,
+}
+
+/// What the host needs to know of a term to compute its value from the sums.
+#[derive(Debug, Clone, Copy)]
+struct TermSettings {
+    name: &'static str,
+    floor: f64,
+    plus: f64,
+    needs_positives: bool,
+}
+
+/// The loss of one step, on the host.
+#[derive(Debug)]
+pub struct Loss {
     /// Name and value of every term, over the global batch.
     pub terms: Vec<(&'static str, f64)>,
     /// Denominator of each term, in the order of `terms`.
@@ -68,36 +87,71 @@ impl Loss {
     }
 }
 
-/// Reduces the terms of all ranks to the loss, in f64. `stop` is this rank's vote to stop after the
-/// step.
+impl Reduced {
+    /// Waits for the numbers.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn read(&self) -> Result<Loss> {
+        Ok(self.loss(&Readback::start(&self.sums)?.wait()?))
+    }
+
+    /// The loss of `sums` that the host has read.
+    pub fn loss(&self, sums: &[f64]) -> Loss {
+        let (mut terms, mut denominators, mut without_positive) = (vec![], vec![], true);
+        for (t, pair) in self.terms.iter().zip(sums.chunks_exact(2)) {
+            let denominator = pair[1].max(t.floor) + t.plus;
+            terms.push((t.name, pair[0] / denominator));
+            denominators.push(denominator);
+            without_positive &= !t.needs_positives || pair[0] == 0.0;
+        }
+        let stop_votes = sums[2 * terms.len()] as usize;
+        Loss { terms, denominators, stop_votes, without_positive }
+    }
+}
+
+/// Reduces the terms of all ranks to the loss. Sums are f64. `stop` is this rank's vote to stop
+/// after the step. The host reads nothing: on a GPU it only enqueues.
 ///
 /// mmdetection clamps the mean of a normaliser over ranks, here the sum is clamped; results differ
 /// only for batches with fewer boxes than ranks.
 ///
 /// # Errors
 /// The connection to another rank is lost.
-pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Loss> {
-    let scalars: Vec<Tensor> =
+pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Reduced> {
+    let vote = Tensor::full_like(&terms[0].sum.detach(), f64::from(u8::from(stop)));
+    let mut scalars: Vec<Tensor> =
         terms.iter().flat_map(|t| [t.sum.detach(), t.by.value.shallow_clone()]).collect();
-    // Sum and normaliser of each term, then the vote.
-    let sums = Tensor::stack(&scalars, 0).to_kind(Kind::Double).to_device(Device::Cpu);
-    let mut host = Vec::<f64>::try_from(sums).map_err(torch::error)?;
-    host.push(f64::from(u8::from(stop)));
-    world.all_reduce(&mut host, Op::Sum, "loss")?;
+    scalars.push(vote);
+    let sums = Tensor::stack(&scalars, 0).to_kind(Kind::Double);
+    sum_over_ranks(&sums, world)?;
     let mut local = Tensor::zeros_like(&terms[0].sum.detach());
-    let (mut values, mut denominators, mut without_positive) = (vec![], vec![], true);
-    for (t, pair) in terms.iter().zip(host.chunks_exact(2)) {
-        let denominator = pair[1].max(t.by.floor) + t.by.plus;
-        local += &t.sum / denominator;
-        values.push((t.name, pair[0] / denominator));
-        denominators.push(denominator);
-        without_positive &= !t.needs_positives || pair[0] == 0.0;
+    for (i, t) in terms.iter().enumerate() {
+        let denominator = sums.get(2 * i as i64 + 1).clamp_min(t.by.floor) + t.by.plus;
+        local += &t.sum / denominator.to_kind(t.sum.kind());
     }
-    Ok(Loss {
-        local,
-        terms: values,
-        denominators,
-        stop_votes: host[host.len() - 1] as usize,
-        without_positive,
-    })
+    let settings = |t: &Term| TermSettings {
+        name: t.name,
+        floor: t.by.floor,
+        plus: t.by.plus,
+        needs_positives: t.needs_positives,
+    };
+    Ok(Reduced { local, sums, terms: terms.iter().map(settings).collect() })
+}
+
+/// Adds a vector over all ranks, in place.
+fn sum_over_ranks(vector: &Tensor, world: &World) -> Result<()> {
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let buffer = torch::buffer_of(vector);
+    if vector.device().is_cuda() {
+        // SAFETY: libtorch reuses the vector's memory only for work enqueued after this sum, which
+        // `finish` orders before it.
+        unsafe { world.start_sum(buffer, "loss") }?;
+        world.finish()
+    } else {
+        // SAFETY: the vector is contiguous and lives through the call.
+        unsafe { world.all_reduce_raw(buffer, Op::Sum, "loss") }
+    }
 }

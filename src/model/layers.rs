@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::params::{Init, Params, Role};
+use crate::torch::{self, Convolution};
 
 /// `model.norm`: kind of the backbone's norm layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,16 +67,42 @@ impl Conv {
         Self { weight, bias, stride, padding: kernel / 2, groups }
     }
 
-    /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
+    /// `[B, Cin, H, W]` to `[B, Cout, H', W']` of the same kind, whatever the parameters' kind is.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv2d(
-            &self.weight,
-            self.bias.as_ref(),
-            [self.stride, self.stride],
-            [self.padding, self.padding],
-            [1i64, 1],
-            self.groups,
-        )
+        torch::convolution(x, &self.spec(Then::default()))
+    }
+
+    /// The convolution followed by `norm` and `then`; in one call for batch norm with fixed
+    /// statistics, which becomes part of weight and bias. With `train`, batch norm uses and updates
+    /// the batch's statistics unless they are fixed.
+    pub fn normalised(&self, x: &Tensor, norm: &Norm, then: Then, train: bool) -> Tensor {
+        match norm {
+            Norm::Batch { weight, bias, mean, var, fixed }
+                if (*fixed || !train) && self.bias.is_none() =>
+            {
+                let spec = Convolution {
+                    bias: Some(bias),
+                    norm: Some([weight, mean, var]),
+                    ..self.spec(then)
+                };
+                torch::convolution(x, &spec)
+            }
+            _ => then.apply(norm.forward(&self.forward(x), train)),
+        }
+    }
+
+    /// This convolution without norm.
+    fn spec<'a>(&'a self, then: Then<'a>) -> Convolution<'a> {
+        Convolution {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            norm: None,
+            residual: then.residual,
+            stride: self.stride,
+            padding: self.padding,
+            groups: self.groups,
+            relu: then.relu,
+        }
     }
 
     /// Multiply-adds for an input of `size`, and the output's size.
@@ -84,6 +111,29 @@ impl Conv {
         let out = |n: i64| (n + 2 * self.padding - kernel) / self.stride + 1;
         let size = (out(size.0), out(size.1));
         (self.weight.numel() as u64 * (size.0 * size.1) as u64, size)
+    }
+}
+
+/// What follows a convolution and its norm.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Then<'a> {
+    /// Added to the output, with its shape and kind.
+    pub residual: Option<&'a Tensor>,
+    /// Whether ReLU is applied last.
+    pub relu: bool,
+}
+
+impl Then<'_> {
+    /// ReLU alone.
+    pub const RELU: Self = Self { residual: None, relu: true };
+
+    /// Applies this to the output of a norm, which it may overwrite.
+    pub fn apply(self, y: Tensor) -> Tensor {
+        let mut y = match self.residual {
+            Some(residual) => y + residual,
+            None => y,
+        };
+        if self.relu { y.relu_() } else { y }
     }
 }
 
@@ -160,7 +210,11 @@ impl Norm {
                 true,
             ),
             Self::Group { weight, bias, groups } => {
-                x.group_norm(*groups, Some(weight), Some(bias), 1e-5, true)
+                // libtorch has group norm with parameters of another kind on the CPU only.
+                let here = |t: &Tensor| {
+                    if x.device().is_cuda() { t.to_kind(x.kind()) } else { t.shallow_clone() }
+                };
+                x.group_norm(*groups, Some(here(weight)), Some(here(bias)), 1e-5, true)
             }
         }
     }

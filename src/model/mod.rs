@@ -31,6 +31,9 @@ pub struct Detector {
     /// Offset of the points within their cells, see [`crate::geometry::Grid::offset`]; set by the
     /// assignment strategy.
     pub offset: f64,
+    /// Kind of the activations between images and raw predictions: that of the parameters, or bf16.
+    /// Raw predictions have the parameters' kind in both cases.
+    pub activations: Kind,
 }
 
 impl Detector {
@@ -41,7 +44,8 @@ impl Detector {
         let backbone = backbone::resnet::ResNet::new(&mut params, config);
         let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels);
         let head = heads::fcos::Head::new(&mut params, config, classes as i64);
-        Self { params, backbone, neck, head, rank: Rank::default(), offset: 0.5 }
+        let rank = Rank::default();
+        Self { params, backbone, neck, head, rank, offset: 0.5, activations: kind }
     }
 
     /// Normalised images `[B, 3, H, W]`, H and W multiples of 32, to raw predictions. `train`
@@ -53,7 +57,7 @@ impl Detector {
     /// Normalised images `[B, 3, H, W]` to the backbone's feature maps C2..C5 (strides 4 to 32) and
     /// the pyramid P3..P7 (strides 8 to 128).
     pub fn features(&self, images: &Tensor, train: bool) -> (Vec<Tensor>, Vec<Tensor>) {
-        let c = self.backbone.forward(images, train);
+        let c = self.backbone.forward(&images.to_kind(self.activations), train);
         let p = self.neck.forward(&c[1..]);
         (c, p)
     }

@@ -13,6 +13,9 @@ namespace dw {
 // Stores what `dw_last_error` and `dw_last_error_is_memory` return on this thread.
 void set_last_error(const char *what, bool out_of_memory = false) noexcept;
 
+// Whether this machine's CPU has an instruction set, by libtorch's name for it, as "avx512_bf16".
+bool cpu_has(const char *instructions);
+
 // Runs `f`; on an exception stores its text and returns `failed`.
 template <typename F, typename R>
 R guarded(R failed, F f) noexcept {

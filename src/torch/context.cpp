@@ -1,7 +1,8 @@
 // Process-wide settings of libtorch (denormals, TF32, determinism), its version, whether it has
-// found its CUDA library, and the text of the last error.
+// found its CUDA library, the CPU's instruction sets, and the text of the last error.
 
 #include <ATen/Context.h>
+#include <ATen/cpu/Utils.h>
 #include <c10/util/Exception.h>
 #include <torch/version.h>
 
@@ -38,7 +39,18 @@ void dw::set_last_error(const char *what, bool out_of_memory) noexcept {
   }
 }
 
+bool dw::cpu_has(const char *instructions) {
+  static const auto capabilities = at::cpu::get_cpu_capabilities();
+  const auto found = capabilities.find(instructions);
+  return found != capabilities.end() && found->second.isBool() && found->second.toBool();
+}
+
 extern "C" {
+
+// Whether this machine's CPU has an instruction set, by libtorch's name for it.
+int dw_cpu_has(const char *instructions) {
+  return dw::guarded(0, [&] { return dw::cpu_has(instructions) ? 1 : 0; });
+}
 
 // Text of the exception that ended the last failing call on this thread. Valid until the next one.
 const char *dw_last_error() { return last_error.c_str(); }

@@ -26,6 +26,14 @@ Tensor *dw_host_floats(const int64_t *shape, size_t dimensions, int pinned) {
   });
 }
 
+// A copy of `t`, which is in host memory, in page-locked memory. Null on failure.
+Tensor *dw_page_locked(const Tensor *t) {
+  return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
+    const auto options = t->options().pinned_memory(true);
+    return new Tensor(at::empty_like(*t, options).copy_(*t));
+  });
+}
+
 // Peak of the bytes allocated to tensors on an accelerator since the last `dw_reset_peak_bytes`;
 // -1 on failure.
 int64_t dw_peak_bytes(int64_t index) {

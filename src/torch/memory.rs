@@ -14,6 +14,7 @@ unsafe extern "C" {
         dimensions: usize,
         pinned: c_int,
     ) -> *mut torch_sys::C_tensor;
+    fn dw_page_locked(tensor: *const torch_sys::C_tensor) -> *mut torch_sys::C_tensor;
     fn dw_peak_bytes(index: i64) -> i64;
     fn dw_reset_peak_bytes(index: i64) -> c_int;
 }
@@ -38,8 +39,23 @@ pub fn host_floats(shape: &[i64], pinned: bool) -> Result<Tensor> {
     owned(unsafe { dw_host_floats(shape.as_ptr(), shape.len(), c_int::from(pinned)) })
 }
 
+/// Copies a tensor in host memory to page-locked memory; see [`upload`].
+///
+/// # Errors
+/// Out of memory.
+pub fn page_locked(tensor: &Tensor) -> Result<Tensor> {
+    // SAFETY: the tensor lives through the call; the C++ function returns a new tensor or null.
+    owned(unsafe { dw_page_locked(tensor.as_ptr()) })
+}
+
+/// Copies a tensor to `device`; one that is there already is shared. The host does not wait if the
+/// tensor is in page-locked memory.
+pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
+    tensor.to_device_(device, tensor.kind(), true, false)
+}
+
 /// Takes ownership of a tensor that a C++ function returned, or reads the error if it is null.
-fn owned(out: *mut torch_sys::C_tensor) -> Result<Tensor> {
+pub(super) fn owned(out: *mut torch_sys::C_tensor) -> Result<Tensor> {
     if out.is_null() {
         return Err(last_error());
     }

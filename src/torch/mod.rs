@@ -4,11 +4,13 @@
 //! exception, which is returned as an [`Error`](crate::Error).
 
 mod buffer;
+mod conv;
 mod deform;
 mod error;
 mod gradient;
 mod memory;
 mod profile;
+mod readback;
 mod sgd;
 mod stream;
 
@@ -18,11 +20,13 @@ use crate::Result;
 use error::check;
 
 pub use buffer::buffer_of;
+pub use conv::{Convolution, convolution};
 pub use deform::deform_conv2d;
 pub use error::error;
 pub use gradient::{GradientHook, on_gradient, set_grad};
-pub use memory::{host_floats, peak_bytes, reset_peak_bytes, to_host};
+pub use memory::{host_floats, page_locked, peak_bytes, reset_peak_bytes, to_host, upload};
 pub use profile::{Profile, count_syncs};
+pub use readback::Readback;
 pub use sgd::fused_sgd;
 pub use stream::CudaSide;
 
@@ -32,6 +36,7 @@ unsafe extern "C" {
     fn dw_allow_tf32_convolutions(allow: c_int) -> c_int;
     fn dw_deterministic(on: c_int) -> c_int;
     fn dw_has_cuda_hooks() -> c_int;
+    fn dw_cpu_has(instructions: *const c_char) -> c_int;
 }
 
 /// Version of libtorch, as "2.11.0+cu130".
@@ -71,4 +76,10 @@ pub fn deterministic(on: bool) -> Result<()> {
 pub fn has_cuda_hooks() -> bool {
     // SAFETY: no preconditions.
     unsafe { dw_has_cuda_hooks() != 0 }
+}
+
+/// Whether this machine's CPU has an instruction set, by libtorch's name for it, as `avx512_bf16`.
+pub fn cpu_has(instructions: &CStr) -> bool {
+    // SAFETY: a C string that lives through the call.
+    unsafe { dw_cpu_has(instructions.as_ptr()) != 0 }
 }

@@ -12,6 +12,7 @@ unsafe extern "C" {
         param: *const torch_sys::C_tensor,
         grad: *const torch_sys::C_tensor,
         velocity: *const torch_sys::C_tensor,
+        skip: *const torch_sys::C_tensor,
         weight_decay: f64,
         momentum: f64,
         lr: f64,
@@ -19,7 +20,8 @@ unsafe extern "C" {
 }
 
 /// Updates parameters by SGD in one pass over flat buffers of one shape, in place:
-/// `v <- momentum v + (g + weight_decay p)`, then `p <- p - lr v`.
+/// `v <- momentum v + (g + weight_decay p)`, then `p <- p - lr v`. Nothing changes if `skip`, a
+/// scalar f32 on the same device, is 1: the host need not know.
 ///
 /// # Errors
 /// Out of memory, or the device failed.
@@ -30,16 +32,15 @@ pub fn fused_sgd(
     param: &mut Tensor,
     grad: &Tensor,
     velocity: &mut Tensor,
-    weight_decay: f64,
-    momentum: f64,
-    lr: f64,
+    skip: &Tensor,
+    [weight_decay, momentum, lr]: [f64; 3],
 ) -> Result<()> {
     assert!(
         param.size() == grad.size() && param.size() == velocity.size(),
         "parameters, gradients and velocities have different shapes"
     );
     let (p, g, v) = (param.as_ptr(), grad.as_ptr(), velocity.as_ptr());
-    // SAFETY: three tensors of one shape that live through the call; those it changes are borrowed
-    // mutably.
-    check(unsafe { dw_fused_sgd(p, g, v, weight_decay, momentum, lr) })
+    // SAFETY: three tensors of one shape and a scalar that live through the call; those it changes
+    // are borrowed mutably.
+    check(unsafe { dw_fused_sgd(p, g, v, skip.as_ptr(), weight_decay, momentum, lr) })
 }

@@ -116,12 +116,9 @@ impl Flat {
         named_views(&self.momentum, &self.slots).collect()
     }
 
-    /// L2 norm of the gradient of all parameters.
-    ///
-    /// # Errors
-    /// A failure of libtorch.
-    pub fn grad_norm(&self) -> Result<f64> {
-        f64::try_from(self.grads.norm().to_kind(Kind::Double)).map_err(torch::error)
+    /// L2 norm of the gradient of all parameters, a scalar f64 on the device.
+    pub fn grad_norm(&self) -> Tensor {
+        self.grads.norm().to_kind(Kind::Double)
     }
 }
 

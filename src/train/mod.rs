@@ -1,4 +1,4 @@
-//! Training: [`run`] is the loop, [`step`] is one step.
+//! Training: [`run`] is the loop, [`step`] is one step, [`queue`] holds the steps in progress.
 //!
 //! * [`config`]: `[train]` and `[checkpoint]`; [`plan`]: the numbers of a run; [`init`]: initial
 //!   weights; [`lock`], [`work_dir`]: the work directory
@@ -17,6 +17,7 @@ pub mod init;
 pub mod lock;
 pub mod log;
 pub mod plan;
+pub mod queue;
 pub mod run;
 pub mod saver;
 pub mod schedule;

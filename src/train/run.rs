@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dw_launch::fault::{Fault, Kind};
+use dw_launch::fault::Fault;
 use dw_launch::{World, signals};
 
 use super::checkpoint;
 use super::log::{Log, StepRecord, jsonl};
 use super::plan::Plan;
+use super::queue::{Queue, Running, StepResult};
 use super::saver::Saver;
 use super::snapshot::{self, Snapshot};
-use super::step::{Input, Step, StepResult};
+use super::step::{Input, Step};
 use super::validation::{self, Validation};
 use crate::assign::Progress;
 use crate::data::loader::{Batch, BatchSettings};
@@ -50,16 +51,6 @@ struct Outputs {
     best: Option<(f64, usize)>,
 }
 
-/// Measurements of one step.
-struct Measured {
-    result: StepResult,
-    lr: f64,
-    /// Seconds that this rank waited for its batch.
-    data_s: f64,
-    /// Seconds of the whole step.
-    step_s: f64,
-}
-
 impl Run<'_> {
     /// Trains until all steps of the plan are done.
     ///
@@ -78,27 +69,30 @@ impl Run<'_> {
             return Ok(());
         }
         let mut loader = self.start_loader()?;
+        let mut queue = Queue::new(self.plan.inputs.device);
         for step in self.start..total {
             self.world.set_step(step + 1);
             let fault = faults.and_then(|f| f.trigger(self.plan.rank, step + 1));
             let began = Instant::now();
             let Some(batch) = loader.next_batch() else { break };
-            let batch = batch?;
-            let lr = self.plan.schedule.lr(step);
-            let result = self.run_step(step, &batch, lr, stop.load(Ordering::Relaxed), fault)?;
-            self.check_finite(step, &batch, &result, &mut outputs)?;
-            let step_s = began.elapsed().as_secs_f64();
-            if step == self.start {
-                // Only the first step includes warm-up and the start-up of other ranks.
-                self.set_deadline(self.plan.config.train.step_deadline_s);
+            let Batch { images, targets, image_ids, .. } = batch?;
+            let (lr, at) = (self.plan.schedule.lr(step), self.progress(step));
+            let input = Input { images: &images, targets: &targets, at };
+            let enqueued = self.step.run(input, lr, stop.load(Ordering::Relaxed), fault, |_| ())?;
+            let data_s = loader.waited_s;
+            queue.running.push_back(Running { step, enqueued, image_ids, lr, data_s, began });
+            self.complete(&mut queue, false, &mut outputs)?;
+            // Before anything reads the network, all of its steps must have been found finite.
+            let all_empty = queue.stops_after(step, false) || self.network_is_needed(step + 1);
+            if all_empty || self.checkpoint_is_due(step + 1, &outputs.saver) {
+                self.complete(&mut queue, true, &mut outputs)?;
             }
-            let stop_requested = result.loss.stop_votes > 0;
-            let measured = Measured { result, lr, data_s: loader.waited_s, step_s };
-            self.record(step, &measured, &mut outputs)?;
+            let stop_requested = queue.stops_after(step, all_empty);
             self.save_if_due(step + 1, stop_requested, &mut outputs)?;
             self.stop_if_requested(step + 1, stop_requested, &mut outputs)?;
             self.evaluate_if_due(step + 1, &mut outputs, &stop)?;
         }
+        self.complete(&mut queue, true, &mut outputs)?;
         if let Some(log) = &outputs.log {
             log.close(total - self.start);
         }
@@ -176,48 +170,63 @@ impl Run<'_> {
         Loader::start(&self.train, &settings, steps, plan.workers, plan.prefetch.batches)
     }
 
-    /// Runs one step; `stop` is this rank's vote to stop after it.
-    fn run_step(
-        &mut self,
-        step: usize,
-        batch: &Batch,
-        lr: f64,
-        stop: bool,
-        fault: Option<Kind>,
-    ) -> Result<StepResult> {
-        let plan = self.plan;
-        let at = Progress {
+    /// Progress before a step.
+    fn progress(&self, step: usize) -> Progress {
+        Progress {
             step,
-            epoch: step / plan.steps_per_epoch,
-            total_steps: plan.total_steps,
-            seed: plan.config.train.seed,
-        };
-        let input = Input { images: &batch.images, targets: &batch.targets, at };
-        self.step.run(input, lr, stop, fault, |_| ())
+            epoch: step / self.plan.steps_per_epoch,
+            total_steps: self.plan.total_steps,
+            seed: self.plan.config.train.seed,
+        }
     }
 
-    /// Fails if the loss or the gradient of a step is not finite. All ranks fail together, because
-    /// both are sums over all ranks.
-    fn check_finite(
-        &self,
-        step: usize,
-        batch: &Batch,
-        result: &StepResult,
-        outputs: &mut Outputs,
-    ) -> Result<()> {
-        if result.is_finite() {
-            return Ok(());
+    /// Waits for enqueued steps, until none is left (`all`) or no more than the queue's depth;
+    /// checks and records them. Fails if a loss or gradient is not finite: on all ranks alike,
+    /// because both are sums over all ranks.
+    fn complete(&mut self, queue: &mut Queue, all: bool, outputs: &mut Outputs) -> Result<()> {
+        while let Some(running) = queue.next(all) {
+            let Running { step, enqueued, image_ids, lr, data_s, began } = running;
+            let result = enqueued.wait(&self.world)?;
+            if !result.is_finite {
+                let error = self.not_finite(step, &image_ids, &result);
+                // Completes a pending checkpoint, from which the run can be resumed. Its own error
+                // is dropped: this one is the cause.
+                let _ = outputs.saver.finish();
+                return Err(error);
+            }
+            let since = began.max(queue.completed);
+            queue.completed = Instant::now();
+            let step_s = (queue.completed - since).as_secs_f64();
+            if step == self.start {
+                // Only the first step includes warm-up and the start-up of other ranks.
+                self.set_deadline(self.plan.config.train.step_deadline_s);
+            }
+            if result.loss.stop_votes > 0 {
+                queue.stop.get_or_insert(step);
+            }
+            self.record(step, &result, [lr, data_s, step_s], outputs)?;
         }
-        let error = self.not_finite(step, batch, result);
-        // Completes a pending checkpoint, from which the run can be resumed. Its own error is
-        // dropped: this one is the cause.
-        let _ = outputs.saver.finish();
-        Err(error)
+        Ok(())
+    }
+
+    /// Whether the network is saved or evaluated after `steps_done` steps, on all ranks alike.
+    fn network_is_needed(&self, steps_done: usize) -> bool {
+        steps_done == self.plan.total_steps
+            || self.evaluation_is_due(steps_done)
+            || steps_done.is_multiple_of(self.checkpoint_interval())
+    }
+
+    /// Number of steps between checkpoints, beside those by time.
+    fn checkpoint_interval(&self) -> usize {
+        match self.plan.config.checkpoint.every_steps {
+            0 => self.plan.steps_per_epoch,
+            steps => steps,
+        }
     }
 
     /// The error of a step whose loss or gradient is not finite, with the images of all ranks.
-    fn not_finite(&self, step: usize, batch: &Batch, result: &StepResult) -> Error {
-        let ids: Vec<u8> = batch.image_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    fn not_finite(&self, step: usize, image_ids: &[i64], result: &StepResult) -> Error {
+        let ids: Vec<u8> = image_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         let images: Vec<i64> = match self.world.gather_bytes(&ids, "images") {
             Ok(all) => all
                 .concat()
@@ -228,9 +237,11 @@ impl Run<'_> {
         };
         let terms = result.loss.terms.iter();
         let terms: Vec<String> = terms.map(|(name, value)| format!("{name} {value}")).collect();
-        let what = result
-            .grad_norm
-            .map_or_else(|| "the loss".to_owned(), |n| format!("the gradient's norm ({n})"));
+        let what = if result.loss.total().is_finite() {
+            format!("the gradient's norm ({})", result.grad_norm)
+        } else {
+            "the loss".to_owned()
+        };
         Error::NotFinite(format!(
             "step {}: {what} is not a finite number: {}; images {images:?}\nhint: lower train.lr, \
              lengthen train.warmup_steps or set train.clip_norm; {}",
@@ -245,17 +256,22 @@ impl Run<'_> {
     }
 
     /// Writes the record of a step, and handles a checkpoint that has been written meanwhile.
-    fn record(&self, step: usize, measured: &Measured, outputs: &mut Outputs) -> Result<()> {
-        let Measured { result, lr, data_s, step_s } = measured;
+    fn record(
+        &self,
+        step: usize,
+        result: &StepResult,
+        [lr, data_s, step_s]: [f64; 3],
+        outputs: &mut Outputs,
+    ) -> Result<()> {
         if let Some(log) = &mut outputs.log {
             let record = StepRecord {
                 step: step + 1,
                 epoch: step / self.plan.steps_per_epoch + 1,
                 loss: &result.loss,
-                grad_norm: result.grad_norm.unwrap_or(f64::NAN),
-                lr: *lr,
-                data_s: *data_s,
-                step_s: *step_s,
+                grad_norm: result.grad_norm,
+                lr,
+                data_s,
+                step_s,
                 backward_s: result.backward_s,
                 images: self.plan.inputs.global_batch,
                 cost: result.cost,
@@ -320,12 +336,11 @@ impl Run<'_> {
         self.validation.is_some() && Validation::is_due(self.plan, steps_done)
     }
 
-    /// Whether a checkpoint is due by the intervals of steps, epochs or time.
+    /// Whether a checkpoint is due by the intervals of steps, epochs or time; used on rank 0.
     fn checkpoint_is_due(&self, steps_done: usize, saver: &Saver) -> bool {
-        let c = &self.plan.config.checkpoint;
-        let interval = if c.every_steps > 0 { c.every_steps } else { self.plan.steps_per_epoch };
-        let by_time = c.every_minutes > 0.0 && saver.age().as_secs_f64() >= 60.0 * c.every_minutes;
-        steps_done.is_multiple_of(interval) || by_time
+        let minutes = self.plan.config.checkpoint.every_minutes;
+        let by_time = minutes > 0.0 && saver.age().as_secs_f64() >= 60.0 * minutes;
+        steps_done.is_multiple_of(self.checkpoint_interval()) || by_time
     }
 
     /// Copies the state after `steps_done` steps.

@@ -7,17 +7,20 @@ use super::flat::Flat;
 use crate::Result;
 use crate::torch;
 
-/// Updates the parameters with the gradients multiplied by `scale` (for clipping), then sets the
-/// gradients to zero.
+/// Updates the parameters unless `skip`, a scalar f32 on the device, is 1; then sets the gradients
+/// to zero.
 ///
 /// # Errors
 /// A failed device, or memory that cannot be allocated.
-pub fn step(flat: &mut Flat, lr: f64, momentum: f64, weight_decay: f64, scale: f64) -> Result<()> {
+pub fn step(
+    flat: &mut Flat,
+    lr: f64,
+    momentum: f64,
+    weight_decay: f64,
+    skip: &Tensor,
+) -> Result<()> {
     tch::no_grad(|| {
         let Flat { params, grads, momentum: velocity, decayed, .. } = flat;
-        if scale != 1.0 {
-            let _ = grads.g_mul_scalar_(scale);
-        }
         // The fused kernel reads each buffer once, not once per operation: they do not fit into a
         // cache.
         let total = params.size()[0];
@@ -28,9 +31,8 @@ pub fn step(flat: &mut Flat, lr: f64, momentum: f64, weight_decay: f64, scale: f
                 &mut part(params),
                 &part(grads),
                 &mut part(velocity),
-                decay,
-                momentum,
-                lr,
+                skip,
+                [decay, momentum, lr],
             )?;
         }
         let _ = grads.zero_();
@@ -51,8 +53,11 @@ mod tests {
         let w = p.param("w", &[1], Init::Const(1.0), true, true);
         let mut flat = Flat::new(&mut p).unwrap();
         (&w * 3.0).sum(Kind::Float).backward();
-        step(&mut flat, 0.5, 0.0, 0.0, 1.0).unwrap();
-        assert_eq!(w.double_value(&[0]), -0.5);
+        for (skip, expected) in [(1f32, 1.0), (0.0, -0.5)] {
+            let _ = flat.grads.fill_(3.0);
+            step(&mut flat, 0.5, 0.0, 0.0, &Tensor::from(skip)).unwrap();
+            assert_eq!(w.double_value(&[0]), expected, "skip {skip}");
+        }
     }
 
     #[test]
@@ -64,7 +69,7 @@ mod tests {
         let (mut pw, mut vw, mut pn, mut vn) = (1.0, 0.0, 1.0, 0.0);
         for _ in 0..2 {
             (&w * 3.0 + &n * 3.0).sum(Kind::Double).backward();
-            step(&mut flat, 0.1, 0.9, 0.5, 1.0).unwrap();
+            step(&mut flat, 0.1, 0.9, 0.5, &Tensor::from(0f32)).unwrap();
             vw = 0.9 * vw + 3.0 + 0.5 * pw;
             pw -= 0.1 * vw;
             vn = 0.9 * vn + 3.0;

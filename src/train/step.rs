@@ -11,13 +11,15 @@ use tch::{Device, Kind, Tensor};
 use super::buckets::{Buckets, Cost};
 use super::config::TrainConfig;
 use super::flat::Flat;
+use super::queue::Enqueued;
 use super::sgd;
+use crate::Result;
 use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
 use crate::device::upload;
-use crate::loss::{self, Loss};
+use crate::loss::{self, Reduced};
 use crate::model::params::Role;
 use crate::model::{Detector, Outputs};
-use crate::{Result, torch};
+use crate::torch::{self, Readback};
 
 /// The network and everything beside the batch that a step reads or changes.
 pub struct Step {
@@ -41,27 +43,6 @@ pub struct Input<'a> {
     pub targets: &'a Targets,
     /// Progress of the run.
     pub at: Progress,
-}
-
-/// The result of a step.
-#[derive(Debug)]
-pub struct StepResult {
-    /// The loss over the global batch.
-    pub loss: Loss,
-    /// L2 norm of the gradient before clipping; `None` if the loss was not finite, so that backward
-    /// was skipped.
-    pub grad_norm: Option<f64>,
-    /// Seconds of backward on the host, including its part of the all-reduce.
-    pub backward_s: f64,
-    /// The cost of communication.
-    pub cost: Cost,
-}
-
-impl StepResult {
-    /// Whether loss and gradient norm are finite; otherwise the network was not updated.
-    pub fn is_finite(&self) -> bool {
-        self.loss.total().is_finite() && self.grad_norm.is_some_and(f64::is_finite)
-    }
 }
 
 /// Parts of a step, for measurements.
@@ -89,7 +70,7 @@ pub fn loss_of(
     at: &Progress,
     probe: &mut dyn Probe,
     (stop, world): (bool, &World),
-) -> Result<Loss> {
+) -> Result<Reduced> {
     let predicted = predicted.flatten();
     let targets = targets.to(predicted.cls.kind(), predicted.cls.device());
     let terms = criterion.terms(&predicted, &targets, at, probe);
@@ -117,7 +98,7 @@ impl Step {
 
     /// Predictions for a batch of images `[B, 3, H, W]`, with gradients.
     pub fn forward(&self, images: &Tensor) -> Outputs {
-        self.detector.forward(&upload(images, self.device, self.detector.params.kind), true)
+        self.detector.forward(&upload(images, self.device, self.detector.activations), true)
     }
 
     /// The loss of predictions over all ranks. `stop` is this rank's vote to stop after the step.
@@ -130,7 +111,7 @@ impl Step {
         targets: &Targets,
         at: &Progress,
         stop: bool,
-    ) -> Result<Loss> {
+    ) -> Result<Reduced> {
         loss_of(&*self.strategy.criterion, predicted, targets, at, &mut (), (stop, &self.world))
     }
 
@@ -143,7 +124,7 @@ impl Step {
     ///
     /// # Errors
     /// A lost peer.
-    pub fn backward(&mut self, loss: &Loss) -> Result<Cost> {
+    pub fn backward(&mut self, loss: &Reduced) -> Result<Cost> {
         let cost = self.buckets.backward(&loss.local)?;
         if self.world.size() > 1 {
             self.average_statistics()?;
@@ -151,27 +132,35 @@ impl Step {
         Ok(cost)
     }
 
-    /// Clips and applies the gradients if their norm is finite, and sets them to zero. Returns
-    /// their L2 norm before clipping.
+    /// Clips and applies the gradients if the loss and their norm are finite, and sets them to zero.
+    /// Returns their L2 norm before clipping, and 1 if they were not applied, else 0; scalars f64
+    /// on the device.
     ///
     /// # Errors
     /// A failed device, or memory that cannot be allocated.
-    pub fn update(&mut self, lr: f64) -> Result<f64> {
-        let norm = self.flat.grad_norm()?;
-        self.world.device_synchronized();
-        if norm.is_finite() {
+    pub fn update(&mut self, loss: &Reduced, lr: f64) -> Result<(Tensor, Tensor)> {
+        tch::no_grad(|| {
+            let norm = self.flat.grad_norm();
             let t = &self.train;
-            let scale =
-                if t.clip_norm > 0.0 && norm > t.clip_norm { t.clip_norm / norm } else { 1.0 };
-            sgd::step(&mut self.flat, lr, t.momentum, t.weight_decay, scale)?;
-        }
-        Ok(norm)
+            if t.clip_norm > 0.0 {
+                let scale = (t.clip_norm / &norm).clamp_max(1.0);
+                let _ = self.flat.grads.g_mul_(&scale);
+            }
+            let finite = loss.sums.isfinite().all().logical_and(&norm.isfinite());
+            let skip = finite.logical_not();
+            let factor = skip.to_kind(Kind::Float);
+            sgd::step(&mut self.flat, lr, t.momentum, t.weight_decay, &factor)?;
+            Ok((norm, skip.to_kind(Kind::Double)))
+        })
     }
 
-    /// Runs a complete step on this rank's part of the global batch; skips the update if loss or
-    /// gradient is not finite (see [`StepResult::is_finite`]). `stop` is this rank's vote to stop
-    /// after the step, `fault` a failure to inject for tests; `after` is called at the end of each
-    /// part.
+    /// Enqueues a complete step on this rank's part of the global batch; the update is skipped if
+    /// loss or gradient is not finite (see [`StepResult`](super::queue::StepResult)). `stop` is this rank's vote
+    /// to stop after the step, `fault` a failure to inject for tests; `after` is called at the end
+    /// of each part.
+    ///
+    /// On a GPU the host does not wait for the device, so it can enqueue the next step before this
+    /// one is complete.
     ///
     /// # Errors
     /// A lost peer, a failed device, or memory that cannot be allocated.
@@ -182,20 +171,12 @@ impl Step {
         stop: bool,
         fault: Option<fault::Kind>,
         mut after: impl FnMut(Part),
-    ) -> Result<StepResult> {
+    ) -> Result<Enqueued> {
         let predicted = self.forward(input.images);
         after(Part::Forward);
         let mut loss = self.loss(&predicted, input.targets, &input.at, stop)?;
         drop(predicted);
         after(Part::Loss);
-        if !loss.total().is_finite() {
-            return Ok(StepResult {
-                loss,
-                grad_norm: None,
-                backward_s: 0.0,
-                cost: Cost::default(),
-            });
-        }
         match fault {
             Some(fault::Kind::Nan) => loss.local *= f64::NAN,
             // 4 PiB, more than any machine has, so that libtorch reports its own error.
@@ -209,12 +190,12 @@ impl Step {
         let cost = self.backward(&loss)?;
         let backward_s = began.elapsed().as_secs_f64();
         after(Part::Backward);
-        let grad_norm = self.update(lr)?;
-        if grad_norm.is_finite() {
-            self.strategy.criterion.after_step(&loss);
-        }
+        let (norm, skipped) = self.update(&loss, lr)?;
+        self.strategy.criterion.after_step(&loss);
+        let verdict = Tensor::stack(&[norm, skipped], 0);
+        let numbers = Readback::start(&Tensor::cat(&[&loss.sums, &verdict], 0))?;
         after(Part::Update);
-        Ok(StepResult { loss, grad_norm: Some(grad_norm), backward_s, cost })
+        Ok(Enqueued { loss, numbers, latest: self.world.latest(), backward_s, cost })
     }
 
     /// Number of gradient buckets, and seconds of an all-reduce of all of them without overlap (0
@@ -274,8 +255,8 @@ mod tests {
             self.fcos.terms(p, t, at, probe)
         }
 
-        fn after_step(&mut self, loss: &Loss) {
-            assert!(loss.total().is_finite());
+        fn after_step(&mut self, loss: &Reduced) {
+            assert_eq!(loss.sums.size(), [7], "sum and normaliser of three terms, and the vote");
             tch::no_grad(|| drop(self.count.g_add_scalar_(1)));
         }
     }
@@ -293,6 +274,68 @@ mod tests {
         }
     }
 
+    /// One box on a square image.
+    fn batch(step: &Step, side: i64) -> (Tensor, Targets) {
+        let truth = [ImageBoxes { boxes: vec![[8.0, 8.0, 50.0, 60.0]], labels: vec![1] }];
+        let sizes = level_sizes(side, side).to_vec();
+        let targets =
+            step.matcher().targets(&Grid { sizes, offset: step.matcher().offset() }, &truth);
+        (Tensor::rand([1, 3, side, side], (Kind::Float, Device::Cpu)) * 4.0 - 2.0, targets)
+    }
+
+    fn build(config: &str, clip_norm: f64) -> Step {
+        let config = crate::config::load(config, &[]).unwrap();
+        let mut net = Detector::new(&config.model, 3, Kind::Float, Device::Cpu);
+        let strategy = config.assign.build(&mut net.params, 3);
+        let train = TrainConfig { clip_norm, ..config.train };
+        Step::new(net, strategy, &train, &Arc::new(World::solo())).unwrap()
+    }
+
+    #[test]
+    fn the_gradient_in_bf16_points_where_that_in_f32_does() {
+        tch::manual_seed(1);
+        let mut step = build("dw_r50_fpn_1x", 0.0);
+        let (images, targets) = batch(&step, 256);
+        let mut gradient = |activations| {
+            step.detector.activations = activations;
+            let predicted = step.forward(&images);
+            let loss = step.loss(&predicted, &targets, &Progress::default(), false).unwrap();
+            step.backward(&loss).unwrap();
+            let gradient = step.flat.grads.to_kind(Kind::Double);
+            let _ = step.flat.grads.zero_();
+            gradient
+        };
+        let (f32, bf16) = (gradient(Kind::Float), gradient(Kind::BFloat16));
+        assert!(!bf16.allclose(&f32, 0.0, 0.0, false), "bf16 rounds");
+        let cosine = (f32.dot(&bf16) / (f32.norm() * bf16.norm())).double_value(&[]);
+        assert!(cosine > 0.999, "cosine {cosine}");
+    }
+
+    /// A step that is not finite changes nothing, and says so; clipping bounds the update. The host
+    /// reads nothing inside a step.
+    #[test]
+    fn a_step_that_is_not_finite_is_skipped_on_the_device() {
+        let mut step = build("smoke", 1e-3);
+        let (images, targets) = batch(&step, 64);
+        let run = |step: &mut Step, fault| {
+            let before = step.flat.params.copy();
+            let input = Input { images: &images, targets: &targets, at: Progress::default() };
+            let waits = Readback::waits_of_this_thread();
+            let enqueued = step.run(input, 0.5, true, fault, |_| ()).unwrap();
+            assert_eq!(Readback::waits_of_this_thread(), waits, "the host waits inside a step");
+            let result = enqueued.wait(&World::solo()).unwrap();
+            assert_eq!(result.loss.stop_votes, 1);
+            let moved = (&step.flat.params - before).norm().double_value(&[]);
+            (result.is_finite, result.grad_norm, moved)
+        };
+        let (is_finite, norm, moved) = run(&mut step, Some(fault::Kind::Nan));
+        assert!(!is_finite && norm.is_nan() && moved == 0.0, "{norm} {moved}");
+        let (is_finite, norm, moved) = run(&mut step, None);
+        assert!(is_finite && norm > 1e-3, "{norm}");
+        // Weight decay adds a little to lr x clip_norm.
+        assert!(moved > 4e-4 && moved < 0.5 * (1e-3 + 1e-4 * 200.0), "{moved}");
+    }
+
     #[test]
     fn a_strategy_chooses_the_grid_and_has_state_that_is_checkpointed() {
         let config = crate::config::load("smoke", &[]).unwrap();
@@ -303,13 +346,11 @@ mod tests {
         let strategy =
             Strategy { matcher: Arc::new(Corners(fcos.matcher)), criterion, rank: fcos.rank };
         let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo())).unwrap();
-        let truth = [ImageBoxes { boxes: vec![[8.0, 8.0, 50.0, 60.0]], labels: vec![1] }];
-        let grid = Grid { sizes: level_sizes(64, 64).to_vec(), offset: step.matcher().offset() };
-        let targets = step.matcher().targets(&grid, &truth);
-        let images = Tensor::rand([1, 3, 64, 64], (Kind::Float, Device::Cpu));
+        let (images, targets) = batch(&step, 64);
         for _ in 0..3 {
             let input = Input { images: &images, targets: &targets, at: Progress::default() };
-            assert!(step.run(input, 1e-4, false, None, |_| ()).unwrap().is_finite());
+            let enqueued = step.run(input, 1e-4, false, None, |_| ()).unwrap();
+            assert!(enqueued.wait(&World::solo()).unwrap().is_finite);
         }
         let state = State { step: 3, seed: 0, global_batch: 1, data: 0, categories: vec![] };
         let saved = Snapshot::take(state, "", &step.detector.params, &step.flat).unwrap();

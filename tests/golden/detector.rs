@@ -217,17 +217,18 @@ fn trajectory(
     for (n, row) in steps.as_array().ok_or("no trajectory")?.iter().enumerate() {
         let predicted = out.take().unwrap_or_else(|| step.forward(image));
         let targets = step.matcher().targets(&Grid::centers(&predicted.sizes()), &case.truth());
-        let loss = step
+        let reduced = step
             .loss(&predicted, &targets, &Progress::default(), false)
             .map_err(|e| e.to_string())?;
-        step.backward(&loss).map_err(|e| e.to_string())?;
+        step.backward(&reduced).map_err(|e| e.to_string())?;
+        let loss = reduced.read().map_err(|e| e.to_string())?;
         if n == 0 {
             losses("step 0", &loss.terms, row, first)?;
             gradients(&step.detector.params, &expected["param_grads"], gradient)?;
         }
         later_losses(n, &loss.terms, row, later)?;
         close("lr", schedule.lr(n), number(&row["lr"]), 1e-15)?;
-        step.update(schedule.lr(n)).map_err(|e| e.to_string())?;
+        let _ = step.update(&reduced, schedule.lr(n)).map_err(|e| e.to_string())?;
     }
     Ok(())
 }

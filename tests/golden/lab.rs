@@ -71,6 +71,7 @@ fn losses(
     );
     let loss = loss.map_err(|e| e.to_string())?;
     loss.local.backward();
+    let loss = loss.read().map_err(|e| e.to_string())?;
     let expected = &case.json["expected"]["f64"];
     let count = expected.as_object().map_or(0, serde_json::Map::len);
     if count != loss.terms.len() {

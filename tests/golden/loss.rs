@@ -52,6 +52,7 @@ pub fn run(
     )
     .map_err(|e| e.to_string())?;
     loss.local.backward();
+    let loss = loss.read().map_err(|e| e.to_string())?;
     let (positive, negative) =
         (probed["positive"].shallow_clone(), probed["negative"].shallow_clone());
     Ok(Run { outputs, loss, positive, negative, pairs })

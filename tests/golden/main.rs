@@ -67,7 +67,7 @@ fn main() {
         Err(e) => return finish(&Arguments::from_args(), vec![failing("device", e.to_string())]),
     }
     // The tolerances are for IEEE f32, not for TF32.
-    if let Err(e) = Precision::F32.apply() {
+    if let Err(e) = Precision::F32.apply(case::device()) {
         return finish(&Arguments::from_args(), vec![failing("precision", e.to_string())]);
     }
     tch::set_num_threads(1);

@@ -93,10 +93,11 @@ impl CallLog {
         }
     }
 
-    /// Marks all pending calls from `number` on as completed.
-    pub fn end_from(&self, number: u64) {
-        for call in self.ring().calls.iter_mut().filter(|c| c.number >= number && c.took.is_none())
-        {
+    /// Marks the pending calls of these numbers as completed.
+    pub fn end_all(&self, numbers: std::ops::RangeInclusive<u64>) {
+        let mut ring = self.ring();
+        let pending = |c: &&mut Call| numbers.contains(&c.number) && c.took.is_none();
+        for call in ring.calls.iter_mut().filter(pending) {
             call.took = Some(call.began.elapsed());
         }
     }
@@ -143,7 +144,9 @@ mod tests {
             assert!(text.contains(call), "{text}");
         }
         assert!(!text.contains("#97 "), "{text}");
-        log.end_from(90);
+        log.end_all(90..=97);
+        assert!(log.pending().is_some());
+        log.end_all(98..=100);
         assert!(log.pending().is_none());
     }
 }

@@ -158,7 +158,7 @@ impl World {
         self.backend.finish()?;
         let first = self.started.swap(0, Ordering::Relaxed);
         if first > 0 && self.on_device().is_none() {
-            self.calls.end_from(first);
+            self.calls.end_all(first..=u64::MAX);
         }
         Ok(())
     }
@@ -166,8 +166,21 @@ impl World {
     /// Marks the sums on the device as completed. To be called when the host has read a result that
     /// was enqueued after them.
     pub fn device_synchronized(&self) {
-        if let Some(first) = self.on_device().take() {
-            self.calls.end_from(first);
+        self.device_reached(u64::MAX);
+    }
+
+    /// Number of the latest collective, for [`World::device_reached`].
+    pub fn latest(&self) -> u64 {
+        self.calls.last().map_or(0, |call| call.number)
+    }
+
+    /// Marks the sums on the device up to collective `latest` as completed. To be called when the
+    /// host has read a result that was enqueued after them and before later ones.
+    pub fn device_reached(&self, latest: u64) {
+        let mut on_device = self.on_device();
+        if let Some(first) = on_device.take_if(|first| *first <= latest) {
+            self.calls.end_all(first..=latest);
+            *on_device = (latest < self.latest()).then(|| latest + 1);
         }
     }
 

@@ -181,8 +181,8 @@ fn without_nan(t: &Tensor) -> (Tensor, Tensor) {
 
 /// Number of boxes of the batch, as a scalar.
 fn num_boxes(x: &Inputs) -> Tensor {
-    let count = Tensor::from(x.pairs.labels.numel() as f64);
-    count.to_kind(x.score_bpc.kind()).to_device(x.score_bpc.device())
+    let options = (x.score_bpc.kind(), x.score_bpc.device());
+    Tensor::full([] as [i64; 0], x.pairs.labels.numel() as f64, options)
 }
 
 /// The terms of the loss from sum and normaliser of each: positive classification, localisation,

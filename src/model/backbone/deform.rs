@@ -6,7 +6,7 @@
 
 use tch::Tensor;
 
-use crate::model::layers::{Conv, ConvSpec, Size};
+use crate::model::layers::{Conv, ConvSpec, Norm, Size, Then};
 use crate::model::params::{Init, Params};
 use crate::torch;
 
@@ -38,17 +38,20 @@ impl DeformConv {
         Self { offset, weight, bias, stride, groups }
     }
 
-    /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
+    /// `[B, Cin, H, W]` to `[B, Cout, H', W']` of the same kind. Computed in the parameters' kind:
+    /// 8 bits of mantissa are too few for positions in a feature map.
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (kind, x) = (x.kind(), &x.to_kind(self.weight.kind()));
         let taps = self.weight.size()[2] * self.weight.size()[3];
         let predicted = self.offset.forward(x);
         let (offset, mask) =
             (predicted.narrow(1, 0, 2 * taps), predicted.narrow(1, 2 * taps, taps).sigmoid());
         let y = deform_conv2d(x, &offset, &mask, &self.weight, self.stride, self.groups);
-        match &self.bias {
+        let y = match &self.bias {
             Some(bias) => y + bias.view([1, -1, 1, 1]),
             None => y,
-        }
+        };
+        y.to_kind(kind)
     }
 
     /// Multiply-adds for an input of `size`, and the output's size.
@@ -94,11 +97,12 @@ pub enum AnyConv {
 }
 
 impl AnyConv {
-    /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
+    /// `[B, Cin, H, W]` to `[B, Cout, H', W']`, followed by `norm` and `then`; see
+    /// [`Conv::normalised`].
+    pub fn normalised(&self, x: &Tensor, norm: &Norm, then: Then, train: bool) -> Tensor {
         match self {
-            Self::Plain(c) => c.forward(x),
-            Self::Deform(c) => c.forward(x),
+            Self::Plain(c) => c.normalised(x, norm, then, train),
+            Self::Deform(c) => then.apply(norm.forward(&c.forward(x), train)),
         }
     }
 

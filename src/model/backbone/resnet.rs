@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::deform::{AnyConv, DeformConv};
 use crate::model::config::{Backbone, ModelConfig};
-use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size};
+use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size, Then};
 use crate::model::params::{Init, Params};
 
 /// Channels after applying the width multiplier, rounded to a multiple of 8, at least 8.
@@ -99,18 +99,16 @@ impl Block {
 
     /// `[B, Cin, H, W]` to `[B, Cout, H', W']`.
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = x.shallow_clone();
-        for (i, (conv, norm)) in self.convs.iter().enumerate() {
-            y = norm.forward(&conv.forward(&y), train);
-            if i + 1 < self.convs.len() {
-                y = y.relu_();
-            }
-        }
         let skip = self.shortcut.as_ref().map_or_else(
             || x.shallow_clone(),
-            |(conv, norm)| norm.forward(&conv.forward(x), train),
+            |(conv, norm)| conv.normalised(x, norm, Then::default(), train),
         );
-        (y + skip).relu_()
+        let mut y = x.shallow_clone();
+        for (i, (conv, norm)) in self.convs.iter().enumerate() {
+            let residual = (i + 1 == self.convs.len()).then_some(&skip);
+            y = conv.normalised(&y, norm, Then { residual, relu: true }, train);
+        }
+        y
     }
 
     /// Multiply-adds for an input of size `input`, and the output's size.
@@ -177,7 +175,7 @@ impl ResNet {
     /// Normalised images `[B, 3, H, W]` to the feature maps C2, C3, C4, C5 at strides 4, 8, 16, 32.
     pub fn forward(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
         let (conv, norm) = &self.stem;
-        let mut y = norm.forward(&conv.forward(x), train).relu_();
+        let mut y = conv.normalised(x, norm, Then::RELU, train);
         y = y.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         let mut out = vec![];
         for stage in &self.stages {

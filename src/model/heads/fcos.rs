@@ -1,13 +1,13 @@
 //! FCOS head with DW's box refinement: two towers, shared by all levels, and the branches for
 //! classes, distances, quality and refinement offsets.
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use super::Outputs;
 use crate::geometry::{self, STRIDES};
 use crate::model::backbone::deform::{AnyConv, DeformConv};
 use crate::model::config::{Distances, ModelConfig, Tower};
-use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size};
+use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size, Then};
 use crate::model::params::{Init, Params};
 
 /// FCOS head.
@@ -22,6 +22,7 @@ pub struct Head {
     offset: Option<Conv>,
     /// Factor of the regression branch's output on each level, scalars.
     scales: Vec<Tensor>,
+    sides: Sides,
     distances: Distances,
     quality_tower: Tower,
 }
@@ -85,6 +86,7 @@ impl Head {
                     p.param(name, &[], Init::Const(1.0), true, true)
                 })
                 .collect(),
+            sides: Sides::new(p.kind, p.device),
         }
     }
 
@@ -95,27 +97,27 @@ impl Head {
         for (level, x) in pyramid.iter().enumerate() {
             let run = |tower: &[(AnyConv, Norm)]| {
                 tower.iter().fold(x.shallow_clone(), |y, (conv, norm)| {
-                    norm.forward(&conv.forward(&y), true).relu_()
+                    conv.normalised(&y, norm, Then::RELU, true)
                 })
             };
             let (cls, reg) = (run(&self.cls_tower), run(&self.reg_tower));
             let stride = STRIDES[level];
-            let scaled = self.reg.forward(&reg) * &self.scales[level];
+            // Raw predictions have the parameters' kind: pixels need more mantissa than bf16 has.
+            let kind = self.scales[level].kind();
+            let branch = |conv: &Conv, x: &Tensor| conv.forward(x).to_kind(kind);
+            let scaled = branch(&self.reg, &reg) * &self.scales[level];
             let raw = match self.distances {
                 Distances::Relu => scaled.relu() * stride as f64,
                 Distances::Exp => scaled.exp(),
             };
             let distances = match &self.offset {
                 None => raw,
-                Some(offset) => refine(&raw, &offset.forward(&reg), stride),
+                Some(offset) => refine(&raw, &branch(offset, &reg), stride, &self.sides),
             };
-            out.cls.push(self.cls.forward(&cls));
+            out.cls.push(branch(&self.cls, &cls));
             out.distances.push(distances);
-            out.quality.push(self.quality.forward(if self.quality_tower == Tower::Cls {
-                &cls
-            } else {
-                &reg
-            }));
+            let tower = if self.quality_tower == Tower::Cls { &cls } else { &reg };
+            out.quality.push(branch(&self.quality, tower));
         }
         out
     }
@@ -132,13 +134,37 @@ impl Head {
     }
 }
 
+/// Constants of the box refinement for the sides x1, y1, x2, y2, each `[1, 4, 1, 1]`. Made once:
+/// copies from the host would make it wait for a GPU.
+#[derive(Debug)]
+struct Sides {
+    /// Direction from the point to the side.
+    direction: Tensor,
+    /// 1 for the sides whose midpoint lies left or right of the point, else 0.
+    along_x: Tensor,
+    /// 1 for the others.
+    along_y: Tensor,
+}
+
+impl Sides {
+    fn new(kind: Kind, device: Device) -> Self {
+        let per_side =
+            |v: [f32; 4]| Tensor::from_slice(&v).to_kind(kind).to_device(device).view([1, 4, 1, 1]);
+        Self {
+            direction: per_side([-1.0, -1.0, 1.0, 1.0]),
+            along_x: per_side([1.0, 0.0, 1.0, 0.0]),
+            along_y: per_side([0.0, 1.0, 0.0, 1.0]),
+        }
+    }
+}
+
 /// DW's box refinement (Sec. 3.4): each side's coordinate is sampled again, bilinearly, from the
 /// map of predicted boxes, at the midpoint of the predicted side plus a learned offset.
 ///
 /// `ltrb` `[B, 4, h, w]` are the distances in pixels, `offsets` `[B, 8, h, w]` the offsets in cells
 /// as (dy, dx) for each of x1, y1, x2, y2. Returns refined distances `[B, 4, h, w]`, pixels.
 /// Samples outside the map read zeros, corner by corner, as in the released code.
-fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
+fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64, sides: &Sides) -> Tensor {
     let size = ltrb.size();
     let (b, h, w) = (size[0], size[2], size[3]);
     let (kind, device) = (ltrb.kind(), ltrb.device());
@@ -148,15 +174,11 @@ fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
         .contiguous();
     // Shift from the point to the midpoint of the side, in cells: of x1 and x2 along x, of y1 and
     // y2 along y.
-    let per_side =
-        |v: [f32; 4]| Tensor::from_slice(&v).to_kind(kind).to_device(device).view([1, 4, 1, 1]);
-    let shift = ltrb * per_side([-1.0, -1.0, 1.0, 1.0]) / stride as f64;
-    let along_x = per_side([1.0, 0.0, 1.0, 0.0]);
-    let along_y = per_side([0.0, 1.0, 0.0, 1.0]);
+    let shift = ltrb * &sides.direction / stride as f64;
     let offsets_b42hw = offsets.contiguous().view([b, 4, 2, h, w]);
     let cells = |n: i64| Tensor::arange(n, (kind, device));
-    let x_b4hw = offsets_b42hw.select(2, 1) + &shift * along_x + cells(w).view([1, 1, 1, w]);
-    let y_b4hw = offsets_b42hw.select(2, 0) + &shift * along_y + cells(h).view([1, 1, h, 1]);
+    let x_b4hw = offsets_b42hw.select(2, 1) + &shift * &sides.along_x + cells(w).view([1, 1, 1, w]);
+    let y_b4hw = offsets_b42hw.select(2, 0) + &shift * &sides.along_y + cells(h).view([1, 1, h, 1]);
     // Cell indices to grid_sample's normalised coordinates with align_corners = false.
     let normalise = |cells: Tensor, n: i64| (cells * 2.0 + 1.0) / n as f64 - 1.0;
     let grid = Tensor::stack(&[normalise(x_b4hw, w), normalise(y_b4hw, h)], -1);
@@ -171,8 +193,6 @@ fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
-
     use super::*;
 
     fn head(config: &ModelConfig) -> (Params, Head) {

@@ -1,0 +1,280 @@
+// Convolution with a folded batch norm of fixed statistics, a residual and ReLU, as one node of the
+// autograd graph.
+//
+// Shapes: B images, C input and O output channels, G groups, H x W input and h x w output size.
+
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/addcmul.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/cudnn_convolution_add_relu.h>
+#include <ATen/ops/cudnn_convolution_relu.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linalg_vecdot.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/threshold_backward.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "common.h"
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+using torch::autograd::Variable;
+
+// Added to the variance, as in PyTorch's batch norm.
+constexpr double EPS = 1e-5;
+
+std::optional<Tensor> if_defined(const Tensor &t) {
+  return t.defined() ? std::optional(t) : std::nullopt;
+}
+
+// Settings of a convolution.
+struct Spec {
+  int64_t stride, padding, groups;
+  bool relu;
+};
+
+// What enters a convolution. Undefined tensors are absent: no bias; no norm (gamma, mean, var; its
+// beta is `bias`); no residual.
+struct Inputs {
+  Tensor x, weight, bias, gamma, mean, var, residual;
+
+  bool any_requires_grad() const {
+    for (const auto *t : {&x, &weight, &bias, &gamma, &residual})
+      if (t->defined() && t->requires_grad()) return true;
+    return false;
+  }
+};
+
+// Weight and bias that include the norm, in the kind of the activations.
+struct Folded {
+  Tensor weight, bias;
+};
+
+Tensor inverse_deviation(const Tensor &var) { return (var + EPS).rsqrt_(); }
+
+Folded fold(const Inputs &in) {
+  const auto kind = in.x.scalar_type();
+  if (!in.gamma.defined())
+    return {in.weight.to(kind), in.bias.defined() ? in.bias.to(kind) : in.bias};
+  const auto scale = in.gamma * inverse_deviation(in.var);
+  // One pass that multiplies in the parameters' kind and rounds to the activations'.
+  auto weight = at::empty_like(in.weight, in.weight.options().dtype(kind));
+  at::mul_out(weight, in.weight, scale.view({-1, 1, 1, 1}));
+  return {weight, at::addcmul(in.bias, in.mean, scale, -1).to(kind)};
+}
+
+using Scalars = c10::List<std::optional<at::Scalar>>;
+using Pointwise = Tensor(const Tensor &, const Tensor &, const std::optional<Tensor> &,
+                         at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
+                         std::string_view, Scalars,
+                         std::optional<std::string_view>);
+using PointwiseBinary = Tensor(const Tensor &, const Tensor &, const Tensor &,
+                               const std::optional<Tensor> &, at::IntArrayRef, at::IntArrayRef,
+                               at::IntArrayRef, int64_t, std::string_view,
+                               std::optional<at::Scalar>, std::optional<std::string_view>,
+                               Scalars,
+                               std::optional<std::string_view>);
+
+// relu(convolution + bias (+ residual)) in one call of oneDNN.
+Tensor fused_on_cpu(const Inputs &in, const Folded &f, const Spec &s) {
+  const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
+  constexpr std::array<int64_t, 2> dilation{1, 1};
+  const auto bias = if_defined(f.bias);
+  auto &dispatcher = c10::Dispatcher::singleton();
+  if (in.residual.defined()) {
+    static const auto op =
+        dispatcher.findSchemaOrThrow("mkldnn::_convolution_pointwise", "binary")
+            .typed<PointwiseBinary>();
+    return op.call(in.x, in.residual, f.weight, bias, padding, stride, dilation, s.groups, "add",
+                   std::nullopt, "relu", Scalars(), std::nullopt);
+  }
+  static const auto op =
+      dispatcher.findSchemaOrThrow("mkldnn::_convolution_pointwise", "").typed<Pointwise>();
+  return op.call(in.x, f.weight, bias, padding, stride, dilation, s.groups, "relu", Scalars(), "");
+}
+
+// The same in one call of cuDNN.
+Tensor fused_on_gpu(const Inputs &in, const Folded &f, const Spec &s) {
+  const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
+  constexpr std::array<int64_t, 2> dilation{1, 1};
+  const auto bias = if_defined(f.bias);
+  if (in.residual.defined())
+    return at::cudnn_convolution_add_relu(in.x, f.weight, in.residual, 1, bias, stride, padding,
+                                          dilation, s.groups);
+  return at::cudnn_convolution_relu(in.x, f.weight, bias, stride, padding, dilation, s.groups);
+}
+
+// Whether oneDNN has bf16 on this CPU.
+bool bf16_in_onednn() {
+  static const bool has =
+      dw::cpu_has("avx512_bw") && dw::cpu_has("avx512_vl") && dw::cpu_has("avx512_dq");
+  return has;
+}
+
+// Whether a library computes convolution, bias, residual and ReLU in one call. oneDNN has f32 and,
+// on CPUs with AVX-512, bf16. cuDNN's fused engines need channels in multiples of 8.
+bool has_fused(const Inputs &in, const Spec &s) {
+  const auto kind = in.x.scalar_type();
+  if (!s.relu) return false;
+  const auto channels_last = [](const Tensor &t) {
+    return t.is_contiguous(at::MemoryFormat::ChannelsLast);
+  };
+  if (in.x.is_cuda())
+    return kind == at::kBFloat16 && s.groups == 1 && in.weight.size(0) % 8 == 0 &&
+           in.weight.size(1) % 8 == 0;
+  // libtorch passes other residuals to an operation that has no bf16.
+  if (in.residual.defined() &&
+      (s.groups > 1 || !channels_last(in.x) || !channels_last(in.residual)))
+    return false;
+  return at::hasMKLDNN() && at::globalContext().userEnabledMkldnn() &&
+         (kind == at::kFloat || (kind == at::kBFloat16 && bf16_in_onednn()));
+}
+
+Tensor compute(const Inputs &in, const Folded &f, const Spec &s) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  if (has_fused(in, s)) return in.x.is_cuda() ? fused_on_gpu(in, f, s) : fused_on_cpu(in, f, s);
+  const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
+  constexpr std::array<int64_t, 2> dilation{1, 1}, none{0, 0};
+  const auto bias = if_defined(f.bias);
+  auto y = at::convolution(in.x, f.weight, bias, stride, padding, dilation, /*transposed=*/false,
+                           none, s.groups);
+  if (in.residual.defined()) y.add_(in.residual);
+  return s.relu ? y.relu_() : y;
+}
+
+struct Conv : torch::autograd::Function<Conv> {
+  using Optional = std::optional<Tensor>;
+
+  // libtorch accepts absent tensors only as `std::optional`.
+  static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &weight,
+                        const Optional &bias, const Optional &gamma, const Optional &mean,
+                        const Optional &var, const Optional &residual, const Spec &s) {
+    const auto or_undefined = [](const Optional &t) { return t.value_or(Tensor()); };
+    const Inputs in{x,
+                    weight,
+                    or_undefined(bias),
+                    or_undefined(gamma),
+                    or_undefined(mean),
+                    or_undefined(var),
+                    or_undefined(residual)};
+    const auto folded = fold(in);
+    const auto y = compute(in, folded, s);
+    ctx->save_for_backward(
+        {x, weight, in.gamma, in.mean, in.var, folded.weight, s.relu ? y : Tensor()});
+    auto &data = ctx->saved_data;
+    data["stride"] = s.stride;
+    data["padding"] = s.padding;
+    data["groups"] = s.groups;
+    // `needs_input_grad` counts only the arguments that are defined, so each is noted by name.
+    const auto note = [&](const char *name, const Tensor &t) {
+      data[name] = t.defined() && t.requires_grad();
+    };
+    note("x", x);
+    note("weight", weight);
+    note("bias", in.bias);
+    note("gamma", in.gamma);
+    note("residual", in.residual);
+    if (bias) data["bias_kind"] = static_cast<int64_t>(bias->scalar_type());
+    return y;
+  }
+
+  static tensor_list backward(AutogradContext *ctx, const tensor_list &grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1], &gamma = saved[2], &mean = saved[3],
+               &var = saved[4], &folded = saved[5], &y = saved[6];
+    auto &data = ctx->saved_data;
+    const auto needs = [&](const char *name) { return data[name].toBool(); };
+    const auto number = [&](const char *name) { return data[name].toInt(); };
+    const auto grad = y.defined() ? at::threshold_backward(grads[0], y, 0) : grads[0];
+    const bool with_weight = needs("weight") || needs("gamma");
+    const bool with_bias = needs("bias") || needs("gamma");
+    const std::array stride{number("stride"), number("stride")},
+        padding{number("padding"), number("padding")};
+    constexpr std::array<int64_t, 2> dilation{1, 1}, none{0, 0};
+    const std::array<int64_t, 1> channels{weight.size(0)};
+    const auto kind = backward_kind(x, weight);
+    auto [dx, dweight, dbias] = at::convolution_backward(
+        grad.to(kind), x.to(kind), folded.to(kind), channels, stride, padding, dilation,
+        /*transposed=*/false, none, number("groups"), {needs("x"), with_weight, with_bias});
+    if (dx.defined()) dx = dx.to(x.scalar_type());
+    // One entry for each argument of forward.
+    tensor_list out(8);
+    out[0] = dx;
+    if (with_bias) dbias = dbias.to(static_cast<at::ScalarType>(number("bias_kind")));
+    if (with_weight) dweight = dweight.to(weight.scalar_type());
+    if (needs("gamma")) {
+      const auto product =
+          at::linalg_vecdot(rows(dweight), rows(weight)).addcmul_(mean, dbias, -1);
+      out[3] = product.mul_(inverse_deviation(var));
+    }
+    if (needs("weight"))
+      out[1] = gamma.defined() ? unfold(dweight, gamma * inverse_deviation(var)) : dweight;
+    if (needs("bias")) out[2] = dbias;
+    if (needs("residual")) out[6] = grad;
+    return out;
+  }
+
+  // The kind to compute the gradients in. oneDNN (of libtorch 2.11) leaves bf16 gradients of a
+  // weight partly uninitialised where its kernel is wider than the input, as on the smallest maps
+  // of narrow images.
+  static at::ScalarType backward_kind(const Tensor &x, const Tensor &weight) {
+    const bool narrow = std::min(x.size(2), x.size(3)) < weight.size(3);
+    return x.is_cpu() && narrow ? weight.scalar_type() : x.scalar_type();
+  }
+
+  // A weight [O, C / G, kh, kw] as [O, kh kw C / G]: a view of channels-last memory.
+  static Tensor rows(const Tensor &weight) {
+    return weight.permute({0, 2, 3, 1}).reshape({weight.size(0), -1});
+  }
+
+  // The gradient of the weight from that of the folded weight, which it may overwrite.
+  static Tensor unfold(const Tensor &dweight, const Tensor &scale) {
+    return dweight.mul_(scale.view({-1, 1, 1, 1}));
+  }
+};
+
+Tensor or_undefined(const Tensor *t) { return t ? *t : Tensor(); }
+
+}  // namespace
+
+extern "C" {
+
+// x [B, C, H, W], weight [O, C / G, k, k], bias [O], the fixed batch norm's gamma, mean and var [O]
+// (its beta is `bias`), residual [B, O, h, w] to a new tensor [B, O, h, w] of x's kind. All but x
+// and weight may be null. Null on failure.
+Tensor *dw_conv(const Tensor *x, const Tensor *weight, const Tensor *bias, const Tensor *gamma,
+                const Tensor *mean, const Tensor *var, const Tensor *residual, int64_t stride,
+                int64_t padding, int64_t groups, int relu) {
+  return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
+    const Inputs in{*x,
+                    *weight,
+                    or_undefined(bias),
+                    or_undefined(gamma),
+                    or_undefined(mean),
+                    or_undefined(var),
+                    or_undefined(residual)};
+    const Spec spec{stride, padding, groups, relu != 0};
+    if (at::GradMode::is_enabled() && in.any_requires_grad())
+      return new Tensor(Conv::apply(in.x, in.weight, if_defined(in.bias), if_defined(in.gamma),
+                                    if_defined(in.mean), if_defined(in.var),
+                                    if_defined(in.residual), spec));
+    // No bookkeeping for frozen layers and evaluation.
+    at::NoGradGuard no_grad;
+    return new Tensor(compute(in, fold(in), spec));
+  });
+}
+}
