@@ -5,8 +5,18 @@ use std::path::PathBuf;
 
 include!("tools/git_revision.rs");
 
-const SOURCES: [&str; 9] =
-    ["context", "conv", "deform", "gradient", "memory", "profile", "readback", "sgd", "stream"];
+const SOURCES: [&str; 10] = [
+    "context",
+    "conv",
+    "deform",
+    "gradient",
+    "group_norm",
+    "memory",
+    "profile",
+    "readback",
+    "sgd",
+    "stream",
+];
 
 fn build() {
     println!("cargo:rerun-if-changed=src/torch");

@@ -18,6 +18,8 @@ NETWORK_TRIALS = (
     "network_and_gradients_are_the_cpus",
     "out_of_memory_is_code_5",
     "training_follows_the_cpu",
+    "bf16_gradients_point_where_the_cpus_in_f32_do",
+    "own_kernels_are_used_and_right",
 )
 NCCL_TRIALS = (
     "nccl_joins_and_tests_itself",
@@ -234,6 +236,8 @@ def training():
     if GPU:
         # 10 bits of mantissa in products, and what 30 steps make of that.
         follow("tf32", 1e-2, 0.05)
+        # 8 bits of mantissa in all activations.
+        follow("bf16", 2e-2, 0.05)
     else:
         row(TRAIN, "losses against the CPU's, tf32", None, why="DEVICE=cpu has no tf32")
     drill("oom", 5)

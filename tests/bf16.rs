@@ -41,7 +41,7 @@ fn losses_differ_less_than_those_of_other_seeds() {
 #[test]
 fn a_resumed_run_continues_to_the_last_bit() {
     let sandbox = Sandbox::new();
-    let sets = ["train.precision=bf16", "train.epochs=1", "checkpoint.every_steps=2"];
+    let sets = ["train.precision=bf16", "train.max_steps=8", "checkpoint.every_steps=2"];
     sandbox.train(2, "whole", &sets);
     let mut broken = launch(2, "dw-train");
     broken.args(sandbox.train_args("parts", &sets)).env("DW_FAULT", "nan@1:6");

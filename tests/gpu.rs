@@ -14,8 +14,7 @@ use dw::device::join::self_test;
 use dw::device::{self, Choice, Precision, cuda};
 use dw::geometry::{Grid, level_sizes};
 use dw::model::Detector;
-use dw::torch::CudaSide;
-use dw::torch::buffer_of;
+use dw::torch::{self, CudaSide, buffer_of};
 use dw::train::TrainConfig;
 use dw::train::buckets::Buckets;
 use dw::train::config::GradCompression;
@@ -63,11 +62,16 @@ fn trials(device: Device) -> Vec<Trial> {
         trial("stream_order_of_two_ranks", move || stream_order(device)),
         trial("out_of_memory_is_code_5", move || out_of_memory(device)),
         trial("training_follows_the_cpu", move || training(device, 1)),
+        trial("bf16_gradients_point_where_the_cpus_in_f32_do", move || bf16(device)),
     ];
     if !device.is_cuda() {
         return trials;
     }
     trials.extend([
+        trial("own_kernels_are_used_and_right", move || {
+            assert!(torch::has_group_norm_kernels());
+            device::kernels::check(device).unwrap();
+        }),
         trial("nccl_joins_and_tests_itself", move || self_test(&world(device), device).unwrap()),
         trial("nccl_keeps_what_one_rank_has", move || one_rank(device)),
         trial("nccl_abort_ends", move || abort_exits(device)),
@@ -122,14 +126,24 @@ fn detector(device: Device, kind: Kind) -> Detector {
     net
 }
 
+/// The gradient of the small network with bf16 activations on the device. Rounding moves some
+/// activations to the other side of a ReLU, in this network those of whole groups.
+fn bf16(device: Device) {
+    let (_, expected) = gradients(Device::Cpu, Kind::Float, Kind::Float);
+    let (_, found) = gradients(device, Kind::Float, Kind::BFloat16);
+    let cosine = expected.dot(&found) / (expected.norm() * found.norm());
+    assert!(cosine.double_value(&[]) > 0.98, "cosine {cosine:?}");
+}
+
 fn images(device: Device, kind: Kind) -> Tensor {
     device::upload(&Tensor::rand([2, 3, 96, 128], (kind, Device::Cpu)), device, kind)
 }
 
 /// The loss of the small network on a device, and all gradients as one f64 vector on the CPU.
-fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
+fn gradients(device: Device, kind: Kind, activations: Kind) -> (f64, Tensor) {
     let config = dw::config::load("smoke", &[]).unwrap();
     let mut net = detector(device, kind);
+    net.activations = activations;
     let strategy = config.assign.build(&mut net.params, 3);
     let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo())).unwrap();
     let truth = [
@@ -148,7 +162,7 @@ fn gradients(device: Device, kind: Kind) -> (f64, Tensor) {
 
 fn network(device: Device) {
     for (kind, tolerance) in [(Kind::Double, 1e-9), (Kind::Float, 1e-3)] {
-        let ((a, ga), (b, gb)) = (gradients(Device::Cpu, kind), gradients(device, kind));
+        let [(a, ga), (b, gb)] = [Device::Cpu, device].map(|d| gradients(d, kind, kind));
         assert!(
             (a - b).abs() <= tolerance * a.abs(),
             "{kind:?}: loss {a} on the CPU, {b} on the device"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the build dependencies: Debian packages, libtorch, crates; with the argument `tests` also
-# the test runner and NCCL, with `deps` the tools that check dependencies and spelling. Safe to run
+# the test runner, NCCL and NVRTC, with `deps` the tools that check dependencies and spelling. Safe to run
 # again: complete installs are kept, partial ones replaced.
 #
 # DW_CUDA=1 installs libtorch with CUDA (4.7 GB) even without an NVIDIA driver, for example on the
@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 TORCH=2.11.0
 NEXTEST=0.9.143
 NCCL=2.28.9
+NVRTC=13.0.88
 DENY=0.20.2
 TYPOS=1.52.0
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/dw"
@@ -142,17 +143,23 @@ if [ "${1:-}" = tests ] && ! cargo nextest --version >/dev/null 2>&1 &&
   cargo install --locked --quiet --root "$cache/tools" --version "$NEXTEST" cargo-nextest ||
     die "cannot install cargo-nextest" "cargo install --locked cargo-nextest"
 fi
-# The CPU install of libtorch has no NCCL; its tests on machines without a GPU need it.
-nccl="$cache/nccl-$NCCL"
-if [ "${1:-}" = tests ] && [ $kind = cpu ] && [ ! -f "$nccl/.complete" ]; then
-  say "installing NCCL $NCCL for the tests (200 MB) into $nccl"
-  rm -rf "$nccl"
+# The CPU install of libtorch has neither NCCL nor NVRTC; their tests on machines without a GPU need
+# them.
+fetch() { # NAME PACKAGE VERSION SIZE
+  local folder="$cache/$1-$3"
+  [ ! -f "$folder/.complete" ] || return 0
+  say "installing $1 $3 for the tests ($4) into $folder"
+  rm -rf "$folder"
   if pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps \
-    --target "$nccl" "nvidia-nccl-cu13==$NCCL"; then
-    touch "$nccl/.complete"
+    --target "$folder" "$2==$3"; then
+    touch "$folder/.complete"
   else
-    say "warning: cannot download NCCL; some of its tests are skipped"
+    say "warning: cannot download $1; some of its tests are skipped"
   fi
+}
+if [ "${1:-}" = tests ] && [ $kind = cpu ]; then
+  fetch nccl nvidia-nccl-cu13 "$NCCL" "200 MB"
+  fetch nvrtc nvidia-cuda-nvrtc "$NVRTC" "90 MB"
 fi
 # Tools of `make deps`.
 if [ "${1:-}" = deps ]; then

@@ -4,9 +4,11 @@
 //! * [`Precision`]: meaning of `train.precision` on each device
 //! * [`threads`]: CPU threads of a rank
 //! * [`join`]: the ranks of a job on their devices
+//! * [`kernels`]: the program's own CUDA kernels
 
 pub mod cuda;
 pub mod join;
+pub mod kernels;
 mod precision;
 pub mod threads;
 
@@ -51,6 +53,7 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
             // If the batch system shows each process only its own GPU, every rank takes device 0.
             let index = topology.local_rank % count;
             cuda::set_current(index)?;
+            kernels::prepare(index);
             Ok(Device::Cuda(index))
         }
         Err(Error::Usage(why)) if choice == Choice::Cuda => {

@@ -87,6 +87,14 @@ impl Conv {
                 };
                 torch::convolution(x, &spec)
             }
+            Norm::Group { weight, bias, groups }
+                if x.device().is_cuda() && then.relu && then.residual.is_none() =>
+            {
+                // Adds the convolution's bias, too: one pass over its output less.
+                let without_bias = Convolution { bias: None, ..self.spec(Then::default()) };
+                let y = torch::convolution(x, &without_bias);
+                torch::group_norm_relu(&y, self.bias.as_ref(), weight, bias, *groups)
+            }
             _ => then.apply(norm.forward(&self.forward(x), train)),
         }
     }

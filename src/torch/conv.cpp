@@ -59,22 +59,22 @@ struct Inputs {
   }
 };
 
-// Weight and bias that include the norm, in the kind of the activations.
+// Weight and bias that include the norm, in the kind of the activations; the norm's inverse
+// deviation and its product with gamma.
 struct Folded {
-  Tensor weight, bias;
+  Tensor weight, bias, inverse, scale;
 };
-
-Tensor inverse_deviation(const Tensor &var) { return (var + EPS).rsqrt_(); }
 
 Folded fold(const Inputs &in) {
   const auto kind = in.x.scalar_type();
   if (!in.gamma.defined())
-    return {in.weight.to(kind), in.bias.defined() ? in.bias.to(kind) : in.bias};
-  const auto scale = in.gamma * inverse_deviation(in.var);
+    return {in.weight.to(kind), in.bias.defined() ? in.bias.to(kind) : in.bias, {}, {}};
+  const auto inverse = (in.var + EPS).rsqrt_();
+  const auto scale = in.gamma * inverse;
   // One pass that multiplies in the parameters' kind and rounds to the activations'.
   auto weight = at::empty_like(in.weight, in.weight.options().dtype(kind));
   at::mul_out(weight, in.weight, scale.view({-1, 1, 1, 1}));
-  return {weight, at::addcmul(in.bias, in.mean, scale, -1).to(kind)};
+  return {weight, at::addcmul(in.bias, in.mean, scale, -1).to(kind), inverse, scale};
 }
 
 using Scalars = c10::List<std::optional<at::Scalar>>;
@@ -174,7 +174,7 @@ struct Conv : torch::autograd::Function<Conv> {
     const auto folded = fold(in);
     const auto y = compute(in, folded, s);
     ctx->save_for_backward(
-        {x, weight, in.gamma, in.mean, in.var, folded.weight, s.relu ? y : Tensor()});
+        {x, weight, in.mean, folded.inverse, folded.scale, folded.weight, s.relu ? y : Tensor()});
     auto &data = ctx->saved_data;
     data["stride"] = s.stride;
     data["padding"] = s.padding;
@@ -194,8 +194,8 @@ struct Conv : torch::autograd::Function<Conv> {
 
   static tensor_list backward(AutogradContext *ctx, const tensor_list &grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto &x = saved[0], &weight = saved[1], &gamma = saved[2], &mean = saved[3],
-               &var = saved[4], &folded = saved[5], &y = saved[6];
+    const auto &x = saved[0], &weight = saved[1], &mean = saved[2], &inverse = saved[3],
+               &scale = saved[4], &folded = saved[5], &y = saved[6];
     auto &data = ctx->saved_data;
     const auto needs = [&](const char *name) { return data[name].toBool(); };
     const auto number = [&](const char *name) { return data[name].toInt(); };
@@ -219,10 +219,10 @@ struct Conv : torch::autograd::Function<Conv> {
     if (needs("gamma")) {
       const auto product =
           at::linalg_vecdot(rows(dweight), rows(weight)).addcmul_(mean, dbias, -1);
-      out[3] = product.mul_(inverse_deviation(var));
+      out[3] = product.mul_(inverse);
     }
     if (needs("weight"))
-      out[1] = gamma.defined() ? unfold(dweight, gamma * inverse_deviation(var)) : dweight;
+      out[1] = scale.defined() ? dweight.mul_(scale.view({-1, 1, 1, 1})) : dweight;
     if (needs("bias")) out[2] = dbias;
     if (needs("residual")) out[6] = grad;
     return out;
@@ -241,10 +241,6 @@ struct Conv : torch::autograd::Function<Conv> {
     return weight.permute({0, 2, 3, 1}).reshape({weight.size(0), -1});
   }
 
-  // The gradient of the weight from that of the folded weight, which it may overwrite.
-  static Tensor unfold(const Tensor &dweight, const Tensor &scale) {
-    return dweight.mul_(scale.view({-1, 1, 1, 1}));
-  }
 };
 
 Tensor or_undefined(const Tensor *t) { return t ? *t : Tensor(); }

@@ -8,6 +8,7 @@ mod conv;
 mod deform;
 mod error;
 mod gradient;
+mod group_norm;
 mod memory;
 mod profile;
 mod readback;
@@ -24,6 +25,9 @@ pub use conv::{Convolution, convolution};
 pub use deform::deform_conv2d;
 pub use error::error;
 pub use gradient::{GradientHook, on_gradient, set_grad};
+pub use group_norm::{
+    NUM_KERNELS, group_norm_relu, has_group_norm_kernels, set_group_norm_kernels,
+};
 pub use memory::{host_floats, page_locked, peak_bytes, reset_peak_bytes, to_host, upload};
 pub use profile::{Profile, count_syncs};
 pub use readback::Readback;
