@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 include!("tools/git_revision.rs");
 
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "context",
     "conv",
     "deform",
     "gradient",
     "group_norm",
+    "kernels",
     "memory",
     "profile",
     "readback",

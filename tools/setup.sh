@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the build dependencies: Debian packages, libtorch, crates; with the argument `tests` also
-# the test runner, NCCL and NVRTC, with `deps` the tools that check dependencies and spelling. Safe to run
-# again: complete installs are kept, partial ones replaced.
+# the test runner, NCCL and NVRTC, with `deps` the tools that check dependencies and spelling. Safe
+# to run again: complete installs are kept, partial ones replaced.
 #
 # DW_CUDA=1 installs libtorch with CUDA (4.7 GB) even without an NVIDIA driver, for example on the
 # login node of a cluster. DW_CUDA=0 forces the CPU install (1.3 GB). A clone keeps the CUDA install

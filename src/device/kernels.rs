@@ -11,17 +11,23 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::{Device, Kind, Tensor};
 
 use super::cuda;
-use crate::torch::{self, NUM_KERNELS};
+use crate::torch::{self, Convolution, NUM_KERNELS};
 
 /// Source of the kernels.
 const SOURCE: &CStr = match CStr::from_bytes_with_nul(
-    concat!(include_str!("kernels/group_norm.cu"), "\0").as_bytes(),
+    concat!(
+        include_str!("kernels/common.cuh"),
+        include_str!("kernels/group_norm.cu"),
+        include_str!("kernels/bias.cu"),
+        "\0"
+    )
+    .as_bytes(),
 ) {
     Ok(text) => text,
     Err(_) => panic!("the source has no NUL"),
 };
 
-/// Names of the kernels, in the order of `src/torch/group_norm.cpp`.
+/// Names of the kernels, in the order of `src/torch/kernels.h`.
 const NAMES: [&CStr; NUM_KERNELS] = [
     c"forward_sums_f32",
     c"forward_sums_bf16",
@@ -31,6 +37,10 @@ const NAMES: [&CStr; NUM_KERNELS] = [
     c"backward_sums_bf16",
     c"backward_f32",
     c"backward_bf16",
+    c"add_bias_f32",
+    c"add_bias_bf16",
+    c"bias_sums_f32",
+    c"bias_sums_bf16",
     c"forward_stats",
     c"backward_stats",
 ];
@@ -44,7 +54,7 @@ type Text = std::result::Result<(), String>;
 pub fn prepare(index: usize) {
     if let Err(why) = load(index).and_then(|()| check(Device::Cuda(index))) {
         // SAFETY: switches the kernels off; no other thread uses them yet.
-        unsafe { torch::set_group_norm_kernels(None) };
+        unsafe { torch::set_kernels(None) };
         tracing::warn!(
             "the program's own CUDA kernels are not used, which makes training slower: {why}"
         );
@@ -122,9 +132,8 @@ fn compile(architecture: c_int, beside: &[PathBuf]) -> std::result::Result<Vec<u
     };
     let (mut program, none) = (null_mut(), std::ptr::null());
     // SAFETY: C strings that outlive the calls; no headers.
-    let code = unsafe {
-        create(&raw mut program, SOURCE.as_ptr(), c"group_norm.cu".as_ptr(), 0, none, none)
-    };
+    let code =
+        unsafe { create(&raw mut program, SOURCE.as_ptr(), c"kernels.cu".as_ptr(), 0, none, none) };
     expect_0("nvrtcCreateProgram", code)?;
     let target = CString::new(format!("--gpu-architecture=sm_{architecture}")).unwrap_or_default();
     let options = [target.as_ptr(), c"--std=c++17".as_ptr()];
@@ -173,51 +182,85 @@ fn load(index: usize) -> Text {
         expect_0("cuModuleGetFunction", code)?;
     }
     // SAFETY: the kernels of the source, in its order; the module is never unloaded.
-    unsafe { torch::set_group_norm_kernels(Some((functions, launch))) };
+    unsafe { torch::set_kernels(Some((functions, launch))) };
     std::mem::forget(driver);
     Ok(())
 }
 
-/// Output and gradients of input, bias, gamma and beta, in f64.
-fn outputs(inputs: &[Tensor; 5], groups: i64) -> [Tensor; 5] {
-    let leaves = inputs.each_ref().map(|t| t.detach().copy().set_requires_grad(true));
-    let [x, bias, gamma, beta, _] = &leaves;
-    let y = torch::group_norm_relu(x, Some(bias), gamma, beta, groups);
-    (&y * &inputs[4]).sum(None).backward();
-    [y.detach(), x.grad(), bias.grad(), gamma.grad(), beta.grad()].map(|t| t.to_kind(Kind::Double))
+/// A function of five tensors: input, bias, and three more.
+type Function = fn(&[Tensor; 5]) -> Tensor;
+
+/// Output and gradients of `function`, in f64. The last input is the gradient of the output.
+fn outputs(inputs: &[Tensor; 6], function: Function) -> Vec<Tensor> {
+    let leaf = |t: &Tensor| t.detach().copy().set_requires_grad(true);
+    let leaves: [Tensor; 5] = std::array::from_fn(|i| leaf(&inputs[i]));
+    let y = function(&leaves);
+    (&y * &inputs[5]).sum(None).backward();
+    let gradients = leaves.iter().map(Tensor::grad).filter(Tensor::defined);
+    std::iter::once(y.detach()).chain(gradients).map(|t| t.to_kind(Kind::Double)).collect()
 }
 
-/// Compares the kernels with libtorch's operations on random inputs.
+/// A padded convolution.
+fn convolution(x: &Tensor, bias: &Tensor, weight: &Tensor, relu: bool) -> Tensor {
+    let (bias, norm, residual) = (Some(bias), None, None);
+    let c = Convolution { weight, bias, norm, residual, stride: 1, padding: 1, groups: 1, relu };
+    torch::convolution(x, &c)
+}
+
+/// Compares the kernels with libtorch's operations in f64, on random inputs.
 pub fn check(device: Device) -> Text {
-    for (channels, groups, kind, tolerance) in
-        [(32, 8, Kind::Float, 1e-4), (256, 32, Kind::Float, 1e-4), (256, 32, Kind::BFloat16, 0.02)]
-    {
-        let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device));
-        let shape = [3, channels, 13, 17];
-        let last =
-            |t: Tensor| t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]).to_kind(kind);
-        let inputs = [
-            last(normal(&shape) + 0.5),
-            normal(&[channels]),
-            normal(&[channels]),
-            normal(&[channels]),
-            last(normal(&shape)),
-        ];
-        let found = outputs(&inputs, groups);
-        // In f32, from the same rounded input.
-        let exact = inputs.each_ref().map(|t| t.to_kind(Kind::Double));
-        let expected = outputs(&exact, groups);
-        for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
-            let off = f64::try_from((f - e).norm() / e.norm()).unwrap_or(f64::NAN);
-            if off.is_nan() || off > tolerance {
+    let group_norm: Function =
+        |[x, bias, gamma, beta, _]| torch::group_norm_relu(x, Some(bias), gamma, beta, 8);
+    let plain: Function = |[x, bias, _, _, w]| convolution(x, bias, w, false);
+    let with_relu: Function = |[x, bias, _, _, w]| convolution(x, bias, w, true);
+    // TF32 in convolutions has 10 bits of mantissa.
+    for (name, function, in_f32) in [
+        ("group norm", group_norm, 1e-4),
+        ("convolution", plain, 5e-3),
+        ("convolution and ReLU", with_relu, 2e-2),
+    ] {
+        for (channels, kind, tolerance) in
+            [(32, Kind::Float, in_f32), (256, Kind::Float, in_f32), (256, Kind::BFloat16, 5e-2)]
+        {
+            if let Some((i, off)) = differs(device, function, channels, kind, tolerance) {
                 return Err(format!(
-                    "group norm of {channels} channels in {kind:?}: result {i} differs from \
+                    "{name} of {channels} channels in {kind:?}: result {i} differs from \
                      libtorch's by {off:.1e} of its norm"
                 ));
             }
         }
     }
     Ok(())
+}
+
+/// The first result that differs by more than `tolerance` of its norm, and by how much.
+fn differs(
+    device: Device,
+    function: Function,
+    channels: i64,
+    kind: Kind,
+    tolerance: f64,
+) -> Option<(usize, f64)> {
+    // Parameters that bf16 represents: rounding them would move values across the ReLU.
+    let normal = |shape: &[i64]| {
+        Tensor::randn(shape, (Kind::Float, device)).to_kind(kind).to_kind(Kind::Float)
+    };
+    let channels_last = |t: Tensor| t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+    let map = || channels_last(normal(&[3, channels, 13, 17])).to_kind(kind);
+    let inputs = [
+        map(),
+        normal(&[channels]),
+        normal(&[channels]),
+        normal(&[channels]),
+        channels_last(normal(&[channels, channels, 3, 3])) * 0.0625,
+        map(),
+    ];
+    let found = outputs(&inputs, function);
+    let expected = outputs(&inputs.each_ref().map(|t| t.to_kind(Kind::Double)), function);
+    let off =
+        |(f, e): (&Tensor, &Tensor)| f64::try_from((f - e).norm() / e.norm()).unwrap_or(f64::NAN);
+    let off: Vec<f64> = found.iter().zip(&expected).map(off).collect();
+    off.into_iter().enumerate().find(|(_, off)| off.is_nan() || *off > tolerance)
 }
 
 #[cfg(test)]

@@ -67,6 +67,17 @@ impl Conv {
         Self { weight, bias, stride, padding: kernel / 2, groups }
     }
 
+    /// One convolution with the outputs of several, one after the other. They have the same input
+    /// channels, kernel, stride and padding, and all or none have a bias.
+    pub fn merged(convs: &[&Self]) -> Self {
+        let all = |tensors: Vec<&Tensor>| Tensor::cat(&tensors, 0);
+        let biases: Vec<&Tensor> = convs.iter().filter_map(|c| c.bias.as_ref()).collect();
+        let Self { stride, padding, groups, .. } = *convs[0];
+        let weight = all(convs.iter().map(|c| &c.weight).collect());
+        let bias = (!biases.is_empty()).then(|| all(biases));
+        Self { weight, bias, stride, padding, groups }
+    }
+
     /// `[B, Cin, H, W]` to `[B, Cout, H', W']` of the same kind, whatever the parameters' kind is.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         torch::convolution(x, &self.spec(Then::default()))

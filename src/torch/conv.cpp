@@ -13,19 +13,23 @@
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/cudnn_convolution_add_relu.h>
 #include <ATen/ops/cudnn_convolution_relu.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_vecdot.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/rsqrt.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/threshold_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <utility>
 
 #include "common.h"
+#include "kernels.h"
 
 namespace {
 
@@ -59,8 +63,8 @@ struct Inputs {
   }
 };
 
-// Weight and bias that include the norm, in the kind of the activations; the norm's inverse
-// deviation and its product with gamma.
+// Weight and bias that include the norm, the weight in the kind of the activations; the norm's
+// inverse deviation and its product with gamma.
 struct Folded {
   Tensor weight, bias, inverse, scale;
 };
@@ -68,13 +72,18 @@ struct Folded {
 Folded fold(const Inputs &in) {
   const auto kind = in.x.scalar_type();
   if (!in.gamma.defined())
-    return {in.weight.to(kind), in.bias.defined() ? in.bias.to(kind) : in.bias, {}, {}};
+    return {in.weight.to(kind), in.bias, {}, {}};
   const auto inverse = (in.var + EPS).rsqrt_();
   const auto scale = in.gamma * inverse;
   // One pass that multiplies in the parameters' kind and rounds to the activations'.
   auto weight = at::empty_like(in.weight, in.weight.options().dtype(kind));
   at::mul_out(weight, in.weight, scale.view({-1, 1, 1, 1}));
-  return {weight, at::addcmul(in.bias, in.mean, scale, -1).to(kind), inverse, scale};
+  return {weight, at::addcmul(in.bias, in.mean, scale, -1), inverse, scale};
+}
+
+// The bias in the kind of the activations, if there is one.
+std::optional<Tensor> bias_of(const Inputs &in, const Folded &f) {
+  return f.bias.defined() ? std::optional(f.bias.to(in.x.scalar_type())) : std::nullopt;
 }
 
 using Scalars = c10::List<std::optional<at::Scalar>>;
@@ -93,7 +102,7 @@ using PointwiseBinary = Tensor(const Tensor &, const Tensor &, const Tensor &,
 Tensor fused_on_cpu(const Inputs &in, const Folded &f, const Spec &s) {
   const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
   constexpr std::array<int64_t, 2> dilation{1, 1};
-  const auto bias = if_defined(f.bias);
+  const auto bias = bias_of(in, f);
   auto &dispatcher = c10::Dispatcher::singleton();
   if (in.residual.defined()) {
     static const auto op =
@@ -107,16 +116,26 @@ Tensor fused_on_cpu(const Inputs &in, const Folded &f, const Spec &s) {
   return op.call(in.x, f.weight, bias, padding, stride, dilation, s.groups, "relu", Scalars(), "");
 }
 
-// The same in one call of cuDNN.
+// The same in one call of cuDNN; undefined if it has no engine for this convolution.
 Tensor fused_on_gpu(const Inputs &in, const Folded &f, const Spec &s) {
   const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
   constexpr std::array<int64_t, 2> dilation{1, 1};
-  const auto bias = if_defined(f.bias);
-  if (in.residual.defined())
-    return at::cudnn_convolution_add_relu(in.x, f.weight, in.residual, 1, bias, stride, padding,
-                                          dilation, s.groups);
-  return at::cudnn_convolution_relu(in.x, f.weight, bias, stride, padding, dilation, s.groups);
+  const auto bias = bias_of(in, f);
+  try {
+    if (in.residual.defined())
+      return at::cudnn_convolution_add_relu(in.x, f.weight, in.residual, 1, bias, stride, padding,
+                                            dilation, s.groups);
+    return at::cudnn_convolution_relu(in.x, f.weight, bias, stride, padding, dilation, s.groups);
+  } catch (const c10::OutOfMemoryError &) {
+    throw;
+  } catch (const c10::Error &e) {
+    TORCH_WARN_ONCE("cuDNN cannot fuse a convolution with its ReLU, which makes training slower: ",
+                    e.what_without_backtrace());
+    return Tensor();
+  }
 }
+
+bool is_channels_last(const Tensor &t) { return t.is_contiguous(at::MemoryFormat::ChannelsLast); }
 
 // Whether oneDNN has bf16 on this CPU.
 bool bf16_in_onednn() {
@@ -130,28 +149,57 @@ bool bf16_in_onednn() {
 bool has_fused(const Inputs &in, const Spec &s) {
   const auto kind = in.x.scalar_type();
   if (!s.relu) return false;
-  const auto channels_last = [](const Tensor &t) {
-    return t.is_contiguous(at::MemoryFormat::ChannelsLast);
-  };
   if (in.x.is_cuda())
     return kind == at::kBFloat16 && s.groups == 1 && in.weight.size(0) % 8 == 0 &&
            in.weight.size(1) % 8 == 0;
   // libtorch passes other residuals to an operation that has no bf16.
   if (in.residual.defined() &&
-      (s.groups > 1 || !channels_last(in.x) || !channels_last(in.residual)))
+      (s.groups > 1 || !is_channels_last(in.x) || !is_channels_last(in.residual)))
     return false;
   return at::hasMKLDNN() && at::globalContext().userEnabledMkldnn() &&
          (kind == at::kFloat || (kind == at::kBFloat16 && bf16_in_onednn()));
 }
 
+// y += bias on a GPU.
+void add_bias(Tensor &y, const Tensor &bias) {
+  if (!dw::has_kernels(y) || !is_channels_last(y)) {
+    y.add_(bias.to(y.scalar_type()).view({1, -1, 1, 1}));
+    return;
+  }
+  const dw::Positions s(y);
+  dw::launch(dw::kernels()->add_bias[dw::kind_index(y)], y, s.chunks, s.images,
+             y.mutable_data_ptr(), bias.const_data_ptr(), s.positions, s.channels);
+}
+
+// The gradient before the ReLU whose output is `y` (undefined: no ReLU), and its sums [C], if
+// `with_sums`.
+std::pair<Tensor, Tensor> before_relu(Tensor dy, const Tensor &y, bool with_sums) {
+  if (dy.is_cuda()) dy = dy.contiguous(at::MemoryFormat::ChannelsLast);
+  if (!with_sums || !dw::has_kernels(dy) || (y.defined() && !is_channels_last(y)))
+    return {y.defined() ? at::threshold_backward(dy, y, 0) : dy, Tensor()};
+  const dw::Positions s(dy);
+  const auto grad = y.defined() ? at::empty_like(dy) : dy;
+  const auto partial =
+      at::empty({s.images * s.chunks, s.channels}, dy.options().dtype(at::kFloat));
+  dw::launch(dw::kernels()->bias_sums[dw::kind_index(dy)], dy, s.chunks, s.images,
+             dy.const_data_ptr(), y.defined() ? y.const_data_ptr() : nullptr,
+             y.defined() ? grad.mutable_data_ptr() : nullptr, partial.mutable_data_ptr(),
+             s.positions, s.channels);
+  return {grad, partial.sum(0)};
+}
+
 Tensor compute(const Inputs &in, const Folded &f, const Spec &s) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  if (has_fused(in, s)) return in.x.is_cuda() ? fused_on_gpu(in, f, s) : fused_on_cpu(in, f, s);
+  if (has_fused(in, s)) {
+    const auto y = in.x.is_cuda() ? fused_on_gpu(in, f, s) : fused_on_cpu(in, f, s);
+    if (y.defined()) return y;
+  }
   const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
   constexpr std::array<int64_t, 2> dilation{1, 1}, none{0, 0};
-  const auto bias = if_defined(f.bias);
-  auto y = at::convolution(in.x, f.weight, bias, stride, padding, dilation, /*transposed=*/false,
-                           none, s.groups);
+  const bool own_bias = f.bias.defined() && in.x.is_cuda();
+  auto y = at::convolution(in.x, f.weight, own_bias ? std::nullopt : bias_of(in, f), stride,
+                           padding, dilation, /*transposed=*/false, none, s.groups);
+  if (own_bias) add_bias(y, f.bias);
   if (in.residual.defined()) y.add_(in.residual);
   return s.relu ? y.relu_() : y;
 }
@@ -199,9 +247,9 @@ struct Conv : torch::autograd::Function<Conv> {
     auto &data = ctx->saved_data;
     const auto needs = [&](const char *name) { return data[name].toBool(); };
     const auto number = [&](const char *name) { return data[name].toInt(); };
-    const auto grad = y.defined() ? at::threshold_backward(grads[0], y, 0) : grads[0];
     const bool with_weight = needs("weight") || needs("gamma");
     const bool with_bias = needs("bias") || needs("gamma");
+    const auto [grad, sums] = before_relu(grads[0], y, with_bias);
     const std::array stride{number("stride"), number("stride")},
         padding{number("padding"), number("padding")};
     constexpr std::array<int64_t, 2> dilation{1, 1}, none{0, 0};
@@ -209,7 +257,9 @@ struct Conv : torch::autograd::Function<Conv> {
     const auto kind = backward_kind(x, weight);
     auto [dx, dweight, dbias] = at::convolution_backward(
         grad.to(kind), x.to(kind), folded.to(kind), channels, stride, padding, dilation,
-        /*transposed=*/false, none, number("groups"), {needs("x"), with_weight, with_bias});
+        /*transposed=*/false, none, number("groups"),
+        {needs("x"), with_weight, with_bias && !sums.defined()});
+    if (sums.defined()) dbias = sums;
     if (dx.defined()) dx = dx.to(x.scalar_type());
     // One entry for each argument of forward.
     tensor_list out(8);

@@ -9,6 +9,7 @@ mod deform;
 mod error;
 mod gradient;
 mod group_norm;
+mod kernels;
 mod memory;
 mod profile;
 mod readback;
@@ -25,9 +26,8 @@ pub use conv::{Convolution, convolution};
 pub use deform::deform_conv2d;
 pub use error::error;
 pub use gradient::{GradientHook, on_gradient, set_grad};
-pub use group_norm::{
-    NUM_KERNELS, group_norm_relu, has_group_norm_kernels, set_group_norm_kernels,
-};
+pub use group_norm::group_norm_relu;
+pub use kernels::{NUM_KERNELS, has_kernels, set_kernels};
 pub use memory::{host_floats, page_locked, peak_bytes, reset_peak_bytes, to_host, upload};
 pub use profile::{Profile, count_syncs};
 pub use readback::Readback;

@@ -4,62 +4,11 @@
 // kernels read and write the layout of the convolutions around them, and add the bias of the
 // convolution before them.
 //
-// Shapes: B images, P positions (height x width), C channels in G groups of D, K chunks of
-// positions. Tensors x, y, dy, dx are [B, P, C]; bias, gamma and beta [C]; partial sums [B, K, C, n];
-// stats [B, G, 2]: mean and inverse standard deviation. Launches: grid (K, B) with THREADS threads
-// for the kernels over positions, grid (G, B) for the sums over chunks.
+// Shapes, beside those of common.cuh: G groups of D channels. Tensors x, y, dy, dx are [B, P, C];
+// bias, gamma and beta [C]; partial sums [B, K, C, n]; stats [B, G, 2]: mean and inverse standard
+// deviation. The sums over chunks are launched as grid (G, B).
 //
 // With u = x + bias, h = (u - mean) * rstd and z = gamma * h + beta: y = max(z, 0).
-
-#define THREADS 256
-// Channels of one thread: 16 bytes of bf16.
-#define WIDTH 8
-
-typedef unsigned short bf16;
-
-__device__ inline void load(const float *p, float v[WIDTH]) {
-  const float4 a = reinterpret_cast<const float4 *>(p)[0], b = reinterpret_cast<const float4 *>(p)[1];
-  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-  v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-}
-
-__device__ inline void store(float *p, const float v[WIDTH]) {
-  reinterpret_cast<float4 *>(p)[0] = make_float4(v[0], v[1], v[2], v[3]);
-  reinterpret_cast<float4 *>(p)[1] = make_float4(v[4], v[5], v[6], v[7]);
-}
-
-__device__ inline void load(const bf16 *p, float v[WIDTH]) {
-  const uint4 a = *reinterpret_cast<const uint4 *>(p);
-  const unsigned words[4] = {a.x, a.y, a.z, a.w};
-  for (int i = 0; i < 4; ++i) {
-    v[2 * i] = __uint_as_float(words[i] << 16);
-    v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-  }
-}
-
-__device__ inline void store(bf16 *p, const float v[WIDTH]) {
-  unsigned words[4];
-  for (int i = 0; i < 4; ++i)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(v[2 * i + 1]), "f"(v[2 * i]));
-  *reinterpret_cast<uint4 *>(p) = make_uint4(words[0], words[1], words[2], words[3]);
-}
-
-// The part of one thread in a kernel over positions: WIDTH channels from `channel` on, of every
-// `rows`-th position from `first` to `end`.
-struct Part {
-  int channel, first, end, rows;
-
-  __device__ Part(int positions, int channels) {
-    const int lanes = channels / WIDTH;
-    rows = THREADS / lanes;
-    channel = threadIdx.x % lanes * WIDTH;
-    const int row = threadIdx.x / lanes;
-    const int chunk = (positions + gridDim.x - 1) / gridDim.x;
-    const int start = blockIdx.x * chunk;
-    end = min(positions, start + chunk);
-    first = row < rows ? start + row : end;
-  }
-};
 
 // Affine functions of one thread's channels: h = scale * x + shift, z = gamma * h + beta.
 struct Affine {
@@ -80,26 +29,6 @@ struct Affine {
   __device__ float h(int i, float x) const { return scale[i] * x + shift[i]; }
   __device__ float z(int i, float h) const { return gamma[i] * h + beta[i]; }
 };
-
-// Adds N sums of each channel over the block's threads and writes them to `partial`.
-template <int N>
-__device__ void write_sums(const Part &part, const float sums[N][WIDTH], float *partial,
-                           int channels) {
-  __shared__ float all[THREADS * WIDTH];
-  const int row = threadIdx.x / (channels / WIDTH);
-  float *out = partial + (size_t)(blockIdx.y * gridDim.x + blockIdx.x) * channels * N;
-  for (int n = 0; n < N; ++n) {
-    __syncthreads();
-    if (row < part.rows)
-      for (int i = 0; i < WIDTH; ++i) all[row * channels + part.channel + i] = sums[n][i];
-    __syncthreads();
-    for (int c = threadIdx.x; c < channels; c += THREADS) {
-      float sum = 0;
-      for (int r = 0; r < part.rows; ++r) sum += all[r * channels + c];
-      out[c * N + n] = sum;
-    }
-  }
-}
 
 // Adds partial sums over chunks: N sums of each channel of the block's group, in f64. Valid for
 // threads below D; all threads take part.

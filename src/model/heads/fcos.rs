@@ -94,6 +94,13 @@ impl Head {
     /// [`Grid`].
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
         let mut out = Outputs { cls: vec![], distances: vec![], quality: vec![], offset };
+        // The branches on the regression tower run as one convolution: its gradient is one map of
+        // the tower's size, not one for each branch.
+        let quality_last = self.quality_tower == Tower::Reg;
+        let mut branches = vec![&self.reg];
+        branches.extend(&self.offset);
+        branches.extend(quality_last.then_some(&self.quality));
+        let merged = Conv::merged(&branches);
         for (level, x) in pyramid.iter().enumerate() {
             let run = |tower: &[(AnyConv, Norm)]| {
                 tower.iter().fold(x.shallow_clone(), |y, (conv, norm)| {
@@ -105,19 +112,23 @@ impl Head {
             // Raw predictions have the parameters' kind: pixels need more mantissa than bf16 has.
             let kind = self.scales[level].kind();
             let branch = |conv: &Conv, x: &Tensor| conv.forward(x).to_kind(kind);
-            let scaled = branch(&self.reg, &reg) * &self.scales[level];
+            let regression = branch(&merged, &reg);
+            let scaled = regression.narrow(1, 0, 4) * &self.scales[level];
             let raw = match self.distances {
                 Distances::Relu => scaled.relu() * stride as f64,
                 Distances::Exp => scaled.exp(),
             };
             let distances = match &self.offset {
                 None => raw,
-                Some(offset) => refine(&raw, &branch(offset, &reg), stride, &self.sides),
+                Some(_) => refine(&raw, &regression.narrow(1, 4, 8), stride, &self.sides),
             };
             out.cls.push(branch(&self.cls, &cls));
             out.distances.push(distances);
-            let tower = if self.quality_tower == Tower::Cls { &cls } else { &reg };
-            out.quality.push(branch(&self.quality, tower));
+            out.quality.push(if quality_last {
+                regression.narrow(1, regression.size()[1] - 1, 1)
+            } else {
+                branch(&self.quality, &cls)
+            });
         }
         out
     }
