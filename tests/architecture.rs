@@ -251,14 +251,12 @@ fn model_and_assignment_never_communicate() {
     }
 }
 
-/// The crates below `dw`, and what each of them may not use.
-/// A host that reads a tensor, or copies one from pageable memory, waits for the GPU. The numbers of
-/// a step pass through `torch::Readback`, and targets through page-locked memory.
+/// A host that reads a tensor, or copies one from pageable memory, waits for the GPU. The numbers
+/// of a step pass through `torch::Readback`, and targets through page-locked memory.
 #[test]
 fn the_step_never_waits_for_the_device() {
-    let reads =
-        ["double_value(", "int64_value(", "f64::try_from(", "f32::try_from(", ">::try_from("];
-    let shapes = ["nonzero", "masked_select", "Device::Cpu", ".to_device("];
+    let reads = ["double_value(", "int64_value(", "f64::try_from(", "f32::try_from("];
+    let copies = [">::try_from(", "nonzero", "masked_select", "Device::Cpu", ".to_device("];
     // Start-up: parameters, files of weights, constants.
     let start = ["src/model/params.rs", "src/model/weights"];
     let constants = "src/model/heads/fcos.rs";
@@ -272,7 +270,7 @@ fn the_step_never_waits_for_the_device() {
             let code = |line: &&str| !line.trim_start().starts_with("//");
             let text: Vec<&str> = without_tests(&text).lines().filter(code).collect();
             let text = text.join("\n");
-            for call in reads.iter().chain(&shapes) {
+            for call in reads.iter().chain(&copies) {
                 let allowed = usize::from(file == constants && *call == ".to_device(");
                 assert_eq!(text.matches(call).count(), allowed, "{file}: `{call}`");
             }
@@ -280,6 +278,7 @@ fn the_step_never_waits_for_the_device() {
     }
 }
 
+/// The crates below `dw`, and what each of them may not use.
 #[test]
 fn crates_use_only_those_below_them() {
     for (dir, forbidden) in [

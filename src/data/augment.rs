@@ -1,15 +1,13 @@
-//! Resizing, flipping and normalising images, and batching them into network input.
+//! Scales and flips of images and their boxes.
 
 use dw_shards::format::GtBox;
 use dw_shards::pixels::Rgb;
 use dw_shards::reader::Record;
-use tch::{Device, Tensor};
 
 use super::config::DataConfig;
 use super::resize::resize_into;
 use super::sampler::{stream, unit};
 use crate::Result;
-use crate::torch;
 
 /// Per-channel mean of ImageNet's pixels (RGB, 0 to 255).
 pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
@@ -99,18 +97,10 @@ pub fn padded(sizes: impl Iterator<Item = (u32, u32)>) -> (u32, u32) {
     (w.next_multiple_of(ALIGN), h.next_multiple_of(ALIGN))
 }
 
-/// Resizes, flips and normalises an image, and writes it into `out`, `[H, W, 3]` of size `padded`
-/// (w, h). The padding is 0.
-pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [f32]) {
-    resize_into(
-        image,
-        (t.width as usize, t.height as usize),
-        t.flip,
-        MEAN,
-        STD.map(|s| 1.0 / s),
-        padded.0 as usize,
-        out,
-    );
+/// Resizes and flips an image, and writes it into `out`, `[H, W, 3]` of size `padded` (w, h). The
+/// padding is 0.
+pub fn render(image: &Rgb, t: &Transform, padded: (u32, u32), out: &mut [u8]) {
+    resize_into(image, (t.width as usize, t.height as usize), t.flip, padded.0 as usize, out);
 }
 
 /// Decodes a record's image; with `data.scaled_decode` at a reduced size that is still at least the
@@ -124,29 +114,6 @@ pub fn decode(record: &Record, t: &Transform, c: &DataConfig) -> Result<Rgb> {
     } else {
         record.decode()?
     })
-}
-
-/// A batch of `count` images of padded size (w, h): `[B, 3, H, W]`, f32, channels last, in host
-/// memory, which is page-locked when `device`, the consumer, is a GPU. `fill` writes image `i` as
-/// `[H, W, 3]`.
-///
-/// # Errors
-/// Errors of `fill`, or memory that cannot be allocated.
-pub fn batch(
-    count: usize,
-    (w, h): (u32, u32),
-    device: Device,
-    mut fill: impl FnMut(usize, &mut [f32]) -> Result<()>,
-) -> Result<Tensor> {
-    let images =
-        torch::host_floats(&[count as i64, i64::from(h), i64::from(w), 3], device.is_cuda())?;
-    // SAFETY: the tensor is new, contiguous and not shared, and holds this many floats.
-    let floats =
-        unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), images.numel()) };
-    for (i, out) in floats.chunks_exact_mut(3 * (w * h) as usize).enumerate() {
-        fill(i, out)?;
-    }
-    Ok(images.permute([0, 3, 1, 2]))
 }
 
 #[cfg(test)]
@@ -166,14 +133,10 @@ mod tests {
         let mut image = Rgb { width: 4, height: 2, data: vec![0; 24] };
         image.data[3] = 255; // red at x = 1, y = 0
         let t = Transform { width: 4, height: 2, flip: true };
-        let mut out = vec![7.0; 3 * 32 * 32];
+        let mut out = vec![7; 3 * 32 * 32];
         render(&image, &t, (32, 32), &mut out);
-        let red = |x: usize| out[3 * x] * STD[0] + MEAN[0];
-        assert!((red(2) - 255.0).abs() < 1e-3 && red(1).abs() < 1e-3);
-        assert!(
-            out[12] == 0.0 && out[3 * 32 * 2..].iter().all(|v| *v == 0.0),
-            "padding is zero after normalisation"
-        );
+        assert_eq!([1, 2].map(|x: usize| out[3 * x]), [0, 255]);
+        assert!(out[12..96].iter().chain(&out[3 * 32 * 2..]).all(|v| *v == 0), "padding is 0");
         let b = GtBox { id: 1, bbox: [1.0, 0.0, 1.0, 1.0], area: 1.0, label: 7, crowd: false };
         assert_eq!(t.boxes(&[b], (4, 2)), (vec![[2.0, 0.0, 3.0, 1.0]], vec![7]));
     }

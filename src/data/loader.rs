@@ -6,11 +6,12 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tch::{Device, Tensor};
+use tch::Device;
 
-use super::augment::{Transform, batch, decode, padded, render};
+use super::augment::{Transform, decode, padded, render};
 use super::config::DataConfig;
 use super::dataset::Dataset;
+use super::images::Images;
 use super::sampler::{Order, SamplerSettings, positions, steps_per_epoch};
 use crate::assign::{ImageBoxes, Matcher, Targets};
 use crate::device::threads::refused;
@@ -20,8 +21,8 @@ use crate::{Error, Result};
 /// The images and targets of one rank in one step.
 #[derive(Debug)]
 pub struct Batch {
-    /// `[b, 3, H, W]`, f32, channels last, normalised and padded, in host memory.
-    pub images: Tensor,
+    /// Resized images, in host memory.
+    pub images: Images,
     /// Targets of the strategy's matcher, in host memory.
     pub targets: Targets,
     /// COCO image ids, for error messages.
@@ -108,7 +109,8 @@ pub fn make_batch(
         offset: settings.matcher.offset(),
     };
     let (mut image_ids, mut truth) = (vec![], vec![]);
-    let images = batch(layout.images.len(), (w, h), settings.device, |i, out| {
+    let sizes: Vec<_> = layout.images.iter().map(|(_, t)| (t.width, t.height)).collect();
+    let images = Images::new(&sizes, (w, h), settings.device, |i, out| {
         let (image, t) = &layout.images[i];
         let record = dataset.split.record(dataset.records[*image])?;
         render(&decode(&record, t, &settings.data)?, t, (w, h), out);
@@ -117,7 +119,6 @@ pub fn make_batch(
         image_ids.push(record.entry.image_id);
         Ok(())
     })?;
-    let sizes = layout.images.iter().map(|(_, t)| (t.width, t.height)).collect();
     let mut targets = settings.matcher.targets(&grid, &truth);
     if settings.device.is_cuda() {
         targets.page_lock()?;

@@ -1,5 +1,5 @@
 //! Bilinear resizing of 8-bit images, bit-exact with OpenCV's `INTER_LINEAR`, fused with the
-//! horizontal flip and the normalisation.
+//! horizontal flip.
 //!
 //! mmdetection resizes with OpenCV, so this uses the same fixed-point arithmetic: weights with 11
 //! fractional bits, intermediate rows with 7 fractional bits, and no anti-aliasing when shrinking.
@@ -41,17 +41,15 @@ impl Axis {
     }
 }
 
-/// Resizes `image` to (width, height), mirrors it left to right if `flip`, and writes
-/// `(value - mean) * scale` per channel into `out`: interleaved RGB, rows of `stride` pixels. The
-/// rest of `out`, right of the image and below it, is set to 0.
+/// Resizes `image` to (width, height), mirrors it left to right if `flip`, and writes it into
+/// `out`: interleaved RGB, rows of `stride` pixels. The rest of `out`, right of the image and below
+/// it, is set to 0.
 pub fn resize_into(
     image: &Rgb,
     (width, height): (usize, usize),
     flip: bool,
-    mean: [f32; 3],
-    scale: [f32; 3],
     stride: usize,
-    out: &mut [f32],
+    out: &mut [u8],
 ) {
     let mut columns = Axis::new(image.width, width, true);
     if flip {
@@ -59,14 +57,12 @@ pub fn resize_into(
         columns.weight.reverse();
     }
     let rows = Axis::new(image.height, height, false);
-    let per_value = |v: [f32; 3]| v.iter().copied().cycle().take(width * 3).collect::<Vec<f32>>();
-    let (mean, scale) = (per_value(mean), per_value(scale));
     // The last two source rows, resized horizontally, with their indices: consecutive target rows
     // share source rows.
     let mut cached: [(usize, Vec<i16>); 2] =
         [(usize::MAX, vec![0; width * 3]), (usize::MAX, vec![0; width * 3])];
     let (body, rest) = out.split_at_mut((height * stride * 3).min(out.len()));
-    rest.fill(0.0);
+    rest.fill(0);
     for ((line, index), weight) in
         body.chunks_exact_mut(stride * 3).zip(&rows.index).zip(&rows.weight)
     {
@@ -90,8 +86,8 @@ pub fn resize_into(
         }
         let (pixels, padding) = line.split_at_mut(width * 3);
         let second = if second == first { &cached[0].1 } else { &cached[1].1 };
-        across_rows(&cached[0].1, second, *weight, &mean, &scale, pixels);
-        padding.fill(0.0);
+        across_rows(&cached[0].1, second, *weight, pixels);
+        padding.fill(0);
     }
 }
 
@@ -106,20 +102,12 @@ fn along_row(row: &[u8], columns: &Axis, out: &mut [i16]) {
     }
 }
 
-/// Interpolates between two resized rows with weights `a` and `b`, rounds to 0 to 255, and
-/// normalises.
+/// Interpolates between two resized rows with weights `a` and `b`, and rounds to 0 to 255.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma"))]
-fn across_rows(
-    first: &[i16],
-    second: &[i16],
-    [a, b]: [i32; 2],
-    mean: &[f32],
-    scale: &[f32],
-    out: &mut [f32],
-) {
-    for ((((o, p), q), mean), scale) in out.iter_mut().zip(first).zip(second).zip(mean).zip(scale) {
+fn across_rows(first: &[i16], second: &[i16], [a, b]: [i32; 2], out: &mut [u8]) {
+    for ((o, p), q) in out.iter_mut().zip(first).zip(second) {
         let value = (((a * i32::from(*p)) >> 16) + ((b * i32::from(*q)) >> 16) + 2) >> 2;
-        *o = (value.clamp(0, 255) as f32 - mean) * scale;
+        *o = value.clamp(0, 255) as u8;
     }
 }
 
@@ -132,9 +120,9 @@ mod tests {
     use super::*;
     use crate::data::sampler::{stream, unit};
 
-    fn resize(image: &Rgb, width: usize, height: usize, flip: bool) -> Vec<f32> {
-        let mut out = vec![-1.0; width * height * 3];
-        resize_into(image, (width, height), flip, [0.0; 3], [1.0; 3], width, &mut out);
+    fn resize(image: &Rgb, width: usize, height: usize, flip: bool) -> Vec<u8> {
+        let mut out = vec![7; width * height * 3];
+        resize_into(image, (width, height), flip, width, &mut out);
         out
     }
 
@@ -164,8 +152,7 @@ mod tests {
         for name in outputs {
             let (source, expected) = (of(name.split(".to.").next().unwrap()), of(name));
             let found = resize(&source, expected.width, expected.height, false);
-            let differ =
-                found.iter().zip(&expected.data).filter(|(f, e)| **f != f32::from(**e)).count();
+            let differ = found.iter().zip(&expected.data).filter(|(f, e)| f != e).count();
             assert_eq!(differ, 0, "{name}: number of different values");
         }
     }
@@ -202,9 +189,7 @@ mod tests {
     #[test]
     fn same_size_is_the_identity_and_flip_mirrors() {
         let image = noise(17, 6, 3);
-        assert!(
-            resize(&image, 17, 6, false).iter().zip(&image.data).all(|(f, p)| *f == f32::from(*p))
-        );
+        assert!(resize(&image, 17, 6, false) == image.data);
         let (plain, mirrored) = (resize(&image, 30, 11, false), resize(&image, 30, 11, true));
         for (a, b) in plain.chunks_exact(90).zip(mirrored.chunks_exact(90)) {
             assert!(a.chunks_exact(3).eq(b.chunks_exact(3).rev()));

@@ -11,9 +11,9 @@ use tch::{Device, Kind, Tensor};
 use super::Job;
 use super::config::EvalConfig;
 use super::detect::{self, Detection};
-use crate::data::augment::{Transform, batch, decode, padded, render};
+use crate::data::augment::{Transform, decode, padded, render};
+use crate::data::images::{Images, Normalisation};
 use crate::data::{DataConfig, Dataset};
-use crate::device::upload;
 use crate::model::Detector;
 use crate::model::heads::{Scored, scored};
 use crate::{Error, Result, torch};
@@ -21,9 +21,9 @@ use crate::{Error, Result, torch};
 /// Seconds per stage of inference, summed over all threads and ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Timings {
-    /// Reading, decoding, resizing and normalising.
+    /// Reading, decoding and resizing.
     pub decode_s: f64,
-    /// The forward pass, including copies to and from the device.
+    /// Normalisation and the forward pass, including copies to and from the device.
     pub network_s: f64,
     /// Threshold, top-k of each level, NMS.
     pub nms_s: f64,
@@ -62,15 +62,18 @@ pub fn detect_records(
     let (w, h) = padded(views.iter().map(|t| (t.width, t.height)));
     let pixels =
         records.iter().zip(&views).map(|(r, t)| decode(r, t, input)).collect::<Result<Vec<_>>>()?;
+    let sizes: Vec<(u32, u32)> = views.iter().map(|t| (t.width, t.height)).collect();
+    let normalisation = Normalisation::new(device);
     let mut candidates = vec![vec![]; records.len()];
     for mirrored in if eval.flip { &[false, true][..] } else { &[false] } {
-        let images = batch(records.len(), (w, h), device, |i, out| {
+        let images = Images::new(&sizes, (w, h), device, |i, out| {
             render(&pixels[i], &Transform { flip: *mirrored, ..views[i] }, (w, h), out);
             Ok(())
         })?;
         timings.decode_s += lap.lap();
         let (ranked, factor, boxes, levels) = tch::no_grad(|| {
-            let outputs = detector.forward(&upload(&images, device, detector.activations), false);
+            let input = normalisation.apply(&images, detector.activations);
+            let outputs = detector.forward(&input, false);
             let Scored { ranked, factor, boxes, levels } = scored(&outputs, detector.rank);
             let factor = factor.as_ref().map(to_vec).transpose()?;
             Ok::<_, Error>((to_vec(&ranked)?, factor, to_vec(&boxes)?, levels))

@@ -280,10 +280,11 @@ struct Conv : torch::autograd::Function<Conv> {
 
   // The kind to compute the gradients in. oneDNN (of libtorch 2.11) leaves bf16 gradients of a
   // weight partly uninitialised where its kernel is wider than the input, as on the smallest maps
-  // of narrow images.
+  // of narrow images, and writes beyond its memory for few channels (1 x 1, stride 2).
   static at::ScalarType backward_kind(const Tensor &x, const Tensor &weight) {
     const bool narrow = std::min(x.size(2), x.size(3)) < weight.size(3);
-    return x.is_cpu() && narrow ? weight.scalar_type() : x.scalar_type();
+    const bool few = weight.size(1) < 16;
+    return x.is_cpu() && (narrow || few) ? weight.scalar_type() : x.scalar_type();
   }
 
   // A weight [O, C / G, kh, kw] as [O, kh kw C / G]: a view of channels-last memory.

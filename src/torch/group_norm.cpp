@@ -49,13 +49,13 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
     const auto y = at::empty_like(input, at::MemoryFormat::ChannelsLast);
     const auto added = bias.value_or(Tensor());
     dw::launch(kernels.forward_sums[kind], input, s.chunks, s.images, input.const_data_ptr(),
-           floats(added), partial.mutable_data_ptr(), s.positions, s.channels);
+               floats(added), partial.mutable_data_ptr(), s.positions, s.channels);
     dw::launch(kernels.forward_stats, input, s.groups, s.images, floats(partial),
-           stats.mutable_data_ptr(), static_cast<int>(s.chunks), s.positions, s.channels, s.groups,
-           static_cast<float>(EPS));
-    dw::launch(kernels.forward[kind], input, s.chunks, s.images, input.const_data_ptr(), floats(added),
-           floats(gamma), floats(beta), floats(stats), y.mutable_data_ptr(), s.positions,
-           s.channels, s.groups);
+               stats.mutable_data_ptr(), static_cast<int>(s.chunks), s.positions, s.channels,
+               s.groups, static_cast<float>(EPS));
+    dw::launch(kernels.forward[kind], input, s.chunks, s.images, input.const_data_ptr(),
+               floats(added), floats(gamma), floats(beta), floats(stats), y.mutable_data_ptr(),
+               s.positions, s.channels, s.groups);
     ctx->save_for_backward({input, added, gamma, beta, stats});
     ctx->saved_data["groups"] = groups;
     return y;
@@ -75,14 +75,14 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
     const auto dparams = at::empty({s.images, s.channels, 3}, options);
     const auto dx = at::empty_like(x, at::MemoryFormat::ChannelsLast);
     dw::launch(kernels.backward_sums[kind], x, s.chunks, s.images, x.const_data_ptr(),
-           dy.const_data_ptr(), floats(bias), floats(gamma), floats(beta), floats(stats),
-           partial.mutable_data_ptr(), s.positions, s.channels, s.groups);
+               dy.const_data_ptr(), floats(bias), floats(gamma), floats(beta), floats(stats),
+               partial.mutable_data_ptr(), s.positions, s.channels, s.groups);
     dw::launch(kernels.backward_stats, x, s.groups, s.images, floats(partial), floats(gamma),
-           floats(stats), means.mutable_data_ptr(), dparams.mutable_data_ptr(),
-           static_cast<int>(s.chunks), s.positions, s.channels, s.groups);
-    dw::launch(kernels.backward[kind], x, s.chunks, s.images, x.const_data_ptr(), dy.const_data_ptr(),
-           floats(bias), floats(gamma), floats(beta), floats(stats), floats(means),
-           dx.mutable_data_ptr(), s.positions, s.channels, s.groups);
+               floats(stats), means.mutable_data_ptr(), dparams.mutable_data_ptr(),
+               static_cast<int>(s.chunks), s.positions, s.channels, s.groups);
+    dw::launch(kernels.backward[kind], x, s.chunks, s.images, x.const_data_ptr(),
+               dy.const_data_ptr(), floats(bias), floats(gamma), floats(beta), floats(stats),
+               floats(means), dx.mutable_data_ptr(), s.positions, s.channels, s.groups);
     const auto sums = dparams.sum(0);
     // One entry for each argument of forward.
     return {dx, bias.defined() ? sums.select(1, 0) : Tensor(), sums.select(1, 1),

@@ -18,10 +18,10 @@ Tensor *dw_to_host(const Tensor *t) {
   });
 }
 
-// An uninitialised f32 tensor in host memory, page-locked if `pinned` is not 0. Null on failure.
-Tensor *dw_host_floats(const int64_t *shape, size_t dimensions, int pinned) {
+// An uninitialised u8 tensor in host memory, page-locked if `pinned` is not 0. Null on failure.
+Tensor *dw_host_bytes(const int64_t *shape, size_t dimensions, int pinned) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
-    const auto options = at::TensorOptions(at::kFloat).pinned_memory(pinned != 0);
+    const auto options = at::TensorOptions(at::kByte).pinned_memory(pinned != 0);
     return new Tensor(at::empty({shape, dimensions}, options));
   });
 }

@@ -9,7 +9,7 @@ use crate::Result;
 
 unsafe extern "C" {
     fn dw_to_host(tensor: *const torch_sys::C_tensor) -> *mut torch_sys::C_tensor;
-    fn dw_host_floats(
+    fn dw_host_bytes(
         shape: *const i64,
         dimensions: usize,
         pinned: c_int,
@@ -29,14 +29,14 @@ pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
     owned(unsafe { dw_to_host(tensor.as_ptr()) })
 }
 
-/// An uninitialised f32 tensor in host memory, page-locked if `pinned`: a copy from page-locked
+/// An uninitialised u8 tensor in host memory, page-locked if `pinned`: a copy from page-locked
 /// memory to a GPU runs asynchronously to the host.
 ///
 /// # Errors
 /// Out of memory.
-pub fn host_floats(shape: &[i64], pinned: bool) -> Result<Tensor> {
+pub fn host_bytes(shape: &[i64], pinned: bool) -> Result<Tensor> {
     // SAFETY: the shape outlives the call; the C++ function returns a new tensor or null.
-    owned(unsafe { dw_host_floats(shape.as_ptr(), shape.len(), c_int::from(pinned)) })
+    owned(unsafe { dw_host_bytes(shape.as_ptr(), shape.len(), c_int::from(pinned)) })
 }
 
 /// Copies a tensor in host memory to page-locked memory; see [`upload`].

@@ -28,7 +28,7 @@ pub use error::error;
 pub use gradient::{GradientHook, on_gradient, set_grad};
 pub use group_norm::group_norm_relu;
 pub use kernels::{NUM_KERNELS, has_kernels, set_kernels};
-pub use memory::{host_floats, page_locked, peak_bytes, reset_peak_bytes, to_host, upload};
+pub use memory::{host_bytes, page_locked, peak_bytes, reset_peak_bytes, to_host, upload};
 pub use profile::{Profile, count_syncs};
 pub use readback::Readback;
 pub use sgd::fused_sgd;

@@ -41,7 +41,7 @@ impl Prefetch {
     fn new(data: &DataConfig, images: usize, workers: usize, device: Device) -> Self {
         // A batch can hold a landscape and a portrait image: both padded sides are then long.
         let side = data.long_side.next_multiple_of(32) as usize;
-        let bytes = images * 3 * side * side * size_of::<f32>();
+        let bytes = images * 3 * side * side;
         // libtorch's allocator of page-locked memory rounds up to a power of two.
         let bytes = if device.is_cuda() { bytes.next_power_of_two() } else { bytes };
         let batch_mib = bytes.div_ceil(1 << 20);

@@ -41,6 +41,17 @@ pub struct StepResult {
     pub cost: Cost,
 }
 
+impl StepResult {
+    /// What is not finite, as text for an error.
+    pub fn not_finite(&self) -> String {
+        if self.loss.total().is_finite() {
+            format!("the gradient's norm ({})", self.grad_norm)
+        } else {
+            "the loss".to_owned()
+        }
+    }
+}
+
 impl Enqueued {
     /// Waits until the device has completed the step.
     ///

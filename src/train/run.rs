@@ -17,6 +17,7 @@ use super::snapshot::{self, Snapshot};
 use super::step::{Input, Step};
 use super::validation::{self, Validation};
 use crate::assign::Progress;
+use crate::data::images::Normalisation;
 use crate::data::loader::{Batch, BatchSettings};
 use crate::data::{Dataset, Loader};
 use crate::{Error, Result};
@@ -69,7 +70,8 @@ impl Run<'_> {
             return Ok(());
         }
         let mut loader = self.start_loader()?;
-        let mut queue = Queue::new(self.plan.inputs.device);
+        let device = self.plan.inputs.device;
+        let (mut queue, normalisation) = (Queue::new(device), Normalisation::new(device));
         for step in self.start..total {
             self.world.set_step(step + 1);
             let fault = faults.and_then(|f| f.trigger(self.plan.rank, step + 1));
@@ -77,6 +79,7 @@ impl Run<'_> {
             let Some(batch) = loader.next_batch() else { break };
             let Batch { images, targets, image_ids, .. } = batch?;
             let (lr, at) = (self.plan.schedule.lr(step), self.progress(step));
+            let images = normalisation.apply(&images, self.step.detector.activations);
             let input = Input { images: &images, targets: &targets, at };
             let enqueued = self.step.run(input, lr, stop.load(Ordering::Relaxed), fault, |_| ())?;
             let data_s = loader.waited_s;
@@ -237,11 +240,7 @@ impl Run<'_> {
         };
         let terms = result.loss.terms.iter();
         let terms: Vec<String> = terms.map(|(name, value)| format!("{name} {value}")).collect();
-        let what = if result.loss.total().is_finite() {
-            format!("the gradient's norm ({})", result.grad_norm)
-        } else {
-            "the loss".to_owned()
-        };
+        let what = result.not_finite();
         Error::NotFinite(format!(
             "step {}: {what} is not a finite number: {}; images {images:?}\nhint: lower train.lr, \
              lengthen train.warmup_steps or set train.clip_norm; {}",

@@ -132,7 +132,7 @@ impl Step {
         Ok(cost)
     }
 
-    /// Clips and applies the gradients if the loss and their norm are finite, and sets them to zero.
+    /// Clips and applies the gradients if loss and norm are finite, and sets them to zero.
     /// Returns their L2 norm before clipping, and 1 if they were not applied, else 0; scalars f64
     /// on the device.
     ///
@@ -155,9 +155,9 @@ impl Step {
     }
 
     /// Enqueues a complete step on this rank's part of the global batch; the update is skipped if
-    /// loss or gradient is not finite (see [`StepResult`](super::queue::StepResult)). `stop` is this rank's vote
-    /// to stop after the step, `fault` a failure to inject for tests; `after` is called at the end
-    /// of each part.
+    /// loss or gradient is not finite (see [`StepResult`](super::queue::StepResult)). `stop` is this
+    /// rank's vote to stop after the step, `fault` a failure to inject for tests; `after` is called
+    /// at the end of each part.
     ///
     /// On a GPU the host does not wait for the device, so it can enqueue the next step before this
     /// one is complete.
@@ -308,9 +308,9 @@ mod tests {
         let (f32, bf16) = (gradient(Kind::Float), gradient(Kind::BFloat16));
         assert!(!bf16.allclose(&f32, 0.0, 0.0, false), "bf16 rounds");
         let cosine = (f32.dot(&bf16) / (f32.norm() * bf16.norm())).double_value(&[]);
-        // Rounding moves some activations to the other side of a ReLU: that alone turns the gradient
-        // of the towers' first convolutions to a cosine of about 0.995, those of the branches to
-        // 0.9999.
+        // Rounding moves some activations to the other side of a ReLU. That alone turns the
+        // gradients of the towers' first convolutions to a cosine of about 0.995, those of the
+        // branches to 0.9999.
         assert!(cosine > 0.995, "cosine {cosine}");
     }
 
