@@ -127,12 +127,13 @@ fn detector(device: Device, kind: Kind) -> Detector {
 }
 
 /// The gradient of the small network with bf16 activations on the device. Rounding moves some
-/// activations to the other side of a ReLU, in this network those of whole groups.
+/// activations to the other side of a ReLU, and some samples of the box refinement, which lie near
+/// the centres of cells at the start, to the other side of these, where its gradient jumps.
 fn bf16(device: Device) {
     let (_, expected) = gradients(Device::Cpu, Kind::Float, Kind::Float);
     let (_, found) = gradients(device, Kind::Float, Kind::BFloat16);
     let cosine = expected.dot(&found) / (expected.norm() * found.norm());
-    assert!(cosine.double_value(&[]) > 0.98, "cosine {cosine:?}");
+    assert!(cosine.double_value(&[]) > 0.95, "cosine {cosine:?}");
 }
 
 fn images(device: Device, kind: Kind) -> Tensor {

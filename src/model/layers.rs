@@ -1,7 +1,7 @@
 //! Convolutions and norm layers.
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::params::{Init, Params, Role};
 use crate::torch::{self, Convolution};
@@ -81,6 +81,18 @@ impl Conv {
     /// `[B, Cin, H, W]` to `[B, Cout, H', W']` of the same kind, whatever the parameters' kind is.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         torch::convolution(x, &self.spec(Then::default()))
+    }
+
+    /// As [`Conv::forward`], with output of `kind`. The bias is added in that kind: a large bias in
+    /// bf16 would leave few bits to what is added to it.
+    pub fn forward_as(&self, x: &Tensor, kind: Kind) -> Tensor {
+        match &self.bias {
+            Some(bias) if x.kind() != kind => {
+                let without_bias = Convolution { bias: None, ..self.spec(Then::default()) };
+                torch::convolution(x, &without_bias).to_kind(kind) + bias.view([1, -1, 1, 1])
+            }
+            _ => self.forward(x).to_kind(kind),
+        }
     }
 
     /// The convolution followed by `norm` and `then`; in one call for batch norm with fixed

@@ -155,9 +155,9 @@ impl Step {
     }
 
     /// Enqueues a complete step on this rank's part of the global batch; the update is skipped if
-    /// loss or gradient is not finite (see [`StepResult`](super::queue::StepResult)). `stop` is this
-    /// rank's vote to stop after the step, `fault` a failure to inject for tests; `after` is called
-    /// at the end of each part.
+    /// loss or gradient is not finite (see [`StepResult`](super::queue::StepResult)). `stop` is
+    /// this rank's vote to stop after the step, `fault` a failure to inject for tests; `after` is
+    /// called at the end of each part.
     ///
     /// On a GPU the host does not wait for the device, so it can enqueue the next step before this
     /// one is complete.

@@ -111,7 +111,7 @@ impl Head {
             let stride = STRIDES[level];
             // Raw predictions have the parameters' kind: pixels need more mantissa than bf16 has.
             let kind = self.scales[level].kind();
-            let branch = |conv: &Conv, x: &Tensor| conv.forward(x).to_kind(kind);
+            let branch = |conv: &Conv, x: &Tensor| conv.forward_as(x, kind);
             let regression = branch(&merged, &reg);
             let scaled = regression.narrow(1, 0, 4) * &self.scales[level];
             let raw = match self.distances {
