@@ -122,27 +122,37 @@ fi
 
 # The programs take turns, so that changes in machine speed affect all of them.
 size=(--batch 2 --height 320 --width 416 --steps 5 --threads "$threads")
-for _ in 1 2 3; do
-  bench step -- --steps 5 --threads "$threads" | grep '"dw step' >>"$out/step.jsonl"
-  if [ -f "$peer" ]; then
-    "$python" "$peer" "${size[@]}" 2>/dev/null >>"$out/peer.jsonl"
-    "$python" "$peer" "${size[@]}" --channels-last 2>/dev/null >>"$out/peer-cl.jsonl"
-  fi
-done
-ours=$(field step_s_median <"$out/step.jsonl" | median)
-range=$(field step_s_median <"$out/step.jsonl" | sort -g |
-  awk '{ v[NR] = $1 } END { printf "%.3f..%.3f s", v[1], v[NR] }')
-row "training step, R-50, 2 x 320 x 416, refinement" "$(printf %.3f "$ours") s" \
-  "runs $range, peak $(field peak_mib <"$out/step.jsonl" | head -n 1) MiB"
-for p in peer peer-cl; do
-  [ -f "$out/$p.jsonl" ] || continue
-  theirs=$(field step_s_median <"$out/$p.jsonl" | median)
-  name="torchvision FCOS R-50, the same size"
-  [ $p = peer ] || name+=", channels-last"
-  row "$name" "$(printf %.3f "$theirs") s" \
-    "peak $(field peak_mib <"$out/$p.jsonl" | head -n 1) MiB; theirs / ours = \
+steps() { # PRECISION ROUNDS: the step of both sides
+  local precision=$1 n p ours range theirs name
+  local files="$out/$precision"
+  for n in $(seq "$2"); do
+    bench step -- --steps 5 --threads "$threads" --precision "$precision" | grep '"dw step' \
+      >>"$files-step.jsonl"
+    [ -f "$peer" ] || continue
+    for p in "" --channels-last; do
+      "$python" "$peer" "${size[@]}" --dtype "$precision" $p 2>/dev/null >>"$files-peer$p.jsonl"
+    done
+  done
+  ours=$(field step_s_median <"$files-step.jsonl" | median)
+  range=$(field step_s_median <"$files-step.jsonl" | sort -g |
+    awk '{ v[NR] = $1 } END { printf "%.3f..%.3f s", v[1], v[NR] }')
+  row "training step, R-50, 2 x 320 x 416, refinement, $precision" "$(printf %.3f "$ours") s" \
+    "runs $range, peak $(field peak_mib <"$files-step.jsonl" | head -n 1) MiB"
+  for p in "" --channels-last; do
+    [ -f "$files-peer$p.jsonl" ] || continue
+    theirs=$(field step_s_median <"$files-peer$p.jsonl" | median)
+    name="torchvision FCOS R-50, the same size, $precision${p:+, channels-last}"
+    row "$name" "$(printf %.3f "$theirs") s" \
+      "peak $(field peak_mib <"$files-peer$p.jsonl" | head -n 1) MiB; theirs / ours = \
 $(awk "BEGIN { printf \"%.2f\", $theirs / $ours }")"
-done
+  done
+}
+steps f32 3
+if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
+  steps bf16 3
+else
+  row "training step, bf16" "not measured" "this CPU has no bf16 instructions"
+fi
 
 shapes=()
 [ ! -d "$photos" ] ||

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Long-running checks:
 #   overfit   over-fits a small network to 16 real photos, which must reach AP50 0.60
+#   bf16      300 steps of the demo in bf16, whose AP must lie within the spread of three f32 seeds
 #   faults    every kind of rank failure, 20 times
 #   kills     kills a run that writes checkpoints continuously at 50 random moments
 #   cluster   the batch scripts on a SLURM of several hosts; requires root
@@ -30,6 +31,33 @@ overfit() {
   echo "soak: overfit16: AP50 $ap50 after $seconds s (required: 0.60 within 900 s)"
   awk "BEGIN { exit !($ap50 >= 0.60 && $seconds <= 900) }" ||
     die "overfit16 did not reach the required AP50 in time"
+}
+
+bf16() {
+  if ! grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
+    echo "soak: bf16: not measured, this CPU has no bf16 instructions"
+    return
+  fi
+  rm -rf "$out/bf16"
+  mkdir -p "$out/bf16"
+  "$bin/dw-pack" synth "$out/bf16/shapes" --images 600 --val 100 --seed 1 --classes 6 >/dev/null
+  "$bin/dw-pack" "$out/bf16/shapes" >/dev/null
+  local run name seed precision aps=()
+  for run in f32-0 f32-1 f32-2 bf16-0; do
+    IFS=- read -r precision seed <<<"$run"
+    name=$out/bf16/$run
+    "$bin/dw-train" demo --data "$out/bf16/shapes/shards" --work-dir "$name" --device cpu \
+      --set train.max_steps=300 --set "train.precision=$precision" --set "train.seed=$seed" \
+      --set train.images_per_rank=8 --set eval.every_epochs=0 2>"$name.log" ||
+      { tail -n 20 "$name.log" >&2; die "bf16: $run failed"; }
+    "$bin/dw-eval" "$name" --device cpu --json >"$name.json"
+    aps+=("$(sed 's/.*"AP":\([0-9.eE+-]*\).*/\1/' "$name.json")")
+  done
+  echo "soak: bf16: AP of f32 seeds ${aps[*]:0:3}, of bf16 ${aps[3]}"
+  # Of so few seeds the spread is itself uncertain: once more on either side is allowed.
+  printf '%s\n' "${aps[@]:0:3}" | sort -g | awk -v ap="${aps[3]}" '
+    { v[NR] = $1 } END { d = v[3] - v[1]; exit !(ap >= v[1] - d && ap <= v[3] + d) }' ||
+    die "bf16: AP outside the spread of the seeds"
 }
 
 fuzz() {
@@ -74,6 +102,6 @@ kills() {
 
 cluster() { BIN=$bin tools/cluster-tests.sh; }
 
-for check in "${@:-overfit faults kills cluster fuzz}"; do
+for check in "${@:-overfit bf16 faults kills cluster fuzz}"; do
   for name in $check; do "$name"; done
 done

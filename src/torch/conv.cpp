@@ -36,7 +36,6 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
-using torch::autograd::Variable;
 
 // Added to the variance, as in PyTorch's batch norm.
 constexpr double EPS = 1e-5;
@@ -71,8 +70,7 @@ struct Folded {
 
 Folded fold(const Inputs &in) {
   const auto kind = in.x.scalar_type();
-  if (!in.gamma.defined())
-    return {in.weight.to(kind), in.bias, {}, {}};
+  if (!in.gamma.defined()) return {in.weight.to(kind), in.bias, {}, {}};
   const auto inverse = (in.var + EPS).rsqrt_();
   const auto scale = in.gamma * inverse;
   // One pass that multiplies in the parameters' kind and rounds to the activations'.
@@ -89,14 +87,12 @@ std::optional<Tensor> bias_of(const Inputs &in, const Folded &f) {
 using Scalars = c10::List<std::optional<at::Scalar>>;
 using Pointwise = Tensor(const Tensor &, const Tensor &, const std::optional<Tensor> &,
                          at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
-                         std::string_view, Scalars,
-                         std::optional<std::string_view>);
+                         std::string_view, Scalars, std::optional<std::string_view>);
 using PointwiseBinary = Tensor(const Tensor &, const Tensor &, const Tensor &,
                                const std::optional<Tensor> &, at::IntArrayRef, at::IntArrayRef,
                                at::IntArrayRef, int64_t, std::string_view,
                                std::optional<at::Scalar>, std::optional<std::string_view>,
-                               Scalars,
-                               std::optional<std::string_view>);
+                               Scalars, std::optional<std::string_view>);
 
 // relu(convolution + bias (+ residual)) in one call of oneDNN.
 Tensor fused_on_cpu(const Inputs &in, const Folded &f, const Spec &s) {
@@ -254,7 +250,7 @@ struct Conv : torch::autograd::Function<Conv> {
         padding{number("padding"), number("padding")};
     constexpr std::array<int64_t, 2> dilation{1, 1}, none{0, 0};
     const std::array<int64_t, 1> channels{weight.size(0)};
-    const auto kind = backward_kind(x, weight);
+    const auto kind = backward_kind(x, weight, stride[0]);
     auto [dx, dweight, dbias] = at::convolution_backward(
         grad.to(kind), x.to(kind), folded.to(kind), channels, stride, padding, dilation,
         /*transposed=*/false, none, number("groups"),
@@ -280,10 +276,10 @@ struct Conv : torch::autograd::Function<Conv> {
 
   // The kind to compute the gradients in. oneDNN (of libtorch 2.11) leaves bf16 gradients of a
   // weight partly uninitialised where its kernel is wider than the input, as on the smallest maps
-  // of narrow images, and writes beyond its memory for few channels (1 x 1, stride 2).
-  static at::ScalarType backward_kind(const Tensor &x, const Tensor &weight) {
+  // of narrow images, and crashes for few channels with a 1 x 1 kernel and stride 2.
+  static at::ScalarType backward_kind(const Tensor &x, const Tensor &weight, int64_t stride) {
     const bool narrow = std::min(x.size(2), x.size(3)) < weight.size(3);
-    const bool few = weight.size(1) < 16;
+    const bool few = weight.size(1) < 16 && weight.size(3) == 1 && stride > 1;
     return x.is_cpu() && (narrow || few) ? weight.scalar_type() : x.scalar_type();
   }
 
@@ -291,7 +287,6 @@ struct Conv : torch::autograd::Function<Conv> {
   static Tensor rows(const Tensor &weight) {
     return weight.permute({0, 2, 3, 1}).reshape({weight.size(0), -1});
   }
-
 };
 
 Tensor or_undefined(const Tensor *t) { return t ? *t : Tensor(); }
