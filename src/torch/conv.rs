@@ -81,18 +81,25 @@ mod tests {
 
     use super::*;
 
+    /// Numbers like random ones with mean 0 and variance 1, but the same in every run.
+    fn noise(shape: &[i64], seed: i64) -> Tensor {
+        let count: i64 = shape.iter().product();
+        let at = Tensor::arange(count, (Kind::Double, Device::Cpu)) + seed as f64 * 1e5;
+        let uniform = ((at * 12.9898).sin() * 43758.5453).frac().abs();
+        ((uniform - 0.5) * 12f64.sqrt()).view(shape)
+    }
+
     /// A convolution's tensors: x, weight, bias, gamma, residual (leaves), then mean and var.
     fn tensors(kind: Kind, groups: i64, stride: i64) -> Vec<Tensor> {
-        let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
         let side = (9 + stride - 1) / stride;
         let all = [
-            normal(&[2, 8, 9, 9]).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
-            normal(&[16, 8 / groups, 3, 3]) * 0.2,
-            normal(&[16]),
-            normal(&[16]) + 1.0,
-            normal(&[2, 16, side, side]),
-            normal(&[16]),
-            normal(&[16]).square() + 0.3,
+            noise(&[2, 9, 9, 8], 0).permute([0, 3, 1, 2]),
+            noise(&[16, 8 / groups, 3, 3], 1) * 0.2,
+            noise(&[16], 2),
+            noise(&[16], 3) + 1.0,
+            noise(&[2, 16, side, side], 4),
+            noise(&[16], 5),
+            noise(&[16], 6).square() + 0.3,
         ];
         let leaf = |(i, t): (usize, &Tensor)| t.to_kind(kind).detach().set_requires_grad(i < 5);
         all.iter().enumerate().map(leaf).collect()
@@ -172,17 +179,16 @@ mod tests {
             let [a, b] = [found, expected].map(|t| t.to_kind(Kind::Double).reshape([-1]));
             let cosine = (a.dot(&b) / (a.norm() * b.norm())).double_value(&[]);
             // Rounding moves outputs near 0 to the other side of the ReLU.
-            assert!(cosine > 0.99, "{what}: cosine {cosine}");
+            assert!(cosine > 0.98, "{what}: cosine {cosine}");
         });
     }
 
     /// oneDNN's own bf16 gradient of the weight is partly uninitialised here.
     #[test]
     fn bf16_gradients_are_right_on_maps_narrower_than_the_kernel() {
-        let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-        let weight = (normal(&[64, 64, 3, 3]) * 0.1).set_requires_grad(true);
+        let weight = (noise(&[64, 64, 3, 3], 7) * 0.1).to_kind(Kind::Float).set_requires_grad(true);
         for (h, w) in [(1, 1), (2, 1), (1, 3), (2, 2)] {
-            let x = normal(&[2, 64, h, w]);
+            let x = noise(&[2, 64, h, w], 8).to_kind(Kind::Float);
             let gradient = |kind: Kind| {
                 let c = Convolution {
                     weight: &weight,

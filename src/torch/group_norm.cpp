@@ -90,13 +90,12 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
   }
 };
 
-// The same by operations of libtorch, which has no group norm with parameters of another kind on
-// GPUs.
+// The same by operations of libtorch, in the parameters' kind.
 Tensor composed(const Tensor &x, const Tensor *bias, const Tensor &gamma, const Tensor &beta,
                 int64_t groups) {
-  const auto kind = x.scalar_type();
-  const auto u = bias ? x + bias->to(kind).view({1, -1, 1, 1}) : x;
-  return at::group_norm(u, groups, gamma.to(kind), beta.to(kind), EPS).relu_();
+  auto u = x.to(gamma.scalar_type());
+  if (bias) u = u + bias->view({1, -1, 1, 1});
+  return at::group_norm(u, groups, gamma, beta, EPS).relu_().to(x.scalar_type());
 }
 
 }  // namespace
