@@ -98,7 +98,7 @@ fn truth(count: usize, shapes: &[(f64, f64)]) -> Vec<ImageBoxes> {
             )
         };
         let (boxes, labels) = (0..count).map(one).unzip();
-        ImageBoxes { boxes, labels }
+        ImageBoxes { boxes, labels, padded: None }
     };
     (0..IMAGES).map(&mut image).collect()
 }

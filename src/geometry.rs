@@ -112,6 +112,36 @@ pub fn encode(xy: &Tensor, boxes: &Tensor) -> Tensor {
     Tensor::cat(&[low, high], -1)
 }
 
+/// Side of the square anchor around each point in units of its stride (ATSS and its successors).
+pub const ANCHOR_STRIDES: f64 = 8.0;
+
+/// Standard deviations by which a head's box deltas are multiplied: of the centre, and of the
+/// logarithm of the size.
+const DELTA_STD: (f64, f64) = (0.1, 0.2);
+
+/// Converts deltas (dx, dy, dw, dh) `[B, 4, h, w]` with respect to the square anchors of a level of
+/// `stride` pixels to distances (l, t, r, b) `[B, 4, h, w]`, pixels. A distance is negative if the
+/// box does not contain the point. Sizes are at most 1000 / 16 times the anchor's, and at least its
+/// 16 / 1000, as in mmdetection's `DeltaXYWHBBoxCoder`.
+///
+/// ```
+/// use dw::geometry::distances_of_deltas;
+/// use tch::Tensor;
+///
+/// // An anchor of 64 x 64 pixels, moved 0.1 x 64 pixels to the right.
+/// let deltas = Tensor::from_slice(&[1.0, 0.0, 0.0, 0.0]).view([1, 4, 1, 1]);
+/// let ltrb = Vec::<f64>::try_from(distances_of_deltas(&deltas, 8).reshape([4])).unwrap();
+/// assert_eq!(ltrb, [32.0 - 6.4, 32.0, 32.0 + 6.4, 32.0]);
+/// ```
+pub fn distances_of_deltas(deltas: &Tensor, stride: i64) -> Tensor {
+    let side = ANCHOR_STRIDES * stride as f64;
+    let most = (1000.0f64 / 16.0).ln();
+    let shift = deltas.narrow(1, 0, 2) * (DELTA_STD.0 * side);
+    let log_size = (deltas.narrow(1, 2, 2) * DELTA_STD.1).clamp(-most, most);
+    let half = log_size.exp() * (side / 2.0);
+    Tensor::cat(&[&half - &shift, half + shift], 1)
+}
+
 /// IoU and GIoU (Rezatofighi et al., CVPR 2019), each `[N]`, of pairs of boxes that contain a
 /// common point, given by their distances (l, t, r, b) from it: `a` and `b` are `[4, N]` and not
 /// negative. Areas used as denominators are at least `eps`.
@@ -133,6 +163,35 @@ pub fn encode(xy: &Tensor, boxes: &Tensor) -> Tensor {
 /// assert_eq!((iou.double_value(&[0]), giou.double_value(&[0])), (0.5, 0.5));
 /// ```
 pub fn iou_and_giou(a: &Tensor, b: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    pairwise(a, b, eps, |sides| sides)
+}
+
+/// As [`iou_and_giou`], also for boxes that do not contain the point (negative distances), which
+/// costs one operation more.
+///
+/// ```
+/// use dw::geometry::iou_and_giou_of_any;
+/// use tch::Tensor;
+///
+/// // The box of `a` lies left of the point and of `b`: from -4 to -2 and from -1 to 1. Hull 10.
+/// let a = Tensor::from_slice(&[4.0, 1.0, -2.0, 1.0]).view([4, 1]);
+/// let b = Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0]).view([4, 1]);
+/// let (iou, giou) = iou_and_giou_of_any(&a, &b, 1e-6);
+/// assert_eq!(iou.double_value(&[0]), 0.0);
+/// assert!((giou.double_value(&[0]) + 0.2).abs() < 1e-12);
+/// ```
+pub fn iou_and_giou_of_any(a: &Tensor, b: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    pairwise(a, b, eps, |sides| sides.clamp_min(0.0))
+}
+
+/// IoU and GIoU. `overlap` converts the sides of the overlap `[2, N]`, negative for boxes that do
+/// not overlap, to those that its area is computed from.
+fn pairwise(
+    a: &Tensor,
+    b: &Tensor,
+    eps: f64,
+    overlap: impl FnOnce(Tensor) -> Tensor,
+) -> (Tensor, Tensor) {
     // Width l + r and height t + b, `[2, N]`.
     let size = |ltrb_4n: &Tensor| ltrb_4n.view([2, 2, -1]).sum_dim_intlist(0, false, None);
     let area = |size_2n: &Tensor| {
@@ -140,7 +199,7 @@ pub fn iou_and_giou(a: &Tensor, b: &Tensor, eps: f64) -> (Tensor, Tensor) {
         &sides[0] * &sides[1]
     };
     let (size_a, size_b, size_overlap) = (size(a), size(b), size(&a.minimum(b)));
-    let overlap = area(&size_overlap);
+    let overlap = area(&overlap(size_overlap.shallow_clone()));
     let union = (area(&size_a) + area(&size_b) - &overlap).clamp_min(eps);
     let iou = overlap / &union;
     let hull = area(&(size_a + size_b - size_overlap)).clamp_min(eps);

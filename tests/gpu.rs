@@ -151,8 +151,9 @@ fn gradients(device: Device, kind: Kind, activations: Kind) -> (f64, Tensor) {
         ImageBoxes {
             boxes: vec![[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 110.0, 90.0]],
             labels: vec![0, 2],
+            padded: None,
         },
-        ImageBoxes { boxes: vec![[5.0, 5.0, 30.0, 40.0]], labels: vec![1] },
+        ImageBoxes { boxes: vec![[5.0, 5.0, 30.0, 40.0]], labels: vec![1], padded: None },
     ];
     let targets = step.matcher().targets(&Grid::centers(&level_sizes(96, 128)), &truth);
     let predicted = step.forward(&images(device, kind));

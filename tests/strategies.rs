@@ -6,7 +6,7 @@ mod support;
 use support::{Sandbox, assert_fails, bin, launch, run};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
-const STRATEGIES: [&[&str]; 2] = [
+const STRATEGIES: [&[&str]; 3] = [
     &["assign.kind=fcos", "model.refine=false"],
     &[
         "assign.kind=fcos",
@@ -16,6 +16,7 @@ const STRATEGIES: [&[&str]; 2] = [
         "model.quality_tower=cls",
         "model.tower_bias=false",
     ],
+    &["assign.kind=atss", "model.refine=false", "model.distances=deltas", "model.tower_bias=false"],
 ];
 
 fn with<'a>(strategy: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
@@ -93,6 +94,21 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
             );
         }
     }
+}
+
+#[test]
+fn a_head_that_does_not_fit_the_strategy_is_refused() {
+    let sandbox = Sandbox::new();
+    let refused = |sets: &[&str], texts: &[&str]| {
+        let mut c = launch(0, "dw-train");
+        c.args(sandbox.train_args("w", sets));
+        assert_fails(&mut c, 2, texts);
+    };
+    let deltas = "model.distances=deltas";
+    refused(&[deltas, "model.refine=false"], &["`assign.kind` = \"dw\"", "`model.distances`"]);
+    refused(&[deltas, "assign.kind=atss"], &["`model.refine`", "model.distances = \"deltas\""]);
+    let topk = &["assign.kind=atss", "assign.topk=0", "model.refine=false"];
+    refused(topk, &["`assign.topk`", "found 0"]);
 }
 
 #[test]

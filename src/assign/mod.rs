@@ -18,7 +18,7 @@
 //!
 //! // The targets of one image of 32 x 32 pixels with one box.
 //! let grid = Grid::centers(&level_sizes(32, 32));
-//! let image = ImageBoxes { boxes: vec![[0.0, 0.0, 16.0, 16.0]], labels: vec![2] };
+//! let image = ImageBoxes { boxes: vec![[0.0, 0.0, 16.0, 16.0]], labels: vec![2], padded: None };
 //! let targets = strategy.matcher.targets(&grid, &[image]);
 //!
 //! // Inside the box are four points of stride 8, at 4 and 12, and one point of stride 16, at 8.
@@ -39,10 +39,11 @@ use tch::{Device, Kind, Tensor};
 
 use crate::geometry::Grid;
 use crate::loss::{Reduced, Term};
-use crate::model::{Detector, ModelConfig, Params, Predictions, Rank};
+use crate::model::{Detector, Distances, ModelConfig, Params, Predictions, Rank};
 use crate::{Result, torch};
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
+pub use strategies::atss::AtssConfig;
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
 pub use strategies::fcos::FcosConfig;
 
@@ -54,6 +55,8 @@ pub enum AssignConfig {
     Dw(DwConfig),
     /// The assignment of FCOS (Tian et al., ICCV 2019).
     Fcos(FcosConfig),
+    /// Adaptive training sample selection (ATSS; Zhang et al., CVPR 2020).
+    Atss(AtssConfig),
 }
 
 impl Default for AssignConfig {
@@ -74,8 +77,12 @@ pub struct Strategy {
 
 impl AssignConfig {
     /// Every strategy, with its default settings.
-    pub fn all() -> [Self; 2] {
-        [Self::Dw(DwConfig::default()), Self::Fcos(FcosConfig::default())]
+    pub fn all() -> [Self; 3] {
+        [
+            Self::Dw(DwConfig::default()),
+            Self::Fcos(FcosConfig::default()),
+            Self::Atss(AtssConfig::default()),
+        ]
     }
 
     /// Builds the strategy for a network of `classes` classes. Its own parameters and state are
@@ -84,6 +91,7 @@ impl AssignConfig {
         match self {
             Self::Dw(c) => c.build(params, classes),
             Self::Fcos(c) => c.build(classes),
+            Self::Atss(c) => c.build(classes),
         }
     }
 
@@ -96,7 +104,23 @@ impl AssignConfig {
         match self {
             Self::Dw(c) => c.check(),
             Self::Fcos(c) => c.check(),
+            Self::Atss(c) => c.check(),
         }
+    }
+
+    /// Checks that the head has what the strategy requires.
+    ///
+    /// # Errors
+    /// It has not. The text names the keys of both.
+    pub fn check_head(&self, model: &ModelConfig) -> std::result::Result<(), String> {
+        if matches!(self, Self::Dw(_)) && model.distances == Distances::Deltas {
+            return Err(
+                "`assign.kind` = \"dw\" requires predicted boxes that contain their points: \
+                 `model.distances` = \"relu\" or \"exp\", found \"deltas\""
+                    .into(),
+            );
+        }
+        Ok(())
     }
 
     /// A warning about valid settings that exclude whole boxes from training, or combine a strategy
@@ -105,6 +129,7 @@ impl AssignConfig {
         match self {
             Self::Dw(c) => c.caution(),
             Self::Fcos(c) => c.caution(model),
+            Self::Atss(c) => c.caution(model),
         }
     }
 
@@ -113,6 +138,7 @@ impl AssignConfig {
         match self {
             Self::Dw(c) => c.summary(),
             Self::Fcos(c) => c.summary(),
+            Self::Atss(c) => c.summary(),
         }
     }
 }
@@ -124,6 +150,9 @@ pub struct ImageBoxes {
     pub boxes: Vec<[f32; 4]>,
     /// Class of each box, `0..C`.
     pub labels: Vec<i64>,
+    /// (height, width) of the image with its own padding to a multiple of 32, pixels, where the
+    /// batch may be larger; `None` if the image fills the batch.
+    pub padded: Option<(i64, i64)>,
 }
 
 impl Strategy {

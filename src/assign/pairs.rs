@@ -286,6 +286,7 @@ mod tests {
         let image = |boxes: &[[f32; 4]], labels: &[i64]| ImageBoxes {
             boxes: boxes.to_vec(),
             labels: labels.to_vec(),
+            padded: None,
         };
         // Points of stride 8 are at 4, 12, 20, 28: only 12 is strictly inside a box from 4 to 20.
         let first =

@@ -7,6 +7,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::geometry::Grid;
 use crate::torch;
 
 /// Hard targets of one batch on the host.
@@ -20,6 +21,8 @@ pub struct PointTargets {
     pub positive: Vec<i64>,
     /// Box of each positive point, `0..G`, `[N]`.
     pub gt: Vec<i64>,
+    /// Points that take no part in the loss, `image * P + point`.
+    pub ignored: Vec<i64>,
 }
 
 /// [`PointTargets`] as tensors.
@@ -33,9 +36,24 @@ pub struct PointTensors {
     pub positive: Tensor,
     /// Box of each positive point `[N]`.
     pub gt: Tensor,
+    /// Points that take no part in the loss.
+    pub ignored: Tensor,
 }
 
 impl PointTargets {
+    /// Ignores the points of an image outside the `valid` number of rows and columns of each level.
+    /// `first_point` is the index of the image's first point.
+    pub fn ignore_outside(&mut self, grid: &Grid, valid: &[(i64, i64)], first_point: i64) {
+        let mut first = first_point;
+        for (&(h, w), &(rows, cols)) in grid.sizes.iter().zip(valid) {
+            for row in 0..h {
+                let from = if row < rows { cols } else { 0 };
+                self.ignored.extend((from..w).map(|col| first + row * w + col));
+            }
+            first += h * w;
+        }
+    }
+
     /// Copies to tensors in host memory, with floats in f32.
     pub fn tensors(&self) -> PointTensors {
         PointTensors {
@@ -43,11 +61,23 @@ impl PointTargets {
             labels: Tensor::from_slice(&self.labels),
             positive: Tensor::from_slice(&self.positive),
             gt: Tensor::from_slice(&self.gt),
+            ignored: Tensor::from_slice(&self.ignored),
         }
     }
 }
 
 impl PointTensors {
+    /// Multiplies the rows of ignored points by 0: values `[B, P, C]` that are not finite stay so.
+    pub fn without_ignored(&self, values_bpc: Tensor) -> Tensor {
+        if self.ignored.numel() == 0 {
+            return values_bpc;
+        }
+        let size = values_bpc.size();
+        let options = (values_bpc.kind(), values_bpc.device());
+        let kept = Tensor::ones([size[0] * size[1]], options).index_fill_(0, &self.ignored, 0.0);
+        values_bpc * kept.view([size[0], size[1], 1])
+    }
+
     /// Copies to `device`, with floats of `kind`; tensors that are there already are shared.
     #[must_use]
     pub fn to(&self, kind: Kind, device: Device) -> Self {
@@ -56,12 +86,13 @@ impl PointTensors {
             labels: torch::upload(&self.labels, device),
             positive: torch::upload(&self.positive, device),
             gt: torch::upload(&self.gt, device),
+            ignored: torch::upload(&self.ignored, device),
         }
     }
 
     /// All tensors.
-    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 4] {
-        let Self { boxes, labels, positive, gt } = self;
-        [boxes, labels, positive, gt]
+    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 5] {
+        let Self { boxes, labels, positive, gt, ignored } = self;
+        [boxes, labels, positive, gt, ignored]
     }
 }

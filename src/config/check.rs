@@ -3,6 +3,7 @@
 use toml::{Table, Value};
 
 use super::Config;
+use crate::model::Distances;
 use crate::{Error, Result};
 
 /// Checks that every number of the merged configuration is finite.
@@ -29,7 +30,8 @@ pub(super) fn ranges(c: &Config) -> Result<()> {
     train(c)?;
     schedule(c)?;
     results(c)?;
-    c.assign.check().map_err(|e| Error::Usage(format!("configuration: {e}")))
+    let strategy = c.assign.check().and_then(|()| c.assign.check_head(&c.model));
+    strategy.map_err(|e| Error::Usage(format!("configuration: {e}")))
 }
 
 /// An error that names `key` and the expected range, unless `ok`.
@@ -50,6 +52,11 @@ fn model(c: &Config) -> Result<()> {
         "a multiple of 8, at most 4096",
     )?;
     must((-1..=4).contains(&m.frozen_stages), "model.frozen_stages", "-1 to 4")?;
+    must(
+        !m.refine || m.distances != Distances::Deltas,
+        "model.refine",
+        "false for model.distances = \"deltas\": refinement samples the sides around a point in its box",
+    )?;
     let stages = &m.dcn_stages;
     must(
         stages.iter().all(|s| (2..=5).contains(s)),

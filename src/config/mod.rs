@@ -56,6 +56,7 @@ pub const BUILT_IN: &[(&str, &str)] = &[
         include_str!("../../configs/dw_x101_64x4d_fpn_worefine_mstrain_2x.toml"),
     ),
     ("fcos_r50_fpn_1x", include_str!("../../configs/fcos_r50_fpn_1x.toml")),
+    ("atss_r50_fpn_1x", include_str!("../../configs/atss_r50_fpn_1x.toml")),
     ("fcos_plain_r50_fpn_1x", include_str!("../../configs/fcos_plain_r50_fpn_1x.toml")),
     ("overfit16", include_str!("../../configs/overfit16.toml")),
     ("demo", include_str!("../../configs/demo.toml")),

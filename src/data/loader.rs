@@ -115,7 +115,9 @@ pub fn make_batch(
         let record = dataset.split.record(dataset.records[*image])?;
         render(&decode(&record, t, &settings.data)?, t, (w, h), out);
         let (boxes, labels) = t.boxes(&record.annotations.boxes, record.entry.original());
-        truth.push(ImageBoxes { boxes, labels });
+        let (own_w, own_h) = padded(std::iter::once((t.width, t.height)));
+        let padded = Some((i64::from(own_h), i64::from(own_w)));
+        truth.push(ImageBoxes { boxes, labels, padded });
         image_ids.push(record.entry.image_id);
         Ok(())
     })?;

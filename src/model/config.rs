@@ -123,6 +123,9 @@ pub enum Distances {
     Relu,
     /// `exp(x)` pixels (FCOS's plain head).
     Exp,
+    /// Those of the box that x, taken as deltas (dx, dy, dw, dh), makes of a square anchor of side
+    /// 8 strides around the point (ATSS). The box need not contain the point.
+    Deltas,
 }
 
 /// `model.quality_tower`: one of the head's two towers.
@@ -134,6 +137,27 @@ pub enum Tower {
     Reg,
     /// The classification tower.
     Cls,
+}
+
+impl ModelConfig {
+    /// The settings in which the head differs from that of a published system, as a list for a
+    /// warning; empty if there are none. The systems have no box refinement.
+    pub(crate) fn differences(&self, distances: Distances, tower: Tower, bias: bool) -> String {
+        let mut list = vec![];
+        if self.refine {
+            list.push("model.refine = true".to_owned());
+        }
+        if self.distances != distances {
+            list.push(format!("model.distances other than {distances:?}").to_lowercase());
+        }
+        if self.quality_tower != tower {
+            list.push(format!("model.quality_tower other than {tower:?}").to_lowercase());
+        }
+        if self.tower_bias != bias {
+            list.push(format!("model.tower_bias = {}", self.tower_bias));
+        }
+        list.join(", ")
+    }
 }
 
 impl Default for ModelConfig {

@@ -276,7 +276,8 @@ mod tests {
 
     /// One box on a square image.
     fn batch(step: &Step, side: i64) -> (Tensor, Targets) {
-        let truth = [ImageBoxes { boxes: vec![[8.0, 8.0, 50.0, 60.0]], labels: vec![1] }];
+        let boxes = vec![[8.0, 8.0, 50.0, 60.0]];
+        let truth = [ImageBoxes { boxes, labels: vec![1], padded: None }];
         let sizes = level_sizes(side, side).to_vec();
         let targets =
             step.matcher().targets(&Grid { sizes, offset: step.matcher().offset() }, &truth);

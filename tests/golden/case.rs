@@ -78,7 +78,11 @@ impl Case {
     pub fn truth(&self) -> Vec<ImageBoxes> {
         let empty = vec![];
         let labels = self.json["gt_labels"].as_array().unwrap_or(&empty);
-        let image = |(boxes, labels): (&Value, &Value)| ImageBoxes {
+        let padded = |image: usize| {
+            let hw = &self.json["pad_hw"][image];
+            Some((hw[0].as_i64()?, hw[1].as_i64()?))
+        };
+        let image = |(i, (boxes, labels)): (usize, (&Value, &Value))| ImageBoxes {
             boxes: boxes
                 .as_array()
                 .unwrap_or(&empty)
@@ -86,8 +90,10 @@ impl Case {
                 .map(|b| [0, 1, 2, 3].map(|i| number(&b[i]) as f32))
                 .collect(),
             labels: labels.as_array().unwrap_or(&empty).iter().filter_map(Value::as_i64).collect(),
+            padded: padded(i),
         };
-        self.json["gt_bboxes"].as_array().unwrap_or(&empty).iter().zip(labels).map(image).collect()
+        let boxes = self.json["gt_bboxes"].as_array().unwrap_or(&empty);
+        boxes.iter().zip(labels).enumerate().map(image).collect()
     }
 }
 

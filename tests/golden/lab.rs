@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use dw::assign::strategies::fcos::Form;
-use dw::assign::{AssignConfig, FcosConfig, Progress};
-use dw::geometry::{Grid, STRIDES};
+use dw::assign::{AssignConfig, AtssConfig, FcosConfig, Progress, Targets};
+use dw::geometry::{Grid, STRIDES, distances_of_deltas};
 use dw::model::{Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;
@@ -20,26 +20,9 @@ pub fn fcos(case: &Case, kind: Kind) -> Result<(), String> {
         form: if plain { Form::Plain } else { Form::Improved },
         ..FcosConfig::default()
     };
-    let leaves = |name: &str| -> Vec<Tensor> {
-        let levels = case.levels(&format!("input.{name}"), kind);
-        levels.into_iter().map(|t| t.set_requires_grad(true)).collect()
-    };
-    let (cls, distances, quality) =
-        (leaves("cls_scores"), leaves("bbox_preds"), leaves("centernesses"));
     // The improved form's inputs are in units of the stride.
     let unit = |stride: i64| if plain { 1.0 } else { stride as f64 };
-    let outputs = Outputs {
-        cls: cls.iter().map(Tensor::shallow_clone).collect(),
-        distances: distances.iter().zip(STRIDES).map(|(t, s)| t * unit(s)).collect(),
-        quality: quality.iter().map(Tensor::shallow_clone).collect(),
-        offset: number(&case.json["prior_offset"]),
-    };
-    let probed = losses(case, kind, &AssignConfig::Fcos(config), &outputs)?;
-    for (name, levels) in
-        [("cls_scores", &cls), ("bbox_preds", &distances), ("centernesses", &quality)]
-    {
-        gradients(case, kind, name, levels)?;
-    }
+    let probed = compare(case, kind, &AssignConfig::Fcos(config), |t, s| t * unit(s))?.probed;
     let labels = host(&probed["label"]).view([case.int("batch"), -1]);
     for image in 0..case.int("batch") {
         let expected = case.tensors[&format!("label.{image}")].to_kind(Kind::Int64);
@@ -50,16 +33,80 @@ pub fn fcos(case: &Case, kind: Kind) -> Result<(), String> {
     Ok(())
 }
 
-/// Computes the losses of a case, compares them and runs backward; returns the probed tensors.
+/// ATSS.
+pub fn atss(case: &Case, kind: Kind) -> Result<(), String> {
+    let config = AssignConfig::Atss(AtssConfig::default());
+    let found = compare(case, kind, &config, distances_of_deltas)?;
+    assigned(case, &found.targets)
+}
+
+/// Compares the assignment of every point: `gt_index.I` is the box of a point of image I from 1, 0
+/// for background, and -1 for a point in the padding.
+fn assigned(case: &Case, targets: &Targets) -> Result<(), String> {
+    let (t, images) = (targets.points(), case.int("batch"));
+    let indices: Vec<Tensor> = (0..images)
+        .map(|i| case.tensors[&format!("gt_index.{i}")].to_kind(Kind::Int64).view([-1]))
+        .collect();
+    let expected = Tensor::cat(&indices, 0);
+    let truth = case.truth();
+    let first: Vec<i64> =
+        truth.iter().flat_map(|i| 0..i.boxes.len() as i64).map(|gt| gt + 1).collect();
+    let index = Tensor::from_slice(&first).index_select(0, &host(&t.gt));
+    let mut found = expected.zeros_like().index_copy_(0, &host(&t.positive), &index);
+    if found.index_fill_(0, &host(&t.ignored), -1) == expected {
+        return Ok(());
+    }
+    Err("the boxes of points differ from the reference's".into())
+}
+
+/// What the losses of a case were computed from.
+struct Compared {
+    probed: BTreeMap<&'static str, Tensor>,
+    targets: Targets,
+}
+
+/// Computes the losses of a case with a head of classes, boxes and centre-ness; compares them and
+/// their gradients. `to_distances` converts the inputs of a level, with its stride.
+fn compare(
+    case: &Case,
+    kind: Kind,
+    config: &AssignConfig,
+    to_distances: impl Fn(&Tensor, i64) -> Tensor,
+) -> Result<Compared, String> {
+    let leaves = |name: &str| -> Vec<Tensor> {
+        let levels = case.levels(&format!("input.{name}"), kind);
+        levels.into_iter().map(|t| t.set_requires_grad(true)).collect()
+    };
+    let (cls, boxes, quality) =
+        (leaves("cls_scores"), leaves("bbox_preds"), leaves("centernesses"));
+    let outputs = Outputs {
+        cls: cls.iter().map(Tensor::shallow_clone).collect(),
+        distances: boxes.iter().zip(STRIDES).map(|(t, s)| to_distances(t, s)).collect(),
+        quality: quality.iter().map(Tensor::shallow_clone).collect(),
+        offset: number(&case.json["prior_offset"]),
+    };
+    let compared = losses(case, kind, config, &outputs)?;
+    let inputs = [("cls_scores", &cls), ("bbox_preds", &boxes), ("centernesses", &quality)];
+    for (name, levels) in inputs {
+        gradients(case, kind, name, levels)?;
+    }
+    Ok(compared)
+}
+
+/// Computes the losses of a case, compares them and runs backward.
 fn losses(
     case: &Case,
     kind: Kind,
     config: &AssignConfig,
     outputs: &Outputs,
-) -> Result<BTreeMap<&'static str, Tensor>, String> {
+) -> Result<Compared, String> {
     let mut params = Params::new(kind, device());
     let strategy = config.build(&mut params, case.int("num_classes"));
-    let targets = strategy.matcher.targets(&Grid::centers(&outputs.sizes()), &case.truth());
+    let grid = Grid { sizes: outputs.sizes(), offset: strategy.matcher.offset() };
+    if (grid.offset - outputs.offset).abs() > 0.0 {
+        return Err(format!("expected points at {}, found {}", outputs.offset, grid.offset));
+    }
+    let targets = strategy.matcher.targets(&grid, &case.truth());
     let (mut probed, world) = (BTreeMap::new(), World::solo());
     let loss = loss_of(
         &*strategy.criterion,
@@ -81,7 +128,7 @@ fn losses(
     for (name, found) in &loss.terms {
         close(name, *found, number(&expected[*name]["total"]), relative)?;
     }
-    Ok(probed)
+    Ok(Compared { probed, targets })
 }
 
 /// Compares the gradients of one input. The tolerance in f32 follows from the rounding error that

@@ -354,6 +354,7 @@ mod tests {
         let images = [ImageBoxes {
             boxes: vec![[5.0, 5.0, 50.0, 60.0], [1.0, 2.0, 30.0, 30.0]],
             labels: vec![1, 1],
+            padded: None,
         }];
         // Ones, with one other value at the tenth entry of `input` (0: cls, 1: distances, 2:
         // quality).

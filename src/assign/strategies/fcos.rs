@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::assign::hard::{BoxLoss, FocalAndCenterness};
+use crate::assign::hard::{BoxLoss, BoxTerm, Count, F32_EPSILON, FocalAndCenterness};
 use crate::assign::{ImageBoxes, Matcher, PointTargets, Strategy, Targets};
 use crate::geometry::{Grid, STRIDES};
 use crate::model::{Distances, ModelConfig, Rank, Tower};
@@ -39,6 +39,9 @@ impl Default for FcosConfig {
         Self { form: Form::Improved, radius: 1.5 }
     }
 }
+
+/// Lower bound of the sum of centre-ness, the denominator of the box loss.
+const CENTERNESS_FLOOR: f64 = 1e-6;
 
 /// Upper end of the range of each level, pixels: a box matches a point if the largest of the
 /// point's distances (l, t, r, b) is in the range of its level. The lower end is the previous
@@ -72,25 +75,10 @@ impl FcosConfig {
             Form::Improved => (Distances::Relu, Tower::Reg, true),
             Form::Plain => (Distances::Exp, Tower::Cls, false),
         };
-        let mut differences = vec![];
-        if model.refine {
-            differences.push("model.refine = true".to_owned());
-        }
-        if model.distances != distances {
-            differences.push(format!("model.distances other than {distances:?}").to_lowercase());
-        }
-        if model.quality_tower != tower {
-            differences.push(format!("model.quality_tower other than {tower:?}").to_lowercase());
-        }
-        if model.tower_bias != bias {
-            differences.push(format!("model.tower_bias = {}", model.tower_bias));
-        }
+        let differences = model.differences(distances, tower, bias);
         let form = format!("{:?}", self.form).to_lowercase();
         (!differences.is_empty()).then(|| {
-            format!(
-                "assign.form = \"{form}\": the head differs from that of FCOS in {}",
-                differences.join(", ")
-            )
+            format!("assign.form = \"{form}\": the head differs from that of FCOS in {differences}")
         })
     }
 
@@ -107,13 +95,14 @@ impl FcosConfig {
     /// Builds matcher and criterion for `classes` classes.
     pub(crate) fn build(&self, classes: i64) -> Strategy {
         let matcher = Arc::new(SmallestBox { config: self.clone() });
-        let box_loss = match self.form {
+        let loss = match self.form {
             Form::Improved => BoxLoss::Giou,
             Form::Plain => BoxLoss::LogIou,
         };
+        let bbox = BoxTerm { loss, weight: 1.0, floor: CENTERNESS_FLOOR, plus: F32_EPSILON };
         Strategy {
             matcher,
-            criterion: Box::new(FocalAndCenterness { box_loss, classes }),
+            criterion: Box::new(FocalAndCenterness { bbox, count: Count::Positives, classes }),
             rank: Rank::Class,
         }
     }
@@ -217,7 +206,7 @@ mod tests {
     fn a_point_gets_the_smallest_box_that_matches_its_level() {
         let grid = Grid::centers(&level_sizes(128, 128));
         let image = |boxes: &[[f32; 4]]| {
-            [ImageBoxes { boxes: boxes.to_vec(), labels: vec![0; boxes.len()] }]
+            [ImageBoxes { boxes: boxes.to_vec(), labels: vec![0; boxes.len()], padded: None }]
         };
         let plain = FcosConfig { form: Form::Plain, ..FcosConfig::default() };
         // Points of stride 8 are at 4, 12, ...: only 12 is strictly inside a box from 4 to 20. The

@@ -1,5 +1,6 @@
 //! The assignment strategies, one file each. They do not depend on each other.
 
+pub mod atss;
 pub mod dw;
 mod dw_config;
 pub mod fcos;

@@ -117,6 +117,7 @@ impl Head {
             let raw = match self.distances {
                 Distances::Relu => scaled.relu() * stride as f64,
                 Distances::Exp => scaled.exp(),
+                Distances::Deltas => geometry::distances_of_deltas(&scaled, stride),
             };
             let distances = match &self.offset {
                 None => raw,

@@ -11,7 +11,7 @@ use crate::geometry::{self, Grid};
 pub struct Outputs {
     /// Class logits `[B, C, h, w]`.
     pub cls: Vec<Tensor>,
-    /// Distances (l, t, r, b) `[B, 4, h, w]`, pixels, not negative.
+    /// Distances (l, t, r, b) `[B, 4, h, w]`, pixels; not negative, except for `Distances::Deltas`.
     pub distances: Vec<Tensor>,
     /// Quality logits `[B, 1, h, w]`: objectness in DW (without a target of its own), centre-ness
     /// in FCOS.
@@ -25,7 +25,7 @@ pub struct Outputs {
 pub struct Predictions {
     /// Class logits `[B, P, C]`.
     pub cls: Tensor,
-    /// Distances (l, t, r, b) `[B, P, 4]`, pixels, not negative.
+    /// Distances (l, t, r, b) `[B, P, 4]`, pixels; not negative, except for `Distances::Deltas`.
     pub distances: Tensor,
     /// Quality logits `[B, P]`.
     pub quality: Tensor,
