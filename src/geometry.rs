@@ -52,6 +52,14 @@ impl Grid {
         self.sizes.iter().map(|(h, w)| h * w).sum()
     }
 
+    /// Strides of the levels of all points, `[P]`, pixels.
+    pub fn strides(&self, kind: Kind, device: Device) -> Tensor {
+        let level =
+            |(&(h, w), &s): (&(i64, i64), &i64)| Tensor::full([h * w], s as f64, (kind, device));
+        let levels: Vec<Tensor> = self.sizes.iter().zip(&STRIDES).map(level).collect();
+        Tensor::cat(&levels, 0)
+    }
+
     /// Coordinates (x, y) of all points, `[P, 2]`, pixels.
     pub fn points(&self, kind: Kind, device: Device) -> Tensor {
         let levels = self.sizes.iter().zip(&STRIDES);
@@ -140,6 +148,29 @@ pub fn distances_of_deltas(deltas: &Tensor, stride: i64) -> Tensor {
     let log_size = (deltas.narrow(1, 2, 2) * DELTA_STD.1).clamp(-most, most);
     let half = log_size.exp() * (side / 2.0);
     Tensor::cat(&[&half - &shift, half + shift], 1)
+}
+
+/// Number of values of the distribution of a distance: 0, 1, .., 16 strides (GFL; Li et al., NeurIPS
+/// 2020, Sec. 3.2).
+pub const BINS: i64 = 17;
+
+/// Converts logits of distributions `[B, 4 * BINS, h, w]`, one for each of (l, t, r, b) on a level
+/// of `stride` pixels, to their means `[B, 4, h, w]`, pixels.
+///
+/// ```
+/// use dw::geometry::{BINS, distances_of_bins};
+/// use tch::{Device, Kind, Tensor};
+///
+/// // All 17 values are equally probable.
+/// let logits = Tensor::zeros([1, 4 * BINS, 1, 1], (Kind::Double, Device::Cpu));
+/// let ltrb = Vec::<f64>::try_from(distances_of_bins(&logits, 8).reshape([4])).unwrap();
+/// assert!(ltrb.iter().all(|d| (d - 8.0 * 8.0).abs() < 1e-12));
+/// ```
+pub fn distances_of_bins(logits: &Tensor, stride: i64) -> Tensor {
+    let (b, h, w) = (logits.size()[0], logits.size()[2], logits.size()[3]);
+    let p = logits.contiguous().view([b, 4, BINS, h, w]).softmax(2, None);
+    let value = Tensor::arange(BINS, (logits.kind(), logits.device())) * stride as f64;
+    (p * value.view([1, 1, BINS, 1, 1])).sum_dim_intlist(2, false, None)
 }
 
 /// IoU and GIoU (Rezatofighi et al., CVPR 2019), each `[N]`, of pairs of boxes that contain a

@@ -219,7 +219,7 @@ fn stream_order(device: Device) {
         let mut buckets = Buckets::new(&net.params, &flat, &config, &world).unwrap();
         let loss = |net: &Detector| {
             let p = net.forward(&images, true).flatten();
-            p.cls.square().mean(None) + p.distances.mean(None) + p.quality.square().mean(None)
+            p.cls.square().mean(None) + p.distances.mean(None) + p.quality().square().mean(None)
         };
         // Outside of `Buckets::backward` the hooks start no sum.
         loss(&net).backward();

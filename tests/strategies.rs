@@ -6,7 +6,7 @@ mod support;
 use support::{Sandbox, assert_fails, bin, launch, run};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
-const STRATEGIES: [&[&str]; 3] = [
+const STRATEGIES: [&[&str]; 5] = [
     &["assign.kind=fcos", "model.refine=false"],
     &[
         "assign.kind=fcos",
@@ -17,6 +17,20 @@ const STRATEGIES: [&[&str]; 3] = [
         "model.tower_bias=false",
     ],
     &["assign.kind=atss", "model.refine=false", "model.distances=deltas", "model.tower_bias=false"],
+    &[
+        "assign.kind=gfl",
+        "model.refine=false",
+        "model.distances=distribution",
+        "model.quality_tower=none",
+        "model.tower_bias=false",
+    ],
+    &[
+        "assign.kind=vfl",
+        "model.refine=false",
+        "model.distances=deltas",
+        "model.quality_tower=none",
+        "model.tower_bias=false",
+    ],
 ];
 
 fn with<'a>(strategy: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
@@ -38,7 +52,13 @@ fn every_strategy_resumes_exactly_and_evaluates() {
         }
         let names: Vec<String> =
             sandbox.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
-        assert_eq!(names, ["loss_cls", "loss_bbox", "loss_centerness"]);
+        let third = match strategy[0] {
+            "assign.kind=gfl" => Some("loss_dfl"),
+            "assign.kind=vfl" => None,
+            _ => Some("loss_centerness"),
+        };
+        let expected: Vec<&str> = ["loss_cls", "loss_bbox"].into_iter().chain(third).collect();
+        assert_eq!(names, expected);
         let model = |work: &str| {
             std::fs::read(sandbox.path(work) + "/checkpoints/step-00000008/model.safetensors")
                 .unwrap()
@@ -107,6 +127,10 @@ fn a_head_that_does_not_fit_the_strategy_is_refused() {
     let deltas = "model.distances=deltas";
     refused(&[deltas, "model.refine=false"], &["`assign.kind` = \"dw\"", "`model.distances`"]);
     refused(&[deltas, "assign.kind=atss"], &["`model.refine`", "model.distances = \"deltas\""]);
+    let none = "model.quality_tower=none";
+    refused(&[none], &["`assign.kind` = \"dw\"", "a quality branch", "found none"]);
+    refused(&["assign.kind=vfl"], &["`assign.kind` = \"vfl\"", "no quality branch", "found reg"]);
+    refused(&["assign.kind=gfl", none], &["`model.distances` = `distribution", "found relu"]);
     let topk = &["assign.kind=atss", "assign.topk=0", "model.refine=false"];
     refused(topk, &["`assign.topk`", "found 0"]);
 }

@@ -26,12 +26,15 @@
 //! assert_eq!(points, [0, 1, 4, 5, 16]);
 //! ```
 
+pub mod adaptive;
 pub mod hard;
 pub mod pairs;
 pub mod points;
+pub mod positives;
 pub mod strategies;
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -39,13 +42,15 @@ use tch::{Device, Kind, Tensor};
 
 use crate::geometry::Grid;
 use crate::loss::{Reduced, Term};
-use crate::model::{Detector, Distances, ModelConfig, Params, Predictions, Rank};
+use crate::model::{Detector, Distances, ModelConfig, Params, Predictions, Rank, Tower};
 use crate::{Result, torch};
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
 pub use strategies::atss::AtssConfig;
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
 pub use strategies::fcos::FcosConfig;
+pub use strategies::gfl::GflConfig;
+pub use strategies::vfl::VflConfig;
 
 /// `[assign]`: the strategy (`kind`) and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +62,10 @@ pub enum AssignConfig {
     Fcos(FcosConfig),
     /// Adaptive training sample selection (ATSS; Zhang et al., CVPR 2020).
     Atss(AtssConfig),
+    /// Generalized focal loss (GFL; Li et al., NeurIPS 2020).
+    Gfl(GflConfig),
+    /// The varifocal loss (VarifocalNet; Zhang et al., CVPR 2021) on ATSS's assignment.
+    Vfl(VflConfig),
 }
 
 impl Default for AssignConfig {
@@ -77,11 +86,13 @@ pub struct Strategy {
 
 impl AssignConfig {
     /// Every strategy, with its default settings.
-    pub fn all() -> [Self; 3] {
+    pub fn all() -> [Self; 5] {
         [
             Self::Dw(DwConfig::default()),
             Self::Fcos(FcosConfig::default()),
             Self::Atss(AtssConfig::default()),
+            Self::Gfl(GflConfig::default()),
+            Self::Vfl(VflConfig::default()),
         ]
     }
 
@@ -92,6 +103,8 @@ impl AssignConfig {
             Self::Dw(c) => c.build(params, classes),
             Self::Fcos(c) => c.build(classes),
             Self::Atss(c) => c.build(classes),
+            Self::Gfl(c) => c.build(),
+            Self::Vfl(c) => c.build(),
         }
     }
 
@@ -105,6 +118,8 @@ impl AssignConfig {
             Self::Dw(c) => c.check(),
             Self::Fcos(c) => c.check(),
             Self::Atss(c) => c.check(),
+            Self::Gfl(c) => c.check(),
+            Self::Vfl(c) => c.check(),
         }
     }
 
@@ -113,14 +128,42 @@ impl AssignConfig {
     /// # Errors
     /// It has not. The text names the keys of both.
     pub fn check_head(&self, model: &ModelConfig) -> std::result::Result<(), String> {
-        if matches!(self, Self::Dw(_)) && model.distances == Distances::Deltas {
-            return Err(
-                "`assign.kind` = \"dw\" requires predicted boxes that contain their points: \
-                 `model.distances` = \"relu\" or \"exp\", found \"deltas\""
-                    .into(),
-            );
+        let (kind, needs_quality) = match self {
+            Self::Dw(_) => ("dw", true),
+            Self::Fcos(_) => ("fcos", true),
+            Self::Atss(_) => ("atss", true),
+            Self::Gfl(_) => ("gfl", false),
+            Self::Vfl(_) => ("vfl", false),
+        };
+        let refuse = |needs: &str, key: &str, found: &dyn Debug| {
+            let found = format!("{found:?}").to_lowercase();
+            Err(format!("`assign.kind` = \"{kind}\" requires {needs}: `{key}`, found {found}"))
+        };
+        let (tower, distances) = (model.quality_tower, model.distances);
+        match (needs_quality, tower == Tower::None) {
+            (true, true) => {
+                return refuse("a quality branch", "model.quality_tower` = `reg` or `cls", &tower);
+            }
+            (false, false) => {
+                // It would not be trained, and would multiply the scores.
+                return refuse("no quality branch", "model.quality_tower` = `none", &tower);
+            }
+            _ => {}
         }
-        Ok(())
+        match self {
+            Self::Dw(_) if distances == Distances::Deltas => refuse(
+                "boxes that contain their points",
+                "model.distances` = `relu`, `exp` or `distribution",
+                &distances,
+            ),
+            Self::Gfl(_) if distances != Distances::Distribution => {
+                refuse("distributions of distances", "model.distances` = `distribution", &distances)
+            }
+            Self::Gfl(_) if model.refine => {
+                refuse("boxes as predicted", "model.refine` = `false", &true)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A warning about valid settings that exclude whole boxes from training, or combine a strategy
@@ -129,7 +172,9 @@ impl AssignConfig {
         match self {
             Self::Dw(c) => c.caution(),
             Self::Fcos(c) => c.caution(model),
-            Self::Atss(c) => c.caution(model),
+            Self::Atss(_) => AtssConfig::caution(model),
+            Self::Gfl(_) => GflConfig::caution(model),
+            Self::Vfl(_) => VflConfig::caution(model),
         }
     }
 
@@ -139,6 +184,8 @@ impl AssignConfig {
             Self::Dw(c) => c.summary(),
             Self::Fcos(c) => c.summary(),
             Self::Atss(c) => c.summary(),
+            Self::Gfl(c) => c.summary(),
+            Self::Vfl(c) => c.summary(),
         }
     }
 }

@@ -37,6 +37,41 @@ pub fn bce_with_logits(logits: &Tensor, target: &Tensor) -> Tensor {
     logits.binary_cross_entropy_with_logits::<Tensor>(target, None, None, Reduction::None)
 }
 
+/// Quality focal loss (GFL; Li et al., NeurIPS 2020, Eq. 4, beta 2) of `logits` with targets in
+/// `0..=1`, both of the same shape: binary cross entropy times the squared difference of
+/// probability and target.
+///
+/// ```
+/// use dw::loss::functions::quality_focal;
+/// use tch::Tensor;
+///
+/// let (logits, target) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[0.5, 0.0]));
+/// let loss = Vec::<f64>::try_from(quality_focal(&logits, &target)).unwrap();
+/// assert!(loss[0] == 0.0 && (loss[1] - 0.25 * 2f64.ln()).abs() < 1e-12);
+/// ```
+pub fn quality_focal(logits: &Tensor, target: &Tensor) -> Tensor {
+    bce_with_logits(logits, target) * (logits.sigmoid() - target).square()
+}
+
+/// Varifocal loss (VarifocalNet; Zhang et al., CVPR 2021, Eq. 2, alpha 0.75, gamma 2) of `logits`
+/// with targets in `0..=1`, both of the same shape: binary cross entropy, weighted by a target above
+/// 0, and by 0.75 times the squared probability for target 0.
+///
+/// ```
+/// use dw::loss::functions::varifocal;
+/// use tch::Tensor;
+///
+/// let (logits, target) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[0.5, 0.0]));
+/// let loss = Vec::<f64>::try_from(varifocal(&logits, &target)).unwrap();
+/// assert!((loss[0] - 0.5 * 2f64.ln()).abs() < 1e-12);
+/// assert!((loss[1] - 0.75 * 0.25 * 2f64.ln()).abs() < 1e-12);
+/// ```
+pub fn varifocal(logits: &Tensor, target: &Tensor) -> Tensor {
+    let negative = logits.sigmoid().square() * 0.75;
+    let weight = target.where_self(&target.gt(0.0), &negative);
+    bce_with_logits(logits, target) * weight
+}
+
 /// Sigmoid focal loss (Lin et al., ICCV 2017, Eq. 5) of `logits` with targets 0 or 1, both of the
 /// same shape: `-alpha_t (1 - p_t)^gamma ln p_t`, where `p_t` is the probability of the target and
 /// `alpha_t` is `alpha` for target 1 and `1 - alpha` for target 0.

@@ -100,7 +100,7 @@ pub struct ModelConfig {
     /// Conversion of the regression branch's output to distances.
     #[serde(default)]
     pub distances: Distances,
-    /// Tower from which the quality is predicted.
+    /// Tower from which the quality is predicted, if it is.
     #[serde(default)]
     pub quality_tower: Tower,
     /// Whether the convolutions of the towers have a bias.
@@ -126,9 +126,11 @@ pub enum Distances {
     /// Those of the box that x, taken as deltas (dx, dy, dw, dh), makes of a square anchor of side
     /// 8 strides around the point (ATSS). The box need not contain the point.
     Deltas,
+    /// The mean of a distribution over 0, 1, .., 16 strides for each side, whose logits are x (GFL).
+    Distribution,
 }
 
-/// `model.quality_tower`: one of the head's two towers.
+/// `model.quality_tower`: the tower from which the quality is predicted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tower {
@@ -137,6 +139,8 @@ pub enum Tower {
     Reg,
     /// The classification tower.
     Cls,
+    /// No quality branch.
+    None,
 }
 
 impl ModelConfig {

@@ -136,6 +136,11 @@ impl Conv {
         }
     }
 
+    /// Number of output channels.
+    pub fn outputs(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
     /// Multiply-adds for an input of `size`, and the output's size.
     pub fn cost(&self, size: Size) -> (u64, Size) {
         let kernel = self.weight.size()[2];

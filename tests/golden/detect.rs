@@ -14,6 +14,7 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
         cls: of("cls_scores"),
         distances: of("bbox_preds"),
         quality: of("centernesses"),
+        bins: vec![],
         offset: 0.5,
     };
     let heads::Scored { ranked, boxes, levels, .. } = heads::scored(&out, Rank::Score);

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use dw::assign::strategies::fcos::Form;
-use dw::assign::{AssignConfig, AtssConfig, FcosConfig, Progress, Targets};
-use dw::geometry::{Grid, STRIDES, distances_of_deltas};
+use dw::assign::{AssignConfig, AtssConfig, FcosConfig, GflConfig, Progress, Targets};
+use dw::geometry::{Grid, STRIDES, distances_of_bins, distances_of_deltas};
 use dw::model::{Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;
@@ -40,6 +40,13 @@ pub fn atss(case: &Case, kind: Kind) -> Result<(), String> {
     assigned(case, &found.targets)
 }
 
+/// GFL.
+pub fn gfl(case: &Case, kind: Kind) -> Result<(), String> {
+    let config = AssignConfig::Gfl(GflConfig::default());
+    let found = compare(case, kind, &config, distances_of_bins)?;
+    assigned(case, &found.targets)
+}
+
 /// Compares the assignment of every point: `gt_index.I` is the box of a point of image I from 1, 0
 /// for background, and -1 for a point in the padding.
 fn assigned(case: &Case, targets: &Targets) -> Result<(), String> {
@@ -65,7 +72,7 @@ struct Compared {
     targets: Targets,
 }
 
-/// Computes the losses of a case with a head of classes, boxes and centre-ness; compares them and
+/// Computes the losses of a case with the head of the case; compares them and
 /// their gradients. `to_distances` converts the inputs of a level, with its stride.
 fn compare(
     case: &Case,
@@ -74,20 +81,25 @@ fn compare(
     to_distances: impl Fn(&Tensor, i64) -> Tensor,
 ) -> Result<Compared, String> {
     let leaves = |name: &str| -> Vec<Tensor> {
+        if !case.tensors.contains_key(&format!("input.{name}.0")) {
+            return vec![];
+        }
         let levels = case.levels(&format!("input.{name}"), kind);
         levels.into_iter().map(|t| t.set_requires_grad(true)).collect()
     };
     let (cls, boxes, quality) =
         (leaves("cls_scores"), leaves("bbox_preds"), leaves("centernesses"));
+    let shared = |levels: &[Tensor]| levels.iter().map(Tensor::shallow_clone).collect();
     let outputs = Outputs {
-        cls: cls.iter().map(Tensor::shallow_clone).collect(),
+        cls: shared(&cls),
         distances: boxes.iter().zip(STRIDES).map(|(t, s)| to_distances(t, s)).collect(),
-        quality: quality.iter().map(Tensor::shallow_clone).collect(),
+        quality: shared(&quality),
+        bins: if matches!(config, AssignConfig::Gfl(_)) { shared(&boxes) } else { vec![] },
         offset: number(&case.json["prior_offset"]),
     };
     let compared = losses(case, kind, config, &outputs)?;
     let inputs = [("cls_scores", &cls), ("bbox_preds", &boxes), ("centernesses", &quality)];
-    for (name, levels) in inputs {
+    for (name, levels) in inputs.into_iter().filter(|(_, levels)| !levels.is_empty()) {
         gradients(case, kind, name, levels)?;
     }
     Ok(compared)

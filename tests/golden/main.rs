@@ -45,13 +45,14 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 8] = [
+const SUITES: [Suite; 9] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
     Suite { key: "detector", precisions: &[Kind::Float, Kind::Double], check: detector::check },
     Suite { key: "detect", precisions: &[Kind::Float], check: detect::check },
     Suite { key: "lab/atss", precisions: &[Kind::Float, Kind::Double], check: lab::atss },
+    Suite { key: "lab/gfl", precisions: &[Kind::Float, Kind::Double], check: lab::gfl },
     Suite { key: "lab/fcos", precisions: &[Kind::Float, Kind::Double], check: lab::fcos },
     Suite { key: "coco", precisions: &[Kind::Double], check: coco::check },
 ];

@@ -132,7 +132,7 @@ impl Criterion for DualWeighting {
         probe: &mut dyn Probe,
     ) -> Vec<Term> {
         let (config, pairs) = (&self.config, targets.pairs());
-        let score = predicted.cls.sigmoid() * predicted.quality.sigmoid().unsqueeze(-1);
+        let score = predicted.cls.sigmoid() * predicted.quality().sigmoid().unsqueeze(-1);
         let (score_bpc, invalid_score) = without_nan(&score);
         let (ltrb_bp4, invalid_ltrb) = without_nan(&predicted.distances);
         // The area of a box with longer sides would overflow in f32.
@@ -368,7 +368,8 @@ mod tests {
             Predictions {
                 cls: tensor(0, &[1, num_points, 3]),
                 distances: tensor(1, &[1, num_points, 4]),
-                quality: tensor(2, &[1, num_points]),
+                quality: Some(tensor(2, &[1, num_points])),
+                bins: None,
                 grid: grid.clone(),
             }
         };

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::assign::hard::{BoxLoss, BoxTerm, Count, F32_EPSILON, FocalAndCenterness};
+use crate::assign::hard::{BoxLoss, BoxTerm, FocalAndCenterness};
+use crate::assign::positives::{Count, F32_EPSILON};
 use crate::assign::{ImageBoxes, Matcher, PointTargets, Strategy, Targets};
 use crate::geometry::{Grid, STRIDES};
 use crate::model::{Distances, ModelConfig, Rank, Tower};

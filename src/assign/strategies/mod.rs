@@ -4,3 +4,5 @@ pub mod atss;
 pub mod dw;
 mod dw_config;
 pub mod fcos;
+pub mod gfl;
+pub mod vfl;

@@ -4,7 +4,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::Outputs;
-use crate::geometry::{self, STRIDES};
+use crate::geometry::{self, BINS, STRIDES};
 use crate::model::backbone::deform::{AnyConv, DeformConv};
 use crate::model::config::{Distances, ModelConfig, Tower};
 use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size, Then};
@@ -17,7 +17,7 @@ pub struct Head {
     reg_tower: Vec<(AnyConv, Norm)>,
     cls: Conv,
     reg: Conv,
-    quality: Conv,
+    quality: Option<Conv>,
     /// Offsets of the box refinement, if there is one.
     offset: Option<Conv>,
     /// Factor of the regression branch's output on each level, scalars.
@@ -70,6 +70,8 @@ impl Head {
         // With a bias of 0 half the distances would be negative before the ReLU and have no
         // gradient.
         let distance_bias = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
+        let num_sides = if config.distances == Distances::Distribution { 4 * BINS } else { 4 };
+        let has_quality = config.quality_tower != Tower::None;
         // Struct fields are initialised in the order written: the parameters' order of use.
         Self {
             distances: config.distances,
@@ -77,8 +79,8 @@ impl Head {
             cls_tower: tower(p, config, "cls_convs"),
             reg_tower: tower(p, config, "reg_convs"),
             cls: conv(p, "conv_cls", classes, score_bias),
-            reg: conv(p, "conv_reg", 4, distance_bias),
-            quality: conv(p, "conv_centerness", 1, 0.0),
+            reg: conv(p, "conv_reg", num_sides, distance_bias),
+            quality: has_quality.then(|| conv(p, "conv_centerness", 1, 0.0)),
             offset: config.refine.then(|| conv(p, "reg_offset", 8, 0.0)),
             scales: (0..STRIDES.len())
                 .map(|i| {
@@ -93,13 +95,14 @@ impl Head {
     /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. `offset` is that of
     /// [`Grid`].
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
-        let mut out = Outputs { cls: vec![], distances: vec![], quality: vec![], offset };
+        let mut out =
+            Outputs { cls: vec![], distances: vec![], quality: vec![], bins: vec![], offset };
         // The branches on the regression tower run as one convolution: its gradient is one map of
         // the tower's size, not one for each branch.
         let quality_last = self.quality_tower == Tower::Reg;
         let mut branches = vec![&self.reg];
         branches.extend(&self.offset);
-        branches.extend(quality_last.then_some(&self.quality));
+        branches.extend(self.quality.as_ref().filter(|_| quality_last));
         let merged = Conv::merged(&branches);
         for (level, x) in pyramid.iter().enumerate() {
             let run = |tower: &[(AnyConv, Norm)]| {
@@ -113,30 +116,35 @@ impl Head {
             let kind = self.scales[level].kind();
             let branch = |conv: &Conv, x: &Tensor| conv.forward_as(x, kind);
             let regression = branch(&merged, &reg);
-            let scaled = regression.narrow(1, 0, 4) * &self.scales[level];
+            let num_sides = self.reg.outputs();
+            let scaled = regression.narrow(1, 0, num_sides) * &self.scales[level];
             let raw = match self.distances {
                 Distances::Relu => scaled.relu() * stride as f64,
                 Distances::Exp => scaled.exp(),
+                Distances::Distribution => geometry::distances_of_bins(&scaled, stride),
                 Distances::Deltas => geometry::distances_of_deltas(&scaled, stride),
             };
             let distances = match &self.offset {
                 None => raw,
-                Some(_) => refine(&raw, &regression.narrow(1, 4, 8), stride, &self.sides),
+                Some(_) => refine(&raw, &regression.narrow(1, num_sides, 8), stride, &self.sides),
             };
             out.cls.push(branch(&self.cls, &cls));
             out.distances.push(distances);
-            out.quality.push(if quality_last {
-                regression.narrow(1, regression.size()[1] - 1, 1)
-            } else {
-                branch(&self.quality, &cls)
-            });
+            if self.distances == Distances::Distribution {
+                out.bins.push(scaled);
+            }
+            out.quality.extend(self.quality.as_ref().map(|conv| match self.quality_tower {
+                Tower::Cls => branch(conv, &cls),
+                _ => regression.narrow(1, regression.size()[1] - 1, 1),
+            }));
         }
         out
     }
 
     /// Multiply-adds for P3..P7 of sizes `p`.
     pub fn cost(&self, p: &[Size]) -> u64 {
-        let last = [Some(&self.cls), Some(&self.reg), Some(&self.quality), self.offset.as_ref()];
+        let optional = [self.quality.as_ref(), self.offset.as_ref()];
+        let last = [[Some(&self.cls), Some(&self.reg)], optional].concat();
         let level = |size: Size| -> u64 {
             let towers =
                 self.cls_tower.iter().chain(&self.reg_tower).map(|(conv, _)| conv.cost(size).0);

@@ -14,8 +14,11 @@ pub struct Outputs {
     /// Distances (l, t, r, b) `[B, 4, h, w]`, pixels; not negative, except for `Distances::Deltas`.
     pub distances: Vec<Tensor>,
     /// Quality logits `[B, 1, h, w]`: objectness in DW (without a target of its own), centre-ness
-    /// in FCOS.
+    /// in FCOS. Empty without a quality branch.
     pub quality: Vec<Tensor>,
+    /// Logits of the distributions of the distances `[B, 4 * 17, h, w]`, side by side; empty unless
+    /// the head predicts distributions.
+    pub bins: Vec<Tensor>,
     /// Offset of the points within their cells, see [`Grid::offset`].
     pub offset: f64,
 }
@@ -27,8 +30,10 @@ pub struct Predictions {
     pub cls: Tensor,
     /// Distances (l, t, r, b) `[B, P, 4]`, pixels; not negative, except for `Distances::Deltas`.
     pub distances: Tensor,
-    /// Quality logits `[B, P]`.
-    pub quality: Tensor,
+    /// Quality logits `[B, P]`, if the head has a quality branch.
+    pub quality: Option<Tensor>,
+    /// Logits of the distributions of the distances `[B, P, 4 * 17]`, if the head predicts them.
+    pub bins: Option<Tensor>,
     /// The points.
     pub grid: Grid,
 }
@@ -52,12 +57,12 @@ impl Outputs {
                 levels.iter().map(|t| t.permute([0, 2, 3, 1]).flatten(1, 2)).collect();
             Tensor::cat(&flat, 1)
         };
-        let (cls, distances, quality) =
-            (rows(&self.cls), rows(&self.distances), rows(&self.quality).squeeze_dim(-1));
+        let optional = |levels: &[Tensor]| (!levels.is_empty()).then(|| rows(levels));
         Predictions {
-            cls,
-            distances,
-            quality,
+            cls: rows(&self.cls),
+            distances: rows(&self.distances),
+            quality: optional(&self.quality).map(|t| t.squeeze_dim(-1)),
+            bins: optional(&self.bins),
             grid: Grid { sizes: self.sizes(), offset: self.offset },
         }
     }
@@ -68,6 +73,32 @@ impl Outputs {
     }
 }
 
+impl Predictions {
+    /// The quality logits.
+    ///
+    /// # Panics
+    /// If the head has no quality branch: the strategy does not fit the head.
+    pub fn quality(&self) -> &Tensor {
+        self.quality.as_ref().unwrap_or_else(|| panic!("the strategy needs a quality branch"))
+    }
+
+    /// The logits of the distances' distributions.
+    ///
+    /// # Panics
+    /// If the head does not predict them: the strategy does not fit the head.
+    pub fn bins(&self) -> &Tensor {
+        self.bins.as_ref().unwrap_or_else(|| panic!("the strategy needs distributions"))
+    }
+
+    /// 0, or NaN if a predicted distance or quality is not finite, for criteria that read them at
+    /// the positive points only. Without gradient.
+    pub fn nan_if_invalid(&self) -> Tensor {
+        let of = |t: &Tensor| (t.detach() * 0.0).sum(None);
+        let distances = of(&self.distances);
+        self.quality.as_ref().map_or_else(|| distances.shallow_clone(), |q| &distances + of(q))
+    }
+}
+
 /// Scores and boxes of all points, in f32: the input of post-processing.
 #[derive(Debug)]
 pub struct Scored {
@@ -75,7 +106,7 @@ pub struct Scored {
     /// ([`Rank::Class`]).
     pub ranked: Tensor,
     /// Quality `[B, P]` by which class probabilities are multiplied after ranking; `None` for
-    /// [`Rank::Score`].
+    /// [`Rank::Score`] and without a quality branch.
     pub factor: Option<Tensor>,
     /// Boxes `[B, P, 4]`, pixels of the network input, not clipped.
     pub boxes: Tensor,
@@ -87,13 +118,16 @@ pub struct Scored {
 pub fn scored(outputs: &Outputs, rank: Rank) -> Scored {
     let p = outputs.flatten();
     let cls_bpc = p.cls.to_kind(Kind::Float).sigmoid();
-    let quality_bp = p.quality.to_kind(Kind::Float).sigmoid();
+    let quality_bp = p.quality.as_ref().map(|q| q.to_kind(Kind::Float).sigmoid());
     let points_p2 = p.grid.points(Kind::Float, cls_bpc.device());
     let boxes = geometry::decode(&points_p2, &p.distances.to_kind(Kind::Float));
     let levels = p.grid.sizes.iter().map(|(h, w)| (h * w) as usize).collect();
     let (ranked, factor) = match rank {
-        Rank::Score => (cls_bpc * quality_bp.unsqueeze(-1), None),
-        Rank::Class => (cls_bpc, Some(quality_bp)),
+        Rank::Score => match quality_bp {
+            Some(quality_bp) => (cls_bpc * quality_bp.unsqueeze(-1), None),
+            None => (cls_bpc, None),
+        },
+        Rank::Class => (cls_bpc, quality_bp),
     };
     Scored { ranked, factor, boxes, levels }
 }

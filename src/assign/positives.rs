@@ -1,0 +1,101 @@
+//! What criteria of hard assigners read at the positive points.
+//!
+//! Shapes: B images, P points over all levels, C classes, N positive points.
+
+use tch::{Kind, Tensor};
+
+use super::{PointTensors, Targets};
+use crate::geometry::{Grid, iou_and_giou_of_any};
+use crate::loss::Normaliser;
+use crate::model::Predictions;
+
+/// Lower bound of areas used as denominators.
+const AREA_EPS: f64 = 1e-6;
+/// mmdetection adds the f32 epsilon to the denominators.
+pub const F32_EPSILON: f64 = f32::EPSILON as f64;
+
+/// The positive points of a batch.
+#[derive(Debug)]
+pub struct Positives<'a> {
+    /// The targets.
+    pub targets: &'a PointTensors,
+    /// Class of the box of each point `[N]`.
+    pub labels: Tensor,
+    /// Distances (l, t, r, b) to the sides of the box `[4, N]`, pixels.
+    pub target: Tensor,
+    /// Distances of the predicted box `[4, N]`, pixels.
+    pub found: Tensor,
+    /// Position of each point's class in the class logits `[B, P, C]`, `[N]`.
+    logit: Tensor,
+}
+
+impl<'a> Positives<'a> {
+    /// Reads the predictions at the positive points.
+    pub fn new(predicted: &Predictions, targets: &'a Targets) -> Self {
+        let targets = targets.points();
+        let labels = targets.labels.index_select(0, &targets.gt);
+        let logit = &targets.positive * predicted.cls.size()[2] + &labels;
+        let target = distances(targets, &predicted.grid);
+        let found = predicted.distances.reshape([-1, 4]).index_select(0, &targets.positive).tr();
+        Self { targets, labels, target, found, logit }
+    }
+
+    /// Targets `[B, P, C]` of the class scores `cls_bpc`: `value_n` at the class of each positive
+    /// point, 0 elsewhere.
+    pub fn class_targets(&self, cls_bpc: &Tensor, value_n: &Tensor) -> Tensor {
+        let options = (cls_bpc.kind(), cls_bpc.device());
+        let zeros = Tensor::zeros([cls_bpc.numel() as i64], options);
+        zeros.index_copy(0, &self.logit, value_n).view_as(cls_bpc)
+    }
+
+    /// IoU and GIoU of predicted box and box, `[N]`.
+    pub fn iou_and_giou(&self) -> (Tensor, Tensor) {
+        iou_and_giou_of_any(&self.found, &self.target, AREA_EPS)
+    }
+
+    /// Rows of `values_bpk` `[B, P, K]` at the positive points, `[N, K]`.
+    pub fn rows(&self, values_bpk: &Tensor) -> Tensor {
+        values_bpk.flatten(0, 1).index_select(0, &self.targets.positive)
+    }
+
+    /// A normaliser by the count of positive points.
+    pub fn by_count(&self, count: Count, predicted: &Predictions) -> Normaliser {
+        let [batch, num_points] = [0, 1].map(|dim| predicted.cls.size()[dim]);
+        let value = count.of(self.targets, batch, num_points, predicted.cls.kind());
+        Normaliser { value, floor: 1.0, plus: F32_EPSILON }
+    }
+}
+
+/// What counts the positive points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    /// The number of positive points.
+    Positives,
+    /// The same, where an image without positive points counts as one (ATSS).
+    AtLeastOneAnImage,
+}
+
+impl Count {
+    /// The count over this rank's `batch` images of `num_points` points each, a scalar of `kind`.
+    fn of(self, t: &PointTensors, batch: i64, num_points: i64, kind: Kind) -> Tensor {
+        let options = (kind, t.positive.device());
+        let ones_n = Tensor::ones(t.positive.size(), options);
+        match self {
+            Self::Positives => ones_n.sum(None),
+            Self::AtLeastOneAnImage => {
+                let image_n = t.positive.divide_scalar_mode(num_points, "floor");
+                let count_b = Tensor::zeros([batch], options).index_add(0, &image_n, &ones_n);
+                count_b.clamp_min(1.0).sum(None)
+            }
+        }
+    }
+}
+
+/// Distances (l, t, r, b) from each positive point to the sides of its box, `[4, N]`, pixels.
+fn distances(t: &PointTensors, grid: &Grid) -> Tensor {
+    let points_p2 = grid.points(t.boxes.kind(), t.boxes.device());
+    let xy_2n = points_p2.index_select(0, &t.positive.remainder(grid.num_points())).tr();
+    let boxes_4n = t.boxes.index_select(0, &t.gt).tr();
+    let (low, high) = (&xy_2n - boxes_4n.narrow(0, 0, 2), boxes_4n.narrow(0, 2, 2) - &xy_2n);
+    Tensor::cat(&[low, high], 0)
+}
