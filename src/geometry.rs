@@ -150,8 +150,8 @@ pub fn distances_of_deltas(deltas: &Tensor, stride: i64) -> Tensor {
     Tensor::cat(&[&half - &shift, half + shift], 1)
 }
 
-/// Number of values of the distribution of a distance: 0, 1, .., 16 strides (GFL; Li et al., NeurIPS
-/// 2020, Sec. 3.2).
+/// Number of values of the distribution of a distance: 0, 1, .., 16 strides (GFL; Li et al.,
+/// NeurIPS 2020, Sec. 3.2).
 pub const BINS: i64 = 17;
 
 /// Converts logits of distributions `[B, 4 * BINS, h, w]`, one for each of (l, t, r, b) on a level

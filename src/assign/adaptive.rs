@@ -10,6 +10,14 @@ use crate::geometry::{ANCHOR_STRIDES, Grid, STRIDES};
 /// Number of candidates of a box on each level, in every system that uses this assignment.
 pub const TOPK: usize = 9;
 
+/// Checks `assign.topk`, the number of candidates of a box on each level.
+pub(super) fn check_topk(topk: usize) -> Result<(), String> {
+    match topk {
+        1..=1000 => Ok(()),
+        k => Err(format!("`assign.topk`: expected 1 to 1000 anchors a level; found {k}")),
+    }
+}
+
 /// A positive point is farther than this from every side of its box, pixels.
 const MARGIN: f32 = 0.01;
 /// Lower bound of the union of two boxes, square pixels.

@@ -15,8 +15,9 @@ const FOCAL_ALPHA: f64 = 0.25;
 const FOCAL_GAMMA: f64 = 2.0;
 /// Lower bound of the IoU in its logarithm.
 const EPS: f64 = 1e-6;
-/// Focal loss over all points but the ignored ones; box loss, weighted by centre-ness, and centre-ness over the positive
-/// ones.
+
+/// Focal loss over all points but the ignored ones; box loss, weighted by centre-ness, and
+/// centre-ness over the positive ones.
 pub struct FocalAndCenterness {
     /// The box loss and its normaliser.
     pub bbox: BoxTerm,
@@ -61,8 +62,8 @@ impl Criterion for FocalAndCenterness {
         let positive = Positives::new(predicted, targets);
         let (t, cls_bpc) = (positive.targets, &predicted.cls);
         let num_rows = cls_bpc.size()[0] * cls_bpc.size()[1];
-        let one_hot = positive
-            .class_targets(cls_bpc, &Tensor::ones_like(&positive.labels).to_kind(cls_bpc.kind()));
+        let ones_n = positive.labels.ones_like().to_kind(cls_bpc.kind());
+        let one_hot = positive.class_targets(cls_bpc, &ones_n);
         // Distances and quality are read at the positive points only.
         let invalid = predicted.nan_if_invalid();
         let focal_bpc = focal(cls_bpc, &one_hot, FOCAL_ALPHA, FOCAL_GAMMA);

@@ -55,7 +55,7 @@ fn model(c: &Config) -> Result<()> {
     must(
         !m.refine || m.distances != Distances::Deltas,
         "model.refine",
-        "false for model.distances = \"deltas\": refinement samples the sides around a point in its box",
+        "false for model.distances = \"deltas\": refinement requires a point inside its box",
     )?;
     let stages = &m.dcn_stages;
     must(

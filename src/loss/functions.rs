@@ -54,8 +54,8 @@ pub fn quality_focal(logits: &Tensor, target: &Tensor) -> Tensor {
 }
 
 /// Varifocal loss (VarifocalNet; Zhang et al., CVPR 2021, Eq. 2, alpha 0.75, gamma 2) of `logits`
-/// with targets in `0..=1`, both of the same shape: binary cross entropy, weighted by a target above
-/// 0, and by 0.75 times the squared probability for target 0.
+/// with targets in `0..=1`, both of the same shape: binary cross entropy, weighted by the target
+/// where it is above 0, and by 0.75 times the squared probability where it is 0.
 ///
 /// ```
 /// use dw::loss::functions::varifocal;

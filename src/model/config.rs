@@ -126,7 +126,7 @@ pub enum Distances {
     /// Those of the box that x, taken as deltas (dx, dy, dw, dh), makes of a square anchor of side
     /// 8 strides around the point (ATSS). The box need not contain the point.
     Deltas,
-    /// The mean of a distribution over 0, 1, .., 16 strides for each side, whose logits are x (GFL).
+    /// The means of distributions over 0, 1, .., 16 strides, whose logits are x (GFL).
     Distribution,
 }
 

@@ -1,12 +1,12 @@
-//! ATSS (Zhang et al., CVPR 2020): its assignment ([`crate::assign::adaptive`]) with focal loss, box
-//! loss and centre-ness.
+//! ATSS (Zhang et al., CVPR 2020): its assignment ([`crate::assign::adaptive`]) with focal loss,
+//! box loss and centre-ness.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::assign::Strategy;
-use crate::assign::adaptive::{AdaptiveThreshold, TOPK};
+use crate::assign::adaptive::{AdaptiveThreshold, TOPK, check_topk};
 use crate::assign::hard::{BoxLoss, BoxTerm, FocalAndCenterness};
 use crate::assign::positives::{Count, F32_EPSILON};
 use crate::model::{Distances, ModelConfig, Rank, Tower};
@@ -33,10 +33,7 @@ impl AtssConfig {
     /// # Errors
     /// `topk` is out of range.
     pub(crate) fn check(&self) -> Result<(), String> {
-        match self.topk {
-            1..=1000 => Ok(()),
-            k => Err(format!("`assign.topk`: expected 1 to 1000 anchors a level; found {k}")),
-        }
+        check_topk(self.topk)
     }
 
     /// A warning if the head is not the one that ATSS was published with.

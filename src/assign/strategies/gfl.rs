@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::assign::adaptive::{AdaptiveThreshold, TOPK};
+use crate::assign::adaptive::{AdaptiveThreshold, TOPK, check_topk};
 use crate::assign::positives::{Count, F32_EPSILON, Positives};
 use crate::assign::{Criterion, Probe, Progress, Strategy, Targets};
 use crate::geometry::BINS;
@@ -44,10 +44,7 @@ impl GflConfig {
     /// # Errors
     /// `topk` is out of range.
     pub(crate) fn check(&self) -> Result<(), String> {
-        match self.topk {
-            1..=1000 => Ok(()),
-            k => Err(format!("`assign.topk`: expected 1 to 1000 anchors a level; found {k}")),
-        }
+        check_topk(self.topk)
     }
 
     /// A warning if the head is not the one that GFL was published with.

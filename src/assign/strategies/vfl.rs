@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::assign::adaptive::{AdaptiveThreshold, TOPK};
+use crate::assign::adaptive::{AdaptiveThreshold, TOPK, check_topk};
 use crate::assign::positives::{Count, Positives};
 use crate::assign::{Criterion, Probe, Progress, Strategy, Targets};
 use crate::loss::functions::varifocal;
@@ -39,10 +39,7 @@ impl VflConfig {
     /// # Errors
     /// `topk` is out of range.
     pub(crate) fn check(&self) -> Result<(), String> {
-        match self.topk {
-            1..=1000 => Ok(()),
-            k => Err(format!("`assign.topk`: expected 1 to 1000 anchors a level; found {k}")),
-        }
+        check_topk(self.topk)
     }
 
     /// A warning if the head is not the one of the published numbers.
