@@ -119,6 +119,7 @@ fn predictions(sizes: &[(i64, i64)]) -> Outputs {
         cls: levels(CLASSES, &|t, _| t - 3.0),
         distances: levels(4, &|t, stride| t.uniform(0.0, 8.0 * stride)),
         quality: levels(1, &|t, _| t),
+        cls_is: dw::model::ClassOutput::Logit,
         bins: vec![],
         offset: 0.5,
     }

@@ -6,7 +6,7 @@ mod support;
 use support::{Sandbox, assert_fails, bin, launch, run};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
-const STRATEGIES: [&[&str]; 5] = [
+const STRATEGIES: [&[&str]; 6] = [
     &["assign.kind=fcos", "model.refine=false"],
     &[
         "assign.kind=fcos",
@@ -26,6 +26,14 @@ const STRATEGIES: [&[&str]; 5] = [
     ],
     &[
         "assign.kind=vfl",
+        "model.refine=false",
+        "model.distances=deltas",
+        "model.quality_tower=none",
+        "model.tower_bias=false",
+    ],
+    &[
+        "assign.kind=tal",
+        "assign.atss_epochs=1",
         "model.refine=false",
         "model.distances=deltas",
         "model.quality_tower=none",
@@ -54,7 +62,7 @@ fn every_strategy_resumes_exactly_and_evaluates() {
             sandbox.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
         let third = match strategy[0] {
             "assign.kind=gfl" => Some("loss_dfl"),
-            "assign.kind=vfl" => None,
+            "assign.kind=vfl" | "assign.kind=tal" => None,
             _ => Some("loss_centerness"),
         };
         let expected: Vec<&str> = ["loss_cls", "loss_bbox"].into_iter().chain(third).collect();

@@ -19,7 +19,7 @@ pub(super) fn check_topk(topk: usize) -> Result<(), String> {
 }
 
 /// A positive point is farther than this from every side of its box, pixels.
-const MARGIN: f32 = 0.01;
+pub const MARGIN: f32 = 0.01;
 /// Lower bound of the union of two boxes, square pixels.
 const AREA_EPS: f32 = 1e-6;
 
@@ -55,8 +55,7 @@ impl AdaptiveThreshold {
                     out.gt.push(first_gt + gt as i64);
                 }
             }
-            out.boxes.extend(&image.boxes);
-            out.labels.extend(&image.labels);
+            out.add_boxes(i, image);
         }
         out
     }

@@ -5,7 +5,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::positives::{Count, Positives};
+use super::positives::{Count, Positives, centerness};
 use super::{Criterion, Probe, Progress, Targets};
 use crate::loss::functions::{bce_with_logits, focal};
 use crate::loss::{Normaliser, Term};
@@ -93,24 +93,10 @@ impl Criterion for FocalAndCenterness {
     }
 }
 
-/// Centre-ness `[N]` of distances (l, t, r, b) `[4, N]` (FCOS, Eq. 3), 1 at the centre of a box and
-/// 0 at its sides.
-fn centerness(ltrb_4n: &Tensor) -> Tensor {
-    let [l, t, r, b] = [0, 1, 2, 3].map(|side| ltrb_4n.get(side));
-    ((l.minimum(&r) / l.maximum(&r)) * (t.minimum(&b) / t.maximum(&b))).sqrt()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::geometry::Grid;
-
-    #[test]
-    fn centerness_equals_the_formula() {
-        let d = Tensor::from_slice(&[1.0f64, 4.0, 2.0, 2.0, 4.0, 4.0, 2.0, 2.0]).view([4, 2]);
-        let found: Vec<f64> = centerness(&d).try_into().unwrap();
-        assert_eq!(found, [0.5, 1.0]);
-    }
 
     #[test]
     fn nan_in_any_prediction_makes_the_loss_nan() {
@@ -118,6 +104,7 @@ mod tests {
         let targets = crate::assign::PointTargets {
             boxes: vec![[0.0, 0.0, 9.0, 9.0]],
             labels: vec![1],
+            image: vec![0],
             positive: vec![0],
             gt: vec![0],
             ignored: vec![1],
@@ -136,6 +123,7 @@ mod tests {
                 cls: tensor(0, 2),
                 distances: tensor(1, 4),
                 quality,
+                cls_is: crate::model::ClassOutput::Logit,
                 bins: None,
                 grid: grid.clone(),
             };

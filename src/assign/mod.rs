@@ -50,6 +50,7 @@ pub use strategies::atss::AtssConfig;
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
 pub use strategies::fcos::FcosConfig;
 pub use strategies::gfl::GflConfig;
+pub use strategies::tal::TalConfig;
 pub use strategies::vfl::VflConfig;
 
 /// `[assign]`: the strategy (`kind`) and its settings.
@@ -66,6 +67,8 @@ pub enum AssignConfig {
     Gfl(GflConfig),
     /// The varifocal loss (VarifocalNet; Zhang et al., CVPR 2021) on ATSS's assignment.
     Vfl(VflConfig),
+    /// Task alignment learning (TOOD; Feng et al., ICCV 2021).
+    Tal(TalConfig),
 }
 
 impl Default for AssignConfig {
@@ -86,13 +89,14 @@ pub struct Strategy {
 
 impl AssignConfig {
     /// Every strategy, with its default settings.
-    pub fn all() -> [Self; 5] {
+    pub fn all() -> [Self; 6] {
         [
             Self::Dw(DwConfig::default()),
             Self::Fcos(FcosConfig::default()),
             Self::Atss(AtssConfig::default()),
             Self::Gfl(GflConfig::default()),
             Self::Vfl(VflConfig::default()),
+            Self::Tal(TalConfig::default()),
         ]
     }
 
@@ -105,6 +109,7 @@ impl AssignConfig {
             Self::Atss(c) => c.build(classes),
             Self::Gfl(c) => c.build(),
             Self::Vfl(c) => c.build(),
+            Self::Tal(c) => c.build(),
         }
     }
 
@@ -120,6 +125,7 @@ impl AssignConfig {
             Self::Atss(c) => c.check(),
             Self::Gfl(c) => c.check(),
             Self::Vfl(c) => c.check(),
+            Self::Tal(c) => c.check(),
         }
     }
 
@@ -134,6 +140,7 @@ impl AssignConfig {
             Self::Atss(_) => ("atss", true),
             Self::Gfl(_) => ("gfl", false),
             Self::Vfl(_) => ("vfl", false),
+            Self::Tal(_) => ("tal", false),
         };
         let refuse = |needs: &str, key: &str, found: &dyn Debug| {
             let found = format!("{found:?}").to_lowercase();
@@ -175,6 +182,7 @@ impl AssignConfig {
             Self::Atss(_) => AtssConfig::caution(model),
             Self::Gfl(_) => GflConfig::caution(model),
             Self::Vfl(_) => VflConfig::caution(model),
+            Self::Tal(_) => TalConfig::caution(model),
         }
     }
 
@@ -186,6 +194,7 @@ impl AssignConfig {
             Self::Atss(c) => c.summary(),
             Self::Gfl(c) => c.summary(),
             Self::Vfl(c) => c.summary(),
+            Self::Tal(c) => c.summary(),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::ImageBoxes;
 use crate::geometry::Grid;
 use crate::torch;
 
@@ -17,6 +18,8 @@ pub struct PointTargets {
     pub boxes: Vec<[f32; 4]>,
     /// Class of each box, `[G]`.
     pub labels: Vec<i64>,
+    /// Image of each box, `0..B`, `[G]`.
+    pub image: Vec<i64>,
     /// Positive points, `image * P + point`, ascending, `[N]`.
     pub positive: Vec<i64>,
     /// Box of each positive point, `0..G`, `[N]`.
@@ -32,6 +35,8 @@ pub struct PointTensors {
     pub boxes: Tensor,
     /// Class of each box `[G]`.
     pub labels: Tensor,
+    /// Image of each box `[G]`.
+    pub image: Tensor,
     /// Positive points `[N]`.
     pub positive: Tensor,
     /// Box of each positive point `[N]`.
@@ -41,6 +46,13 @@ pub struct PointTensors {
 }
 
 impl PointTargets {
+    /// Adds the boxes of image `index`.
+    pub fn add_boxes(&mut self, index: usize, image: &ImageBoxes) {
+        self.boxes.extend(&image.boxes);
+        self.labels.extend(&image.labels);
+        self.image.resize(self.boxes.len(), index as i64);
+    }
+
     /// Ignores the points of an image outside the `valid` number of rows and columns of each level.
     /// `first_point` is the index of the image's first point.
     pub fn ignore_outside(&mut self, grid: &Grid, valid: &[(i64, i64)], first_point: i64) {
@@ -59,6 +71,7 @@ impl PointTargets {
         PointTensors {
             boxes: Tensor::from_slice(self.boxes.as_flattened()).view([-1, 4]),
             labels: Tensor::from_slice(&self.labels),
+            image: Tensor::from_slice(&self.image),
             positive: Tensor::from_slice(&self.positive),
             gt: Tensor::from_slice(&self.gt),
             ignored: Tensor::from_slice(&self.ignored),
@@ -84,6 +97,7 @@ impl PointTensors {
         Self {
             boxes: torch::upload(&self.boxes, device).to_kind(kind),
             labels: torch::upload(&self.labels, device),
+            image: torch::upload(&self.image, device),
             positive: torch::upload(&self.positive, device),
             gt: torch::upload(&self.gt, device),
             ignored: torch::upload(&self.ignored, device),
@@ -91,8 +105,8 @@ impl PointTensors {
     }
 
     /// All tensors.
-    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 5] {
-        let Self { boxes, labels, positive, gt, ignored } = self;
-        [boxes, labels, positive, gt, ignored]
+    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 6] {
+        let Self { boxes, labels, image, positive, gt, ignored } = self;
+        [boxes, labels, image, positive, gt, ignored]
     }
 }

@@ -10,7 +10,7 @@ use crate::loss::Normaliser;
 use crate::model::Predictions;
 
 /// Lower bound of areas used as denominators.
-const AREA_EPS: f64 = 1e-6;
+pub const AREA_EPS: f64 = 1e-6;
 /// mmdetection adds the f32 epsilon to the denominators.
 pub const F32_EPSILON: f64 = f32::EPSILON as f64;
 
@@ -98,4 +98,23 @@ fn distances(t: &PointTensors, grid: &Grid) -> Tensor {
     let boxes_4n = t.boxes.index_select(0, &t.gt).tr();
     let (low, high) = (&xy_2n - boxes_4n.narrow(0, 0, 2), boxes_4n.narrow(0, 2, 2) - &xy_2n);
     Tensor::cat(&[low, high], 0)
+}
+
+/// Centre-ness `[N]` of distances (l, t, r, b) `[4, N]` (FCOS, Eq. 3), 1 at the centre of a box and
+/// 0 at its sides.
+pub fn centerness(ltrb_4n: &Tensor) -> Tensor {
+    let [l, t, r, b] = [0, 1, 2, 3].map(|side| ltrb_4n.get(side));
+    ((l.minimum(&r) / l.maximum(&r)) * (t.minimum(&b) / t.maximum(&b))).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn centerness_equals_the_formula() {
+        let d = Tensor::from_slice(&[1.0f64, 4.0, 2.0, 2.0, 4.0, 4.0, 2.0, 2.0]).view([4, 2]);
+        let found: Vec<f64> = centerness(&d).try_into().unwrap();
+        assert_eq!(found, [0.5, 1.0]);
+    }
 }

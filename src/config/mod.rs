@@ -59,6 +59,7 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("atss_r50_fpn_1x", include_str!("../../configs/atss_r50_fpn_1x.toml")),
     ("gfl_r50_fpn_1x", include_str!("../../configs/gfl_r50_fpn_1x.toml")),
     ("vfl_r50_fpn_1x", include_str!("../../configs/vfl_r50_fpn_1x.toml")),
+    ("tal_r50_fpn_1x", include_str!("../../configs/tal_r50_fpn_1x.toml")),
     ("fcos_plain_r50_fpn_1x", include_str!("../../configs/fcos_plain_r50_fpn_1x.toml")),
     ("overfit16", include_str!("../../configs/overfit16.toml")),
     ("demo", include_str!("../../configs/demo.toml")),

@@ -14,7 +14,7 @@ pub mod weights;
 use tch::{Device, Kind, Tensor};
 
 pub use config::{Backbone, Distances, ModelConfig, Tower};
-pub use heads::{Outputs, Predictions, Rank};
+pub use heads::{ClassOutput, Outputs, Predictions, Rank};
 pub use layers::NormKind;
 pub use params::Params;
 

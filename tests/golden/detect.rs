@@ -14,6 +14,7 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
         cls: of("cls_scores"),
         distances: of("bbox_preds"),
         quality: of("centernesses"),
+        cls_is: dw::model::ClassOutput::Logit,
         bins: vec![],
         offset: 0.5,
     };

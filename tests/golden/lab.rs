@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use dw::assign::strategies::fcos::Form;
-use dw::assign::{AssignConfig, AtssConfig, FcosConfig, GflConfig, Progress, Targets};
-use dw::geometry::{Grid, STRIDES, distances_of_bins, distances_of_deltas};
-use dw::model::{Outputs, Params};
+use dw::assign::{AssignConfig, AtssConfig, FcosConfig, GflConfig, Progress, TalConfig, Targets};
+use dw::geometry::{Grid, STRIDES, distances_of_bins, distances_of_deltas, encode, level_points};
+use dw::model::{ClassOutput, Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;
 use tch::{Kind, Tensor};
 
-use crate::case::{Case, close, device, group_within, host, number};
+use crate::case::{Case, close, device, group_within, host, number, within};
 
 /// FCOS in both forms.
 pub fn fcos(case: &Case, kind: Kind) -> Result<(), String> {
@@ -45,6 +45,36 @@ pub fn gfl(case: &Case, kind: Kind) -> Result<(), String> {
     let config = AssignConfig::Gfl(GflConfig::default());
     let found = compare(case, kind, &config, distances_of_bins)?;
     assigned(case, &found.targets)
+}
+
+/// The loss of TOOD: scores are probabilities, boxes are in units of the stride.
+pub fn tood(case: &Case, kind: Kind) -> Result<(), String> {
+    let config = AssignConfig::Tal(TalConfig::default());
+    let found = compare(case, kind, &config, |boxes, s| {
+        let size = boxes.size();
+        let points = level_points(size[2], size[3], s, 0.0, kind, device());
+        let points = points.view([1, size[2], size[3], 2]);
+        encode(&points, &(boxes.permute([0, 2, 3, 1]) * s as f64)).permute([0, 3, 1, 2])
+    })?;
+    if case.int("epoch") < 4 {
+        return assigned(case, &found.targets);
+    }
+    let probed = |name: &str| host(&found.probed[name]).view([case.int("batch"), -1]);
+    let (gt, target) = (probed("gt_index"), probed("target"));
+    let mut first = 0;
+    for (i, image) in case.truth().iter().enumerate() {
+        let expected = case.tensors[&format!("gt_index.{i}")].to_kind(Kind::Int64).view([-1]);
+        let own = gt.get(i as i64);
+        let own = (&own - first).where_self(&own.gt(0), &own);
+        if own != expected.clamp_min(0) {
+            return Err(format!("image {i}: the boxes of points differ from the reference's"));
+        }
+        let tolerance = if kind == Kind::Double { 1e-7 } else { 1e-5 };
+        let expected = case.tensors[&format!("target.{i}")].view([-1]);
+        within(&format!("target.{i}"), &target.get(i as i64), &expected, tolerance)?;
+        first += image.boxes.len() as i64;
+    }
+    Ok(())
 }
 
 /// Compares the assignment of every point: `gt_index.I` is the box of a point of image I from 1, 0
@@ -94,6 +124,11 @@ fn compare(
         cls: shared(&cls),
         distances: boxes.iter().zip(STRIDES).map(|(t, s)| to_distances(t, s)).collect(),
         quality: shared(&quality),
+        cls_is: if matches!(config, AssignConfig::Tal(_)) {
+            ClassOutput::Probability
+        } else {
+            ClassOutput::Logit
+        },
         bins: if matches!(config, AssignConfig::Gfl(_)) { shared(&boxes) } else { vec![] },
         offset: number(&case.json["prior_offset"]),
     };
@@ -124,7 +159,7 @@ fn losses(
         &*strategy.criterion,
         outputs,
         &targets,
-        &Progress::default(),
+        &Progress { epoch: case.int("epoch") as usize, ..Progress::default() },
         &mut probed,
         (false, &world),
     );

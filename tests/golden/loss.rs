@@ -70,6 +70,7 @@ fn leaves(case: &Case, kind: Kind) -> Outputs {
         cls: of("cls_scores"),
         distances: of("bbox_preds"),
         quality: of("objectnesses"),
+        cls_is: dw::model::ClassOutput::Logit,
         bins: vec![],
         offset: 0.5,
     }

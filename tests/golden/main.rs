@@ -45,7 +45,7 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
@@ -54,6 +54,7 @@ const SUITES: [Suite; 9] = [
     Suite { key: "lab/atss", precisions: &[Kind::Float, Kind::Double], check: lab::atss },
     Suite { key: "lab/gfl", precisions: &[Kind::Float, Kind::Double], check: lab::gfl },
     Suite { key: "lab/fcos", precisions: &[Kind::Float, Kind::Double], check: lab::fcos },
+    Suite { key: "lab/tood", precisions: &[Kind::Float, Kind::Double], check: lab::tood },
     Suite { key: "coco", precisions: &[Kind::Double], check: coco::check },
 ];
 

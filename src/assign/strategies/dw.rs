@@ -369,6 +369,7 @@ mod tests {
                 cls: tensor(0, &[1, num_points, 3]),
                 distances: tensor(1, &[1, num_points, 4]),
                 quality: Some(tensor(2, &[1, num_points])),
+                cls_is: crate::model::ClassOutput::Logit,
                 bins: None,
                 grid: grid.clone(),
             }

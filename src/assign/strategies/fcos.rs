@@ -127,8 +127,7 @@ impl FcosConfig {
                 }
                 first_point += h * w;
             }
-            out.boxes.extend(&image.boxes);
-            out.labels.extend(&image.labels);
+            out.add_boxes(i, image);
         }
         out
     }

@@ -145,6 +145,7 @@ mod tests {
                 .map(|(t, s)| distances_of_bins(t, s))
                 .collect(),
             quality: vec![],
+            cls_is: crate::model::ClassOutput::Logit,
             bins: levels.into(),
             offset: 0.0,
         };

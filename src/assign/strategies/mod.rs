@@ -5,4 +5,5 @@ pub mod dw;
 mod dw_config;
 pub mod fcos;
 pub mod gfl;
+pub mod tal;
 pub mod vfl;

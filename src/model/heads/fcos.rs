@@ -3,7 +3,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::Outputs;
+use super::{ClassOutput, Outputs};
 use crate::geometry::{self, BINS, STRIDES};
 use crate::model::backbone::deform::{AnyConv, DeformConv};
 use crate::model::config::{Distances, ModelConfig, Tower};
@@ -95,8 +95,14 @@ impl Head {
     /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. `offset` is that of
     /// [`Grid`].
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
-        let mut out =
-            Outputs { cls: vec![], distances: vec![], quality: vec![], bins: vec![], offset };
+        let mut out = Outputs {
+            cls: vec![],
+            cls_is: ClassOutput::Logit,
+            distances: vec![],
+            quality: vec![],
+            bins: vec![],
+            offset,
+        };
         // The branches on the regression tower run as one convolution: its gradient is one map of
         // the tower's size, not one for each branch.
         let quality_last = self.quality_tower == Tower::Reg;

@@ -2,15 +2,18 @@
 
 pub mod fcos;
 
-use tch::{Kind, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 use crate::geometry::{self, Grid};
+use crate::loss::functions::bce_with_logits;
 
 /// Raw predictions for one batch, one tensor for each level.
 #[derive(Debug)]
 pub struct Outputs {
-    /// Class logits `[B, C, h, w]`.
+    /// Class logits or probabilities `[B, C, h, w]`.
     pub cls: Vec<Tensor>,
+    /// Which of them.
+    pub cls_is: ClassOutput,
     /// Distances (l, t, r, b) `[B, 4, h, w]`, pixels; not negative, except for `Distances::Deltas`.
     pub distances: Vec<Tensor>,
     /// Quality logits `[B, 1, h, w]`: objectness in DW (without a target of its own), centre-ness
@@ -26,8 +29,10 @@ pub struct Outputs {
 /// Raw predictions for one batch, with the points of all levels in one dimension.
 #[derive(Debug)]
 pub struct Predictions {
-    /// Class logits `[B, P, C]`.
+    /// Class logits or probabilities `[B, P, C]`.
     pub cls: Tensor,
+    /// Which of them.
+    pub cls_is: ClassOutput,
     /// Distances (l, t, r, b) `[B, P, 4]`, pixels; not negative, except for `Distances::Deltas`.
     pub distances: Tensor,
     /// Quality logits `[B, P]`, if the head has a quality branch.
@@ -36,6 +41,16 @@ pub struct Predictions {
     pub bins: Option<Tensor>,
     /// The points.
     pub grid: Grid,
+}
+
+/// What a head's class scores are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ClassOutput {
+    /// Logits.
+    #[default]
+    Logit,
+    /// Probabilities (TOOD's head).
+    Probability,
 }
 
 /// How post-processing ranks predictions; chosen by the assignment strategy.
@@ -60,6 +75,7 @@ impl Outputs {
         let optional = |levels: &[Tensor]| (!levels.is_empty()).then(|| rows(levels));
         Predictions {
             cls: rows(&self.cls),
+            cls_is: self.cls_is,
             distances: rows(&self.distances),
             quality: optional(&self.quality).map(|t| t.squeeze_dim(-1)),
             bins: optional(&self.bins),
@@ -74,6 +90,26 @@ impl Outputs {
 }
 
 impl Predictions {
+    /// Class probabilities `[B, P, C]`.
+    pub fn probabilities(&self) -> Tensor {
+        match self.cls_is {
+            ClassOutput::Logit => self.cls.sigmoid(),
+            ClassOutput::Probability => self.cls.shallow_clone(),
+        }
+    }
+
+    /// Binary cross entropy of the class scores with targets `[B, P, C]` in `0..=1`, not reduced.
+    pub fn class_bce(&self, target_bpc: &Tensor) -> Tensor {
+        match self.cls_is {
+            ClassOutput::Logit => bce_with_logits(&self.cls, target_bpc),
+            // libtorch aborts on NaN here.
+            ClassOutput::Probability => {
+                let p = self.cls.nan_to_num(0.5, 1.0, 0.0);
+                p.binary_cross_entropy::<Tensor>(target_bpc, None, Reduction::None)
+            }
+        }
+    }
+
     /// The quality logits.
     ///
     /// # Panics
@@ -117,7 +153,10 @@ pub struct Scored {
 /// Computes scores and boxes of a batch from raw predictions.
 pub fn scored(outputs: &Outputs, rank: Rank) -> Scored {
     let p = outputs.flatten();
-    let cls_bpc = p.cls.to_kind(Kind::Float).sigmoid();
+    let cls_bpc = match p.cls_is {
+        ClassOutput::Logit => p.cls.to_kind(Kind::Float).sigmoid(),
+        ClassOutput::Probability => p.cls.to_kind(Kind::Float),
+    };
     let quality_bp = p.quality.as_ref().map(|q| q.to_kind(Kind::Float).sigmoid());
     let points_p2 = p.grid.points(Kind::Float, cls_bpc.device());
     let boxes = geometry::decode(&points_p2, &p.distances.to_kind(Kind::Float));
