@@ -77,8 +77,8 @@ impl TalConfig {
     pub(crate) fn summary(&self) -> String {
         let Self { topk, alpha, beta, atss_epochs } = self;
         format!(
-            "task alignment: {topk} points of largest score^{alpha} IoU^{beta}, after {atss_epochs} \
-             epochs of ATSS's assignment"
+            "task alignment, {topk} points of largest score^{alpha} IoU^{beta}, after \
+             {atss_epochs} epochs of ATSS's assignment"
         )
     }
 
@@ -148,10 +148,11 @@ fn class_loss(
     weight_bpc: Option<&Tensor>,
 ) -> Tensor {
     let wrong_bpc = predicted.probabilities() - target_bpc;
-    let mut loss_bpc = predicted.class_bce(target_bpc) * wrong_bpc.square();
-    if let Some(weight_bpc) = weight_bpc {
-        loss_bpc = loss_bpc * weight_bpc;
-    }
+    let loss_bpc = predicted.class_bce(target_bpc) * wrong_bpc.square();
+    let loss_bpc = match weight_bpc {
+        Some(weight_bpc) => loss_bpc * weight_bpc,
+        None => loss_bpc,
+    };
     t.without_ignored(loss_bpc).sum(None) + predicted.nan_if_invalid()
 }
 
@@ -195,8 +196,8 @@ impl TaskAligned {
         terms((loss_cls, sum.shallow_clone()), (loss_bbox, sum))
     }
 
-    /// Finds the candidates of all boxes of the batch at once: matrices `[G, P]`, no loop over boxes
-    /// or images.
+    /// Finds the candidates of all boxes of the batch at once: matrices `[G, P]`, no loop over
+    /// boxes or images.
     fn candidates(&self, p: &Predictions, t: &PointTensors) -> Candidates {
         let (batch, num_points) = (p.cls.size()[0], p.cls.size()[1]);
         let (kind, device) = (p.cls.kind(), p.cls.device());
@@ -240,9 +241,9 @@ fn box_distances(p: &Predictions, t: &PointTensors) -> Tensor {
     Tensor::cat(&[low, high], 0)
 }
 
-/// Which claims of boxes on points hold, `[G, K]`: a point belongs to the box of the largest IoU, to
-/// the first one if several have it. `row_gk` are the points, in `0..num_rows`; a box claims a point
-/// at most once.
+/// Which claims of boxes on points hold, `[G, K]`: a point belongs to the box of the largest IoU,
+/// to the first one if several have it. `row_gk` are the points, in `0..num_rows`; a box claims a
+/// point at most once.
 fn owned(claims_gk: &Tensor, iou_gk: &Tensor, row_gk: &Tensor, num_rows: i64) -> Tensor {
     let row_n = row_gk.reshape([-1]);
     let options = (iou_gk.kind(), iou_gk.device());
@@ -261,4 +262,23 @@ fn owned(claims_gk: &Tensor, iou_gk: &Tensor, row_gk: &Tensor, num_rows: i64) ->
         .internal_scatter_reduce(0, &row_n, &claimed_by_n, "amin", true)
         .index_select(0, &row_n);
     is_best_n.logical_and(&gt_n.eq_tensor(&first)).view_as(claims_gk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn a_point_belongs_to_the_box_of_the_largest_iou_then_to_the_first() {
+        // Three boxes with two candidates each, of four points.
+        let points = Tensor::from_slice(&[0i64, 1, 1, 2, 2, 3]).view([3, 2]);
+        let iou = Tensor::from_slice(&[0.5, 0.5, 0.7, 0.6, 0.6, 0.9]).view([3, 2]);
+        let claims = Tensor::from_slice(&[true, true, true, true, true, false]).view([3, 2]);
+        let found: Vec<bool> = owned(&claims, &iou, &points, 4).view([-1]).try_into().unwrap();
+        assert_eq!(found, [true, false, true, true, false, false]);
+        let none = |kind| Tensor::zeros([0, 2], (kind, Device::Cpu));
+        let found = owned(&none(Kind::Bool), &none(Kind::Float), &none(Kind::Int64), 4);
+        assert_eq!(found.size(), [0, 2]);
+    }
 }

@@ -1,0 +1,176 @@
+//! Properties of every label-assignment strategy, on its own head and in f64.
+
+use dw::assign::{AssignConfig, ImageBoxes, Progress, Strategy};
+use dw::config::Config;
+use dw::geometry::{Grid, level_sizes};
+use dw::loss::{Loss, Reduced};
+use dw::model::{Detector, Outputs};
+use dw::train::step::loss_of;
+use dw_launch::World;
+use tch::{Device, Kind, Tensor};
+
+/// Every strategy with the settings of its head. The last one is in its second phase from the
+/// start.
+const STRATEGIES: [&[&str]; 7] = [
+    &["assign.kind=dw"],
+    &["assign.kind=dw", "assign.formula=paper", "model.refine=false"],
+    &["assign.kind=fcos", "model.refine=false"],
+    &["assign.kind=atss", "model.refine=false", "model.distances=deltas"],
+    &[
+        "assign.kind=gfl",
+        "model.refine=false",
+        "model.distances=distribution",
+        "model.quality_tower=none",
+    ],
+    &[
+        "assign.kind=vfl",
+        "model.refine=false",
+        "model.distances=deltas",
+        "model.quality_tower=none",
+    ],
+    &[
+        "assign.kind=tal",
+        "assign.atss_epochs=0",
+        "model.refine=false",
+        "model.distances=deltas",
+        "model.quality_tower=none",
+    ],
+];
+
+/// Height and width of the images, pixels.
+const SIZE: (i64, i64) = (512, 512);
+
+/// A strategy with a network of 3 classes.
+struct Fixture {
+    net: Detector,
+    strategy: Strategy,
+}
+
+impl Fixture {
+    fn new(settings: &[&str]) -> Self {
+        tch::manual_seed(3);
+        let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+        let config: Config = dw::config::load("smoke", &settings).unwrap();
+        let mut net = Detector::new(&config.model, 3, Kind::Double, Device::Cpu);
+        let strategy = config.assign.build(&mut net.params, 3);
+        strategy.attach(&mut net);
+        // The last norm of a residual branch starts at 0, which stops gradients into the branch.
+        for e in net.params.entries.iter_mut().filter(|e| e.trainable) {
+            let noise = e.tensor.randn_like() * 0.02;
+            tch::no_grad(|| drop(e.tensor.g_add_(&noise)));
+        }
+        Self { net, strategy }
+    }
+
+    fn outputs(&self) -> Outputs {
+        let shape = [2, 3, SIZE.0, SIZE.1];
+        self.net.forward(&Tensor::randn(shape, (Kind::Double, Device::Cpu)), true)
+    }
+
+    /// The loss of two images, after a backward pass.
+    fn loss(&self, outputs: &Outputs, truth: &[ImageBoxes; 2]) -> Loss {
+        let reduced = self.forward(outputs, truth);
+        reduced.local.backward();
+        reduced.read().unwrap()
+    }
+
+    fn forward(&self, outputs: &Outputs, truth: &[ImageBoxes; 2]) -> Reduced {
+        let grid = Grid {
+            sizes: level_sizes(SIZE.0, SIZE.1).to_vec(),
+            offset: self.strategy.matcher.offset(),
+        };
+        let targets = self.strategy.matcher.targets(&grid, truth).to(Kind::Double, Device::Cpu);
+        let at = Progress::default();
+        let (criterion, world) = (&*self.strategy.criterion, World::solo());
+        loss_of(criterion, outputs, &targets, &at, &mut (), (false, &world)).unwrap()
+    }
+}
+
+fn image(boxes: &[[f32; 4]]) -> ImageBoxes {
+    ImageBoxes { boxes: boxes.to_vec(), labels: vec![1; boxes.len()], padded: Some(SIZE) }
+}
+
+#[test]
+fn any_boxes_give_a_finite_loss_and_gradients() {
+    let many: Vec<[f32; 4]> = (0..300u16)
+        .map(|i| {
+            let (x, y) = (f32::from(i % 20) * 24.0, f32::from(i / 20) * 30.0);
+            [x, y, x + 17.0 + f32::from(i % 7) * 20.0, y + 9.0 + f32::from(i % 11) * 15.0]
+        })
+        .collect();
+    let overlapping = [[40.0, 40.0, 200.0, 220.0], [50.0, 45.0, 210.0, 200.0]];
+    let outside = [[-100.0, -50.0, 60.0, 70.0], [600.0, 600.0, 700.0, 650.0]];
+    for settings in STRATEGIES {
+        let fixture = Fixture::new(settings);
+        for (what, boxes) in [
+            ("none", &[][..]),
+            ("one", &overlapping[..1]),
+            ("two of one class", &overlapping),
+            ("the same twice", &[overlapping[0]; 2]),
+            ("outside", &outside),
+            ("300", &many),
+        ] {
+            let loss = fixture.loss(&fixture.outputs(), &[image(boxes), image(&[])]);
+            assert!(
+                loss.total().is_finite() && loss.total() > 0.0,
+                "{settings:?}, {what}: {loss:?}"
+            );
+            // A box may be left without positive point, but there is none without a box.
+            assert!(loss.without_positive() || !boxes.is_empty(), "{settings:?}, {what}");
+            for e in fixture.net.params.entries.iter().filter(|e| e.trainable) {
+                let grad = e.tensor.grad();
+                let finite = grad.defined() && grad.isfinite().all().int64_value(&[]) == 1;
+                assert!(finite, "{settings:?}, {what}: gradient of {}", e.name);
+            }
+        }
+    }
+}
+
+/// Boxes of many sizes have positive points on every level.
+#[test]
+fn a_gradient_reaches_every_trainable_parameter() {
+    let boxes: Vec<[f32; 4]> = [24.0, 48.0, 90.0, 180.0, 330.0, 500.0]
+        .iter()
+        .flat_map(|side| {
+            [[4.0, 6.0, 4.0 + side, 6.0 + side], [200.0, 190.0, 200.0 + side, 190.0 + side]]
+        })
+        .map(|b| b.map(|v: f32| v.min(511.0)))
+        // FCOS trains the last level on distances above 512 pixels.
+        .chain([[-300.0, -300.0, 900.0, 900.0]])
+        .collect();
+    for settings in STRATEGIES {
+        let fixture = Fixture::new(settings);
+        let _ = fixture.loss(&fixture.outputs(), &[image(&boxes), image(&boxes[..3])]);
+        for e in fixture.net.params.entries.iter().filter(|e| e.trainable) {
+            let norm = e.tensor.grad().norm().double_value(&[]);
+            assert!(norm > 0.0, "{settings:?}: no gradient in {}", e.name);
+        }
+    }
+}
+
+/// A NaN among the predictions makes the loss NaN, wherever it is, and nothing aborts.
+#[test]
+fn a_nan_among_the_predictions_is_found() {
+    for settings in STRATEGIES {
+        let fixture = Fixture::new(settings);
+        let truth = [image(&[[40.0, 40.0, 200.0, 220.0]]), image(&[])];
+        for which in 0..2 {
+            let outputs = fixture.outputs();
+            let levels = if which == 0 { &outputs.cls } else { &outputs.distances };
+            // The last cell of the second image, in the smallest level.
+            let cell = levels[4].get(1).get(0).get(3).get(3);
+            tch::no_grad(|| drop(cell.detach().fill_(f64::NAN)));
+            let loss = fixture.forward(&outputs, &truth).read().unwrap();
+            assert!(loss.total().is_nan(), "{settings:?}, input {which}: {loss:?}");
+        }
+    }
+}
+
+#[test]
+fn every_strategy_is_in_the_list() {
+    for config in AssignConfig::all() {
+        let kind = toml::Table::try_from(&config).unwrap()["kind"].to_string();
+        let kind = format!("assign.kind={}", kind.trim_matches('"'));
+        assert!(STRATEGIES.iter().any(|s| s[0] == kind), "{kind}");
+    }
+}
