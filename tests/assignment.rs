@@ -9,9 +9,8 @@ use dw::train::step::loss_of;
 use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
-/// Every strategy with the settings of its head. The last one is in its second phase from the
-/// start.
-const STRATEGIES: [&[&str]; 7] = [
+/// Every strategy with the settings of its head. `tal` is in its second phase from the start.
+const STRATEGIES: [&[&str]; 11] = [
     &["assign.kind=dw"],
     &["assign.kind=dw", "assign.formula=paper", "model.refine=false"],
     &["assign.kind=fcos", "model.refine=false"],
@@ -35,6 +34,10 @@ const STRATEGIES: [&[&str]; 7] = [
         "model.distances=deltas",
         "model.quality_tower=none",
     ],
+    &["assign.kind=autoassign", "model.refine=false"],
+    &["assign.kind=autoassign", "assign.form=detach", "model.refine=false"],
+    &["assign.kind=autoassign", "assign.form=loss_weight", "model.refine=false"],
+    &["assign.kind=autoassign", "assign.form=loss_weight_gradient", "model.refine=false"],
 ];
 
 /// Height and width of the images, pixels.

@@ -6,7 +6,7 @@ mod support;
 use support::{Sandbox, assert_fails, bin, launch, run};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
-const STRATEGIES: [&[&str]; 6] = [
+const STRATEGIES: [&[&str]; 7] = [
     &["assign.kind=fcos", "model.refine=false"],
     &[
         "assign.kind=fcos",
@@ -39,6 +39,7 @@ const STRATEGIES: [&[&str]; 6] = [
         "model.quality_tower=none",
         "model.tower_bias=false",
     ],
+    &["assign.kind=autoassign", "model.refine=false"],
 ];
 
 fn with<'a>(strategy: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
@@ -60,12 +61,12 @@ fn every_strategy_resumes_exactly_and_evaluates() {
         }
         let names: Vec<String> =
             sandbox.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
-        let third = match strategy[0] {
-            "assign.kind=gfl" => Some("loss_dfl"),
-            "assign.kind=vfl" | "assign.kind=tal" => None,
-            _ => Some("loss_centerness"),
+        let expected: &[&str] = match strategy[0] {
+            "assign.kind=gfl" => &["loss_cls", "loss_bbox", "loss_dfl"],
+            "assign.kind=vfl" | "assign.kind=tal" => &["loss_cls", "loss_bbox"],
+            "assign.kind=autoassign" => &["loss_pos", "loss_neg", "loss_center"],
+            _ => &["loss_cls", "loss_bbox", "loss_centerness"],
         };
-        let expected: Vec<&str> = ["loss_cls", "loss_bbox"].into_iter().chain(third).collect();
         assert_eq!(names, expected);
         let model = |work: &str| {
             std::fs::read(sandbox.path(work) + "/checkpoints/step-00000008/model.safetensors")

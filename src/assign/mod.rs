@@ -28,9 +28,11 @@
 
 pub mod adaptive;
 pub mod hard;
+pub mod matrix;
 pub mod pairs;
 pub mod points;
 pub mod positives;
+pub mod soft;
 pub mod strategies;
 
 use std::collections::BTreeMap;
@@ -47,6 +49,7 @@ use crate::{Result, torch};
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
 pub use strategies::atss::AtssConfig;
+pub use strategies::autoassign::AutoAssignConfig;
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
 pub use strategies::fcos::FcosConfig;
 pub use strategies::gfl::GflConfig;
@@ -69,6 +72,8 @@ pub enum AssignConfig {
     Vfl(VflConfig),
     /// Task alignment learning (TOOD; Feng et al., ICCV 2021).
     Tal(TalConfig),
+    /// AutoAssign (Zhu et al., 2020).
+    AutoAssign(AutoAssignConfig),
 }
 
 impl Default for AssignConfig {
@@ -89,7 +94,7 @@ pub struct Strategy {
 
 impl AssignConfig {
     /// Every strategy, with its default settings.
-    pub fn all() -> [Self; 6] {
+    pub fn all() -> [Self; 7] {
         [
             Self::Dw(DwConfig::default()),
             Self::Fcos(FcosConfig::default()),
@@ -97,6 +102,7 @@ impl AssignConfig {
             Self::Gfl(GflConfig::default()),
             Self::Vfl(VflConfig::default()),
             Self::Tal(TalConfig::default()),
+            Self::AutoAssign(AutoAssignConfig::default()),
         ]
     }
 
@@ -110,6 +116,7 @@ impl AssignConfig {
             Self::Gfl(c) => c.build(),
             Self::Vfl(c) => c.build(),
             Self::Tal(c) => c.build(),
+            Self::AutoAssign(c) => c.build(params, classes),
         }
     }
 
@@ -126,6 +133,7 @@ impl AssignConfig {
             Self::Gfl(c) => c.check(),
             Self::Vfl(c) => c.check(),
             Self::Tal(c) => c.check(),
+            Self::AutoAssign(_) => Ok(()),
         }
     }
 
@@ -141,6 +149,7 @@ impl AssignConfig {
             Self::Gfl(_) => ("gfl", false),
             Self::Vfl(_) => ("vfl", false),
             Self::Tal(_) => ("tal", false),
+            Self::AutoAssign(_) => ("autoassign", true),
         };
         let refuse = |needs: &str, key: &str, found: &dyn Debug| {
             let found = format!("{found:?}").to_lowercase();
@@ -158,7 +167,7 @@ impl AssignConfig {
             _ => {}
         }
         match self {
-            Self::Dw(_) if distances == Distances::Deltas => refuse(
+            Self::Dw(_) | Self::AutoAssign(_) if distances == Distances::Deltas => refuse(
                 "boxes that contain their points",
                 "model.distances` = `relu`, `exp` or `distribution",
                 &distances,
@@ -183,6 +192,7 @@ impl AssignConfig {
             Self::Gfl(_) => GflConfig::caution(model),
             Self::Vfl(_) => VflConfig::caution(model),
             Self::Tal(_) => TalConfig::caution(model),
+            Self::AutoAssign(_) => AutoAssignConfig::caution(model),
         }
     }
 
@@ -195,6 +205,7 @@ impl AssignConfig {
             Self::Gfl(c) => c.summary(),
             Self::Vfl(c) => c.summary(),
             Self::Tal(c) => c.summary(),
+            Self::AutoAssign(c) => c.summary(),
         }
     }
 }

@@ -15,8 +15,12 @@ use crate::torch;
 /// Pairs of one batch on the host.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Pairs {
-    /// Class of each box, image after image, `[G]`.
+    /// Boxes `[x1, y1, x2, y2]`, image after image, `[G, 4]`, pixels.
+    pub boxes: Vec<[f32; 4]>,
+    /// Class of each box, `[G]`.
     pub labels: Vec<i64>,
+    /// Image of each box, `0..B`, `[G]`.
+    pub image: Vec<i64>,
     /// Point of each pair, `image * P + point`, `[N]`.
     pub point: Vec<i64>,
     /// Box of each pair, `0..G`, ascending, `[N]`.
@@ -41,8 +45,12 @@ pub struct Pairs {
 /// [`Pairs`] as tensors.
 #[derive(Debug)]
 pub struct PairTensors {
+    /// Boxes `[G, 4]`, pixels.
+    pub boxes: Tensor,
     /// Class of each box `[G]`.
     pub labels: Tensor,
+    /// Image of each box `[G]`.
+    pub image: Tensor,
     /// Point of each pair `[N]`.
     pub point: Tensor,
     /// Box of each pair `[N]`.
@@ -66,7 +74,9 @@ impl PairTensors {
         let ints = |t: &Tensor| torch::upload(t, device);
         let floats = |t: &Tensor| torch::upload(t, device).to_kind(kind);
         Self {
+            boxes: floats(&self.boxes),
             labels: ints(&self.labels),
+            image: ints(&self.image),
             point: ints(&self.point),
             gt: ints(&self.gt),
             target: floats(&self.target),
@@ -78,9 +88,20 @@ impl PairTensors {
     }
 
     /// All tensors.
-    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 8] {
-        let Self { labels, point, gt, target, stride, logit, logit_index, logit_last_pair } = self;
-        [labels, point, gt, target, stride, logit, logit_index, logit_last_pair]
+    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 10] {
+        let Self {
+            boxes,
+            labels,
+            image,
+            point,
+            gt,
+            target,
+            stride,
+            logit,
+            logit_index,
+            logit_last_pair,
+        } = self;
+        [boxes, labels, image, point, gt, target, stride, logit, logit_index, logit_last_pair]
     }
 
     /// Offset (x, y) of each pair's point from the centre of its box, `[2, N]`, in strides: half
@@ -133,14 +154,10 @@ pub type BagFilter<'a> = &'a dyn Fn(&mut Vec<InsidePoint>, i64);
 
 impl Pairs {
     /// Finds the pairs of a batch: each box with the points strictly inside it that `filter` keeps.
-    ///
-    /// # Panics
-    /// If the points of `grid` are not at the centres of their cells.
     pub fn new(grid: &Grid, classes: i64, images: &[ImageBoxes], filter: BagFilter) -> Self {
-        assert_eq!(grid.offset, 0.5, "pairs require points at the centres of their cells");
         let out = Self { num_points: grid.num_points(), ..Self::default() };
         let mut builder = Builder {
-            sizes: &grid.sizes,
+            grid,
             classes,
             filter,
             out,
@@ -157,7 +174,9 @@ impl Pairs {
     /// Copies to tensors in host memory, with floats in f32.
     pub fn tensors(&self) -> PairTensors {
         PairTensors {
+            boxes: Tensor::from_slice(self.boxes.as_flattened()).view([-1, 4]),
             labels: Tensor::from_slice(&self.labels),
+            image: Tensor::from_slice(&self.image),
             point: Tensor::from_slice(&self.point),
             gt: Tensor::from_slice(&self.gt),
             target: Tensor::from_slice(&self.target.concat()).view([4, -1]),
@@ -171,8 +190,7 @@ impl Pairs {
 
 /// Collects the pairs of a batch, image by image.
 struct Builder<'a> {
-    /// Size `(h, w)` of each level.
-    sizes: &'a [(i64, i64)],
+    grid: &'a Grid,
     /// Number of classes, C.
     classes: i64,
     filter: BagFilter<'a>,
@@ -196,9 +214,11 @@ impl Builder<'_> {
         for (b, &label) in boxes.iter().zip(labels) {
             let gt = self.out.labels.len() as i64;
             let first_logit = self.first_logit(label);
+            self.out.boxes.push(*b);
             self.out.labels.push(label);
+            self.out.image.push(self.num_images);
             let mut first_point = 0;
-            for (&(h, w), &stride) in self.sizes.iter().zip(&STRIDES) {
+            for (&(h, w), &stride) in self.grid.sizes.iter().zip(&STRIDES) {
                 for (p, ltrb) in self.bag_of_level(b, h, w, stride) {
                     self.add_pair(first_point + p, gt, label, first_logit);
                     for (side, distance) in self.out.target.iter_mut().zip(ltrb) {
@@ -228,15 +248,16 @@ impl Builder<'_> {
             let last = ((high / s + 1.5).ceil() as i64).clamp(0, n);
             first..last
         };
-        let center = |i: i64| (i as f32 + 0.5) * s;
+        let offset = self.grid.offset as f32;
+        let at = |i: i64| (i as f32 + offset) * s;
         let mut found = vec![];
         for row in range(y1, y2, h) {
-            let y = center(row);
+            let y = at(row);
             if y - y1 <= 0.0 || y2 - y <= 0.0 {
                 continue;
             }
             for col in range(x1, x2, w) {
-                let x = center(col);
+                let x = at(col);
                 if x - x1 > 0.0 && x2 - x > 0.0 {
                     found.push((row * w + col, [x - x1, y - y1, x2 - x, y2 - y]));
                 }

@@ -61,6 +61,15 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("vfl_r50_fpn_1x", include_str!("../../configs/vfl_r50_fpn_1x.toml")),
     ("tal_r50_fpn_1x", include_str!("../../configs/tal_r50_fpn_1x.toml")),
     ("fcos_plain_r50_fpn_1x", include_str!("../../configs/fcos_plain_r50_fpn_1x.toml")),
+    ("autoassign_r50_fpn_1x", include_str!("../../configs/autoassign_r50_fpn_1x.toml")),
+    (
+        "autoassign_detach_r50_fpn_1x",
+        include_str!("../../configs/autoassign_detach_r50_fpn_1x.toml"),
+    ),
+    (
+        "autoassign_loss_weight_r50_fpn_1x",
+        include_str!("../../configs/autoassign_loss_weight_r50_fpn_1x.toml"),
+    ),
     ("overfit16", include_str!("../../configs/overfit16.toml")),
     ("demo", include_str!("../../configs/demo.toml")),
     ("smoke", include_str!("../../configs/smoke.toml")),

@@ -3,8 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use dw::assign::strategies::fcos::Form;
-use dw::assign::{AssignConfig, AtssConfig, FcosConfig, GflConfig, Progress, TalConfig, Targets};
+use dw::assign::strategies::autoassign::Form;
+use dw::assign::strategies::fcos;
+use dw::assign::{
+    AssignConfig, AtssConfig, AutoAssignConfig, FcosConfig, GflConfig, Progress, TalConfig, Targets,
+};
 use dw::geometry::{Grid, STRIDES, distances_of_bins, distances_of_deltas, encode, level_points};
 use dw::model::{ClassOutput, Outputs, Params};
 use dw::train::step::loss_of;
@@ -14,10 +17,10 @@ use tch::{Kind, Tensor};
 use crate::case::{Case, close, device, group_within, host, number, within};
 
 /// FCOS in both forms.
-pub fn fcos(case: &Case, kind: Kind) -> Result<(), String> {
+pub fn both_forms_of_fcos(case: &Case, kind: Kind) -> Result<(), String> {
     let plain = case.json["variant"] == "plain";
     let config = FcosConfig {
-        form: if plain { Form::Plain } else { Form::Improved },
+        form: if plain { fcos::Form::Plain } else { fcos::Form::Improved },
         ..FcosConfig::default()
     };
     // The improved form's inputs are in units of the stride.
@@ -77,6 +80,17 @@ pub fn tood(case: &Case, kind: Kind) -> Result<(), String> {
     Ok(())
 }
 
+/// AutoAssign and its variants.
+pub fn autoassign(case: &Case, kind: Kind) -> Result<(), String> {
+    let form = match case.json["settings"]["variant"].as_str() {
+        Some("detach") => Form::Detach,
+        Some("lossweight") => Form::LossWeight,
+        _ => Form::Published,
+    };
+    let config = AssignConfig::AutoAssign(AutoAssignConfig { form });
+    compare(case, kind, &config, |boxes, _| boxes.shallow_clone()).map(drop)
+}
+
 /// Compares the assignment of every point: `gt_index.I` is the box of a point of image I from 1, 0
 /// for background, and -1 for a point in the padding.
 fn assigned(case: &Case, targets: &Targets) -> Result<(), String> {
@@ -102,8 +116,8 @@ struct Compared {
     targets: Targets,
 }
 
-/// Computes the losses of a case with the head of the case; compares them and
-/// their gradients. `to_distances` converts the inputs of a level, with its stride.
+/// Computes the losses of a case with its head, and compares them and their gradients.
+/// `to_distances` converts the box predictions of a level, with its stride.
 fn compare(
     case: &Case,
     kind: Kind,
@@ -117,8 +131,9 @@ fn compare(
         let levels = case.levels(&format!("input.{name}"), kind);
         levels.into_iter().map(|t| t.set_requires_grad(true)).collect()
     };
-    let (cls, boxes, quality) =
-        (leaves("cls_scores"), leaves("bbox_preds"), leaves("centernesses"));
+    let inputs = case.json["inputs"].as_array().ok_or("no `inputs`")?;
+    let quality_name = inputs.get(2).and_then(serde_json::Value::as_str).unwrap_or("none");
+    let (cls, boxes, quality) = (leaves("cls_scores"), leaves("bbox_preds"), leaves(quality_name));
     let shared = |levels: &[Tensor]| levels.iter().map(Tensor::shallow_clone).collect();
     let outputs = Outputs {
         cls: shared(&cls),
@@ -133,7 +148,7 @@ fn compare(
         offset: number(&case.json["prior_offset"]),
     };
     let compared = losses(case, kind, config, &outputs)?;
-    let inputs = [("cls_scores", &cls), ("bbox_preds", &boxes), ("centernesses", &quality)];
+    let inputs = [("cls_scores", &cls), ("bbox_preds", &boxes), (quality_name, &quality)];
     for (name, levels) in inputs.into_iter().filter(|(_, levels)| !levels.is_empty()) {
         gradients(case, kind, name, levels)?;
     }
@@ -153,6 +168,7 @@ fn losses(
     if (grid.offset - outputs.offset).abs() > 0.0 {
         return Err(format!("expected points at {}, found {}", outputs.offset, grid.offset));
     }
+    set_prior(case, &params);
     let targets = strategy.matcher.targets(&grid, &case.truth());
     let (mut probed, world) = (BTreeMap::new(), World::solo());
     let loss = loss_of(
@@ -175,16 +191,42 @@ fn losses(
     for (name, found) in &loss.terms {
         close(name, *found, number(&expected[*name]["total"]), relative)?;
     }
+    prior_gradients(case, kind, &params)?;
     Ok(Compared { probed, targets })
+}
+
+const PRIOR: &str = "bbox_head.center_prior.";
+
+/// Sets mean and sigma of a trained centre prior to those of the case, if it has any.
+fn set_prior(case: &Case, params: &Params) {
+    for e in params.entries.iter().filter(|e| e.name.starts_with(PRIOR)) {
+        if let Some(value) = case.tensors.get(e.name.trim_start_matches("bbox_head.")) {
+            tch::no_grad(|| e.tensor.shallow_clone().copy_(value));
+        }
+    }
+}
+
+/// Compares the gradients of mean and sigma of a trained centre prior.
+fn prior_gradients(case: &Case, kind: Kind, params: &Params) -> Result<(), String> {
+    for e in params.entries.iter().filter(|e| e.trainable && e.name.starts_with(PRIOR)) {
+        let name = format!("grad.{}", e.name.trim_start_matches("bbox_head."));
+        let expected = case.tensors[&name].shallow_clone();
+        group_within(&name, &[(e.tensor.grad(), expected)], tolerance(case, kind))?;
+    }
+    Ok(())
+}
+
+/// Tolerance of gradients, relative to the largest one.
+fn tolerance(case: &Case, kind: Kind) -> f64 {
+    let observed = case.json["observed"]["grad_max_over_f32_and_perturbed"].as_f64().unwrap_or(0.0);
+    if kind == Kind::Double { 1e-7 } else { (4.0 * observed).max(2e-5) }
 }
 
 /// Compares the gradients of one input. The tolerance in f32 follows from the rounding error that
 /// was observed in f32 runs of the reference.
 fn gradients(case: &Case, kind: Kind, name: &str, levels: &[Tensor]) -> Result<(), String> {
-    let observed = case.json["observed"]["grad_max_over_f32_and_perturbed"].as_f64().unwrap_or(0.0);
-    let relative = if kind == Kind::Double { 1e-7 } else { (4.0 * observed).max(2e-5) };
     let grad = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
     let expected = case.levels(&format!("grad.{name}"), kind);
     let pairs: Vec<_> = levels.iter().map(grad).zip(expected).collect();
-    group_within(&format!("grad.{name}"), &pairs, relative)
+    group_within(&format!("grad.{name}"), &pairs, tolerance(case, kind))
 }

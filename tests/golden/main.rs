@@ -45,7 +45,7 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 10] = [
+const SUITES: [Suite; 12] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
@@ -53,7 +53,21 @@ const SUITES: [Suite; 10] = [
     Suite { key: "detect", precisions: &[Kind::Float], check: detect::check },
     Suite { key: "lab/atss", precisions: &[Kind::Float, Kind::Double], check: lab::atss },
     Suite { key: "lab/gfl", precisions: &[Kind::Float, Kind::Double], check: lab::gfl },
-    Suite { key: "lab/fcos", precisions: &[Kind::Float, Kind::Double], check: lab::fcos },
+    Suite {
+        key: "lab/fcos",
+        precisions: &[Kind::Float, Kind::Double],
+        check: lab::both_forms_of_fcos,
+    },
+    Suite {
+        key: "lab/autoassign",
+        precisions: &[Kind::Float, Kind::Double],
+        check: lab::autoassign,
+    },
+    Suite {
+        key: "lab-own/autoassign_variants",
+        precisions: &[Kind::Float, Kind::Double],
+        check: lab::autoassign,
+    },
     Suite { key: "lab/tood", precisions: &[Kind::Float, Kind::Double], check: lab::tood },
     Suite { key: "coco", precisions: &[Kind::Double], check: coco::check },
 ];

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use tch::Tensor;
 
 pub use super::dw_config::{DwConfig, Formula, NegWeight, Prior};
-use crate::assign::pairs::{InsidePoint, PairTensors, Pairs, columns};
+use crate::assign::pairs::{InsidePoint, PairTensors, Pairs};
+use crate::assign::soft::{CenterPrior, SoftInputs, localisation};
 use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets};
-use crate::geometry::{Grid, iou_and_giou};
+use crate::geometry::Grid;
 use crate::loss::functions::bce;
 use crate::loss::{Normaliser, Term};
 use crate::model::params::Role;
@@ -20,8 +21,6 @@ use crate::model::{Params, Predictions, Rank};
 const AREA_EPS: f64 = 1e-6;
 /// The same for the paper's formula, which gives no value.
 const PAPER_AREA_EPS: f64 = 1e-9;
-/// Upper bound of the predicted distances in the loss, pixels.
-const MAX_DISTANCE: f64 = 1e9;
 /// EPS of the released code: lower bound of a bag's sum of weights, and in both parts of the
 /// fraction that stretches P_neg, so that 0 / 0 is 1.
 const TINY: f64 = 1e-12;
@@ -88,33 +87,19 @@ impl Matcher for Bags {
     }
 }
 
-/// Centre prior of the released formula: a Gaussian for each class and axis, of the point's offset
-/// from the box's centre.
-#[derive(Debug)]
-struct CenterPrior {
-    /// Means (x, y) `[C, 2]`, strides.
-    mean: Tensor,
-    /// Standard deviations (x, y) `[C, 2]`, strides.
-    sigma: Tensor,
-}
-
 /// Computes the weights and losses of both formulas.
 struct DualWeighting {
     config: DwConfig,
     prior: CenterPrior,
 }
 
-/// Inputs of a formula, on one device and with floats of one kind.
+/// Inputs of a formula.
 struct Inputs<'a> {
     config: &'a DwConfig,
     prior: &'a CenterPrior,
     pairs: &'a PairTensors,
-    /// Class score times objectness `[B, P, C]`: s of the paper.
-    score_bpc: Tensor,
-    /// IoU of the predicted box and the ground truth of each pair `[N]`, without gradient.
-    iou_n: Tensor,
-    /// 1 - GIoU of the same boxes `[N]`.
-    giou_loss_n: Tensor,
+    /// Scores are s of the paper.
+    soft: SoftInputs<'a>,
 }
 
 impl Criterion for DualWeighting {
@@ -132,57 +117,18 @@ impl Criterion for DualWeighting {
         probe: &mut dyn Probe,
     ) -> Vec<Term> {
         let (config, pairs) = (&self.config, targets.pairs());
-        let score = predicted.cls.sigmoid() * predicted.quality().sigmoid().unsqueeze(-1);
-        let (score_bpc, invalid_score) = without_nan(&score);
-        let (ltrb_bp4, invalid_ltrb) = without_nan(&predicted.distances);
-        // The area of a box with longer sides would overflow in f32.
-        let ltrb_bp4 = ltrb_bp4.clamp_max(MAX_DISTANCE);
         let eps = if config.formula == Formula::Released { AREA_EPS } else { PAPER_AREA_EPS };
-        // Predicted box and ground truth are distances from the same point, so neither is decoded.
-        // (The reference decodes both, which rounds relative to the coordinates instead of the box
-        // size.)
-        let ltrb_4n = columns(&ltrb_bp4.reshape([-1, 4]), &pairs.point);
-        let (iou_n, giou_n) = iou_and_giou(&ltrb_4n, &pairs.target, eps);
-        let x = Inputs {
-            config,
-            prior: &self.prior,
-            pairs,
-            score_bpc,
-            iou_n: iou_n.detach(),
-            giou_loss_n: -(giou_n - 1.0),
-        };
+        let soft = SoftInputs::new(predicted, pairs, eps);
+        let x = Inputs { config, prior: &self.prior, pairs, soft };
         let mut terms = match config.formula {
             Formula::Released => released(&x, probe),
             Formula::Paper => paper(&x, probe),
         };
         for t in &mut terms {
-            t.sum += &invalid_score + &invalid_ltrb;
+            t.sum += &x.soft.invalid;
         }
         terms
     }
-}
-
-/// Localisation score `exp(-beta (1 - GIoU))`. GIoU can exceed 1 by rounding, and libtorch's cross
-/// entropy rejects probabilities above 1, on a GPU by a device-side assertion that aborts the
-/// process.
-fn localisation(giou_loss: &Tensor, beta: f64) -> Tensor {
-    (giou_loss * -beta).exp().clamp_max(1.0)
-}
-
-/// Replaces NaN by 0.5 and infinities by the largest finite numbers. Also returns a scalar: 0, or
-/// NaN if any entry is not finite.
-///
-/// libtorch's cross entropy rejects NaN, on a GPU by a device-side assertion that aborts the
-/// process. The scalar is added to the terms instead, so that the trainer reports the loss as not
-/// finite.
-fn without_nan(t: &Tensor) -> (Tensor, Tensor) {
-    (t.nan_to_num(0.5, None, None), (t.detach() * 0.0).sum(None))
-}
-
-/// Number of boxes of the batch, as a scalar.
-fn num_boxes(x: &Inputs) -> Tensor {
-    let options = (x.score_bpc.kind(), x.score_bpc.device());
-    Tensor::full([] as [i64; 0], x.pairs.labels.numel() as f64, options)
 }
 
 /// The terms of the loss from sum and normaliser of each: positive classification, localisation,
@@ -203,10 +149,10 @@ fn terms([cls_pos, loc, cls_neg]: [(Tensor, Tensor); 3]) -> Vec<Term> {
 
 /// The loss as the released code computes it.
 fn released(x: &Inputs, probe: &mut dyn Probe) -> Vec<Term> {
-    let (pairs, score_bpc) = (x.pairs, &x.score_bpc);
+    let (pairs, score_bpc) = (x.pairs, &x.soft.score_bpc);
     let logit_index_n = pairs.logit_index.index_select(0, &pairs.logit);
     let p_cls_n = score_bpc.reshape([-1]).index_select(0, &logit_index_n);
-    let p_loc_n = localisation(&x.giou_loss_n, x.config.beta);
+    let p_loc_n = localisation(&x.soft.giou_loss_n, x.config.beta);
 
     let w_pos_n = tch::no_grad(|| released_w_pos(x, &(&p_cls_n * &p_loc_n)));
     let p_neg_u = tch::no_grad(|| released_p_neg(x));
@@ -215,7 +161,7 @@ fn released(x: &Inputs, probe: &mut dyn Probe) -> Vec<Term> {
         .index_copy_(0, &pairs.logit_index, &p_neg_u)
         .view_as(score_bpc);
 
-    let boxes = num_boxes(x);
+    let boxes = x.soft.num_boxes();
     let cls_pos = (&w_pos_n * bce(&p_cls_n, 1.0)).sum(None) * POSITIVE_SCALE;
     let loc = (&w_pos_n * bce(&p_loc_n, 1.0)).sum(None) * POSITIVE_SCALE;
     // The importance s^gamma2 (Eq. 7) is not detached.
@@ -230,10 +176,7 @@ fn released(x: &Inputs, probe: &mut dyn Probe) -> Vec<Term> {
 /// `e^(mu p) p c`, divided by the sum of `e^(0.6 mu p) p c` over the bag.
 fn released_w_pos(x: &Inputs, p_n: &Tensor) -> Tensor {
     let (c, pairs) = (x.config, x.pairs);
-    let labels_n = pairs.labels.index_select(0, &pairs.gt);
-    let squared_2n = (pairs.center_offset() - columns(&x.prior.mean, &labels_n)).square();
-    let gauss_2n = (squared_2n / (columns(&x.prior.sigma, &labels_n).square() * -2.0)).exp();
-    let prior_n = gauss_2n.get(0) * gauss_2n.get(1);
+    let prior_n = x.prior.of(pairs);
     let prior_n = if c.prior == Prior::Soft {
         prior_n
     } else {
@@ -250,11 +193,11 @@ fn released_w_pos(x: &Inputs, p_n: &Tensor) -> Tensor {
 /// of the box's own pairs, and 1 below IoU 0.5.
 fn released_p_neg(x: &Inputs) -> Tensor {
     let (gamma1, pairs) = (x.config.gamma1, x.pairs);
-    let f_n = (-x.iou_n.pow_tensor_scalar(gamma1) + 1.0) / (1.0 - NEGATIVE_IOU.powf(gamma1));
+    let f_n = (-x.soft.iou_n.pow_tensor_scalar(gamma1) + 1.0) / (1.0 - NEGATIVE_IOU.powf(gamma1));
     let low_n = pairs.min_per_box(&f_n);
     let high_n = (-pairs.min_per_box(&-&f_n)).clamp_max(1.0);
     let ramp_n = (f_n - &low_n + TINY) / (high_n - low_n + TINY);
-    let p_neg_n = ramp_n.masked_fill(&x.iou_n.lt(NEGATIVE_IOU), 1.0);
+    let p_neg_n = ramp_n.masked_fill(&x.soft.iou_n.lt(NEGATIVE_IOU), 1.0);
     // Of several boxes that cover a logit the last one's value is used, as the reference's indexed
     // assignment does on a CPU.
     p_neg_n.index_select(0, &pairs.logit_last_pair)
@@ -262,7 +205,7 @@ fn released_p_neg(x: &Inputs) -> Tensor {
 
 /// The loss of Eq. 3-12.
 fn paper(x: &Inputs, probe: &mut dyn Probe) -> Vec<Term> {
-    let (pairs, score_bpc) = (x.pairs, &x.score_bpc);
+    let (pairs, score_bpc) = (x.pairs, &x.soft.score_bpc);
     let score_u = score_bpc.reshape([-1]).index_select(0, &pairs.logit_index);
     let score_n = score_u.index_select(0, &pairs.logit);
 
@@ -277,9 +220,9 @@ fn paper(x: &Inputs, probe: &mut dyn Probe) -> Vec<Term> {
     .index_fill_(0, &pairs.logit_index, 0.0)
     .view_as(score_bpc);
 
-    let boxes = num_boxes(x);
+    let boxes = x.soft.num_boxes();
     let cls_pos = (&w_pos_n * bce(&score_n, 1.0)).sum(None);
-    let loc = (&w_pos_n * &x.giou_loss_n).sum(None) * x.config.beta;
+    let loc = (&w_pos_n * &x.soft.giou_loss_n).sum(None) * x.config.beta;
     let focal =
         (alpha_bpc * score_bpc.pow_tensor_scalar(FOCAL_GAMMA) * bce(score_bpc, 0.0)).sum(None);
     let cls_neg = (&w_neg_u * bce(&score_u, 0.0)).sum(None) + focal;
@@ -292,7 +235,7 @@ fn paper(x: &Inputs, probe: &mut dyn Probe) -> Vec<Term> {
 /// the bag.
 fn paper_w_pos(x: &Inputs, score_n: &Tensor) -> Tensor {
     let (c, pairs) = (x.config, x.pairs);
-    let t_n = score_n * x.iou_n.pow_tensor_scalar(c.beta);
+    let t_n = score_n * x.soft.iou_n.pow_tensor_scalar(c.beta);
     let w_n = (&t_n * c.mu).exp() * &t_n;
     let w_n = if c.prior == Prior::Soft {
         let squared_n = pairs.center_offset().square().sum_dim_intlist(0, false, None);
@@ -305,7 +248,7 @@ fn paper_w_pos(x: &Inputs, score_n: &Tensor) -> Tensor {
 
 /// Negative weights of the pairs `[N]` (Eq. 5 to 7), or a variant of Table 5.
 fn paper_w_neg(x: &Inputs, score_n: &Tensor, w_pos_n: &Tensor) -> Tensor {
-    let (c, iou_n) = (x.config, &x.iou_n);
+    let (c, iou_n) = (x.config, &x.soft.iou_n);
     // Eq. 5 and 6: P_neg is 1 below IoU 0.5 and 0 above 0.95, and falls between.
     let (low, high) = (NEGATIVE_IOU.powf(c.gamma1), POSITIVE_IOU.powf(c.gamma1));
     let ramp_n = (-iou_n.pow_tensor_scalar(c.gamma1) + high) / (high - low);

@@ -1,6 +1,7 @@
 //! The assignment strategies, one file each. They do not depend on each other.
 
 pub mod atss;
+pub mod autoassign;
 pub mod dw;
 mod dw_config;
 pub mod fcos;

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use crate::assign::adaptive::{AdaptiveThreshold, MARGIN, TOPK};
 use crate::assign::positives::{AREA_EPS, F32_EPSILON, Positives, centerness};
-use crate::assign::{Criterion, PointTensors, Probe, Progress, Strategy, Targets};
+use crate::assign::{Criterion, PointTensors, Probe, Progress, Strategy, Targets, matrix};
 use crate::geometry::iou_and_giou_of_any;
 use crate::loss::{Normaliser, Term};
 use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
@@ -202,12 +202,8 @@ impl TaskAligned {
         let (batch, num_points) = (p.cls.size()[0], p.cls.size()[1]);
         let (kind, device) = (p.cls.kind(), p.cls.device());
         let (num_gt, image_g1) = (t.labels.size()[0], t.image.unsqueeze(1));
-        let distances_4gp = box_distances(p, t);
-        let found_4gp = p.distances.permute([2, 0, 1]).index_select(1, &t.image);
-        let flat = |t_4gp: &Tensor| t_4gp.reshape([4, -1]);
-        let iou_gp = iou_and_giou_of_any(&flat(&found_4gp), &flat(&distances_4gp), AREA_EPS)
-            .0
-            .view([num_gt, num_points]);
+        let distances_4gp = matrix::box_distances(&p.grid, &t.boxes);
+        let iou_gp = matrix::iou(&p.distances, &distances_4gp, &t.image, AREA_EPS);
         let class_g = &t.image * p.cls.size()[2] + &t.labels;
         let score_gp =
             p.probabilities().transpose(1, 2).reshape([-1, num_points]).index_select(0, &class_g);
@@ -230,15 +226,6 @@ impl TaskAligned {
         let target = alignment_gk * &owned * scale_g1;
         Candidates { row, target, owned, distances }
     }
-}
-
-/// Distances (l, t, r, b) from all points to the sides of all boxes, `[4, G, P]`, pixels.
-fn box_distances(p: &Predictions, t: &PointTensors) -> Tensor {
-    let points_2p = p.grid.points(p.cls.kind(), p.cls.device()).tr().unsqueeze(1);
-    let boxes_4g = t.boxes.tr().unsqueeze(2);
-    let low = &points_2p - boxes_4g.narrow(0, 0, 2);
-    let high = boxes_4g.narrow(0, 2, 2) - points_2p;
-    Tensor::cat(&[low, high], 0)
 }
 
 /// Which claims of boxes on points hold, `[G, K]`: a point belongs to the box of the largest IoU,

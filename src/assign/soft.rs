@@ -1,0 +1,101 @@
+//! What criteria of soft assigners share: scores, IoU and GIoU of the pairs, and the centre prior.
+//!
+//! Shapes: B images, P points over all levels, C classes, G boxes, N pairs.
+
+use tch::Tensor;
+
+use super::PairTensors;
+use super::pairs::columns;
+use crate::geometry::iou_and_giou;
+use crate::model::Predictions;
+
+/// Upper bound of the predicted distances in the loss, pixels.
+const MAX_DISTANCE: f64 = 1e9;
+
+/// Predictions as the criteria read them: finite, on one device and with floats of one kind.
+#[derive(Debug)]
+pub struct SoftInputs<'a> {
+    pairs: &'a PairTensors,
+    /// Class score times objectness `[B, P, C]`.
+    pub score_bpc: Tensor,
+    /// Predicted distances `[B, P, 4]`, pixels.
+    pub ltrb_bp4: Tensor,
+    /// IoU of the predicted box and the ground truth of each pair `[N]`, without gradient.
+    pub iou_n: Tensor,
+    /// 1 - GIoU of the same boxes `[N]`.
+    pub giou_loss_n: Tensor,
+    /// A scalar to add to every term: 0, or NaN if a prediction is not finite.
+    pub invalid: Tensor,
+}
+
+impl<'a> SoftInputs<'a> {
+    /// Areas used as denominators are at least `area_eps` square pixels.
+    pub fn new(predicted: &Predictions, pairs: &'a PairTensors, area_eps: f64) -> Self {
+        let score = predicted.cls.sigmoid() * predicted.quality().sigmoid().unsqueeze(-1);
+        let (score_bpc, invalid_score) = without_nan(&score);
+        let (ltrb_bp4, invalid_ltrb) = without_nan(&predicted.distances);
+        // The area of a box with longer sides would overflow in f32.
+        let ltrb_bp4 = ltrb_bp4.clamp_max(MAX_DISTANCE);
+        // Predicted box and ground truth are distances from the same point, so neither is decoded.
+        // (The reference decodes both, which rounds relative to the coordinates instead of the box
+        // size.)
+        let ltrb_4n = columns(&ltrb_bp4.reshape([-1, 4]), &pairs.point);
+        let (iou_n, giou_n) = iou_and_giou(&ltrb_4n, &pairs.target, area_eps);
+        Self {
+            pairs,
+            score_bpc,
+            ltrb_bp4,
+            iou_n: iou_n.detach(),
+            giou_loss_n: -(giou_n - 1.0),
+            invalid: invalid_score + invalid_ltrb,
+        }
+    }
+
+    /// Score of each pair `[N]`, for the class of its box.
+    pub fn score_n(&self) -> Tensor {
+        let index_n = self.pairs.logit_index.index_select(0, &self.pairs.logit);
+        self.score_bpc.reshape([-1]).index_select(0, &index_n)
+    }
+
+    /// Number of boxes of the batch, as a scalar.
+    pub fn num_boxes(&self) -> Tensor {
+        let options = (self.score_bpc.kind(), self.score_bpc.device());
+        Tensor::full([] as [i64; 0], self.pairs.labels.numel() as f64, options)
+    }
+}
+
+/// Centre prior: a Gaussian for each class and axis, of a point's offset from the centre of a box.
+#[derive(Debug)]
+pub struct CenterPrior {
+    /// Means (x, y) `[C, 2]`, strides.
+    pub mean: Tensor,
+    /// Standard deviations (x, y) `[C, 2]`, strides.
+    pub sigma: Tensor,
+}
+
+impl CenterPrior {
+    /// The prior of each pair `[N]`.
+    pub fn of(&self, pairs: &PairTensors) -> Tensor {
+        let labels_n = pairs.labels.index_select(0, &pairs.gt);
+        let squared_2n = (pairs.center_offset() - columns(&self.mean, &labels_n)).square();
+        let gauss_2n = (squared_2n / (columns(&self.sigma, &labels_n).square() * -2.0)).exp();
+        gauss_2n.get(0) * gauss_2n.get(1)
+    }
+}
+
+/// Localisation score `exp(-beta (1 - GIoU))`. GIoU can exceed 1 by rounding, and libtorch's cross
+/// entropy rejects probabilities above 1, on a GPU by a device-side assertion that aborts the
+/// process.
+pub fn localisation(giou_loss: &Tensor, beta: f64) -> Tensor {
+    (giou_loss * -beta).exp().clamp_max(1.0)
+}
+
+/// Replaces NaN by 0.5 and infinities by the largest finite numbers. Also returns a scalar: 0, or
+/// NaN if any entry is not finite.
+///
+/// libtorch's cross entropy rejects NaN, on a GPU by a device-side assertion that aborts the
+/// process. The scalar is added to the terms instead, so that the trainer reports the loss as not
+/// finite.
+fn without_nan(t: &Tensor) -> (Tensor, Tensor) {
+    (t.nan_to_num(0.5, None, None), (t.detach() * 0.0).sum(None))
+}
