@@ -52,6 +52,15 @@ impl Grid {
         self.sizes.iter().map(|(h, w)| h * w).sum()
     }
 
+    /// Level of each point, from 0, `[P]`, i64.
+    pub fn levels(&self, device: Device) -> Tensor {
+        let level = |(i, &(h, w)): (usize, &(i64, i64))| {
+            Tensor::full([h * w], i as i64, (Kind::Int64, device))
+        };
+        let levels: Vec<Tensor> = self.sizes.iter().enumerate().map(level).collect();
+        Tensor::cat(&levels, 0)
+    }
+
     /// Strides of the levels of all points, `[P]`, pixels.
     pub fn strides(&self, kind: Kind, device: Device) -> Tensor {
         let level =

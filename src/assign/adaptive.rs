@@ -134,14 +134,19 @@ struct Candidate {
 
 impl Candidate {
     fn new(point: usize, [x, y]: [f32; 2], stride: f32, &[x1, y1, x2, y2]: &[f32; 4]) -> Self {
-        let half = ANCHOR_STRIDES as f32 / 2.0 * stride;
-        let overlap =
-            |low: f32, high: f32, at: f32| (high.min(at + half) - low.max(at - half)).max(0.0);
-        let overlap = overlap(x1, x2, x) * overlap(y1, y2, y);
-        let union = (2.0 * half) * (2.0 * half) + (x2 - x1) * (y2 - y1) - overlap;
+        let iou = anchor_iou([x, y], stride, &[x1, y1, x2, y2]);
         let nearest_side = (x - x1).min(y - y1).min(x2 - x).min(y2 - y);
-        Self { point, iou: overlap / union.max(AREA_EPS), is_inside: nearest_side > MARGIN }
+        Self { point, iou, is_inside: nearest_side > MARGIN }
     }
+}
+
+/// IoU of the square anchor around the point `[x, y]` of a level of `stride` pixels and a box.
+pub fn anchor_iou([x, y]: [f32; 2], stride: f32, &[x1, y1, x2, y2]: &[f32; 4]) -> f32 {
+    let half = ANCHOR_STRIDES as f32 / 2.0 * stride;
+    let side = |low: f32, high: f32, at: f32| (high.min(at + half) - low.max(at - half)).max(0.0);
+    let overlap = side(x1, x2, x) * side(y1, y2, y);
+    let union = (2.0 * half) * (2.0 * half) + (x2 - x1) * (y2 - y1) - overlap;
+    overlap / union.max(AREA_EPS)
 }
 
 /// IoU from which a box's candidates can be positive: mean plus sample standard deviation over all
@@ -155,7 +160,7 @@ fn threshold(candidates: &[Candidate]) -> f32 {
 
 /// Number of rows and columns of each level that belong to the image: the others are in the padding
 /// of the batch.
-fn valid_cells(grid: &Grid, image: &ImageBoxes) -> Vec<(i64, i64)> {
+pub fn valid_cells(grid: &Grid, image: &ImageBoxes) -> Vec<(i64, i64)> {
     let cells = |pixels: i64, stride: i64, most: i64| ((pixels + stride - 1) / stride).min(most);
     let level = |(&(h, w), &s): (&(i64, i64), &i64)| match image.padded {
         Some((height, width)) => (cells(height, s, h), cells(width, s, w)),

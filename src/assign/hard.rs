@@ -82,8 +82,12 @@ impl Criterion for FocalAndCenterness {
         let loss_center = bce_with_logits(&quality_n, &center_n).sum(None);
 
         let by_count = || positive.by_count(self.count, predicted);
-        let by_center =
-            Normaliser { value: center_n.sum(None), floor: self.bbox.floor, plus: self.bbox.plus };
+        let by_center = Normaliser {
+            value: center_n.sum(None),
+            floor: self.bbox.floor,
+            at_least: 0.0,
+            plus: self.bbox.plus,
+        };
         let term = |name, sum, by, needs_positives| Term { name, sum, by, needs_positives };
         vec![
             term("loss_cls", loss_cls, by_count(), false),

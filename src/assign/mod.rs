@@ -29,6 +29,7 @@
 pub mod adaptive;
 pub mod hard;
 pub mod matrix;
+pub mod mixture;
 pub mod pairs;
 pub mod points;
 pub mod positives;
@@ -44,7 +45,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::geometry::Grid;
 use crate::loss::{Reduced, Term};
-use crate::model::{Detector, Distances, ModelConfig, Params, Predictions, Rank, Tower};
+use crate::model::{Detector, Distances, Inference, ModelConfig, Params, Predictions, Tower};
 use crate::{Result, torch};
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
@@ -53,6 +54,7 @@ pub use strategies::autoassign::AutoAssignConfig;
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
 pub use strategies::fcos::FcosConfig;
 pub use strategies::gfl::GflConfig;
+pub use strategies::paa::PaaConfig;
 pub use strategies::tal::TalConfig;
 pub use strategies::vfl::VflConfig;
 
@@ -74,6 +76,8 @@ pub enum AssignConfig {
     Tal(TalConfig),
     /// AutoAssign (Zhu et al., 2020).
     AutoAssign(AutoAssignConfig),
+    /// Probabilistic anchor assignment (PAA; Kim and Lee, ECCV 2020).
+    Paa(PaaConfig),
 }
 
 impl Default for AssignConfig {
@@ -82,19 +86,19 @@ impl Default for AssignConfig {
     }
 }
 
-/// The strategy of one network: matcher, criterion and ranking.
+/// The strategy of one network: matcher, criterion and post-processing.
 pub struct Strategy {
     /// Finds the targets, in the loader's threads.
     pub matcher: Arc<dyn Matcher>,
     /// Computes the terms of the loss, in the training thread.
     pub criterion: Box<dyn Criterion>,
-    /// How predictions are ranked in post-processing.
-    pub rank: Rank,
+    /// Post-processing of the predictions.
+    pub inference: Inference,
 }
 
 impl AssignConfig {
     /// Every strategy, with its default settings.
-    pub fn all() -> [Self; 7] {
+    pub fn all() -> [Self; 8] {
         [
             Self::Dw(DwConfig::default()),
             Self::Fcos(FcosConfig::default()),
@@ -103,6 +107,7 @@ impl AssignConfig {
             Self::Vfl(VflConfig::default()),
             Self::Tal(TalConfig::default()),
             Self::AutoAssign(AutoAssignConfig::default()),
+            Self::Paa(PaaConfig::default()),
         ]
     }
 
@@ -117,6 +122,7 @@ impl AssignConfig {
             Self::Vfl(c) => c.build(),
             Self::Tal(c) => c.build(),
             Self::AutoAssign(c) => c.build(params, classes),
+            Self::Paa(c) => c.build(),
         }
     }
 
@@ -134,6 +140,7 @@ impl AssignConfig {
             Self::Vfl(c) => c.check(),
             Self::Tal(c) => c.check(),
             Self::AutoAssign(_) => Ok(()),
+            Self::Paa(c) => c.check(),
         }
     }
 
@@ -150,6 +157,7 @@ impl AssignConfig {
             Self::Vfl(_) => ("vfl", false),
             Self::Tal(_) => ("tal", false),
             Self::AutoAssign(_) => ("autoassign", true),
+            Self::Paa(_) => ("paa", true),
         };
         let refuse = |needs: &str, key: &str, found: &dyn Debug| {
             let found = format!("{found:?}").to_lowercase();
@@ -193,6 +201,7 @@ impl AssignConfig {
             Self::Vfl(_) => VflConfig::caution(model),
             Self::Tal(_) => TalConfig::caution(model),
             Self::AutoAssign(_) => AutoAssignConfig::caution(model),
+            Self::Paa(_) => PaaConfig::caution(model),
         }
     }
 
@@ -206,6 +215,7 @@ impl AssignConfig {
             Self::Vfl(c) => c.summary(),
             Self::Tal(c) => c.summary(),
             Self::AutoAssign(c) => c.summary(),
+            Self::Paa(c) => c.summary(),
         }
     }
 }
@@ -224,9 +234,9 @@ pub struct ImageBoxes {
 
 impl Strategy {
     /// Configures a network for this strategy: the offset of its points within their cells, and the
-    /// ranking of its predictions.
+    /// post-processing of its predictions.
     pub fn attach(&self, detector: &mut Detector) {
-        detector.rank = self.rank;
+        detector.inference = self.inference;
         detector.offset = self.matcher.offset();
     }
 }

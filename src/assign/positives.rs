@@ -62,7 +62,7 @@ impl<'a> Positives<'a> {
     pub fn by_count(&self, count: Count, predicted: &Predictions) -> Normaliser {
         let [batch, num_points] = [0, 1].map(|dim| predicted.cls.size()[dim]);
         let value = count.of(self.targets, batch, num_points, predicted.cls.kind());
-        Normaliser { value, floor: 1.0, plus: F32_EPSILON }
+        Normaliser { value, floor: 1.0, at_least: 0.0, plus: F32_EPSILON }
     }
 }
 

@@ -37,7 +37,7 @@ const CLASSWISE_NMS_FROM: usize = 10_000;
 
 /// All detections of one image, by descending score.
 pub fn detect(image: &Image, c: &EvalConfig) -> Vec<Detection> {
-    select(&candidates(image, c, false), c)
+    select(&candidates(image, c, false), c, false)
 }
 
 /// The candidates for NMS: pairs of point and class above `eval.score_threshold`, at most
@@ -73,11 +73,46 @@ pub fn candidates(image: &Image, c: &EvalConfig, mirrored: bool) -> Vec<Detectio
     found.into_iter().map(convert).collect()
 }
 
-/// Applies NMS and keeps at most `eval.per_image` detections, by descending score.
-pub fn select(candidates: &[Detection], c: &EvalConfig) -> Vec<Detection> {
+/// Applies NMS and keeps at most `eval.per_image` detections, by descending score; with `vote`
+/// their boxes are then replaced by [`voted`] ones.
+pub fn select(candidates: &[Detection], c: &EvalConfig, vote: bool) -> Vec<Detection> {
     let mut keep = nms(candidates, c.nms_iou, candidates.len() < CLASSWISE_NMS_FROM);
     keep.truncate(c.per_image);
-    keep.into_iter().map(|i| candidates[i]).collect()
+    let kept = keep.into_iter().map(|i| candidates[i]);
+    if !vote {
+        return kept.collect();
+    }
+    kept.map(|d| Detection { bbox: voted(&d, candidates), ..d }).collect()
+}
+
+/// A candidate votes for boxes from this IoU.
+const VOTE_IOU: f32 = 0.01;
+/// Width of the weight `exp(-(1 - IoU)^2 / width)` of a vote.
+const VOTE_WIDTH: f32 = 0.025;
+
+/// Score voting (PAA; Kim and Lee, ECCV 2020, Sec. 3.4): the mean of all candidates of the
+/// detection's class, weighted by score and IoU with it.
+fn voted(kept: &Detection, candidates: &[Detection]) -> [f32; 4] {
+    let (mut sum, mut total) = ([0.0f32; 4], 0.0);
+    for other in candidates.iter().filter(|o| o.label == kept.label) {
+        let iou = iou(&kept.bbox, &other.bbox);
+        if iou > VOTE_IOU {
+            let weight = other.score * (-(1.0 - iou).powi(2) / VOTE_WIDTH).exp();
+            total += weight;
+            for (sum, v) in sum.iter_mut().zip(other.bbox) {
+                *sum += weight * v;
+            }
+        }
+    }
+    // A box without area has no IoU with itself.
+    if total > 0.0 { sum.map(|v| v / total) } else { kept.bbox }
+}
+
+fn iou(a: &[f32; 4], b: &[f32; 4]) -> f32 {
+    let side = |axis: usize| (a[axis + 2].min(b[axis + 2]) - a[axis].max(b[axis])).max(0.0);
+    let area = |b: &[f32; 4]| (b[2] - b[0]) * (b[3] - b[1]);
+    let overlap = side(0) * side(1);
+    overlap / (area(a) + area(b) - overlap)
 }
 
 /// Greedy NMS within each class: a box is suppressed if its IoU with a kept box of higher score
@@ -157,13 +192,28 @@ mod tests {
                 scale: (1.0, 1.0),
             };
             let c = EvalConfig { per_level: 2, ..EvalConfig::default() };
-            let found = select(&candidates(&image, &c, mirrored), &c);
+            let found = select(&candidates(&image, &c, mirrored), &c, false);
             found.iter().map(|d| (d.label, d.score, d.bbox[0])).collect::<Vec<_>>()
         };
         // 0.04 is below the threshold of 0.05 and 0.5 is not in the top 2; 0.9 * 0.01 is kept
         // although it is below the threshold.
         assert_eq!(image(&[0.01, 0.5], false), [(0, 0.6 * 0.5, 50.0), (0, 0.9 * 0.01, 0.0)]);
         assert_eq!(image(&[0.01, 0.5], true), [(0, 0.6 * 0.5, 40.0), (0, 0.9 * 0.01, 90.0)]);
+    }
+
+    #[test]
+    fn voting_moves_a_box_to_the_weighted_mean_of_its_class() {
+        // IoU 9 / 11 with the second box; the third is of another class, the fourth apart.
+        let found =
+            [square(0.0, 0.8, 0), square(1.0, 0.4, 0), square(2.0, 0.7, 1), square(50.0, 0.6, 0)];
+        let kept = select(&found, &EvalConfig::default(), true);
+        let weight = 0.4 * (-(2.0f32 / 11.0).powi(2) / 0.025).exp();
+        let x = weight / (0.8 + weight);
+        assert_eq!(kept.len(), 3);
+        assert!((kept[0].bbox[0] - x).abs() < 1e-6 && kept[0].score == 0.8, "{kept:?}");
+        assert_eq!((kept[1].bbox, kept[2].bbox[0]), (found[2].bbox, 50.0));
+        let empty = Detection { bbox: [3.0; 4], ..found[0] };
+        assert_eq!(select(&[empty], &EvalConfig::default(), true)[0].bbox, [3.0; 4]);
     }
 
     #[test]
@@ -180,7 +230,7 @@ mod tests {
         let plain = candidates(&image(&[20.0, 30.0, 80.0, 90.0]), &c, false);
         assert_eq!(candidates(&image(&[120.0, 30.0, 180.0, 90.0]), &c, true), plain);
         assert_eq!(
-            select(&[plain.clone(), plain.clone()].concat(), &c),
+            select(&[plain.clone(), plain.clone()].concat(), &c, false),
             plain,
             "NMS merges detections of both views"
         );

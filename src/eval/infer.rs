@@ -74,7 +74,8 @@ pub fn detect_records(
         let (ranked, factor, boxes, levels) = tch::no_grad(|| {
             let input = normalisation.apply(&images, detector.activations);
             let outputs = detector.forward(&input, false);
-            let Scored { ranked, factor, boxes, levels } = scored(&outputs, detector.rank);
+            let Scored { ranked, factor, boxes, levels } =
+                scored(&outputs, detector.inference.rank);
             let factor = factor.as_ref().map(to_vec).transpose()?;
             Ok::<_, Error>((to_vec(&ranked)?, factor, to_vec(&boxes)?, levels))
         })?;
@@ -93,7 +94,8 @@ pub fn detect_records(
         }
         timings.nms_s += lap.lap();
     }
-    let detections = candidates.iter().map(|c| detect::select(c, eval)).collect();
+    let vote = detector.inference.vote;
+    let detections = candidates.iter().map(|c| detect::select(c, eval, vote)).collect();
     timings.nms_s += lap.lap();
     Ok(detections)
 }

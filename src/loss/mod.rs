@@ -24,21 +24,24 @@ pub struct Term {
     pub needs_positives: bool,
 }
 
-/// A denominator: the sum of `value` over all ranks, at least `floor`, plus `plus`.
+/// A denominator: the sum of `value` over all ranks, at least `floor` and at least the sum of
+/// `at_least` over all ranks, plus `plus`.
 #[derive(Debug)]
 pub struct Normaliser {
     /// Value of this rank's images: a scalar without gradient.
     pub value: Tensor,
     /// Lower bound of the sum over all ranks.
     pub floor: f64,
-    /// Added after the bound is applied (mmdetection adds the f32 epsilon to some denominators).
+    /// Lower bound that is added over the ranks, as the number of images is.
+    pub at_least: f64,
+    /// Added after the bounds are applied (mmdetection adds the f32 epsilon to some denominators).
     pub plus: f64,
 }
 
 impl Normaliser {
     /// A denominator whose sum over all ranks is at least 1.
     pub fn at_least_one(value: Tensor) -> Self {
-        Self { value, floor: 1.0, plus: 0.0 }
+        Self { value, floor: 1.0, at_least: 0.0, plus: 0.0 }
     }
 }
 
@@ -48,11 +51,14 @@ pub struct Reduced {
     /// This rank's part of the loss, a scalar to run backward from. The gradients of all ranks add
     /// up to the gradient of the global batch.
     pub local: Tensor,
-    /// Sum and normaliser of each term over all ranks, then the number of ranks that request to
-    /// stop, f64.
+    /// Sum, normaliser and its lower bound of each term over all ranks, then the number of ranks
+    /// that request to stop, f64.
     pub sums: Tensor,
     terms: Vec<TermSettings>,
 }
+
+/// How many numbers of a term are added over the ranks.
+const NUMBERS: usize = 3;
 
 /// What the host needs to know of a term to compute its value from the sums.
 #[derive(Debug, Clone, Copy)]
@@ -99,13 +105,13 @@ impl Reduced {
     /// The loss of `sums` that the host has read.
     pub fn loss(&self, sums: &[f64]) -> Loss {
         let (mut terms, mut denominators, mut without_positive) = (vec![], vec![], true);
-        for (t, pair) in self.terms.iter().zip(sums.chunks_exact(2)) {
-            let denominator = pair[1].max(t.floor) + t.plus;
-            terms.push((t.name, pair[0] / denominator));
+        for (t, numbers) in self.terms.iter().zip(sums.chunks_exact(NUMBERS)) {
+            let denominator = numbers[1].max(t.floor).max(numbers[2]) + t.plus;
+            terms.push((t.name, numbers[0] / denominator));
             denominators.push(denominator);
-            without_positive &= !t.needs_positives || pair[0] == 0.0;
+            without_positive &= !t.needs_positives || numbers[0] == 0.0;
         }
-        let stop_votes = sums[2 * terms.len()] as usize;
+        let stop_votes = sums[NUMBERS * terms.len()] as usize;
         Loss { terms, denominators, stop_votes, without_positive }
     }
 }
@@ -120,14 +126,19 @@ impl Reduced {
 /// The connection to another rank is lost.
 pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Reduced> {
     let vote = Tensor::full_like(&terms[0].sum.detach(), f64::from(u8::from(stop)));
-    let mut scalars: Vec<Tensor> =
-        terms.iter().flat_map(|t| [t.sum.detach(), t.by.value.shallow_clone()]).collect();
+    let of_term = |t: &Term| -> [Tensor; NUMBERS] {
+        let at_least = Tensor::full_like(&t.by.value, t.by.at_least);
+        [t.sum.detach(), t.by.value.shallow_clone(), at_least]
+    };
+    let mut scalars: Vec<Tensor> = terms.iter().flat_map(of_term).collect();
     scalars.push(vote);
     let sums = Tensor::stack(&scalars, 0).to_kind(Kind::Double);
     sum_over_ranks(&sums, world)?;
     let mut local = Tensor::zeros_like(&terms[0].sum.detach());
     for (i, t) in terms.iter().enumerate() {
-        let denominator = sums.get(2 * i as i64 + 1).clamp_min(t.by.floor) + t.by.plus;
+        let at = (NUMBERS * i) as i64;
+        let value = sums.get(at + 1).clamp_min(t.by.floor).maximum(&sums.get(at + 2));
+        let denominator = value + t.by.plus;
         local += &t.sum / denominator.to_kind(t.sum.kind());
     }
     let settings = |t: &Term| TermSettings {

@@ -14,7 +14,7 @@ pub mod weights;
 use tch::{Device, Kind, Tensor};
 
 pub use config::{Backbone, Distances, ModelConfig, Tower};
-pub use heads::{ClassOutput, Outputs, Predictions, Rank};
+pub use heads::{ClassOutput, Inference, Outputs, Predictions, Rank};
 pub use layers::NormKind;
 pub use params::Params;
 
@@ -26,8 +26,8 @@ pub struct Detector {
     backbone: backbone::resnet::ResNet,
     neck: fpn::Fpn,
     head: heads::fcos::Head,
-    /// How predictions are ranked in post-processing; set by the assignment strategy.
-    pub rank: Rank,
+    /// Post-processing; set by the assignment strategy.
+    pub inference: Inference,
     /// Offset of the points within their cells, see [`crate::geometry::Grid::offset`]; set by the
     /// assignment strategy.
     pub offset: f64,
@@ -44,8 +44,8 @@ impl Detector {
         let backbone = backbone::resnet::ResNet::new(&mut params, config);
         let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels);
         let head = heads::fcos::Head::new(&mut params, config, classes as i64);
-        let rank = Rank::default();
-        Self { params, backbone, neck, head, rank, offset: 0.5, activations: kind }
+        let inference = Inference::default();
+        Self { params, backbone, neck, head, inference, offset: 0.5, activations: kind }
     }
 
     /// Normalised images `[B, 3, H, W]`, H and W multiples of 32, to raw predictions. `train`

@@ -256,7 +256,7 @@ mod tests {
         }
 
         fn after_step(&mut self, loss: &Reduced) {
-            assert_eq!(loss.sums.size(), [7], "sum and normaliser of three terms, and the vote");
+            assert_eq!(loss.sums.size(), [10], "three numbers of three terms, and the vote");
             tch::no_grad(|| drop(self.count.g_add_scalar_(1)));
         }
     }
@@ -348,8 +348,11 @@ mod tests {
         let fcos = AssignConfig::all()[1].build(&mut net.params, 3);
         let count = net.params.buffer("bbox_head.count", &[1], 0.0, Role::StrategyState);
         let criterion = Box::new(Counting { fcos: fcos.criterion, count });
-        let strategy =
-            Strategy { matcher: Arc::new(Corners(fcos.matcher)), criterion, rank: fcos.rank };
+        let strategy = Strategy {
+            matcher: Arc::new(Corners(fcos.matcher)),
+            criterion,
+            inference: fcos.inference,
+        };
         let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo())).unwrap();
         let (images, targets) = batch(&step, 64);
         for _ in 0..3 {

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use dw::assign::strategies::autoassign::Form;
 use dw::assign::strategies::fcos;
 use dw::assign::{
-    AssignConfig, AtssConfig, AutoAssignConfig, FcosConfig, GflConfig, Progress, TalConfig, Targets,
+    AssignConfig, AtssConfig, AutoAssignConfig, FcosConfig, GflConfig, PaaConfig, Progress,
+    TalConfig, Targets,
 };
 use dw::geometry::{Grid, STRIDES, distances_of_bins, distances_of_deltas, encode, level_points};
 use dw::model::{ClassOutput, Outputs, Params};
@@ -89,6 +90,28 @@ pub fn autoassign(case: &Case, kind: Kind) -> Result<(), String> {
     };
     let config = AssignConfig::AutoAssign(AutoAssignConfig { form });
     compare(case, kind, &config, |boxes, _| boxes.shallow_clone()).map(drop)
+}
+
+/// PAA. The first assignment and the selection of the mixtures are compared, too.
+pub fn paa(case: &Case, kind: Kind) -> Result<(), String> {
+    let config = AssignConfig::Paa(PaaConfig::default());
+    let found = compare(case, kind, &config, distances_of_deltas)?;
+    assigned(case, &found.targets)?;
+    let t = found.targets.points();
+    let (images, classes) = (case.int("batch"), case.int("num_classes"));
+    let selected = host(&found.probed["selected"]).gt(0.0);
+    let rows = host(&t.positive).masked_select(&selected);
+    let labels = host(&t.labels.index_select(0, &t.gt)).masked_select(&selected);
+    let expected: Vec<Tensor> = (0..images)
+        .map(|i| case.tensors[&format!("final_label.{i}")].to_kind(Kind::Int64).view([-1]))
+        .collect();
+    let expected = Tensor::cat(&expected, 0);
+    // Points in the padding have the background's class there, too.
+    let background = Tensor::full_like(&expected, classes);
+    if background.index_copy(0, &rows, &labels) == expected {
+        return Ok(());
+    }
+    Err("the positive points differ from the reference's".into())
 }
 
 /// Compares the assignment of every point: `gt_index.I` is the box of a point of image I from 1, 0

@@ -66,7 +66,7 @@ impl AtssConfig {
                 count: Count::AtLeastOneAnImage,
                 classes,
             }),
-            rank: Rank::Class,
+            inference: Rank::Class.into(),
         }
     }
 }

@@ -85,7 +85,7 @@ impl AutoAssignConfig {
         Strategy {
             matcher: Arc::new(InsidePoints { classes }),
             criterion: Box::new(AutoAssign { form: self.form, prior }),
-            rank: Rank::Class,
+            inference: Rank::Class.into(),
         }
     }
 }

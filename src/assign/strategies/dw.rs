@@ -46,7 +46,7 @@ impl DwConfig {
         let matcher = Arc::new(Bags { config: self.clone(), classes });
         let criterion =
             Box::new(DualWeighting { config: self.clone(), prior: CenterPrior { mean, sigma } });
-        Strategy { matcher, criterion, rank: Rank::Score }
+        Strategy { matcher, criterion, inference: Rank::Score.into() }
     }
 
     /// Finds the pairs of a batch. The bag of a box holds all points inside it; with the paper's

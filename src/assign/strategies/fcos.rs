@@ -104,7 +104,7 @@ impl FcosConfig {
         Strategy {
             matcher,
             criterion: Box::new(FocalAndCenterness { bbox, count: Count::Positives, classes }),
-            rank: Rank::Class,
+            inference: Rank::Class.into(),
         }
     }
 

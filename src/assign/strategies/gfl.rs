@@ -65,7 +65,7 @@ impl GflConfig {
         Strategy {
             matcher: Arc::new(AdaptiveThreshold { topk: self.topk }),
             criterion: Box::new(GeneralizedFocal),
-            rank: Rank::Class,
+            inference: Rank::Class.into(),
         }
     }
 }

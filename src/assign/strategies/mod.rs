@@ -6,5 +6,6 @@ pub mod dw;
 mod dw_config;
 pub mod fcos;
 pub mod gfl;
+pub mod paa;
 pub mod tal;
 pub mod vfl;

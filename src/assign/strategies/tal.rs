@@ -87,7 +87,7 @@ impl TalConfig {
         Strategy {
             matcher: Arc::new(AdaptiveThreshold { topk: TOPK }),
             criterion: Box::new(TaskAligned { config: self.clone() }),
-            rank: Rank::Class,
+            inference: Rank::Class.into(),
         }
     }
 }

@@ -60,7 +60,7 @@ impl VflConfig {
         Strategy {
             matcher: Arc::new(AdaptiveThreshold { topk: self.topk }),
             criterion: Box::new(Varifocal),
-            rank: Rank::Class,
+            inference: Rank::Class.into(),
         }
     }
 }

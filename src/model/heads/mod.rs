@@ -53,13 +53,31 @@ pub enum ClassOutput {
     Probability,
 }
 
-/// How post-processing ranks predictions; chosen by the assignment strategy.
+/// Post-processing; chosen by the assignment strategy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inference {
+    /// How predictions are ranked.
+    pub rank: Rank,
+    /// Whether every detection gets the mean of all candidates around it (PAA's score voting).
+    pub vote: bool,
+}
+
+impl From<Rank> for Inference {
+    /// Ranking without voting.
+    fn from(rank: Rank) -> Self {
+        Self { rank, vote: false }
+    }
+}
+
+/// How post-processing ranks predictions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Rank {
     /// The score threshold and the limit of candidates a level apply to the score: class
     /// probability times quality.
     #[default]
     Score,
+    /// They apply to the square root of that product (PAA, OTA).
+    Root,
     /// They apply to the class probability, which is multiplied by the quality before NMS.
     Class,
 }
@@ -138,11 +156,10 @@ impl Predictions {
 /// Scores and boxes of all points, in f32: the input of post-processing.
 #[derive(Debug)]
 pub struct Scored {
-    /// Numbers to rank by `[B, P, C]`: the scores ([`Rank::Score`]) or class probabilities
-    /// ([`Rank::Class`]).
+    /// Numbers to rank by `[B, P, C]`: class probabilities ([`Rank::Class`]) or the scores.
     pub ranked: Tensor,
-    /// Quality `[B, P]` by which class probabilities are multiplied after ranking; `None` for
-    /// [`Rank::Score`] and without a quality branch.
+    /// Quality `[B, P]` by which class probabilities are multiplied after ranking; `None`
+    /// unless [`Rank::Class`], and without a quality branch.
     pub factor: Option<Tensor>,
     /// Boxes `[B, P, 4]`, pixels of the network input, not clipped.
     pub boxes: Tensor,
@@ -162,11 +179,14 @@ pub fn scored(outputs: &Outputs, rank: Rank) -> Scored {
     let boxes = geometry::decode(&points_p2, &p.distances.to_kind(Kind::Float));
     let levels = p.grid.sizes.iter().map(|(h, w)| (h * w) as usize).collect();
     let (ranked, factor) = match rank {
-        Rank::Score => match quality_bp {
-            Some(quality_bp) => (cls_bpc * quality_bp.unsqueeze(-1), None),
-            None => (cls_bpc, None),
-        },
         Rank::Class => (cls_bpc, quality_bp),
+        Rank::Score | Rank::Root => {
+            let score_bpc = match quality_bp {
+                Some(quality_bp) => cls_bpc * quality_bp.unsqueeze(-1),
+                None => cls_bpc,
+            };
+            (if rank == Rank::Root { score_bpc.sqrt() } else { score_bpc }, None)
+        }
     };
     Scored { ranked, factor, boxes, levels }
 }
