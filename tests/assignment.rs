@@ -10,7 +10,7 @@ use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
 /// Every strategy with the settings of its head. `tal` is in its second phase from the start.
-const STRATEGIES: [&[&str]; 11] = [
+const STRATEGIES: [&[&str]; 14] = [
     &["assign.kind=dw"],
     &["assign.kind=dw", "assign.formula=paper", "model.refine=false"],
     &["assign.kind=fcos", "model.refine=false"],
@@ -38,6 +38,9 @@ const STRATEGIES: [&[&str]; 11] = [
     &["assign.kind=autoassign", "assign.form=detach", "model.refine=false"],
     &["assign.kind=autoassign", "assign.form=loss_weight", "model.refine=false"],
     &["assign.kind=autoassign", "assign.form=loss_weight_gradient", "model.refine=false"],
+    &["assign.kind=paa", "model.refine=false", "model.distances=deltas"],
+    &["assign.kind=ota", "model.refine=false"],
+    &["assign.kind=simota", "model.refine=false"],
 ];
 
 /// Height and width of the images, pixels.

@@ -6,7 +6,7 @@ mod support;
 use support::{Sandbox, assert_fails, bin, launch, run};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
-const STRATEGIES: [&[&str]; 7] = [
+const STRATEGIES: [&[&str]; 10] = [
     &["assign.kind=fcos", "model.refine=false"],
     &[
         "assign.kind=fcos",
@@ -40,6 +40,9 @@ const STRATEGIES: [&[&str]; 7] = [
         "model.tower_bias=false",
     ],
     &["assign.kind=autoassign", "model.refine=false"],
+    &["assign.kind=paa", "model.refine=false", "model.distances=deltas", "model.tower_bias=false"],
+    &["assign.kind=ota", "model.refine=false"],
+    &["assign.kind=simota", "model.refine=false"],
 ];
 
 fn with<'a>(strategy: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
@@ -65,6 +68,9 @@ fn every_strategy_resumes_exactly_and_evaluates() {
             "assign.kind=gfl" => &["loss_cls", "loss_bbox", "loss_dfl"],
             "assign.kind=vfl" | "assign.kind=tal" => &["loss_cls", "loss_bbox"],
             "assign.kind=autoassign" => &["loss_pos", "loss_neg", "loss_center"],
+            "assign.kind=paa" => &["loss_cls", "loss_bbox", "loss_iou"],
+            "assign.kind=ota" => &["loss_cls", "loss_box_reg", "loss_iou"],
+            "assign.kind=simota" => &["loss_cls", "loss_bbox", "loss_obj"],
             _ => &["loss_cls", "loss_bbox", "loss_centerness"],
         };
         assert_eq!(names, expected);

@@ -52,7 +52,7 @@ impl Mixture {
             let next_bound_g = (&log_gs * mask_gs).sum_dim_intlist(1, false, None) / &count_g;
             let share_gs2 = (joint_gs2 - log_gs.unsqueeze(-1)).exp() * mask_gs.unsqueeze(-1);
             let next = Self::of_shares(&samples_gs, &share_gs2, epsilon(kind));
-            fit = fit.replaced_by(next, &goes_on_g.unsqueeze(-1));
+            fit = fit.replaced_by(&next, &goes_on_g.unsqueeze(-1));
             let has_converged_g = (&next_bound_g - &bound_g).abs().lt(TOLERANCE);
             bound_g = next_bound_g.where_self(&goes_on_g, &bound_g);
             goes_on_g = goes_on_g.logical_and(&has_converged_g.logical_not());
@@ -74,7 +74,7 @@ impl Mixture {
     }
 
     /// The parameters of `next` for the sets `which_g1`, else these.
-    fn replaced_by(&self, next: Self, which_g1: &Tensor) -> Self {
+    fn replaced_by(&self, next: &Self, which_g1: &Tensor) -> Self {
         Self {
             weight: next.weight.where_self(which_g1, &self.weight),
             mean: next.mean.where_self(which_g1, &self.mean),

@@ -27,6 +27,7 @@
 //! ```
 
 pub mod adaptive;
+pub mod dense;
 pub mod hard;
 pub mod matrix;
 pub mod mixture;
@@ -35,6 +36,7 @@ pub mod points;
 pub mod positives;
 pub mod soft;
 pub mod strategies;
+pub mod transport;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -54,7 +56,9 @@ pub use strategies::autoassign::AutoAssignConfig;
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};
 pub use strategies::fcos::FcosConfig;
 pub use strategies::gfl::GflConfig;
+pub use strategies::ota::OtaConfig;
 pub use strategies::paa::PaaConfig;
+pub use strategies::simota::SimOtaConfig;
 pub use strategies::tal::TalConfig;
 pub use strategies::vfl::VflConfig;
 
@@ -78,6 +82,10 @@ pub enum AssignConfig {
     AutoAssign(AutoAssignConfig),
     /// Probabilistic anchor assignment (PAA; Kim and Lee, ECCV 2020).
     Paa(PaaConfig),
+    /// Optimal transport assignment (OTA; Ge et al., CVPR 2021).
+    Ota(OtaConfig),
+    /// The assignment of YOLOX (Ge et al., 2021).
+    SimOta(SimOtaConfig),
 }
 
 impl Default for AssignConfig {
@@ -98,7 +106,7 @@ pub struct Strategy {
 
 impl AssignConfig {
     /// Every strategy, with its default settings.
-    pub fn all() -> [Self; 8] {
+    pub fn all() -> [Self; 10] {
         [
             Self::Dw(DwConfig::default()),
             Self::Fcos(FcosConfig::default()),
@@ -108,6 +116,8 @@ impl AssignConfig {
             Self::Tal(TalConfig::default()),
             Self::AutoAssign(AutoAssignConfig::default()),
             Self::Paa(PaaConfig::default()),
+            Self::Ota(OtaConfig::default()),
+            Self::SimOta(SimOtaConfig::default()),
         ]
     }
 
@@ -123,6 +133,8 @@ impl AssignConfig {
             Self::Tal(c) => c.build(),
             Self::AutoAssign(c) => c.build(params, classes),
             Self::Paa(c) => c.build(),
+            Self::Ota(c) => c.build(),
+            Self::SimOta(c) => c.build(),
         }
     }
 
@@ -141,6 +153,8 @@ impl AssignConfig {
             Self::Tal(c) => c.check(),
             Self::AutoAssign(_) => Ok(()),
             Self::Paa(c) => c.check(),
+            Self::Ota(c) => c.check(),
+            Self::SimOta(c) => c.check(),
         }
     }
 
@@ -158,6 +172,8 @@ impl AssignConfig {
             Self::Tal(_) => ("tal", false),
             Self::AutoAssign(_) => ("autoassign", true),
             Self::Paa(_) => ("paa", true),
+            Self::Ota(_) => ("ota", true),
+            Self::SimOta(_) => ("simota", true),
         };
         let refuse = |needs: &str, key: &str, found: &dyn Debug| {
             let found = format!("{found:?}").to_lowercase();
@@ -202,6 +218,8 @@ impl AssignConfig {
             Self::Tal(_) => TalConfig::caution(model),
             Self::AutoAssign(_) => AutoAssignConfig::caution(model),
             Self::Paa(_) => PaaConfig::caution(model),
+            Self::Ota(_) => OtaConfig::caution(model),
+            Self::SimOta(_) => SimOtaConfig::caution(model),
         }
     }
 
@@ -216,6 +234,8 @@ impl AssignConfig {
             Self::Tal(c) => c.summary(),
             Self::AutoAssign(c) => c.summary(),
             Self::Paa(c) => c.summary(),
+            Self::Ota(c) => c.summary(),
+            Self::SimOta(c) => c.summary(),
         }
     }
 }

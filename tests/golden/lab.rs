@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use dw::assign::strategies::autoassign::Form;
 use dw::assign::strategies::fcos;
 use dw::assign::{
-    AssignConfig, AtssConfig, AutoAssignConfig, FcosConfig, GflConfig, PaaConfig, Progress,
-    TalConfig, Targets,
+    AssignConfig, AtssConfig, AutoAssignConfig, FcosConfig, GflConfig, OtaConfig, PaaConfig,
+    Progress, TalConfig, Targets,
 };
 use dw::geometry::{Grid, STRIDES, distances_of_bins, distances_of_deltas, encode, level_points};
 use dw::model::{ClassOutput, Outputs, Params};
@@ -27,14 +27,7 @@ pub fn both_forms_of_fcos(case: &Case, kind: Kind) -> Result<(), String> {
     // The improved form's inputs are in units of the stride.
     let unit = |stride: i64| if plain { 1.0 } else { stride as f64 };
     let probed = compare(case, kind, &AssignConfig::Fcos(config), |t, s| t * unit(s))?.probed;
-    let labels = host(&probed["label"]).view([case.int("batch"), -1]);
-    for image in 0..case.int("batch") {
-        let expected = case.tensors[&format!("label.{image}")].to_kind(Kind::Int64);
-        if labels.get(image) != expected {
-            return Err(format!("image {image}: labels of points differ from the reference's"));
-        }
-    }
-    Ok(())
+    labels(case, &probed["label"])
 }
 
 /// ATSS.
@@ -90,6 +83,25 @@ pub fn autoassign(case: &Case, kind: Kind) -> Result<(), String> {
     };
     let config = AssignConfig::AutoAssign(AutoAssignConfig { form });
     compare(case, kind, &config, |boxes, _| boxes.shallow_clone()).map(drop)
+}
+
+/// OTA.
+pub fn ota(case: &Case, kind: Kind) -> Result<(), String> {
+    let config = AssignConfig::Ota(OtaConfig::default());
+    let found = compare(case, kind, &config, |boxes, _| boxes.shallow_clone())?;
+    labels(case, &found.probed["label"])
+}
+
+/// Compares the class of every point.
+fn labels(case: &Case, found: &Tensor) -> Result<(), String> {
+    let found = host(found).view([case.int("batch"), -1]);
+    for image in 0..case.int("batch") {
+        let expected = case.tensors[&format!("label.{image}")].to_kind(Kind::Int64);
+        if found.get(image) != expected {
+            return Err(format!("image {image}: labels of points differ from the reference's"));
+        }
+    }
+    Ok(())
 }
 
 /// PAA. The first assignment and the selection of the mixtures are compared, too.

@@ -45,7 +45,7 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 13] = [
+const SUITES: [Suite; 14] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
@@ -68,6 +68,7 @@ const SUITES: [Suite; 13] = [
         precisions: &[Kind::Float, Kind::Double],
         check: lab::autoassign,
     },
+    Suite { key: "lab/ota", precisions: &[Kind::Float, Kind::Double], check: lab::ota },
     Suite { key: "lab/paa", precisions: &[Kind::Float, Kind::Double], check: lab::paa },
     Suite { key: "lab/tood", precisions: &[Kind::Float, Kind::Double], check: lab::tood },
     Suite { key: "coco", precisions: &[Kind::Double], check: coco::check },

@@ -6,6 +6,8 @@ pub mod dw;
 mod dw_config;
 pub mod fcos;
 pub mod gfl;
+pub mod ota;
 pub mod paa;
+pub mod simota;
 pub mod tal;
 pub mod vfl;

@@ -204,9 +204,7 @@ impl TaskAligned {
         let (num_gt, image_g1) = (t.labels.size()[0], t.image.unsqueeze(1));
         let distances_4gp = matrix::box_distances(&p.grid, &t.boxes);
         let iou_gp = matrix::iou(&p.distances, &distances_4gp, &t.image, AREA_EPS);
-        let class_g = &t.image * p.cls.size()[2] + &t.labels;
-        let score_gp =
-            p.probabilities().transpose(1, 2).reshape([-1, num_points]).index_select(0, &class_g);
+        let score_gp = matrix::of_class(&p.probabilities(), t);
         let valid_bp = t.without_ignored(Tensor::ones([batch, num_points, 1], (kind, device)));
         let alignment_gp = score_gp.pow_tensor_scalar(self.config.alpha)
             * iou_gp.pow_tensor_scalar(self.config.beta)
