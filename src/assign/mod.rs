@@ -58,7 +58,7 @@ pub use strategies::fcos::FcosConfig;
 pub use strategies::gfl::GflConfig;
 pub use strategies::ota::OtaConfig;
 pub use strategies::paa::PaaConfig;
-pub use strategies::simota::SimOtaConfig;
+pub use strategies::simota::SimotaConfig;
 pub use strategies::tal::TalConfig;
 pub use strategies::vfl::VflConfig;
 
@@ -85,7 +85,7 @@ pub enum AssignConfig {
     /// Optimal transport assignment (OTA; Ge et al., CVPR 2021).
     Ota(OtaConfig),
     /// The assignment of YOLOX (Ge et al., 2021).
-    SimOta(SimOtaConfig),
+    SimOta(SimotaConfig),
 }
 
 impl Default for AssignConfig {
@@ -117,7 +117,7 @@ impl AssignConfig {
             Self::AutoAssign(AutoAssignConfig::default()),
             Self::Paa(PaaConfig::default()),
             Self::Ota(OtaConfig::default()),
-            Self::SimOta(SimOtaConfig::default()),
+            Self::SimOta(SimotaConfig::default()),
         ]
     }
 
@@ -219,7 +219,7 @@ impl AssignConfig {
             Self::AutoAssign(_) => AutoAssignConfig::caution(model),
             Self::Paa(_) => PaaConfig::caution(model),
             Self::Ota(_) => OtaConfig::caution(model),
-            Self::SimOta(_) => SimOtaConfig::caution(model),
+            Self::SimOta(_) => SimotaConfig::caution(model),
         }
     }
 

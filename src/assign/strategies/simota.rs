@@ -19,14 +19,14 @@ use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
 /// `[assign]` with `kind = "simota"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SimOtaConfig {
+pub struct SimotaConfig {
     /// Half the side of the square around a box's centre whose points are candidates, strides.
     pub radius: f64,
     /// A box takes as many points as the IoUs of its best predictions add up to; of this many.
     pub topk: usize,
 }
 
-impl Default for SimOtaConfig {
+impl Default for SimotaConfig {
     fn default() -> Self {
         Self { radius: 2.5, topk: 10 }
     }
@@ -46,7 +46,7 @@ const AREA_EPS: f64 = 1e-6;
 /// Lower bound of logarithms in the cross entropy of probabilities, as in libtorch.
 const LOG_FLOOR: f64 = -100.0;
 
-impl SimOtaConfig {
+impl SimotaConfig {
     /// Checks the settings.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl SimOtaConfig {
 
 /// Objectness over all points; class and box loss over the positive ones.
 struct SimplifiedTransport {
-    config: SimOtaConfig,
+    config: SimotaConfig,
 }
 
 impl Criterion for SimplifiedTransport {
@@ -231,7 +231,7 @@ mod tests {
             ImageBoxes { boxes: vec![boxes[0]; 2], labels: vec![1, 1], padded: None },
         ];
         let targets = BoxesOnly { offset: 0.5 }.targets(&grid, &images).to(options.0, options.1);
-        let criterion = SimplifiedTransport { config: SimOtaConfig::default() };
+        let criterion = SimplifiedTransport { config: SimotaConfig::default() };
         let assigned = criterion.assign(&p, targets.points());
         let count: Vec<f64> = assigned.positive.sum_dim_intlist(1, false, None).try_into().unwrap();
         assert_eq!(count, [2.0, 1.0]);
