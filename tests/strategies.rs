@@ -6,7 +6,7 @@ mod support;
 use support::{Sandbox, assert_fails, bin, launch, run};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
-const STRATEGIES: [&[&str]; 10] = [
+const STRATEGIES: [&[&str]; 11] = [
     &["assign.kind=fcos", "model.refine=false"],
     &[
         "assign.kind=fcos",
@@ -43,6 +43,7 @@ const STRATEGIES: [&[&str]; 10] = [
     &["assign.kind=paa", "model.refine=false", "model.distances=deltas", "model.tower_bias=false"],
     &["assign.kind=ota", "model.refine=false"],
     &["assign.kind=simota", "model.refine=false"],
+    &["assign.kind=weighting", "assign.function=musu", "model.refine=false"],
 ];
 
 fn with<'a>(strategy: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
@@ -70,6 +71,7 @@ fn every_strategy_resumes_exactly_and_evaluates() {
             "assign.kind=autoassign" => &["loss_pos", "loss_neg", "loss_center"],
             "assign.kind=paa" => &["loss_cls", "loss_bbox", "loss_iou"],
             "assign.kind=ota" => &["loss_cls", "loss_box_reg", "loss_iou"],
+            "assign.kind=weighting" => &["loss_cls_pos", "loss_loc", "loss_cls_neg"],
             "assign.kind=simota" => &["loss_cls", "loss_bbox", "loss_obj"],
             _ => &["loss_cls", "loss_bbox", "loss_centerness"],
         };

@@ -61,6 +61,7 @@ pub use strategies::paa::PaaConfig;
 pub use strategies::simota::SimotaConfig;
 pub use strategies::tal::TalConfig;
 pub use strategies::vfl::VflConfig;
+pub use strategies::weighting::WeightingConfig;
 
 /// `[assign]`: the strategy (`kind`) and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,6 +87,8 @@ pub enum AssignConfig {
     Ota(OtaConfig),
     /// The assignment of YOLOX (Ge et al., 2021).
     SimOta(SimotaConfig),
+    /// The weighting functions of Table 1 of the DW paper on one head and one bag.
+    Weighting(WeightingConfig),
 }
 
 impl Default for AssignConfig {
@@ -106,7 +109,7 @@ pub struct Strategy {
 
 impl AssignConfig {
     /// Every strategy, with its default settings.
-    pub fn all() -> [Self; 10] {
+    pub fn all() -> [Self; 11] {
         [
             Self::Dw(DwConfig::default()),
             Self::Fcos(FcosConfig::default()),
@@ -118,6 +121,7 @@ impl AssignConfig {
             Self::Paa(PaaConfig::default()),
             Self::Ota(OtaConfig::default()),
             Self::SimOta(SimotaConfig::default()),
+            Self::Weighting(WeightingConfig::default()),
         ]
     }
 
@@ -135,6 +139,7 @@ impl AssignConfig {
             Self::Paa(c) => c.build(),
             Self::Ota(c) => c.build(),
             Self::SimOta(c) => c.build(),
+            Self::Weighting(c) => c.build(params, classes),
         }
     }
 
@@ -155,6 +160,7 @@ impl AssignConfig {
             Self::Paa(c) => c.check(),
             Self::Ota(c) => c.check(),
             Self::SimOta(c) => c.check(),
+            Self::Weighting(c) => c.check(),
         }
     }
 
@@ -174,6 +180,7 @@ impl AssignConfig {
             Self::Paa(_) => ("paa", true),
             Self::Ota(_) => ("ota", true),
             Self::SimOta(_) => ("simota", true),
+            Self::Weighting(_) => ("weighting", true),
         };
         let refuse = |needs: &str, key: &str, found: &dyn Debug| {
             let found = format!("{found:?}").to_lowercase();
@@ -191,11 +198,15 @@ impl AssignConfig {
             _ => {}
         }
         match self {
-            Self::Dw(_) | Self::AutoAssign(_) if distances == Distances::Deltas => refuse(
-                "boxes that contain their points",
-                "model.distances` = `relu`, `exp` or `distribution",
-                &distances,
-            ),
+            Self::Dw(_) | Self::AutoAssign(_) | Self::Weighting(_)
+                if distances == Distances::Deltas =>
+            {
+                refuse(
+                    "boxes that contain their points",
+                    "model.distances` = `relu`, `exp` or `distribution",
+                    &distances,
+                )
+            }
             Self::Gfl(_) if distances != Distances::Distribution => {
                 refuse("distributions of distances", "model.distances` = `distribution", &distances)
             }
@@ -220,6 +231,7 @@ impl AssignConfig {
             Self::Paa(_) => PaaConfig::caution(model),
             Self::Ota(_) => OtaConfig::caution(model),
             Self::SimOta(_) => SimotaConfig::caution(model),
+            Self::Weighting(_) => WeightingConfig::caution(model),
         }
     }
 
@@ -236,6 +248,7 @@ impl AssignConfig {
             Self::Paa(c) => c.summary(),
             Self::Ota(c) => c.summary(),
             Self::SimOta(c) => c.summary(),
+            Self::Weighting(c) => c.summary(),
         }
     }
 }

@@ -126,6 +126,12 @@ impl PairTensors {
             .index_select(0, &self.gt)
     }
 
+    /// Maximum of `values_n` `[N]` over the pairs of each box, repeated for each of these pairs,
+    /// `[N]`.
+    pub fn max_per_box(&self, values_n: &Tensor) -> Tensor {
+        -self.min_per_box(&-values_n)
+    }
+
     /// Minimum of `values_n` `[N]` over the pairs of each covered logit, `[U]`.
     pub fn min_per_logit(&self, values_n: &Tensor) -> Tensor {
         let options = (values_n.kind(), values_n.device());

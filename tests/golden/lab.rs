@@ -85,6 +85,15 @@ pub fn autoassign(case: &Case, kind: Kind) -> Result<(), String> {
     compare(case, kind, &config, |boxes, _| boxes.shallow_clone()).map(drop)
 }
 
+/// The weighting functions of Table 1.
+pub fn weighting(case: &Case, kind: Kind) -> Result<(), String> {
+    let mut settings = case.json["settings"].clone();
+    settings["kind"] = "weighting".into();
+    settings["reg_native"] = settings["reg_native"].as_bool().unwrap_or(false).into();
+    let config = serde_json::from_value(settings).map_err(|e| format!("settings: {e}"))?;
+    compare(case, kind, &config, |boxes, _| boxes.shallow_clone()).map(drop)
+}
+
 /// OTA.
 pub fn ota(case: &Case, kind: Kind) -> Result<(), String> {
     let config = AssignConfig::Ota(OtaConfig::default());

@@ -45,7 +45,7 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 14] = [
+const SUITES: [Suite; 15] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
@@ -67,6 +67,11 @@ const SUITES: [Suite; 14] = [
         key: "lab-own/autoassign_variants",
         precisions: &[Kind::Float, Kind::Double],
         check: lab::autoassign,
+    },
+    Suite {
+        key: "lab-own/table1",
+        precisions: &[Kind::Float, Kind::Double],
+        check: lab::weighting,
     },
     Suite { key: "lab/ota", precisions: &[Kind::Float, Kind::Double], check: lab::ota },
     Suite { key: "lab/paa", precisions: &[Kind::Float, Kind::Double], check: lab::paa },

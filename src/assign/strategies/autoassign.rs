@@ -212,7 +212,7 @@ fn negative_weights(x: &SoftInputs, pairs: &PairTensors, grid: &Grid) -> Tensor 
     let best_n = best_bp.view([-1]).index_select(0, &pairs.point);
     let f_n = (-best_n + 1.0).clamp_min(TINY).reciprocal();
     let low_n = pairs.min_per_box(&f_n);
-    let high_n = -pairs.min_per_box(&-&f_n);
+    let high_n = pairs.max_per_box(&f_n);
     let weight_n = -((f_n - &low_n + TINY) / (high_n - low_n + TINY)) + 1.0;
     // Of several boxes that cover a logit the last one's value is used, as the reference's indexed
     // assignment does on a CPU.

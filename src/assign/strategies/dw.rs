@@ -195,7 +195,7 @@ fn released_p_neg(x: &Inputs) -> Tensor {
     let (gamma1, pairs) = (x.config.gamma1, x.pairs);
     let f_n = (-x.soft.iou_n.pow_tensor_scalar(gamma1) + 1.0) / (1.0 - NEGATIVE_IOU.powf(gamma1));
     let low_n = pairs.min_per_box(&f_n);
-    let high_n = (-pairs.min_per_box(&-&f_n)).clamp_max(1.0);
+    let high_n = pairs.max_per_box(&f_n).clamp_max(1.0);
     let ramp_n = (f_n - &low_n + TINY) / (high_n - low_n + TINY);
     let p_neg_n = ramp_n.masked_fill(&x.soft.iou_n.lt(NEGATIVE_IOU), 1.0);
     // Of several boxes that cover a logit the last one's value is used, as the reference's indexed

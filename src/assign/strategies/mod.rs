@@ -11,3 +11,4 @@ pub mod paa;
 pub mod simota;
 pub mod tal;
 pub mod vfl;
+pub mod weighting;
