@@ -10,7 +10,7 @@ use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
 /// Every strategy with the settings of its head. `tal` is in its second phase from the start.
-const STRATEGIES: [&[&str]; 18] = [
+const STRATEGIES: [&[&str]; 19] = [
     &["assign.kind=dw"],
     &["assign.kind=dw", "assign.formula=paper", "model.refine=false"],
     &["assign.kind=fcos", "model.refine=false"],
@@ -45,6 +45,14 @@ const STRATEGIES: [&[&str]; 18] = [
     &["assign.kind=weighting", "assign.function=vfl", "model.refine=false"],
     &["assign.kind=weighting", "assign.function=tood", "assign.norm=native", "model.refine=false"],
     &["assign.kind=weighting", "assign.function=musu", "model.refine=false"],
+    &[
+        "assign.kind=gfl",
+        "assign.assignment=fcos",
+        "model.refine=false",
+        "model.distances=distribution",
+        "model.quality_tower=distribution",
+        "model.tower_bias=false",
+    ],
 ];
 
 /// A strategy with a network of 3 classes, and square images of `side` pixels.

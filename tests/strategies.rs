@@ -6,7 +6,7 @@ mod support;
 use support::{Sandbox, assert_fails, bin, launch, run};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
-const STRATEGIES: [&[&str]; 11] = [
+const STRATEGIES: [&[&str]; 12] = [
     &["assign.kind=fcos", "model.refine=false"],
     &[
         "assign.kind=fcos",
@@ -44,6 +44,14 @@ const STRATEGIES: [&[&str]; 11] = [
     &["assign.kind=ota", "model.refine=false"],
     &["assign.kind=simota", "model.refine=false"],
     &["assign.kind=weighting", "assign.function=musu", "model.refine=false"],
+    &[
+        "assign.kind=gfl",
+        "assign.assignment=fcos",
+        "model.refine=false",
+        "model.distances=distribution",
+        "model.quality_tower=distribution",
+        "model.tower_bias=false",
+    ],
 ];
 
 fn with<'a>(strategy: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {

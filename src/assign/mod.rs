@@ -4,7 +4,7 @@
 //! loader's threads. Its [`Criterion`] depends on the predictions and runs in the training thread,
 //! on this rank's images only: it returns local sums and normalisers, which [`crate::loss::reduce`]
 //! adds over all ranks. [`AssignConfig`] is the closed list of strategies: to add one, write a file
-//! in [`strategies`] and add a variant here.
+//! in [`strategies`] and add a variant in [`config`].
 //!
 //! ```
 //! use dw::assign::{AssignConfig, ImageBoxes};
@@ -27,6 +27,7 @@
 //! ```
 
 pub mod adaptive;
+pub mod config;
 pub mod dense;
 pub mod hard;
 pub mod matrix;
@@ -34,21 +35,21 @@ pub mod mixture;
 pub mod pairs;
 pub mod points;
 pub mod positives;
+pub mod smallest_box;
 pub mod soft;
 pub mod strategies;
 pub mod transport;
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::geometry::Grid;
 use crate::loss::{Reduced, Term};
-use crate::model::{Detector, Distances, Inference, ModelConfig, Params, Predictions, Tower};
+use crate::model::{Detector, Inference, Predictions};
 use crate::{Result, torch};
+pub use config::AssignConfig;
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
 pub use strategies::atss::AtssConfig;
@@ -63,40 +64,6 @@ pub use strategies::tal::TalConfig;
 pub use strategies::vfl::VflConfig;
 pub use strategies::weighting::WeightingConfig;
 
-/// `[assign]`: the strategy (`kind`) and its settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum AssignConfig {
-    /// Dual weighting (Li et al., CVPR 2022).
-    Dw(DwConfig),
-    /// The assignment of FCOS (Tian et al., ICCV 2019).
-    Fcos(FcosConfig),
-    /// Adaptive training sample selection (ATSS; Zhang et al., CVPR 2020).
-    Atss(AtssConfig),
-    /// Generalized focal loss (GFL; Li et al., NeurIPS 2020).
-    Gfl(GflConfig),
-    /// The varifocal loss (VarifocalNet; Zhang et al., CVPR 2021) on ATSS's assignment.
-    Vfl(VflConfig),
-    /// Task alignment learning (TOOD; Feng et al., ICCV 2021).
-    Tal(TalConfig),
-    /// AutoAssign (Zhu et al., 2020).
-    AutoAssign(AutoAssignConfig),
-    /// Probabilistic anchor assignment (PAA; Kim and Lee, ECCV 2020).
-    Paa(PaaConfig),
-    /// Optimal transport assignment (OTA; Ge et al., CVPR 2021).
-    Ota(OtaConfig),
-    /// The assignment of YOLOX (Ge et al., 2021).
-    SimOta(SimotaConfig),
-    /// The weighting functions of Table 1 of the DW paper on one head and one bag.
-    Weighting(WeightingConfig),
-}
-
-impl Default for AssignConfig {
-    fn default() -> Self {
-        Self::Dw(DwConfig::default())
-    }
-}
-
 /// The strategy of one network: matcher, criterion and post-processing.
 pub struct Strategy {
     /// Finds the targets, in the loader's threads.
@@ -105,152 +72,6 @@ pub struct Strategy {
     pub criterion: Box<dyn Criterion>,
     /// Post-processing of the predictions.
     pub inference: Inference,
-}
-
-impl AssignConfig {
-    /// Every strategy, with its default settings.
-    pub fn all() -> [Self; 11] {
-        [
-            Self::Dw(DwConfig::default()),
-            Self::Fcos(FcosConfig::default()),
-            Self::Atss(AtssConfig::default()),
-            Self::Gfl(GflConfig::default()),
-            Self::Vfl(VflConfig::default()),
-            Self::Tal(TalConfig::default()),
-            Self::AutoAssign(AutoAssignConfig::default()),
-            Self::Paa(PaaConfig::default()),
-            Self::Ota(OtaConfig::default()),
-            Self::SimOta(SimotaConfig::default()),
-            Self::Weighting(WeightingConfig::default()),
-        ]
-    }
-
-    /// Builds the strategy for a network of `classes` classes. Its own parameters and state are
-    /// added to `params`, the network's.
-    pub fn build(&self, params: &mut Params, classes: i64) -> Strategy {
-        match self {
-            Self::Dw(c) => c.build(params, classes),
-            Self::Fcos(c) => c.build(classes),
-            Self::Atss(c) => c.build(classes),
-            Self::Gfl(c) => c.build(),
-            Self::Vfl(c) => c.build(),
-            Self::Tal(c) => c.build(),
-            Self::AutoAssign(c) => c.build(params, classes),
-            Self::Paa(c) => c.build(),
-            Self::Ota(c) => c.build(),
-            Self::SimOta(c) => c.build(),
-            Self::Weighting(c) => c.build(params, classes),
-        }
-    }
-
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// A value is out of range or does not fit another setting. The text names the key, the
-    /// expected values with their unit, and the value found.
-    pub fn check(&self) -> std::result::Result<(), String> {
-        match self {
-            Self::Dw(c) => c.check(),
-            Self::Fcos(c) => c.check(),
-            Self::Atss(c) => c.check(),
-            Self::Gfl(c) => c.check(),
-            Self::Vfl(c) => c.check(),
-            Self::Tal(c) => c.check(),
-            Self::AutoAssign(_) => Ok(()),
-            Self::Paa(c) => c.check(),
-            Self::Ota(c) => c.check(),
-            Self::SimOta(c) => c.check(),
-            Self::Weighting(c) => c.check(),
-        }
-    }
-
-    /// Checks that the head has what the strategy requires.
-    ///
-    /// # Errors
-    /// It has not. The text names the keys of both.
-    pub fn check_head(&self, model: &ModelConfig) -> std::result::Result<(), String> {
-        let (kind, needs_quality) = match self {
-            Self::Dw(_) => ("dw", true),
-            Self::Fcos(_) => ("fcos", true),
-            Self::Atss(_) => ("atss", true),
-            Self::Gfl(_) => ("gfl", false),
-            Self::Vfl(_) => ("vfl", false),
-            Self::Tal(_) => ("tal", false),
-            Self::AutoAssign(_) => ("autoassign", true),
-            Self::Paa(_) => ("paa", true),
-            Self::Ota(_) => ("ota", true),
-            Self::SimOta(_) => ("simota", true),
-            Self::Weighting(_) => ("weighting", true),
-        };
-        let refuse = |needs: &str, key: &str, found: &dyn Debug| {
-            let found = format!("{found:?}").to_lowercase();
-            Err(format!("`assign.kind` = \"{kind}\" requires {needs}: `{key}`, found {found}"))
-        };
-        let (tower, distances) = (model.quality_tower, model.distances);
-        match (needs_quality, tower == Tower::None) {
-            (true, true) => {
-                return refuse("a quality branch", "model.quality_tower` = `reg` or `cls", &tower);
-            }
-            (false, false) => {
-                // It would not be trained, and would multiply the scores.
-                return refuse("no quality branch", "model.quality_tower` = `none", &tower);
-            }
-            _ => {}
-        }
-        match self {
-            Self::Dw(_) | Self::AutoAssign(_) | Self::Weighting(_)
-                if distances == Distances::Deltas =>
-            {
-                refuse(
-                    "boxes that contain their points",
-                    "model.distances` = `relu`, `exp` or `distribution",
-                    &distances,
-                )
-            }
-            Self::Gfl(_) if distances != Distances::Distribution => {
-                refuse("distributions of distances", "model.distances` = `distribution", &distances)
-            }
-            Self::Gfl(_) if model.refine => {
-                refuse("boxes as predicted", "model.refine` = `false", &true)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A warning about valid settings that exclude whole boxes from training, or combine a strategy
-    /// with another head than its paper's.
-    pub fn caution(&self, model: &ModelConfig) -> Option<String> {
-        match self {
-            Self::Dw(c) => c.caution(),
-            Self::Fcos(c) => c.caution(model),
-            Self::Atss(_) => AtssConfig::caution(model),
-            Self::Gfl(_) => GflConfig::caution(model),
-            Self::Vfl(_) => VflConfig::caution(model),
-            Self::Tal(_) => TalConfig::caution(model),
-            Self::AutoAssign(_) => AutoAssignConfig::caution(model),
-            Self::Paa(_) => PaaConfig::caution(model),
-            Self::Ota(_) => OtaConfig::caution(model),
-            Self::SimOta(_) => SimotaConfig::caution(model),
-            Self::Weighting(_) => WeightingConfig::caution(model),
-        }
-    }
-
-    /// The settings on one line, for the table of settings in the log.
-    pub fn summary(&self) -> String {
-        match self {
-            Self::Dw(c) => c.summary(),
-            Self::Fcos(c) => c.summary(),
-            Self::Atss(c) => c.summary(),
-            Self::Gfl(c) => c.summary(),
-            Self::Vfl(c) => c.summary(),
-            Self::Tal(c) => c.summary(),
-            Self::AutoAssign(c) => c.summary(),
-            Self::Paa(c) => c.summary(),
-            Self::Ota(c) => c.summary(),
-            Self::SimOta(c) => c.summary(),
-            Self::Weighting(c) => c.summary(),
-        }
-    }
 }
 
 /// Ground truth of one image, after resizing and flipping.

@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::Config;
-use crate::model::Distances;
+use crate::model::{Distances, Tower};
 use crate::{Error, Result};
 
 /// Checks that every number of the merged configuration is finite.
@@ -56,6 +56,11 @@ fn model(c: &Config) -> Result<()> {
         !m.refine || m.distances != Distances::Deltas,
         "model.refine",
         "false for model.distances = \"deltas\": refinement requires a point inside its box",
+    )?;
+    must(
+        m.quality_tower != Tower::Distribution || m.distances == Distances::Distribution,
+        "model.distances",
+        "\"distribution\" for model.quality_tower = \"distribution\"",
     )?;
     let stages = &m.dcn_stages;
     must(

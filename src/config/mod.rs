@@ -73,6 +73,8 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("paa_r50_fpn_1x", include_str!("../../configs/paa_r50_fpn_1x.toml")),
     ("ota_r50_fpn_1x", include_str!("../../configs/ota_r50_fpn_1x.toml")),
     ("simota_r50_fpn_1x", include_str!("../../configs/simota_r50_fpn_1x.toml")),
+    ("gflv2_atss_r50_fpn_1x", include_str!("../../configs/gflv2_atss_r50_fpn_1x.toml")),
+    ("gflv2_fcos_r50_fpn_1x", include_str!("../../configs/gflv2_fcos_r50_fpn_1x.toml")),
     ("overfit16", include_str!("../../configs/overfit16.toml")),
     ("demo", include_str!("../../configs/demo.toml")),
     ("smoke", include_str!("../../configs/smoke.toml")),

@@ -37,22 +37,6 @@ pub fn bce_with_logits(logits: &Tensor, target: &Tensor) -> Tensor {
     logits.binary_cross_entropy_with_logits::<Tensor>(target, None, None, Reduction::None)
 }
 
-/// Quality focal loss (GFL; Li et al., NeurIPS 2020, Eq. 4, beta 2) of `logits` with targets in
-/// `0..=1`, both of the same shape: binary cross entropy times the squared difference of
-/// probability and target.
-///
-/// ```
-/// use dw::loss::functions::quality_focal;
-/// use tch::Tensor;
-///
-/// let (logits, target) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[0.5, 0.0]));
-/// let loss = Vec::<f64>::try_from(quality_focal(&logits, &target)).unwrap();
-/// assert!(loss[0] == 0.0 && (loss[1] - 0.25 * 2f64.ln()).abs() < 1e-12);
-/// ```
-pub fn quality_focal(logits: &Tensor, target: &Tensor) -> Tensor {
-    bce_with_logits(logits, target) * (logits.sigmoid() - target).square()
-}
-
 /// Varifocal loss (VarifocalNet; Zhang et al., CVPR 2021, Eq. 2, alpha 0.75, gamma 2) of `logits`
 /// with targets in `0..=1`, both of the same shape: binary cross entropy, weighted by the target
 /// where it is above 0, and by 0.75 times the squared probability where it is 0.

@@ -141,6 +141,9 @@ pub enum Tower {
     Cls,
     /// No quality branch.
     None,
+    /// Neither: the quality is predicted from the shape of the distributions of the distances, and
+    /// the class scores are multiplied by it (GFLv2).
+    Distribution,
 }
 
 impl ModelConfig {

@@ -10,6 +10,7 @@ use dw::assign::{
     Progress, TalConfig, Targets,
 };
 use dw::geometry::{Grid, STRIDES, distances_of_bins, distances_of_deltas, encode, level_points};
+use dw::model::heads::quality::QualityPredictor;
 use dw::model::{ClassOutput, Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;
@@ -35,6 +36,65 @@ pub fn atss(case: &Case, kind: Kind) -> Result<(), String> {
     let config = AssignConfig::Atss(AtssConfig::default());
     let found = compare(case, kind, &config, distances_of_deltas)?;
     assigned(case, &found.targets)
+}
+
+/// GFLv2's loss, which is GFL's on probabilities.
+pub fn gflv2(case: &Case, kind: Kind) -> Result<(), String> {
+    gfl(case, kind)
+}
+
+/// GFLv2's quality predictor: two convolutions on given features, the predictor, and the loss.
+pub fn quality_predictor(case: &Case, kind: Kind) -> Result<(), String> {
+    let mut params = Params::new(kind, device());
+    let predictor = QualityPredictor::new(&mut params);
+    let mut parameters: BTreeMap<String, Tensor> = BTreeMap::new();
+    for name in case.tensors.keys().filter_map(|k| k.strip_prefix("param.")) {
+        let value = case.tensors[&format!("param.{name}")].to_kind(kind).to_device(device());
+        let known = params.entries.iter().find(|e| e.name == format!("bbox_head.{name}"));
+        let tensor = match known {
+            Some(e) => {
+                tch::no_grad(|| e.tensor.shallow_clone().copy_(&value));
+                e.tensor.shallow_clone()
+            }
+            None => value.set_requires_grad(true),
+        };
+        parameters.insert(name.to_owned(), tensor);
+    }
+    let of = |name: &str| &parameters[name];
+    let features: Vec<Tensor> =
+        case.levels("input.feat", kind).into_iter().map(|t| t.set_requires_grad(true)).collect();
+    let conv = |x: &Tensor, name: &str| {
+        let bias = Some(of(&format!("{name}.bias")));
+        x.conv2d(of(&format!("{name}.weight")), bias, [1, 1], [1, 1], [1, 1], 1)
+    };
+    let bins: Vec<Tensor> = features
+        .iter()
+        .enumerate()
+        .map(|(level, x)| conv(x, "gfl_reg") * of(&format!("scales.{level}.scale")))
+        .collect();
+    let score =
+        |(x, bins): (&Tensor, &Tensor)| conv(x, "gfl_cls").sigmoid() * predictor.forward(bins);
+    let outputs = Outputs {
+        cls: features.iter().zip(&bins).map(score).collect(),
+        cls_is: ClassOutput::Probability,
+        distances: bins.iter().zip(STRIDES).map(|(t, s)| distances_of_bins(t, s)).collect(),
+        quality: vec![],
+        bins,
+        offset: number(&case.json["prior_offset"]),
+    };
+    let found = losses(case, kind, &AssignConfig::Gfl(GflConfig::default()), &outputs)?;
+    assigned(case, &found.targets)?;
+    for (name, found) in [("out.cls_scores", &outputs.cls), ("out.bbox_preds", &outputs.bins)] {
+        let found = found.iter().map(Tensor::detach);
+        let pairs: Vec<_> = found.zip(case.levels(name, kind)).collect();
+        group_within(name, &pairs, if kind == Kind::Double { 1e-7 } else { 1e-5 })?;
+    }
+    gradients(case, kind, "feat", &features)?;
+    for (name, t) in &parameters {
+        let expected = case.tensors[&format!("grad.param.{name}")].shallow_clone();
+        group_within(&format!("grad.{name}"), &[(t.grad(), expected)], tolerance(case, kind))?;
+    }
+    Ok(())
 }
 
 /// GFL.
@@ -183,7 +243,7 @@ fn compare(
         cls: shared(&cls),
         distances: boxes.iter().zip(STRIDES).map(|(t, s)| to_distances(t, s)).collect(),
         quality: shared(&quality),
-        cls_is: if matches!(config, AssignConfig::Tal(_)) {
+        cls_is: if case.json["system"] == "tood" || case.json["system"] == "gflv2" {
             ClassOutput::Probability
         } else {
             ClassOutput::Logit

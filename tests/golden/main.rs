@@ -45,7 +45,7 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 15] = [
+const SUITES: [Suite; 17] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
@@ -72,6 +72,12 @@ const SUITES: [Suite; 15] = [
         key: "lab-own/table1",
         precisions: &[Kind::Float, Kind::Double],
         check: lab::weighting,
+    },
+    Suite { key: "lab/gflv2", precisions: &[Kind::Float, Kind::Double], check: lab::gflv2 },
+    Suite {
+        key: "lab-dgqp",
+        precisions: &[Kind::Float, Kind::Double],
+        check: lab::quality_predictor,
     },
     Suite { key: "lab/ota", precisions: &[Kind::Float, Kind::Double], check: lab::ota },
     Suite { key: "lab/paa", precisions: &[Kind::Float, Kind::Double], check: lab::paa },

@@ -1,5 +1,6 @@
-//! GFL (Li et al., NeurIPS 2020): ATSS's assignment, the IoU of the predicted box as the target of
-//! its class score, and distances predicted as distributions.
+//! GFL (Li et al., NeurIPS 2020) and GFLv2 (Li et al., CVPR 2021), which differ in the head: ATSS's
+//! assignment, the IoU of the predicted box as the target of its class score, and distances
+//! predicted as distributions.
 //!
 //! Shapes: B images, P points over all levels, C classes, N positive points.
 
@@ -10,9 +11,9 @@ use tch::{Kind, Tensor};
 
 use crate::assign::adaptive::{AdaptiveThreshold, TOPK, check_topk};
 use crate::assign::positives::{Count, F32_EPSILON, Positives};
-use crate::assign::{Criterion, Probe, Progress, Strategy, Targets};
+use crate::assign::smallest_box::{RADIUS, SmallestBox};
+use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
 use crate::geometry::BINS;
-use crate::loss::functions::quality_focal;
 use crate::loss::{Normaliser, Term};
 use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
 
@@ -22,11 +23,23 @@ use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
 pub struct GflConfig {
     /// Candidates of a box: the anchors of each level nearest to its centre, at most this many.
     pub topk: usize,
+    /// The assignment of points to boxes.
+    pub assignment: Assignment,
+}
+
+/// `assign.assignment` of `kind = "gfl"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Assignment {
+    /// That of ATSS, as published.
+    Atss,
+    /// That of FCOS with centre sampling.
+    Fcos,
 }
 
 impl Default for GflConfig {
     fn default() -> Self {
-        Self { topk: TOPK }
+        Self { topk: TOPK, assignment: Assignment::Atss }
     }
 }
 
@@ -44,12 +57,24 @@ impl GflConfig {
     /// # Errors
     /// `topk` is out of range.
     pub(crate) fn check(&self) -> Result<(), String> {
+        if self.assignment == Assignment::Fcos && self.topk != TOPK {
+            return Err(format!(
+                "`assign.topk` = {} requires `assign.assignment` = \"atss\": that of FCOS has no \
+                 candidates",
+                self.topk
+            ));
+        }
         check_topk(self.topk)
     }
 
     /// A warning if the head is not the one that GFL was published with.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
-        let differences = model.differences(Distances::Distribution, Tower::None, false);
+        // GFL and GFLv2 differ in the quality alone.
+        let quality = match model.quality_tower {
+            Tower::Distribution => Tower::Distribution,
+            _ => Tower::None,
+        };
+        let differences = model.differences(Distances::Distribution, quality, false);
         (!differences.is_empty()).then(|| {
             format!("assign.kind = \"gfl\": the head differs from that of GFL in {differences}")
         })
@@ -57,14 +82,23 @@ impl GflConfig {
 
     /// The settings on one line, for the table of settings in the log.
     pub(crate) fn summary(&self) -> String {
-        format!("GFL, {} nearest anchors a level", self.topk)
+        match self.assignment {
+            Assignment::Atss => format!("GFL, {} nearest anchors a level", self.topk),
+            Assignment::Fcos => "GFL with the assignment of FCOS".into(),
+        }
     }
 
     /// Builds matcher and criterion.
     pub(crate) fn build(&self) -> Strategy {
+        let (matcher, count): (Arc<dyn Matcher>, _) = match self.assignment {
+            Assignment::Atss => {
+                (Arc::new(AdaptiveThreshold { topk: self.topk }), Count::AtLeastOneAnImage)
+            }
+            Assignment::Fcos => (Arc::new(SmallestBox { radius: Some(RADIUS) }), Count::Positives),
+        };
         Strategy {
-            matcher: Arc::new(AdaptiveThreshold { topk: self.topk }),
-            criterion: Box::new(GeneralizedFocal),
+            matcher,
+            criterion: Box::new(GeneralizedFocal { count }),
             inference: Rank::Class.into(),
         }
     }
@@ -72,7 +106,10 @@ impl GflConfig {
 
 /// Quality focal loss over all points; box loss and distribution focal loss over the positive ones,
 /// weighted by the largest class score of the point.
-struct GeneralizedFocal;
+struct GeneralizedFocal {
+    /// The normaliser of the class loss.
+    count: Count,
+}
 
 impl Criterion for GeneralizedFocal {
     fn terms(
@@ -86,15 +123,18 @@ impl Criterion for GeneralizedFocal {
         let cls_bpc = &predicted.cls;
         let (iou_n, giou_n) = positive.iou_and_giou();
         let target_bpc = positive.class_targets(cls_bpc, &iou_n.detach());
-        let quality_bpc = quality_focal(cls_bpc, &target_bpc);
+        // Quality focal loss (Eq. 4 with beta 2).
+        let probability_bpc = predicted.probabilities();
+        let quality_bpc =
+            predicted.class_bce(&target_bpc) * (&probability_bpc - &target_bpc).square();
         let loss_cls =
             positive.targets.without_ignored(quality_bpc).sum(None) + predicted.nan_if_invalid();
-        let weight_n = positive.rows(cls_bpc).detach().sigmoid().amax([1], false);
+        let weight_n = positive.rows(&probability_bpc).detach().amax([1], false);
         let loss_bbox = (-(giou_n - 1.0) * &weight_n).sum(None) * BOX_WEIGHT;
         let dfl_n = distribution_focal(&positive, predicted);
         let loss_dfl = (dfl_n * &weight_n).sum(None) * DFL_WEIGHT;
         let by_weight = || Normaliser::at_least_one(weight_n.sum(None));
-        let by_count = positive.by_count(Count::AtLeastOneAnImage, predicted);
+        let by_count = positive.by_count(self.count, predicted);
         let term = |name, sum, by, needs_positives| Term { name, sum, by, needs_positives };
         vec![
             term("loss_cls", loss_cls, by_count, false),
@@ -126,7 +166,7 @@ fn distribution_focal(positive: &Positives, predicted: &Predictions) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::assign::{ImageBoxes, Matcher};
+    use crate::assign::ImageBoxes;
     use crate::geometry::{Grid, distances_of_bins, level_sizes};
     use crate::model::Outputs;
     use tch::Device;
@@ -154,7 +194,8 @@ mod tests {
         let grid = Grid { sizes: sizes.to_vec(), offset: 0.0 };
         let targets = AdaptiveThreshold { topk: TOPK }.targets(&grid, &[image]);
         let targets = targets.to(Kind::Double, Device::Cpu);
-        GeneralizedFocal.terms(&outputs.flatten(), &targets, &Progress::default(), &mut ())
+        let criterion = GeneralizedFocal { count: Count::AtLeastOneAnImage };
+        criterion.terms(&outputs.flatten(), &targets, &Progress::default(), &mut ())
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The weighting functions of Table 1 of the DW paper on one head, one bag of points and one prior, so
-//! that nothing but the function differs. The paper publishes no such experiment: this is our
+//! The weighting functions of Table 1 of the DW paper on one head, one bag of points and one prior,
+//! so that nothing but the function differs. The paper publishes no such experiment: this is our
 //! definition. The row of DW itself is `kind = "dw"`.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes, N (point, box) pairs, U covered

@@ -3,6 +3,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::quality::QualityPredictor;
 use super::{ClassOutput, Outputs};
 use crate::geometry::{self, BINS, STRIDES};
 use crate::model::backbone::deform::{AnyConv, DeformConv};
@@ -18,6 +19,7 @@ pub struct Head {
     cls: Conv,
     reg: Conv,
     quality: Option<Conv>,
+    predictor: Option<QualityPredictor>,
     /// Offsets of the box refinement, if there is one.
     offset: Option<Conv>,
     /// Factor of the regression branch's output on each level, scalars.
@@ -71,7 +73,8 @@ impl Head {
         // gradient.
         let distance_bias = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
         let num_sides = if config.distances == Distances::Distribution { 4 * BINS } else { 4 };
-        let has_quality = config.quality_tower != Tower::None;
+        let has_quality = matches!(config.quality_tower, Tower::Reg | Tower::Cls);
+        let has_predictor = config.quality_tower == Tower::Distribution;
         // Struct fields are initialised in the order written: the parameters' order of use.
         Self {
             distances: config.distances,
@@ -81,6 +84,7 @@ impl Head {
             cls: conv(p, "conv_cls", classes, score_bias),
             reg: conv(p, "conv_reg", num_sides, distance_bias),
             quality: has_quality.then(|| conv(p, "conv_centerness", 1, 0.0)),
+            predictor: has_predictor.then(|| QualityPredictor::new(p)),
             offset: config.refine.then(|| conv(p, "reg_offset", 8, 0.0)),
             scales: (0..STRIDES.len())
                 .map(|i| {
@@ -136,6 +140,11 @@ impl Head {
             };
             out.cls.push(branch(&self.cls, &cls));
             out.distances.push(distances);
+            if let Some(predictor) = &self.predictor {
+                let score = out.cls[level].sigmoid() * predictor.forward(&scaled);
+                out.cls[level] = score;
+                out.cls_is = ClassOutput::Probability;
+            }
             if self.distances == Distances::Distribution {
                 out.bins.push(scaled);
             }
@@ -154,7 +163,8 @@ impl Head {
         let level = |size: Size| -> u64 {
             let towers =
                 self.cls_tower.iter().chain(&self.reg_tower).map(|(conv, _)| conv.cost(size).0);
-            towers.chain(last.iter().flatten().map(|conv| conv.cost(size).0)).sum()
+            let predictor = self.predictor.iter().map(|p| p.cost(size));
+            towers.chain(last.iter().flatten().map(|conv| conv.cost(size).0)).chain(predictor).sum()
         };
         p.iter().map(|&size| level(size)).sum()
     }

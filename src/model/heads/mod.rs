@@ -1,6 +1,7 @@
 //! Heads: pyramid features P3..P7 to raw predictions, and what post-processing reads of them.
 
 pub mod fcos;
+pub mod quality;
 
 use tch::{Kind, Reduction, Tensor};
 
@@ -49,7 +50,7 @@ pub enum ClassOutput {
     /// Logits.
     #[default]
     Logit,
-    /// Probabilities (TOOD's head).
+    /// Probabilities (GFLv2, where they are multiplied by the quality; TOOD).
     Probability,
 }
 
