@@ -11,8 +11,8 @@ use clap::Parser;
 use dw::assign::{ImageBoxes, Progress};
 use dw::config::{self, Config};
 use dw::data::sampler::{stream, unit};
-use dw::geometry::{Grid, STRIDES, level_sizes};
-use dw::model::{Outputs, Params};
+use dw::geometry::{BINS, Grid, STRIDES, distances_of_bins, level_sizes};
+use dw::model::{ClassOutput, Distances, Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;
 use serde_json::{Value, json};
@@ -27,6 +27,9 @@ struct Args {
     steps: usize,
     #[arg(long, default_value_t = 2)]
     threads: i32,
+    /// Built-in configurations whose strategies are measured
+    #[arg(long, value_delimiter = ',', default_value = "smoke")]
+    configs: Vec<String>,
     /// Set one key, as assign.kind=fcos or assign.formula=paper (may be repeated)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
@@ -49,9 +52,13 @@ fn main() {
     dw::torch::flush_denormals();
     tch::manual_seed(0);
     let shapes = shapes(a.annotations.as_deref());
-    let config = config::load("smoke", &a.set).expect("a configuration");
-    for boxes in &a.boxes {
-        println!("{}", measure(*boxes, &shapes, &config, a.steps));
+    for name in &a.configs {
+        let config = config::load(name, &a.set).expect("a configuration");
+        for boxes in &a.boxes {
+            let mut row = measure(*boxes, &shapes, &config, a.steps);
+            row["config"] = json!(name);
+            println!("{row}");
+        }
     }
 }
 
@@ -104,7 +111,7 @@ fn truth(count: usize, shapes: &[(f64, f64)]) -> Vec<ImageBoxes> {
 }
 
 /// Random outputs of a head, as leaves with gradients.
-fn predictions(sizes: &[(i64, i64)]) -> Outputs {
+fn predictions(sizes: &[(i64, i64)], offset: f64, config: &Config) -> Outputs {
     let options = (Kind::Float, Device::Cpu);
     // One tensor for each level, as the head returns them.
     let levels = |channels: i64, make: &dyn Fn(Tensor, f64) -> Tensor| -> Vec<Tensor> {
@@ -115,13 +122,19 @@ fn predictions(sizes: &[(i64, i64)]) -> Outputs {
             .map(|(size, s)| make(Tensor::randn(shape(size), options), s as f64));
         made.map(|t| t.set_requires_grad(true)).collect()
     };
+    let has_bins = config.model.distances == Distances::Distribution;
+    let bins = if has_bins { levels(4 * BINS, &|t, _| t) } else { vec![] };
     Outputs {
         cls: levels(CLASSES, &|t, _| t - 3.0),
-        distances: levels(4, &|t, stride| t.uniform(0.0, 8.0 * stride)),
+        distances: if has_bins {
+            bins.iter().zip(STRIDES).map(|(t, s)| distances_of_bins(t, s)).collect()
+        } else {
+            levels(4, &|t, stride| t.uniform(0.0, 8.0 * stride))
+        },
         quality: levels(1, &|t, _| t),
-        cls_is: dw::model::ClassOutput::Logit,
-        bins: vec![],
-        offset: 0.5,
+        cls_is: ClassOutput::Logit,
+        bins,
+        offset,
     }
 }
 
@@ -132,26 +145,25 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
     let mut params = Params::new(Kind::Float, Device::Cpu);
     let strategy = config.assign.build(&mut params, CLASSES);
     let began = Instant::now();
-    let targets = strategy.matcher.targets(&Grid::centers(&sizes), &images);
+    let offset = strategy.matcher.offset();
+    let grid = Grid { sizes: sizes.to_vec(), offset };
+    let targets = strategy.matcher.targets(&grid, &images);
     let matching_s = began.elapsed().as_secs_f64();
-    let predicted = predictions(&sizes);
+    // Late in the training, when no strategy is in its first phase.
+    let at = Progress { epoch: 11, ..Progress::default() };
     let world = World::solo();
-    let before = reset_peak_mib();
-    let mut times = vec![];
+    let (mut times, mut peak) = (vec![], 0);
     for n in 0..steps + 2 {
+        // The distances of distributions are part of the graph, so each step needs its own.
+        let predicted = predictions(&sizes, offset, config);
+        let before = reset_peak_mib();
         let began = Instant::now();
         let criterion = &*strategy.criterion;
-        let loss = loss_of(
-            criterion,
-            &predicted,
-            &targets,
-            &Progress::default(),
-            &mut (),
-            (false, &world),
-        )
-        .expect("one process");
+        let loss = loss_of(criterion, &predicted, &targets, &at, &mut (), (false, &world))
+            .expect("one process");
         let forward = began.elapsed().as_secs_f64();
         loss.local.backward();
+        peak = peak.max(peak_mib() - before);
         if n >= 2 {
             times.push((began.elapsed().as_secs_f64(), forward));
         }
@@ -166,7 +178,7 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
         "step_s_median": total,
         "forward_s": forward,
         "matching_s": matching_s,
-        "peak_mib": peak_mib() - before,
+        "peak_mib": peak,
     })
 }
 

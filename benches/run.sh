@@ -167,6 +167,24 @@ for boxes in 7 40 300; do
     "peak $(field peak_mib <"$out/loss-$boxes.jsonl" | sort -n | tail -n 1) MiB above its inputs"
 done
 
+# Every strategy on the outputs of its head, beside DW in the same run.
+strategies=dw_r50_fpn_worefine_1x,fcos_r50_fpn_1x,atss_r50_fpn_1x,gfl_r50_fpn_1x,vfl_r50_fpn_1x
+strategies+=,tal_r50_fpn_1x,autoassign_r50_fpn_1x,paa_r50_fpn_1x,ota_r50_fpn_1x,simota_r50_fpn_1x
+for _ in 1 2 3; do
+  bench loss -- --threads "$threads" --boxes 7,60 --steps 3 --configs "$strategies" "${shapes[@]}" |
+    grep '"dw loss' >>"$out/strategies.jsonl"
+done
+for boxes in 7 60; do
+  dw=
+  for name in ${strategies//,/ }; do
+    grep "\"boxes\":$boxes,.*\"config\":\"$name\"" "$out/strategies.jsonl" >"$out/strategy.jsonl"
+    s=$(field step_s_median <"$out/strategy.jsonl" | median)
+    dw=${dw:-$s}
+    row "loss of $name, $boxes boxes per image" "$(printf %.3f "$s") s" \
+      "$(awk "BEGIN { printf \"%.2f\", $s / $dw }") of DW"
+  done
+done
+
 measured train "$bin/dw-train" smoke --device cpu --data "$PWD/$out/shards-zstd" \
   --work-dir "$out/run" --set train.max_steps=2 --set eval.every_epochs=0 \
   --set checkpoint.every_steps=2 2>/dev/null
