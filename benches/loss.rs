@@ -11,6 +11,7 @@ use clap::Parser;
 use dw::assign::{ImageBoxes, Progress};
 use dw::config::{self, Config};
 use dw::data::sampler::{stream, unit};
+use dw::device;
 use dw::geometry::{BINS, Grid, STRIDES, distances_of_bins, level_sizes};
 use dw::model::{ClassOutput, Distances, Outputs, Params};
 use dw::train::step::loss_of;
@@ -163,7 +164,7 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
             .expect("one process");
         let forward = began.elapsed().as_secs_f64();
         loss.local.backward();
-        peak = peak.max(peak_mib() - before);
+        peak = peak.max(host_peak_mib() - before);
         if n >= 2 {
             times.push((began.elapsed().as_secs_f64(), forward));
         }
@@ -185,12 +186,10 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
 /// Resets the peak of the resident memory of this process; returns the memory resident now, MiB.
 fn reset_peak_mib() -> u64 {
     std::fs::write("/proc/self/clear_refs", "5").expect("a Linux kernel");
-    peak_mib()
+    host_peak_mib()
 }
 
 /// Peak of the resident memory of this process, MiB.
-fn peak_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 1024
+fn host_peak_mib() -> u64 {
+    device::peak_mib(Device::Cpu).expect("the CPU") as u64
 }

@@ -141,7 +141,7 @@ fn main() {
             "loss_s": parts[1],
             "backward_s": parts[2],
             "sgd_s": parts[3],
-            "peak_mib": peak_mib(),
+            "peak_mib": host_peak_mib(),
             "device_peak_mib": device_peak,
             "syncs_per_step": syncs,
             "trace_steps": a.trace.is_some().then_some(TRACED),
@@ -312,8 +312,6 @@ fn bare_all_reduce(grads: &Tensor, world: &World) -> f64 {
 }
 
 /// Peak of the resident memory of this process, MiB.
-fn peak_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 1024
+fn host_peak_mib() -> u64 {
+    device::peak_mib(Device::Cpu).expect("the CPU") as u64
 }

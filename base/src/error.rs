@@ -62,6 +62,14 @@ pub enum Error {
     /// The run was preempted by a signal after writing a checkpoint.
     #[error("{}", lines(.0))]
     Preempted(String),
+    /// A process that this program started has failed.
+    #[error("{}", lines(text))]
+    Child {
+        /// Its exit code.
+        code: i32,
+        /// Which process, and what it reported.
+        text: String,
+    },
     /// A bug in the program.
     #[error("{}", lines(.0))]
     Bug(String),
@@ -132,6 +140,7 @@ impl Error {
             Self::Peer(_) | Self::Device(_) => exit::PEER,
             Self::OutOfMemory(_) | Self::OutOfResources(_) => exit::RESOURCES,
             Self::Preempted(_) => exit::PREEMPTED,
+            Self::Child { code, .. } => *code,
             Self::Bug(_) => exit::BUG,
         }
     }

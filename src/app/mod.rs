@@ -3,9 +3,11 @@
 //! * [`mod@train`] and [`resume`] are `dw-train`
 //! * [`eval`] is `dw-eval` with a network
 //! * [`show`] is `dw-show`
+//! * [`lab`] is `dw-lab`
 //! * [`saved`] finds weights to evaluate or draw, with their configuration
 
 pub mod eval;
+pub mod lab;
 pub mod resume;
 pub mod saved;
 pub mod show;

@@ -143,16 +143,16 @@ const COCO_SPLITS: (&str, &str) = ("train2017", "val2017");
 const COCO_SIZE: (usize, usize, usize) = (117_266, 5_000, 80);
 
 /// The splits of a run.
-struct Data {
-    train: Arc<Dataset>,
+pub(super) struct Data {
+    pub(super) train: Arc<Dataset>,
     /// A run without evaluation has none.
-    val: Option<Dataset>,
+    pub(super) val: Option<Dataset>,
 }
 
 impl Data {
     /// Opens the splits and stores their names, and the absolute path of the shards, in the
     /// configuration: the run's files then refer to the same data from any directory.
-    fn open(config: &mut Config) -> Result<Self> {
+    pub(super) fn open(config: &mut Config) -> Result<Self> {
         let evaluates = config.eval.every_epochs > 0;
         let d = &mut config.data;
         let usual = COCO_SPLITS;

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::{BUILT_IN, Config, suggest};
+use super::row::Row;
+use super::{BUILT_IN, Config, names, suggest};
 use crate::assign::AssignConfig;
 use crate::{Error, Result};
 
@@ -18,11 +19,26 @@ const ASSIGN: &str = "assign";
 /// Most levels of `base`; more are taken for a cycle.
 const MAX_BASES: usize = 8;
 
-/// The defaults with the configuration `name` (built-in, or a path) merged over them.
-pub(super) fn merge_named(name: &str) -> Result<Table> {
+/// The defaults with the configuration `name` (built-in, or a path) merged over them. With `root`,
+/// that configuration takes the place of the one at the end of the chain of `base` keys.
+pub(super) fn merge_named(name: &str, root: Option<&str>) -> Result<Table> {
     let mut merged = defaults()?;
-    overlay_named(&mut merged, name, None, 0)?;
+    let mut chain = chain(name)?;
+    if let Some(root) = root {
+        if chain.len() > 1 {
+            chain.pop();
+        }
+        chain.extend(self::chain(root)?);
+    }
+    for file in chain.iter().rev() {
+        overlay(&mut merged, &file.layer, "", &file.origin)?;
+    }
     Ok(merged)
+}
+
+/// `[row]` of the configuration `name` itself, not of its bases.
+pub(super) fn row_of(name: &str) -> Result<Option<Row>> {
+    Ok(read(name, None)?.row)
 }
 
 /// Merges `--set` options over a table.
@@ -92,43 +108,64 @@ fn insert_path(table: &mut Table, key: &str, value: Value) {
     }
 }
 
-/// Merges a configuration and, before it, its bases; a relative path starts at the folder of the
-/// file that names it.
-fn overlay_named(
-    merged: &mut Table,
-    name: &str,
-    relative_to: Option<&Path>,
-    depth: usize,
-) -> Result<()> {
-    if depth > MAX_BASES {
-        return Err(Error::Usage(format!(
-            "configuration `{name}`: more than {MAX_BASES} levels of `base`\n\
-             hint: check that no file is its own base"
-        )));
+/// A configuration file.
+struct ConfigFile {
+    /// Its keys except `base` and `[row]`.
+    layer: Table,
+    base: Option<String>,
+    row: Option<Row>,
+    /// How errors name it.
+    origin: String,
+    /// Where relative paths in it start; `None` for a built-in configuration.
+    folder: Option<PathBuf>,
+}
+
+/// A configuration and its bases, in this order.
+fn chain(name: &str) -> Result<Vec<ConfigFile>> {
+    let mut files = vec![read(name, None)?];
+    while let Some(base) = files.last().and_then(|f| f.base.clone()) {
+        if files.len() > MAX_BASES {
+            return Err(Error::Usage(format!(
+                "configuration `{base}`: more than {MAX_BASES} levels of `base`\n\
+                 hint: check that no file is its own base"
+            )));
+        }
+        let folder = files.last().and_then(|f| f.folder.clone());
+        files.push(read(&base, folder.as_deref())?);
     }
+    Ok(files)
+}
+
+/// Reads a configuration; a relative path starts at `folder`.
+fn read(name: &str, folder: Option<&Path>) -> Result<ConfigFile> {
     let built_in = BUILT_IN.iter().find(|(n, _)| *n == name);
     let (text, origin, folder) = if let Some((_, text)) = built_in {
         ((*text).to_owned(), format!("built-in configuration `{name}`"), None)
     } else {
-        let path = relative_to.map_or_else(|| PathBuf::from(name), |d| d.join(name));
+        let path = folder.map_or_else(|| PathBuf::from(name), |d| d.join(name));
         let text = fs_err::read_to_string(&path).map_err(|e| {
-            let names: Vec<_> = BUILT_IN.iter().map(|(n, _)| *n).collect();
             Error::Usage(format!(
                 "configuration `{name}` is neither built in nor a file: {e}\nhint: built in are {}",
-                names.join(", ")
+                names().join(", ")
             ))
         })?;
         (text, path.display().to_string(), path.parent().map(Path::to_owned))
     };
-    let mut layer: Table = toml::from_str(&text)
-        .map_err(|e| Error::Usage(format!("{origin}: {}", e.to_string().trim())))?;
-    if let Some(base) = layer.remove("base") {
-        let base = base.as_str().ok_or_else(|| {
-            Error::Usage(format!("{origin}: `base` must be a name or a path, found {base}"))
-        })?;
-        overlay_named(merged, base, folder.as_deref(), depth + 1)?;
-    }
-    overlay(merged, &layer, "", &origin)
+    let problem = |e: toml::de::Error| Error::Usage(format!("{origin}: {}", e.to_string().trim()));
+    let mut layer: Table = toml::from_str(&text).map_err(problem)?;
+    let row = layer.remove("row").map(Value::try_into).transpose().map_err(|e| {
+        Error::Usage(format!("{origin}: `row`: {}", e.to_string().trim().replace('\n', " ")))
+    })?;
+    let base = match layer.remove("base") {
+        None => None,
+        Some(Value::String(base)) => Some(base),
+        Some(other) => {
+            return Err(Error::Usage(format!(
+                "{origin}: `base` must be a name or a path, found {other}"
+            )));
+        }
+    };
+    Ok(ConfigFile { layer, base, row, origin, folder })
 }
 
 /// Merges `layer` over `under`. Every key must exist in `under`, with a value of the same type.

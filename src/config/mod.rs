@@ -4,9 +4,11 @@
 //! key and the nearest valid one. The struct of each section is defined beside the code that reads
 //! it; this module composes them, and no module below sees the whole.
 
+mod built_in;
 mod check;
 pub mod identity;
 mod layers;
+pub mod row;
 mod suggest;
 pub mod table;
 
@@ -15,6 +17,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub use built_in::{BUILT_IN, names};
 pub use layers::keys;
 
 use crate::assign::AssignConfig;
@@ -23,62 +26,6 @@ use crate::eval::EvalConfig;
 use crate::model::ModelConfig;
 use crate::train::{CheckpointConfig, RunConfig, TrainConfig};
 use crate::{Error, Result};
-
-/// Configurations that are compiled in: name and TOML text.
-pub const BUILT_IN: &[(&str, &str)] = &[
-    ("dw_r50_fpn_1x", include_str!("../../configs/dw_r50_fpn_1x.toml")),
-    ("dw_r50_fpn_worefine_1x", include_str!("../../configs/dw_r50_fpn_worefine_1x.toml")),
-    ("dw_r50_fpn_mstrain_2x", include_str!("../../configs/dw_r50_fpn_mstrain_2x.toml")),
-    (
-        "dw_r50_fpn_dconv_c3-c5_mstrain_2x",
-        include_str!("../../configs/dw_r50_fpn_dconv_c3-c5_mstrain_2x.toml"),
-    ),
-    ("dw_r101_fpn_1x", include_str!("../../configs/dw_r101_fpn_1x.toml")),
-    ("dw_r101_fpn_mstrain_2x", include_str!("../../configs/dw_r101_fpn_mstrain_2x.toml")),
-    (
-        "dw_r101_fpn_worefine_mstrain_2x",
-        include_str!("../../configs/dw_r101_fpn_worefine_mstrain_2x.toml"),
-    ),
-    (
-        "dw_r101_fpn_dconv_c3-c5_mstrain_2x",
-        include_str!("../../configs/dw_r101_fpn_dconv_c3-c5_mstrain_2x.toml"),
-    ),
-    (
-        "dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x",
-        include_str!("../../configs/dw_r101_fpn_dconv_c3-c5_worefine_mstrain_2x.toml"),
-    ),
-    (
-        "dw_x101_64x4d_fpn_mstrain_2x",
-        include_str!("../../configs/dw_x101_64x4d_fpn_mstrain_2x.toml"),
-    ),
-    (
-        "dw_x101_64x4d_fpn_worefine_mstrain_2x",
-        include_str!("../../configs/dw_x101_64x4d_fpn_worefine_mstrain_2x.toml"),
-    ),
-    ("fcos_r50_fpn_1x", include_str!("../../configs/fcos_r50_fpn_1x.toml")),
-    ("atss_r50_fpn_1x", include_str!("../../configs/atss_r50_fpn_1x.toml")),
-    ("gfl_r50_fpn_1x", include_str!("../../configs/gfl_r50_fpn_1x.toml")),
-    ("vfl_r50_fpn_1x", include_str!("../../configs/vfl_r50_fpn_1x.toml")),
-    ("tal_r50_fpn_1x", include_str!("../../configs/tal_r50_fpn_1x.toml")),
-    ("fcos_plain_r50_fpn_1x", include_str!("../../configs/fcos_plain_r50_fpn_1x.toml")),
-    ("autoassign_r50_fpn_1x", include_str!("../../configs/autoassign_r50_fpn_1x.toml")),
-    (
-        "autoassign_detach_r50_fpn_1x",
-        include_str!("../../configs/autoassign_detach_r50_fpn_1x.toml"),
-    ),
-    (
-        "autoassign_loss_weight_r50_fpn_1x",
-        include_str!("../../configs/autoassign_loss_weight_r50_fpn_1x.toml"),
-    ),
-    ("paa_r50_fpn_1x", include_str!("../../configs/paa_r50_fpn_1x.toml")),
-    ("ota_r50_fpn_1x", include_str!("../../configs/ota_r50_fpn_1x.toml")),
-    ("simota_r50_fpn_1x", include_str!("../../configs/simota_r50_fpn_1x.toml")),
-    ("gflv2_atss_r50_fpn_1x", include_str!("../../configs/gflv2_atss_r50_fpn_1x.toml")),
-    ("gflv2_fcos_r50_fpn_1x", include_str!("../../configs/gflv2_fcos_r50_fpn_1x.toml")),
-    ("overfit16", include_str!("../../configs/overfit16.toml")),
-    ("demo", include_str!("../../configs/demo.toml")),
-    ("smoke", include_str!("../../configs/smoke.toml")),
-];
 
 /// A whole configuration, one field per section.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -132,7 +79,24 @@ impl Config {
 /// A missing file, TOML that does not parse, an unknown key, a value of the wrong type or out of
 /// range.
 pub fn load(name: &str, sets: &[String]) -> Result<Config> {
-    finish(layers::merge_named(name)?, &format!("configuration `{name}`"), sets)
+    finish(layers::merge_named(name, None)?, &format!("configuration `{name}`"), sets)
+}
+
+/// As [`load`], with the configuration `base` in place of the one at the root of `name`'s chain of
+/// `base` keys.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_over(name: &str, base: &str, sets: &[String]) -> Result<Config> {
+    finish(layers::merge_named(name, Some(base))?, &format!("configuration `{name}`"), sets)
+}
+
+/// `[row]` of a configuration file, if it has one.
+///
+/// # Errors
+/// As [`load`].
+pub fn row(name: &str) -> Result<Option<row::Row>> {
+    layers::row_of(name)
 }
 
 /// Applies `sets` (`key.path=value`) to a configuration.

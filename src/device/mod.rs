@@ -9,6 +9,7 @@
 pub mod cuda;
 pub mod join;
 pub mod kernels;
+mod memory;
 mod precision;
 pub mod threads;
 
@@ -16,6 +17,7 @@ use dw_launch::Topology;
 use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
+pub use memory::peak_mib;
 pub use precision::Precision;
 
 /// Value of the option `--device`.

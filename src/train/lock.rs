@@ -80,6 +80,15 @@ pub struct Lock {
     file: File,
 }
 
+/// The result of one attempt to lock a folder.
+enum Attempt {
+    /// It is locked.
+    Locked(Lock),
+    /// Another process holds the lock: its owner, if the file names one, and whether it is on this
+    /// host.
+    InUse { owner: Option<Owner>, same_host: bool },
+}
+
 impl Lock {
     /// Locks the work directory `dir`, which must exist. Waits up to ten seconds for a previous run
     /// on this host to exit.
@@ -87,9 +96,39 @@ impl Lock {
     /// # Errors
     /// Another run holds the lock (exit code 2), or the file cannot be written (3).
     pub fn take(dir: &Path) -> Result<Self> {
-        let path = dir.join(NAME);
         let began = Instant::now();
         let mut logged = false;
+        loop {
+            let (owner, same_host) = match Self::attempt(dir)? {
+                Attempt::Locked(lock) => return Ok(lock),
+                Attempt::InUse { owner, same_host } => (owner, same_host),
+            };
+            if !same_host || began.elapsed() > GRACE {
+                return Err(locked_by_another_run(dir, owner.as_ref(), same_host));
+            }
+            if !std::mem::replace(&mut logged, true) {
+                tracing::info!(
+                    "{}: waiting for the previous run to exit",
+                    dir.join(NAME).display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Locks the folder `dir`, which must exist; `None` if another process holds the lock.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn try_take(dir: &Path) -> Result<Option<Self>> {
+        Ok(match Self::attempt(dir)? {
+            Attempt::Locked(lock) => Some(lock),
+            Attempt::InUse { .. } => None,
+        })
+    }
+
+    fn attempt(dir: &Path) -> Result<Attempt> {
+        let path = dir.join(NAME);
         loop {
             let file =
                 OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
@@ -119,16 +158,11 @@ impl Lock {
                     );
                 }
                 write(&file).map_err(Error::io("cannot write", &path))?;
-                return Ok(Self { path, file });
+                return Ok(Attempt::Locked(Self { path, file }));
             }
-            let same_host = other.is_none_or(|o| o.host == dw_base::host::name());
-            if !same_host || began.elapsed() > GRACE {
-                return Err(locked_by_another_run(dir, other, same_host));
-            }
-            if !std::mem::replace(&mut logged, true) {
-                tracing::info!("{}: waiting for the previous run to exit", path.display());
-            }
-            std::thread::sleep(Duration::from_millis(200));
+            let other = other.cloned();
+            let same_host = other.as_ref().is_none_or(|o| o.host == dw_base::host::name());
+            return Ok(Attempt::InUse { owner: other, same_host });
         }
     }
 }

@@ -13,6 +13,7 @@ use super::log::{EvalRecord, jsonl};
 use super::plan::Plan;
 use crate::Result;
 use crate::data::Dataset;
+use crate::device::peak_mib;
 use crate::eval::{self, Truth};
 use crate::model::Detector;
 
@@ -63,11 +64,13 @@ impl Validation {
         };
         let report = eval::evaluate(detector, &job, &mut self.truth, &MetricConfig::default())?;
         world.barrier("end of evaluation")?;
+        let peak_memory_mib = peak_mib(plan.inputs.device)?;
         Ok(report.map(|report| EvalRecord {
             step: steps_done,
             epoch: (steps_done - 1) / plan.steps_per_epoch + 1,
             numbers: report.evaluation.summary().named().to_vec(),
             eval_s: began.elapsed().as_secs_f64(),
+            peak_memory_mib,
         }))
     }
 }

@@ -86,6 +86,7 @@ impl Sink for Metrics {
             row.insert((*name).into(), json!(value));
         }
         row.insert("eval_s".into(), json!(r.eval_s));
+        row.insert("peak_memory_mib".into(), json!(r.peak_memory_mib.round()));
         self.append(row)
     }
 

@@ -51,6 +51,8 @@ pub struct EvalRecord {
     pub numbers: Vec<(&'static str, f64)>,
     /// Seconds of the evaluation.
     pub eval_s: f64,
+    /// Peak memory of rank 0 until now, MiB.
+    pub peak_memory_mib: f64,
 }
 
 impl EvalRecord {

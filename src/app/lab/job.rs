@@ -1,0 +1,149 @@
+//! One run of `dw-train` as a process of its own: a failure ends one row, and each row's memory is
+//! measured separately.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use dw_base::file::write_atomically;
+
+use super::outcome::{Outcome, Setup, measure, without_folder};
+use super::plan::LabRun;
+use crate::device::Choice;
+use crate::train::lock::Lock;
+use crate::train::log::jsonl;
+use crate::{Error, Result};
+
+/// Where `dw-train` reports, in the folder of a run.
+const LOG: &str = "train.log";
+/// Its configuration, likewise.
+const CONFIG: &str = "config.toml";
+/// Its work directory, likewise.
+const WORK: &str = "work";
+
+/// How runs are started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// Words in front of `dw-train`, as `mpirun -n 8`.
+    pub launcher: Vec<String>,
+    /// Device.
+    pub device: Choice,
+    /// The GPU of each slot, as in CUDA_VISIBLE_DEVICES; empty if a run sees all of them.
+    pub gpus: Vec<String>,
+    /// Threads of a run whose configuration leaves them open; 0 leaves them to `dw-train`.
+    pub threads: usize,
+}
+
+/// A running job.
+#[derive(Debug)]
+pub struct Job {
+    /// What it runs.
+    pub run: LabRun,
+    /// Its place among the jobs that run at the same time.
+    pub slot: usize,
+    child: Child,
+    // Held while the run goes on, so that another `dw-lab` leaves it alone.
+    _lock: Lock,
+}
+
+impl Job {
+    /// Starts a run, or goes on with its last checkpoint. `None` if another `dw-lab` is at it.
+    ///
+    /// # Errors
+    /// A folder that cannot be written, a program that cannot be started.
+    pub fn start(run: LabRun, slot: usize, launch: &Launch) -> Result<Option<Self>> {
+        let folder = run.folder();
+        fs_err::create_dir_all(&folder).map_err(Error::io("cannot create", &folder))?;
+        let Some(lock) = Lock::try_take(&folder)? else { return Ok(None) };
+        let mut config = run.config.clone();
+        if config.train.threads == 0 {
+            config.train.threads = launch.threads;
+        }
+        let text = config.to_toml()?;
+        let file = folder.join(CONFIG);
+        write_atomically(&file, |f| f.write_all(text.as_bytes()))?;
+        let log = folder.join(LOG);
+        let output = OpenOptions::new().create(true).append(true).open(&log);
+        let output = output.map_err(Error::io("cannot open", &log))?;
+        let mut command = command(&file, &folder.join(WORK), slot, launch)?;
+        command.stdin(Stdio::null());
+        command.stderr(output.try_clone().map_err(Error::io("cannot open", &log))?).stdout(output);
+        let child = command.spawn().map_err(|e| {
+            Error::Usage(format!("cannot start {}: {e}", command.get_program().to_string_lossy()))
+        })?;
+        Ok(Some(Self { run, slot, child, _lock: lock }))
+    }
+
+    /// The exit status, if the process has ended.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
+        let log = self.log();
+        self.child.try_wait().map_err(Error::io("cannot wait for the process of", &log))
+    }
+
+    /// Asks the process for a checkpoint and its end.
+    pub fn stop(&self) {
+        // SAFETY: a signal to a child that has not been waited for.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+    }
+
+    /// The log of the run.
+    pub fn log(&self) -> PathBuf {
+        self.run.folder().join(LOG)
+    }
+
+    /// Reads and writes the result of a process that has ended well.
+    ///
+    /// # Errors
+    /// Metrics that are missing or damaged, a file that cannot be written.
+    pub fn finish(&self, setup: &Setup) -> Result<Outcome> {
+        let metrics = self.run.folder().join(WORK).join(jsonl::NAME);
+        let (metrics, cost) = measure(&metrics)?;
+        let outcome = Outcome {
+            row: self.run.row.name.clone(),
+            info: self.run.row.info.clone(),
+            seed: self.run.seed,
+            metrics,
+            cost,
+            setup: setup.clone(),
+            data: self.run.data.clone(),
+            config: without_folder(&self.run.config),
+        };
+        outcome.write(&self.run.result)?;
+        Ok(outcome)
+    }
+}
+
+/// The command line of a run.
+fn command(config: &Path, work: &Path, slot: usize, launch: &Launch) -> Result<Command> {
+    let this = std::env::current_exe()
+        .map_err(|e| Error::Usage(format!("cannot find the folder of this program: {e}")))?;
+    let train = this.with_file_name("dw-train");
+    let mut words: Vec<_> = launch.launcher.iter().map(Into::into).collect();
+    words.push(train.into_os_string());
+    let mut command = Command::new(words.remove(0));
+    command.args(words).arg(config).arg("--work-dir").arg(work);
+    let device = match launch.device {
+        Choice::Auto => "auto",
+        Choice::Cpu => "cpu",
+        Choice::Cuda => "cuda",
+    };
+    command.args(["--device", device]);
+    if let Some(gpu) = launch.gpus.get(slot) {
+        command.env("CUDA_VISIBLE_DEVICES", gpu);
+    }
+    // Ctrl-C reaches this program alone, and its end asks the run for a checkpoint.
+    command.process_group(0);
+    // SAFETY: prctl is async-signal-safe and does not touch memory.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        });
+    }
+    Ok(command)
+}

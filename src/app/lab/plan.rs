@@ -1,0 +1,128 @@
+//! Which runs a request needs, and which of them are finished.
+
+use std::path::{Path, PathBuf};
+
+use super::outcome::{Data, Outcome};
+use super::table::{Table, TableRow};
+use crate::app::train;
+use crate::config::{self, Config};
+use crate::{Error, Result};
+
+/// What `dw-lab run` is asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Name of a built-in table, or a folder of configurations.
+    pub table: String,
+    /// Names of the rows; all if empty.
+    pub rows: Vec<String>,
+    /// Configuration in place of the one that the rows are based on.
+    pub base: Option<String>,
+    /// `key.path=value`, applied to every row.
+    pub sets: Vec<String>,
+    /// Folder of results.
+    pub out: PathBuf,
+    /// Number of seeds, from 0.
+    pub seeds: u64,
+}
+
+/// A row with a seed.
+#[derive(Debug, Clone)]
+pub struct LabRun {
+    /// The row.
+    pub row: TableRow,
+    /// Seed.
+    pub seed: u64,
+    /// Its complete configuration.
+    pub config: Config,
+    /// Its data.
+    pub data: Data,
+    /// File of the result.
+    pub result: PathBuf,
+}
+
+impl LabRun {
+    /// How messages name it.
+    pub fn name(&self) -> String {
+        format!("{} seed {}", self.row.name, self.seed)
+    }
+
+    /// Folder of its log and of the work directory of `dw-train`.
+    pub fn folder(&self) -> PathBuf {
+        self.result.with_extension("")
+    }
+}
+
+/// The runs of a request.
+#[derive(Debug)]
+pub struct LabPlan {
+    /// Name of the table.
+    pub table: String,
+    /// Those that are left to do: all rows with the first seed, then all with the next one, so that
+    /// an incomplete table can be compared.
+    pub open: Vec<LabRun>,
+    /// Number of those that are finished.
+    pub finished: usize,
+}
+
+/// Folder of the results of a table.
+pub fn folder(out: &Path, table: &str) -> PathBuf {
+    out.join(table)
+}
+
+/// Resolves a request.
+///
+/// # Errors
+/// An unknown table or row, a row whose configuration is not valid or that is never evaluated, data
+/// that cannot be opened, a finished run with other settings.
+pub fn plan(request: &Request) -> Result<LabPlan> {
+    if let Some(set) = request.sets.iter().find(|s| s.trim_start().starts_with("train.seed")) {
+        return Err(Error::Usage(format!(
+            "--set {set}: the seeds of a row are 0 to N-1, from --seeds N"
+        )));
+    }
+    let table = Table::find(&request.table)?;
+    let folder = folder(&request.out, &table.name);
+    let mut rows = vec![];
+    for row in table.select(&request.rows)? {
+        let (config, data) = resolve(row, request)?;
+        rows.push((row.clone(), config, data));
+    }
+    let (mut open, mut finished) = (vec![], 0);
+    for seed in 0..request.seeds {
+        for (row, config, data) in &rows {
+            let mut config = config.clone();
+            config.train.seed = seed;
+            let result = Outcome::path(&folder, &row.name, seed);
+            let (row, data) = (row.clone(), data.clone());
+            if let Some(outcome) = Outcome::read(&result)? {
+                outcome.check(&result, &config, &data)?;
+                finished += 1;
+            } else {
+                open.push(LabRun { row, seed, config, data, result });
+            }
+        }
+    }
+    Ok(LabPlan { table: table.name, open, finished })
+}
+
+/// The configuration of a row, and its data.
+fn resolve(row: &TableRow, request: &Request) -> Result<(Config, Data)> {
+    let mut config = match &request.base {
+        Some(base) => config::load_over(&row.config, base, &request.sets)?,
+        None => config::load(&row.config, &request.sets)?,
+    };
+    config.resolve();
+    if config.eval.every_epochs == 0 {
+        return Err(Error::Usage(format!(
+            "row `{}`: `eval.every_epochs`: expected at least 1, found 0: without an evaluation \
+             the row has no result",
+            row.name
+        )));
+    }
+    let splits = train::Data::open(&mut config)?;
+    let describe =
+        |d: &crate::data::Dataset| (d.split.meta.split.clone(), d.len(), d.split.fingerprint());
+    let (train, val) = (describe(&splits.train), splits.val.as_ref().map(describe));
+    let val = val.ok_or_else(|| Error::Bug("a run that evaluates has a split for it".into()))?;
+    Ok((config, Data { train, val }))
+}

@@ -1,0 +1,236 @@
+//! `dw-lab run`: the runs of a table, several at a time.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dw_base::text::shown;
+use dw_launch::Topology;
+
+use super::job::{Job, Launch};
+use super::outcome::Setup;
+use super::plan::{LabPlan, LabRun, Request, plan};
+use crate::device::{Choice, cuda, threads};
+use crate::{Error, Result};
+
+/// How often the processes are polled.
+const POLL: Duration = Duration::from_millis(200);
+/// Last lines of the log of a failed run in the message about it.
+const TAIL: usize = 6;
+
+/// How `dw-lab run` runs.
+#[derive(Debug, Clone)]
+pub struct Execution {
+    /// Number of runs at a time.
+    pub jobs: usize,
+    /// Command in front of `dw-train`.
+    pub launcher: Option<String>,
+    /// Device.
+    pub device: Choice,
+    /// Print the runs and end.
+    pub dry_run: bool,
+}
+
+/// Runs what is left of a request.
+///
+/// # Errors
+/// A mistake in the request; after all other runs, the first one that failed; preemption.
+pub fn run(request: &Request, how: &Execution, topology: &Topology) -> Result<()> {
+    if topology.world_size > 1 {
+        return Err(Error::Usage(
+            "dw-lab starts the ranks of its runs itself\nhint: start one dw-lab, as `dw-lab run \
+             table5 --launcher \"mpirun -n 8\"`"
+                .into(),
+        ));
+    }
+    let plan = plan(request)?;
+    tracing::info!(
+        "{}: {} of {} runs are finished",
+        plan.table,
+        plan.finished,
+        plan.finished + plan.open.len()
+    );
+    if how.dry_run {
+        for run in &plan.open {
+            tracing::info!("to do: {} ({})", run.name(), run.config.assign.summary());
+        }
+        return Ok(());
+    }
+    if plan.open.is_empty() {
+        return Ok(());
+    }
+    let (launch, machine) = launch(how, topology)?;
+    let setup = Setup {
+        base: request.base.clone(),
+        set: request.sets.clone(),
+        launcher: how.launcher.clone(),
+        jobs: how.jobs,
+        version: format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("DW_GIT")),
+        machine,
+    };
+    Lab { launch, setup, jobs: vec![], failures: vec![], left_alone: 0 }.work_through(plan)
+}
+
+/// How runs are started on this machine, and its description.
+fn launch(how: &Execution, topology: &Topology) -> Result<(Launch, String)> {
+    let launcher = match &how.launcher {
+        None => vec![],
+        Some(text) => shlex::split(text).filter(|w| !w.is_empty()).ok_or_else(|| {
+            Error::Usage(format!("--launcher {text}: expected words as of a shell command"))
+        })?,
+    };
+    let cores = threads::resolve(0, topology);
+    let cpu = format!("{}, {cores} threads", cpu_name());
+    let gpus = if how.device == Choice::Cpu { Ok(0) } else { cuda::devices() };
+    let Some(count) = gpus.ok().filter(|n| *n > 0) else {
+        if how.jobs > cores {
+            return Err(Error::Usage(format!(
+                "--jobs {}: expected at most one run for each of the {cores} cores",
+                how.jobs
+            )));
+        }
+        // Each run takes all cores by itself; a launcher's ranks divide them among themselves.
+        let share = if how.jobs > 1 && launcher.is_empty() { cores / how.jobs } else { 0 };
+        return Ok((Launch { launcher, device: how.device, gpus: vec![], threads: share }, cpu));
+    };
+    let mut visible = vec![];
+    if how.jobs > 1 {
+        if how.jobs > count || !launcher.is_empty() {
+            return Err(Error::Usage(format!(
+                "--jobs {}: expected at most one run for each of the {count} GPUs, without \
+                 --launcher, found {} GPUs{}",
+                how.jobs,
+                count,
+                if launcher.is_empty() { "" } else { " and --launcher" }
+            )));
+        }
+        visible = match std::env::var("CUDA_VISIBLE_DEVICES") {
+            Ok(list) => list.split(',').map(str::to_owned).collect(),
+            Err(_) => (0..count).map(|i| i.to_string()).collect(),
+        };
+    }
+    let threads = if how.jobs > 1 { (cores / how.jobs).max(1) } else { 0 };
+    let machine = format!("{count} GPUs; {cpu}");
+    Ok((Launch { launcher, device: how.device, gpus: visible, threads }, machine))
+}
+
+/// The processor's name.
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|l| l.starts_with("model name"));
+    line.and_then(|l| l.split_once(':')).map_or_else(|| "CPU".into(), |(_, n)| n.trim().into())
+}
+
+/// The runs that go on.
+struct Lab {
+    launch: Launch,
+    setup: Setup,
+    jobs: Vec<Job>,
+    /// Runs that failed: name and exit code.
+    failures: Vec<(String, i32)>,
+    /// Runs that another `dw-lab` is at.
+    left_alone: usize,
+}
+
+impl Lab {
+    fn work_through(mut self, plan: LabPlan) -> Result<()> {
+        let stop = dw_launch::signals::listen()
+            .map_err(Error::io("cannot handle", std::path::Path::new("signals")))?;
+        let total = plan.finished + plan.open.len();
+        let mut finished = plan.finished;
+        let mut waiting = plan.open.into_iter();
+        let mut stopping = false;
+        loop {
+            if !stopping && stop.load(Ordering::Relaxed) {
+                tracing::warn!("stopping: each run writes a checkpoint first");
+                self.jobs.iter().for_each(Job::stop);
+                stopping = true;
+            }
+            while !stopping && self.jobs.len() < self.setup.jobs {
+                let Some(run) = waiting.next() else { break };
+                self.start(run)?;
+            }
+            if self.jobs.is_empty() {
+                break;
+            }
+            std::thread::sleep(POLL);
+            finished += self.reap(stopping, finished, total)?;
+        }
+        if stopping {
+            return Err(Error::Preempted(format!(
+                "stopped with {finished} of {total} runs finished; the same command goes on"
+            )));
+        }
+        self.verdict(total)
+    }
+
+    /// Starts a run in a free slot.
+    fn start(&mut self, run: LabRun) -> Result<()> {
+        let taken = |slot: &usize| self.jobs.iter().any(|j| j.slot == *slot);
+        let slot = (0..self.setup.jobs).find(|s| !taken(s)).unwrap_or(0);
+        let name = run.name();
+        match Job::start(run, slot, &self.launch)? {
+            Some(job) => {
+                tracing::info!("{name}: started, log {}", shown(&job.log().display().to_string()));
+                self.jobs.push(job);
+            }
+            None => {
+                tracing::info!("{name}: another dw-lab is at it");
+                self.left_alone += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Collects the runs that have ended; returns how many finished.
+    fn reap(&mut self, stopping: bool, finished: usize, total: usize) -> Result<usize> {
+        let mut done = 0;
+        let mut running = vec![];
+        for mut job in std::mem::take(&mut self.jobs) {
+            let Some(status) = job.poll()? else {
+                running.push(job);
+                continue;
+            };
+            let name = job.run.name();
+            if status.success() {
+                let outcome = job.finish(&self.setup)?;
+                done += 1;
+                tracing::info!(
+                    "{name}: AP {:.4} in {:.1} min ({} of {total})",
+                    outcome.metrics.get("AP").copied().unwrap_or(f64::NAN),
+                    (outcome.cost.train_s + outcome.cost.eval_s) / 60.0,
+                    finished + done
+                );
+            } else if !stopping {
+                let code = status.code().unwrap_or(dw_base::exit::BUG);
+                tracing::error!("{name}: failed, {status}; the last lines of {}", tail(&job));
+                self.failures.push((name, code));
+            }
+        }
+        self.jobs = running;
+        Ok(done)
+    }
+
+    /// The end of a request whose runs have all ended.
+    fn verdict(self, total: usize) -> Result<()> {
+        if self.left_alone > 0 {
+            tracing::warn!("{} of {total} runs are left to another dw-lab", self.left_alone);
+        }
+        let Some((_, code)) = self.failures.first() else { return Ok(()) };
+        let names: Vec<&str> = self.failures.iter().map(|f| f.0.as_str()).collect();
+        let text = format!(
+            "{} of {total} runs failed: {}\nhint: the same command starts them again",
+            names.len(),
+            names.join(", ")
+        );
+        Err(Error::Child { code: *code, text })
+    }
+}
+
+/// The path of a job's log and its last lines, for a message.
+fn tail(job: &Job) -> String {
+    let path = job.log();
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(TAIL).collect();
+    let lines: Vec<String> = lines.iter().rev().map(|l| format!("\n  {}", shown(l))).collect();
+    format!("{}:{}", shown(&path.display().to_string()), lines.concat())
+}
