@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use dw::app::lab::plan::Request;
 use dw::app::lab::run::{Execution, run};
+use dw::app::lab::show::show;
 use dw::app::{self, Start};
 use dw::device::Choice;
 
@@ -15,6 +16,8 @@ const EXAMPLES: &str = "Examples:
   dw-lab run table5 --base neu_det --data neu/shards --seeds 3 --jobs 2
                                                      with a small network on small data
   dw-lab run my-table/                               a folder of configurations NN_NAME.toml
+  dw-lab show table5                                 Markdown on standard output
+  dw-lab show table5 -o table5.html                  a page with a plot
 
 Tables: table1 (weighting functions, normalisation of DW), table1_native (their own), table2 (beta,
 mu), table3 (gamma), table4 (candidate bag), table5 (negative weight), table6 (systems, R-50), table7
@@ -38,6 +41,18 @@ struct Cli {
 enum Command {
     /// Train and evaluate the rows that are not finished
     Run(RunArgs),
+    /// Write the table of finished runs
+    Show {
+        /// Name of a table, or a folder of configurations
+        table: String,
+        /// Folder of results
+        #[arg(long, value_name = "DIR", default_value = "lab")]
+        out: PathBuf,
+        /// Output file: .md, with a plot in .svg beside it, or .html [default: Markdown on standard
+        /// output]
+        #[arg(short = 'o', long = "output", value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -95,6 +110,10 @@ fn main() {
             };
             let start = Start { device: args.device, catch_signals: true };
             app::run(start, |topology, _| run(&request, &how, topology))
+        }
+        Command::Show { table, out, file } => {
+            let start = Start { device: Choice::Cpu, catch_signals: false };
+            app::run(start, |_, _| show(&table, &out, file.as_deref()))
         }
     }
 }

@@ -1,7 +1,8 @@
-//! PNG plots: predictions on images ([`pred`], with [`labels`]), and loss and AP over the steps of
-//! a run ([`curves`]).
+//! Plots: predictions on images ([`pred`], with [`labels`]), loss and AP over the steps of a run
+//! ([`curves`]), means with their intervals ([`intervals`]).
 
 pub mod curves;
+pub mod intervals;
 pub mod labels;
 pub mod pred;
 

@@ -6,11 +6,13 @@
 //! * [`job`]: one run as a process of `dw-train`
 //! * [`run`]: the runs of a table, several at a time
 //! * [`statistics`]: means, and intervals of paired differences
+//! * [`summary`], [`show`]: the finished runs as a table
 
 pub mod job;
 pub mod outcome;
 pub mod plan;
-
 pub mod run;
+pub mod show;
 pub mod statistics;
+pub mod summary;
 pub mod table;
