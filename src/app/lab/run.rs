@@ -61,7 +61,8 @@ pub fn run(request: &Request, how: &Execution, topology: &Topology) -> Result<()
     let (launch, machine) = launch(how, topology)?;
     let setup = Setup {
         base: request.base.clone(),
-        set: request.sets.clone(),
+        // Where the data is differs from machine to machine; `Outcome::data` tells which it is.
+        set: request.sets.iter().filter(|s| !s.starts_with("data.shards")).cloned().collect(),
         launcher: how.launcher.clone(),
         jobs: how.jobs,
         version: format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("DW_GIT")),
