@@ -10,7 +10,15 @@ use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
 /// Every strategy with the settings of its head. `tal` is in its second phase from the start.
-const STRATEGIES: [&[&str]; 19] = [
+const STRATEGIES: [&[&str]; 21] = [
+    &["assign.kind=dw", "model.head=tood", "model.refine=false", "model.quality_tower=none"],
+    &[
+        "assign.kind=tal",
+        "assign.atss_epochs=0",
+        "model.head=tood",
+        "model.refine=false",
+        "model.quality_tower=none",
+    ],
     &["assign.kind=dw"],
     &["assign.kind=dw", "assign.formula=paper", "model.refine=false"],
     &["assign.kind=fcos", "model.refine=false"],

@@ -150,11 +150,11 @@ fn dry_run_prints_the_settings_and_writes_nothing() {
 
 #[test]
 fn every_binary_has_help_with_examples_and_a_version() {
-    for name in ["dw-weights", "dw-pack", "dw-train", "dw-eval", "dw-show"] {
+    for name in ["dw-weights", "dw-pack", "dw-train", "dw-eval", "dw-show", "dw-lab"] {
         assert_contains(&run(Command::new(bin(name)).arg("--help")), &["Examples:", name]);
         assert_contains(&run(Command::new(bin(name)).arg("--version")), &[name, "("]);
     }
-    for name in ["dw-train", "dw-eval", "dw-show"] {
+    for name in ["dw-train", "dw-eval", "dw-show", "dw-lab"] {
         let version = run(Command::new(bin(name)).arg("--version"));
         assert_contains(&version, &["libtorch 2.11.0", "MPI:", "NCCL:"]);
     }

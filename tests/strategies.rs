@@ -6,7 +6,15 @@ mod support;
 use support::{Sandbox, assert_fails, bin, launch, run};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
-const STRATEGIES: [&[&str]; 12] = [
+const STRATEGIES: [&[&str]; 14] = [
+    &["assign.kind=dw", "model.head=tood", "model.refine=false", "model.quality_tower=none"],
+    &[
+        "assign.kind=tal",
+        "assign.atss_epochs=1",
+        "model.head=tood",
+        "model.refine=false",
+        "model.quality_tower=none",
+    ],
     &["assign.kind=fcos", "model.refine=false"],
     &[
         "assign.kind=fcos",

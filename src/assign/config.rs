@@ -16,7 +16,7 @@ use super::strategies::simota::SimotaConfig;
 use super::strategies::tal::TalConfig;
 use super::strategies::vfl::VflConfig;
 use super::strategies::weighting::WeightingConfig;
-use crate::model::{Distances, ModelConfig, Params, Tower};
+use crate::model::{Distances, HeadKind, ModelConfig, Params, Tower};
 
 /// `[assign]`: the strategy (`kind`) and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,6 +119,13 @@ impl AssignConfig {
             let found = format!("{found:?}").to_lowercase();
             Err(format!("`assign.kind` = \"{kind}\" requires {needs}: `{key}`, found {found}"))
         };
+        if model.head == HeadKind::Tood {
+            // Its class scores are aligned probabilities: the score of DW, too, without a factor.
+            return match self {
+                Self::Dw(_) | Self::Tal(_) => Ok(()),
+                _ => refuse("the head of FCOS", "model.head` = `fcos", &model.head),
+            };
+        }
         let (tower, distances) = (model.quality_tower, model.distances);
         if !towers.contains(&tower) {
             let needs = if towers.contains(&Tower::None) {

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::PairTensors;
 use super::pairs::columns;
-use crate::geometry::iou_and_giou;
+use crate::geometry::iou_and_giou_of_any;
 use crate::model::Predictions;
 
 /// Upper bound of the predicted distances in the loss, pixels.
@@ -16,7 +16,8 @@ const MAX_DISTANCE: f64 = 1e9;
 #[derive(Debug)]
 pub struct SoftInputs<'a> {
     pairs: &'a PairTensors,
-    /// Class score times objectness `[B, P, C]`.
+    /// Class score times objectness `[B, P, C]`; the class score alone on a head without
+    /// objectness.
     pub score_bpc: Tensor,
     /// Predicted distances `[B, P, 4]`, pixels.
     pub ltrb_bp4: Tensor,
@@ -31,7 +32,10 @@ pub struct SoftInputs<'a> {
 impl<'a> SoftInputs<'a> {
     /// Areas used as denominators are at least `area_eps` square pixels.
     pub fn new(predicted: &Predictions, pairs: &'a PairTensors, area_eps: f64) -> Self {
-        let score = predicted.cls.sigmoid() * predicted.quality().sigmoid().unsqueeze(-1);
+        let score = match &predicted.quality {
+            Some(quality) => predicted.probabilities() * quality.sigmoid().unsqueeze(-1),
+            None => predicted.probabilities(),
+        };
         let (score_bpc, invalid_score) = without_nan(&score);
         let (ltrb_bp4, invalid_ltrb) = without_nan(&predicted.distances);
         // The area of a box with longer sides would overflow in f32.
@@ -40,7 +44,7 @@ impl<'a> SoftInputs<'a> {
         // (The reference decodes both, which rounds relative to the coordinates instead of the box
         // size.)
         let ltrb_4n = columns(&ltrb_bp4.reshape([-1, 4]), &pairs.point);
-        let (iou_n, giou_n) = iou_and_giou(&ltrb_4n, &pairs.target, area_eps);
+        let (iou_n, giou_n) = iou_and_giou_of_any(&ltrb_4n, &pairs.target, area_eps);
         Self {
             pairs,
             score_bpc,

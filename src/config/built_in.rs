@@ -1,5 +1,5 @@
-//! The configurations that are compiled in. `tests/architecture.rs` checks that the lists are those
-//! of the files in `configs`.
+//! The configurations that are compiled in. A test compares the list with the files
+//! in `configs`.
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
@@ -27,6 +27,8 @@ pub const BUILT_IN: &[(&str, &str)] = files![
     "gfl_r50_fpn_1x",
     "vfl_r50_fpn_1x",
     "tal_r50_fpn_1x",
+    "tood_r50_fpn_1x",
+    "dw_tood_r50_fpn_1x",
     "autoassign_r50_fpn_1x",
     "autoassign_detach_r50_fpn_1x",
     "autoassign_loss_weight_r50_fpn_1x",
@@ -107,4 +109,30 @@ pub const BUILT_IN: &[(&str, &str)] = files![
 /// The names of the configurations that are not rows of tables.
 pub fn names() -> Vec<&'static str> {
     BUILT_IN.iter().map(|(name, _)| *name).filter(|name| !name.contains('/')).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    fn collect(folder: &Path, prefix: &str, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() {
+                collect(&entry.path(), &format!("{name}/"), found);
+            } else {
+                found.insert(name.trim_end_matches(".toml").to_owned());
+            }
+        }
+    }
+
+    #[test]
+    fn the_list_is_that_of_the_files() {
+        let mut files = BTreeSet::new();
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"), "", &mut files);
+        assert_eq!(files, BUILT_IN.iter().map(|(name, _)| (*name).to_owned()).collect());
+    }
 }

@@ -30,7 +30,11 @@ pub(super) fn ranges(c: &Config) -> Result<()> {
     train(c)?;
     schedule(c)?;
     results(c)?;
-    let strategy = c.assign.check().and_then(|()| c.assign.check_head(&c.model));
+    let strategy = c
+        .assign
+        .check()
+        .and_then(|()| c.model.check_head())
+        .and_then(|()| c.assign.check_head(&c.model));
     strategy.map_err(|e| Error::Usage(format!("configuration: {e}")))
 }
 

@@ -196,6 +196,7 @@ mod tests {
         let now = load("dw_r50_fpn_1x", &["train.precision=f32".to_owned()]).unwrap();
         let mut old = Table::try_from(&now).unwrap();
         let later = [
+            ("model", "head"),
             ("model", "distances"),
             ("model", "quality_tower"),
             ("model", "tower_bias"),

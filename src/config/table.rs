@@ -28,9 +28,10 @@ fn network(config: &Config, plan: &Plan, detector: &Detector) -> Rows {
         (config.data.short_side.next_multiple_of(32), config.data.long_side.next_multiple_of(32));
     let cost = detector.cost(height.into(), width.into()) as f64 / 1e9;
     let network = format!(
-        "{} x {} + FPN + FCOS head, {} channels, norm {:?}, refinement {}, {}",
+        "{} x {} + FPN + {:?} head, {} channels, norm {:?}, refinement {}, {}",
         m.backbone.name(),
         m.width,
+        m.head,
         m.channels,
         m.norm,
         m.refine,

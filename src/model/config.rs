@@ -92,6 +92,9 @@ pub struct ModelConfig {
     /// to C5.
     #[serde(default)]
     pub dcn_stages: Vec<i64>,
+    /// The head. The keys below `channels` that shape its towers and branches are those of `fcos`.
+    #[serde(default)]
+    pub head: HeadKind,
     /// Whether the last convolution of both towers of the head is deformable.
     #[serde(default)]
     pub dcn_last_conv: bool,
@@ -112,6 +115,17 @@ pub struct ModelConfig {
 
 fn with_bias() -> bool {
     true
+}
+
+/// `model.head`: the head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadKind {
+    /// Two towers, with branches that the other keys select (FCOS, ATSS, GFL, GFLv2, DW).
+    #[default]
+    Fcos,
+    /// The task-aligned head (TOOD).
+    Tood,
 }
 
 /// `model.distances`: conversion of the regression branch's output x to distances.
@@ -147,6 +161,35 @@ pub enum Tower {
 }
 
 impl ModelConfig {
+    /// Checks that the keys of the head of FCOS are not set for another one, which has no use for
+    /// them.
+    ///
+    /// # Errors
+    /// The text names the key, the expected value and the value found.
+    pub(crate) fn check_head(&self) -> Result<(), String> {
+        if self.head == HeadKind::Fcos {
+            return Ok(());
+        }
+        let Self { refine, distances, quality_tower, tower_bias, dcn_last_conv, .. } = self;
+        let name = format!("{:?}", self.head).to_lowercase();
+        let refuse = |key: &str, expected: &str, found: &dyn std::fmt::Debug| {
+            let found = format!("{found:?}").to_lowercase();
+            Err(format!(
+                "`model.{key}`: expected {expected} with `model.head` = \"{name}\", found {found}"
+            ))
+        };
+        match () {
+            () if *refine => refuse("refine", "false", refine),
+            () if *quality_tower != Tower::None => refuse("quality_tower", "none", quality_tower),
+            () if *distances != Distances::Relu => {
+                refuse("distances", "no other value than the default, relu,", distances)
+            }
+            () if !tower_bias => refuse("tower_bias", "the default, true,", tower_bias),
+            () if *dcn_last_conv => refuse("dcn_last_conv", "false", dcn_last_conv),
+            () => Ok(()),
+        }
+    }
+
     /// The settings in which the head differs from that of a published system, as a list for a
     /// warning; empty if there are none. The systems have no box refinement.
     pub(crate) fn differences(&self, distances: Distances, tower: Tower, bias: bool) -> String {
@@ -176,6 +219,7 @@ impl Default for ModelConfig {
             norm: NormKind::FrozenBn,
             frozen_stages: 1,
             dcn_stages: vec![],
+            head: HeadKind::Fcos,
             dcn_last_conv: false,
             refine: true,
             distances: Distances::Relu,

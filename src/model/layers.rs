@@ -136,6 +136,11 @@ impl Conv {
         }
     }
 
+    /// The weights `[Cout, Cin / groups, K, K]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// Number of output channels.
     pub fn outputs(&self) -> i64 {
         self.weight.size()[0]

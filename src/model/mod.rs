@@ -1,4 +1,4 @@
-//! The detector: ResNet or ResNeXt backbone, FPN, and FCOS head with DW's box refinement.
+//! The detector: ResNet or ResNeXt backbone, FPN, and a dense head.
 //!
 //! Shapes: B images, H x W input size in pixels, h x w size of a level in cells, P points over all
 //! levels, C classes.
@@ -13,7 +13,7 @@ pub mod weights;
 
 use tch::{Device, Kind, Tensor};
 
-pub use config::{Backbone, Distances, ModelConfig, Tower};
+pub use config::{Backbone, Distances, HeadKind, ModelConfig, Tower};
 pub use heads::{ClassOutput, Inference, Outputs, Predictions, Rank};
 pub use layers::NormKind;
 pub use params::Params;
@@ -25,7 +25,7 @@ pub struct Detector {
     pub params: Params,
     backbone: backbone::resnet::ResNet,
     neck: fpn::Fpn,
-    head: heads::fcos::Head,
+    head: heads::Head,
     /// Post-processing; set by the assignment strategy.
     pub inference: Inference,
     /// Offset of the points within their cells, see [`crate::geometry::Grid::offset`]; set by the
@@ -43,7 +43,7 @@ impl Detector {
         let mut params = Params::new(kind, device);
         let backbone = backbone::resnet::ResNet::new(&mut params, config);
         let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels);
-        let head = heads::fcos::Head::new(&mut params, config, classes as i64);
+        let head = heads::Head::new(&mut params, config, classes as i64);
         let inference = Inference::default();
         Self { params, backbone, neck, head, inference, offset: 0.5, activations: kind }
     }
@@ -71,7 +71,7 @@ impl Detector {
     }
 
     /// The head, to compute predictions from given features P3..P7.
-    pub fn head(&self) -> &heads::fcos::Head {
+    pub fn head(&self) -> &heads::Head {
         &self.head
     }
 }

@@ -9,14 +9,17 @@ use dw::assign::{
     AssignConfig, AtssConfig, AutoAssignConfig, FcosConfig, GflConfig, OtaConfig, PaaConfig,
     Progress, TalConfig, Targets,
 };
-use dw::geometry::{Grid, STRIDES, distances_of_bins, distances_of_deltas, encode, level_points};
+use dw::geometry::{
+    Grid, STRIDES, decode, distances_of_bins, distances_of_deltas, encode, level_points,
+};
 use dw::model::heads::quality::QualityPredictor;
-use dw::model::{ClassOutput, Outputs, Params};
+use dw::model::{ClassOutput, ModelConfig, Outputs, Params, heads};
 use dw::train::step::loss_of;
 use dw_launch::World;
 use tch::{Kind, Tensor};
 
 use crate::case::{Case, close, device, group_within, host, number, within};
+use crate::network;
 
 /// FCOS in both forms.
 pub fn both_forms_of_fcos(case: &Case, kind: Kind) -> Result<(), String> {
@@ -132,6 +135,34 @@ pub fn tood(case: &Case, kind: Kind) -> Result<(), String> {
         first += image.boxes.len() as i64;
     }
     Ok(())
+}
+
+/// TOOD's head alone: outputs, losses and gradients of every parameter and feature.
+pub fn task_aligned_head(case: &Case, kind: Kind) -> Result<(), String> {
+    let mut params = Params::new(kind, device());
+    let config = ModelConfig { channels: case.int("feat_channels"), ..ModelConfig::default() };
+    let head = heads::tood::Head::new(&mut params, &config, case.int("num_classes"));
+    network::fill_state(case, &mut params)?;
+    let features = network::features(case, kind);
+    let out = head.forward(&features, number(&case.json["prior_offset"]));
+    let tolerance = if kind == Kind::Double { 1e-6 } else { 1e-4 };
+    let points = |s: i64, size: &[i64]| {
+        let points = level_points(size[2], size[3], s, 0.0, kind, device());
+        points.view([1, size[2], size[3], 2])
+    };
+    let boxes = out.distances.iter().zip(STRIDES).map(|(t, s)| {
+        let boxes = decode(&points(s, &t.size()), &t.detach().permute([0, 2, 3, 1]));
+        (boxes / s as f64).permute([0, 3, 1, 2])
+    });
+    let boxes: Vec<_> = boxes.zip(case.levels("out.bbox_preds", kind)).collect();
+    group_within("boxes", &boxes, tolerance)?;
+    let scores = out.cls.iter().map(Tensor::detach);
+    let scores: Vec<_> = scores.zip(case.levels("out.cls_scores", kind)).collect();
+    group_within("scores", &scores, tolerance)?;
+    losses(case, kind, &AssignConfig::Tal(TalConfig::default()), &out)?;
+    let relative = if kind == Kind::Double { 1e-6 } else { 1e-3 };
+    network::gradients(&params, &case.json["expected"]["param_grads"], relative)?;
+    network::feature_gradients(case, &features, relative)
 }
 
 /// AutoAssign and its variants.

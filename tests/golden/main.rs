@@ -45,7 +45,7 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 17] = [
+const SUITES: [Suite; 18] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
@@ -82,6 +82,11 @@ const SUITES: [Suite; 17] = [
     Suite { key: "lab/ota", precisions: &[Kind::Float, Kind::Double], check: lab::ota },
     Suite { key: "lab/paa", precisions: &[Kind::Float, Kind::Double], check: lab::paa },
     Suite { key: "lab/tood", precisions: &[Kind::Float, Kind::Double], check: lab::tood },
+    Suite {
+        key: "lab-head",
+        precisions: &[Kind::Float, Kind::Double],
+        check: lab::task_aligned_head,
+    },
     Suite { key: "coco", precisions: &[Kind::Double], check: coco::check },
 ];
 

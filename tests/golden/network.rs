@@ -161,6 +161,26 @@ fn prior(params: &Params, name: &str) -> Result<Tensor, String> {
         .ok_or("no centre prior".into())
 }
 
+/// Features P3 to P7 of a case of a head alone.
+pub fn features(case: &Case, kind: Kind) -> Vec<Tensor> {
+    let size = |l: usize, i: usize| case.json["level_hw"][l][i].as_i64().unwrap_or(0);
+    let level = |l| {
+        let shape = [case.int("batch"), case.int("in_channels"), size(l, 0), size(l, 1)];
+        fill(&format!("feat.{l}"), case.seed(), &shape, &json!(["affine", -2.0, 4.0]))
+            .to_kind(kind)
+            .set_requires_grad(true)
+    };
+    (0..5).map(level).collect()
+}
+
+/// Compares the gradients of the features.
+pub fn feature_gradients(case: &Case, features: &[Tensor], relative: f64) -> Result<(), String> {
+    features.iter().enumerate().try_for_each(|(l, f)| {
+        let expected = &case.json["expected"]["feat_grads"][l];
+        gradient(&format!("feature {l}"), &f.grad(), expected, relative)
+    })
+}
+
 /// The head alone: outputs, losses and gradients.
 pub fn head(case: &Case, kind: Kind) -> Result<(), String> {
     let refine = case.json["reg_refine"].as_bool().unwrap_or(false);
@@ -171,18 +191,7 @@ pub fn head(case: &Case, kind: Kind) -> Result<(), String> {
     let rule = rule(case);
     let _ = AssignConfig::Dw(rule.clone()).build(&mut params, case.int("num_classes"));
     fill_state(case, &mut params)?;
-    let sizes: Vec<[i64; 2]> =
-        (0..5).map(|l| [0, 1].map(|i| case.json["level_hw"][l][i].as_i64().unwrap_or(0))).collect();
-    let features: Vec<Tensor> = sizes
-        .iter()
-        .enumerate()
-        .map(|(l, [h, w])| {
-            let shape = [case.int("batch"), case.int("in_channels"), *h, *w];
-            fill(&format!("feat.{l}"), case.seed(), &shape, &json!(["affine", -2.0, 4.0]))
-                .to_kind(kind)
-                .set_requires_grad(true)
-        })
-        .collect();
+    let features = features(case, kind);
     let out = head.forward(&features, 0.5);
     let boxes = if refine { 2e-3 } else { 5e-4 };
     outputs(
@@ -194,13 +203,5 @@ pub fn head(case: &Case, kind: Kind) -> Result<(), String> {
     let (scalar, gradient) = if kind == Kind::Double { (1e-9, 1e-8) } else { (1e-5, 1e-3) };
     losses("head", &run.loss.terms, &case.json["expected"]["f64"], scalar)?;
     gradients(&params, &case.json["expected"]["param_grads"], gradient)?;
-    for (l, f) in features.iter().enumerate() {
-        self::gradient(
-            &format!("feature {l}"),
-            &f.grad(),
-            &case.json["expected"]["feat_grads"][l],
-            gradient,
-        )?;
-    }
-    Ok(())
+    feature_gradients(case, &features, gradient)
 }

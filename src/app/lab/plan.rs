@@ -9,19 +9,28 @@ use crate::config::{self, Config};
 use crate::{Error, Result};
 
 /// What `dw-lab run` is asked for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Request {
-    /// Name of a built-in table, or a folder of configurations.
+    /// Name of a table, or a folder of configurations
     pub table: String,
-    /// Names of the rows; all if empty.
+    /// Rows [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "ROW,...")]
     pub rows: Vec<String>,
-    /// Configuration in place of the one that the rows are based on.
+    /// Configuration that the rows are based on, instead of the one for COCO
+    #[arg(long, value_name = "CONFIG")]
     pub base: Option<String>,
-    /// `key.path=value`, applied to every row.
-    pub sets: Vec<String>,
-    /// Folder of results.
+    /// Set one key in every row, as train.epochs=6 (repeatable)
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+    /// Folder of shards (`data.shards`)
+    #[arg(long, value_name = "OUT")]
+    pub data: Option<PathBuf>,
+    /// Folder of results
+    #[arg(long, value_name = "DIR", default_value = "lab")]
     pub out: PathBuf,
-    /// Number of seeds, from 0.
+    /// Number of seeds
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
 }
 
@@ -75,7 +84,7 @@ pub fn folder(out: &Path, table: &str) -> PathBuf {
 /// An unknown table or row, a row whose configuration is not valid or that is never evaluated, data
 /// that cannot be opened, a finished run with other settings.
 pub fn plan(request: &Request) -> Result<LabPlan> {
-    if let Some(set) = request.sets.iter().find(|s| s.trim_start().starts_with("train.seed")) {
+    if let Some(set) = request.set.iter().find(|s| s.trim_start().starts_with("train.seed")) {
         return Err(Error::Usage(format!(
             "--set {set}: the seeds of a row are 0 to N-1, from --seeds N"
         )));
@@ -108,9 +117,12 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
 /// The configuration of a row, and its data.
 fn resolve(row: &TableRow, request: &Request) -> Result<(Config, Data)> {
     let mut config = match &request.base {
-        Some(base) => config::load_over(&row.config, base, &request.sets)?,
-        None => config::load(&row.config, &request.sets)?,
+        Some(base) => config::load_over(&row.config, base, &request.set)?,
+        None => config::load(&row.config, &request.set)?,
     };
+    if let Some(data) = &request.data {
+        config.data.shards.clone_from(data);
+    }
     config.resolve();
     if config.eval.every_epochs == 0 {
         return Err(Error::Usage(format!(

@@ -18,16 +18,26 @@ const POLL: Duration = Duration::from_millis(200);
 const TAIL: usize = 6;
 
 /// How `dw-lab run` runs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Execution {
-    /// Number of runs at a time.
+    /// Number of runs at a time: each on a GPU of its own, or with its share of the CPU cores
+    #[arg(long, value_name = "N", default_value = "1", value_parser = jobs)]
     pub jobs: usize,
-    /// Command in front of `dw-train`.
+    /// Command that starts the ranks of a run, as "mpirun -n 8"
+    #[arg(long, value_name = "COMMAND")]
     pub launcher: Option<String>,
-    /// Device.
+    /// Device
+    #[arg(long, value_enum, default_value = "auto")]
     pub device: Choice,
-    /// Print the runs and end.
+    /// Print the runs that are not finished and end
+    #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Parses `--jobs`.
+fn jobs(text: &str) -> std::result::Result<usize, String> {
+    let jobs = text.parse().ok().filter(|n| (1..=1024).contains(n));
+    jobs.ok_or_else(|| "expected 1 to 1024".into())
 }
 
 /// Runs what is left of a request.
@@ -62,7 +72,7 @@ pub fn run(request: &Request, how: &Execution, topology: &Topology) -> Result<()
     let setup = Setup {
         base: request.base.clone(),
         // Where the data is differs from machine to machine; `Outcome::data` tells which it is.
-        set: request.sets.iter().filter(|s| !s.starts_with("data.shards")).cloned().collect(),
+        set: request.set.iter().filter(|s| !s.starts_with("data.shards")).cloned().collect(),
         launcher: how.launcher.clone(),
         jobs: how.jobs,
         version: format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("DW_GIT")),
@@ -93,25 +103,34 @@ fn launch(how: &Execution, topology: &Topology) -> Result<(Launch, String)> {
         let share = if how.jobs > 1 && launcher.is_empty() { cores / how.jobs } else { 0 };
         return Ok((Launch { launcher, device: how.device, gpus: vec![], threads: share }, cpu));
     };
-    let mut visible = vec![];
-    if how.jobs > 1 {
-        if how.jobs > count || !launcher.is_empty() {
-            return Err(Error::Usage(format!(
-                "--jobs {}: expected at most one run for each of the {count} GPUs, without \
-                 --launcher, found {} GPUs{}",
-                how.jobs,
-                count,
-                if launcher.is_empty() { "" } else { " and --launcher" }
-            )));
-        }
-        visible = match std::env::var("CUDA_VISIBLE_DEVICES") {
-            Ok(list) => list.split(',').map(str::to_owned).collect(),
-            Err(_) => (0..count).map(|i| i.to_string()).collect(),
-        };
+    if how.jobs > 1 && !launcher.is_empty() {
+        return Err(Error::Usage(format!(
+            "--jobs {}: expected 1 with --launcher, whose ranks share the GPUs",
+            how.jobs
+        )));
     }
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let visible = gpus_of_slots(how.jobs, count, visible.as_deref())?;
     let threads = if how.jobs > 1 { (cores / how.jobs).max(1) } else { 0 };
     let machine = format!("{count} GPUs; {cpu}");
     Ok((Launch { launcher, device: how.device, gpus: visible, threads }, machine))
+}
+
+/// The GPU of each slot, as in CUDA_VISIBLE_DEVICES; empty if there is one slot, which sees all
+/// GPUs. `visible`: this process's own CUDA_VISIBLE_DEVICES.
+fn gpus_of_slots(jobs: usize, count: usize, visible: Option<&str>) -> Result<Vec<String>> {
+    if jobs == 1 {
+        return Ok(vec![]);
+    }
+    if jobs > count {
+        return Err(Error::Usage(format!(
+            "--jobs {jobs}: expected at most one run for each of the {count} GPUs"
+        )));
+    }
+    Ok(match visible {
+        Some(list) => list.split(',').take(jobs).map(|gpu| gpu.trim().to_owned()).collect(),
+        None => (0..jobs).map(|gpu| gpu.to_string()).collect(),
+    })
 }
 
 /// The processor's name.
@@ -234,4 +253,17 @@ fn tail(job: &Job) -> String {
     let lines: Vec<&str> = text.lines().rev().take(TAIL).collect();
     let lines: Vec<String> = lines.iter().rev().map(|l| format!("\n  {}", shown(l))).collect();
     format!("{}:{}", shown(&path.display().to_string()), lines.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_slot_has_a_gpu_of_its_own() {
+        assert_eq!(gpus_of_slots(1, 8, None).unwrap(), Vec::<String>::new());
+        assert_eq!(gpus_of_slots(3, 8, None).unwrap(), ["0", "1", "2"]);
+        assert_eq!(gpus_of_slots(2, 2, Some("4, GPU-ab")).unwrap(), ["4", "GPU-ab"]);
+        assert!(gpus_of_slots(3, 2, None).unwrap_err().to_string().contains("2 GPUs"));
+    }
 }

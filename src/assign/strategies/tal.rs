@@ -14,7 +14,7 @@ use crate::assign::positives::{AREA_EPS, F32_EPSILON, Positives, centerness};
 use crate::assign::{Criterion, PointTensors, Probe, Progress, Strategy, Targets, matrix};
 use crate::geometry::iou_and_giou_of_any;
 use crate::loss::{Normaliser, Term};
-use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
+use crate::model::{Distances, HeadKind, ModelConfig, Predictions, Rank, Tower};
 
 /// `[assign]` with `kind = "tal"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,6 +67,9 @@ impl TalConfig {
 
     /// A warning if the head is not the one of the published numbers.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+        if model.head == HeadKind::Tood {
+            return None;
+        }
         let differences = model.differences(Distances::Deltas, Tower::None, false);
         (!differences.is_empty()).then(|| {
             format!("assign.kind = \"tal\": the head differs from that of ATSS in {differences}")

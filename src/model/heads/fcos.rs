@@ -4,6 +4,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::quality::QualityPredictor;
+use super::sampling::{cells, sample};
 use super::{ClassOutput, Outputs};
 use crate::geometry::{self, BINS, STRIDES};
 use crate::model::backbone::deform::{AnyConv, DeformConv};
@@ -99,14 +100,7 @@ impl Head {
     /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. `offset` is that of
     /// [`Grid`].
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
-        let mut out = Outputs {
-            cls: vec![],
-            cls_is: ClassOutput::Logit,
-            distances: vec![],
-            quality: vec![],
-            bins: vec![],
-            offset,
-        };
+        let mut out = Outputs::empty(ClassOutput::Logit, offset);
         // The branches on the regression tower run as one convolution: its gradient is one map of
         // the tower's size, not one for each branch.
         let quality_last = self.quality_tower == Tower::Reg;
@@ -205,25 +199,16 @@ fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64, sides: &Sides) -> Tensor
     let (b, h, w) = (size[0], size[2], size[3]);
     let (kind, device) = (ltrb.kind(), ltrb.device());
     let points_1hw2 = geometry::level_points(h, w, stride, 0.5, kind, device).view([1, h, w, 2]);
-    let boxes_b4hw = geometry::decode(&points_1hw2, &ltrb.permute([0, 2, 3, 1]))
-        .permute([0, 3, 1, 2])
-        .contiguous();
+    let boxes_b4hw =
+        geometry::decode(&points_1hw2, &ltrb.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]);
     // Shift from the point to the midpoint of the side, in cells: of x1 and x2 along x, of y1 and
     // y2 along y.
     let shift = ltrb * &sides.direction / stride as f64;
     let offsets_b42hw = offsets.contiguous().view([b, 4, 2, h, w]);
-    let cells = |n: i64| Tensor::arange(n, (kind, device));
-    let x_b4hw = offsets_b42hw.select(2, 1) + &shift * &sides.along_x + cells(w).view([1, 1, 1, w]);
-    let y_b4hw = offsets_b42hw.select(2, 0) + &shift * &sides.along_y + cells(h).view([1, 1, h, 1]);
-    // Cell indices to grid_sample's normalised coordinates with align_corners = false.
-    let normalise = |cells: Tensor, n: i64| (cells * 2.0 + 1.0) / n as f64 - 1.0;
-    let grid = Tensor::stack(&[normalise(x_b4hw, w), normalise(y_b4hw, h)], -1);
-    // Each coordinate is a one-channel image of its own.
-    let sampled = boxes_b4hw
-        .view([b * 4, 1, h, w])
-        .grid_sampler_2d(&grid.view([b * 4, h, w, 2]), 0, 0, false)
-        .view([b, 4, h, w])
-        .permute([0, 2, 3, 1]);
+    let (x_cells, y_cells) = cells(h, w, ltrb);
+    let x_b4hw = offsets_b42hw.select(2, 1) + &shift * &sides.along_x + x_cells;
+    let y_b4hw = offsets_b42hw.select(2, 0) + &shift * &sides.along_y + y_cells;
+    let sampled = sample(&boxes_b4hw, x_b4hw, y_b4hw).permute([0, 2, 3, 1]);
     geometry::encode(&points_1hw2, &sampled).relu().permute([0, 3, 1, 2])
 }
 

@@ -1,12 +1,22 @@
 //! Heads: pyramid features P3..P7 to raw predictions, and what post-processing reads of them.
+//!
+//! * [`fcos`]: FCOS's head with its variants and DW's box refinement; [`quality`]: the predictor of
+//!   GFLv2
+//! * [`tood`]: TOOD's task-aligned head
+//! * [`sampling`]: what both refinements of boxes share
 
 pub mod fcos;
 pub mod quality;
+pub mod sampling;
+pub mod tood;
 
 use tch::{Kind, Reduction, Tensor};
 
 use crate::geometry::{self, Grid};
 use crate::loss::functions::bce_with_logits;
+use crate::model::config::{HeadKind, ModelConfig};
+use crate::model::layers::Size;
+use crate::model::params::Params;
 
 /// Raw predictions for one batch, one tensor for each level.
 #[derive(Debug)]
@@ -15,7 +25,8 @@ pub struct Outputs {
     pub cls: Vec<Tensor>,
     /// Which of them.
     pub cls_is: ClassOutput,
-    /// Distances (l, t, r, b) `[B, 4, h, w]`, pixels; not negative, except for `Distances::Deltas`.
+    /// Distances (l, t, r, b) `[B, 4, h, w]`, pixels; not negative, except for `Distances::Deltas`
+    /// and TOOD's head.
     pub distances: Vec<Tensor>,
     /// Quality logits `[B, 1, h, w]`: objectness in DW (without a target of its own), centre-ness
     /// in FCOS. Empty without a quality branch.
@@ -34,7 +45,8 @@ pub struct Predictions {
     pub cls: Tensor,
     /// Which of them.
     pub cls_is: ClassOutput,
-    /// Distances (l, t, r, b) `[B, P, 4]`, pixels; not negative, except for `Distances::Deltas`.
+    /// Distances (l, t, r, b) `[B, P, 4]`, pixels; not negative, except for `Distances::Deltas` and
+    /// TOOD's head.
     pub distances: Tensor,
     /// Quality logits `[B, P]`, if the head has a quality branch.
     pub quality: Option<Tensor>,
@@ -83,7 +95,49 @@ pub enum Rank {
     Class,
 }
 
+/// A head.
+#[derive(Debug)]
+pub enum Head {
+    /// FCOS and its variants.
+    Fcos(fcos::Head),
+    /// TOOD.
+    Tood(tood::Head),
+}
+
+impl Head {
+    /// Builds the head of a configuration for `classes` classes.
+    pub fn new(p: &mut Params, config: &ModelConfig, classes: i64) -> Self {
+        match config.head {
+            HeadKind::Fcos => Self::Fcos(fcos::Head::new(p, config, classes)),
+            HeadKind::Tood => Self::Tood(tood::Head::new(p, config, classes)),
+        }
+    }
+
+    /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. `offset` is that of
+    /// [`Grid`].
+    pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
+        match self {
+            Self::Fcos(head) => head.forward(pyramid, offset),
+            Self::Tood(head) => head.forward(pyramid, offset),
+        }
+    }
+
+    /// Multiply-adds for P3..P7 of sizes `p`.
+    pub fn cost(&self, p: &[Size]) -> u64 {
+        match self {
+            Self::Fcos(head) => head.cost(p),
+            Self::Tood(head) => head.cost(p),
+        }
+    }
+}
+
 impl Outputs {
+    /// Outputs of no level yet.
+    pub fn empty(cls_is: ClassOutput, offset: f64) -> Self {
+        let (cls, distances, quality, bins) = (vec![], vec![], vec![], vec![]);
+        Self { cls, cls_is, distances, quality, bins, offset }
+    }
+
     /// Concatenates the levels, each row by row.
     pub fn flatten(&self) -> Predictions {
         let rows = |levels: &[Tensor]| {
