@@ -13,7 +13,7 @@ use dw::config::{self, Config};
 use dw::data::sampler::{stream, unit};
 use dw::device;
 use dw::geometry::{BINS, Grid, STRIDES, distances_of_bins, level_sizes};
-use dw::model::{ClassOutput, Distances, Outputs, Params};
+use dw::model::{ClassOutput, Distances, HeadKind, Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;
 use serde_json::{Value, json};
@@ -125,15 +125,21 @@ fn predictions(sizes: &[(i64, i64)], offset: f64, config: &Config) -> Outputs {
     };
     let has_bins = config.model.distances == Distances::Distribution;
     let bins = if has_bins { levels(4 * BINS, &|t, _| t) } else { vec![] };
+    let is_probability = config.model.head == HeadKind::Tood;
     Outputs {
-        cls: levels(CLASSES, &|t, _| t - 3.0),
+        cls: levels(CLASSES, &|t, _| if is_probability { (t - 3.0).sigmoid() } else { t - 3.0 }),
         distances: if has_bins {
             bins.iter().zip(STRIDES).map(|(t, s)| distances_of_bins(t, s)).collect()
         } else {
             levels(4, &|t, stride| t.uniform(0.0, 8.0 * stride))
         },
-        quality: levels(1, &|t, _| t),
-        cls_is: ClassOutput::Logit,
+        first: if config.model.head == HeadKind::Vfnet {
+            levels(4, &|t, stride| t.uniform(0.0, 8.0 * stride))
+        } else {
+            vec![]
+        },
+        quality: if is_probability { vec![] } else { levels(1, &|t, _| t) },
+        cls_is: if is_probability { ClassOutput::Probability } else { ClassOutput::Logit },
         bins,
         offset,
     }

@@ -6,7 +6,8 @@ mod support;
 use support::{Sandbox, assert_fails, bin, launch, run};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
-const STRATEGIES: [&[&str]; 14] = [
+const STRATEGIES: [&[&str]; 15] = [
+    &["assign.kind=vfl", "model.head=vfnet", "model.refine=false", "model.quality_tower=none"],
     &["assign.kind=dw", "model.head=tood", "model.refine=false", "model.quality_tower=none"],
     &[
         "assign.kind=tal",

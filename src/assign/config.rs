@@ -119,12 +119,13 @@ impl AssignConfig {
             let found = format!("{found:?}").to_lowercase();
             Err(format!("`assign.kind` = \"{kind}\" requires {needs}: `{key}`, found {found}"))
         };
-        if model.head == HeadKind::Tood {
-            // Its class scores are aligned probabilities: the score of DW, too, without a factor.
-            return match self {
-                Self::Dw(_) | Self::Tal(_) => Ok(()),
-                _ => refuse("the head of FCOS", "model.head` = `fcos", &model.head),
-            };
+        match (model.head, self) {
+            (HeadKind::Fcos, _) => {}
+            // TOOD's class scores are aligned probabilities: DW takes them as its score.
+            (HeadKind::Tood, Self::Dw(_) | Self::Tal(_)) | (HeadKind::Vfnet, Self::Vfl(_)) => {
+                return Ok(());
+            }
+            _ => return refuse("another head", "model.head` = `fcos", &model.head),
         }
         let (tower, distances) = (model.quality_tower, model.distances);
         if !towers.contains(&tower) {

@@ -128,6 +128,7 @@ mod tests {
                 distances: tensor(1, 4),
                 quality,
                 cls_is: crate::model::ClassOutput::Logit,
+                first: None,
                 bins: None,
                 grid: grid.clone(),
             };

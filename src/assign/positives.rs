@@ -53,6 +53,11 @@ impl<'a> Positives<'a> {
         iou_and_giou_of_any(&self.found, &self.target, AREA_EPS)
     }
 
+    /// The same for other predicted distances `[B, P, 4]`, pixels.
+    pub fn iou_and_giou_of(&self, distances_bp4: &Tensor) -> (Tensor, Tensor) {
+        iou_and_giou_of_any(&self.rows(distances_bp4).tr(), &self.target, AREA_EPS)
+    }
+
     /// Rows of `values_bpk` `[B, P, K]` at the positive points, `[N, K]`.
     pub fn rows(&self, values_bpk: &Tensor) -> Tensor {
         values_bpk.flatten(0, 1).index_select(0, &self.targets.positive)

@@ -26,6 +26,7 @@ pub const BUILT_IN: &[(&str, &str)] = files![
     "atss_r50_fpn_1x",
     "gfl_r50_fpn_1x",
     "vfl_r50_fpn_1x",
+    "vfnet_r50_fpn_1x",
     "tal_r50_fpn_1x",
     "tood_r50_fpn_1x",
     "dw_tood_r50_fpn_1x",

@@ -126,6 +126,8 @@ pub enum HeadKind {
     Fcos,
     /// The task-aligned head (TOOD).
     Tood,
+    /// The head with star-shaped features and box refinement (VarifocalNet).
+    Vfnet,
 }
 
 /// `model.distances`: conversion of the regression branch's output x to distances.

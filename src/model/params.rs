@@ -15,8 +15,10 @@ pub enum Init {
     KaimingFanOut,
     /// Uniform within sqrt(6 / (fan-in + fan-out)) (Glorot and Bengio, AISTATS 2010; FPN).
     XavierUniform,
-    /// Uniform within 1 / sqrt(fan-in) (mmcv's deformable convolution).
+    /// Uniform within 1 / sqrt(fan-in) (mmcv's modulated deformable convolution).
     UniformFanIn,
+    /// Uniform within sqrt(6 / fan-in) (He et al., ICCV 2015; mmcv's deformable convolution).
+    KaimingUniform,
 }
 
 /// Converts convolution weights to channels-last, the memory layout of the images; else libtorch
@@ -116,6 +118,10 @@ impl Params {
             }
             Init::UniformFanIn => {
                 let bound = 1.0 / (fan_in as f64).sqrt();
+                t.uniform_(-bound, bound)
+            }
+            Init::KaimingUniform => {
+                let bound = (6.0 / fan_in as f64).sqrt();
                 t.uniform_(-bound, bound)
             }
         };

@@ -13,6 +13,7 @@ pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
     let out = Outputs {
         cls: of("cls_scores"),
         distances: of("bbox_preds"),
+        first: vec![],
         quality: of("centernesses"),
         cls_is: dw::model::ClassOutput::Logit,
         bins: vec![],

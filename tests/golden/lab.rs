@@ -7,19 +7,15 @@ use dw::assign::strategies::autoassign::Form;
 use dw::assign::strategies::fcos;
 use dw::assign::{
     AssignConfig, AtssConfig, AutoAssignConfig, FcosConfig, GflConfig, OtaConfig, PaaConfig,
-    Progress, TalConfig, Targets,
+    Progress, TalConfig, Targets, VflConfig,
 };
-use dw::geometry::{
-    Grid, STRIDES, decode, distances_of_bins, distances_of_deltas, encode, level_points,
-};
-use dw::model::heads::quality::QualityPredictor;
-use dw::model::{ClassOutput, ModelConfig, Outputs, Params, heads};
+use dw::geometry::{Grid, STRIDES, distances_of_bins, distances_of_deltas, encode, level_points};
+use dw::model::{ClassOutput, Outputs, Params};
 use dw::train::step::loss_of;
 use dw_launch::World;
 use tch::{Kind, Tensor};
 
 use crate::case::{Case, close, device, group_within, host, number, within};
-use crate::network;
 
 /// FCOS in both forms.
 pub fn both_forms_of_fcos(case: &Case, kind: Kind) -> Result<(), String> {
@@ -46,65 +42,30 @@ pub fn gflv2(case: &Case, kind: Kind) -> Result<(), String> {
     gfl(case, kind)
 }
 
-/// GFLv2's quality predictor: two convolutions on given features, the predictor, and the loss.
-pub fn quality_predictor(case: &Case, kind: Kind) -> Result<(), String> {
-    let mut params = Params::new(kind, device());
-    let predictor = QualityPredictor::new(&mut params);
-    let mut parameters: BTreeMap<String, Tensor> = BTreeMap::new();
-    for name in case.tensors.keys().filter_map(|k| k.strip_prefix("param.")) {
-        let value = case.tensors[&format!("param.{name}")].to_kind(kind).to_device(device());
-        let known = params.entries.iter().find(|e| e.name == format!("bbox_head.{name}"));
-        let tensor = match known {
-            Some(e) => {
-                tch::no_grad(|| e.tensor.shallow_clone().copy_(&value));
-                e.tensor.shallow_clone()
-            }
-            None => value.set_requires_grad(true),
-        };
-        parameters.insert(name.to_owned(), tensor);
-    }
-    let of = |name: &str| &parameters[name];
-    let features: Vec<Tensor> =
-        case.levels("input.feat", kind).into_iter().map(|t| t.set_requires_grad(true)).collect();
-    let conv = |x: &Tensor, name: &str| {
-        let bias = Some(of(&format!("{name}.bias")));
-        x.conv2d(of(&format!("{name}.weight")), bias, [1, 1], [1, 1], [1, 1], 1)
-    };
-    let bins: Vec<Tensor> = features
-        .iter()
-        .enumerate()
-        .map(|(level, x)| conv(x, "gfl_reg") * of(&format!("scales.{level}.scale")))
-        .collect();
-    let score =
-        |(x, bins): (&Tensor, &Tensor)| conv(x, "gfl_cls").sigmoid() * predictor.forward(bins);
-    let outputs = Outputs {
-        cls: features.iter().zip(&bins).map(score).collect(),
-        cls_is: ClassOutput::Probability,
-        distances: bins.iter().zip(STRIDES).map(|(t, s)| distances_of_bins(t, s)).collect(),
-        quality: vec![],
-        bins,
-        offset: number(&case.json["prior_offset"]),
-    };
-    let found = losses(case, kind, &AssignConfig::Gfl(GflConfig::default()), &outputs)?;
-    assigned(case, &found.targets)?;
-    for (name, found) in [("out.cls_scores", &outputs.cls), ("out.bbox_preds", &outputs.bins)] {
-        let found = found.iter().map(Tensor::detach);
-        let pairs: Vec<_> = found.zip(case.levels(name, kind)).collect();
-        group_within(name, &pairs, if kind == Kind::Double { 1e-7 } else { 1e-5 })?;
-    }
-    gradients(case, kind, "feat", &features)?;
-    for (name, t) in &parameters {
-        let expected = case.tensors[&format!("grad.param.{name}")].shallow_clone();
-        group_within(&format!("grad.{name}"), &[(t.grad(), expected)], tolerance(case, kind))?;
-    }
-    Ok(())
-}
-
 /// GFL.
 pub fn gfl(case: &Case, kind: Kind) -> Result<(), String> {
     let config = AssignConfig::Gfl(GflConfig::default());
     let found = compare(case, kind, &config, distances_of_bins)?;
     assigned(case, &found.targets)
+}
+
+/// The loss of VarifocalNet, whose inputs are the boxes before and after refinement.
+pub fn vfnet(case: &Case, kind: Kind) -> Result<(), String> {
+    let leaves = |name: &str| -> Vec<Tensor> {
+        let levels = case.levels(&format!("input.{name}"), kind);
+        levels.into_iter().map(|t| t.set_requires_grad(true)).collect()
+    };
+    let outputs = Outputs {
+        cls: leaves("cls_scores"),
+        distances: leaves("bbox_preds_refine"),
+        first: leaves("bbox_preds"),
+        ..Outputs::empty(ClassOutput::Logit, number(&case.json["prior_offset"]))
+    };
+    let found = losses(case, kind, &AssignConfig::Vfl(VflConfig::default()), &outputs)?;
+    assigned(case, &found.targets)?;
+    gradients(case, kind, "cls_scores", &outputs.cls)?;
+    gradients(case, kind, "bbox_preds_refine", &outputs.distances)?;
+    gradients(case, kind, "bbox_preds", &outputs.first)
 }
 
 /// The loss of TOOD: scores are probabilities, boxes are in units of the stride.
@@ -135,34 +96,6 @@ pub fn tood(case: &Case, kind: Kind) -> Result<(), String> {
         first += image.boxes.len() as i64;
     }
     Ok(())
-}
-
-/// TOOD's head alone: outputs, losses and gradients of every parameter and feature.
-pub fn task_aligned_head(case: &Case, kind: Kind) -> Result<(), String> {
-    let mut params = Params::new(kind, device());
-    let config = ModelConfig { channels: case.int("feat_channels"), ..ModelConfig::default() };
-    let head = heads::tood::Head::new(&mut params, &config, case.int("num_classes"));
-    network::fill_state(case, &mut params)?;
-    let features = network::features(case, kind);
-    let out = head.forward(&features, number(&case.json["prior_offset"]));
-    let tolerance = if kind == Kind::Double { 1e-6 } else { 1e-4 };
-    let points = |s: i64, size: &[i64]| {
-        let points = level_points(size[2], size[3], s, 0.0, kind, device());
-        points.view([1, size[2], size[3], 2])
-    };
-    let boxes = out.distances.iter().zip(STRIDES).map(|(t, s)| {
-        let boxes = decode(&points(s, &t.size()), &t.detach().permute([0, 2, 3, 1]));
-        (boxes / s as f64).permute([0, 3, 1, 2])
-    });
-    let boxes: Vec<_> = boxes.zip(case.levels("out.bbox_preds", kind)).collect();
-    group_within("boxes", &boxes, tolerance)?;
-    let scores = out.cls.iter().map(Tensor::detach);
-    let scores: Vec<_> = scores.zip(case.levels("out.cls_scores", kind)).collect();
-    group_within("scores", &scores, tolerance)?;
-    losses(case, kind, &AssignConfig::Tal(TalConfig::default()), &out)?;
-    let relative = if kind == Kind::Double { 1e-6 } else { 1e-3 };
-    network::gradients(&params, &case.json["expected"]["param_grads"], relative)?;
-    network::feature_gradients(case, &features, relative)
 }
 
 /// AutoAssign and its variants.
@@ -228,7 +161,7 @@ pub fn paa(case: &Case, kind: Kind) -> Result<(), String> {
 
 /// Compares the assignment of every point: `gt_index.I` is the box of a point of image I from 1, 0
 /// for background, and -1 for a point in the padding.
-fn assigned(case: &Case, targets: &Targets) -> Result<(), String> {
+pub fn assigned(case: &Case, targets: &Targets) -> Result<(), String> {
     let (t, images) = (targets.points(), case.int("batch"));
     let indices: Vec<Tensor> = (0..images)
         .map(|i| case.tensors[&format!("gt_index.{i}")].to_kind(Kind::Int64).view([-1]))
@@ -246,9 +179,9 @@ fn assigned(case: &Case, targets: &Targets) -> Result<(), String> {
 }
 
 /// What the losses of a case were computed from.
-struct Compared {
+pub struct Compared {
     probed: BTreeMap<&'static str, Tensor>,
-    targets: Targets,
+    pub targets: Targets,
 }
 
 /// Computes the losses of a case with its head, and compares them and their gradients.
@@ -273,6 +206,7 @@ fn compare(
     let outputs = Outputs {
         cls: shared(&cls),
         distances: boxes.iter().zip(STRIDES).map(|(t, s)| to_distances(t, s)).collect(),
+        first: vec![],
         quality: shared(&quality),
         cls_is: if case.json["system"] == "tood" || case.json["system"] == "gflv2" {
             ClassOutput::Probability
@@ -291,7 +225,7 @@ fn compare(
 }
 
 /// Computes the losses of a case, compares them and runs backward.
-fn losses(
+pub fn losses(
     case: &Case,
     kind: Kind,
     config: &AssignConfig,
@@ -352,14 +286,14 @@ fn prior_gradients(case: &Case, kind: Kind, params: &Params) -> Result<(), Strin
 }
 
 /// Tolerance of gradients, relative to the largest one.
-fn tolerance(case: &Case, kind: Kind) -> f64 {
+pub fn tolerance(case: &Case, kind: Kind) -> f64 {
     let observed = case.json["observed"]["grad_max_over_f32_and_perturbed"].as_f64().unwrap_or(0.0);
     if kind == Kind::Double { 1e-7 } else { (4.0 * observed).max(2e-5) }
 }
 
 /// Compares the gradients of one input. The tolerance in f32 follows from the rounding error that
 /// was observed in f32 runs of the reference.
-fn gradients(case: &Case, kind: Kind, name: &str, levels: &[Tensor]) -> Result<(), String> {
+pub fn gradients(case: &Case, kind: Kind, name: &str, levels: &[Tensor]) -> Result<(), String> {
     let grad = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
     let expected = case.levels(&format!("grad.{name}"), kind);
     let pairs: Vec<_> = levels.iter().map(grad).zip(expected).collect();

@@ -69,6 +69,7 @@ fn leaves(case: &Case, kind: Kind) -> Outputs {
     Outputs {
         cls: of("cls_scores"),
         distances: of("bbox_preds"),
+        first: vec![],
         quality: of("objectnesses"),
         cls_is: dw::model::ClassOutput::Logit,
         bins: vec![],

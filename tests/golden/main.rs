@@ -15,6 +15,7 @@ mod coco;
 mod detect;
 mod detector;
 mod find;
+mod heads;
 mod lab;
 mod loss;
 mod network;
@@ -45,7 +46,7 @@ impl Suite {
     }
 }
 
-const SUITES: [Suite; 18] = [
+const SUITES: [Suite; 19] = [
     Suite { key: "loss", precisions: &[Kind::Float, Kind::Double], check: loss::released },
     Suite { key: "paper", precisions: &[Kind::Float, Kind::Double], check: loss::paper },
     Suite { key: "head", precisions: &[Kind::Float, Kind::Double], check: network::head },
@@ -77,15 +78,16 @@ const SUITES: [Suite; 18] = [
     Suite {
         key: "lab-dgqp",
         precisions: &[Kind::Float, Kind::Double],
-        check: lab::quality_predictor,
+        check: heads::quality_predictor,
     },
     Suite { key: "lab/ota", precisions: &[Kind::Float, Kind::Double], check: lab::ota },
     Suite { key: "lab/paa", precisions: &[Kind::Float, Kind::Double], check: lab::paa },
     Suite { key: "lab/tood", precisions: &[Kind::Float, Kind::Double], check: lab::tood },
+    Suite { key: "lab/vfnet", precisions: &[Kind::Float, Kind::Double], check: lab::vfnet },
     Suite {
         key: "lab-head",
         precisions: &[Kind::Float, Kind::Double],
-        check: lab::task_aligned_head,
+        check: heads::task_aligned_head,
     },
     Suite { key: "coco", precisions: &[Kind::Double], check: coco::check },
 ];

@@ -197,7 +197,7 @@ mod tests {
         let read = Outcome::read(&path).unwrap().unwrap();
         assert_eq!(read, result);
         read.check(&path, &load(&["data.shards=/else", "data.workers=3"]), &result.data).unwrap();
-        for set in ["train.epochs=3", "assign.w_neg=none", "eval.nms_iou=0.5"] {
+        for set in ["train.epochs=24", "assign.w_neg=none", "eval.nms_iou=0.5"] {
             let e = read.check(&path, &load(&[set]), &result.data).unwrap_err().to_string();
             assert!(e.contains(set.split('=').next().unwrap()), "{e}");
         }

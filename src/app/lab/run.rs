@@ -188,15 +188,12 @@ impl Lab {
         let taken = |slot: &usize| self.jobs.iter().any(|j| j.slot == *slot);
         let slot = (0..self.setup.jobs).find(|s| !taken(s)).unwrap_or(0);
         let name = run.name();
-        match Job::start(run, slot, &self.launch)? {
-            Some(job) => {
-                tracing::info!("{name}: started, log {}", shown(&job.log().display().to_string()));
-                self.jobs.push(job);
-            }
-            None => {
-                tracing::info!("{name}: another dw-lab is at it");
-                self.left_alone += 1;
-            }
+        if let Some(job) = Job::start(run, slot, &self.launch)? {
+            tracing::info!("{name}: started, log {}", shown(&job.log().display().to_string()));
+            self.jobs.push(job);
+        } else {
+            tracing::info!("{name}: another dw-lab is at it");
+            self.left_alone += 1;
         }
         Ok(())
     }

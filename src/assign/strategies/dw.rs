@@ -313,6 +313,7 @@ mod tests {
                 distances: tensor(1, &[1, num_points, 4]),
                 quality: Some(tensor(2, &[1, num_points])),
                 cls_is: crate::model::ClassOutput::Logit,
+                first: None,
                 bins: None,
                 grid: grid.clone(),
             }

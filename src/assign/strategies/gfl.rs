@@ -184,6 +184,7 @@ mod tests {
                 .zip([8, 16, 32, 64, 128])
                 .map(|(t, s)| distances_of_bins(t, s))
                 .collect(),
+            first: vec![],
             quality: vec![],
             cls_is: crate::model::ClassOutput::Logit,
             bins: levels.into(),

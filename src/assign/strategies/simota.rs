@@ -222,6 +222,7 @@ mod tests {
             cls_is: ClassOutput::Logit,
             distances: zeros(4),
             quality: Some(zeros(1).squeeze_dim(-1)),
+            first: None,
             bins: None,
             grid: grid.clone(),
         };

@@ -1,18 +1,19 @@
-//! The varifocal loss of VarifocalNet (Zhang et al., CVPR 2021) on ATSS's assignment and head,
-//! without VarifocalNet's star-shaped features and box refinement.
+//! The varifocal loss of VarifocalNet (Zhang et al., CVPR 2021) on ATSS's assignment: with
+//! VarifocalNet's head, which also has a loss for the boxes before refinement, or with ATSS's.
 //!
 //! Shapes: B images, P points over all levels, C classes, N positive points.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 use crate::assign::adaptive::{AdaptiveThreshold, TOPK, check_topk};
 use crate::assign::positives::{Count, Positives};
 use crate::assign::{Criterion, Probe, Progress, Strategy, Targets};
 use crate::loss::functions::varifocal;
 use crate::loss::{Normaliser, Term};
-use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
+use crate::model::{Distances, HeadKind, ModelConfig, Predictions, Rank, Tower};
 
 /// `[assign]` with `kind = "vfl"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ impl Default for VflConfig {
 
 /// Weight of the box loss.
 const BOX_WEIGHT: f64 = 2.0;
+/// Weight of the loss of the boxes before refinement.
+const FIRST_WEIGHT: f64 = 1.5;
 /// Lower bound of the IoU as a target: a positive point is not a negative one.
 const SMALLEST_IOU: f64 = 1e-6;
 
@@ -44,6 +47,9 @@ impl VflConfig {
 
     /// A warning if the head is not the one of the published numbers.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+        if model.head == HeadKind::Vfnet {
+            return None;
+        }
         let differences = model.differences(Distances::Deltas, Tower::None, false);
         (!differences.is_empty()).then(|| {
             format!("assign.kind = \"vfl\": the head differs from that of ATSS in {differences}")
@@ -79,17 +85,32 @@ impl Criterion for Varifocal {
     ) -> Vec<Term> {
         let positive = Positives::new(predicted, targets);
         let (iou_n, giou_n) = positive.iou_and_giou();
-        let iou_n = iou_n.detach().clamp_min(SMALLEST_IOU);
-        let target_bpc = positive.class_targets(&predicted.cls, &iou_n);
+        let target_n = iou_n.detach().clamp_min(SMALLEST_IOU);
+        let target_bpc = positive.class_targets(&predicted.cls, &target_n);
         let loss_cls =
             varifocal(&predicted.cls, &target_bpc).sum(None) + predicted.nan_if_invalid();
-        let loss_bbox = (-(giou_n - 1.0) * &iou_n).sum(None) * BOX_WEIGHT;
         let by_count = positive.by_count(Count::Positives, predicted);
-        let by_iou = Normaliser::at_least_one(iou_n.sum(None));
-        let term = |name, sum, by, needs_positives| Term { name, sum, by, needs_positives };
-        vec![
-            term("loss_cls", loss_cls, by_count, false),
-            term("loss_bbox", loss_bbox, by_iou, true),
-        ]
+        let mut terms =
+            vec![Term { name: "loss_cls", sum: loss_cls, by: by_count, needs_positives: false }];
+        let first = predicted.first.as_ref().map(|first| positive.iou_and_giou_of(first));
+        let name = if let Some((first_iou_n, first_giou_n)) = first {
+            terms.push(box_loss("loss_bbox", FIRST_WEIGHT, &first_iou_n, &first_giou_n));
+            "loss_bbox_rf"
+        } else {
+            "loss_bbox"
+        };
+        terms.push(box_loss(name, BOX_WEIGHT, &iou_n, &giou_n));
+        terms
+    }
+}
+
+/// Sum of `1 - GIoU`, weighted by the IoU and divided by its sum.
+fn box_loss(name: &'static str, weight: f64, iou_n: &Tensor, giou_n: &Tensor) -> Term {
+    let iou_n = iou_n.detach().clamp_min(SMALLEST_IOU);
+    Term {
+        name,
+        sum: (-(giou_n - 1.0) * &iou_n).sum(None) * weight,
+        by: Normaliser::at_least_one(iou_n.sum(None)),
+        needs_positives: true,
     }
 }

@@ -3,12 +3,14 @@
 //! * [`fcos`]: FCOS's head with its variants and DW's box refinement; [`quality`]: the predictor of
 //!   GFLv2
 //! * [`tood`]: TOOD's task-aligned head
-//! * [`sampling`]: what both refinements of boxes share
+//! * [`vfnet`]: VarifocalNet's head
+//! * [`sampling`]: what the refinements of boxes of DW and TOOD share
 
 pub mod fcos;
 pub mod quality;
 pub mod sampling;
 pub mod tood;
+pub mod vfnet;
 
 use tch::{Kind, Reduction, Tensor};
 
@@ -28,6 +30,8 @@ pub struct Outputs {
     /// Distances (l, t, r, b) `[B, 4, h, w]`, pixels; not negative, except for `Distances::Deltas`
     /// and TOOD's head.
     pub distances: Vec<Tensor>,
+    /// Distances before refinement, likewise, if the head has a loss for them; else empty.
+    pub first: Vec<Tensor>,
     /// Quality logits `[B, 1, h, w]`: objectness in DW (without a target of its own), centre-ness
     /// in FCOS. Empty without a quality branch.
     pub quality: Vec<Tensor>,
@@ -48,6 +52,8 @@ pub struct Predictions {
     /// Distances (l, t, r, b) `[B, P, 4]`, pixels; not negative, except for `Distances::Deltas` and
     /// TOOD's head.
     pub distances: Tensor,
+    /// Distances before refinement, likewise, if the head has a loss for them.
+    pub first: Option<Tensor>,
     /// Quality logits `[B, P]`, if the head has a quality branch.
     pub quality: Option<Tensor>,
     /// Logits of the distributions of the distances `[B, P, 4 * 17]`, if the head predicts them.
@@ -99,17 +105,20 @@ pub enum Rank {
 #[derive(Debug)]
 pub enum Head {
     /// FCOS and its variants.
-    Fcos(fcos::Head),
+    Fcos(Box<fcos::Head>),
     /// TOOD.
-    Tood(tood::Head),
+    Tood(Box<tood::Head>),
+    /// VarifocalNet.
+    Vfnet(Box<vfnet::Head>),
 }
 
 impl Head {
     /// Builds the head of a configuration for `classes` classes.
     pub fn new(p: &mut Params, config: &ModelConfig, classes: i64) -> Self {
         match config.head {
-            HeadKind::Fcos => Self::Fcos(fcos::Head::new(p, config, classes)),
-            HeadKind::Tood => Self::Tood(tood::Head::new(p, config, classes)),
+            HeadKind::Fcos => Self::Fcos(Box::new(fcos::Head::new(p, config, classes))),
+            HeadKind::Tood => Self::Tood(Box::new(tood::Head::new(p, config, classes))),
+            HeadKind::Vfnet => Self::Vfnet(Box::new(vfnet::Head::new(p, config, classes))),
         }
     }
 
@@ -119,6 +128,7 @@ impl Head {
         match self {
             Self::Fcos(head) => head.forward(pyramid, offset),
             Self::Tood(head) => head.forward(pyramid, offset),
+            Self::Vfnet(head) => head.forward(pyramid, offset),
         }
     }
 
@@ -127,6 +137,7 @@ impl Head {
         match self {
             Self::Fcos(head) => head.cost(p),
             Self::Tood(head) => head.cost(p),
+            Self::Vfnet(head) => head.cost(p),
         }
     }
 }
@@ -134,8 +145,15 @@ impl Head {
 impl Outputs {
     /// Outputs of no level yet.
     pub fn empty(cls_is: ClassOutput, offset: f64) -> Self {
-        let (cls, distances, quality, bins) = (vec![], vec![], vec![], vec![]);
-        Self { cls, cls_is, distances, quality, bins, offset }
+        Self {
+            cls: vec![],
+            cls_is,
+            distances: vec![],
+            first: vec![],
+            quality: vec![],
+            bins: vec![],
+            offset,
+        }
     }
 
     /// Concatenates the levels, each row by row.
@@ -150,6 +168,7 @@ impl Outputs {
             cls: rows(&self.cls),
             cls_is: self.cls_is,
             distances: rows(&self.distances),
+            first: optional(&self.first),
             quality: optional(&self.quality).map(|t| t.squeeze_dim(-1)),
             bins: optional(&self.bins),
             grid: Grid { sizes: self.sizes(), offset: self.offset },
@@ -203,8 +222,8 @@ impl Predictions {
     /// the positive points only. Without gradient.
     pub fn nan_if_invalid(&self) -> Tensor {
         let of = |t: &Tensor| (t.detach() * 0.0).sum(None);
-        let distances = of(&self.distances);
-        self.quality.as_ref().map_or_else(|| distances.shallow_clone(), |q| &distances + of(q))
+        let optional = self.quality.iter().chain(&self.first);
+        optional.fold(of(&self.distances), |sum, t| sum + of(t))
     }
 }
 
