@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::assign::adaptive::{AdaptiveThreshold, TOPK, check_topk};
-use crate::assign::positives::{Count, Positives};
+use crate::assign::positives::{Count, F32_EPSILON, Positives};
 use crate::assign::{Criterion, Probe, Progress, Strategy, Targets};
 use crate::loss::functions::varifocal;
 use crate::loss::{Normaliser, Term};
@@ -110,7 +110,7 @@ fn box_loss(name: &'static str, weight: f64, iou_n: &Tensor, giou_n: &Tensor) ->
     Term {
         name,
         sum: (-(giou_n - 1.0) * &iou_n).sum(None) * weight,
-        by: Normaliser::at_least_one(iou_n.sum(None)),
+        by: Normaliser { value: iou_n.sum(None), floor: 1.0, at_least: 0.0, plus: F32_EPSILON },
         needs_positives: true,
     }
 }
