@@ -10,7 +10,8 @@ use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
 /// Every strategy with the settings of its head. `tal` is in its second phase from the start.
-const STRATEGIES: [&[&str]; 22] = [
+const STRATEGIES: [&[&str]; 23] = [
+    &["assign.kind=dw", "model.head_norm=none", "model.fpn_extra=on_input", "model.refine=false"],
     &["assign.kind=vfl", "model.head=vfnet", "model.refine=false", "model.quality_tower=none"],
     &["assign.kind=dw", "model.head=tood", "model.refine=false", "model.quality_tower=none"],
     &[

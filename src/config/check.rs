@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::Config;
-use crate::model::{Distances, Tower};
+use crate::model::{Distances, HeadNorm, Tower};
 use crate::{Error, Result};
 
 /// Checks that every number of the merged configuration is finite.
@@ -65,6 +65,11 @@ fn model(c: &Config) -> Result<()> {
         m.quality_tower != Tower::Distribution || m.distances == Distances::Distribution,
         "model.distances",
         "\"distribution\" for model.quality_tower = \"distribution\"",
+    )?;
+    must(
+        m.head_norm != HeadNorm::None || m.tower_bias,
+        "model.tower_bias",
+        "true for model.head_norm = \"none\": no norm layer adds a bias",
     )?;
     let stages = &m.dcn_stages;
     must(

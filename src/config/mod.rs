@@ -196,7 +196,9 @@ mod tests {
         let now = load("dw_r50_fpn_1x", &["train.precision=f32".to_owned()]).unwrap();
         let mut old = Table::try_from(&now).unwrap();
         let later = [
+            ("model", "fpn_extra"),
             ("model", "head"),
+            ("model", "head_norm"),
             ("model", "distances"),
             ("model", "quality_tower"),
             ("model", "tower_bias"),

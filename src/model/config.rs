@@ -92,6 +92,9 @@ pub struct ModelConfig {
     /// to C5.
     #[serde(default)]
     pub dcn_stages: Vec<i64>,
+    /// Input of the pyramid's extra level P6.
+    #[serde(default)]
+    pub fpn_extra: FpnExtra,
     /// The head. The keys below `channels` that shape its towers and branches are those of `fcos`.
     #[serde(default)]
     pub head: HeadKind,
@@ -106,6 +109,9 @@ pub struct ModelConfig {
     /// Tower from which the quality is predicted, if it is.
     #[serde(default)]
     pub quality_tower: Tower,
+    /// Norm layers of the towers.
+    #[serde(default)]
+    pub head_norm: HeadNorm,
     /// Whether the convolutions of the towers have a bias.
     #[serde(default = "with_bias")]
     pub tower_bias: bool,
@@ -115,6 +121,28 @@ pub struct ModelConfig {
 
 fn with_bias() -> bool {
     true
+}
+
+/// `model.fpn_extra`: what P6 is a convolution of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FpnExtra {
+    /// P5; P7 is a convolution of relu(P6) (FCOS, DW).
+    #[default]
+    OnOutput,
+    /// C5; P7 is a convolution of P6 (RetinaNet, FoveaBox, FreeAnchor).
+    OnInput,
+}
+
+/// `model.head_norm`: norm layers of the towers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadNorm {
+    /// Group norm.
+    #[default]
+    Gn,
+    /// None: every convolution has a bias (RetinaNet, FoveaBox, FreeAnchor).
+    None,
 }
 
 /// `model.head`: the head.
@@ -172,7 +200,8 @@ impl ModelConfig {
         if self.head == HeadKind::Fcos {
             return Ok(());
         }
-        let Self { refine, distances, quality_tower, tower_bias, dcn_last_conv, .. } = self;
+        let Self { refine, distances, quality_tower, .. } = self;
+        let Self { tower_bias, head_norm, dcn_last_conv, .. } = self;
         let name = format!("{:?}", self.head).to_lowercase();
         let refuse = |key: &str, expected: &str, found: &dyn std::fmt::Debug| {
             let found = format!("{found:?}").to_lowercase();
@@ -187,6 +216,7 @@ impl ModelConfig {
                 refuse("distances", "no other value than the default, relu,", distances)
             }
             () if !tower_bias => refuse("tower_bias", "the default, true,", tower_bias),
+            () if *head_norm != HeadNorm::Gn => refuse("head_norm", "gn", head_norm),
             () if *dcn_last_conv => refuse("dcn_last_conv", "false", dcn_last_conv),
             () => Ok(()),
         }
@@ -208,6 +238,9 @@ impl ModelConfig {
         if self.tower_bias != bias {
             list.push(format!("model.tower_bias = {}", self.tower_bias));
         }
+        if self.head_norm != HeadNorm::Gn {
+            list.push("model.head_norm = none".to_owned());
+        }
         list.join(", ")
     }
 }
@@ -221,11 +254,13 @@ impl Default for ModelConfig {
             norm: NormKind::FrozenBn,
             frozen_stages: 1,
             dcn_stages: vec![],
+            fpn_extra: FpnExtra::OnOutput,
             head: HeadKind::Fcos,
             dcn_last_conv: false,
             refine: true,
             distances: Distances::Relu,
             quality_tower: Tower::Reg,
+            head_norm: HeadNorm::Gn,
             tower_bias: true,
             init: "imagenet".into(),
         }

@@ -3,6 +3,7 @@
 
 use tch::Tensor;
 
+use super::config::FpnExtra;
 use super::layers::{Conv, ConvSpec, Size};
 use super::params::{Init, Params};
 
@@ -11,12 +12,13 @@ use super::params::{Init, Params};
 pub struct Fpn {
     lateral: Vec<Conv>,
     output: Vec<Conv>,
+    extra: FpnExtra,
 }
 
 impl Fpn {
     /// Builds the network for C3, C4, C5 with `inputs` channels; the names of its tensors start
     /// with `neck.`.
-    pub fn new(p: &mut Params, inputs: &[i64], channels: i64) -> Self {
+    pub fn new(p: &mut Params, inputs: &[i64], channels: i64, extra: FpnExtra) -> Self {
         let spec = |input, kernel, stride| ConvSpec {
             input,
             output: channels,
@@ -38,13 +40,15 @@ impl Fpn {
             .iter()
             .enumerate()
             .map(|(i, &s)| {
-                Conv::new(p, &format!("neck.fpn_convs.{i}.conv"), spec(channels, 3, s), true)
+                let from_c5 = i == inputs.len() && extra == FpnExtra::OnInput;
+                let input = if from_c5 { inputs[i - 1] } else { channels };
+                Conv::new(p, &format!("neck.fpn_convs.{i}.conv"), spec(input, 3, s), true)
             })
             .collect();
-        Self { lateral, output }
+        Self { lateral, output, extra }
     }
 
-    /// `[C3, C4, C5]` to `[P3, P4, P5, P6, P7]`. P6 is a convolution of P5, and P7 one of relu(P6).
+    /// `[C3, C4, C5]` to `[P3, P4, P5, P6, P7]`.
     pub fn forward(&self, c: &[Tensor]) -> Vec<Tensor> {
         let mut lateral: Vec<Tensor> =
             c.iter().zip(&self.lateral).map(|(x, conv)| conv.forward(x)).collect();
@@ -55,8 +59,17 @@ impl Fpn {
         }
         let mut p: Vec<Tensor> =
             lateral.iter().zip(&self.output).map(|(x, conv)| conv.forward(x)).collect();
-        p.push(self.output[3].forward(&p[2]));
-        p.push(self.output[4].forward(&p[3].relu()));
+        let (p6, p7) = (&self.output[3], &self.output[4]);
+        match self.extra {
+            FpnExtra::OnOutput => {
+                p.push(p6.forward(&p[2]));
+                p.push(p7.forward(&p[3].relu()));
+            }
+            FpnExtra::OnInput => {
+                p.push(p6.forward(&c[2]));
+                p.push(p7.forward(&p[3]));
+            }
+        }
         p
     }
 
@@ -72,5 +85,32 @@ impl Fpn {
             sizes.push(size);
         }
         (lateral + output, sizes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn the_extra_levels_come_from_c5_or_p5() {
+        for (extra, channels_of_p6, reaches_p5) in
+            [(FpnExtra::OnInput, 6, false), (FpnExtra::OnOutput, 8, true)]
+        {
+            tch::manual_seed(2);
+            let options = (Kind::Double, Device::Cpu);
+            let mut params = Params::new(options.0, options.1);
+            let fpn = Fpn::new(&mut params, &[2, 4, 6], 8, extra);
+            let maps = [(2, 8), (4, 4), (6, 2)];
+            let c = maps.map(|(channels, side)| Tensor::randn([1, channels, side, side], options));
+            fpn.forward(&c)[4].sum(Kind::Double).backward();
+            let find = |name: &str| {
+                &params.entries.iter().find(|e| e.name == format!("neck.{name}")).unwrap().tensor
+            };
+            assert_eq!(find("fpn_convs.3.conv.weight").size()[1], channels_of_p6);
+            assert_eq!(find("fpn_convs.2.conv.weight").grad().defined(), reaches_p5);
+        }
     }
 }

@@ -194,6 +194,8 @@ pub enum Norm {
         /// Whether training uses the running statistics, too, and never updates them.
         fixed: bool,
     },
+    /// No norm.
+    None,
     /// Group norm.
     Group {
         /// Weight (scale) `[C]`.
@@ -250,6 +252,7 @@ impl Norm {
                 1e-5,
                 true,
             ),
+            Self::None => x.shallow_clone(),
             Self::Group { weight, bias, groups } => {
                 // libtorch has group norm with parameters of another kind on the CPU only.
                 let here = |t: &Tensor| {

@@ -13,7 +13,7 @@ pub mod weights;
 
 use tch::{Device, Kind, Tensor};
 
-pub use config::{Backbone, Distances, HeadKind, ModelConfig, Tower};
+pub use config::{Backbone, Distances, FpnExtra, HeadKind, HeadNorm, ModelConfig, Tower};
 pub use heads::{ClassOutput, Inference, Outputs, Predictions, Rank};
 pub use layers::NormKind;
 pub use params::Params;
@@ -42,7 +42,8 @@ impl Detector {
     pub fn new(config: &ModelConfig, classes: usize, kind: Kind, device: Device) -> Self {
         let mut params = Params::new(kind, device);
         let backbone = backbone::resnet::ResNet::new(&mut params, config);
-        let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels);
+        let neck =
+            fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels, config.fpn_extra);
         let head = heads::Head::new(&mut params, config, classes as i64);
         let inference = Inference::default();
         Self { params, backbone, neck, head, inference, offset: 0.5, activations: kind }

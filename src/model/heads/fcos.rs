@@ -8,7 +8,7 @@ use super::sampling::{cells, sample};
 use super::{ClassOutput, Outputs};
 use crate::geometry::{self, BINS, STRIDES};
 use crate::model::backbone::deform::{AnyConv, DeformConv};
-use crate::model::config::{Distances, ModelConfig, Tower};
+use crate::model::config::{Distances, HeadNorm, ModelConfig, Tower};
 use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size, Then};
 use crate::model::params::{Init, Params};
 
@@ -56,7 +56,10 @@ fn tower(p: &mut Params, config: &ModelConfig, name: &str) -> Vec<(AnyConv, Norm
             AnyConv::Plain(Conv::new(p, &conv_name, spec, true))
         };
         let norm_name = format!("bbox_head.{name}.{i}.gn");
-        let norm = Norm::new(p, &norm_name, channels, NormKind::Gn, 1.0, true);
+        let norm = match config.head_norm {
+            HeadNorm::Gn => Norm::new(p, &norm_name, channels, NormKind::Gn, 1.0, true),
+            HeadNorm::None => Norm::None,
+        };
         layers.push((conv, norm));
     }
     layers
