@@ -6,8 +6,8 @@
 //! * [`torch`]: what the libtorch bindings lack
 //! * [`device`]: CPU or CUDA, precision, CPU threads, and how the ranks of a job join on them
 //! * [`loss`]: loss functions, and reduction of their terms to the global loss
-//! * [`model`]: ResNet and ResNeXt, DCNv2, FPN, FCOS head with box refinement, weights by name
-//! * [`assign`]: label assignment: the interface of strategies, and the strategies (DW, FCOS)
+//! * [`model`]: ResNet and ResNeXt, DCNv2, FPN, heads, weights by name
+//! * [`assign`]: label assignment: the interface of strategies, and the strategies
 //! * [`data`]: which image when, augmentation, threads that prepare batches
 //! * [`eval`]: detections of all ranks, and their evaluation
 //! * [`train`]: plan, loop and step of a run; SGD on flat buffers; checkpoints; logs

@@ -257,8 +257,8 @@ fn model_and_assignment_never_communicate() {
 fn the_step_never_waits_for_the_device() {
     let reads = ["double_value(", "int64_value(", "f64::try_from(", "f32::try_from("];
     let copies = [">::try_from(", "nonzero", "masked_select", "Device::Cpu", ".to_device("];
-    // Start-up: parameters, files of weights, constants.
-    let start = ["src/model/params.rs", "src/model/weights"];
+    // Start-up (parameters, files of weights, constants), and pictures.
+    let start = ["src/model/params.rs", "src/model/weights", "src/assign/figures"];
     let constants = ["src/model/heads/fcos.rs", "src/model/heads/vfnet.rs"];
     for dir in ["src/model", "src/assign", "src/loss", "src/train"] {
         for (file, text) in rust_files(dir) {

@@ -84,11 +84,16 @@ fn every_strategy_resumes_exactly_and_evaluates() {
             sandbox.steps("whole")[0].keys().filter(|k| k.starts_with("loss_")).cloned().collect();
         let expected: &[&str] = match strategy[0] {
             "assign.kind=gfl" => &["loss_cls", "loss_bbox", "loss_dfl"],
+            "assign.kind=vfl" if strategy.contains(&"model.head=vfnet") => {
+                &["loss_cls", "loss_bbox", "loss_bbox_rf"]
+            }
             "assign.kind=vfl" | "assign.kind=tal" => &["loss_cls", "loss_bbox"],
             "assign.kind=autoassign" => &["loss_pos", "loss_neg", "loss_center"],
             "assign.kind=paa" => &["loss_cls", "loss_bbox", "loss_iou"],
             "assign.kind=ota" => &["loss_cls", "loss_box_reg", "loss_iou"],
-            "assign.kind=weighting" => &["loss_cls_pos", "loss_loc", "loss_cls_neg"],
+            "assign.kind=dw" | "assign.kind=weighting" => {
+                &["loss_cls_pos", "loss_loc", "loss_cls_neg"]
+            }
             "assign.kind=simota" => &["loss_cls", "loss_bbox", "loss_obj"],
             _ => &["loss_cls", "loss_bbox", "loss_centerness"],
         };
@@ -119,6 +124,15 @@ fn every_strategy_resumes_exactly_and_evaluates() {
             &sandbox.path("c.png"),
         ]));
         assert!(std::fs::metadata(sandbox.path("c.png")).unwrap().len() > 1000);
+        let weighting = |more: &[&str]| {
+            let mut c = std::process::Command::new(bin("dw-show"));
+            c.args(["weighting", &sandbox.path("whole"), "-o", &sandbox.path("w.png")]).args(more);
+            c
+        };
+        run(&mut weighting(&["--image", "1"]));
+        assert!(std::fs::metadata(sandbox.path("w.png")).unwrap().len() > 1000);
+        assert_fails(&mut weighting(&["--image", "99"]), 2, &["--image 99", "5 images"]);
+        assert_fails(&mut weighting(&["--box", "99"]), 2, &["--box 99"]);
     }
 }
 

@@ -29,6 +29,7 @@
 pub mod adaptive;
 pub mod config;
 pub mod dense;
+pub mod figures;
 pub mod hard;
 pub mod matrix;
 pub mod mixture;
@@ -52,6 +53,7 @@ use crate::{Result, torch};
 pub use config::AssignConfig;
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
+pub use soft::SoftInputs;
 pub use strategies::atss::AtssConfig;
 pub use strategies::autoassign::AutoAssignConfig;
 pub use strategies::dw::{DwConfig, Formula, NegWeight, Prior};

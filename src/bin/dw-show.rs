@@ -1,9 +1,9 @@
-//! `dw-show`: pictures of predictions and of training.
+//! `dw-show`: pictures of predictions, of training and of label assignment.
 
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use dw::app::show::{PredArgs, predictions};
+use dw::app::show::{PredArgs, WeightingArgs, predictions, weights};
 use dw::app::{self, Start};
 use dw::device::Choice;
 use dw::show;
@@ -11,9 +11,12 @@ use dw::show;
 const EXAMPLES: &str = "Examples:
   dw-show pred work/demo -o pred.png         newest checkpoint on its validation split
   dw-show pred work/demo --split train2017 -n 12 --score 0.3 -o train.png
-  dw-show curves work/demo -o curves.png     losses and AP over steps";
+  dw-show curves work/demo -o curves.png     losses and AP over steps
+  dw-show weighting -o functions.png         weights by score and IoU under GFL, VFL and DW
+  dw-show weighting work/demo --image 3 --box 0 -o maps.png
+                                             weights of the points of an object";
 
-/// Draw predictions and training curves.
+/// Draw predictions, training curves and the weights of label assignment.
 #[derive(Debug, Parser)]
 #[command(name = "dw-show", version, after_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
@@ -24,29 +27,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Images with predicted and true boxes
-    Pred {
-        /// Checkpoint folder, work directory, or weight file
-        checkpoint: PathBuf,
-        /// Configuration of a weight file
-        #[arg(long)]
-        config: Option<String>,
-        /// Folder of shards [default: the run's]
-        #[arg(long, value_name = "OUT")]
-        data: Option<PathBuf>,
-        /// Split [default: the run's data.val_split]
-        #[arg(long)]
-        split: Option<String>,
-        /// Number of images
-        #[arg(short = 'n', long, default_value_t = 9,
-              value_parser = clap::value_parser!(u16).range(1..=100))]
-        count: u16,
-        /// Smallest score to draw
-        #[arg(long, default_value_t = 0.3)]
-        score: f32,
-        /// Output file
-        #[arg(short, long, value_name = "FILE.png")]
-        out: PathBuf,
-    },
+    Pred(PredArgs),
     /// Losses and AP over steps
     Curves {
         /// Work directory, or a metrics.jsonl
@@ -55,15 +36,16 @@ enum Command {
         #[arg(short, long, value_name = "FILE.png")]
         out: PathBuf,
     },
+    /// Positive and negative weights: of given scores and IoUs, or, with a checkpoint, of the
+    /// points of an object
+    Weighting(WeightingArgs),
 }
 
 fn main() {
     let cli: Cli = app::parse();
-    app::run(Start { device: Choice::Cpu, catch_signals: false }, |_, _| match cli.command {
-        Command::Pred { checkpoint, config, data, split, count, score, out } => {
-            let count = count.into();
-            predictions(&PredArgs { checkpoint, config, data, split, count, score }, &out)
-        }
-        Command::Curves { run, out } => show::curves::draw(&run, &out),
+    app::run(Start { device: Choice::Cpu, catch_signals: false }, |_, _| match &cli.command {
+        Command::Pred(args) => predictions(args),
+        Command::Curves { run, out } => show::curves::draw(run, out),
+        Command::Weighting(args) => weights(args),
     })
 }

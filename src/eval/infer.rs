@@ -15,7 +15,7 @@ use crate::data::augment::{Transform, decode, padded, render};
 use crate::data::images::{Images, Normalisation};
 use crate::data::{DataConfig, Dataset};
 use crate::model::Detector;
-use crate::model::heads::{Scored, scored};
+use crate::model::heads::{Outputs, Scored, scored};
 use crate::{Error, Result, torch};
 
 /// Seconds per stage of inference, summed over all threads and ranks.
@@ -98,6 +98,32 @@ pub fn detect_records(
     let detections = candidates.iter().map(|c| detect::select(c, eval, vote)).collect();
     timings.nms_s += lap.lap();
     Ok(detections)
+}
+
+/// Raw predictions for one record, and the transformation from its image to the network input.
+///
+/// # Errors
+/// A damaged record, or a failure of libtorch.
+pub fn outputs_of(
+    detector: &Detector,
+    data: &Dataset,
+    record: usize,
+    input: &DataConfig,
+    device: Device,
+) -> Result<(Outputs, Transform)> {
+    let record = data.split.record(record)?;
+    let (width, height) = record.entry.original();
+    let view = Transform::eval(width, height, input);
+    let size = padded(std::iter::once((view.width, view.height)));
+    let pixels = decode(&record, &view, input)?;
+    let images = Images::new(&[(view.width, view.height)], size, device, |_, out| {
+        render(&pixels, &view, size, out);
+        Ok(())
+    })?;
+    let outputs = tch::no_grad(|| {
+        detector.forward(&Normalisation::new(device).apply(&images, detector.activations), false)
+    });
+    Ok((outputs, view))
 }
 
 /// The numbers of a tensor as f32 in host memory.

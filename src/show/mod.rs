@@ -1,10 +1,12 @@
 //! Plots: predictions on images ([`pred`], with [`labels`]), loss and AP over the steps of a run
-//! ([`curves`]), means with their intervals ([`intervals`]).
+//! ([`curves`]), means with their intervals ([`intervals`]), weights of label
+//! assignment ([`weighting`]).
 
 pub mod curves;
 pub mod intervals;
 pub mod labels;
 pub mod pred;
+pub mod weighting;
 
 use std::io::{Cursor, Write};
 use std::path::Path;

@@ -235,8 +235,7 @@ fn paper(x: &Inputs, probe: &mut dyn Probe) -> Vec<Term> {
 /// the bag.
 fn paper_w_pos(x: &Inputs, score_n: &Tensor) -> Tensor {
     let (c, pairs) = (x.config, x.pairs);
-    let t_n = score_n * x.soft.iou_n.pow_tensor_scalar(c.beta);
-    let w_n = (&t_n * c.mu).exp() * &t_n;
+    let w_n = consistency_weight(score_n, &x.soft.iou_n, c.beta, c.mu);
     let w_n = if c.prior == Prior::Soft {
         let squared_n = pairs.center_offset().square().sum_dim_intlist(0, false, None);
         w_n * (-squared_n).exp()
@@ -246,14 +245,24 @@ fn paper_w_pos(x: &Inputs, score_n: &Tensor) -> Tensor {
     &w_n / pairs.sum_per_box(&w_n).clamp_min(TINY)
 }
 
+/// Positive weight of scores and IoUs before prior and normalisation (Eq. 3 and 4).
+pub fn consistency_weight(score: &Tensor, iou: &Tensor, beta: f64, mu: f64) -> Tensor {
+    let t = score * iou.pow_tensor_scalar(beta);
+    (&t * mu).exp() * t
+}
+
+/// P_neg of IoUs (Eq. 5 and 6): 1 below IoU 0.5 and 0 above 0.95, and falling between.
+pub fn negative_probability(iou: &Tensor, gamma1: f64) -> Tensor {
+    let (low, high) = (NEGATIVE_IOU.powf(gamma1), POSITIVE_IOU.powf(gamma1));
+    let ramp = (-iou.pow_tensor_scalar(gamma1) + high) / (high - low);
+    let p_neg = ramp.where_self(&iou.ge(NEGATIVE_IOU), &Tensor::ones_like(iou));
+    p_neg.where_self(&iou.le(POSITIVE_IOU), &Tensor::zeros_like(iou))
+}
+
 /// Negative weights of the pairs `[N]` (Eq. 5 to 7), or a variant of Table 5.
 fn paper_w_neg(x: &Inputs, score_n: &Tensor, w_pos_n: &Tensor) -> Tensor {
     let (c, iou_n) = (x.config, &x.soft.iou_n);
-    // Eq. 5 and 6: P_neg is 1 below IoU 0.5 and 0 above 0.95, and falls between.
-    let (low, high) = (NEGATIVE_IOU.powf(c.gamma1), POSITIVE_IOU.powf(c.gamma1));
-    let ramp_n = (-iou_n.pow_tensor_scalar(c.gamma1) + high) / (high - low);
-    let p_neg_n = ramp_n.where_self(&iou_n.ge(NEGATIVE_IOU), &Tensor::ones_like(iou_n));
-    let p_neg_n = p_neg_n.where_self(&iou_n.le(POSITIVE_IOU), &Tensor::zeros_like(iou_n));
+    let p_neg_n = negative_probability(iou_n, c.gamma1);
     // Eq. 7.
     let i_neg_n = score_n.pow_tensor_scalar(c.gamma2);
     match c.w_neg {

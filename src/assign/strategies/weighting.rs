@@ -50,6 +50,20 @@ pub enum Function {
     Musu,
 }
 
+impl Function {
+    /// Table 1: the positive weight, and the two factors of the negative one, for scores s and
+    /// targets t.
+    pub fn weights(self, s: &Tensor, t: &Tensor) -> [Tensor; 3] {
+        let squared = (s - t).square();
+        let p_neg = -t + 1.0;
+        match self {
+            Self::Gfl | Self::Tood => [&squared * t, p_neg, squared],
+            Self::Vfl => [t.square(), p_neg, t.shallow_clone()],
+            Self::Musu => [squared * t, p_neg.pow_tensor_scalar(4), s.square()],
+        }
+    }
+}
+
 /// Normalisation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -252,22 +266,12 @@ impl Weighting {
             Function::Musu => aligned(&s * iou_n.sqrt()),
             _ => t.shallow_clone(),
         };
-        let squared = (score_n - &t).square();
-        let positive = match self.config.function {
-            Function::Vfl => t.square(),
-            _ => &squared * &t,
-        };
+        let [positive, p_neg, importance] = self.config.function.weights(score_n, &t);
         let boxes = match self.config.function {
             _ if self.config.norm == Norm::Native => t_reg,
             Function::Musu => t_reg,
             _ if self.config.reg_native => t_reg,
             _ => positive.detach(),
-        };
-        let p_neg = -&t + 1.0;
-        let (p_neg, importance) = match self.config.function {
-            Function::Gfl | Function::Tood => (p_neg, squared),
-            Function::Vfl => (p_neg, t.shallow_clone()),
-            Function::Musu => (p_neg.pow_tensor_scalar(4), score_n.square()),
         };
         let (positive, importance) = match self.config.importance_grad {
             ImportanceGrad::Neg => (positive.detach(), importance),

@@ -1,0 +1,236 @@
+//! The weights that an object's points get under several functions, from a network's predictions on
+//! one image (Fig. 5 of the DW paper). All functions read the same bag, the points inside the box:
+//! only the function differs.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::assign::pairs::PairTensors;
+use crate::assign::strategies::weighting::{Function, WeightingConfig};
+use crate::assign::{AssignConfig, DwConfig, Formula, ImageBoxes, Prior, Progress, SoftInputs};
+use crate::geometry::STRIDES;
+use crate::model::{Params, Predictions};
+use crate::{Error, Result, torch};
+
+/// The functions, with their names.
+const FUNCTIONS: [&str; 3] = ["DW", "GFL", "VFL"];
+/// Points are near the centre of a box up to this distance, strides.
+const NEAR: f64 = 1.5;
+
+/// Values at the points of one box on one level.
+#[derive(Debug)]
+pub struct Maps {
+    /// The box, pixels of the network input.
+    pub bbox: [f64; 4],
+    /// Its class.
+    pub label: i64,
+    /// Stride of the level, pixels.
+    pub stride: f64,
+    /// Points (x, y), pixels of the network input.
+    pub points: Vec<(f64, f64)>,
+    /// Scores of the box's class.
+    pub score: Vec<f64>,
+    /// IoU of the predicted boxes.
+    pub iou: Vec<f64>,
+    /// Weights under each function.
+    pub functions: Vec<FunctionMaps>,
+}
+
+/// The weights of the points under one function.
+#[derive(Debug)]
+pub struct FunctionMaps {
+    /// Name.
+    pub name: &'static str,
+    /// Positive weights.
+    pub positive: Vec<f64>,
+    /// Negative weights at the class of the box.
+    pub negative: Vec<f64>,
+    /// Share of the positive weights of all levels at points within 1.5 strides of the centre.
+    pub near: f64,
+}
+
+/// Computes the maps of box `which` of an image, on the level that has most of DW's positive
+/// weight; of equal ones the finer level. `config` is that of the network: if it is DW's, the maps
+/// of DW have its settings.
+///
+/// # Errors
+/// The image has no such box.
+pub fn compute(
+    p: &Predictions,
+    truth: &ImageBoxes,
+    which: usize,
+    config: &AssignConfig,
+) -> Result<Maps> {
+    let Some(bbox) = truth.boxes.get(which) else {
+        return Err(Error::Usage(format!(
+            "--box {which}: the image has {} boxes, numbered from 0",
+            truth.boxes.len()
+        )));
+    };
+    let own = match config {
+        AssignConfig::Dw(dw) => dw.clone(),
+        _ => DwConfig::default(),
+    };
+    // Every function sees all points inside the box.
+    let dw = &DwConfig { prior: Prior::Soft, prior_value: 0.0, ..own };
+    let classes = p.cls.size()[2];
+    let pairs = dw.pairs(&p.grid, classes, std::slice::from_ref(truth)).tensors();
+    let pairs = pairs.to(p.cls.kind(), p.cls.device());
+    let soft = SoftInputs::new(p, &pairs, 1e-6);
+    let own = pairs.gt.eq(which as i64);
+    let of_box = |t: &Tensor| numbers(&t.masked_select(&own));
+    let weights = FUNCTIONS.into_iter().map(|name| weights(name, p, &pairs, truth, dw));
+    let weights = weights.collect::<Result<Vec<_>>>()?;
+    let stride = of_box(&pairs.stride)?;
+    let level = level_of_most(&of_box(&weights[0].0)?, &stride);
+    let on_level = |values: Vec<f64>| -> Vec<f64> {
+        values.into_iter().zip(&stride).filter(|(_, s)| **s == level).map(|(v, _)| v).collect()
+    };
+    let xy = p.grid.points(p.cls.kind(), p.cls.device()).index_select(0, &pairs.point);
+    let points = on_level(of_box(&xy.select(1, 0))?)
+        .into_iter()
+        .zip(on_level(of_box(&xy.select(1, 1))?))
+        .collect();
+    let is_near = pairs.center_offset().square().sum_dim_intlist(0, false, None).le(NEAR * NEAR);
+    let is_near = of_box(&is_near.to_kind(Kind::Double))?;
+    let functions = FUNCTIONS.into_iter().zip(&weights).map(|(name, (positive, negative))| {
+        let positive = of_box(positive)?;
+        let near: f64 = positive.iter().zip(&is_near).map(|(w, near)| w * near).sum();
+        let near = near / positive.iter().sum::<f64>();
+        let (positive, negative) = (on_level(positive), on_level(of_box(negative)?));
+        Ok(FunctionMaps { name, positive, negative, near })
+    });
+    Ok(Maps {
+        bbox: bbox.map(f64::from),
+        label: truth.labels[which],
+        stride: level,
+        points,
+        score: on_level(of_box(&soft.score_n())?),
+        iou: on_level(of_box(&soft.iou_n)?),
+        functions: functions.collect::<Result<_>>()?,
+    })
+}
+
+/// The stride with the largest sum of weights, which belong to points of the strides `stride`; the
+/// smallest one of equal sums.
+fn level_of_most(weights: &[f64], stride: &[f64]) -> f64 {
+    let sum_of = |s: f64| -> f64 {
+        weights.iter().zip(stride).filter(|(_, own)| **own == s).map(|(w, _)| w).sum()
+    };
+    let mut level = STRIDES[0] as f64;
+    for s in STRIDES.map(|s| s as f64) {
+        if sum_of(s) > sum_of(level) {
+            level = s;
+        }
+    }
+    level
+}
+
+/// Positive and negative weights `[N]` of all pairs under a function, from the strategy's own
+/// criterion.
+fn weights(
+    name: &str,
+    p: &Predictions,
+    pairs: &PairTensors,
+    truth: &ImageBoxes,
+    dw: &DwConfig,
+) -> Result<(Tensor, Tensor)> {
+    let config = match name {
+        "GFL" => table(Function::Gfl),
+        "VFL" => table(Function::Vfl),
+        _ => AssignConfig::Dw(dw.clone()),
+    };
+    let mut params = Params::new(p.cls.kind(), p.cls.device());
+    let strategy = config.build(&mut params, p.cls.size()[2]);
+    let targets = strategy.matcher.targets(&p.grid, std::slice::from_ref(truth));
+    let targets = targets.to(p.cls.kind(), p.cls.device());
+    let mut probe: BTreeMap<&'static str, Tensor> = BTreeMap::new();
+    tch::no_grad(|| strategy.criterion.terms(p, &targets, &Progress::default(), &mut probe));
+    let recorded = |name: &str| {
+        probe
+            .get(name)
+            .map(Tensor::shallow_clone)
+            .ok_or_else(|| Error::Bug(format!("the criterion does not record `{name}`")))
+    };
+    let by_pair = |t: Tensor| t.index_select(0, &pairs.logit);
+    if name != "DW" {
+        return Ok((recorded("w_pos")?, by_pair(recorded("w_neg")?)));
+    }
+    let negative = by_pair(recorded("negative")?);
+    // The released formula records P_neg, without the importance.
+    let negative = if dw.formula == Formula::Released {
+        negative * SoftInputs::new(p, pairs, 1e-6).score_n().pow_tensor_scalar(dw.gamma2)
+    } else {
+        negative
+    };
+    Ok((recorded("positive")?, negative))
+}
+
+fn table(function: Function) -> AssignConfig {
+    AssignConfig::Weighting(WeightingConfig { function, ..WeightingConfig::default() })
+}
+
+/// The numbers of a tensor.
+fn numbers(t: &Tensor) -> Result<Vec<f64>> {
+    let host = t.detach().to_kind(Kind::Double).to_device(Device::Cpu).contiguous();
+    Vec::try_from(host).map_err(torch::error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::{Grid, encode, level_sizes};
+    use crate::model::{ClassOutput, Outputs};
+
+    /// A network that predicts the box itself everywhere, with a score that falls from left to
+    /// right.
+    fn predictions(bbox: [f64; 4]) -> Predictions {
+        let grid = Grid::centers(&level_sizes(64, 96));
+        let options = (Kind::Double, Device::Cpu);
+        let points = grid.points(options.0, options.1);
+        let boxes = Tensor::from_slice(&bbox).expand([grid.num_points(), 4], false);
+        let distances = encode(&points, &boxes).unsqueeze(0);
+        let cls = (points.select(1, 0) * -0.05).view([1, -1, 1]).repeat([1, 1, 2]);
+        let outputs = Outputs::empty(ClassOutput::Logit, 0.5);
+        Predictions {
+            cls,
+            cls_is: outputs.cls_is,
+            distances,
+            first: None,
+            quality: None,
+            bins: None,
+            grid,
+        }
+    }
+
+    #[test]
+    fn maps_are_the_values_of_the_points_inside_the_box() {
+        let bbox = [16.0f32, 16.0, 80.0, 64.0];
+        let truth = ImageBoxes { boxes: vec![bbox], labels: vec![1], padded: None };
+        let p = predictions(bbox.map(f64::from));
+        for formula in [Formula::Released, Formula::Paper] {
+            let config = AssignConfig::Dw(DwConfig { formula, ..DwConfig::default() });
+            let maps = compute(&p, &truth, 0, &config).unwrap();
+            assert_eq!(maps.label, 1);
+            // The box has 64 x 48 pixels.
+            let count = (64.0 / maps.stride * 48.0 / maps.stride) as usize;
+            assert_eq!(maps.points.len(), count, "stride {}", maps.stride);
+            for (((x, y), score), iou) in maps.points.iter().zip(&maps.score).zip(&maps.iou) {
+                assert!((16.0..80.0).contains(x) && (16.0..64.0).contains(y));
+                assert!((score - 1.0 / (1.0 + (0.05 * x).exp())).abs() < 1e-12);
+                assert!((iou - 1.0).abs() < 1e-6);
+            }
+            for f in &maps.functions {
+                assert_eq!((f.positive.len(), f.negative.len()), (count, count), "{}", f.name);
+                assert!(f.near > 0.0 && f.near < 1.0, "{} {}", f.name, f.near);
+                // With an IoU of 1 no point is negative.
+                let most = f.negative.iter().copied().fold(0.0, f64::max);
+                let is_flat = f.name == "DW" && formula == Formula::Released;
+                assert!(most < 1e-6 || is_flat, "{} {most}", f.name);
+            }
+        }
+        let e = compute(&p, &truth, 1, &AssignConfig::default()).unwrap_err().to_string();
+        assert!(e.contains("--box 1") && e.contains("1 boxes"), "{e}");
+    }
+}
