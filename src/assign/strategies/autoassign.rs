@@ -204,8 +204,7 @@ impl AutoAssign {
 fn negative_weights(x: &SoftInputs, pairs: &PairTensors, grid: &Grid) -> Tensor {
     let size = x.ltrb_bp4.size();
     let (batch, num_points) = (size[0], size[1]);
-    let distances_4gp = matrix::box_distances(grid, &pairs.boxes);
-    let iou_gp = matrix::iou(&x.ltrb_bp4, &distances_4gp, &pairs.image, AREA_EPS);
+    let iou_gp = matrix::iou(&x.ltrb_bp4, grid, &pairs.boxes, &pairs.image, AREA_EPS);
     let image_gp = pairs.image.unsqueeze(1).expand_as(&iou_gp);
     let best_bp = Tensor::zeros([batch, num_points], (iou_gp.kind(), iou_gp.device()))
         .internal_scatter_reduce(0, &image_gp, &iou_gp, "amax", true);

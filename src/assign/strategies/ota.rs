@@ -120,9 +120,9 @@ impl Transport {
         let size = p.cls.size();
         let (batch, num_points, num_gt) = (size[0], size[1], t.labels.size()[0]);
         let (kind, device) = (p.cls.kind(), p.cls.device());
-        let distances_4gp = matrix::box_distances(&p.grid, &t.boxes);
-        let iou_gp = matrix::iou(&p.distances.clamp_min(0.0), &distances_4gp, &t.image, EPS);
-        let is_inside_gp = distances_4gp.amin([0], false).gt(MARGIN);
+        let found = p.distances.clamp_min(0.0);
+        let iou_gp = matrix::iou(&found, &p.grid, &t.boxes, &t.image, EPS);
+        let is_inside_gp = matrix::is_inside(&p.grid, &t.boxes, MARGIN);
         let is_near_gp = matrix::is_near(&p.grid, &t.boxes, self.config.radius);
         let near_gp = is_inside_gp.logical_and(&is_near_gp).to_kind(kind);
         let (class_cost_gp, background_bp) = class_costs(p, t);

@@ -126,9 +126,8 @@ impl SimplifiedTransport {
             let positive = gt.zeros_like().to_kind(kind);
             return Assigned { gt, positive };
         }
-        let distances_4gp = matrix::box_distances(&p.grid, &t.boxes);
-        let iou_gp = matrix::iou(&p.distances, &distances_4gp, &t.image, AREA_EPS);
-        let (both_gp, any_bp) = self.regions(p, t, &distances_4gp, batch);
+        let iou_gp = matrix::iou(&p.distances, &p.grid, &t.boxes, &t.image, AREA_EPS);
+        let (both_gp, any_bp) = self.regions(p, t, batch);
         let candidate_gp = any_bp.index_select(0, &t.image);
         let not_both_gp = both_gp.logical_not().to_kind(kind);
         let cost_gp =
@@ -166,16 +165,10 @@ impl SimplifiedTransport {
 
     /// Whether each point is inside each box and near its centre `[G, P]`, and whether it is inside
     /// or near any box of its image `[B, P]`.
-    fn regions(
-        &self,
-        p: &Predictions,
-        t: &PointTensors,
-        distances_4gp: &Tensor,
-        batch: i64,
-    ) -> (Tensor, Tensor) {
+    fn regions(&self, p: &Predictions, t: &PointTensors, batch: i64) -> (Tensor, Tensor) {
         let (kind, device) = (p.cls.kind(), p.cls.device());
         let is_near = matrix::is_near(&p.grid, &t.boxes, self.config.radius);
-        let is_inside = distances_4gp.amin([0], false).gt(0.0);
+        let is_inside = matrix::is_inside(&p.grid, &t.boxes, 0.0);
         let either_gp = is_near.logical_or(&is_inside).to_kind(kind);
         let any_bp = Tensor::zeros([batch, either_gp.size()[1]], (kind, device))
             .index_add(0, &t.image, &either_gp)

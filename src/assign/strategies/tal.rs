@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 use crate::assign::adaptive::{AdaptiveThreshold, MARGIN, TOPK};
 use crate::assign::positives::{AREA_EPS, F32_EPSILON, Positives, centerness};
 use crate::assign::{Criterion, PointTensors, Probe, Progress, Strategy, Targets, matrix};
-use crate::geometry::iou_and_giou_of_any;
+use crate::geometry::{encode, iou_and_giou_of_any};
 use crate::loss::{Normaliser, Term};
 use crate::model::{Distances, HeadKind, ModelConfig, Predictions, Rank, Tower};
 
@@ -205,8 +205,7 @@ impl TaskAligned {
         let (batch, num_points) = (p.cls.size()[0], p.cls.size()[1]);
         let (kind, device) = (p.cls.kind(), p.cls.device());
         let (num_gt, image_g1) = (t.labels.size()[0], t.image.unsqueeze(1));
-        let distances_4gp = matrix::box_distances(&p.grid, &t.boxes);
-        let iou_gp = matrix::iou(&p.distances, &distances_4gp, &t.image, AREA_EPS);
+        let iou_gp = matrix::iou(&p.distances, &p.grid, &t.boxes, &t.image, AREA_EPS);
         let score_gp = matrix::of_class(&p.probabilities(), t);
         let valid_bp = t.without_ignored(Tensor::ones([batch, num_points, 1], (kind, device)));
         let alignment_gp = score_gp.pow_tensor_scalar(self.config.alpha)
@@ -216,8 +215,9 @@ impl TaskAligned {
         let k = (self.config.topk as i64).min(num_points);
         let (alignment_gk, point_gk) = alignment_gp.topk(k, 1, true, false);
         let iou_gk = iou_gp.gather(1, &point_gk, false);
-        let index = point_gk.unsqueeze(0).expand([4, num_gt, k], false);
-        let distances = distances_4gp.gather(2, &index, false);
+        let points_gk2 =
+            p.grid.points(kind, device).index_select(0, &point_gk.view([-1])).view([num_gt, k, 2]);
+        let distances = encode(&points_gk2, &t.boxes.unsqueeze(1)).permute([2, 0, 1]).contiguous();
         let is_inside_gk = distances.amin([0], false).gt(f64::from(MARGIN));
         let claims_gk = alignment_gk.gt(0.0).logical_and(&is_inside_gk);
         let row = point_gk + image_g1 * num_points;
