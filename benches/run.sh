@@ -170,6 +170,7 @@ done
 # Every strategy on the outputs of its head, beside DW in the same run.
 strategies=dw_r50_fpn_worefine_1x,fcos_r50_fpn_1x,atss_r50_fpn_1x,gfl_r50_fpn_1x,vfl_r50_fpn_1x
 strategies+=,tal_r50_fpn_1x,autoassign_r50_fpn_1x,paa_r50_fpn_1x,ota_r50_fpn_1x,simota_r50_fpn_1x
+strategies+=,vfnet_r50_fpn_1x,tood_r50_fpn_1x,dw_tood_r50_fpn_1x
 for _ in 1 2 3; do
   bench loss -- --threads "$threads" --boxes 7,60 --steps 3 --configs "$strategies" "${shapes[@]}" |
     grep '"dw loss' >>"$out/strategies.jsonl"
