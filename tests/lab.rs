@@ -149,7 +149,7 @@ fn mistakes_are_reported_before_anything_runs() {
         assert_fails(&mut lab(&sandbox, &mine, more), 2, keys);
         assert!(!Path::new(&sandbox.path("lab")).exists(), "{more:?}");
     };
-    fails(&["--rows", "dw,fcso"], &["`fcso`", "dw, fcos"]);
+    fails(&["--rows", "dw,nothing"], &["`nothing`", "dw, fcos"]);
     fails(&["--set", "train.seed=3"], &["train.seed", "--seeds"]);
     fails(&["--set", "eval.every_epochs=0"], &["`dw`", "eval.every_epochs"]);
     fails(&["--launcher", "mpirun 'n"], &["--launcher"]);

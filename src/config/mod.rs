@@ -197,6 +197,7 @@ mod tests {
         let mut old = Table::try_from(&now).unwrap();
         let later = [
             ("model", "fpn_extra"),
+            ("model", "fpn_relu"),
             ("model", "head"),
             ("model", "head_norm"),
             ("model", "distances"),

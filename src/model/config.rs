@@ -95,6 +95,10 @@ pub struct ModelConfig {
     /// Input of the pyramid's extra level P6.
     #[serde(default)]
     pub fpn_extra: FpnExtra,
+    /// Whether P7 is a convolution of relu(P6) (FCOS, VarifocalNet, AutoAssign, DW) or of P6
+    /// (mmdetection's ATSS, PAA, GFL, TOOD, RetinaNet).
+    #[serde(default = "on")]
+    pub fpn_relu: bool,
     /// The head. The keys below `channels` that shape its towers and branches are those of `fcos`.
     #[serde(default)]
     pub head: HeadKind,
@@ -113,13 +117,13 @@ pub struct ModelConfig {
     #[serde(default)]
     pub head_norm: HeadNorm,
     /// Whether the convolutions of the towers have a bias.
-    #[serde(default = "with_bias")]
+    #[serde(default = "on")]
     pub tower_bias: bool,
     /// Initial weights: `imagenet`, `random`, a weight file, or a checkpoint folder.
     pub init: String,
 }
 
-fn with_bias() -> bool {
+fn on() -> bool {
     true
 }
 
@@ -127,10 +131,10 @@ fn with_bias() -> bool {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FpnExtra {
-    /// P5; P7 is a convolution of relu(P6) (FCOS, DW).
+    /// P5.
     #[default]
     OnOutput,
-    /// C5; P7 is a convolution of P6 (RetinaNet, FoveaBox, FreeAnchor).
+    /// C5 (RetinaNet, FoveaBox, FreeAnchor).
     OnInput,
 }
 
@@ -255,6 +259,7 @@ impl Default for ModelConfig {
             frozen_stages: 1,
             dcn_stages: vec![],
             fpn_extra: FpnExtra::OnOutput,
+            fpn_relu: true,
             head: HeadKind::Fcos,
             dcn_last_conv: false,
             refine: true,

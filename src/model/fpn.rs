@@ -3,7 +3,7 @@
 
 use tch::Tensor;
 
-use super::config::FpnExtra;
+use super::config::{FpnExtra, ModelConfig};
 use super::layers::{Conv, ConvSpec, Size};
 use super::params::{Init, Params};
 
@@ -13,12 +13,14 @@ pub struct Fpn {
     lateral: Vec<Conv>,
     output: Vec<Conv>,
     extra: FpnExtra,
+    relu: bool,
 }
 
 impl Fpn {
     /// Builds the network for C3, C4, C5 with `inputs` channels; the names of its tensors start
     /// with `neck.`.
-    pub fn new(p: &mut Params, inputs: &[i64], channels: i64, extra: FpnExtra) -> Self {
+    pub fn new(p: &mut Params, inputs: &[i64], config: &ModelConfig) -> Self {
+        let (channels, extra) = (config.channels, config.fpn_extra);
         let spec = |input, kernel, stride| ConvSpec {
             input,
             output: channels,
@@ -45,7 +47,7 @@ impl Fpn {
                 Conv::new(p, &format!("neck.fpn_convs.{i}.conv"), spec(input, 3, s), true)
             })
             .collect();
-        Self { lateral, output, extra }
+        Self { lateral, output, extra, relu: config.fpn_relu }
     }
 
     /// `[C3, C4, C5]` to `[P3, P4, P5, P6, P7]`.
@@ -59,17 +61,12 @@ impl Fpn {
         }
         let mut p: Vec<Tensor> =
             lateral.iter().zip(&self.output).map(|(x, conv)| conv.forward(x)).collect();
-        let (p6, p7) = (&self.output[3], &self.output[4]);
-        match self.extra {
-            FpnExtra::OnOutput => {
-                p.push(p6.forward(&p[2]));
-                p.push(p7.forward(&p[3].relu()));
-            }
-            FpnExtra::OnInput => {
-                p.push(p6.forward(&c[2]));
-                p.push(p7.forward(&p[3]));
-            }
-        }
+        let p6 = self.output[3].forward(match self.extra {
+            FpnExtra::OnOutput => &p[2],
+            FpnExtra::OnInput => &c[2],
+        });
+        let p7 = self.output[4].forward(&if self.relu { p6.relu() } else { p6.shallow_clone() });
+        p.extend([p6, p7]);
         p
     }
 
@@ -102,7 +99,8 @@ mod tests {
             tch::manual_seed(2);
             let options = (Kind::Double, Device::Cpu);
             let mut params = Params::new(options.0, options.1);
-            let fpn = Fpn::new(&mut params, &[2, 4, 6], 8, extra);
+            let config = ModelConfig { channels: 8, fpn_extra: extra, ..ModelConfig::default() };
+            let fpn = Fpn::new(&mut params, &[2, 4, 6], &config);
             let maps = [(2, 8), (4, 4), (6, 2)];
             let c = maps.map(|(channels, side)| Tensor::randn([1, channels, side, side], options));
             fpn.forward(&c)[4].sum(Kind::Double).backward();

@@ -42,8 +42,7 @@ impl Detector {
     pub fn new(config: &ModelConfig, classes: usize, kind: Kind, device: Device) -> Self {
         let mut params = Params::new(kind, device);
         let backbone = backbone::resnet::ResNet::new(&mut params, config);
-        let neck =
-            fpn::Fpn::new(&mut params, &backbone.channels[1..], config.channels, config.fpn_extra);
+        let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config);
         let head = heads::Head::new(&mut params, config, classes as i64);
         let inference = Inference::default();
         Self { params, backbone, neck, head, inference, offset: 0.5, activations: kind }

@@ -136,8 +136,8 @@ mod tests {
         assert_eq!(table.rows[0].name, "full");
         let two = table.select(&["none".into(), "full".into()]).unwrap();
         assert_eq!(two.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["full", "none"]);
-        let e = table.select(&["ful".into()]).unwrap_err().to_string();
-        assert!(e.contains("`ful`") && e.contains("one_minus_pos"), "{e}");
+        let e = table.select(&["entire".into()]).unwrap_err().to_string();
+        assert!(e.contains("`entire`") && e.contains("one_minus_pos"), "{e}");
         assert!(Table::find("table0").unwrap_err().to_string().contains("table5"));
     }
 

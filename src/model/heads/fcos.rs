@@ -77,6 +77,13 @@ impl Head {
         // gradient.
         let distance_bias = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
         let num_sides = if config.distances == Distances::Distribution { 4 * BINS } else { 4 };
+        // The names of mmdetection's heads, so that weights of ATSS, PAA, GFL and GFLv2 load.
+        let system = match config.distances {
+            Distances::Relu | Distances::Exp => "conv",
+            Distances::Deltas => "atss",
+            Distances::Distribution => "gfl",
+        };
+        let name = |branch: &str| format!("{system}_{branch}");
         let has_quality = matches!(config.quality_tower, Tower::Reg | Tower::Cls);
         let has_predictor = config.quality_tower == Tower::Distribution;
         // Struct fields are initialised in the order written: the parameters' order of use.
@@ -85,9 +92,9 @@ impl Head {
             quality_tower: config.quality_tower,
             cls_tower: tower(p, config, "cls_convs"),
             reg_tower: tower(p, config, "reg_convs"),
-            cls: conv(p, "conv_cls", classes, score_bias),
-            reg: conv(p, "conv_reg", num_sides, distance_bias),
-            quality: has_quality.then(|| conv(p, "conv_centerness", 1, 0.0)),
+            cls: conv(p, &name("cls"), classes, score_bias),
+            reg: conv(p, &name("reg"), num_sides, distance_bias),
+            quality: has_quality.then(|| conv(p, &name("centerness"), 1, 0.0)),
             predictor: has_predictor.then(|| QualityPredictor::new(p)),
             offset: config.refine.then(|| conv(p, "reg_offset", 8, 0.0)),
             scales: (0..STRIDES.len())
@@ -267,6 +274,23 @@ mod tests {
             let expected =
                 if config.distances == Distances::Exp { before.square() } else { before * 2.0 };
             assert!(after.allclose(&expected, 1e-12, 0.0, false), "{:?}", config.distances);
+        }
+    }
+
+    /// Of mmdetection's ATSSHead, GFLHead and FCOSHead.
+    #[test]
+    fn branches_have_the_names_of_the_systems() {
+        for (distances, quality_tower, expected) in [
+            (Distances::Relu, Tower::Reg, ["conv_cls", "conv_reg", "conv_centerness"]),
+            (Distances::Deltas, Tower::Reg, ["atss_cls", "atss_reg", "atss_centerness"]),
+            (Distances::Distribution, Tower::Distribution, ["gfl_cls", "gfl_reg", "reg_conf.0"]),
+        ] {
+            let (params, _) =
+                head(&ModelConfig { distances, quality_tower, ..ModelConfig::default() });
+            for name in expected {
+                let name = format!("bbox_head.{name}.weight");
+                assert!(params.entries.iter().any(|e| e.name == name), "{name}");
+            }
         }
     }
 }
