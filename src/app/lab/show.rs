@@ -35,7 +35,7 @@ const COLUMNS: [&str; 12] = [
     "row",
     "paper",
     "AP",
-    "± ",
+    "±",
     "difference",
     "AP50",
     "AP75",
@@ -173,6 +173,14 @@ fn notes(summary: &Summary) -> Vec<String> {
         notes.push(format!("Incomplete: fewer than {most} seeds of {}.", short.join(", ")));
     }
     notes.insert(0, "The number of finished seeds is in parentheses.".into());
+    if summary.runs().any(|o| o.setup.base.is_some() || !o.setup.set.is_empty()) {
+        notes.insert(
+            1,
+            "The rows were changed for this data and machine (settings above): the published AP, \
+             of COCO, is not what they should reach."
+                .into(),
+        );
+    }
     notes
 }
 

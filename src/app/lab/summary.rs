@@ -98,7 +98,7 @@ impl Summary {
         };
         let schedule = |o: &Outcome| {
             format!(
-                "{} epochs, {} steps of {} images a rank, {}",
+                "{} epochs, {} steps of {} images a rank, precision {}",
                 o.config.train.epochs,
                 o.cost.steps,
                 o.config.train.images_per_rank,
