@@ -49,7 +49,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// Starts a run, or goes on with its last checkpoint. `None` if another `dw-lab` is at it.
+    /// Starts a run, or goes on with its last checkpoint. `None` if another `dw-lab` is at it
+    /// or has finished it.
     ///
     /// # Errors
     /// A folder that cannot be written, a program that cannot be started.
@@ -57,6 +58,10 @@ impl Job {
         let folder = run.folder();
         fs_err::create_dir_all(&folder).map_err(Error::io("cannot create", &folder))?;
         let Some(lock) = Lock::try_take(&folder)? else { return Ok(None) };
+        // Finished since the plan was made.
+        if run.result.exists() {
+            return Ok(None);
+        }
         let mut config = run.config.clone();
         if config.train.threads == 0 {
             config.train.threads = launch.threads;

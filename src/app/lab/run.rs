@@ -147,7 +147,7 @@ struct Lab {
     jobs: Vec<Job>,
     /// Runs that failed: name and exit code.
     failures: Vec<(String, i32)>,
-    /// Runs that another `dw-lab` is at.
+    /// Runs that another `dw-lab` has taken.
     left_alone: usize,
 }
 
@@ -192,7 +192,7 @@ impl Lab {
             tracing::info!("{name}: started, log {}", shown(&job.log().display().to_string()));
             self.jobs.push(job);
         } else {
-            tracing::info!("{name}: another dw-lab is at it");
+            tracing::info!("{name}: another dw-lab has taken it");
             self.left_alone += 1;
         }
         Ok(())
@@ -230,7 +230,7 @@ impl Lab {
     /// The end of a request whose runs have all ended.
     fn verdict(self, total: usize) -> Result<()> {
         if self.left_alone > 0 {
-            tracing::warn!("{} of {total} runs are left to another dw-lab", self.left_alone);
+            tracing::warn!("{} of {total} runs were taken by another dw-lab", self.left_alone);
         }
         let Some((_, code)) = self.failures.first() else { return Ok(()) };
         let names: Vec<&str> = self.failures.iter().map(|f| f.0.as_str()).collect();
