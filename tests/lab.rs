@@ -102,7 +102,7 @@ fn an_interrupted_table_goes_on_with_its_checkpoint() {
     let work = "lab/mine/dw-seed0/work";
     job.wait_until("a checkpoint", || sandbox.newest_step(work) > 0);
     job.signal("TERM");
-    let (code, log) = job.wait(Duration::from_mins(1));
+    let (code, log) = job.wait(Duration::from_mins(3));
     assert_eq!(code, Some(75), "{log}");
     assert!(results(&sandbox).is_empty());
     assert!(support::processes(&sandbox.path(work)).is_empty(), "the run has ended, too");
@@ -136,7 +136,7 @@ fn two_at_once_share_a_table() {
     // The first one is at `dw`; this one takes `fcos`.
     let log = stderr(&output(&mut lab(&sandbox, &mine, &sets)));
     assert_contains(&log, &["dw seed 0", "another dw-lab"]);
-    let (code, log) = first.wait(Duration::from_mins(2));
+    let (code, log) = first.wait(Duration::from_mins(8));
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(results(&sandbox).len(), 2);
 }
