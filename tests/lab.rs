@@ -68,6 +68,8 @@ fn a_table_is_run_once_and_shown() {
     let again = stderr(&output(&mut lab(&sandbox, &mine, &["--seeds", "2"])));
     assert_contains(&again, &["4 of 4"]);
     assert_eq!(results(&sandbox), first);
+    let launched = stderr(&output(&mut lab(&sandbox, &mine, &["--launcher", "mpirun -n 2"])));
+    assert_contains(&launched, &["dw seed 0", "--launcher"]);
     let other = ["--seeds", "2", "--set", "train.lr=0.5"];
     assert_fails(&mut lab(&sandbox, &mine, &other), 2, &["dw-seed0.json", "train.lr", "--out"]);
 

@@ -207,23 +207,21 @@ impl ModelConfig {
         let Self { refine, distances, quality_tower, .. } = self;
         let Self { tower_bias, head_norm, dcn_last_conv, .. } = self;
         let name = format!("{:?}", self.head).to_lowercase();
-        let refuse = |key: &str, expected: &str, found: &dyn std::fmt::Debug| {
-            let found = format!("{found:?}").to_lowercase();
-            Err(format!(
-                "`model.{key}`: expected {expected} with `model.head` = \"{name}\", found {found}"
-            ))
+        let keys: [(&str, bool, &str, &dyn std::fmt::Debug); 6] = [
+            ("refine", !refine, "false", refine),
+            ("quality_tower", *quality_tower == Tower::None, "none", quality_tower),
+            ("distances", *distances == Distances::Relu, "the default, relu,", distances),
+            ("tower_bias", *tower_bias, "the default, true,", tower_bias),
+            ("head_norm", *head_norm == HeadNorm::Gn, "gn", head_norm),
+            ("dcn_last_conv", !dcn_last_conv, "false", dcn_last_conv),
+        ];
+        let Some((key, _, expected, found)) = keys.into_iter().find(|k| !k.1) else {
+            return Ok(());
         };
-        match () {
-            () if *refine => refuse("refine", "false", refine),
-            () if *quality_tower != Tower::None => refuse("quality_tower", "none", quality_tower),
-            () if *distances != Distances::Relu => {
-                refuse("distances", "no other value than the default, relu,", distances)
-            }
-            () if !tower_bias => refuse("tower_bias", "the default, true,", tower_bias),
-            () if *head_norm != HeadNorm::Gn => refuse("head_norm", "gn", head_norm),
-            () if *dcn_last_conv => refuse("dcn_last_conv", "false", dcn_last_conv),
-            () => Ok(()),
-        }
+        let found = format!("{found:?}").to_lowercase();
+        Err(format!(
+            "`model.{key}`: expected {expected} with `model.head` = \"{name}\", found {found}"
+        ))
     }
 
     /// The settings in which the head differs from that of a published system, as a list for a

@@ -140,6 +140,12 @@ impl Params {
         self.push(name.into(), &t, false, false, role)
     }
 
+    /// A constant that a layer computes with, on the network's device. It has no name and is not in
+    /// checkpoints. Made once: copies from the host would make it wait for a GPU.
+    pub fn constant(&self, values: &[f32], shape: &[i64]) -> Tensor {
+        Tensor::from_slice(values).to_kind(self.kind).to_device(self.device).view(shape)
+    }
+
     /// Adds an integer counter, 0 (batch norm's `num_batches_tracked`, see [`Role::Counter`]).
     pub fn counter(&mut self, name: impl Into<String>) -> Tensor {
         self.push(

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use clap::ValueEnum;
 use dw_base::file::write_atomically;
 
 use super::outcome::{Outcome, Setup, measure, without_folder};
@@ -132,12 +133,8 @@ fn command(config: &Path, work: &Path, slot: usize, launch: &Launch) -> Result<C
     words.push(train.into_os_string());
     let mut command = Command::new(words.remove(0));
     command.args(words).arg(config).arg("--work-dir").arg(work);
-    let device = match launch.device {
-        Choice::Auto => "auto",
-        Choice::Cpu => "cpu",
-        Choice::Cuda => "cuda",
-    };
-    command.args(["--device", device]);
+    let device = launch.device.to_possible_value();
+    command.args(device.iter().flat_map(|d| ["--device", d.get_name()]));
     if let Some(gpu) = launch.gpus.get(slot) {
         command.env("CUDA_VISIBLE_DEVICES", gpu);
     }

@@ -1,6 +1,6 @@
 //! Which runs a request needs, and which of them are finished.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::outcome::{Data, Outcome};
 use super::table::{Table, TableRow};
@@ -69,13 +69,8 @@ pub struct LabPlan {
     /// Those that are left to do: all rows with the first seed, then all with the next one, so that
     /// an incomplete table can be compared.
     pub open: Vec<LabRun>,
-    /// Number of those that are finished.
-    pub finished: usize,
-}
-
-/// Folder of the results of a table.
-pub fn folder(out: &Path, table: &str) -> PathBuf {
-    out.join(table)
+    /// Those that are finished.
+    pub finished: Vec<Outcome>,
 }
 
 /// Resolves a request.
@@ -90,13 +85,13 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
         )));
     }
     let table = Table::find(&request.table)?;
-    let folder = folder(&request.out, &table.name);
+    let folder = request.out.join(&table.name);
     let mut rows = vec![];
     for row in table.select(&request.rows)? {
         let (config, data) = resolve(row, request)?;
         rows.push((row.clone(), config, data));
     }
-    let (mut open, mut finished) = (vec![], 0);
+    let (mut open, mut finished) = (vec![], vec![]);
     for seed in 0..request.seeds {
         for (row, config, data) in &rows {
             let mut config = config.clone();
@@ -105,7 +100,7 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
             let (row, data) = (row.clone(), data.clone());
             if let Some(outcome) = Outcome::read(&result)? {
                 outcome.check(&result, &config, &data)?;
-                finished += 1;
+                finished.push(outcome);
             } else {
                 open.push(LabRun { row, seed, config, data, result });
             }

@@ -56,9 +56,18 @@ pub fn run(request: &Request, how: &Execution, topology: &Topology) -> Result<()
     tracing::info!(
         "{}: {} of {} runs are finished",
         plan.table,
-        plan.finished,
-        plan.finished + plan.open.len()
+        plan.finished.len(),
+        plan.finished.len() + plan.open.len()
     );
+    if let Some(other) = plan.finished.iter().find(|o| o.setup.launcher != how.launcher) {
+        tracing::warn!(
+            "{} seed {} was run with {}, which is not the --launcher of this request: rows are \
+             comparable only with the same number of ranks",
+            other.row,
+            other.seed,
+            other.setup.launcher.as_ref().map_or("no --launcher".into(), |l| format!("`{l}`"))
+        );
+    }
     if how.dry_run {
         for run in &plan.open {
             tracing::info!("to do: {} ({})", run.name(), run.config.assign.summary());
@@ -155,8 +164,8 @@ impl Lab {
     fn work_through(mut self, plan: LabPlan) -> Result<()> {
         let stop = dw_launch::signals::listen()
             .map_err(Error::io("cannot handle", std::path::Path::new("signals")))?;
-        let total = plan.finished + plan.open.len();
-        let mut finished = plan.finished;
+        let mut finished = plan.finished.len();
+        let total = finished + plan.open.len();
         let mut waiting = plan.open.into_iter();
         let mut stopping = false;
         loop {
@@ -218,7 +227,8 @@ impl Lab {
                     finished + done
                 );
             } else if !stopping {
-                let code = status.code().unwrap_or(dw_base::exit::BUG);
+                // Without a code a signal ended it, as that of a kernel short of memory.
+                let code = status.code().unwrap_or(dw_base::exit::PEER);
                 tracing::error!("{name}: failed, {status}; the last lines of {}", tail(&job));
                 self.failures.push((name, code));
             }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::outcome::{Outcome, Setup};
-use super::plan::folder;
 use super::statistics::Estimate;
 use super::table::{Table, TableRow};
 use crate::config::row::Paper;
@@ -65,7 +64,7 @@ impl Summary {
     /// An unknown table, a damaged file, or no finished run.
     pub fn read(table: &str, out: &Path) -> Result<Self> {
         let table = Table::find(table)?;
-        let folder = folder(out, &table.name);
+        let folder = out.join(&table.name);
         let rows = table.rows.iter().map(|r| row(r, &folder)).collect::<Result<Vec<_>>>()?;
         if rows.iter().all(|r| r.runs.is_empty()) {
             return Err(Error::Usage(format!(

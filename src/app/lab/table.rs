@@ -63,8 +63,7 @@ impl Table {
         if let Some(twice) = rows.iter().find(|r| !seen.insert(r.name.as_str())) {
             return Err(Error::Usage(format!("table `{name}`: two rows `{}`", twice.name)));
         }
-        let name = folder.file_name().map_or(name.into(), |n| n.to_string_lossy().into_owned());
-        Ok(Self { name, rows })
+        Ok(Self { name: folder_name(name)?, rows })
     }
 
     /// The rows with these names, in the table's order; all rows if no name is given.
@@ -95,6 +94,19 @@ impl TableRow {
         let info = config::row(&config)?.unwrap_or_else(without);
         Ok(Self { name, config, info })
     }
+}
+
+/// The last component of a path, a name for a folder of results: of `..` that of the folder itself.
+fn folder_name(path: &str) -> Result<String> {
+    let path = Path::new(path);
+    if let Some(name) = path.file_name() {
+        return Ok(name.to_string_lossy().into_owned());
+    }
+    let absolute = fs_err::canonicalize(path).map_err(Error::io("cannot find", path))?;
+    let name = absolute.file_name().map(|n| n.to_string_lossy().into_owned());
+    name.ok_or_else(|| {
+        Error::Usage(format!("{}: expected a folder with a name", absolute.display()))
+    })
 }
 
 /// The paths of the TOML files of a folder, sorted.
@@ -158,6 +170,10 @@ mod tests {
             assert_eq!(over.assign, own.assign);
             assert_eq!((over.model.channels, over.data.short_side), (32, 96));
         }
+        let inside = format!("{}/mine/..", dir.path().display());
+        let parent = dir.path().file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(folder_name(&inside).unwrap(), parent, "results stay in their folder");
+        assert!(folder_name("/").is_err());
         fs_err::write(folder.join("3_c.toml"), "[row]\ntitle = \"c\"\nAP = 3").unwrap();
         let e = Table::find(folder.to_str().unwrap()).unwrap_err().to_string();
         assert!(e.contains("3_c.toml") && e.contains("`row`") && e.contains("AP"), "{e}");

@@ -2,10 +2,11 @@
 
 use tch::Tensor;
 
+use super::numbers;
+use crate::Result;
 use crate::assign::DwConfig;
 use crate::assign::strategies::dw::{consistency_weight, negative_probability};
 use crate::assign::strategies::weighting::Function;
-use crate::{Result, torch};
 
 /// P_neg of IoUs for one exponent gamma1 (Eq. 5).
 ///
@@ -47,11 +48,6 @@ pub fn weighted(anchors: &[(f64, f64)]) -> Result<[Weighted; 3]> {
         table("VFL", Function::Vfl)?,
         of("DW", &positive, &(negative_probability(&iou, c.gamma1) * importance))?,
     ])
-}
-
-/// The numbers of a tensor.
-fn numbers(t: &Tensor) -> Result<Vec<f64>> {
-    Vec::try_from(t).map_err(torch::error)
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use super::numbers;
 use crate::assign::pairs::PairTensors;
 use crate::assign::strategies::weighting::{Function, WeightingConfig};
 use crate::assign::{AssignConfig, DwConfig, Formula, ImageBoxes, Prior, Progress, SoftInputs};
 use crate::geometry::STRIDES;
 use crate::model::{Params, Predictions};
-use crate::{Error, Result, torch};
+use crate::{Error, Result};
 
 /// The functions, with their names.
 const FUNCTIONS: [&str; 3] = ["DW", "GFL", "VFL"];
@@ -80,7 +81,7 @@ pub fn compute(
     let soft = SoftInputs::new(p, &pairs, 1e-6);
     let own = pairs.gt.eq(which as i64);
     let of_box = |t: &Tensor| numbers(&t.masked_select(&own));
-    let weights = FUNCTIONS.into_iter().map(|name| weights(name, p, &pairs, truth, dw));
+    let weights = FUNCTIONS.into_iter().map(|name| weights(name, p, (&pairs, &soft), truth, dw));
     let weights = weights.collect::<Result<Vec<_>>>()?;
     let stride = of_box(&pairs.stride)?;
     let level = level_of_most(&of_box(&weights[0].0)?, &stride);
@@ -97,7 +98,7 @@ pub fn compute(
     let functions = FUNCTIONS.into_iter().zip(&weights).map(|(name, (positive, negative))| {
         let positive = of_box(positive)?;
         let near: f64 = positive.iter().zip(&is_near).map(|(w, near)| w * near).sum();
-        let near = near / positive.iter().sum::<f64>();
+        let near = near / positive.iter().sum::<f64>().max(f64::MIN_POSITIVE);
         let (positive, negative) = (on_level(positive), on_level(of_box(negative)?));
         Ok(FunctionMaps { name, positive, negative, near })
     });
@@ -132,7 +133,7 @@ fn level_of_most(weights: &[f64], stride: &[f64]) -> f64 {
 fn weights(
     name: &str,
     p: &Predictions,
-    pairs: &PairTensors,
+    (pairs, soft): (&PairTensors, &SoftInputs),
     truth: &ImageBoxes,
     dw: &DwConfig,
 ) -> Result<(Tensor, Tensor)> {
@@ -160,7 +161,7 @@ fn weights(
     let negative = by_pair(recorded("negative")?);
     // The released formula records P_neg, without the importance.
     let negative = if dw.formula == Formula::Released {
-        negative * SoftInputs::new(p, pairs, 1e-6).score_n().pow_tensor_scalar(dw.gamma2)
+        negative * soft.score_n().pow_tensor_scalar(dw.gamma2)
     } else {
         negative
     };
@@ -171,14 +172,10 @@ fn table(function: Function) -> AssignConfig {
     AssignConfig::Weighting(WeightingConfig { function, ..WeightingConfig::default() })
 }
 
-/// The numbers of a tensor.
-fn numbers(t: &Tensor) -> Result<Vec<f64>> {
-    let host = t.detach().to_kind(Kind::Double).to_device(Device::Cpu).contiguous();
-    Vec::try_from(host).map_err(torch::error)
-}
-
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
     use crate::geometry::{Grid, encode, level_sizes};
     use crate::model::{ClassOutput, Outputs};

@@ -1,8 +1,9 @@
 //! FCOS head with DW's box refinement: two towers, shared by all levels, and the branches for
 //! classes, distances, quality and refinement offsets.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
+use super::parts::{DEVIATION, scales, score_bias};
 use super::quality::QualityPredictor;
 use super::sampling::{cells, sample};
 use super::{ClassOutput, Outputs};
@@ -32,13 +33,12 @@ pub struct Head {
 
 /// Number of convolutions in a tower.
 const TOWER_CONVS: usize = 4;
-/// Initial class probability; a low one keeps the loss of the many negative points small in the
-/// first steps.
+/// Initial class probability.
 const INITIAL_SCORE: f64 = 0.02;
 
 /// A 3x3 convolution with initial weights N(0, 0.01).
 fn conv_spec(input: i64, output: i64, bias: Option<f64>) -> ConvSpec {
-    let init = Init::Normal(0.01);
+    let init = Init::Normal(DEVIATION);
     ConvSpec { input, output, kernel: 3, stride: 1, groups: 1, init, bias }
 }
 
@@ -72,7 +72,7 @@ impl Head {
             let spec = conv_spec(config.channels, output, Some(bias));
             Conv::new(p, &format!("bbox_head.{name}"), spec, true)
         };
-        let score_bias = -((1.0 - INITIAL_SCORE) / INITIAL_SCORE).ln();
+        let score_bias = score_bias(INITIAL_SCORE);
         // With a bias of 0 half the distances would be negative before the ReLU and have no
         // gradient.
         let distance_bias = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
@@ -97,13 +97,8 @@ impl Head {
             quality: has_quality.then(|| conv(p, &name("centerness"), 1, 0.0)),
             predictor: has_predictor.then(|| QualityPredictor::new(p)),
             offset: config.refine.then(|| conv(p, "reg_offset", 8, 0.0)),
-            scales: (0..STRIDES.len())
-                .map(|i| {
-                    let name = format!("bbox_head.scales.{i}.scale");
-                    p.param(name, &[], Init::Const(1.0), true, true)
-                })
-                .collect(),
-            sides: Sides::new(p.kind, p.device),
+            scales: scales(p, "scales"),
+            sides: Sides::new(p),
         }
     }
 
@@ -187,9 +182,8 @@ struct Sides {
 }
 
 impl Sides {
-    fn new(kind: Kind, device: Device) -> Self {
-        let per_side =
-            |v: [f32; 4]| Tensor::from_slice(&v).to_kind(kind).to_device(device).view([1, 4, 1, 1]);
+    fn new(p: &Params) -> Self {
+        let per_side = |v: [f32; 4]| p.constant(&v, &[1, 4, 1, 1]);
         Self {
             direction: per_side([-1.0, -1.0, 1.0, 1.0]),
             along_x: per_side([1.0, 0.0, 1.0, 0.0]),
@@ -224,6 +218,8 @@ fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64, sides: &Sides) -> Tensor
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Kind};
+
     use super::*;
 
     fn head(config: &ModelConfig) -> (Params, Head) {

@@ -4,9 +4,11 @@
 //!   GFLv2
 //! * [`tood`]: TOOD's task-aligned head
 //! * [`vfnet`]: VarifocalNet's head
+//! * [`parts`]: what several heads are made of
 //! * [`sampling`]: what the refinements of boxes of DW and TOOD share
 
 pub mod fcos;
+pub mod parts;
 pub mod quality;
 pub mod sampling;
 pub mod tood;

@@ -6,12 +6,13 @@
 
 use tch::{Kind, Tensor};
 
+use super::parts::{DEVIATION, conv, normed, scales, score_bias};
 use super::sampling::{cells, sample};
 use super::{ClassOutput, Outputs};
 use crate::geometry::{self, STRIDES};
 use crate::model::config::ModelConfig;
-use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size, Then};
-use crate::model::params::{Init, Params};
+use crate::model::layers::{Conv, Norm, Size, Then};
+use crate::model::params::Params;
 
 /// Number of layers.
 const LAYERS: i64 = 6;
@@ -21,9 +22,7 @@ const SQUEEZE: i64 = 8;
 const NARROW: i64 = 4;
 /// Initial class probability, and initial value of the map that it is multiplied by.
 const INITIAL_SCORE: f64 = 0.01;
-/// Deviation of the initial weights of most convolutions.
-const WEIGHT: f64 = 0.01;
-/// The same for convolutions that start with little effect.
+/// Deviation of the initial weights of convolutions that start with little effect.
 const SMALL: f64 = 0.001;
 
 /// The task-aligned head.
@@ -42,31 +41,13 @@ pub struct Head {
     scales: Vec<Tensor>,
 }
 
-/// A convolution with bias.
-fn conv(p: &mut Params, name: &str, shape: (i64, i64, i64), deviation: f64, bias: f64) -> Conv {
-    let (input, output, kernel) = shape;
-    let init = Init::Normal(deviation);
-    let spec = ConvSpec { input, output, kernel, stride: 1, groups: 1, init, bias: Some(bias) };
-    Conv::new(p, &format!("bbox_head.{name}"), spec, true)
-}
-
-/// A convolution without bias, and group norm.
-fn normed(p: &mut Params, name: &str, shape: (i64, i64, i64)) -> (Conv, Norm) {
-    let (input, output, kernel) = shape;
-    let init = Init::Normal(WEIGHT);
-    let spec = ConvSpec { input, output, kernel, stride: 1, groups: 1, init, bias: None };
-    let conv = Conv::new(p, &format!("bbox_head.{name}.conv"), spec, true);
-    let norm = Norm::new(p, &format!("bbox_head.{name}.gn"), output, NormKind::Gn, 1.0, true);
-    (conv, norm)
-}
-
 /// A 1x1 convolution and a 3x3 convolution on all layers: a map of `output` channels.
 fn map(p: &mut Params, name: &str, width: i64, output: i64, init: (f64, f64)) -> [Conv; 2] {
     let hidden = (width / NARROW).max(1);
     let (deviation, bias) = init;
     [
-        conv(p, &format!("{name}.0"), (width * LAYERS, hidden, 1), deviation, 0.0),
-        conv(p, &format!("{name}.2"), (hidden, output, 3), deviation, bias),
+        conv(p, &format!("{name}.0"), (width * LAYERS, hidden, 1), deviation, Some(0.0)),
+        conv(p, &format!("{name}.2"), (hidden, output, 3), deviation, Some(bias)),
     ]
 }
 
@@ -79,23 +60,18 @@ impl Head {
     /// Builds the head; the names of its tensors start with `bbox_head.`.
     pub fn new(p: &mut Params, config: &ModelConfig, classes: i64) -> Self {
         let width = config.channels;
-        let score_bias = -((1.0 - INITIAL_SCORE) / INITIAL_SCORE).ln();
+        let score_bias = score_bias(INITIAL_SCORE);
         let layer = |i| format!("inter_convs.{i}");
         // Struct fields are initialised in the order written: the parameters' order of use.
         Self {
             layers: (0..LAYERS).map(|i| normed(p, &layer(i), (width, width, 3))).collect(),
             cls_task: Decomposition::new(p, "cls_decomp", width),
             reg_task: Decomposition::new(p, "reg_decomp", width),
-            cls: conv(p, "tood_cls", (width, classes, 3), WEIGHT, score_bias),
-            reg: conv(p, "tood_reg", (width, 4, 3), WEIGHT, 0.0),
-            cls_map: map(p, "cls_prob_module", width, 1, (WEIGHT, score_bias)),
+            cls: conv(p, "tood_cls", (width, classes, 3), DEVIATION, Some(score_bias)),
+            reg: conv(p, "tood_reg", (width, 4, 3), DEVIATION, Some(0.0)),
+            cls_map: map(p, "cls_prob_module", width, 1, (DEVIATION, score_bias)),
             reg_map: map(p, "reg_offset_module", width, 8, (SMALL, 0.0)),
-            scales: (0..STRIDES.len())
-                .map(|i| {
-                    let name = format!("bbox_head.scales.{i}.scale");
-                    p.param(name, &[], Init::Const(1.0), true, true)
-                })
-                .collect(),
+            scales: scales(p, "scales"),
         }
     }
 
@@ -151,7 +127,7 @@ impl Decomposition {
         let attention = |i, shape| (format!("{name}.layer_attention.{i}"), shape);
         let [first, last] = [attention(0, (all, hidden, 1)), attention(2, (hidden, LAYERS, 1))];
         Self {
-            attention: [first, last].map(|(name, shape)| conv(p, &name, shape, SMALL, 0.0)),
+            attention: [first, last].map(|(name, shape)| conv(p, &name, shape, SMALL, Some(0.0))),
             reduction: normed(p, &format!("{name}.reduction_conv"), (all, width, 1)),
             width,
         }

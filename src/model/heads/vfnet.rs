@@ -4,13 +4,14 @@
 //!
 //! Shapes: B images, h x w size of a level in cells.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
+use super::parts::{DEVIATION, conv, normed, scales, score_bias};
 use super::{ClassOutput, Outputs};
 use crate::geometry::STRIDES;
 use crate::model::backbone::deform::deform_conv2d;
 use crate::model::config::ModelConfig;
-use crate::model::layers::{Conv, ConvSpec, Norm, NormKind, Size, Then};
+use crate::model::layers::{Conv, Norm, Size, Then};
 use crate::model::params::{Init, Params};
 
 /// Number of convolutions in a tower.
@@ -39,47 +40,27 @@ pub struct Head {
     places: Places,
 }
 
-/// A 3x3 convolution, with group norm and without bias.
-fn normed(p: &mut Params, name: &str, width: i64) -> (Conv, Norm) {
-    let conv = plain(p, &format!("{name}.conv"), width, width, None);
-    let norm = Norm::new(p, &format!("bbox_head.{name}.gn"), width, NormKind::Gn, 1.0, true);
-    (conv, norm)
-}
-
-/// A 3x3 convolution with initial weights N(0, 0.01).
-fn plain(p: &mut Params, name: &str, input: i64, output: i64, bias: Option<f64>) -> Conv {
-    let init = Init::Normal(0.01);
-    let spec = ConvSpec { input, output, kernel: 3, stride: 1, groups: 1, init, bias };
-    Conv::new(p, &format!("bbox_head.{name}"), spec, true)
-}
-
-fn scales(p: &mut Params, name: &str) -> Vec<Tensor> {
-    let scale =
-        |i| p.param(format!("bbox_head.{name}.{i}.scale"), &[], Init::Const(1.0), true, true);
-    (0..STRIDES.len()).map(scale).collect()
-}
-
 impl Head {
     /// Builds the head; the names of its tensors start with `bbox_head.`.
     pub fn new(p: &mut Params, config: &ModelConfig, classes: i64) -> Self {
         let width = config.channels;
-        let score_bias = -((1.0 - INITIAL_SCORE) / INITIAL_SCORE).ln();
+        let score_bias = score_bias(INITIAL_SCORE);
         let tower = |p: &mut Params, name: &str| {
-            (0..TOWER_CONVS).map(|i| normed(p, &format!("{name}.{i}"), width)).collect()
+            (0..TOWER_CONVS).map(|i| normed(p, &format!("{name}.{i}"), (width, width, 3))).collect()
         };
         // Struct fields are initialised in the order written: the parameters' order of use.
         Self {
             cls_tower: tower(p, "cls_convs"),
             reg_tower: tower(p, "reg_convs"),
-            first_layer: normed(p, "vfnet_reg_conv", width),
-            first: plain(p, "vfnet_reg", width, 4, Some(0.0)),
+            first_layer: normed(p, "vfnet_reg_conv", (width, width, 3)),
+            first: conv(p, "vfnet_reg", (width, 4, 3), DEVIATION, Some(0.0)),
             first_scales: scales(p, "scales"),
             refine_star: Star::new(p, "vfnet_reg_refine_dconv", width),
-            refine: plain(p, "vfnet_reg_refine", width, 4, Some(0.0)),
+            refine: conv(p, "vfnet_reg_refine", (width, 4, 3), DEVIATION, Some(0.0)),
             refine_scales: scales(p, "scales_refine"),
             cls_star: Star::new(p, "vfnet_cls_dconv", width),
-            cls: plain(p, "vfnet_cls", width, classes, Some(score_bias)),
-            places: Places::new(p.kind, p.device),
+            cls: conv(p, "vfnet_cls", (width, classes, 3), DEVIATION, Some(score_bias)),
+            places: Places::new(p),
         }
     }
 
@@ -156,7 +137,7 @@ struct Places {
 }
 
 impl Places {
-    fn new(kind: Kind, device: Device) -> Self {
+    fn new(p: &Params) -> Self {
         let (mut star, mut plain) = (vec![], vec![]);
         for row in [-1.0f32, 0.0, 1.0] {
             for column in [-1.0f32, 0.0, 1.0] {
@@ -167,8 +148,7 @@ impl Places {
                 plain.extend([row, column]);
             }
         }
-        let tensor = |v: &[f32]| Tensor::from_slice(v).to_kind(kind).to_device(device);
-        Self { star: tensor(&star).view([18, 4]), plain: tensor(&plain).view([1, 18, 1, 1]) }
+        Self { star: p.constant(&star, &[18, 4]), plain: p.constant(&plain, &[1, 18, 1, 1]) }
     }
 
     /// Offsets `[B, 18, h, w]`, cells, of the taps for boxes with distances `[B, 4, h, w]`, pixels.
@@ -183,6 +163,8 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Kind};
+
     use super::*;
 
     /// A box of one stride to each side samples where a plain convolution does.
@@ -193,7 +175,7 @@ mod tests {
         let mut params = Params::new(options.0, options.1);
         let star = Star::new(&mut params, "star", 8);
         let x = Tensor::randn([2, 8, 5, 6], options);
-        let places = Places::new(options.0, options.1);
+        let places = Places::new(&params);
         let unit = Tensor::full([2, 4, 5, 6], 16.0, options);
         let found = star.forward(&x, &places.of(&unit, 16.0));
         let none: Option<&Tensor> = None;
@@ -207,7 +189,7 @@ mod tests {
         let options = (Kind::Double, Device::Cpu);
         let ltrb = Tensor::from_slice(&[8.0f64, 16.0, 24.0, 32.0]).view([1, 4, 1, 1]);
         let ltrb = ltrb.set_requires_grad(true);
-        let places = Places::new(options.0, options.1);
+        let places = Places::new(&Params::new(options.0, options.1));
         let offsets = places.of(&ltrb, 8.0);
         let at = (offsets.detach() + &places.plain).view([9, 2]);
         let rows: Vec<f64> = Vec::try_from(at.flatten(0, 1)).unwrap();
