@@ -21,6 +21,7 @@ mod threads;
 
 pub mod cli;
 
+pub use coco::bootstrap::{Bootstrap, Samples, bootstrap};
 pub use coco::config::{Area, MetricConfig};
 pub use coco::evaluate;
 pub use coco::evaluation::Evaluation;

@@ -70,7 +70,7 @@ pub(crate) fn accumulate(block: &Block, out: &mut [Curves]) {
 /// Counts true and false positives for each of `num_limits` limits.
 fn tallies(block: &Block, num_limits: usize) -> Vec<Tally> {
     let Block { ranked, flags, area, num_thresholds, .. } = *block;
-    let every = u32::MAX >> (u32::BITS as usize - num_thresholds);
+    let every = all_bits(num_thresholds);
     let tally = |_| Tally {
         fp: vec![0; num_thresholds],
         fp_every: 0,
@@ -86,8 +86,7 @@ fn tallies(block: &Block, num_limits: usize) -> Vec<Tally> {
         .zip(flags.hit.iter().zip(&flags.ignored));
     for (((&level, &size), &score), (&hit, &ignored)) in columns {
         let level = level as usize;
-        let ignored = if area.excludes(size) { ignored | !hit } else { ignored };
-        let (right, wrong) = (hit & !ignored, !hit & !ignored & every);
+        let (right, wrong) = outcome(area, size, (hit, ignored), every);
         tallies[level].num_detections += 1;
         if right == 0 && (wrong == every || wrong == 0) {
             tallies[level].fp_every += u32::from(wrong != 0);
@@ -109,8 +108,25 @@ fn tallies(block: &Block, num_limits: usize) -> Vec<Tally> {
     tallies
 }
 
+/// One bit for each of `num_thresholds` thresholds, at least one.
+pub(crate) fn all_bits(num_thresholds: usize) -> u32 {
+    u32::MAX >> (u32::BITS as usize - num_thresholds)
+}
+
+/// Thresholds at which a detection of area `size` is a true positive, and those at which it is a
+/// false positive, one bit each. `every` has the bits of all thresholds.
+pub(crate) fn outcome(
+    area: &Area,
+    size: f64,
+    (hit, ignored): (u32, u32),
+    every: u32,
+) -> (u32, u32) {
+    let ignored = if area.excludes(size) { ignored | !hit } else { ignored };
+    (hit & !ignored, !hit & !ignored & every)
+}
+
 /// Indices of the set bits.
-fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
+pub(crate) fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let t = mask.trailing_zeros() as usize;
         mask = mask.checked_sub(1)? & mask;

@@ -12,8 +12,11 @@
 //! * [`matches`]: the outcome for each box, for reports
 //! * [`evaluation`]: the tables of precision, recall and scores
 //! * [`summary`]: AP and AR from the tables
+//! * `weighted`: precision with images counted several times
+//! * [`bootstrap`]: AP of resampled images, and intervals
 
 mod accumulate;
+pub mod bootstrap;
 pub mod config;
 pub mod evaluation;
 mod groups;
@@ -22,6 +25,7 @@ mod matching;
 mod ranking;
 pub mod summary;
 pub mod types;
+mod weighted;
 
 use rayon::prelude::*;
 

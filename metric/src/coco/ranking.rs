@@ -71,6 +71,12 @@ impl Ranked {
         out
     }
 
+    /// Number of detections from `start` on that have the same image and an equal score.
+    pub(crate) fn tied(&self, start: usize) -> usize {
+        let place = |i: usize| (descending(self.score[i]), self.image[i]);
+        (start..self.len()).take_while(|&i| place(i) == place(start)).count()
+    }
+
     /// Number of detections.
     pub(crate) fn len(&self) -> usize {
         self.detection.len()

@@ -1,6 +1,6 @@
 //! AP and AR: COCO's 12 numbers, and those of each class.
 
-use super::config::RECALLS;
+use super::config::{MetricConfig, RECALLS};
 use super::evaluation::Evaluation;
 
 /// COCO's 12 numbers; -1 without ground truth, or where the configuration lacks the IoU threshold,
@@ -85,24 +85,64 @@ fn pairwise_sum(v: &[f64]) -> f64 {
 }
 
 /// Mean of the values above -1, bit-identical to numpy's; -1 without any.
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let kept: Vec<f64> = values.filter(|&v| v > -1.0).collect();
     if kept.is_empty() { -1.0 } else { pairwise_sum(&kept) / kept.len() as f64 }
 }
 
-impl Evaluation {
-    /// Indices of all IoU thresholds, or of the one that equals `iou` (within 1e-9).
-    fn thresholds(&self, iou: Option<f64>) -> Vec<usize> {
-        let all = 0..self.config.iou.len();
-        all.filter(|&t| iou.is_none_or(|v| (self.config.iou[t] - v).abs() < 1e-9)).collect()
-    }
+/// Indices of all IoU thresholds, or of the one that equals `iou` (within 1e-9).
+fn thresholds(config: &MetricConfig, iou: Option<f64>) -> Vec<usize> {
+    let all = 0..config.iou.len();
+    all.filter(|&t| iou.is_none_or(|v| (config.iou[t] - v).abs() < 1e-9)).collect()
+}
 
+/// One of the numbers that are a mean precision over all categories.
+#[derive(Debug, Clone)]
+pub(crate) struct MeanPrecision {
+    /// COCO's name.
+    pub(crate) name: String,
+    /// Indices of its IoU thresholds.
+    pub(crate) thresholds: Vec<usize>,
+    /// Index of its area range.
+    pub(crate) area: usize,
+}
+
+/// `AP`; `AP50` and `AP75` if these are thresholds; `APs`, `APm`, `APl`, `AP_<name>`.
+pub(crate) fn mean_precisions(config: &MetricConfig) -> Vec<MeanPrecision> {
+    let over_all = [("AP", None), ("AP50", Some(0.5)), ("AP75", Some(0.75))].into_iter();
+    let over_all = over_all.map(|(name, iou)| MeanPrecision {
+        name: name.into(),
+        thresholds: thresholds(config, iou),
+        area: 0,
+    });
+    let ranges = config.areas.iter().enumerate().skip(1).map(|(area, range)| MeanPrecision {
+        name: format!("AP{}", suffix(&range.name)),
+        thresholds: thresholds(config, None),
+        area,
+    });
+    over_all.filter(|n| n.name == "AP" || !n.thresholds.is_empty()).chain(ranges).collect()
+}
+
+/// What COCO appends to the names of numbers for an area range.
+fn suffix(area: &str) -> String {
+    match area {
+        "small" | "medium" | "large" => area[..1].to_string(),
+        _ => format!("_{area}"),
+    }
+}
+
+impl Evaluation {
     /// AP at the largest limit, in area range `area`: at one IoU threshold or the mean over all, of
     /// one category (index) or the mean over all; -1 if undefined.
     pub fn ap(&self, iou: Option<f64>, area: usize, category: Option<usize>) -> f64 {
+        self.mean_precision(&thresholds(&self.config, iou), area, category)
+    }
+
+    /// Mean precision at the largest limit over some thresholds, of one category or all.
+    fn mean_precision(&self, thresholds: &[usize], area: usize, category: Option<usize>) -> f64 {
         let m = self.config.max_dets.len() - 1;
         let categories = category.map_or(0..self.categories.len(), |k| k..k + 1);
-        mean(self.thresholds(iou).into_iter().flat_map(|t| {
+        mean(thresholds.iter().flat_map(|&t| {
             let categories = categories.clone();
             (0..RECALLS).flat_map(move |r| {
                 categories.clone().map(move |k| self.precision_at(t, r, k, area, m))
@@ -177,26 +217,18 @@ impl Evaluation {
     /// `ARs`, ..., `AR_<name>`. With the default configuration equal to [`Summary::named`].
     pub fn named(&self) -> Vec<(String, f64)> {
         let p = &self.config;
-        let mut out = vec![("AP".to_string(), self.ap(None, 0, None))];
-        for (name, iou) in [("AP50", 0.5), ("AP75", 0.75)] {
-            if !self.thresholds(Some(iou)).is_empty() {
-                out.push((name.into(), self.ap_at(iou)));
-            }
-        }
-        let short = |name: &str| match name {
-            "small" | "medium" | "large" => name[..1].to_string(),
-            _ => format!("_{name}"),
+        let last = p.max_dets.len() - 1;
+        let precision = |n: MeanPrecision| {
+            let value = self.mean_precision(&n.thresholds, n.area, None);
+            (n.name, value)
         };
-        let areas = || p.areas.iter().enumerate().skip(1);
-        out.extend(
-            areas().map(|(a, area)| (format!("AP{}", short(&area.name)), self.ap(None, a, None))),
-        );
+        let mut out: Vec<(String, f64)> = mean_precisions(p).into_iter().map(precision).collect();
         out.extend(
             p.max_dets.iter().enumerate().map(|(m, n)| (format!("AR{n}"), self.ar(0, m, None))),
         );
-        let last = p.max_dets.len() - 1;
+        let areas = p.areas.iter().enumerate().skip(1);
         out.extend(
-            areas().map(|(a, area)| (format!("AR{}", short(&area.name)), self.ar(a, last, None))),
+            areas.map(|(a, area)| (format!("AR{}", suffix(&area.name)), self.ar(a, last, None))),
         );
         out
     }
