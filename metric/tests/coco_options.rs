@@ -32,7 +32,7 @@ fn run(options: &[&str]) -> (Evaluation, json::Truth) {
 /// Keys of the JSON output.
 fn keys(options: &[&str]) -> Vec<String> {
     let (e, truth) = run(options);
-    as_json(&e, &labels(&truth.names, &truth.categories))
+    as_json(&e, None, &labels(&truth.names, &truth.categories))
         .as_object()
         .unwrap()
         .keys()
@@ -59,7 +59,7 @@ fn json_keys_and_values() {
     ];
     assert_eq!(keys(&[]), usual);
     let (e, truth) = run(&[]);
-    let out = as_json(&e, &labels(&truth.names, &truth.categories));
+    let out = as_json(&e, None, &labels(&truth.names, &truth.categories));
     let names: Vec<&String> = out["per_class"].as_object().unwrap().keys().collect();
     assert_eq!(names, ["cup", "cat"]);
     assert_eq!(out["APl"], Value::from(-1.0), "no large ground truth");
@@ -131,18 +131,18 @@ fn an_invalid_option_is_a_usage_error() {
 #[test]
 fn table_of_classes() {
     let (e, truth) = run(&[]);
-    let text = as_text(&e, &labels(&truth.names, &truth.categories), true);
+    let text = as_text(&e, None, &labels(&truth.names, &truth.categories), true);
     let cup = text.lines().find(|l| l.trim().starts_with("cup")).unwrap();
     let cells: Vec<&str> = cup.split_whitespace().collect();
     assert_eq!(cells, ["cup", "1.0000", "1.0000", "1.0000", "1.0000", "2", "0", "2"]);
-    assert!(!as_text(&e, &labels(&truth.names, &truth.categories), false).contains("cup"));
+    assert!(!as_text(&e, None, &labels(&truth.names, &truth.categories), false).contains("cup"));
 }
 
 #[test]
 fn duplicate_class_names_get_their_ids() {
     let (e, mut truth) = run(&[]);
     truth.names[1] = "cup".into();
-    let out = as_json(&e, &labels(&truth.names, &truth.categories));
+    let out = as_json(&e, None, &labels(&truth.names, &truth.categories));
     let names: Vec<&String> = out["per_class"].as_object().unwrap().keys().collect();
     assert_eq!(names, ["cup (id 3)", "cup (id 7)"]);
 }

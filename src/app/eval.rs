@@ -204,7 +204,9 @@ fn print_and_write(
 ) -> Result<()> {
     let names = labels(&reports[0].truth.names, &reports[0].truth.categories);
     let evaluations: Vec<_> = reports.iter().map(|r| &r.evaluation).collect();
-    print(&evaluations, &names, args.json, args.per_class || args.json);
+    let problems: Vec<_> = reports.iter().map(|r| r.truth.problem(&r.detections)).collect();
+    let samples = args.limits.samples(&problems)?;
+    print(&evaluations, &samples, &names, args.json, args.per_class || args.json);
     let written = match &args.dt_out {
         Some(path) => write_results(path, &reports[0].detections),
         None => Ok(()),

@@ -1,5 +1,6 @@
 //! The command `dw-eval coco`: reads both files, evaluates, prints, writes the report.
 
+mod intervals;
 mod options;
 mod output;
 
@@ -47,7 +48,9 @@ pub fn run(args: &CocoArgs) -> Result<()> {
         tracing::warn!("{}", lines(w));
     }
     let names = labels(&truth.names, &truth.categories);
-    print(&evaluations.iter().collect::<Vec<_>>(), &names, args.json, args.per_class);
+    let samples = args.limits.samples(&problems)?;
+    let all: Vec<&Evaluation> = evaluations.iter().collect();
+    print(&all, &samples, &names, args.json, args.per_class);
     let Some(dir) = &args.report else { return Ok(()) };
     let data = args.gt.display().to_string();
     let runs: Vec<report::Input> = titles

@@ -1,10 +1,14 @@
 //! Options of `dw-eval coco`, and the parsers of its lists.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use dw_base::{Error, Result};
 
+use crate::coco::bootstrap::{Bootstrap, Samples, bootstrap};
 use crate::coco::config::{Area, MetricConfig, linspace};
+use crate::coco::types::Problem;
 
 /// Shown below the help of `dw-eval coco`.
 pub const EXAMPLES: &str = "Examples:
@@ -13,6 +17,7 @@ pub const EXAMPLES: &str = "Examples:
   dw-eval coco --gt gt.json --dt dt.json --per-class --iou-thresholds 0.5:0.9:0.1 \\
       --area-ranges tiny:0..256,rest:256..inf
   dw-eval coco --gt gt.json --dt a.json --compare b.json --report page --images val2017
+  dw-eval coco --gt gt.json --dt a.json --compare b.json --bootstrap 1000 --per-class
 
 Exit codes: 0 success, 2 invalid option or unreadable input, 3 invalid data or unwritable report,
 5 out of memory or threads";
@@ -65,7 +70,18 @@ pub struct Limits {
     /// Count matches with annotation id 0, which pycocotools drops
     #[arg(long)]
     pub count_id_zero: bool,
+    /// Print 95 % confidence intervals of AP from N random samples of the images, and whether
+    /// those of a comparison's differences exclude 0 [default: 0, off]
+    #[arg(long, value_name = "N")]
+    pub bootstrap: Option<usize>,
+    /// Seed of these samples [default: 0]
+    #[arg(long, value_name = "S", requires = "bootstrap")]
+    pub bootstrap_seed: Option<u64>,
 }
+
+/// Number of bootstrap samples: with fewer, too few are beyond the ends of an interval; with more,
+/// they take memory without changing it.
+const REPLICATES: RangeInclusive<usize> = 100..=10_000;
 
 impl Limits {
     /// The configuration that the options describe.
@@ -84,7 +100,45 @@ impl Limits {
         if let Some(text) = &self.iou_thresholds {
             config.iou = iou_thresholds(text)?;
         }
+        self.resampling()?;
         Ok(config)
+    }
+
+    /// The bootstrap that the options describe, `None` without one.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a number of samples that is out of range.
+    fn resampling(&self) -> Result<Option<Bootstrap>> {
+        let replicates = self.bootstrap.unwrap_or(0);
+        if replicates == 0 {
+            return Ok(None);
+        }
+        if !REPLICATES.contains(&replicates) {
+            return Err(Error::Usage(format!(
+                "--bootstrap: expected {} to {} samples, or 0 for none, found {replicates}\n\
+                 hint: 1000 samples are enough for 95 % intervals",
+                REPLICATES.start(),
+                REPLICATES.end()
+            )));
+        }
+        Ok(Some(Bootstrap { replicates, seed: self.bootstrap_seed.unwrap_or(0) }))
+    }
+
+    /// The samples of each problem; empty without `--bootstrap`. Logs what is done.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an invalid option.
+    pub fn samples(&self, problems: &[Problem]) -> Result<Vec<Samples>> {
+        let Some(settings) = self.resampling()? else { return Ok(vec![]) };
+        let (config, began) = (self.config()?, Instant::now());
+        let samples = problems.iter().map(|p| bootstrap(p, &config, settings)).collect();
+        tracing::info!(
+            "bootstrap: {} samples of the images, seed {}, in {:.1} s",
+            settings.replicates,
+            settings.seed,
+            began.elapsed().as_secs_f64()
+        );
+        Ok(samples)
     }
 }
 

@@ -6,26 +6,33 @@ use std::collections::HashMap;
 use dw_base::text::{self, shown};
 use serde_json::{Map, Value, json};
 
+use super::intervals;
+use crate::coco::bootstrap::{Interval, Samples};
 use crate::coco::evaluation::Evaluation;
 
-/// Prints one evaluation, or two side by side, to standard output.
-pub fn print(evaluations: &[&Evaluation], names: &[String], json: bool, per_class: bool) {
-    match evaluations {
-        [a, b] if json => {
-            let both = json!({"a": as_json(a, names), "b": as_json(b, names)});
-            println!("{}", text::json(&both.to_string()));
-        }
-        [a, b] => println!("{}", side_by_side(a, b, names, per_class)),
-        _ => {
-            for e in evaluations {
-                if json {
-                    println!("{}", text::json(&as_json(e, names).to_string()));
-                } else {
-                    println!("{}", as_text(e, names, per_class));
-                }
+/// Prints one evaluation, or two side by side, to standard output. `samples` are those of each
+/// evaluation, or empty.
+pub fn print(
+    evaluations: &[&Evaluation],
+    samples: &[Samples],
+    names: &[String],
+    json: bool,
+    per_class: bool,
+) {
+    let text = match evaluations {
+        [a, b] => {
+            let pair = if let [a, b] = samples { Some((a, b)) } else { None };
+            if json {
+                both_as_json(a, b, pair, names).to_string()
+            } else {
+                side_by_side(a, b, pair, names, per_class)
             }
         }
-    }
+        [one] if json => as_json(one, samples.first(), names).to_string(),
+        [one] => as_text(one, samples.first(), names, per_class),
+        _ => return,
+    };
+    println!("{}", if json { text::json(&text).to_string() } else { text });
 }
 
 /// Unique class names: a duplicate name gets its category id appended.
@@ -41,52 +48,121 @@ pub fn labels(names: &[String], categories: &[i64]) -> Vec<String> {
 }
 
 /// The numbers and AP of each class; floats in the shortest form that parses to the same value.
-pub fn as_json(evaluation: &Evaluation, names: &[String]) -> Value {
+/// With `samples` their intervals, as key `bootstrap`.
+pub fn as_json(evaluation: &Evaluation, samples: Option<&Samples>, names: &[String]) -> Value {
     let mut out: Map<String, Value> =
         evaluation.named().into_iter().map(|(name, value)| (name, json!(value))).collect();
     let classes: Map<String, Value> =
         names.iter().cloned().zip(evaluation.per_class()).map(|(n, v)| (n, json!(v))).collect();
     out.insert("per_class".into(), Value::Object(classes));
+    if let Some(samples) = samples {
+        out.insert("bootstrap".into(), intervals::as_json(samples, names));
+    }
     Value::Object(out)
 }
 
-/// The numbers, and with `per_class` a table of all classes.
-pub fn as_text(evaluation: &Evaluation, names: &[String], per_class: bool) -> String {
+/// Two evaluations, and the intervals of their differences.
+fn both_as_json(
+    a: &Evaluation,
+    b: &Evaluation,
+    samples: Option<(&Samples, &Samples)>,
+    names: &[String],
+) -> Value {
+    let mut out = json!({
+        "a": as_json(a, samples.map(|s| s.0), names),
+        "b": as_json(b, samples.map(|s| s.1), names),
+    });
+    if let Some((of_a, of_b)) = samples {
+        out["bootstrap"] = intervals::differences_as_json((a, of_a), (b, of_b), names);
+    }
+    out
+}
+
+/// The numbers, and with `per_class` a table of all classes; with `samples` their intervals.
+pub fn as_text(
+    evaluation: &Evaluation,
+    samples: Option<&Samples>,
+    names: &[String],
+    per_class: bool,
+) -> String {
     let named = evaluation.named();
     let width = named.iter().map(|n| n.0.len()).max().unwrap_or(0).max(6);
-    let mut lines: Vec<String> =
-        named.iter().map(|(name, value)| format!("{name:<width$} {value:.4}")).collect();
+    let interval = |name: &str| {
+        let interval = Interval::of(samples?.number(name)?)?;
+        Some(format!(" {}", intervals::text(Some(interval))))
+    };
+    let line = |(name, value): &(String, f64)| {
+        format!("{name:<width$} {value:.4}{}", interval(name).unwrap_or_default())
+    };
+    let mut lines: Vec<String> = named.iter().map(line).collect();
     if per_class {
-        let rows = names.iter().zip(evaluation.class_rows()).map(|(name, row)| {
-            let mut cells = vec![shown(name).to_string()];
-            cells.extend([row.ap, row.ap50, row.ap75, row.ar].map(number));
-            cells.extend([row.truth, row.crowds, row.detections].map(|n| n.to_string()));
-            cells
-        });
-        lines.push(format!(
-            "\n{}",
-            table(&["class", "AP", "AP50", "AP75", "AR", "truth", "crowds", "detections"], rows)
-        ));
+        lines.push(format!("\n{}", class_table(evaluation, samples, names)));
+    }
+    if let Some(samples) = samples {
+        lines.push(format!("\n[ ]: {}", intervals::description(samples.settings)));
     }
     lines.join("\n")
 }
 
-/// Two evaluations and their difference.
-fn side_by_side(a: &Evaluation, b: &Evaluation, names: &[String], per_class: bool) -> String {
-    let row = |name: String, a: f64, b: f64| {
+/// The table of all classes.
+fn class_table(evaluation: &Evaluation, samples: Option<&Samples>, names: &[String]) -> String {
+    let mut header = vec!["class", "AP"];
+    header.extend(samples.map(|_| intervals::HEADING));
+    header.extend(["AP50", "AP75", "AR", "truth", "crowds", "detections"]);
+    let rows = names.iter().zip(evaluation.class_rows()).enumerate().map(|(k, (name, row))| {
+        let mut cells = vec![shown(name).to_string(), number(row.ap)];
+        cells.extend(samples.map(|s| intervals::text(Interval::of(&s.categories[k]))));
+        cells.extend([row.ap50, row.ap75, row.ar].map(number));
+        cells.extend([row.truth, row.crowds, row.detections].map(|n| n.to_string()));
+        cells
+    });
+    table(&header, rows)
+}
+
+/// Two evaluations and their difference, with the interval of the difference.
+fn side_by_side(
+    a: &Evaluation,
+    b: &Evaluation,
+    samples: Option<(&Samples, &Samples)>,
+    names: &[String],
+    per_class: bool,
+) -> String {
+    let row = |name: String, a: f64, b: f64, pair: Option<(&[f64], &[f64])>| {
         let delta = if a < 0.0 || b < 0.0 { "-".to_owned() } else { format!("{:+.4}", b - a) };
-        vec![name, number(a), number(b), delta]
+        let mut cells = vec![name, number(a), number(b), delta];
+        if samples.is_some() {
+            let interval = pair.and_then(|(a, b)| Interval::of_difference(a, b));
+            cells.push(intervals::signed_text(interval));
+            cells.push(intervals::verdict(interval).to_owned());
+        }
+        cells
     };
-    let header = ["", "A", "B", "B - A"];
-    let mut tables = vec![table(
-        &header,
-        a.named().into_iter().zip(b.named()).map(|((n, a), (_, b))| row(n, a, b)),
-    )];
-    if per_class {
-        let rows = names.iter().zip(a.per_class().into_iter().zip(b.per_class()));
-        tables.push(table(&header, rows.map(|(n, (a, b))| row(shown(n).to_string(), a, b))));
+    let mut header = vec!["", "A", "B", "B - A"];
+    if samples.is_some() {
+        header.extend([intervals::HEADING, "excludes 0"]);
     }
-    tables.join("\n\n")
+    let of_number =
+        |name: &str| samples.and_then(|(a, b)| Some((a.number(name)?, b.number(name)?)));
+    let numbers = a.named().into_iter().zip(b.named()).map(|((name, a), (_, b))| {
+        let pair = of_number(&name);
+        row(name, a, b, pair)
+    });
+    let mut parts = vec![table(&header, numbers)];
+    if per_class {
+        let of_class =
+            |k: usize| samples.map(|(a, b)| (&a.categories[k][..], &b.categories[k][..]));
+        let rows = names.iter().zip(a.per_class().into_iter().zip(b.per_class())).enumerate();
+        let rows = rows.map(|(k, (n, (a, b)))| row(shown(n).to_string(), a, b, of_class(k)));
+        parts.push(table(&header, rows));
+    }
+    if let Some((a, _)) = samples {
+        let description = intervals::description(a.settings);
+        parts.push(format!(
+            "{}: of B - A, {description}; A and B share each sample",
+            intervals::HEADING
+        ));
+    }
+    parts.join("\n\n")
 }
 
 /// Four decimals; a dash for -1, which means undefined.
