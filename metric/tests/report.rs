@@ -24,6 +24,7 @@ fn assert_valid(page: &str) {
         "confusion",
         "sizes",
         "images",
+        "labels",
         "notes",
     ] {
         assert_eq!(page.matches(&format!("id=\"{id}\"")).count(), 1, "{id}");
@@ -155,6 +156,45 @@ fn other_configurations_and_different_classes() {
     assert_valid(&render(&[input(&a, &p, &e)]).unwrap());
     assert_valid(&render(&[input(&a, &p, &e), input(&b, &q, &f)]).unwrap());
     assert_valid(&render(&[input(&b, &q, &f), input(&a, &p, &e)]).unwrap());
+}
+
+/// A confident detection on background and an unreached box are listed with their image.
+#[test]
+fn likely_label_errors_are_listed_with_their_images() {
+    let mut data = Data::new(3, 2, 0.0);
+    data.found.push(Detection {
+        image_id: 2,
+        category_id: 4,
+        bbox: [900., 900., 9., 9.],
+        score: 0.97,
+    });
+    let bbox = [600., 600., 30., 20.];
+    data.truth.push(GroundTruth {
+        id: 999,
+        image_id: 3,
+        category_id: 2,
+        bbox,
+        area: 600.,
+        crowd: false,
+    });
+    let page = page(&data);
+    assert_valid(&page);
+    let section = &page[page.find("id=\"labels\"").unwrap()..page.find("id=\"notes\"").unwrap()];
+    for text in [
+        "Confident detections without ground truth: 1 in all.",
+        "<b>image 2</b><span class=\"sums\">kind 2 0.97, highest IoU 0.00</span>",
+        "Ground truth that no detection reaches: 1 in all.",
+        "<b>image 3</b><span class=\"sums\">kind 1, 30 × 20 pixels, highest IoU 0.00</span>",
+        "a score of at least 0.5",
+    ] {
+        assert!(section.contains(text), "{text}: {section}");
+    }
+    assert_eq!(section.matches("<use href=\"#photo-").count(), 2);
+    // Long lists are cut, and say so.
+    let many = Data { truth: vec![], ..Data::new(60, 2, 0.0) };
+    let confident = many.found.iter().filter(|d| d.score >= 0.5).count();
+    let many = self::page(&many);
+    assert!(many.contains(&format!("{confident} in all, the first 50 are listed.")), "{confident}");
 }
 
 #[test]

@@ -8,10 +8,12 @@
 //! * [`confusion`]: confusion matrix
 //! * [`size`]: recall by size
 //! * [`image`]: F1 by image
+//! * [`label`]: likely errors of the annotation
 
 pub mod confusion;
 pub mod error;
 pub mod image;
+pub mod label;
 mod oracle;
 pub mod scene;
 pub mod score;
@@ -40,6 +42,8 @@ pub struct Analysis {
     pub sizes: Vec<size::SizeBin>,
     /// Counts by image.
     pub images: Vec<image::ImageScore>,
+    /// Likely errors of the annotation.
+    pub labels: label::LabelErrors,
 }
 
 impl Analysis {
@@ -57,6 +61,7 @@ impl Analysis {
             confusion: confusion::confusion(&scenes, num_classes, threshold),
             sizes: size::sizes(&scenes, &config.areas, threshold),
             images: image::image_scores(&scenes, threshold),
+            labels: label::label_errors(&scenes),
             cuts,
             scenes,
         }

@@ -5,7 +5,8 @@
 //! * `run`: the input, and its analysis
 //! * `chart`: plots as SVG
 //! * `table`, `figure`: tables, and plots with legend and numbers
-//! * `numbers`, `errors`, `curves`, `scores`, `matrix`, `sizes`, `picture`: the sections
+//! * `numbers`, `errors`, `curves`, `scores`, `matrix`, `sizes`, `picture`, `labels`: the
+//!   sections
 //! * `page`: the page as a whole
 
 mod chart;
@@ -14,6 +15,7 @@ mod curves;
 mod errors;
 mod figure;
 mod format;
+mod labels;
 mod matrix;
 mod numbers;
 mod page;

@@ -9,6 +9,7 @@ use super::classes;
 use super::curves::{self, Recall};
 use super::errors::{self, Breakdown};
 use super::figure::Figure;
+use super::labels::{self, Listing};
 use super::matrix::{self, Matrix};
 use super::numbers::{self, Fact, Number};
 use super::picture::{Album, Entry, entry};
@@ -16,6 +17,7 @@ use super::run::{Input, Run};
 use super::table::Table;
 use super::{format, scores, sizes};
 use crate::analysis::image::{best, most_different, worst};
+use crate::analysis::label::CONFIDENT;
 
 /// Images per gallery: of a single run, and of each of two.
 const NUM_IMAGES: [usize; 2] = [9, 6];
@@ -53,6 +55,8 @@ struct Page<'a> {
     sizes: Vec<Figure>,
     album: Album,
     galleries: Vec<Gallery>,
+    labels: Vec<Listing>,
+    confident: String,
     threshold: Vec<String>,
     runs: &'a [Run<'a>],
 }
@@ -78,6 +82,8 @@ fn page<'a>(runs: &'a [Run<'a>]) -> Page<'a> {
     let classes = classes::merge(&of_runs);
     let mut album = Album::default();
     let galleries = galleries(runs, &mut album);
+    // After the galleries: the size of all images together is limited.
+    let labels = labels::listings(runs, &mut album);
     let each = |f: fn(&Run, usize) -> Figure| runs.iter().enumerate().map(move |(i, r)| f(r, i));
     Page {
         title: runs.iter().map(|r| r.input.title).collect::<Vec<_>>().join(" and "),
@@ -94,6 +100,8 @@ fn page<'a>(runs: &'a [Run<'a>]) -> Page<'a> {
         sizes: each(sizes::histogram).collect(),
         album,
         galleries,
+        labels,
+        confident: format::short(CONFIDENT),
         threshold: runs
             .iter()
             .map(|r| {

@@ -17,7 +17,7 @@ const SIDE: u32 = 520;
 /// JPEG quality of a stored image.
 const QUALITY: u8 = 76;
 /// Limit on the bytes of all images as base64; once it is reached, images are only listed.
-const MAX_BYTES: usize = 4_500_000;
+const MAX_BYTES: usize = 8_000_000;
 /// Approximate width of an image on the page in pixels: of a single run, and of two side by side.
 const SHOWN: [f64; 2] = [360.0, 280.0];
 /// Font size of labels at that width, pixels.
@@ -136,22 +136,10 @@ impl Entry {
 pub(super) fn entry(album: &mut Album, runs: &[Run], run: usize, score: ImageScore) -> Entry {
     let r = &runs[run];
     let scene = &r.analysis.scenes[score.scene];
-    let name = r
-        .input
-        .image_names
-        .and_then(|n| n(scene.image))
-        .unwrap_or_else(|| format!("image {}", scene.image));
-    let shot = album.photo(runs, scene.image).map(|p| {
-        draw(
-            &album.photos[p],
-            scene,
-            &r.labels,
-            r.analysis.threshold,
-            SHOWN[usize::from(runs.len() > 1)],
-        )
-    });
+    let boxes = layers(scene, &r.labels, r.analysis.threshold);
+    let shot = shot(album, runs, scene.image, boxes);
     Entry {
-        name,
+        name: image_name(r, scene.image),
         f1: super::format::score(score.f1()),
         hits: score.hits,
         false_positives: score.false_positives,
@@ -161,11 +149,32 @@ pub(super) fn entry(album: &mut Album, runs: &[Run], run: usize, score: ImageSco
     }
 }
 
-/// Draws the boxes of a scene; `shown` is the width of the photo on the page, pixels.
-fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f64) -> Shot {
-    let mut boxes = layers(scene, names, threshold);
+/// Name of an image, its id without one.
+pub(super) fn image_name(r: &Run, image: i64) -> String {
+    r.input.image_names.and_then(|n| n(image)).unwrap_or_else(|| format!("image {image}"))
+}
+
+/// The photo of an image with boxes over it; `None` without a photo.
+pub(super) fn shot(album: &mut Album, runs: &[Run], image: i64, boxes: Vec<Drawn>) -> Option<Shot> {
+    let photo = album.photo(runs, image)?;
+    Some(draw(&album.photos[photo], boxes, SHOWN[usize::from(runs.len() > 1)]))
+}
+
+/// A box to draw over a photo.
+pub(super) struct Drawn {
+    /// `truth`, `hit`, `false` or `missed`.
+    pub layer: &'static str,
+    /// What the box is, shown on hover before `text`.
+    pub what: &'static str,
+    /// `[x, y, w, h]` in pixels of the original image.
+    pub bbox: [f64; 4],
+    pub text: String,
+}
+
+/// Draws boxes; `shown` is the width of the photo on the page, pixels.
+fn draw(photo: &Photo, mut boxes: Vec<Drawn>, shown: f64) -> Shot {
     let rank = |layer: &str| ["truth", "hit", "missed", "false"].iter().position(|l| *l == layer);
-    boxes.sort_by_key(|b| rank(b.0));
+    boxes.sort_by_key(|b| rank(b.layer));
     let font = FONT * f64::from(photo.width) / shown;
     let mut shot = Shot {
         photo: photo.id,
@@ -178,14 +187,8 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f
     let pixels = |v: f64| format!("{v:.1}");
     let mut placed: Vec<[f64; 4]> = vec![];
     // Labels of errors are placed first, because they matter most.
-    for (layer, bbox, text) in boxes.iter().rev() {
+    for Drawn { layer, what, bbox, text } in boxes.iter().rev() {
         let [x, y, w, h] = clip(bbox.map(|v| v * photo.scale), photo);
-        let what = match *layer {
-            "truth" => "ground truth (found)",
-            "missed" => "ground truth (missed)",
-            "hit" => "true positive",
-            _ => "false positive",
-        };
         shot.shapes.push(Shape {
             layer,
             x: pixels(x),
@@ -204,21 +207,26 @@ fn draw(photo: &Photo, scene: &Scene, names: &[String], threshold: f64, shown: f
     shot
 }
 
-/// Layer, box in pixels of the original image, and text of each box at a score threshold.
-fn layers(
-    scene: &Scene,
-    names: &[String],
-    threshold: f64,
-) -> Vec<(&'static str, [f64; 4], String)> {
+/// The boxes of a scene at a score threshold.
+fn layers(scene: &Scene, names: &[String], threshold: f64) -> Vec<Drawn> {
     let mut boxes = vec![];
     let found = |d: Option<usize>| d.is_some_and(|d| scene.found[d].score >= threshold);
     for t in &scene.truth {
-        let layer = if found(t.matched) { "truth" } else { "missed" };
-        boxes.push((layer, t.bbox, names[t.class].clone()));
+        let (layer, what) = if found(t.matched) {
+            ("truth", "ground truth (found)")
+        } else {
+            ("missed", "ground truth (missed)")
+        };
+        boxes.push(Drawn { layer, what, bbox: t.bbox, text: names[t.class].clone() });
     }
     for f in scene.found.iter().filter(|f| f.score >= threshold && f.fate != Fate::Ignored) {
-        let layer = if f.fate == Fate::False { "false" } else { "hit" };
-        boxes.push((layer, f.bbox, format!("{} {:.2}", names[f.class], f.score)));
+        let (layer, what) = if f.fate == Fate::False {
+            ("false", "false positive")
+        } else {
+            ("hit", "true positive")
+        };
+        let text = format!("{} {:.2}", names[f.class], f.score);
+        boxes.push(Drawn { layer, what, bbox: f.bbox, text });
     }
     boxes
 }
