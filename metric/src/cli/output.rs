@@ -32,7 +32,7 @@ pub fn print(
         [one] => as_text(one, samples.first(), names, per_class),
         _ => return,
     };
-    println!("{}", if json { text::json(&text).to_string() } else { text });
+    println!("{}", if json { text::json(&text) } else { text });
 }
 
 /// Unique class names: a duplicate name gets its category id appended.
