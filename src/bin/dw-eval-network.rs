@@ -1,5 +1,5 @@
-//! `dw-detect`: the part of `dw-eval` that needs a network and libtorch. `dw-eval` executes it; its
-//! help is that of `dw-eval` as a whole.
+//! `dw-eval-network`: the part of `dw-eval` that needs a network and libtorch. `dw-eval` executes
+//! it; its help is that of `dw-eval` as a whole.
 
 use clap::{Parser, Subcommand};
 use dw::app::eval::{EvalArgs, run};
