@@ -1,5 +1,5 @@
-//! What `dw-eval` and `dw-detect` share: size and number of images of a forward pass, and the log of
-//! the speed.
+//! What `dw-eval` and `dw-detect` share: size and number of images of a forward pass, and the log
+//! of the speed.
 
 use crate::config::Config;
 use crate::eval::infer::Timings;

@@ -198,6 +198,9 @@ impl<'a> Shared<'a> {
     }
 }
 
+/// Results with the numbers of what they belong to.
+type Numbered<T> = Vec<(usize, T)>;
+
 /// Calls `work` with the network and the number of each batch of a range, in several threads.
 /// Returns the results in the order of the batches. Ends early when `stop` is set.
 ///
@@ -228,7 +231,7 @@ pub fn run_batches<T: Send>(
             results.push((batch, work(shared.network(), batch, &mut timings)?));
         }
     };
-    let parts: Vec<Result<(Vec<(usize, T)>, Timings)>> = std::thread::scope(|scope| {
+    let parts: Vec<Result<(Numbered<T>, Timings)>> = std::thread::scope(|scope| {
         let start = |_| std::thread::Builder::new().spawn_scoped(scope, take);
         let workers: Vec<_> = (0..threads).map(start).collect();
         let panicked = |_| Err(Error::Bug("an evaluation thread panicked".into()));
@@ -249,16 +252,14 @@ pub fn run_batches<T: Send>(
     Ok((all.into_iter().map(|(_, result)| result).collect(), timings))
 }
 
-/// Images, by their index in the dataset, with their detections.
-type ImageDetections = Vec<(usize, Vec<Detection>)>;
-
-/// Detections of a range of batches of `eval.batch` consecutive images, in the dataset's order.
+/// Detections of a range of batches of `eval.batch` consecutive images, in the dataset's order, with
+/// the index of each image in the dataset.
 /// Ends early when `job.stop` is set.
 fn detect_range(
     detector: &Detector,
     job: &Job,
     batches: Range<usize>,
-) -> Result<(ImageDetections, Timings)> {
+) -> Result<(Numbered<Vec<Detection>>, Timings)> {
     let Job { data, input, config, device, stop, .. } = *job;
     let (parts, timings) =
         run_batches(detector, device, batches, stop, |detector, batch, timings| {

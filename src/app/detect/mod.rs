@@ -8,24 +8,28 @@ pub mod inputs;
 pub mod outputs;
 pub mod report;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use dw_launch::{Op, Topology, World};
+use dw_shards::coco::Category;
 use dw_shards::pixels::{Rgb, decode_file, orientation};
 use fs_err as fs;
+use tch::Device;
 
 use super::inference;
 use super::saved::Saved;
-use crate::data::Dataset;
 use crate::data::dataset::choose_split;
+use crate::data::{DataConfig, Dataset};
 use crate::device::Choice;
 use crate::device::join::join;
 use crate::device::threads::for_this_machine;
-use crate::eval::Predictor;
+use crate::eval::EvalConfig;
 use crate::eval::infer::{Decoded, Timings, detect_images, run_batches};
+use crate::model::Detector;
 use crate::show::picture;
 use crate::{Error, Result};
 use report::{Found, Outcome, Report};
@@ -141,61 +145,64 @@ pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>
     let list = world.broadcast_bytes(inputs::to_bytes(&pictures), "list of pictures")?;
     let pictures = inputs::from_bytes(&list);
     let names = outputs::names(&pictures);
-    let drawn = |i: usize| Some(args.out.as_ref()?.join(&names[i]));
-    let mut report = Report::new(args, &pictures, &predictor.categories, world.rank())?;
+    let job = Job {
+        pictures: &pictures,
+        names: &names,
+        folder: args.out.as_deref(),
+        score: args.score,
+        input: &predictor.input,
+        eval: &predictor.eval,
+        categories: &predictor.categories,
+        device,
+    };
+    let mut report = Report::new(args.json, &pictures, &predictor.categories);
+    if let (Some(folder), 0) = (&args.out, world.rank()) {
+        report.write_to(folder)?;
+    }
     let began = Instant::now();
-    let timings = detect_all(&predictor, &world, &pictures, args.score, &drawn, &mut report)?;
+    let timings = detect_all(&predictor.detector, &world, &job, &mut report)?;
     if world.rank() > 0 {
         return Ok(());
     }
     report.finish(&timings, began.elapsed().as_secs_f64())
 }
 
+/// Everything beside the network that detection needs.
+struct Job<'a> {
+    pictures: &'a [PathBuf],
+    /// Names of the drawn pictures.
+    names: &'a [String],
+    /// Where they are written.
+    folder: Option<&'a Path>,
+    /// Smallest score.
+    score: f64,
+    input: &'a DataConfig,
+    eval: &'a EvalConfig,
+    categories: &'a [Category],
+    device: Device,
+}
+
 /// Detects on all pictures, on all ranks, in rounds; rank 0 adds the outcomes to the report in the
-/// order of the pictures. Returns the time spent by all ranks. `drawn`: path of each drawn picture.
+/// order of the pictures. Returns the time spent by all ranks.
 fn detect_all(
-    predictor: &Predictor,
+    detector: &Detector,
     world: &World,
-    pictures: &[PathBuf],
-    least: f64,
-    drawn: &(impl Fn(usize) -> Option<PathBuf> + Sync),
+    job: &Job,
     report: &mut Report,
 ) -> Result<Timings> {
-    let Predictor { detector, categories, input, eval } = predictor;
-    let device = detector.params.device;
-    let (rank, world_size) = (world.rank(), world.size());
-    let num_batches = pictures.len().div_ceil(eval.batch);
+    let (rank, world_size, size) = (world.rank(), world.size(), job.eval.batch);
+    let num_batches = job.pictures.len().div_ceil(size);
+    // Signals keep their default action: there is nothing to save.
     let (stop, mut timings) = (AtomicBool::new(false), Timings::default());
-    let per_round = ROUND.div_ceil(eval.batch) * world_size;
+    let per_round = ROUND.div_ceil(size) * world_size;
     for start in (0..num_batches).step_by(per_round) {
         let count = per_round.min(num_batches - start);
         let own = start + count * rank / world_size..start + count * (rank + 1) / world_size;
-        let (parts, t) = run_batches(detector, device, own, &stop, |detector, batch, timings| {
-            let range = batch * eval.batch..((batch + 1) * eval.batch).min(pictures.len());
-            let read = read_all(&pictures[range.clone()], timings);
-            let images: Vec<Decoded> = read.iter().flatten().map(Picture::decoded).collect();
-            let found = detect_images(detector, &images, (input, eval), device, timings)?;
-            let mut found = found.into_iter();
-            let mut outcomes = vec![];
-            for (i, read) in range.zip(read) {
-                outcomes.push(match read {
-                    Ok(picture) => {
-                        let mut detections = found.next().unwrap_or_default();
-                        detections.retain(|d| f64::from(d.score) >= least);
-                        let mut outcome = Found::new(&picture.pixels, &detections);
-                        outcome.is_turned = picture.is_turned;
-                        if let Some(path) = drawn(i) {
-                            let began = Instant::now();
-                            picture::draw(picture.pixels, &detections, categories, &path)?;
-                            outcome.drawing_s = began.elapsed().as_secs_f64();
-                        }
-                        Outcome { index: i, result: Ok(outcome) }
-                    }
-                    Err(e) => Outcome { index: i, result: Err(e.to_string()) },
-                });
-            }
-            Ok(outcomes)
-        })?;
+        let work = |detector: &Detector, batch: usize, timings: &mut Timings| {
+            let range = batch * size..((batch + 1) * size).min(job.pictures.len());
+            detect_batch(detector, job, range, timings)
+        };
+        let (parts, t) = run_batches(detector, job.device, own, &stop, work)?;
         timings.add(&t);
         let outcomes: Vec<Outcome> = parts.into_iter().flatten().collect();
         for part in world.gather_bytes(&report::to_bytes(&outcomes)?, "detections")? {
@@ -206,6 +213,39 @@ fn detect_all(
     world.all_reduce(&mut sums, Op::Sum, "timings")?;
     let [decode_s, network_s, nms_s] = sums;
     Ok(Timings { decode_s, network_s, nms_s })
+}
+
+/// Detects on the pictures of a batch, and draws them.
+fn detect_batch(
+    detector: &Detector,
+    job: &Job,
+    range: Range<usize>,
+    timings: &mut Timings,
+) -> Result<Vec<Outcome>> {
+    let read = read_all(&job.pictures[range.clone()], timings);
+    let images: Vec<Decoded> = read.iter().flatten().map(Picture::decoded).collect();
+    let found = detect_images(detector, &images, (job.input, job.eval), job.device, timings)?;
+    let mut found = found.into_iter();
+    let mut outcomes = vec![];
+    for (index, read) in range.zip(read) {
+        let result = match read {
+            Ok(picture) => {
+                let mut detections = found.next().unwrap_or_default();
+                detections.retain(|d| f64::from(d.score) >= job.score);
+                let mut outcome = Found::new(&picture.pixels, &detections);
+                outcome.is_turned = picture.is_turned;
+                if let Some(folder) = job.folder {
+                    let (began, path) = (Instant::now(), folder.join(&job.names[index]));
+                    picture::draw(picture.pixels, &detections, job.categories, &path)?;
+                    outcome.drawing_s = began.elapsed().as_secs_f64();
+                }
+                Ok(outcome)
+            }
+            Err(e) => Err(e.to_string()),
+        };
+        outcomes.push(Outcome { index, result });
+    }
+    Ok(outcomes)
 }
 
 /// A picture that was read.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::outputs::Lines;
-use super::{DetectArgs, inference};
+use crate::app::inference;
 use crate::eval::detect::Detection;
 use crate::eval::infer::Timings;
 use crate::{Error, Result};
@@ -109,22 +109,27 @@ pub struct Report<'a> {
 const NAMED: usize = 20;
 
 impl<'a> Report<'a> {
-    /// Begins a report; only that of rank 0 writes.
+    /// A report without outcomes.
+    pub fn new(json: bool, pictures: &'a [PathBuf], categories: &'a [Category]) -> Self {
+        Self {
+            json,
+            pictures,
+            categories,
+            lines: None,
+            problems: vec![],
+            turned: 0,
+            detections: 0,
+            drawing_s: 0.0,
+        }
+    }
+
+    /// Writes the JSON lines into a folder as well.
     ///
     /// # Errors
-    /// The folder of `-o` cannot be written.
-    pub fn new(
-        args: &DetectArgs,
-        pictures: &'a [PathBuf],
-        categories: &'a [Category],
-        rank: usize,
-    ) -> Result<Self> {
-        let folder = args.out.as_ref().filter(|_| rank == 0);
-        let lines = folder.map(|f| Lines::create(f)).transpose()?;
-        let (json, problems) = (args.json, vec![]);
-        let counts = (0, 0, 0.0);
-        let (turned, detections, drawing_s) = counts;
-        Ok(Self { json, pictures, categories, lines, problems, turned, detections, drawing_s })
+    /// The folder cannot be written.
+    pub fn write_to(&mut self, folder: &Path) -> Result<()> {
+        self.lines = Some(Lines::create(folder)?);
+        Ok(())
     }
 
     /// Prints and writes the outcomes of a part of the pictures.
