@@ -252,8 +252,8 @@ pub fn run_batches<T: Send>(
     Ok((all.into_iter().map(|(_, result)| result).collect(), timings))
 }
 
-/// Detections of a range of batches of `eval.batch` consecutive images, in the dataset's order, with
-/// the index of each image in the dataset.
+/// Detections of a range of batches of `eval.batch` consecutive images, in the dataset's order,
+/// with the index of each image in the dataset.
 /// Ends early when `job.stop` is set.
 fn detect_range(
     detector: &Detector,

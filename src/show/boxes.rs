@@ -48,8 +48,8 @@ pub fn text(root: &Root, text: &str, size: i32, at: (i32, i32), color: RGBColor)
     root.draw_text(text, &style, at).map_err(drawing_error)
 }
 
-/// Corners in a drawing of a box `[x1, y1, x2, y2]` in pixels of the original image; `scale`: pixels
-/// of the drawing per pixel of that image, (x, y).
+/// Corners in a drawing of a box `[x1, y1, x2, y2]` in pixels of the original image; `scale`:
+/// pixels of the drawing per pixel of that image, (x, y).
 pub fn corners([x1, y1, x2, y2]: [f64; 4], scale: (f64, f64)) -> [(i32, i32); 2] {
     let point = |x: f64, y: f64| ((x * scale.0) as i32, (y * scale.1) as i32);
     [point(x1, y1), point(x2, y2)]
