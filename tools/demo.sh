@@ -46,5 +46,6 @@ json=$(cat "$out/eval.json")
 echo "${json%\}},\"seconds\":{$stages},\"images_per_s\":$rate}" >"$out/summary.json"
 ap50=$(sed 's/.*"AP50":\([0-9.eE+-]*\).*/\1/' "$out/eval.json")
 echo "demo: AP50 $ap50 on the validation split, training at $rate images/s, seconds: $stages"
-echo "demo: images: $out/pred.png, $out/curves.png and $out/detected, report: $out/report/index.html"
+echo "demo: images: $out/pred.png, $out/curves.png, $out/detected"
+echo "demo: report: $out/report/index.html"
 echo "demo: metrics: $out/summary.json"
