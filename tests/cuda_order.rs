@@ -76,7 +76,7 @@ fn cuda_is_opened_before_libtorch_looks_for_it_and_before_nccl() {
     assert_order(&log(Command::new(bin("dw-eval")).arg(sandbox.path("a"))), &order);
 
     // `--version` reports CUDA and NCCL.
-    for name in ["dw-train", "dw-detect", "dw-show", "dw-lab"] {
+    for name in ["dw-train", "dw-eval-network", "dw-detect", "dw-show", "dw-lab"] {
         let version = log(Command::new(bin(name)).arg("--version"));
         assert_order(&version, &order);
         assert_eq!(version.matches("fake: nccl opened").count(), 1, "{version}");

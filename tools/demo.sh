@@ -35,6 +35,8 @@ stage eval "evaluating on the validation split" evaluate
 stage show "rendering pred.png and curves.png" \
   "$bin/dw-show" pred "$out/run" -n 9 -o "$out/pred.png"
 "$bin/dw-show" curves "$out/run" -o "$out/curves.png"
+find "$out/shapes/val2017" -name '*.jpg' | sort | head -n 4 >"$out/pictures.txt"
+"$bin/dw-detect" "$out/run" - -o "$out/detected" --device cpu <"$out/pictures.txt"
 
 # Harmonic mean of images_per_s over all steps.
 rate=$(awk -F'"images_per_s":' '
@@ -44,5 +46,6 @@ json=$(cat "$out/eval.json")
 echo "${json%\}},\"seconds\":{$stages},\"images_per_s\":$rate}" >"$out/summary.json"
 ap50=$(sed 's/.*"AP50":\([0-9.eE+-]*\).*/\1/' "$out/eval.json")
 echo "demo: AP50 $ap50 on the validation split, training at $rate images/s, seconds: $stages"
-echo "demo: images: $out/pred.png and $out/curves.png, report: $out/report/index.html"
+echo "demo: images: $out/pred.png, $out/curves.png, $out/detected"
+echo "demo: report: $out/report/index.html"
 echo "demo: metrics: $out/summary.json"

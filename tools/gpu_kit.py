@@ -8,7 +8,7 @@ import sys
 import tarfile
 
 PROGRAMS = {
-    "bin": ["dw-train", "dw-eval", "dw-detect", "dw-pack"],
+    "bin": ["dw-train", "dw-eval", "dw-eval-network", "dw-pack"],
     "bench": ["step", "loader"],
     "test": ["golden", "gpu"],
 }

@@ -12,6 +12,7 @@ use dw_metric::cli::{Limits, labels, print, today};
 use dw_metric::{Detection, MetricConfig, report};
 use tch::Device;
 
+use super::inference;
 use super::saved::Saved;
 use crate::config::Config;
 use crate::data::Dataset;
@@ -57,7 +58,7 @@ pub struct EvalArgs {
     pub batch: Option<usize>,
     /// Short and long side of the network input, as 800x1333 [default: data.short_side,
     /// data.long_side]
-    #[arg(long, value_name = "SHORTxLONG", value_parser = scale)]
+    #[arg(long, value_name = "SHORTxLONG", value_parser = inference::scale)]
     pub scale: Option<(u32, u32)>,
     /// Detect on the mirrored image as well
     #[arg(long)]
@@ -76,16 +77,6 @@ pub struct EvalArgs {
     pub device: Choice,
 }
 
-/// Parses `SHORTxLONG`, pixels.
-fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
-    let sides = text
-        .split_once('x')
-        .and_then(|(short, long)| Some((short.parse().ok()?, long.parse().ok()?)));
-    sides
-        .filter(|(short, long)| (32..=*long).contains(short))
-        .ok_or_else(|| "expected SHORTxLONG, as 800x1333, at least 32".into())
-}
-
 impl EvalArgs {
     /// The weights at a path, and their configuration with the options applied.
     fn saved(&self, path: &Path) -> Result<(Saved, Config)> {
@@ -97,11 +88,7 @@ impl EvalArgs {
         if let Some(s) = &self.split {
             config.data.val_split.clone_from(s);
         }
-        if let Some((short, long)) = self.scale {
-            (config.data.short_side, config.data.long_side) = (short, long);
-        }
-        config.eval.batch = self.batch.unwrap_or(config.eval.batch).max(1);
-        config.eval.flip |= self.flip;
+        inference::apply(&mut config, self.batch, self.scale, self.flip);
         Ok((saved, config))
     }
 }
@@ -273,19 +260,9 @@ fn without_truth(args: &EvalArgs, detector: &Detector, job: &Job) -> Result<()> 
 
 /// Logs the speed and the share of each part of the work.
 fn log_speed(data: &Dataset, timings: &Timings, matching_s: Option<f64>, seconds: f64) {
-    let Timings { decode_s, network_s, nms_s } = *timings;
-    let share = |s: f64| 100.0 * s / (decode_s + network_s + nms_s).max(1e-9);
     let matching = matching_s.map_or_else(String::new, |s| format!("; matching {s:.2} s"));
-    tracing::info!(
-        "{} images of {} in {seconds:.1} s ({:.1} images/s): network {:.1} %, decoding {:.1} %, \
-         NMS {:.2} % of the ranks' time{matching}",
-        data.len(),
-        data.split.meta.split,
-        data.len() as f64 / seconds,
-        share(network_s),
-        share(decode_s),
-        share(nms_s),
-    );
+    let what = format!("{} images of {}", data.len(), data.split.meta.split);
+    inference::log_speed(&what, data.len(), timings, &matching, seconds);
 }
 
 /// Writes the HTML report.

@@ -10,6 +10,7 @@ use tch::Device;
 use crate::config::{self, Config};
 use crate::data::Dataset;
 use crate::data::dataset::same_categories;
+use crate::eval::Predictor;
 use crate::model::{Detector, weights};
 use crate::train::checkpoint;
 use crate::{Error, Result};
@@ -19,8 +20,10 @@ use crate::{Error, Result};
 pub struct Saved {
     /// The run's configuration, or the one that was named for a weight file.
     pub config: Config,
-    /// The run's categories by label; a weight file has none.
+    /// The run's categories by label; a weight file has none unless they were set.
     categories: Option<Vec<Category>>,
+    /// Whether this is a weight file.
+    is_file: bool,
     weights: PathBuf,
 }
 
@@ -40,7 +43,8 @@ impl Saved {
                 )));
             };
             let config = config::load(name, sets)?;
-            return Ok(Self { config, categories: None, weights: path.to_owned() });
+            let weights = path.to_owned();
+            return Ok(Self { config, categories: None, is_file: true, weights });
         }
         let c = checkpoint::find(path)?;
         if config.is_some() {
@@ -52,7 +56,7 @@ impl Saved {
         }
         let own = config::from_toml(&c.config, &c.path)?;
         let config = config::with_sets(&own, sets)?;
-        Ok(Self { config, categories: Some(c.state.categories), weights: c.path })
+        Ok(Self { config, categories: Some(c.state.categories), is_file: false, weights: c.path })
     }
 
     /// Builds the network with these weights, ready to detect on `data`.
@@ -66,26 +70,78 @@ impl Saved {
         } else {
             same_names(&file, data.categories())?;
         }
+        self.build(&file, data.categories().len(), device)
+    }
+
+    /// Whether these are the weights of a file rather than of a checkpoint.
+    pub fn is_file(&self) -> bool {
+        self.is_file
+    }
+
+    /// Sets the categories of a weight file to those of data; its class names, if it has any, must
+    /// be the same.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or other class names.
+    pub fn use_categories_of(&mut self, data: &[Category]) -> Result<()> {
+        same_names(&Weights::open(&self.weights)?, data)?;
+        self.categories = Some(data.to_vec());
+        Ok(())
+    }
+
+    /// Sets the names of the classes by label; category ids count from 1.
+    pub fn set_class_names(&mut self, names: &[String]) {
+        self.categories = Some(numbered(names));
+    }
+
+    /// Builds the network with these weights, ready to detect on any pictures. A checkpoint has the
+    /// categories of its training data; of a weight file with class names the category ids count
+    /// from 1.
+    ///
+    /// # Errors
+    /// Damaged weights, weights of another network, a weight file without class names.
+    pub fn predictor(&self, device: Device) -> Result<Predictor> {
+        let file = Weights::open(&self.weights)?;
+        let own = || file.classes.as_deref().map(numbered);
+        let Some(categories) = self.categories.clone().or_else(own) else {
+            return Err(Error::Usage(format!(
+                "{}: the weight file has no class names\n\
+                 hint: name them with --classes FILE, one name a line, or --data OUT, the pack \
+                 that the network was trained on",
+                self.weights.display()
+            )));
+        };
+        let detector = self.build(&file, categories.len(), device)?;
+        let (input, eval) = (self.config.data.clone(), self.config.eval.clone());
+        Ok(Predictor { detector, categories, input, eval })
+    }
+
+    fn build(&self, file: &Weights, classes: usize, device: Device) -> Result<Detector> {
         let precision = self.config.train.precision.for_evaluation(device);
         precision.apply(device)?;
         tracing::info!("precision of the network: {} on {device:?}", precision.name());
-        let classes = data.categories().len();
         let mut detector = Detector::new(&self.config.model, classes, precision.kind(), device);
         detector.activations = precision.activations();
         let strategy = self.config.assign.build(&mut detector.params, classes as i64);
         strategy.attach(&mut detector);
-        let mut report = weights::load(&file, &mut detector.params)?;
+        let mut report = weights::load(file, &mut detector.params)?;
         // A count of batches that nothing reads; files of older programs lack it.
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));
         if !report.complete() {
             return Err(Error::Usage(format!(
                 "{}: weights of the network are missing from the file or have another shape: \
-                 {report}\nhint: check --config and the categories of the data",
+                 {report}\nhint: check --config and the number of classes",
                 self.weights.display()
             )));
         }
         Ok(detector)
     }
+}
+
+/// Categories of these names, with ids from 1.
+fn numbered(names: &[String]) -> Vec<Category> {
+    let category = |(name, id): (&String, i64)| Category { id, name: name.clone() };
+    names.iter().zip(1..).map(category).collect()
 }
 
 /// Checks that the class names of a weight file, if it has any, are those of the data in the same

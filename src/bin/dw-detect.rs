@@ -1,49 +1,37 @@
-//! `dw-detect`: the part of `dw-eval` that needs a network and libtorch. `dw-eval` executes it; its
-//! help is that of `dw-eval` as a whole.
+//! `dw-detect`: detections on any pictures.
 
-use clap::{Parser, Subcommand};
-use dw::app::eval::{EvalArgs, run};
+use clap::Parser;
+use dw::app::detect::{DetectArgs, run};
 use dw::app::{self, Start};
-use dw::device::Choice;
-use dw_metric::cli;
 
 const EXAMPLES: &str = "Examples:
-  dw-eval work/dw_r50_fpn_1x              newest checkpoint of a run on its validation split
-  mpirun -n 8 dw-eval work/a/checkpoints/step-00090000 --dt-out results.json
-  dw-eval work/a --report page            HTML report: page/index.html
-  dw-eval --compare work/a work/b --report page
-  dw-eval work/a --split test-dev2017 --dt-out detections_test-dev2017_a_results.json
-  dw-eval epoch_12.pth --config dw_r50_fpn_1x --data coco/shards
-                                          a weight file, mmdetection's included
-  dw-eval coco --gt instances_val2017.json --dt results.json --json
+  dw-detect work/a bus.jpg                    one line: size, classes and scores
+  dw-detect work/a photos/ -o drawn           pictures with boxes, and drawn/detections.jsonl
+  find photos -name '*.jpg' | dw-detect work/a - --json --score 0
+  mpirun -n 8 dw-detect work/a photos/ --json >detections.jsonl
+  dw-detect epoch_12.pth bus.jpg --config dw_r50_fpn_1x --data coco/shards
+                                              a weight file without class names
 
-Exit codes: 0 success, 2 usage error, 3 bad data, 4 a peer was lost or a GPU failed, 5 out of memory
-or threads, 70 a bug";
+Each line of JSON has file, width, height and detections: bbox (x, y, width, height in pixels of the
+picture), score, category and category_id.
 
-/// Evaluate a detector with COCO's metric.
+A picture that cannot be read is left out and named at the end, with exit code 3. Pictures in DIR
+are named as a.png for a.jpg, or a.jpg.png if that is taken.
+
+Exit codes: 0 success, 2 usage error, 3 bad data or a picture that cannot be read, 4 a peer was lost
+or a GPU failed, 5 out of memory or threads, 70 a bug";
+
+/// Detect objects on pictures.
 #[derive(Debug, Parser)]
-#[command(name = "dw-eval", bin_name = "dw-eval", version, after_help = EXAMPLES,
-          args_conflicts_with_subcommands = true, subcommand_negates_reqs = true,
-          arg_required_else_help = true)]
+#[command(name = "dw-detect", version, after_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
-    #[command(subcommand)]
-    command: Option<Command>,
     #[command(flatten)]
-    args: EvalArgs,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Evaluate a results file against a ground-truth file, with the numbers of pycocotools
-    #[command(after_help = cli::EXAMPLES)]
-    Coco(cli::CocoArgs),
+    args: DetectArgs,
 }
 
 fn main() {
-    let Cli { command, args } = app::parse();
-    let device = if command.is_some() { Choice::Cpu } else { args.device };
-    app::run(Start { device, catch_signals: false }, |topology, world| match command {
-        Some(Command::Coco(args)) => cli::run(&args),
-        None => run(&args, topology, world),
+    let Cli { args } = app::parse();
+    app::run(Start { device: args.device, catch_signals: false }, |topology, world| {
+        run(&args, topology, world)
     })
 }

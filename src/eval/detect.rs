@@ -14,6 +14,14 @@ pub struct Detection {
     pub label: u32,
 }
 
+impl Detection {
+    /// The box as COCO's `[x, y, width, height]`.
+    pub fn xywh(&self) -> [f64; 4] {
+        let [x1, y1, x2, y2] = self.bbox.map(f64::from);
+        [x1, y1, x2 - x1, y2 - y1]
+    }
+}
+
 /// Raw predictions for one image.
 #[derive(Debug)]
 pub struct Image<'a> {

@@ -1,11 +1,13 @@
-//! Inference over a split on all ranks: every image exactly once for any number of ranks, with the
-//! detections gathered on rank 0.
+//! Inference on batches of images, and over a split on all ranks: every image exactly once for any
+//! number of ranks, with the detections gathered on rank 0.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use dw_launch::Op;
+use dw_shards::pixels::Rgb;
+use dw_shards::reader::Record;
 use tch::{Device, Kind, Tensor};
 
 use super::Job;
@@ -30,11 +32,22 @@ pub struct Timings {
 }
 
 impl Timings {
-    fn add(&mut self, other: &Self) {
+    /// Adds the times of `other`.
+    pub fn add(&mut self, other: &Self) {
         self.decode_s += other.decode_s;
         self.network_s += other.network_s;
         self.nms_s += other.nms_s;
     }
+}
+
+/// A decoded image.
+#[derive(Debug, Clone, Copy)]
+pub struct Decoded<'a> {
+    /// Its pixels.
+    pub pixels: &'a Rgb,
+    /// (width, height) of the original image, which the stored image may be a smaller version of.
+    /// Input size and boxes refer to it.
+    pub original: (u32, u32),
 }
 
 /// Runs the network on one batch of records and returns the detections of each record. `input`
@@ -55,19 +68,46 @@ pub fn detect_records(
         .iter()
         .map(|&i| data.split.record(i))
         .collect::<std::result::Result<Vec<_>, _>>()?;
-    // Input size and boxes refer to the original image, also where the stored image is smaller.
-    let originals: Vec<(u32, u32)> = records.iter().map(|r| r.entry.original()).collect();
+    let decoded = |r: &Record| {
+        let original = r.entry.original();
+        Ok((decode(r, &Transform::eval(original.0, original.1, input), input)?, original))
+    };
+    let decoded = records.iter().map(decoded).collect::<Result<Vec<_>>>()?;
+    let images: Vec<Decoded> =
+        decoded.iter().map(|(pixels, original)| Decoded { pixels, original: *original }).collect();
+    timings.decode_s += lap.lap();
+    detect_images(detector, &images, (input, eval), device, timings)
+}
+
+/// Runs the network on one batch of images and returns the detections of each image. `input`
+/// determines the size of the network input. Adds the time spent to `timings`, that of resizing to
+/// `decode_s`.
+///
+/// With one image a batch, the detections of an image depend on nothing else; with several, also on
+/// their common padding and, by rounding, on their number.
+///
+/// # Errors
+/// A failure of libtorch.
+pub fn detect_images(
+    detector: &Detector,
+    decoded: &[Decoded],
+    (input, eval): (&DataConfig, &EvalConfig),
+    device: Device,
+    timings: &mut Timings,
+) -> Result<Vec<Vec<Detection>>> {
+    if decoded.is_empty() {
+        return Ok(vec![]);
+    }
+    let mut lap = LapTimer(Instant::now());
     let views: Vec<Transform> =
-        originals.iter().map(|(w, h)| Transform::eval(*w, *h, input)).collect();
+        decoded.iter().map(|d| Transform::eval(d.original.0, d.original.1, input)).collect();
     let (w, h) = padded(views.iter().map(|t| (t.width, t.height)));
-    let pixels =
-        records.iter().zip(&views).map(|(r, t)| decode(r, t, input)).collect::<Result<Vec<_>>>()?;
     let sizes: Vec<(u32, u32)> = views.iter().map(|t| (t.width, t.height)).collect();
     let normalisation = Normalisation::new(device);
-    let mut candidates = vec![vec![]; records.len()];
+    let mut candidates = vec![vec![]; decoded.len()];
     for mirrored in if eval.flip { &[false, true][..] } else { &[false] } {
         let images = Images::new(&sizes, (w, h), device, |i, out| {
-            render(&pixels[i], &Transform { flip: *mirrored, ..views[i] }, (w, h), out);
+            render(decoded[i].pixels, &Transform { flip: *mirrored, ..views[i] }, (w, h), out);
             Ok(())
         })?;
         timings.decode_s += lap.lap();
@@ -80,8 +120,8 @@ pub fn detect_records(
             Ok::<_, Error>((to_vec(&ranked)?, factor, to_vec(&boxes)?, levels))
         })?;
         timings.network_s += lap.lap();
-        let (per_image, points) = (ranked.len() / records.len(), boxes.len() / 4 / records.len());
-        for (i, (t, original)) in views.iter().zip(&originals).enumerate() {
+        let (per_image, points) = (ranked.len() / decoded.len(), boxes.len() / 4 / decoded.len());
+        for (i, (t, Decoded { original, .. })) in views.iter().zip(decoded).enumerate() {
             let image = detect::Image {
                 ranked: &ranked[i * per_image..][..per_image],
                 factor: factor.as_ref().map(|f| &f[i * points..][..points]),
@@ -148,7 +188,7 @@ impl LapTimer {
 struct Shared<'a>(&'a Detector);
 
 // SAFETY: `forward` for evaluation only reads the network's tensors, and libtorch's reads and
-// reference counts are thread-safe. `detect_range` borrows the network, so nothing modifies it
+// reference counts are thread-safe. `run_batches` borrows the network, so nothing modifies it
 // meanwhile.
 unsafe impl Sync for Shared<'_> {}
 
@@ -158,47 +198,41 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// Images, by their index in the dataset, with their detections.
-type ImageDetections = Vec<(usize, Vec<Detection>)>;
+/// Results with the numbers of what they belong to.
+type Numbered<T> = Vec<(usize, T)>;
 
-/// Detections of a range of batches of `eval.batch` consecutive images, in the dataset's order.
-/// Ends early when `job.stop` is set.
+/// Calls `work` with the network and the number of each batch of a range, in several threads.
+/// Returns the results in the order of the batches. Ends early when `stop` is set.
 ///
 /// On the CPU every batch is processed by a single thread: this is faster than many threads on one
 /// batch, and the result does not depend on the number of threads, which changes the rounding of
 /// libtorch's convolutions.
-fn detect_range(
+///
+/// # Errors
+/// Those of `work`; a thread cannot be started.
+pub fn run_batches<T: Send>(
     detector: &Detector,
-    job: &Job,
+    device: Device,
     batches: Range<usize>,
-) -> Result<(ImageDetections, Timings)> {
-    let Job { data, input, config, device, stop, .. } = *job;
+    stop: &AtomicBool,
+    work: impl Fn(&Detector, usize, &mut Timings) -> Result<T> + Sync,
+) -> Result<(Vec<T>, Timings)> {
     let threads = if device == Device::Cpu { tch::get_num_threads().max(1) } else { 1 };
-    let (shared, next, end, size) =
-        (Shared(detector), AtomicUsize::new(batches.start), batches.end, config.batch);
-    let work = || {
+    let (shared, next, end) = (Shared(detector), AtomicUsize::new(batches.start), batches.end);
+    let take = || {
         tch::set_num_threads(1);
         crate::torch::flush_denormals();
-        let (mut detections, mut timings) = (vec![], Timings::default());
+        let (mut results, mut timings) = (vec![], Timings::default());
         loop {
             let batch = next.fetch_add(1, Ordering::Relaxed);
             if batch >= end || stop.load(Ordering::Relaxed) {
-                return Ok((detections, timings));
+                return Ok((results, timings));
             }
-            let images = batch * size..((batch + 1) * size).min(data.len());
-            let found = detect_records(
-                shared.network(),
-                data,
-                &data.records[images.clone()],
-                (input, config),
-                device,
-                &mut timings,
-            )?;
-            detections.extend(images.zip(found));
+            results.push((batch, work(shared.network(), batch, &mut timings)?));
         }
     };
-    let parts: Vec<Result<(ImageDetections, Timings)>> = std::thread::scope(|scope| {
-        let start = |_| std::thread::Builder::new().spawn_scoped(scope, work);
+    let parts: Vec<Result<(Numbered<T>, Timings)>> = std::thread::scope(|scope| {
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, take);
         let workers: Vec<_> = (0..threads).map(start).collect();
         let panicked = |_| Err(Error::Bug("an evaluation thread panicked".into()));
         let refused = |e| Err(crate::device::threads::refused("an evaluation thread", &e));
@@ -210,12 +244,31 @@ fn detect_range(
     tch::set_num_threads(threads);
     let (mut all, mut timings) = (vec![], Timings::default());
     for part in parts {
-        let (detections, t) = part?;
-        all.extend(detections);
+        let (results, t) = part?;
+        all.extend(results);
         timings.add(&t);
     }
-    all.sort_by_key(|(i, _)| *i);
-    Ok((all, timings))
+    all.sort_by_key(|(batch, _)| *batch);
+    Ok((all.into_iter().map(|(_, result)| result).collect(), timings))
+}
+
+/// Detections of a range of batches of `eval.batch` consecutive images, in the dataset's order,
+/// with the index of each image in the dataset.
+/// Ends early when `job.stop` is set.
+fn detect_range(
+    detector: &Detector,
+    job: &Job,
+    batches: Range<usize>,
+) -> Result<(Numbered<Vec<Detection>>, Timings)> {
+    let Job { data, input, config, device, stop, .. } = *job;
+    let (parts, timings) =
+        run_batches(detector, device, batches, stop, |detector, batch, timings| {
+            let images = batch * config.batch..((batch + 1) * config.batch).min(data.len());
+            let records = &data.records[images.clone()];
+            let found = detect_records(detector, data, records, (input, config), device, timings)?;
+            Ok(images.zip(found).collect::<Vec<_>>())
+        })?;
+    Ok((parts.into_iter().flatten().collect(), timings))
 }
 
 /// Detections of all images on rank 0, in the dataset's order for any number of ranks, with the
@@ -272,9 +325,8 @@ fn encode(images: &[(usize, Vec<Detection>)]) -> Vec<f64> {
     let mut message = vec![images.len() as f64];
     for (i, detections) in images {
         for d in detections {
-            let [x1, y1, x2, y2] = d.bbox.map(f64::from);
-            let (label, score) = (f64::from(d.label), f64::from(d.score));
-            message.extend([*i as f64, label, x1, y1, x2 - x1, y2 - y1, score]);
+            let ([x, y, w, h], score) = (d.xywh(), f64::from(d.score));
+            message.extend([*i as f64, f64::from(d.label), x, y, w, h, score]);
         }
     }
     message

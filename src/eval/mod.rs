@@ -1,9 +1,11 @@
 //! Evaluation of a network on a split: inference on all ranks ([`infer`], [`detect`]), then the
-//! COCO metric of the crate `dw-metric` on rank 0, without a JSON file in between.
+//! COCO metric of the crate `dw-metric` on rank 0, without a JSON file in between. Detection on
+//! pictures outside a split: [`predictor`].
 
 pub mod config;
 pub mod detect;
 pub mod infer;
+pub mod predictor;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -19,6 +21,7 @@ use crate::data::{DataConfig, Dataset};
 use crate::model::Detector;
 pub use config::EvalConfig;
 use infer::Timings;
+pub use predictor::{Predictor, read_picture};
 
 /// The ground truth of a split, in the metric's form.
 #[derive(Debug)]

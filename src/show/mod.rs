@@ -1,10 +1,12 @@
-//! Plots: predictions on images ([`pred`], with [`labels`]), loss and AP over the steps of a run
-//! ([`curves`]), means with their intervals ([`intervals`]), weights of label
-//! assignment ([`weighting`]).
+//! Plots: predictions on images of a split ([`pred`]) and on any picture ([`picture`], both with
+//! [`boxes`] and [`labels`]), loss and AP over the steps of a run ([`curves`]), means with their
+//! intervals ([`intervals`]), weights of label assignment ([`weighting`]).
 
+pub mod boxes;
 pub mod curves;
 pub mod intervals;
 pub mod labels;
+pub mod picture;
 pub mod pred;
 pub mod weighting;
 

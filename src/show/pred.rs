@@ -9,12 +9,12 @@ use plotters::backend::BitMapBackend;
 use plotters::prelude::*;
 use tch::Device;
 
-use super::labels::{Area, place, shorten};
+use super::boxes::{CHARACTER, Root, Style, corners, draw_detections, text};
+use super::labels::shorten;
 use super::{COLORS, drawing_error, register_built_in_font, save_png};
 use crate::Result;
 use crate::data::{DataConfig, Dataset};
 use crate::eval::EvalConfig;
-use crate::eval::detect::Detection;
 use crate::eval::infer::{Timings, detect_records};
 use crate::model::Detector;
 
@@ -30,8 +30,6 @@ const ROW_HEIGHT: u32 = TILE_HEIGHT + CAPTION + GAP;
 const LEGEND: u32 = 26;
 /// Width that the legend needs, pixels.
 const LEGEND_WIDTH: u32 = 560;
-/// Approximate width of a character of captions and labels, pixels.
-const CHARACTER: usize = 8;
 /// Grey level of the background.
 const BACKGROUND: u8 = 24;
 
@@ -110,15 +108,6 @@ impl<'a> TileGrid<'a> {
     }
 }
 
-/// The canvas.
-type Root<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
-
-/// Draws a text with its upper left corner at `at`.
-fn text(root: &Root, text: &str, size: i32, at: (i32, i32), color: RGBColor) -> Result<()> {
-    let style = TextStyle::from(("sans-serif", size).into_font()).color(&color);
-    root.draw_text(text, &style, at).map_err(drawing_error)
-}
-
 /// Draws a frame that is visible on light and dark images: white with black on both sides.
 fn truth_frame(root: &Root, corners: [(i32, i32); 2]) -> Result<()> {
     root.draw(&Rectangle::new(corners, BLACK.stroke_width(3))).map_err(drawing_error)?;
@@ -179,17 +168,11 @@ fn tile(view: &View, index: usize) -> Result<Tile> {
     {
         let root = BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area();
         draw_truth(&root, &record.annotations.boxes, scale)?;
-        draw_detections(&root, size, data, &detections, scale)?;
+        draw_detections(&root, size, data.categories(), &detections, scale, Style::SMALL)?;
         root.present().map_err(drawing_error)?;
     }
     let name = shown(&record.annotations.file_name).to_string();
     Ok(Tile { width: size.0, pixels, name })
-}
-
-/// Corners in the tile of a box `[x1, y1, x2, y2]` in pixels of the original image.
-fn corners([x1, y1, x2, y2]: [f64; 4], scale: (f64, f64)) -> [(i32, i32); 2] {
-    let point = |x: f64, y: f64| ((x * scale.0) as i32, (y * scale.1) as i32);
-    [point(x1, y1), point(x2, y2)]
 }
 
 /// Draws the true boxes, without crowds.
@@ -198,67 +181,6 @@ fn draw_truth(root: &Root, boxes: &[GtBox], scale: (f64, f64)) -> Result<()> {
         let [x, y, w, h] = b.bbox;
         truth_frame(root, corners([x, y, x + w, y + h], scale))?;
     }
-    Ok(())
-}
-
-/// Draws detections, given by descending score, and their labels.
-fn draw_detections(
-    root: &Root,
-    size: (u32, u32),
-    data: &Dataset,
-    detections: &[Detection],
-    scale: (f64, f64),
-) -> Result<()> {
-    let corners = |d: &Detection| corners(d.bbox.map(f64::from), scale);
-    // In reverse order, so that the highest scores are on top.
-    for d in detections.iter().rev() {
-        let frame = Rectangle::new(corners(d), color(d).stroke_width(2));
-        root.draw(&frame).map_err(drawing_error)?;
-    }
-    let size = (size.0 as i32, size.1 as i32);
-    let mut occupied = vec![];
-    for d in detections {
-        let name = shown(&data.categories()[d.label as usize].name).to_string();
-        let name = shorten(&name, (size.0 as usize / CHARACTER).saturating_sub(5));
-        let text = format!("{name} {:.2}", d.score);
-        label(root, size, corners(d), color(d), &text, &mut occupied)?;
-    }
-    Ok(())
-}
-
-/// The colour of a detection's class.
-fn color(d: &Detection) -> RGBColor {
-    COLORS[d.label as usize % COLORS.len()]
-}
-
-/// Draws the label of a box on a background of its colour, without overlapping the `occupied`
-/// areas, and adds its area to them. A line connects the label with the box if they do not touch. A
-/// label without a free area is left out.
-fn label(
-    root: &Root,
-    picture: (i32, i32),
-    corners: [(i32, i32); 2],
-    color: RGBColor,
-    text: &str,
-    occupied: &mut Vec<Area>,
-) -> Result<()> {
-    let style = TextStyle::from(("sans-serif", 13).into_font()).color(&BLACK);
-    let (tw, th) = root.estimate_text_size(text, &style).map_err(drawing_error)?;
-    let [(x, y), (x2, y2)] = corners;
-    let target = Area { x, y, w: x2 - x, h: y2 - y };
-    let Some(area) = place((tw as i32 + 3, th as i32 + 3), &target, picture, occupied) else {
-        return Ok(());
-    };
-    let touches = area.x <= x2 && x <= area.x + area.w && area.y <= y2 && y <= area.y + area.h;
-    if !touches {
-        let from = (area.x + area.w / 2, area.y + area.h / 2);
-        root.draw(&PathElement::new([from, (x, y)], color.stroke_width(1)))
-            .map_err(drawing_error)?;
-    }
-    let background = [(area.x, area.y), (area.x + area.w - 1, area.y + area.h - 1)];
-    root.draw(&Rectangle::new(background, color.filled())).map_err(drawing_error)?;
-    root.draw_text(text, &style, (area.x + 1, area.y + 1)).map_err(drawing_error)?;
-    occupied.push(area);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `dw-eval`: `coco` evaluates results files in this process; everything else is run by
-//! `dw-detect`, which has the network. Loading libtorch costs more time and memory than the whole
-//! metric, so this program does not link it.
+//! `dw-eval-network`, which has the network. Loading libtorch costs more time and memory than the
+//! whole metric, so this program does not link it.
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
@@ -27,14 +27,18 @@ fn main() -> ExitCode {
     program::run(|| cli::run(&coco.args))
 }
 
-/// Replaces this process by `dw-detect`, so that process id and rank stay the same. Returns only
-/// if that fails.
+/// The program that evaluates networks.
+const NETWORK: &str = "dw-eval-network";
+
+/// Replaces this process by `dw-eval-network`, so that process id and rank stay the same. Returns
+/// only if that fails.
 fn exec_network() -> ExitCode {
-    let sibling = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join("dw-detect")));
-    let program = sibling.filter(|p| p.is_file()).unwrap_or_else(|| "dw-detect".into());
+    let sibling = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(NETWORK)));
+    let program = sibling.filter(|p| p.is_file()).unwrap_or_else(|| NETWORK.into());
     let e = Command::new(&program).args(std::env::args_os().skip(1)).exec();
     program::fail(&Error::Usage(format!(
-        "cannot start {}: {e}\nhint: dw-eval and dw-detect must be in the same folder (make build)",
+        "cannot start {}: {e}\n\
+         hint: dw-eval and {NETWORK} must be in the same folder (make build)",
         program.display()
     )))
 }

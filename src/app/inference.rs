@@ -1,0 +1,39 @@
+//! What `dw-eval` and `dw-detect` share: size and number of images of a forward pass, and the log
+//! of the speed.
+
+use crate::config::Config;
+use crate::eval::infer::Timings;
+
+/// Parses `SHORTxLONG`, pixels.
+pub fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
+    let sides = text
+        .split_once('x')
+        .and_then(|(short, long)| Some((short.parse().ok()?, long.parse().ok()?)));
+    sides
+        .filter(|(short, long)| (32..=*long).contains(short))
+        .ok_or_else(|| "expected SHORTxLONG, as 800x1333, at least 32".into())
+}
+
+/// Applies the options `--batch`, `--scale` and `--flip` to a configuration.
+pub fn apply(config: &mut Config, batch: Option<usize>, scale: Option<(u32, u32)>, flip: bool) {
+    if let Some((short, long)) = scale {
+        (config.data.short_side, config.data.long_side) = (short, long);
+    }
+    config.eval.batch = batch.unwrap_or(config.eval.batch).max(1);
+    config.eval.flip |= flip;
+}
+
+/// Logs the speed and the share of each part of the work. `what`: the images, as "8 images of
+/// val2017"; `rest`: more parts, as text.
+pub fn log_speed(what: &str, count: usize, timings: &Timings, rest: &str, seconds: f64) {
+    let Timings { decode_s, network_s, nms_s } = *timings;
+    let share = |s: f64| 100.0 * s / (decode_s + network_s + nms_s).max(1e-9);
+    tracing::info!(
+        "{what} in {seconds:.1} s ({:.1} images/s): network {:.1} %, decoding {:.1} %, \
+         NMS {:.2} % of the ranks' time{rest}",
+        count as f64 / seconds.max(1e-9),
+        share(network_s),
+        share(decode_s),
+        share(nms_s),
+    );
+}
