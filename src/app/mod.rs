@@ -2,11 +2,13 @@
 //!
 //! * [`mod@train`] and [`resume`] are `dw-train`
 //! * [`eval`] is `dw-eval` with a network
+//! * [`export`] is `dw-export`
 //! * [`show`] is `dw-show`
 //! * [`lab`] is `dw-lab`
 //! * [`saved`] finds weights to evaluate or draw, with their configuration
 
 pub mod eval;
+pub mod export;
 pub mod lab;
 pub mod resume;
 pub mod saved;

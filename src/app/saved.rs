@@ -66,15 +66,36 @@ impl Saved {
         } else {
             same_names(&file, data.categories())?;
         }
+        self.build(&file, data.categories().len(), device)
+    }
+
+    /// Builds the network with these weights on the CPU, and returns it with the names of its
+    /// classes by label.
+    ///
+    /// # Errors
+    /// Damaged weights, weights of another network, a weight file without class names.
+    pub fn detector_alone(&self) -> Result<(Detector, Vec<String>)> {
+        let file = Weights::open(&self.weights)?;
+        let own = self.categories.as_ref().map(|c| c.iter().map(|c| c.name.clone()).collect());
+        let Some(names) = own.or_else(|| file.classes.clone()) else {
+            return Err(Error::Usage(format!(
+                "{}: the file has no class names\n\
+                 hint: use a checkpoint of a run, which has them",
+                self.weights.display()
+            )));
+        };
+        Ok((self.build(&file, names.len(), Device::Cpu)?, names))
+    }
+
+    fn build(&self, file: &Weights, classes: usize, device: Device) -> Result<Detector> {
         let precision = self.config.train.precision.for_evaluation(device);
         precision.apply(device)?;
         tracing::info!("precision of the network: {} on {device:?}", precision.name());
-        let classes = data.categories().len();
         let mut detector = Detector::new(&self.config.model, classes, precision.kind(), device);
         detector.activations = precision.activations();
         let strategy = self.config.assign.build(&mut detector.params, classes as i64);
         strategy.attach(&mut detector);
-        let mut report = weights::load(&file, &mut detector.params)?;
+        let mut report = weights::load(file, &mut detector.params)?;
         // A count of batches that nothing reads; files of older programs lack it.
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));
         if !report.complete() {
