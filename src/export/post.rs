@@ -174,7 +174,7 @@ pub fn nms(
     g.output(&boxes, ("boxes", FLOAT, &[found, Dim::Fixed(4)], doc));
     g.output(&scores, ("scores", FLOAT, &[found], "score"));
     g.output(&labels, ("labels", INT64, &[found], "class, from 0"));
-    g.output(&image, ("images_of", INT64, &[found], "image of the batch, from 0"));
+    g.output(&image, ("image", INT64, &[found], "image of the batch, from 0"));
 }
 
 /// Normalised network input from bytes `images` `[N, 3, H, W]`: 0 in the padding, which is what
