@@ -10,15 +10,17 @@ use tch::{Device, Kind, Tensor};
 
 use super::onnx::Batch;
 
-/// Weights that give every layer an effect: the initial ones make all residual branches 0.
+/// Weights that give every layer an effect. The initial ones make all residual branches 0, and
+/// scores and distances almost the same everywhere.
 fn randomise(params: &mut Params, channels: i64) {
     // Branches of narrow towers have the spread of those with 256 channels.
-    let spread = 0.01 * (256.0 / channels as f64).sqrt();
+    let spread = 0.05 * (256.0 / channels as f64).sqrt();
     tch::no_grad(|| {
         for e in &mut params.entries {
             let (t, name) = (&mut e.tensor, e.name.as_str());
             let is_norm = name.contains(".bn") || name.contains(".gn");
             let is_norm = is_norm || name.contains("downsample.1");
+            let is_score = name.contains("cls") && name.ends_with(".bias") && !is_norm;
             let _ = match e.role {
                 Role::Counter => continue,
                 _ if name.ends_with("running_mean") => t.normal_(0.0, 0.1),
@@ -26,7 +28,8 @@ fn randomise(params: &mut Params, channels: i64) {
                 _ if name.ends_with("scale") => t.uniform_(0.8, 1.2),
                 _ if is_norm && name.ends_with("weight") => t.uniform_(0.3, 0.7),
                 _ if is_norm => t.normal_(0.0, 0.1),
-                _ if name.contains("conv_offset") => t.normal_(0.0, spread),
+                _ if name.contains("conv_offset") => t.normal_(0.0, spread / 5.0),
+                _ if is_score => t.uniform_(-2.0, 0.0),
                 _ if name.starts_with("bbox_head") && t.dim() == 4 => t.normal_(0.0, spread),
                 _ => continue,
             };
