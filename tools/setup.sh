@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the build dependencies: Debian packages, libtorch, crates; with the argument `tests` also
-# the test runner, NCCL, NVRTC and onnxruntime, with `deps` the tools that check dependencies and spelling. Safe
-# to run again: complete installs are kept, partial ones replaced.
+# the test runner, NCCL, NVRTC and onnxruntime, with `deps` the tools that check dependencies and
+# spelling. Safe to run again: complete installs are kept, partial ones replaced.
 #
 # DW_CUDA=1 installs libtorch with CUDA (4.7 GB) even without an NVIDIA driver, for example on the
 # login node of a cluster. DW_CUDA=0 forces the CPU install (1.3 GB). A clone keeps the CUDA install
@@ -175,8 +175,10 @@ if [ "${1:-}" = tests ]; then
     python3 -m venv --without-pip "$folder" || die "cannot create a virtual environment" \
       "python3 -m venv --without-pip $folder"
     pip --python "$folder/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \
-      "onnx==$ONNX" "onnxruntime==$ONNXRUNTIME" "opencv-python-headless==$OPENCV" ||
-      die "cannot download onnx, onnxruntime or OpenCV from the Python package index" "check the network"
+      "onnx==$ONNX" "onnxruntime==$ONNXRUNTIME" \
+      "opencv-python-headless==$OPENCV" ||
+      die "cannot download onnx, onnxruntime and OpenCV from the Python package index" \
+        "check the network"
     touch "$folder/.complete"
   fi
 fi

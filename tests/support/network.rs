@@ -29,6 +29,8 @@ fn randomise(params: &mut Params, channels: i64) {
                 _ if is_norm && name.ends_with("weight") => t.uniform_(0.3, 0.7),
                 _ if is_norm => t.normal_(0.0, 0.1),
                 _ if name.contains("conv_offset") => t.normal_(0.0, spread / 5.0),
+                // Distances are products of two exponentials, which would amplify rounding.
+                _ if name.contains("vfnet_reg") && t.dim() == 4 => t.normal_(0.0, spread / 4.0),
                 _ if is_score => t.uniform_(-2.0, 0.0),
                 _ if name.starts_with("bbox_head") && t.dim() == 4 => t.normal_(0.0, spread),
                 _ => continue,
