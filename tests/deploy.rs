@@ -1,5 +1,6 @@
 //! `dw-export`: a trained network and its exported form detect the same, on the program of
 //! `docs/deploy.md` as well; NMS in the model; what is refused.
+#![allow(clippy::print_stdout, reason = "measured differences, with --nocapture")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Exported models, run with onnxruntime, against the program's own networks.
+#![allow(clippy::print_stdout, reason = "measured differences, with --nocapture")]
 
 mod support;
 

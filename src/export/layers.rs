@@ -217,7 +217,9 @@ fn fold(
     let mut folded = vec![];
     for (i, row) in weight.chunks_exact_mut(per_output.max(1)).enumerate() {
         let factor = gamma[i] / (var[i] + EPSILON).sqrt();
-        row.iter_mut().for_each(|w| *w *= factor);
+        for w in row {
+            *w *= factor;
+        }
         folded.push(beta[i] + (own[i] - mean[i]) * factor);
     }
     *bias = Some(folded);

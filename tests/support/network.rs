@@ -20,7 +20,7 @@ fn randomise(params: &mut Params, channels: i64) {
             let (t, name) = (&mut e.tensor, e.name.as_str());
             let is_norm = name.contains(".bn") || name.contains(".gn");
             let is_norm = is_norm || name.contains("downsample.1");
-            let is_score = name.contains("cls") && name.ends_with(".bias") && !is_norm;
+            let is_score = name.contains("cls") && name.ends_with("bias") && !is_norm;
             let _ = match e.role {
                 Role::Counter => continue,
                 _ if name.ends_with("running_mean") => t.normal_(0.0, 0.1),
