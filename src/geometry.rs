@@ -134,7 +134,12 @@ pub const ANCHOR_STRIDES: f64 = 8.0;
 
 /// Standard deviations by which a head's box deltas are multiplied: of the centre, and of the
 /// logarithm of the size.
-const DELTA_STD: (f64, f64) = (0.1, 0.2);
+pub(crate) const DELTA_STD: (f64, f64) = (0.1, 0.2);
+
+/// Largest absolute value of the logarithm of a size relative to the anchor's.
+pub(crate) fn most_log_size() -> f64 {
+    (1000.0f64 / 16.0).ln()
+}
 
 /// Converts deltas (dx, dy, dw, dh) `[B, 4, h, w]` with respect to the square anchors of a level of
 /// `stride` pixels to distances (l, t, r, b) `[B, 4, h, w]`, pixels. A distance is negative if the
@@ -152,7 +157,7 @@ const DELTA_STD: (f64, f64) = (0.1, 0.2);
 /// ```
 pub fn distances_of_deltas(deltas: &Tensor, stride: i64) -> Tensor {
     let side = ANCHOR_STRIDES * stride as f64;
-    let most = (1000.0f64 / 16.0).ln();
+    let most = most_log_size();
     let shift = deltas.narrow(1, 0, 2) * (DELTA_STD.0 * side);
     let log_size = (deltas.narrow(1, 2, 2) * DELTA_STD.1).clamp(-most, most);
     let half = log_size.exp() * (side / 2.0);

@@ -12,6 +12,7 @@
 //! * [`eval`]: detections of all ranks, and their evaluation
 //! * [`train`]: plan, loop and step of a run; SGD on flat buffers; checkpoints; logs
 //! * [`show`]: pictures of predictions and training curves
+//! * [`export`]: a network as an ONNX model
 //! * [`config`]: TOML files and `--set` options to one checked [`config::Config`]
 //! * [`app`]: what the programs do
 //!
@@ -25,6 +26,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod eval;
+pub mod export;
 pub mod geometry;
 pub mod loss;
 pub mod model;

@@ -87,9 +87,9 @@ fn expand(text: &str) -> Vec<String> {
 }
 
 /// The modules of `src` in dependency order: each one may use those before it and itself.
-const MODULES: [&str; 12] = [
+const MODULES: [&str; 13] = [
     "geometry", "torch", "device", "loss", "model", "assign", "data", "eval", "train", "show",
-    "config", "app",
+    "export", "config", "app",
 ];
 
 #[test]

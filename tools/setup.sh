@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the build dependencies: Debian packages, libtorch, crates; with the argument `tests` also
-# the test runner, NCCL and NVRTC, with `deps` the tools that check dependencies and spelling. Safe
-# to run again: complete installs are kept, partial ones replaced.
+# the test runner, NCCL, NVRTC and onnxruntime, with `deps` the tools that check dependencies and
+# spelling. Safe to run again: complete installs are kept, partial ones replaced.
 #
 # DW_CUDA=1 installs libtorch with CUDA (4.7 GB) even without an NVIDIA driver, for example on the
 # login node of a cluster. DW_CUDA=0 forces the CPU install (1.3 GB). A clone keeps the CUDA install
@@ -13,6 +13,10 @@ TORCH=2.11.0
 NEXTEST=0.9.143
 NCCL=2.28.9
 NVRTC=13.0.88
+# onnxruntime computes deformable convolutions on the CPU in recent releases only.
+ONNX=1.23.2
+ONNXRUNTIME=1.32.0
+OPENCV=4.14.0.94
 DENY=0.20.2
 TYPOS=1.52.0
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/dw"
@@ -160,6 +164,23 @@ fetch() { # NAME PACKAGE VERSION SIZE
 if [ "${1:-}" = tests ] && [ $kind = cpu ]; then
   fetch nccl nvidia-nccl-cu13 "$NCCL" "200 MB"
   fetch nvrtc nvidia-cuda-nvrtc "$NVRTC" "90 MB"
+fi
+# The tests of dw-export run the exported models. Without these packages they fail.
+if [ "${1:-}" = tests ]; then
+  folder="$cache/onnx-$ONNX-onnxruntime-$ONNXRUNTIME"
+  if [ ! -f "$folder/.complete" ]; then
+    say "installing onnx $ONNX, onnxruntime $ONNXRUNTIME and OpenCV $OPENCV for the tests (400 MB)"
+    rm -rf "$folder"
+    # Without pip in it, which Debian has in another package.
+    python3 -m venv --without-pip "$folder" || die "cannot create a virtual environment" \
+      "python3 -m venv --without-pip $folder"
+    pip --python "$folder/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \
+      "onnx==$ONNX" "onnxruntime==$ONNXRUNTIME" \
+      "opencv-python-headless==$OPENCV" ||
+      die "cannot download onnx, onnxruntime and OpenCV from the Python package index" \
+        "check the network"
+    touch "$folder/.complete"
+  fi
 fi
 # Tools of `make deps`.
 if [ "${1:-}" = deps ]; then

@@ -3,12 +3,14 @@
 //! * [`mod@train`] and [`resume`] are `dw-train`
 //! * [`eval`] is `dw-eval` with a network
 //! * [`detect`] is `dw-detect`; [`inference`] is what it shares with `dw-eval`
+//! * [`export`] is `dw-export`
 //! * [`show`] is `dw-show`
 //! * [`lab`] is `dw-lab`
 //! * [`saved`] finds weights to evaluate or draw, with their configuration
 
 pub mod detect;
 pub mod eval;
+pub mod export;
 pub mod inference;
 pub mod lab;
 pub mod resume;

@@ -116,6 +116,24 @@ impl Saved {
         Ok(Predictor { detector, categories, input, eval })
     }
 
+    /// Builds the network with these weights on the CPU, and returns it with the names of its
+    /// classes by label.
+    ///
+    /// # Errors
+    /// Damaged weights, weights of another network, a weight file without class names.
+    pub fn detector_alone(&self) -> Result<(Detector, Vec<String>)> {
+        let file = Weights::open(&self.weights)?;
+        let own = self.categories.as_ref().map(|c| c.iter().map(|c| c.name.clone()).collect());
+        let Some(names) = own.or_else(|| file.classes.clone()) else {
+            return Err(Error::Usage(format!(
+                "{}: the file has no class names\n\
+                 hint: use a checkpoint of a run, which has them",
+                self.weights.display()
+            )));
+        };
+        Ok((self.build(&file, names.len(), Device::Cpu)?, names))
+    }
+
     fn build(&self, file: &Weights, classes: usize, device: Device) -> Result<Detector> {
         let precision = self.config.train.precision.for_evaluation(device);
         precision.apply(device)?;

@@ -14,7 +14,7 @@ pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
 /// Per-channel standard deviation of ImageNet's pixels (RGB, 0 to 255).
 pub const STD: [f32; 3] = [58.395, 57.12, 57.375];
 /// Padded heights and widths are multiples of this, pixels.
-const ALIGN: u32 = 32;
+pub const ALIGN: u32 = 32;
 
 /// Resized size and flip of one image.
 #[derive(Debug, Clone, Copy, PartialEq)]

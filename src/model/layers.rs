@@ -178,6 +178,9 @@ impl Then<'_> {
     }
 }
 
+/// Added to the variance by norm layers.
+pub(crate) const EPSILON: f64 = 1e-5;
+
 /// A norm layer.
 #[derive(Debug)]
 pub enum Norm {
@@ -209,7 +212,7 @@ pub enum Norm {
 
 /// Number of groups of a group norm: 32 for 256 channels as in the paper's head; for narrower
 /// networks a divisor of the channels that leaves at least four channels a group, if there is one.
-fn groups(channels: i64) -> i64 {
+pub(crate) fn groups(channels: i64) -> i64 {
     let most = if channels % 32 == 0 && channels >= 256 { 32 } else { (channels / 4).clamp(1, 32) };
     (1..=most).rev().find(|g| channels % g == 0).unwrap_or(1)
 }
@@ -249,7 +252,7 @@ impl Norm {
                 Some(var),
                 train && !fixed,
                 0.1,
-                1e-5,
+                EPSILON,
                 true,
             ),
             Self::None => x.shallow_clone(),
@@ -258,7 +261,7 @@ impl Norm {
                 let here = |t: &Tensor| {
                     if x.device().is_cuda() { t.to_kind(x.kind()) } else { t.shallow_clone() }
                 };
-                x.group_norm(*groups, Some(here(weight)), Some(here(bias)), 1e-5, true)
+                x.group_norm(*groups, Some(here(weight)), Some(here(bias)), EPSILON, true)
             }
         }
     }

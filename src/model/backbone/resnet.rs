@@ -23,7 +23,7 @@ fn conv_spec(input: i64, output: i64, kernel: i64, stride: i64, groups: i64) -> 
 }
 
 /// Prefix of the names of norm layers in mmdetection.
-fn norm_name(norm: NormKind) -> &'static str {
+pub(crate) fn norm_prefix(norm: NormKind) -> &'static str {
     if norm == NormKind::Gn { "gn" } else { "bn" }
 }
 
@@ -72,7 +72,7 @@ impl Block {
     /// Builds the block `name`.
     fn new(p: &mut Params, name: &str, spec: &BlockSpec) -> Self {
         let &BlockSpec { norm, input, output, stride, deformable, trainable, .. } = spec;
-        let kind = norm_name(norm);
+        let kind = norm_prefix(norm);
         let specs = spec.convs();
         let mut convs = vec![];
         for (n, &conv) in specs.iter().enumerate() {
@@ -138,7 +138,7 @@ impl ResNet {
         let ModelConfig { backbone, width, norm, frozen_stages, .. } = *config;
         let base = scaled(64, width);
         let train_stem = frozen_stages < 0;
-        let stem_norm = format!("backbone.{}1", norm_name(norm));
+        let stem_norm = format!("backbone.{}1", norm_prefix(norm));
         let stem = (
             Conv::new(p, "backbone.conv1", conv_spec(3, base, 7, 2, 1), train_stem),
             Norm::new(p, &stem_norm, base, norm, 1.0, train_stem),

@@ -32,7 +32,7 @@ pub struct Head {
 }
 
 /// Number of convolutions in a tower.
-const TOWER_CONVS: usize = 4;
+pub(crate) const TOWER_CONVS: usize = 4;
 /// Initial class probability.
 const INITIAL_SCORE: f64 = 0.02;
 
@@ -40,6 +40,16 @@ const INITIAL_SCORE: f64 = 0.02;
 fn conv_spec(input: i64, output: i64, bias: Option<f64>) -> ConvSpec {
     let init = Init::Normal(DEVIATION);
     ConvSpec { input, output, kernel: 3, stride: 1, groups: 1, init, bias }
+}
+
+/// Prefix of the names of the branches: those of mmdetection's heads, so that weights of ATSS, PAA,
+/// GFL and GFLv2 load.
+pub(crate) fn branch_prefix(distances: Distances) -> &'static str {
+    match distances {
+        Distances::Relu | Distances::Exp => "conv",
+        Distances::Deltas => "atss",
+        Distances::Distribution => "gfl",
+    }
 }
 
 /// Builds a tower; the names of its tensors start with `bbox_head.NAME`.
@@ -77,12 +87,7 @@ impl Head {
         // gradient.
         let distance_bias = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
         let num_sides = if config.distances == Distances::Distribution { 4 * BINS } else { 4 };
-        // The names of mmdetection's heads, so that weights of ATSS, PAA, GFL and GFLv2 load.
-        let system = match config.distances {
-            Distances::Relu | Distances::Exp => "conv",
-            Distances::Deltas => "atss",
-            Distances::Distribution => "gfl",
-        };
+        let system = branch_prefix(config.distances);
         let name = |branch: &str| format!("{system}_{branch}");
         let has_quality = matches!(config.quality_tower, Tower::Reg | Tower::Cls);
         let has_predictor = config.quality_tower == Tower::Distribution;

@@ -8,7 +8,7 @@ use crate::model::layers::{Conv, ConvSpec, Size, Then};
 use crate::model::params::{Init, Params};
 
 /// The largest probabilities of a distribution that are read; their mean is one more number.
-const TOP: i64 = 4;
+pub(crate) const TOP: i64 = 4;
 /// Channels of the hidden layer.
 const HIDDEN: i64 = 64;
 

@@ -15,7 +15,7 @@ use crate::model::layers::{Conv, Norm, Size, Then};
 use crate::model::params::Params;
 
 /// Number of layers.
-const LAYERS: i64 = 6;
+pub(crate) const LAYERS: i64 = 6;
 /// The hidden layer of the layers' weights has one channel for this many of a layer.
 const SQUEEZE: i64 = 8;
 /// The hidden layers of the alignment maps have one channel for this many of a layer.

@@ -15,13 +15,13 @@ use crate::model::layers::{Conv, Norm, Size, Then};
 use crate::model::params::{Init, Params};
 
 /// Number of convolutions in a tower.
-const TOWER_CONVS: usize = 3;
+pub(crate) const TOWER_CONVS: usize = 3;
 /// Initial class probability.
 const INITIAL_SCORE: f64 = 0.01;
 /// Factor of the gradient that the first box gets from the places of the star.
 const STAR_GRADIENT: f64 = 0.1;
 /// The first distances are predicted as multiples of this many strides.
-const UNIT: f64 = 8.0;
+pub(crate) const UNIT: f64 = 8.0;
 
 /// The head of VarifocalNet.
 #[derive(Debug)]
@@ -136,18 +136,24 @@ struct Places {
     plain: Tensor,
 }
 
+/// The constants `[18, 4]` and `[18]` of [`Places`].
+pub(crate) fn star() -> (Vec<f32>, Vec<f32>) {
+    let (mut star, mut plain) = (vec![], vec![]);
+    for row in [-1.0f32, 0.0, 1.0] {
+        for column in [-1.0f32, 0.0, 1.0] {
+            // -1 is the left or upper side of the box, 1 the right or lower one.
+            let (l, r) = (column.min(0.0), column.max(0.0));
+            let (t, b) = (row.min(0.0), row.max(0.0));
+            star.extend([0.0, t, 0.0, b, l, 0.0, r, 0.0]);
+            plain.extend([row, column]);
+        }
+    }
+    (star, plain)
+}
+
 impl Places {
     fn new(p: &Params) -> Self {
-        let (mut star, mut plain) = (vec![], vec![]);
-        for row in [-1.0f32, 0.0, 1.0] {
-            for column in [-1.0f32, 0.0, 1.0] {
-                // -1 is the left or upper side of the box, 1 the right or lower one.
-                let (l, r) = (column.min(0.0), column.max(0.0));
-                let (t, b) = (row.min(0.0), row.max(0.0));
-                star.extend([0.0, t, 0.0, b, l, 0.0, r, 0.0]);
-                plain.extend([row, column]);
-            }
-        }
+        let (star, plain) = star();
         Self { star: p.constant(&star, &[18, 4]), plain: p.constant(&plain, &[1, 18, 1, 1]) }
     }
 

@@ -1,0 +1,66 @@
+//! `dw-export`: a checkpoint as an ONNX model.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use dw_base::file::write_atomically;
+use dw_base::text::shown;
+
+use super::saved::Saved;
+use crate::Result;
+use crate::export::{Form, Network, export};
+
+/// Arguments of `dw-export`.
+#[derive(Debug, clap::Args)]
+pub struct ExportArgs {
+    /// Checkpoint folder, work directory (its newest checkpoint), or weight file
+    checkpoint: PathBuf,
+    /// File to write
+    #[arg(value_name = "OUT.onnx")]
+    out: PathBuf,
+    /// Configuration that a weight file belongs to
+    #[arg(long)]
+    config: Option<String>,
+    /// Set one key, as eval.nms_iou=0.5 (repeatable)
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+    /// Fixed height and width of the network input, multiples of 32, pixels
+    #[arg(long, num_args = 2, value_names = ["H", "W"], conflicts_with = "dynamic")]
+    size: Option<Vec<u32>>,
+    /// Any height and width that are multiples of 32 [default]
+    #[arg(long)]
+    dynamic: bool,
+    /// Put score threshold, limits and NMS into the model
+    #[arg(long)]
+    nms: bool,
+}
+
+/// Writes the ONNX model.
+///
+/// # Errors
+/// A damaged checkpoint, a network or size that cannot be exported, a file that cannot be written.
+pub fn run(args: &ExportArgs) -> Result<()> {
+    let saved = Saved::find(&args.checkpoint, args.config.as_deref(), &args.set)?;
+    let (detector, classes) = saved.detector_alone()?;
+    let config = &saved.config;
+    let network = Network {
+        detector: &detector,
+        model: &config.model,
+        classes: &classes,
+        input: &config.data,
+        eval: &config.eval,
+    };
+    let size = args.size.as_ref().map(|s| (i64::from(s[0]), i64::from(s[1])));
+    let bytes = export(&network, Form { size, nms: args.nms })?;
+    if config.eval.flip {
+        tracing::warn!("eval.flip = true: the model does not detect on mirrored images");
+    }
+    write_atomically(&args.out, |file| file.write_all(&bytes))?;
+    tracing::info!(
+        "{}: {} classes, {} bytes",
+        shown(args.out.display()),
+        classes.len(),
+        bytes.len()
+    );
+    Ok(())
+}
