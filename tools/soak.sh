@@ -5,7 +5,7 @@
 #   faults    every kind of rank failure, 20 times
 #   kills     kills a run that writes checkpoints continuously at 50 random moments
 #   cluster   the batch scripts on a SLURM of several hosts; requires root
-#   fuzz      readers of weight files, shards, annotations and results, ten minutes each
+#   fuzz      readers of weight files, shards, annotations, images and results, ten minutes each
 #
 #   tools/soak.sh [CHECK...]     default: all
 set -euo pipefail
@@ -72,7 +72,7 @@ fuzz() {
       die "cannot install cargo-fuzz"
   fi
   local target log
-  for target in ${FUZZ_TARGETS:-weights shards coco metric}; do
+  for target in ${FUZZ_TARGETS:-weights shards coco metric pictures voc yolo}; do
     log=$out/fuzz-$target.log
     # New inputs are written to the first folder, which is ignored by git.
     mkdir -p "$out/corpus/$target"

@@ -7,8 +7,106 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use dw_base::{Error, Result};
+
 /// Most bytes of an image file.
 pub const MAX_IMAGE_BYTES: u64 = 512 << 20;
+/// Most bytes of a text file: the annotations of one image, a list of images, class names.
+pub const MAX_TEXT_BYTES: u64 = 64 << 20;
+
+/// Policy for images that are missing, damaged or whose size is not the annotated one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BadImages {
+    /// Stop with an error that names them.
+    Fail,
+    /// Leave them out and count them.
+    Skip,
+}
+
+/// A folder of input files. Symbolic links that leave it are followed only if that is allowed; the
+/// folder may itself be a link.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    /// `path` with symbolic links resolved.
+    root: PathBuf,
+    allow_outside: bool,
+}
+
+impl Folder {
+    /// Opens a folder.
+    ///
+    /// # Errors
+    /// A folder that does not exist or cannot be opened.
+    pub fn open(path: &Path, allow_outside: bool) -> Result<Self> {
+        let root = std::fs::canonicalize(path).map_err(Error::io("cannot open", path))?;
+        Ok(Self { path: path.to_owned(), root, allow_outside })
+    }
+
+    /// The path as given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path with symbolic links resolved.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Reads a file of at most `limit` bytes; `None` if it is outside the folder.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        let path = self.path.join(name);
+        if self.allow_outside {
+            return read(&path, limit).map(Some);
+        }
+        // Reading the resolved path leaves no link that could be changed after the check.
+        match resolve_inside(&self.root, &path)? {
+            Some(real) => read(&real, limit).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads the first `length` bytes of a file, or all if it is shorter; `None` if it is outside the
+    /// folder.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn head(&self, name: &str, length: u64) -> io::Result<Option<Vec<u8>>> {
+        let mut path = self.path.join(name);
+        if !self.allow_outside {
+            match resolve_inside(&self.root, &path)? {
+                Some(real) => path = real,
+                None => return Ok(None),
+            }
+        }
+        let mut bytes = vec![];
+        open(&path)?.take(length).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    /// Reads a text file of at most [`MAX_TEXT_BYTES`], without a byte order mark.
+    ///
+    /// # Errors
+    /// A file that is missing, outside the folder, too long, or not UTF-8.
+    pub fn text(&self, name: &str) -> Result<String> {
+        let path = self.path.join(name);
+        let bytes = self.read(name, MAX_TEXT_BYTES).map_err(Error::io("cannot read", &path))?;
+        let Some(bytes) = bytes else {
+            let root = dw_base::text::shown(self.root.display());
+            let problem = format!(
+                "is a symbolic link to a file outside {root}\n\
+                 hint: `--allow-outside` reads files outside the folder too"
+            );
+            return Err(Error::data(&path, "", problem));
+        };
+        let text = String::from_utf8(bytes)
+            .map_err(|_| Error::data(&path, "", "expected text in UTF-8, found other bytes"))?;
+        Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
+    }
+}
 
 /// Opens a regular file for reading; symbolic links are followed.
 ///

@@ -1,7 +1,7 @@
-//! COCO data sets as compressed, memory-mapped, checksummed shards.
+//! Detection data sets as compressed, memory-mapped, checksummed shards.
 //!
 //! ```text
-//! packing: coco (JSON) -> boxes -> pack -> pixels (encode) -> format -> writer -> files
+//! packing: sources (COCO, VOC, YOLO) -> boxes -> pack -> pixels (encode) -> format -> writer -> files
 //! reading: files -> reader -> format -> validate -> pixels (decode)
 //! ```
 //!
@@ -14,11 +14,12 @@
 //! * [`format`]: the bytes on disk, specified in `docs/shard-format.md`
 //! * [`boxes`]: ground-truth boxes of a COCO file under a policy for invalid ones
 //! * [`validate`]: checks the values in a pack
+//! * [`sources`]: finds and reads data sets in the layouts of COCO, Pascal VOC and YOLO
 //! * [`writer`]: writes the shards and the index of a split
 //! * [`reader`]: opens splits and reads records
 //! * [`verify`]: checks every byte and every record of a split
-//! * [`pack`]: converts a COCO folder into shards
-//! * [`export`]: converts shards into a COCO folder
+//! * [`pack`]: converts a data set into shards
+//! * [`export`]: converts shards into a COCO, VOC or YOLO folder
 //! * [`synth`]: generates a synthetic data set
 //! * [`cli`]: the command line of `dw-pack`
 
@@ -31,6 +32,7 @@ pub mod input;
 pub mod pack;
 pub mod pixels;
 pub mod reader;
+pub mod sources;
 pub mod synth;
 pub mod threads;
 pub mod validate;

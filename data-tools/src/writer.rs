@@ -47,7 +47,13 @@ pub struct ImageCounts {
     pub skipped: Vec<String>,
     /// Images with an EXIF rotation, which is ignored.
     pub rotated: usize,
-    /// PNG files with 16 bits per sample, scaled to 8.
+    /// Images turned as their EXIF orientation says.
+    #[serde(default)]
+    pub turned: usize,
+    /// Images whose alpha channel was dropped.
+    #[serde(default)]
+    pub alpha: usize,
+    /// Files with 16 bits per sample, scaled to 8.
     #[serde(rename = "deep")]
     pub sixteen_bit: usize,
     /// Those of them whose values are all below 4096: nearly black after scaling.

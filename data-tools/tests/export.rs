@@ -4,7 +4,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use dw_shards::pixels;
+use dw_shards::{export, pixels};
 use serde_json::{Value, json};
 use support::test_pack::{HEIGHT, TestPack, WIDTH, pattern};
 use support::{Set, fails, files, ok, pack, words};
@@ -87,7 +87,7 @@ fn the_output_folder_must_be_empty() {
     assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     // The library function does not follow the link either.
     let split = dw_shards::Split::open(&shards, "val2017").unwrap();
-    assert!(dw_shards::export::export_split(&split, &to, || ()).is_err());
+    assert!(export::Target::new(&to, export::Format::Coco).export_split(&split, || ()).is_err());
     assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     std::fs::remove_file(to.join("val2017")).unwrap();
     ok(&args);

@@ -5,21 +5,32 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::boxes::BadBoxes;
-use crate::pack::BadImages;
-use crate::pixels::Codec;
+use crate::export::Format as ExportFormat;
+use crate::input::BadImages;
+use crate::pixels::{Codec, Exif, ExifBoxes};
+use crate::sources::{Difficult, Format};
 
 const EXAMPLES: &str = "Examples:
-  dw-pack coco/                          pack every split of a COCO folder into coco/shards
+  dw-pack coco/                          pack every split of a data set into coco/shards
+  dw-pack VOC2007/ -o shards             Pascal VOC; YOLO and Roboflow folders likewise
+  dw-pack --annotations boxes.json --images photos/ --val 10% -o shards
   dw-pack coco/ -o /fast/shards --split train2017 --split val2017
   dw-pack info coco/shards               print counts and sizes
   dw-pack verify coco/shards             check every byte on all cores
   dw-pack synth shapes/ --images 600 --val 100 --seed 1 --classes 6
-  dw-pack export coco/shards back/       convert shards into a COCO folder
+  dw-pack export coco/shards back/       convert shards into a COCO folder (or --format voc, yolo)
 
-Images are JPEG or PNG files of at most 512 MiB and 268 million pixels.
+Data sets are recognised by their files:
+  COCO         annotations/instances_SPLIT.json, images in SPLIT/
+  Roboflow     SPLIT/_annotations.coco.json beside the images
+  Pascal VOC   Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt; or SPLIT/*.xml
+  YOLO         data.yaml or classes.txt, images/SPLIT and labels/SPLIT or SPLIT/images and
+               SPLIT/labels
+
+Images are JPEG, PNG, WebP, BMP or TIFF files of at most 512 MiB and 268 million pixels.
 Exit codes: 0 success, 2 usage error, 3 invalid data or failed I/O, 5 out of memory or threads";
 
-/// Pack a COCO data set into compressed, memory-mapped, checksummed shards.
+/// Pack a detection data set into compressed, memory-mapped, checksummed shards.
 #[derive(Debug, Parser)]
 #[command(
     name = "dw-pack",
@@ -39,12 +50,28 @@ pub struct Cli {
 /// Arguments of packing, the command without a subcommand.
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
-    /// COCO folder with annotations/instances_SPLIT.json and image folders SPLIT
-    #[arg(required = true)]
+    /// Folder of the data set
+    #[arg(required_unless_present = "annotations")]
     pub(super) dir: Option<PathBuf>,
     /// Output folder [default: DIR/shards]
     #[arg(short, long)]
     pub(super) out: Option<PathBuf>,
+    /// Format of the annotations
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) format: Format,
+    /// COCO annotation file anywhere, instead of DIR
+    #[arg(long, value_name = "FILE", conflicts_with = "dir", requires_all = ["images", "out"])]
+    pub(super) annotations: Option<PathBuf>,
+    /// Image folder of --annotations
+    #[arg(long, value_name = "DIR", requires = "annotations")]
+    pub(super) images: Option<PathBuf>,
+    /// Share of the images that goes to the split `val`, as 10% or 0.1, for a set without splits; a
+    /// checksum of the file name decides [default: 10%]
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    pub(super) val: Option<f64>,
+    /// VOC's difficult objects: neither train on nor count them, keep them, or drop them
+    #[arg(long, value_enum, default_value = "ignore")]
+    pub(super) difficult: Difficult,
     /// Pack only this split (can be repeated)
     #[arg(long, value_name = "NAME")]
     pub(super) split: Vec<String>,
@@ -70,6 +97,14 @@ pub(super) struct PackArgs {
     /// Policy for images that are missing, damaged or not of the annotated size
     #[arg(long, value_enum, default_value = "fail")]
     pub(super) bad_images: BadImages,
+    /// EXIF orientation of images: ignore it, as COCO's tools do, or turn the pixels (and the boxes,
+    /// where the annotated size is the stored one)
+    #[arg(long, value_enum, default_value = "ignore")]
+    pub(super) exif: Exif,
+    /// What boxes refer to where the annotated size does not tell, with --exif apply: the stored
+    /// pixels or the displayed image
+    #[arg(long, value_enum)]
+    pub(super) exif_boxes: Option<ExifBoxes>,
     /// Also read images through an absolute file_name, `..`, or symbolic links that leave the image
     /// folder of the split
     #[arg(long)]
@@ -115,12 +150,15 @@ pub(super) enum Command {
         #[arg(long, default_value_t = 256)]
         side: u32,
     },
-    /// Convert shards into a COCO folder
+    /// Convert shards into a folder of another format
     Export {
         /// Folder of shards
         out: PathBuf,
         /// Output folder, new or empty
         dir: PathBuf,
+        /// Format of the annotations
+        #[arg(long, value_enum, default_value = "coco")]
+        format: ExportFormat,
     },
     /// Measure the throughput of reading, checking and decoding records
     Bench {
@@ -130,6 +168,18 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Parses a share of a whole: `10%` or `0.1`.
+fn parse_share(text: &str) -> Result<f64, String> {
+    let (number, unit) = match text.strip_suffix('%') {
+        Some(number) => (number, 0.01),
+        None => (text, 1.0),
+    };
+    let share: Option<f64> = number.trim().parse().ok().map(|v: f64| v * unit);
+    share
+        .filter(|v| *v > 0.0 && *v < 1.0)
+        .ok_or_else(|| format!("expected a share between 0 and 1, as 10% or 0.1, found `{text}`"))
 }
 
 /// Parses a number of bytes with an optional unit.

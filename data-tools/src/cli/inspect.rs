@@ -108,13 +108,14 @@ pub(super) fn verify(out: &Path) -> Result<()> {
 }
 
 /// Exports all splits into the folder `dir`.
-pub(super) fn export(out: &Path, dir: &Path) -> Result<()> {
+pub(super) fn export(out: &Path, dir: &Path, format: export::Format) -> Result<()> {
     let splits = open_all(out)?;
     export::prepare(dir)?;
+    let mut target = export::Target::new(dir, format);
     for split in splits {
         let name = shown(&split.meta.split);
         let bar = progress(&split.meta.split, split.len() as u64);
-        let done = export::export_split(&split, dir, || bar.inc(1));
+        let done = target.export_split(&split, || bar.inc(1));
         bar.finish_and_clear();
         let done = done?;
         if done.shrunken > 0 {
@@ -130,8 +131,13 @@ pub(super) fn export(out: &Path, dir: &Path) -> Result<()> {
                 done.renamed
             ));
         }
-        let to = dir.join(&split.meta.split);
-        println!("{name}: {} images to {}", done.images, shown(to.display()));
+        if done.crowd > 0 {
+            print_message(&format!(
+                "{name}: {} crowd regions are left out, as YOLO labels have none",
+                done.crowd
+            ));
+        }
+        println!("{name}: {} images to {}", done.images, shown(done.images_dir.display()));
     }
     Ok(())
 }

@@ -26,8 +26,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Command::Synth { dir, images, val, seed, classes, side }) => {
             synth::synth(&dir, &crate::synth::Options { train: images, val, classes, seed, side })
         }
-        Some(Command::Export { out, dir }) => {
-            threads::pool(0)?.install(|| inspect::export(&out, &dir))
+        Some(Command::Export { out, dir, format }) => {
+            threads::pool(0)?.install(|| inspect::export(&out, &dir, format))
         }
         Some(Command::Bench { out, json }) => inspect::bench(&out, json),
     }

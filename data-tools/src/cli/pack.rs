@@ -1,4 +1,6 @@
-//! `dw-pack DIR`: packs the splits of a COCO folder.
+//! `dw-pack DIR`: packs the splits of a data set.
+
+use std::path::PathBuf;
 
 use dw_base::program::print_message;
 use dw_base::text::shown;
@@ -7,29 +9,25 @@ use dw_base::{Error, Result};
 use super::args::PackArgs;
 use super::progress::progress;
 use crate::pack::{self, Packed};
+use crate::pixels::Exif;
+use crate::sources::{self, Format, Search, Source};
 use crate::threads;
 
 /// Packs the selected splits and prints a summary of each.
 pub(super) fn pack(a: &PackArgs) -> Result<()> {
-    let Some(dir) = &a.dir else { return Err(Error::Usage("expected a COCO folder".into())) };
-    let out = a.out.clone().unwrap_or_else(|| dir.join("shards"));
     let pool = threads::pool(a.jobs)?;
-    let options = pack::Options {
-        codec: a.pixels,
-        level: a.level,
-        shard_size: a.shard_size,
-        max_side: a.max_side,
-        bad_boxes: a.bad_boxes,
-        bad_images: a.bad_images,
-        resume: a.resume,
-        allow_outside: a.allow_outside,
-    };
-    for split in pack::find_splits(dir, &a.split)? {
+    let options = options(a);
+    if a.exif_boxes.is_some() && a.exif == Exif::Ignore {
+        return Err(Error::Usage("--exif-boxes needs --exif apply".into()));
+    }
+    let (found, out) = pool.install(|| find(a))?;
+    for source in found {
+        let split = source.split.clone();
         let bar = progress(&split, 0);
-        let done = pool.install(|| pack::pack_split(dir, &split, &out, &options, &bar));
+        let done = pool.install(|| pack::pack_split(source, &out, &options, &bar));
         bar.finish_and_clear();
         let done = done?;
-        for note in notes(&done, a, &split) {
+        for note in notes(&done, a) {
             print_message(&format!("{split}: {note}"));
         }
         let rate = if done.kept {
@@ -51,13 +49,50 @@ pub(super) fn pack(a: &PackArgs) -> Result<()> {
     Ok(())
 }
 
-/// Messages about what was left out, changed or is unusual in a split.
-fn notes(done: &Packed, a: &PackArgs, split: &str) -> Vec<String> {
-    let mut notes = done.counts.warnings(a.bad_boxes);
-    let counts = &done.image_counts;
-    if done.images_dir.file_name().is_none_or(|n| n != split) {
-        notes.push(format!("images are read from {}", shown(done.images_dir.display())));
+/// The splits to pack, and the output folder.
+fn find(a: &PackArgs) -> Result<(Vec<Source>, PathBuf)> {
+    let search = Search {
+        format: a.format,
+        only: a.split.clone(),
+        val: a.val,
+        difficult: a.difficult,
+        bad_images: a.bad_images,
+        exif: a.exif,
+        exif_boxes: a.exif_boxes,
+        allow_outside: a.allow_outside,
+    };
+    if let (Some(file), Some(images), Some(out)) = (&a.annotations, &a.images, &a.out) {
+        if matches!(a.format, Format::Voc | Format::Yolo) {
+            return Err(Error::Usage("--annotations takes a COCO file".into()));
+        }
+        return Ok((sources::coco::from_file(file, images, &search)?, out.clone()));
     }
+    let Some(dir) = &a.dir else { return Err(Error::Usage("expected a data set folder".into())) };
+    let out = a.out.clone().unwrap_or_else(|| dir.join("shards"));
+    Ok((sources::find(dir, &search)?, out))
+}
+
+/// Options of packing.
+fn options(a: &PackArgs) -> pack::Options {
+    pack::Options {
+        codec: a.pixels,
+        level: a.level,
+        shard_size: a.shard_size,
+        max_side: a.max_side,
+        bad_boxes: a.bad_boxes,
+        bad_images: a.bad_images,
+        exif: a.exif,
+        exif_boxes: a.exif_boxes,
+        resume: a.resume,
+        allow_outside: a.allow_outside,
+    }
+}
+
+/// Messages about what was left out, changed or is unusual in a split.
+fn notes(done: &Packed, a: &PackArgs) -> Vec<String> {
+    let mut notes = done.notes.clone();
+    notes.extend(done.counts.warnings(a.bad_boxes));
+    let counts = &done.image_counts;
     notes.extend(counts.skipped.iter().take(5).map(|s| format!("left out: {s}")));
     let mut count = |n: usize, text: &str| {
         if n > 0 {
@@ -70,7 +105,9 @@ fn notes(done: &Packed, a: &PackArgs, split: &str) -> Vec<String> {
         "images have an EXIF rotation, which is ignored as in COCO's tools: boxes must be in \
          coordinates of the stored pixels",
     );
-    count(counts.sixteen_bit, "PNG files with 16 bits per sample were scaled to 8 bits");
+    count(counts.turned, "images were turned as their EXIF orientation says");
+    count(counts.alpha, "images have an alpha channel, which is left out");
+    count(counts.sixteen_bit, "files with 16 bits per sample were scaled to 8 bits");
     count(
         counts.dark,
         "of these have no value above 4095 (12 bits or less) and are nearly black\n\

@@ -48,7 +48,7 @@ pub struct Category {
 }
 
 /// The contents of an annotation file.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Coco {
     /// Images in file order.
     pub images: Vec<Image>,

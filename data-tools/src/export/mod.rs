@@ -1,31 +1,44 @@
-//! Exports shards as a COCO folder for other tools. Pixels stored as JPEG give the original file,
-//! pixels stored as zstd a PNG file. Segmentations are not packed, so they are not exported.
+//! Exports shards as a COCO, Pascal VOC or YOLO folder for other tools. Pixels stored as JPEG give
+//! the original file, pixels stored as zstd a PNG file. Segmentations are not packed, so they are
+//! not exported.
 //!
 //! The folder must be empty, files are never overwritten, and no file name in a pack can leave it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
 use dw_base::{Error, Result};
 use fs_err as fs;
 use image::ImageEncoder;
 use rayon::prelude::*;
-use serde_json::{Value, json};
 
-use crate::coco::Category;
 use crate::format::{Entry, GtBox};
 use crate::input;
 use crate::pixels::Layout;
 use crate::reader::{Record, Split};
 use crate::validate::split_name;
 
+mod coco;
 mod names;
+mod voc;
+mod yolo;
+
+/// Format of the exported annotations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// COCO: one JSON file a split.
+    Coco,
+    /// Pascal VOC: one XML file an image.
+    Voc,
+    /// YOLO: one text file an image.
+    Yolo,
+}
 
 /// Result of exporting one split.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
     /// Number of images.
     pub images: usize,
@@ -34,6 +47,19 @@ pub struct Exported {
     pub shrunken: usize,
     /// Number of images renamed because another image has the same name.
     pub renamed: usize,
+    /// Number of crowd regions that the format cannot express.
+    pub crowd: usize,
+    /// Folder of the images.
+    pub images_dir: PathBuf,
+}
+
+/// An exported image. Boxes and areas are in pixels of the written image.
+struct Image {
+    id: i64,
+    file_name: String,
+    width: u32,
+    height: u32,
+    boxes: Vec<GtBox>,
 }
 
 /// Creates `dir` if it does not exist.
@@ -52,53 +78,81 @@ pub fn prepare(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes `split` to `dir`: `SPLIT/*.jpg` or `*.png`, and `annotations/instances_SPLIT.json`. Boxes
-/// and areas are in pixels of the written images. `tick` is called after each image.
-///
-/// # Errors
-/// A damaged record, a name that leaves the folder, an existing file, a failed write.
-pub fn export_split(split: &Split, dir: &Path, tick: impl Fn() + Sync) -> Result<Exported> {
-    let name = &split.meta.split;
-    split_name(name).map_err(|e| Error::data(split.path(), "meta `split`", e))?;
-    let images_dir = dir.join(name);
-    fs::create_dir_all(dir).map_err(Error::io("cannot create folder", dir))?;
-    fs::create_dir(&images_dir).map_err(Error::io("cannot create folder", &images_dir))?;
-    let annotations_dir = dir.join("annotations");
-    fs::create_dir_all(&annotations_dir)
-        .map_err(Error::io("cannot create folder", &annotations_dir))?;
-    let (names, renamed) = names::file_names(split)?;
-    create_folders(&images_dir, &names)?;
-    let written: Vec<(Value, Vec<Value>)> = names
-        .par_iter()
-        .enumerate()
-        .map(|(i, file_name)| {
+/// The folder that splits are exported to.
+pub struct Target {
+    dir: PathBuf,
+    format: Format,
+    /// Names in use, where all splits share a folder.
+    taken: HashSet<String>,
+}
+
+impl Target {
+    /// Exports to `dir`.
+    pub fn new(dir: &Path, format: Format) -> Self {
+        Self { dir: dir.to_owned(), format, taken: HashSet::new() }
+    }
+
+    /// Writes the images and annotations of a split. `tick` is called after each image.
+    ///
+    /// # Errors
+    /// A damaged record, a name that leaves the folder, an existing file, a failed write, a text
+    /// that the format cannot express.
+    pub fn export_split(&mut self, split: &Split, tick: impl Fn() + Sync) -> Result<Exported> {
+        let name = &split.meta.split;
+        split_name(name).map_err(|e| Error::data(split.path(), "meta `split`", e))?;
+        let dir = &self.dir;
+        let images_dir = match self.format {
+            Format::Coco => dir.join(name),
+            Format::Voc => dir.join("JPEGImages"),
+            Format::Yolo => dir.join("images").join(name),
+        };
+        match self.format {
+            Format::Voc => create(&images_dir)?,
+            Format::Coco | Format::Yolo => {
+                create(images_dir.parent().unwrap_or(dir))?;
+                // Fails if the folder exists: nothing is added to files of others.
+                fs::create_dir(&images_dir)
+                    .map_err(Error::io("cannot create folder", &images_dir))?;
+                self.taken.clear();
+            }
+        }
+        let by_stem = self.format != Format::Coco;
+        let (names, renamed) = names::file_names(split, by_stem, &mut self.taken)?;
+        create_folders(&images_dir, &names)?;
+        let write = |(i, file_name): (usize, &String)| {
             let done = export_image(split, i, &images_dir, file_name);
             tick();
             done
+        };
+        let images: Vec<Image> = names.par_iter().enumerate().map(write).collect::<Result<_>>()?;
+        match self.format {
+            Format::Coco => coco::write(split, &images, dir)?,
+            Format::Voc => voc::write(split, &images, dir)?,
+            Format::Yolo => yolo::write(split, &images, dir)?,
+        }
+        let crowd = images.iter().flat_map(|i| &i.boxes).filter(|b| b.crowd).count();
+        Ok(Exported {
+            images: split.len(),
+            shrunken: split.entries().filter(Entry::is_shrunken).count(),
+            renamed,
+            crowd: if self.format == Format::Yolo { crowd } else { 0 },
+            images_dir,
         })
-        .collect::<Result<_>>()?;
-    let (images, boxes): (Vec<_>, Vec<_>) = written.into_iter().unzip();
-    let annotations: Vec<Value> = boxes.into_iter().flatten().collect();
-    let category = |c: &Category| json!({"id": c.id, "name": c.name, "supercategory": ""});
-    let categories: Vec<_> = split.categories().iter().map(category).collect();
-    let coco = json!({"info": {}, "licenses": [], "images": images, "annotations": annotations,
-                      "categories": categories});
-    let json_path = annotations_dir.join(format!("instances_{name}.json"));
-    let io = |e: std::io::Error| Error::io("cannot write", &json_path)(e);
-    let mut file = BufWriter::new(File::create_new(&json_path).map_err(io)?);
-    serde_json::to_writer(&mut file, &coco).map_err(|e| io(e.into()))?;
-    file.flush().map_err(io)?;
-    let shrunken = split.entries().filter(Entry::is_shrunken).count();
-    Ok(Exported { images: split.len(), shrunken, renamed })
+    }
+}
+
+/// Creates a folder and its parents.
+fn create(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io("cannot create folder", dir))
 }
 
 /// Creates the parent folders of all names, and rejects symbolic links to folders elsewhere.
-fn create_folders(images_dir: &Path, names: &[String]) -> Result<()> {
-    let root = fs::canonicalize(images_dir).map_err(Error::io("cannot open", images_dir))?;
+fn create_folders(dir: &Path, names: &[String]) -> Result<()> {
+    let root = fs::canonicalize(dir).map_err(Error::io("cannot open", dir))?;
     let parents: BTreeSet<&Path> = names.iter().filter_map(|n| Path::new(n).parent()).collect();
     for parent in parents {
         let folder = root.join(parent);
-        fs::create_dir_all(&folder).map_err(Error::io("cannot create folder", &folder))?;
+        create(&folder)?;
         let inside = input::resolve_inside(&root, &folder);
         if inside.map_err(Error::io("cannot open", &folder))?.is_none() {
             let problem =
@@ -109,30 +163,22 @@ fn create_folders(images_dir: &Path, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Writes image `i` as `file_name`; returns its entries of `images` and `annotations`.
-fn export_image(
-    split: &Split,
-    i: usize,
-    dir: &Path,
-    file_name: &str,
-) -> Result<(Value, Vec<Value>)> {
+/// Writes image `i` as `file_name`.
+fn export_image(split: &Split, i: usize, dir: &Path, file_name: &str) -> Result<Image> {
     let record = split.record(i)?;
     record.check_pixels()?;
     write_pixels(&record, &dir.join(file_name))?;
     let e = record.entry;
     let (w, h) = e.original();
     let (sx, sy) = (f64::from(e.width) / f64::from(w), f64::from(e.height) / f64::from(h));
-    let annotation = |b: &GtBox| {
+    let mut boxes = record.annotations.boxes.clone();
+    for b in &mut boxes {
         let [x, y, w, h] = b.bbox;
-        let bbox = [x * sx, y * sy, w * sx, h * sy];
-        let category = split.categories().get(b.label as usize).map(|c| c.id);
-        json!({"id": b.id, "image_id": e.image_id, "category_id": category, "bbox": bbox,
-               "area": b.area * sx * sy, "iscrowd": u8::from(b.crowd), "segmentation": []})
-    };
-    let boxes = record.annotations.boxes.iter().map(annotation).collect();
-    let image =
-        json!({"id": e.image_id, "file_name": file_name, "width": e.width, "height": e.height});
-    Ok((image, boxes))
+        b.bbox = [x * sx, y * sy, w * sx, h * sy];
+        b.area *= sx * sy;
+    }
+    let file_name = file_name.to_owned();
+    Ok(Image { id: e.image_id, file_name, width: e.width, height: e.height, boxes })
 }
 
 /// Writes the pixels to a new file: the bytes of a JPEG unchanged, others as PNG.
@@ -152,4 +198,10 @@ fn write_pixels(record: &Record, path: &Path) -> Result<()> {
             })?;
     }
     file.flush().map_err(io)
+}
+
+/// Writes a new text file.
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    let io = |e: std::io::Error| Error::io("cannot write", path)(e);
+    File::create_new(path).map_err(io)?.write_all(text.as_bytes()).map_err(io)
 }

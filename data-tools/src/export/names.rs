@@ -14,8 +14,14 @@ use crate::reader::{Record, Split};
 /// The file name of every image, in the order of the records, and the number of renamed ones.
 ///
 /// Names can collide: `a.jpg` and `a.png` both become `a.png`, and a pack can contain a name twice.
-/// The first image keeps the name; the image id is appended to the names of the others.
-pub(super) fn file_names(split: &Split) -> Result<(Vec<String>, usize)> {
+/// The first image keeps the name; the image id is appended to the names of the others. With
+/// `by_stem`, names that differ only in the extension collide too, as their annotation files would.
+/// `taken`: names or stems already in use.
+pub(super) fn file_names(
+    split: &Split,
+    by_stem: bool,
+    taken: &mut HashSet<String>,
+) -> Result<(Vec<String>, usize)> {
     let names: Vec<(String, i64)> = (0..split.len())
         .into_par_iter()
         .map(|i| {
@@ -23,7 +29,7 @@ pub(super) fn file_names(split: &Split) -> Result<(Vec<String>, usize)> {
             Ok((file_name(&record)?, record.entry.image_id))
         })
         .collect::<Result<_>>()?;
-    Ok(unique(&names))
+    Ok(unique(&names, by_stem, taken))
 }
 
 /// The normalised name of one image (`./a.jpg` is `a.jpg`) with the extension of the written
@@ -37,22 +43,30 @@ fn file_name(record: &Record) -> Result<String> {
     Ok(path.to_string_lossy().into_owned())
 }
 
+/// What must be unique about a name.
+fn key(name: &str, by_stem: bool) -> String {
+    if by_stem { Path::new(name).with_extension("").to_string_lossy().into() } else { name.into() }
+}
+
 /// Makes names unique; returns them with the number of changed ones. `names` come with image ids.
-fn unique(names: &[(String, i64)]) -> (Vec<String>, usize) {
+fn unique(
+    names: &[(String, i64)],
+    by_stem: bool,
+    taken: &mut HashSet<String>,
+) -> (Vec<String>, usize) {
     // A new name must not be one that a later image has.
-    let original: HashSet<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
-    let mut taken: HashSet<String> = HashSet::with_capacity(names.len());
+    let original: HashSet<String> = names.iter().map(|(name, _)| key(name, by_stem)).collect();
     let mut renamed = 0;
     let unique = names.iter().map(|(name, id)| {
-        if taken.insert(name.clone()) {
+        if taken.insert(key(name, by_stem)) {
             return name.clone();
         }
         renamed += 1;
         let mut other = name.clone();
-        while original.contains(other.as_str()) || taken.contains(&other) {
+        while original.contains(&key(&other, by_stem)) || taken.contains(&key(&other, by_stem)) {
             other = with_suffix(&other, *id);
         }
-        taken.insert(other.clone());
+        taken.insert(key(&other, by_stem));
         other
     });
     let unique = unique.collect();
@@ -78,11 +92,15 @@ mod tests {
     fn the_first_of_equal_names_is_kept() {
         let names =
             [("a.png", 1), ("a.png", 2), ("a_3.png", 9), ("a.png", 3), ("x/b", 4), ("x/b", 5)];
-        let (found, renamed) = unique(&names.map(|(n, id)| (n.to_owned(), id)));
+        let (found, renamed) =
+            unique(&names.map(|(n, id)| (n.to_owned(), id)), false, &mut HashSet::new());
         assert_eq!(found, ["a.png", "a_2.png", "a_3.png", "a_3_3.png", "x/b", "x/b_5"]);
         assert_eq!(renamed, 3);
         // Equal ids still give different names.
-        let (found, _) = unique(&vec![("a".into(), 1); 3]);
+        let (found, _) = unique(&vec![("a".into(), 1); 3], false, &mut HashSet::new());
         assert_eq!(found, ["a", "a_1", "a_1_1"]);
+        let stems = [("a.jpg".to_owned(), 1), ("a.png".to_owned(), 2)];
+        assert_eq!(unique(&stems, true, &mut HashSet::new()).0, ["a.jpg", "a_2.png"]);
+        assert_eq!(unique(&stems, true, &mut HashSet::from(["a".to_owned()])).1, 2);
     }
 }

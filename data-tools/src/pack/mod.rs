@@ -1,8 +1,8 @@
-//! Packs a COCO folder: images are read, checked and encoded on all cores and written in the order
-//! of the annotation file.
+//! Packs the splits of a data set: images are read, checked and encoded on all cores and written in the order
+//! of the annotations.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use dw_base::text::shown;
@@ -12,18 +12,18 @@ use indicatif::ProgressBar;
 use rayon::prelude::*;
 
 use crate::boxes::{Counts, boxes_by_image};
-use crate::coco::{self, Coco};
+use crate::coco::Coco;
 use crate::format::{GtBox, Meta};
+use crate::input::BadImages;
 use crate::reader::Split;
+use crate::sources::Source;
 use crate::writer::{ImageCounts, SplitWriter};
 
 mod options;
 mod source;
-mod splits;
 
-pub use options::{BadImages, Options};
+pub use options::Options;
 use source::{ImageFolder, Unusable};
-pub use splits::find_splits;
 
 /// Highest value of 12-bit samples. A 16-bit PNG without higher values is nearly black after
 /// scaling.
@@ -38,8 +38,8 @@ pub struct Packed {
     pub counts: Counts,
     /// Counts of images with special properties.
     pub image_counts: ImageCounts,
-    /// Folder the images were read from.
-    pub images_dir: PathBuf,
+    /// What was decided about the annotations.
+    pub notes: Vec<String>,
     /// Bytes of all shards.
     pub bytes: u64,
     /// Wall-clock seconds.
@@ -50,36 +50,37 @@ pub struct Packed {
     pub kept: bool,
 }
 
-/// Packs one split of the COCO folder `dir` into `out`; `bar` shows the number of images done.
+/// Packs one split into `out`; `bar` shows the number of images done.
 ///
 /// # Errors
 /// Invalid annotations, boxes or images that the policies reject, images outside their folder
 /// without `allow_outside`, failed writes. The previous pack of the split stays unchanged.
 pub fn pack_split(
-    dir: &Path,
-    split: &str,
+    source: Source,
     out: &Path,
     options: &Options,
     bar: &ProgressBar,
 ) -> Result<Packed> {
     let start = Instant::now();
-    let json = splits::annotation_file(dir, split);
-    let source = options::fingerprint(&json, options)?;
-    let images_dir = splits::image_dir(dir, split)?;
+    let (split, notes, json) =
+        (source.split.clone(), source.notes.clone(), source.annotations.clone());
+    let fingerprint = options::fingerprint(&source.checksum()?, options);
+    let images_dir = source.images_dir.clone();
     if options.resume
-        && let Ok(done) = Split::open(out, split)
-        && done.meta.source == source
+        && let Ok(done) = Split::open(out, &split)
+        && done.meta.source == fingerprint
     {
         // The previous run may have been killed between placing the index and cleaning up.
-        SplitWriter::discard(out, split)?;
-        return Ok(already_packed(&done, images_dir, start));
+        SplitWriter::discard(out, &split)?;
+        return Ok(already_packed(&done, notes, start));
     }
-    let coco = coco::read(&json)?;
+    let coco = source.read()?;
     source::check_names(&coco, &json, options.allow_outside)?;
     let (boxes, mut counts) = boxes_by_image(&coco, &json, options.bad_boxes)?;
-    let folder = ImageFolder::new(images_dir.clone(), options.allow_outside)?;
+    let folder = ImageFolder::new(&images_dir, options.allow_outside)?;
     fs::create_dir_all(out).map_err(Error::io("cannot create folder", out))?;
-    let mut writer = SplitWriter::new(out, split, &source, options.shard_size, options.resume)?;
+    let mut writer =
+        SplitWriter::new(out, &split, &fingerprint, options.shard_size, options.resume)?;
     let reused = writer.num_finished();
     bar.set_length(coco.images.len() as u64);
     bar.set_position(writer.next_image as u64);
@@ -99,10 +100,10 @@ pub fn pack_split(
     }
     (counts.boxes, counts.crowd, counts.empty_images) =
         (written.boxes, written.crowd, written.empty_images);
-    let meta = Meta { split: split.to_owned(), categories: coco.categories, source };
+    let meta = Meta { split, categories: coco.categories, source: fingerprint };
     let bytes = writer.finish(&meta, options.codec.code(), coco.images.len())?;
     let seconds = start.elapsed().as_secs_f64();
-    Ok(Packed { images, counts, image_counts, images_dir, bytes, seconds, reused, kept: false })
+    Ok(Packed { images, counts, image_counts, notes, bytes, seconds, reused, kept: false })
 }
 
 /// Encodes the images of `range` on all threads and appends them in order. Returns the problems of
@@ -131,6 +132,8 @@ fn pack_chunk(
                 let is_dark = |h: u16| (1..=MAX_12_BIT).contains(&h);
                 let counts = &mut writer.image_counts;
                 counts.rotated += usize::from(encoded.rotated);
+                counts.turned += usize::from(encoded.turned);
+                counts.alpha += usize::from(encoded.alpha);
                 counts.sixteen_bit += usize::from(encoded.max_16_bit.is_some());
                 counts.dark += usize::from(encoded.max_16_bit.is_some_and(is_dark));
                 writer.push(i, &encoded.record, encoded.entry)?;
@@ -144,7 +147,7 @@ fn pack_chunk(
 }
 
 /// The result for a split that a previous run has packed.
-fn already_packed(done: &Split, images_dir: PathBuf, start: Instant) -> Packed {
+fn already_packed(done: &Split, notes: Vec<String>, start: Instant) -> Packed {
     let mut counts = Counts::default();
     for e in done.entries() {
         counts.add(&e);
@@ -152,7 +155,7 @@ fn already_packed(done: &Split, images_dir: PathBuf, start: Instant) -> Packed {
     let bytes = done.shards().map(|(_, n)| n as u64).sum();
     let (images, seconds) = (done.len(), start.elapsed().as_secs_f64());
     let image_counts = ImageCounts::default();
-    Packed { images, counts, image_counts, images_dir, bytes, seconds, reused: 0, kept: true }
+    Packed { images, counts, image_counts, notes, bytes, seconds, reused: 0, kept: true }
 }
 
 /// The error for unusable images: the first few of them, and how many images are missing.

@@ -1,6 +1,6 @@
 //! Source images: reading, checking and encoding.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dw_base::text::shown;
 use dw_base::{Error, Result, names};
@@ -8,8 +8,9 @@ use dw_base::{Error, Result, names};
 use super::options::Options;
 use crate::coco::{Coco, Image};
 use crate::format::{Annotations, Entry, GtBox, encode_record};
-use crate::input;
-use crate::pixels::{self, Codec, Layout, Rgb, is_jpeg};
+use crate::input::{self, Folder};
+use crate::pixels::exif::{displayed, turn, turn_box};
+use crate::pixels::{self, Codec, Exif, ExifBoxes, Layout, Rgb, is_jpeg};
 
 const HINT: &str = "hint: `--allow-outside` packs images from outside the folder of the split too";
 
@@ -17,9 +18,13 @@ const HINT: &str = "hint: `--allow-outside` packs images from outside the folder
 pub(super) struct Encoded {
     pub(super) record: Vec<u8>,
     pub(super) entry: Entry,
-    /// Whether its EXIF orientation is not 1.
+    /// Whether it has an EXIF orientation other than 1 that is ignored.
     pub(super) rotated: bool,
-    /// Highest sample of a 16-bit PNG.
+    /// Whether it was turned as its EXIF orientation says.
+    pub(super) turned: bool,
+    /// Whether its alpha channel was dropped.
+    pub(super) alpha: bool,
+    /// Highest sample of a 16-bit image.
     pub(super) max_16_bit: Option<u16>,
 }
 
@@ -32,13 +37,7 @@ pub(super) enum Unusable {
 }
 
 /// The image folder of a split.
-pub(super) struct ImageFolder {
-    /// Path as given.
-    folder: PathBuf,
-    /// Path with symbolic links resolved.
-    root: PathBuf,
-    allow_outside: bool,
-}
+pub(super) struct ImageFolder(Folder);
 
 /// Checks every `file_name` of an annotation file.
 ///
@@ -82,34 +81,29 @@ impl ImageFolder {
     ///
     /// # Errors
     /// A folder that cannot be opened.
-    pub(super) fn new(folder: PathBuf, allow_outside: bool) -> Result<Self> {
-        let root = std::fs::canonicalize(&folder).map_err(Error::io("cannot open", &folder))?;
-        Ok(Self { folder, root, allow_outside })
+    pub(super) fn new(folder: &Path, allow_outside: bool) -> Result<Self> {
+        Folder::open(folder, allow_outside).map(Self)
     }
 
     /// Whether the file of an image exists.
     pub(super) fn contains(&self, image: &Image) -> bool {
-        self.folder.join(&image.file_name).is_file()
+        self.0.path().join(&image.file_name).is_file()
     }
 
     /// Reads the file of an image.
     fn read(&self, image: &Image) -> std::result::Result<Vec<u8>, Unusable> {
-        let path = self.folder.join(&image.file_name);
+        let path = self.0.path().join(&image.file_name);
         let unreadable = |e: std::io::Error| {
             let path = shown(path.display());
             Unusable::Bad(format!("{path}: image {} cannot be read: {e}", image.id))
         };
-        if self.allow_outside {
-            return input::read(&path, input::MAX_IMAGE_BYTES).map_err(unreadable);
-        }
-        // Reading the resolved path leaves no link that could be changed after the check.
-        if let Some(real) = input::resolve_inside(&self.root, &path).map_err(unreadable)? {
-            return input::read(&real, input::MAX_IMAGE_BYTES).map_err(unreadable);
-        }
-        let root = shown(self.root.display());
-        let problem = format!("is a symbolic link to a file outside {root}\n{HINT}");
-        let place = format!("image {}", image.id);
-        Err(Unusable::Outside(Error::data(&path, place, problem)))
+        let bytes = self.0.read(&image.file_name, input::MAX_IMAGE_BYTES).map_err(unreadable)?;
+        bytes.ok_or_else(|| {
+            let root = shown(self.0.root().display());
+            let problem = format!("is a symbolic link to a file outside {root}\n{HINT}");
+            let place = format!("image {}", image.id);
+            Unusable::Outside(Error::data(&path, place, problem))
+        })
     }
 
     /// Reads, checks and encodes an image.
@@ -124,7 +118,7 @@ impl ImageFolder {
     ) -> std::result::Result<Encoded, Unusable> {
         let bytes = self.read(image)?;
         let bad = |problem: String| {
-            let path = self.folder.join(&image.file_name);
+            let path = self.0.path().join(&image.file_name);
             let path = shown(path.display());
             Unusable::Bad(format!("{path}: image {} {problem}", image.id))
         };
@@ -132,25 +126,61 @@ impl ImageFolder {
     }
 }
 
-/// The problem of an image whose size is not the annotated one; `None` if it is.
-fn size_problem(image: &Image, bytes: &[u8], found: (usize, usize)) -> Option<String> {
+/// The problem of an image whose size is not the annotated one.
+fn size_problem(image: &Image, orientation: u32, (w, h): (usize, usize)) -> String {
     let expected = (image.width as usize, image.height as usize);
-    if found == expected {
-        return None;
-    }
-    let (w, h) = found;
     let text = format!(
         "is {w} x {h} pixels, expected {} x {} (`width`, `height` in the annotations)",
         expected.0, expected.1
     );
-    // EXIF orientations 5 to 8 exchange width and height.
-    let swapped = pixels::orientation(bytes).filter(|o| (5..=8).contains(o) && (h, w) == expected);
-    let Some(orientation) = swapped else { return Some(text) };
-    Some(format!(
+    if displayed((w, h), orientation) != expected {
+        return text;
+    }
+    format!(
         "{text}: the file has the EXIF orientation {orientation} and the annotations are those of \
          the rotated image, but training uses the stored pixels\n\
-         hint: rotate the files, for example with `mogrify -auto-orient` or `exiftran -ai`"
-    ))
+         hint: `--exif apply` turns the pixels"
+    )
+}
+
+/// How an image is turned.
+#[derive(Clone, Copy)]
+struct Turn {
+    /// EXIF orientation, 1 to 8; 1 leaves the image as it is.
+    orientation: u32,
+    /// Whether the boxes turn too.
+    boxes: bool,
+}
+
+/// Checks the size of an image, and decides how it is turned. `found`: its EXIF orientation;
+/// `stored`: size of its pixels.
+fn plan(
+    image: &Image,
+    found: u32,
+    stored: (usize, usize),
+    o: &Options,
+) -> std::result::Result<Turn, String> {
+    let annotated = (image.width as usize, image.height as usize);
+    let turn = |boxes| Ok(Turn { orientation: found, boxes });
+    if o.exif == Exif::Ignore || !(2..=8).contains(&found) {
+        let as_is = Turn { orientation: 1, boxes: false };
+        return (annotated == stored)
+            .then_some(as_is)
+            .ok_or_else(|| size_problem(image, found, stored));
+    }
+    match (annotated == stored, annotated == displayed(stored, found)) {
+        (true, false) => turn(true),
+        (false, true) => turn(false),
+        (false, false) => Err(size_problem(image, 1, stored)),
+        (true, true) => match o.exif_boxes {
+            Some(to) => turn(to == ExifBoxes::Stored),
+            None => Err(format!(
+                "has the EXIF orientation {found} and the same size stored and displayed: its \
+                 boxes can refer to either\n\
+                 hint: say which with `--exif-boxes stored` or `--exif-boxes displayed`"
+            )),
+        },
+    }
 }
 
 /// Checks and encodes an image.
@@ -164,28 +194,35 @@ fn encode(
     o: &Options,
 ) -> std::result::Result<Encoded, String> {
     let undecodable = |e: String| format!("cannot be decoded: {e}");
-    let size = pixels::file_size(&bytes).map_err(undecodable)?;
-    if let Some(problem) = size_problem(image, &bytes, size) {
-        return Err(problem);
-    }
-    let rotated = pixels::orientation(&bytes).is_some_and(|o| o != 1);
+    let stored = pixels::file_size(&bytes).map_err(undecodable)?;
+    let found = pixels::orientation(&bytes).unwrap_or(1);
+    let plan = plan(image, found, stored, o)?;
+    let turned = plan.orientation != 1;
     let too_large = o.max_side > 0 && image.width.max(image.height) > o.max_side;
-    let mut max_16_bit = None;
-    let (layout, size, pixels) = if o.codec == Codec::Jpeg && is_jpeg(&bytes) && !too_large {
-        pixels::jpeg::check(&bytes).map_err(undecodable)?;
-        (Layout::Jpeg, size, bytes)
-    } else {
-        let (mut rgb, max_sample) = pixels::decode_with_depth(&bytes).map_err(undecodable)?;
-        max_16_bit = max_sample;
-        let mut source = &bytes[..];
-        if too_large {
-            rgb = resize(rgb, o.max_side)?;
-            source = &[];
-        }
-        let (layout, pixels) = pixels::encode_zstd(source, &rgb, o.level).map_err(undecodable)?;
-        (layout, (rgb.width, rgb.height), pixels)
-    };
+    let (mut max_16_bit, mut alpha) = (None, false);
+    let (layout, size, pixels) =
+        if o.codec == Codec::Jpeg && is_jpeg(&bytes) && !too_large && !turned {
+            pixels::jpeg::check(&bytes).map_err(undecodable)?;
+            (Layout::Jpeg, stored, bytes)
+        } else {
+            let mut decoded = pixels::decode_source(&bytes).map_err(undecodable)?;
+            (max_16_bit, alpha) = (decoded.max_16_bit, decoded.alpha);
+            if turned {
+                decoded.rgb = turn(decoded.rgb, plan.orientation)?;
+            }
+            if too_large {
+                decoded.rgb = resize(decoded.rgb, o.max_side)?;
+            }
+            // The planes of the file are those of the stored pixels.
+            let source = if turned || too_large { &[] } else { &bytes[..] };
+            let rgb = decoded.rgb;
+            let (layout, pixels) =
+                pixels::encode_zstd(source, &rgb, o.level).map_err(undecodable)?;
+            (layout, (rgb.width, rgb.height), pixels)
+        };
+    let boxes = turned_boxes(boxes, stored, plan);
     let crowd = boxes.iter().filter(|b| b.crowd).count() as u32;
+    let original = displayed(stored, plan.orientation);
     let mut entry = Entry {
         offset: 0,
         length: 0,
@@ -196,16 +233,29 @@ fn encode(
         boxes: boxes.len() as u32 - crowd,
         crowd,
         crc: 0,
-        original_width: image.width,
-        original_height: image.height,
+        original_width: original.0 as u32,
+        original_height: original.1 as u32,
     };
     let file_name =
         stored_name(&image.file_name).ok_or("has a `file_name` that is not a file name")?;
-    let annotations = Annotations { file_name, boxes: boxes.to_vec() };
+    let annotations = Annotations { file_name, boxes };
     let (record, crc) = encode_record(image.id, layout.code(), &annotations, &pixels, o.level)
         .map_err(|e| format!("cannot be packed: {e}"))?;
     entry.crc = crc;
-    Ok(Encoded { record, entry, rotated, max_16_bit })
+    let rotated = found != 1 && !turned;
+    Ok(Encoded { record, entry, rotated, turned, alpha, max_16_bit })
+}
+
+/// The boxes of an image, turned where the plan says so.
+fn turned_boxes(boxes: &[GtBox], stored: (usize, usize), plan: Turn) -> Vec<GtBox> {
+    let size = (stored.0 as f64, stored.1 as f64);
+    let mut boxes = boxes.to_vec();
+    if plan.boxes {
+        for b in &mut boxes {
+            b.bbox = turn_box(b.bbox, size, plan.orientation);
+        }
+    }
+    boxes
 }
 
 /// Resizes to a longer side of `max_side` pixels with a triangle filter.

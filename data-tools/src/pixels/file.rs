@@ -1,14 +1,30 @@
-//! Source images: JPEG and PNG files.
+//! Source images: JPEG files through libjpeg-turbo, PNG, WebP, BMP and TIFF files through `image`.
 
 use std::io::Cursor;
 
-use image::DynamicImage::{ImageLuma16, ImageLumaA16, ImageRgb16, ImageRgba16};
+use image::DynamicImage::{
+    ImageLuma16, ImageLumaA16, ImageRgb16, ImageRgb32F, ImageRgba16, ImageRgba32F,
+};
 use image::{DynamicImage, ImageFormat, ImageReader};
 
 use super::jpeg::{self, is_jpeg};
 use super::layout::{Rgb, check_size};
 
-/// Size (width, height) of a JPEG or PNG file, read from its header.
+/// Extensions of the files that are taken for images where no annotation names them, lower case.
+pub const EXTENSIONS: [&str; 7] = ["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
+
+/// A decoded source image.
+#[derive(Debug)]
+pub struct Decoded {
+    /// The pixels.
+    pub rgb: Rgb,
+    /// Highest sample of a 16-bit image before it is scaled to 8 bits, alpha excluded.
+    pub max_16_bit: Option<u16>,
+    /// Whether the file has an alpha channel, which is dropped.
+    pub alpha: bool,
+}
+
+/// Size (width, height) of an image file, read from its header.
 ///
 /// # Errors
 /// Another format, or a damaged header.
@@ -16,41 +32,43 @@ pub fn file_size(bytes: &[u8]) -> Result<(usize, usize), String> {
     if is_jpeg(bytes) {
         return jpeg::header(bytes).map(|h| (h.width, h.height));
     }
-    let reader = ImageReader::with_format(Cursor::new(png(bytes)?), ImageFormat::Png);
-    reader.into_dimensions().map(|(w, h)| (w as usize, h as usize)).map_err(|e| e.to_string())
+    let size = reader(bytes)?.into_dimensions();
+    size.map(|(w, h)| (w as usize, h as usize)).map_err(|e| e.to_string())
 }
 
-/// EXIF orientation of a JPEG or PNG file, 1 to 8: 1 is as stored, 5 to 8 exchange width and height
-/// on display. COCO's tools ignore it, and so does [`decode_file`]. `None` if the file has none.
+/// EXIF orientation of an image file, 1 to 8: 1 is as stored, 5 to 8 exchange width and height on
+/// display. [`decode_file`] ignores it, as COCO's tools do. `None` if the file has none.
 pub fn orientation(bytes: &[u8]) -> Option<u32> {
     let exif = exif::Reader::new().read_from_container(&mut Cursor::new(bytes)).ok()?;
     exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0)
 }
 
-/// Decodes a JPEG or PNG file. Grey and CMYK images are converted to RGB; EXIF orientation is
-/// ignored, as in COCO's tools.
+/// Decodes an image file. Grey, palette and CMYK images are converted to RGB, 16-bit samples are
+/// scaled to 8 bits, alpha is dropped; EXIF orientation is ignored, as in COCO's tools.
 ///
 /// # Errors
 /// The message of the decoder.
 pub fn decode_file(bytes: &[u8]) -> Result<Rgb, String> {
-    decode_with_depth(bytes).map(|(rgb, _)| rgb)
+    decode_source(bytes).map(|decoded| decoded.rgb)
 }
 
-/// As [`decode_file`], with the highest sample of a 16-bit PNG before it is scaled to 8 bits (alpha
-/// excluded); `None` for other files.
+/// As [`decode_file`], with what was lost in the conversion.
 ///
 /// # Errors
 /// The message of the decoder.
-pub fn decode_with_depth(bytes: &[u8]) -> Result<(Rgb, Option<u16>), String> {
+pub fn decode_source(bytes: &[u8]) -> Result<Decoded, String> {
     if is_jpeg(bytes) {
-        return jpeg::decode(bytes).map(|rgb| (rgb, None));
+        return jpeg::decode(bytes).map(|rgb| Decoded { rgb, max_16_bit: None, alpha: false });
     }
     let (width, height) = file_size(bytes)?;
     check_size(width, height)?;
-    let image = image::load_from_memory_with_format(png(bytes)?, ImageFormat::Png)
-        .map_err(|e| e.to_string())?;
-    let highest = max_16_bit_sample(&image);
-    Ok((Rgb { width, height, data: image.into_rgb8().into_raw() }, highest))
+    let image = reader(bytes)?.decode().map_err(|e| e.to_string())?;
+    if matches!(image, ImageRgb32F(_) | ImageRgba32F(_)) {
+        return Err("expected samples of 8 or 16 bits, found floating-point samples".into());
+    }
+    let (max_16_bit, alpha) = (max_16_bit_sample(&image), image.color().has_alpha());
+    let rgb = Rgb { width, height, data: image.into_rgb8().into_raw() };
+    Ok(Decoded { rgb, max_16_bit, alpha })
 }
 
 /// Highest colour sample of a 16-bit image; `None` for other depths.
@@ -65,8 +83,11 @@ fn max_16_bit_sample(image: &DynamicImage) -> Option<u16> {
     samples.chunks_exact(channels).flat_map(|pixel| &pixel[..colours]).copied().max()
 }
 
-/// The bytes, if they begin with the signature of a PNG file.
-fn png(bytes: &[u8]) -> Result<&[u8], String> {
-    let is_png = bytes.starts_with(b"\x89PNG");
-    is_png.then_some(bytes).ok_or_else(|| "expected a JPEG or PNG image, found other data".into())
+/// A reader for the format that the first bytes of a file show.
+fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
+    use ImageFormat::{Bmp, Png, Tiff, WebP};
+    let format = image::guess_format(bytes).ok();
+    let format = format.filter(|f| [Bmp, Png, Tiff, WebP].contains(f));
+    let format = format.ok_or("expected a JPEG, PNG, WebP, BMP or TIFF image, found other data")?;
+    Ok(ImageReader::with_format(Cursor::new(bytes), format))
 }

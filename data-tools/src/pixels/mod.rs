@@ -8,11 +8,13 @@
 mod layout;
 
 pub mod color;
+pub mod exif;
 pub mod file;
 pub mod jpeg;
 pub mod planes;
 
-pub use file::{decode_file, decode_with_depth, file_size, orientation};
+pub use exif::{Exif, ExifBoxes};
+pub use file::{Decoded, EXTENSIONS, decode_file, decode_source, file_size, orientation};
 pub use jpeg::{encode_jpeg, is_jpeg};
 pub(crate) use layout::check_size;
 pub use layout::{Codec, Layout, Rgb};

@@ -1,0 +1,39 @@
+//! COCO annotations: `annotations/instances_SPLIT.json`.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use dw_base::{Error, Result};
+use serde_json::{Value, json};
+
+use super::Image;
+use crate::coco::Category;
+use crate::reader::Split;
+
+/// Writes the annotation file of a split.
+pub(super) fn write(split: &Split, images: &[Image], dir: &Path) -> Result<()> {
+    let folder = dir.join("annotations");
+    super::create(&folder)?;
+    let category = |c: &Category| json!({"id": c.id, "name": c.name, "supercategory": ""});
+    let categories: Vec<_> = split.categories().iter().map(category).collect();
+    let image = |i: &Image| json!({"id": i.id, "file_name": i.file_name, "width": i.width, "height": i.height});
+    let annotations: Vec<Value> = images.iter().flat_map(|i| annotations(split, i)).collect();
+    let images: Vec<Value> = images.iter().map(image).collect();
+    let coco = json!({"info": {}, "licenses": [], "images": images, "annotations": annotations,
+                      "categories": categories});
+    let path = folder.join(format!("instances_{}.json", split.meta.split));
+    let io = |e: std::io::Error| Error::io("cannot write", &path)(e);
+    let mut file = BufWriter::new(File::create_new(&path).map_err(io)?);
+    serde_json::to_writer(&mut file, &coco).map_err(|e| io(e.into()))?;
+    file.flush().map_err(io)
+}
+
+/// The entries of the boxes of an image.
+fn annotations<'a>(split: &'a Split, image: &'a Image) -> impl Iterator<Item = Value> + 'a {
+    image.boxes.iter().map(|b| {
+        let category = split.categories().get(b.label as usize).map(|c| c.id);
+        json!({"id": b.id, "image_id": image.id, "category_id": category, "bbox": b.bbox,
+               "area": b.area, "iscrowd": u8::from(b.crowd), "segmentation": []})
+    })
+}

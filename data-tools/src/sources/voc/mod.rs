@@ -1,0 +1,179 @@
+//! Pascal VOC: one XML file an image in `Annotations`, images in `JPEGImages`, splits listed in
+//! `ImageSets/Main`; or XML files beside the images, in one folder a split.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use dw_base::text::shown;
+use dw_base::{Error, Result};
+use rayon::prelude::*;
+
+use super::{Difficult, Search, Source, listing, refuse_val};
+use crate::input::Folder;
+
+mod build;
+pub mod xml;
+
+/// Names of the folder of XML files.
+const ANNOTATIONS: [&str; 2] = ["Annotations", "annotations"];
+/// Names of the image folder.
+const IMAGES: [&str; 3] = ["JPEGImages", "images", "Images"];
+/// The folder of lists.
+const LISTS: &str = "ImageSets/Main";
+
+/// Annotation files of one folder, by their names without `.xml`.
+struct Annotations {
+    folder: PathBuf,
+    images: PathBuf,
+    files: BTreeMap<String, xml::File>,
+    /// CRC-32C of the names and contents.
+    crc: u32,
+}
+
+/// The folder of XML files, of the usual layout.
+fn annotations_folder(dir: &Path) -> Option<PathBuf> {
+    ANNOTATIONS.map(|n| dir.join(n)).into_iter().find(|d| listing::has(d, &["xml"]))
+}
+
+/// Folders with XML files beside the images; the set itself counts as one of them.
+fn flat_folders(dir: &Path) -> Result<Vec<String>> {
+    let mut names = listing::folders(dir)?;
+    names.retain(|n| !ANNOTATIONS.contains(&n.as_str()) && listing::has(&dir.join(n), &["xml"]));
+    if listing::has(dir, &["xml"]) {
+        names.push(String::new());
+    }
+    Ok(names)
+}
+
+/// What was found, if the folder has annotation files of Pascal VOC.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn recognise(dir: &Path) -> Result<Option<String>> {
+    if let Some(folder) = annotations_folder(dir) {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        return Ok(Some(format!("{name}/*.xml (Pascal VOC)")));
+    }
+    Ok(flat_folders(dir)?.first().map(|n| match n.as_str() {
+        "" => "*.xml (Pascal VOC)".to_owned(),
+        n => format!("{}/*.xml (Pascal VOC)", shown(n)),
+    }))
+}
+
+/// The splits.
+///
+/// # Errors
+/// No annotation files, invalid ones, lists of images that have none.
+pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
+    if let Some(folder) = annotations_folder(dir) {
+        let images = IMAGES.map(|n| dir.join(n)).into_iter().find(|d| d.is_dir());
+        let images = images.unwrap_or_else(|| folder.clone());
+        let all = [read(folder, images, search)?];
+        let classes = classes(&all);
+        return match lists(dir, &classes, search)? {
+            Some(lists) => {
+                refuse_val(search, dir)?;
+                let source = |list: List| build::listed(&all[0], &classes, &list, search);
+                lists.into_iter().filter_map(|l| source(l).transpose()).collect()
+            }
+            None => build::divided(&all[0], &classes, search),
+        };
+    }
+    let names = flat_folders(dir)?;
+    if names.is_empty() {
+        return Err(Error::Usage(format!(
+            "cannot pack {}: found no annotation files of Pascal VOC (`Annotations/*.xml`)",
+            shown(dir.display())
+        )));
+    }
+    let folder = |n: &String| if n.is_empty() { dir.to_owned() } else { dir.join(n) };
+    let read_flat = |n: &String| read(folder(n), folder(n), search);
+    let all = names.iter().map(read_flat).collect::<Result<Vec<_>>>()?;
+    let classes = classes(&all);
+    if let [name] = &names[..]
+        && name.is_empty()
+    {
+        return build::divided(&all[0], &classes, search);
+    }
+    refuse_val(search, dir)?;
+    let whole = names.iter().zip(&all).filter(|(name, _)| !name.is_empty());
+    whole.map(|(name, a)| build::whole(a, &classes, name, search)).collect()
+}
+
+/// Reads all annotation files of a folder on all threads.
+fn read(folder: PathBuf, images: PathBuf, search: &Search) -> Result<Annotations> {
+    let source = Folder::open(&folder, search.allow_outside)?;
+    let names = listing::files(&folder, &["xml"])?;
+    let parse = |name: &String| {
+        let text = source.text(name)?;
+        let file = xml::parse(&text).map_err(|e| Error::data(&folder.join(name), "", e))?;
+        let stem = listing::stem(name, &["xml"]).unwrap_or(name).to_owned();
+        Ok((stem, file, crc32c::crc32c(text.as_bytes())))
+    };
+    let parsed = names.par_iter().map(parse).collect::<Result<Vec<_>>>()?;
+    let (mut files, mut crc) = (BTreeMap::new(), 0);
+    for (stem, file, of_text) in parsed {
+        crc = crc32c::crc32c_append(crc, stem.as_bytes());
+        crc = crc32c::crc32c_append(crc, &of_text.to_le_bytes());
+        files.insert(stem, file);
+    }
+    Ok(Annotations { folder, images, files, crc })
+}
+
+/// Names of all classes, sorted. Taken from all annotation files, so that labels do not depend on
+/// which splits are packed.
+fn classes(all: &[Annotations]) -> Vec<String> {
+    let files = all.iter().flat_map(|a| a.files.values());
+    let names: BTreeSet<&String> = files.flat_map(|f| f.objects.iter().map(|o| &o.name)).collect();
+    names.into_iter().cloned().collect()
+}
+
+/// A list of images.
+struct List {
+    split: String,
+    path: PathBuf,
+    /// Lines that are not empty, with their numbers from 1.
+    lines: Vec<(usize, String)>,
+    notes: Vec<String>,
+}
+
+/// The lists in `ImageSets/Main`, without those of single classes (`dog_train.txt`); `trainval` only
+/// if it is asked for or is not made of `train` and `val`. `None` if there are none.
+fn lists(dir: &Path, classes: &[String], search: &Search) -> Result<Option<Vec<List>>> {
+    let folder = dir.join(LISTS);
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let of_class = |stem: &str| {
+        let parts = stem.rsplit_once('_');
+        parts.is_some_and(|(class, _)| classes.iter().any(|c| c == class))
+    };
+    let files = listing::entries(&folder)?;
+    let stems = files.iter().filter_map(|f| listing::stem(f, &["txt"]));
+    let mut stems: Vec<&str> = stems.filter(|s| !of_class(s)).collect();
+    let both = stems.contains(&"train") && stems.contains(&"val");
+    let union = both && stems.contains(&"trainval") && search.only.is_empty();
+    if union {
+        stems.retain(|s| *s != "trainval");
+    }
+    if stems.is_empty() {
+        return Ok(None);
+    }
+    let source = Folder::open(&folder, search.allow_outside)?;
+    let list = |stem: &str| {
+        let name = format!("{stem}.txt");
+        let text = source.text(&name)?;
+        let lines = (1..).zip(text.lines().map(|l| l.trim().to_owned()));
+        let skipped = union && stem == "train";
+        Ok(List {
+            split: stem.to_owned(),
+            path: folder.join(&name),
+            lines: lines.filter(|(_, l)| !l.is_empty()).collect(),
+            notes: skipped
+                .then(|| "`trainval` is left out, as `train` and `val` exist".to_owned())
+                .into_iter()
+                .collect(),
+        })
+    };
+    stems.into_iter().map(list).collect::<Result<_>>().map(Some)
+}

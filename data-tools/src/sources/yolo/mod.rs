@@ -1,0 +1,237 @@
+//! YOLO: a text file an image, class names in `data.yaml` or `classes.txt`.
+
+use std::path::Path;
+
+use dw_base::text::shown;
+use dw_base::{Error, Result};
+use rayon::prelude::*;
+
+use super::listing::{self, DEFAULT_VAL, Part};
+use super::{Content, Search, Source, refuse_val};
+use crate::coco::{Annotation, Category, Coco, Image};
+use crate::input::{self, BadImages, Folder};
+use crate::pixels::exif::displayed;
+use crate::pixels::{self, Exif, ExifBoxes};
+
+pub mod labels;
+mod layout;
+pub mod names;
+
+use labels::Object;
+use layout::Group;
+
+/// What was found, if the folder has the class names of a YOLO set.
+///
+/// # Errors
+/// A folder that cannot be listed; an invalid description.
+pub fn recognise(dir: &Path) -> Result<Option<String>> {
+    let found = layout::description(dir, false)?;
+    Ok(found.map(|(path, _)| {
+        let name = path.strip_prefix(dir).unwrap_or(&path);
+        format!("{} (YOLO)", shown(name.display()))
+    }))
+}
+
+/// The splits.
+///
+/// # Errors
+/// No class names, no images or labels, invalid ones.
+pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
+    let Some((file, description)) = layout::description(dir, search.allow_outside)? else {
+        return Err(Error::Usage(format!(
+            "cannot pack {}: found no class names (`data.yaml` or `classes.txt`)",
+            shown(dir.display())
+        )));
+    };
+    let groups = layout::groups(dir, &file, &description, search)?;
+    let mut sources = vec![];
+    for group in groups {
+        let wanted = |s: &String| search.only.is_empty() || search.only.contains(s);
+        // Pictures of a split that is not asked for need not be read.
+        if group.split.as_ref().is_some_and(|s| !wanted(s)) {
+            sources.push(unread(&group));
+            continue;
+        }
+        let read = read(&group, &description.names, search)?;
+        match &group.split {
+            Some(_) => {
+                refuse_val(search, dir)?;
+                sources.push(read);
+            }
+            None => sources.extend(divided(read, search)?),
+        }
+    }
+    Ok(sources)
+}
+
+/// A split that is listed in messages only.
+fn unread(group: &Group) -> Source {
+    Source {
+        split: group.split.clone().unwrap_or_default(),
+        images_dir: group.images_dir.clone(),
+        annotations: group.labels_dir.clone(),
+        notes: vec![],
+        content: Content::Read { coco: Coco::default(), checksum: String::new() },
+    }
+}
+
+/// The splits `train` and `val` of a set without splits.
+fn divided(source: Source, search: &Search) -> Result<Vec<Source>> {
+    let val = search.val.unwrap_or(DEFAULT_VAL);
+    let Content::Read { coco, checksum } = source.content else { return Ok(vec![]) };
+    let part = |part: Part| {
+        let coco = listing::take_part(coco.clone(), part, val, &source.annotations)?;
+        let mut notes = source.notes.clone();
+        notes.push(listing::note(val));
+        Ok(Source {
+            split: part.name().to_owned(),
+            images_dir: source.images_dir.clone(),
+            annotations: source.annotations.clone(),
+            notes,
+            content: Content::Read { coco, checksum: format!("{checksum} {part:?} {val}") },
+        })
+    };
+    Part::ALL.into_iter().map(part).collect()
+}
+
+/// An image with its size and objects; the text of the label file is `None` if there is none.
+type Labelled = ((u32, u32), Vec<Object>, Option<String>);
+
+/// Reads the labels and the sizes of the images of a group, on all threads.
+fn read(group: &Group, names: &[String], search: &Search) -> Result<Source> {
+    if group.files.is_empty() {
+        let at = shown(group.images_dir.display());
+        return Err(Error::Usage(format!("cannot pack {at}: found no images")));
+    }
+    let images = Folder::open(&group.images_dir, search.allow_outside)?;
+    let labels = Folder::open(&group.labels_dir, search.allow_outside)?;
+    let one = |(image, label): &(String, String)| -> Result<std::result::Result<Labelled, String>> {
+        let size = match picture_size(&images, image, search) {
+            Ok(size) => size,
+            Err(problem) if search.bad_images == BadImages::Skip => return Ok(Err(problem)),
+            Err(problem) => {
+                let hint = "hint: `--bad-images skip` leaves such images out and counts them";
+                return Err(Error::Inconsistent(format!("{problem}\n{hint}")));
+            }
+        };
+        let path = group.labels_dir.join(label);
+        if !path.exists() {
+            return Ok(Ok((size, vec![], None)));
+        }
+        let text = labels.text(label)?;
+        let found = labels::parse(&text, size, names.len());
+        let found = found.map_err(|e| Error::data(&path, "", e))?;
+        Ok(Ok((size, found, Some(text))))
+    };
+    let all = group.files.par_iter().map(one).collect::<Result<Vec<_>>>()?;
+    assemble(group, names, all)
+}
+
+/// Builds the split from what was read.
+fn assemble(
+    group: &Group,
+    names: &[String],
+    all: Vec<std::result::Result<Labelled, String>>,
+) -> Result<Source> {
+    let (mut coco, mut crc) = (Coco::default(), 0);
+    let (mut empty, mut polygons, mut skipped) = (0, 0, vec![]);
+    for ((file_name, _), read) in group.files.iter().zip(all) {
+        let (size, objects, text) = match read {
+            Ok(read) => read,
+            Err(problem) => {
+                skipped.push(problem);
+                continue;
+            }
+        };
+        let image_id = coco.images.len() as i64 + 1;
+        crc = crc32c::crc32c_append(crc, file_name.as_bytes());
+        crc = crc32c::crc32c_append(crc, text.as_deref().unwrap_or_default().as_bytes());
+        empty += usize::from(text.is_none());
+        let (width, height) = size;
+        coco.images.push(Image { id: image_id, file_name: file_name.clone(), width, height });
+        for o in objects {
+            polygons += usize::from(o.polygon);
+            coco.annotations.push(Annotation {
+                id: coco.annotations.len() as i64 + 1,
+                image_id,
+                category_id: o.class as i64 + 1,
+                bbox: o.bbox,
+                area: o.bbox[2] * o.bbox[3],
+                iscrowd: false,
+            });
+        }
+    }
+    if empty == coco.images.len() && empty > 0 {
+        let problem = format!(
+            "none of the {empty} images of {} has a label file here\n\
+             hint: labels are in the folder `labels` beside `images`, or beside the images",
+            shown(group.images_dir.display())
+        );
+        return Err(Error::data(&group.labels_dir, "", problem));
+    }
+    let category = |(name, id): (&String, i64)| Category { id, name: name.clone() };
+    coco.categories = names.iter().zip(1..).map(category).collect();
+    let mut notes = group.notes.clone();
+    if empty > 0 {
+        notes.push(format!("{empty} images have no label file: images without objects"));
+    }
+    if polygons > 0 {
+        notes.push(format!("{polygons} polygons: their bounding boxes are used"));
+    }
+    if !skipped.is_empty() {
+        notes.extend(skipped.iter().take(5).map(|s| format!("left out: {s}")));
+        notes.push(format!("{} images left out", skipped.len()));
+    }
+    let checksum = format!("yolo {crc:08x} {}", coco.images.len());
+    Ok(Source {
+        split: group.split.clone().unwrap_or_default(),
+        images_dir: group.images_dir.clone(),
+        annotations: group.labels_dir.clone(),
+        notes,
+        content: Content::Read { coco, checksum },
+    })
+}
+
+/// Bytes at the beginning of a file that usually have its size.
+const HEAD: u64 = 1 << 18;
+
+/// The size of an image file, which is not annotated: that of the image on display if its boxes
+/// refer to that. The problem names the file.
+pub(super) fn picture_size(
+    folder: &Folder,
+    name: &str,
+    search: &Search,
+) -> std::result::Result<(u32, u32), String> {
+    let path = folder.path().join(name);
+    let named = |e: String| format!("{}: {e}", shown(path.display()));
+    let outside = || {
+        let root = shown(folder.root().display());
+        named(format!(
+            "is a symbolic link to a file outside {root}\n\
+             hint: `--allow-outside` reads files outside the folder too"
+        ))
+    };
+    let unread = |e: std::io::Error| named(format!("cannot be read: {e}"));
+    if search.exif == Exif::Ignore {
+        let head = folder.head(name, HEAD).map_err(unread)?.ok_or_else(outside)?;
+        if let Ok((w, h)) = pixels::file_size(&head) {
+            return Ok((w as u32, h as u32));
+        }
+    }
+    let bytes = folder.read(name, input::MAX_IMAGE_BYTES).map_err(unread)?.ok_or_else(outside)?;
+    let (w, h) = pixels::file_size(&bytes).map_err(|e| named(format!("cannot be decoded: {e}")))?;
+    let size = (w as u32, h as u32);
+    let orientation = pixels::orientation(&bytes).unwrap_or(1);
+    if search.exif == Exif::Ignore || !(2..=8).contains(&orientation) {
+        return Ok(size);
+    }
+    match search.exif_boxes {
+        Some(ExifBoxes::Stored) => Ok(size),
+        Some(ExifBoxes::Displayed) => Ok(displayed(size, orientation)),
+        None => Err(named(format!(
+            "has the EXIF orientation {orientation}, and its annotations have no image size to \
+             tell what the boxes refer to\n\
+             hint: say it with `--exif-boxes stored` or `--exif-boxes displayed`"
+        ))),
+    }
+}

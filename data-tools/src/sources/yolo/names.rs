@@ -1,0 +1,160 @@
+//! The description of a YOLO set: `data.yaml`, or class names alone, a line each.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// The contents of `data.yaml` that matter here.
+#[derive(Debug, Default, PartialEq)]
+pub struct Description {
+    /// Class names by class number.
+    pub names: Vec<String>,
+    /// Folder that the paths of the splits are relative to.
+    pub path: Option<String>,
+    /// Split and its paths: folders of images or lists of image files.
+    pub splits: Vec<(&'static str, Vec<String>)>,
+}
+
+#[derive(Deserialize)]
+struct Yaml {
+    names: Names,
+    nc: Option<i64>,
+    path: Option<String>,
+    train: Option<Paths>,
+    val: Option<Paths>,
+    test: Option<Paths>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Names {
+    List(Vec<Scalar>),
+    Map(BTreeMap<i64, Scalar>),
+}
+
+/// A name as written; YAML takes `1` and `on` for other types.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Integer(i64),
+    Number(f64),
+    Flag(bool),
+    Text(String),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Paths {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Scalar {
+    fn text(self) -> String {
+        match self {
+            Self::Text(t) => t,
+            Self::Integer(v) => v.to_string(),
+            Self::Number(v) => v.to_string(),
+            Self::Flag(v) => v.to_string(),
+        }
+    }
+}
+
+/// Parses `data.yaml`.
+///
+/// # Errors
+/// Malformed YAML, missing names, numbers of classes that are not 0, 1, 2, ...
+pub fn parse_yaml(text: &str) -> Result<Description, String> {
+    let yaml: Yaml = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+    let names: Vec<String> = match yaml.names {
+        Names::List(names) => names.into_iter().map(Scalar::text).collect(),
+        Names::Map(names) => {
+            if let Some((n, (found, _))) = (0..).zip(&names).find(|(n, (found, _))| n != *found) {
+                return Err(format!("`names`: expected the class number {n}, found {found}"));
+            }
+            names.into_values().map(Scalar::text).collect()
+        }
+    };
+    check(&names)?;
+    if let Some(nc) = yaml.nc.filter(|nc| *nc != names.len() as i64) {
+        return Err(format!("`nc` is {nc}, but `names` has {} names", names.len()));
+    }
+    let all = [("train", yaml.train), ("val", yaml.val), ("test", yaml.test)];
+    let paths = |p: Paths| match p {
+        Paths::One(p) => vec![p],
+        Paths::Several(p) => p,
+    };
+    let splits = all.into_iter().filter_map(|(name, p)| Some((name, paths(p?))));
+    Ok(Description { names, path: yaml.path, splits: splits.collect() })
+}
+
+/// Parses class names, a line each.
+///
+/// # Errors
+/// No names, or one name twice.
+pub fn parse_list(text: &str) -> Result<Description, String> {
+    let names: Vec<String> = text.trim_end().lines().map(|l| l.trim().to_owned()).collect();
+    check(&names)?;
+    Ok(Description { names, ..Description::default() })
+}
+
+fn check(names: &[String]) -> Result<(), String> {
+    if names.is_empty() {
+        return Err("expected at least one class name, found none".into());
+    }
+    for (n, name) in names.iter().enumerate() {
+        if name.is_empty() {
+            return Err(format!("the name of class {n} is empty"));
+        }
+        if let Some(first) = names[..n].iter().position(|other| other == name) {
+            return Err(format!("classes {first} and {n} have the same name"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_a_list_or_a_map() {
+        let list = parse_yaml("train: ../train/images\nval: [a, b]\nnc: 2\nnames: ['x y', 7]\n");
+        let list = list.unwrap();
+        assert_eq!(list.names, ["x y", "7"]);
+        let paths = |p: &[&str]| p.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        assert_eq!(
+            list.splits,
+            [("train", paths(&["../train/images"])), ("val", paths(&["a", "b"]))]
+        );
+        let map = parse_yaml("path: x\ntest:\nnames:\n  0: a\n  1: b\ndownload: |\n  z\n").unwrap();
+        assert_eq!((map.names, map.path.as_deref()), (paths(&["a", "b"]), Some("x")));
+        assert!(map.splits.is_empty());
+        assert_eq!(parse_list("a\r\nb c\n\n").unwrap().names, ["a", "b c"]);
+    }
+
+    #[test]
+    fn invalid_descriptions_are_refused() {
+        let mut bomb = "a: &a [x,x,x,x,x,x,x,x]\n".to_owned();
+        for (last, c) in ('a'..'j').zip('b'..='j') {
+            let items = vec![format!("*{last}"); 7].join(",");
+            bomb.extend([format!("{c}: &{c} [{items}]\n")]);
+        }
+        bomb.push_str("names: *j\n");
+        let deep = format!("names: {}", "[".repeat(100_000));
+        for text in [
+            "",
+            "names: []",
+            "train: x",
+            "names: {0: a, 2: b}",
+            "names: [a, a]",
+            "names: [a]\nnc: 2",
+            "names: [''] ",
+            &*bomb,
+            &*deep,
+        ] {
+            assert!(parse_yaml(text).is_err(), "{text:.60}");
+        }
+        assert!(parse_list("").is_err() && parse_list("a\n\nb").is_err());
+    }
+}

@@ -1,0 +1,19 @@
+//! Arbitrary bytes as an image file are decoded, and their size and EXIF orientation read, without a
+//! panic; a decoded image has the size of the header.
+#![no_main]
+
+use dw_shards::pixels;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let size = pixels::file_size(data);
+    let _ = pixels::orientation(data);
+    // Larger images are valid, but take the fuzzer's time and memory.
+    if size.as_ref().is_ok_and(|(w, h)| w.saturating_mul(*h) > 1 << 22) {
+        return;
+    }
+    if let Ok(rgb) = pixels::decode_file(data) {
+        assert_eq!(size, Ok((rgb.width, rgb.height)));
+        assert_eq!(rgb.data.len(), 3 * rgb.width * rgb.height);
+    }
+});
