@@ -1,7 +1,9 @@
-//! Tests on the photos in the folder `DW_DATA` (`coco128`, `bccd`); without it there are none.
+//! Tests on the photos in the folder `DW_DATA` (`coco128`, `bccd`, `neu-det`); without it there are
+//! none.
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -14,11 +16,14 @@ type Test = fn(&Path);
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
-    let tests: [(&str, Test); 4] = [
+    let tests: [(&str, Test); 7] = [
         ("both_splits_of_real_photos_are_packed", both_splits_are_packed),
         ("jpeg_and_zstd_give_the_same_pixels", codecs_give_the_same_pixels),
         ("r50_overfits_four_photos_on_two_ranks", r50_overfits_four_photos),
         ("other_categories_need_no_code", other_categories_need_no_code),
+        ("coco_and_voc_forms_of_a_set_have_the_same_boxes", coco_and_voc_forms_agree),
+        ("exported_forms_of_a_set_have_the_same_boxes", exported_forms_agree),
+        ("a_voc_folder_becomes_an_exported_detector", voc_folder_to_exported_detector),
     ];
     let data = std::env::var_os("DW_DATA").map(PathBuf::from);
     let trials = data.into_iter().flat_map(|d| {
@@ -119,4 +124,102 @@ fn other_categories_need_no_code(data: &Path) {
         .cloned()
         .collect();
     assert_eq!(names, ["RBC", "WBC", "Platelets"]);
+}
+
+/// Class and box of every object of the images, by the stem of the file name.
+type Boxes = BTreeMap<String, Vec<(String, [f64; 4])>>;
+
+fn boxes(shards: &Path, name: &str) -> Boxes {
+    let split = dw_shards::Split::open(shards, name).unwrap();
+    let image = |i| {
+        let record = split.record(i).unwrap();
+        let stem = Path::new(&record.annotations.file_name).with_extension("");
+        let name = |label: u32| split.categories()[label as usize].name.clone();
+        let boxes = record.annotations.boxes.iter().map(|b| (name(b.label), b.bbox)).collect();
+        (stem.to_str().unwrap().to_owned(), boxes)
+    };
+    (0..split.len()).map(image).collect()
+}
+
+/// Copies the VOC form of `neu-det`, whose pictures are those of its COCO form.
+fn copy_voc(data: &Path, to: &Path) {
+    let set = data.join("neu-det");
+    for folder in ["Annotations", "ImageSets/Main"] {
+        copy_files(&set.join("voc").join(folder), &to.join(folder));
+    }
+    for split in ["train2017", "val2017"] {
+        copy_files(&set.join(split), &to.join("JPEGImages"));
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+fn coco_and_voc_forms_agree(data: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let (voc, a, b) = (dir.path().join("voc"), dir.path().join("a"), dir.path().join("b"));
+    copy_voc(data, &voc);
+    pack(&data.join("neu-det"), &a, &["--pixels", "jpeg"]);
+    pack(&voc, &b, &["--pixels", "jpeg"]);
+    for (coco, voc, images) in [("train2017", "train", 1440), ("val2017", "val", 360)] {
+        let expected = boxes(&a, coco);
+        assert_eq!(expected.len(), images);
+        assert!(boxes(&b, voc) == expected, "{voc}");
+    }
+}
+
+/// The boxes of these sets have whole pixels, which VOC holds exactly, and YOLO up to the rounding
+/// that reading undoes.
+fn exported_forms_agree(data: &Path) {
+    for (set, splits) in
+        [("bccd", &["train2017", "val2017", "test2017"][..]), ("neu-det", &["val2017"])]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let shards = dir.path().join("shards");
+        let only: Vec<&str> = splits.iter().flat_map(|s| ["--split", s]).collect();
+        pack(&data.join(set), &shards, &[&["--pixels", "jpeg"], &only[..]].concat());
+        for format in ["voc", "yolo"] {
+            let (form, packed) = (dir.path().join(format), dir.path().join("packed"));
+            let mut export = Command::new(bin("dw-pack"));
+            run(export.arg("export").arg(&shards).arg(&form).args(["--format", format]));
+            pack(&form, &packed, &["--pixels", "jpeg"]);
+            for split in splits {
+                // `data.yaml` has the splits train, val and test.
+                let name = if format == "yolo" { split.trim_end_matches("2017") } else { split };
+                assert!(boxes(&packed, name) == boxes(&shards, split), "{set} {format} {split}");
+            }
+            std::fs::remove_dir_all(&packed).unwrap();
+        }
+    }
+}
+
+/// The commands of the README, with a small network and few pictures.
+fn voc_folder_to_exported_detector(data: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let (voc, work) = (dir.path().join("voc"), dir.path().join("work"));
+    copy_voc(data, &voc);
+    run(Command::new(bin("dw-pack")).arg(&voc));
+    let mut train = launch(1, "dw-train");
+    train.args(["smoke", "--device", "cpu", "--data"]).arg(voc.join("shards"));
+    train.arg("--work-dir").arg(&work).args(["--set", "data.limit=120"]);
+    run(&mut train);
+    let evaluated = std::fs::read_to_string(work.join("metrics.jsonl")).unwrap();
+    assert!(evaluated.contains("\"AP\""), "evaluated while training");
+    let onnx = dir.path().join("photos.onnx");
+    run(Command::new(bin("dw-export")).arg(&work).arg(&onnx).arg("--nms"));
+    let model = std::fs::read(&onnx).unwrap();
+    for class in ["crazing", "rolled-in_scale", "scratches"] {
+        assert!(model.windows(class.len()).any(|w| w == class.as_bytes()), "{class}");
+    }
+    let detected = run(Command::new(bin("dw-detect"))
+        .arg(&work)
+        .arg(voc.join("JPEGImages/scratches_10.jpg"))
+        .args(["--device", "cpu", "--json", "--score", "0"]));
+    let line: Value = serde_json::from_str(detected.lines().next().unwrap()).unwrap();
+    assert_eq!((&line["width"], &line["height"]), (&200.into(), &200.into()));
 }

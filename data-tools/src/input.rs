@@ -69,8 +69,8 @@ impl Folder {
         }
     }
 
-    /// Reads the first `length` bytes of a file, or all if it is shorter; `None` if it is outside the
-    /// folder.
+    /// Reads the first `length` bytes of a file, or all if it is shorter; `None` if it is outside
+    /// the folder.
     ///
     /// # Errors
     /// As [`open`].

@@ -1,7 +1,7 @@
 //! Detection data sets as compressed, memory-mapped, checksummed shards.
 //!
 //! ```text
-//! packing: sources (COCO, VOC, YOLO) -> boxes -> pack -> pixels (encode) -> format -> writer -> files
+//! packing: sources -> boxes -> pack -> pixels (encode) -> format -> writer -> files
 //! reading: files -> reader -> format -> validate -> pixels (decode)
 //! ```
 //!

@@ -1,5 +1,5 @@
-//! Arbitrary bytes as an image file are decoded, and their size and EXIF orientation read, without a
-//! panic; a decoded image has the size of the header.
+//! Arbitrary bytes as an image file are decoded, and their size and EXIF orientation read, without
+//! a panic; a decoded image has the size of the header.
 #![no_main]
 
 use dw_shards::pixels;

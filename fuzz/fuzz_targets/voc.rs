@@ -1,4 +1,5 @@
-//! Arbitrary text as an annotation file of Pascal VOC is parsed without a panic; numbers are finite.
+//! Arbitrary text as an annotation file of Pascal VOC is parsed without a panic; numbers are
+//! finite.
 #![no_main]
 
 use dw_shards::sources::voc::xml;

@@ -59,7 +59,7 @@ impl Predictor {
     }
 }
 
-/// Reads a JPEG or PNG file. EXIF orientation is ignored, as in COCO's tools.
+/// Reads an image file. EXIF orientation is ignored, as in COCO's tools.
 ///
 /// # Errors
 /// A file that cannot be read, or is not a picture, or is damaged.

@@ -97,8 +97,8 @@ pub(super) struct PackArgs {
     /// Policy for images that are missing, damaged or not of the annotated size
     #[arg(long, value_enum, default_value = "fail")]
     pub(super) bad_images: BadImages,
-    /// EXIF orientation of images: ignore it, as COCO's tools do, or turn the pixels (and the boxes,
-    /// where the annotated size is the stored one)
+    /// EXIF orientation of images: ignore it, as COCO's tools do, or turn the pixels, and the boxes
+    /// where the annotated size is the stored one
     #[arg(long, value_enum, default_value = "ignore")]
     pub(super) exif: Exif,
     /// What boxes refer to where the annotated size does not tell, with --exif apply: the stored

@@ -17,7 +17,10 @@ pub(super) fn write(split: &Split, images: &[Image], dir: &Path) -> Result<()> {
     super::create(&folder)?;
     let category = |c: &Category| json!({"id": c.id, "name": c.name, "supercategory": ""});
     let categories: Vec<_> = split.categories().iter().map(category).collect();
-    let image = |i: &Image| json!({"id": i.id, "file_name": i.file_name, "width": i.width, "height": i.height});
+    let image = |i: &Image| {
+        let (width, height) = (i.width, i.height);
+        json!({"id": i.id, "file_name": i.file_name, "width": width, "height": height})
+    };
     let annotations: Vec<Value> = images.iter().flat_map(|i| annotations(split, i)).collect();
     let images: Vec<Value> = images.iter().map(image).collect();
     let coco = json!({"info": {}, "licenses": [], "images": images, "annotations": annotations,

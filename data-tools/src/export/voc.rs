@@ -12,8 +12,8 @@ use crate::pixels::EXTENSIONS;
 use crate::reader::Split;
 use crate::sources::listing::stem;
 
-/// Writes the annotation files and the list of a split. Crowd regions are marked as difficult, which
-/// has the same meaning in VOC's metric.
+/// Writes the annotation files and the list of a split. Crowd regions are marked as difficult,
+/// which has the same meaning in VOC's metric.
 pub(super) fn write(split: &Split, images: &[Image], dir: &Path) -> Result<()> {
     let (annotations, lists) = (dir.join("Annotations"), dir.join("ImageSets/Main"));
     let stems: Vec<&str> = images.iter().map(|i| id(split, i)).collect::<Result<_>>()?;

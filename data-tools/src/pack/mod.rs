@@ -1,5 +1,5 @@
-//! Packs the splits of a data set: images are read, checked and encoded on all cores and written in the order
-//! of the annotations.
+//! Packs the splits of a data set: images are read, checked and encoded on all cores and written in
+//! the order of the annotations.
 
 use std::ops::Range;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! COCO: the splits of a folder with their annotation files and image folders, or one file anywhere.
+//! COCO: the splits of a folder with their annotation files and image folders, or one file
+//! anywhere.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

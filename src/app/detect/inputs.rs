@@ -6,12 +6,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
+use dw_shards::pixels::EXTENSIONS;
 use fs_err as fs;
 
 use crate::{Error, Result};
-
-/// Endings of the files of a folder that are pictures, in lower case.
-const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
 
 /// All pictures, in the order of the arguments: a picture, the pictures of a folder by name, or for
 /// `-` those that standard input lists. Only folders are read; a picture may not exist.
@@ -59,7 +57,7 @@ fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
         let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         if path.is_dir() {
             folders += 1;
-        } else if ending.is_some_and(|e| ENDINGS.contains(&e.as_str())) {
+        } else if ending.is_some_and(|e| EXTENSIONS.contains(&e.as_str())) {
             pictures.push(path);
         } else {
             files += 1;
@@ -72,7 +70,7 @@ fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
         return Err(Error::Usage(format!(
             "{name}: no pictures in this folder, found {others}\n\
              hint: expected files that end in .{}; folders in it are not entered",
-            ENDINGS.join(", .")
+            EXTENSIONS.join(", .")
         )));
     }
     if files + folders > 0 {

@@ -39,7 +39,7 @@ use report::{Found, Outcome, Report};
 pub struct DetectArgs {
     /// Checkpoint folder, work directory (its newest checkpoint), or weight file
     pub weights: PathBuf,
-    /// JPEG or PNG files; folders, whose pictures are read by name, without folders in them; - for
+    /// Image files; folders, whose pictures are read by name, without folders in them; - for
     /// paths on standard input, one a line
     #[arg(required = true, value_name = "PICTURE|DIR|-")]
     pub pictures: Vec<PathBuf>,

@@ -137,8 +137,8 @@ struct List {
     notes: Vec<String>,
 }
 
-/// The lists in `ImageSets/Main`, without those of single classes (`dog_train.txt`); `trainval` only
-/// if it is asked for or is not made of `train` and `val`. `None` if there are none.
+/// The lists in `ImageSets/Main`, without those of single classes (`dog_train.txt`); `trainval`
+/// only if it is asked for or is not made of `train` and `val`. `None` if there are none.
 fn lists(dir: &Path, classes: &[String], search: &Search) -> Result<Option<Vec<List>>> {
     let folder = dir.join(LISTS);
     if !folder.is_dir() {

@@ -137,8 +137,8 @@ fn described(
     Ok(Some(Group { split: Some(split.to_owned()), images_dir, labels_dir, files, notes }))
 }
 
-/// The existing path, relative to `dir`, that an entry of the description means. Exports are written
-/// for another place: leading `..` and a `path` that does not exist here are passed over.
+/// The existing path, relative to `dir`, that an entry of the description means. Exports are
+/// written for another place: leading `..` and a `path` that does not exist here are passed over.
 fn locate(dir: &Path, base: Option<&str>, entry: &str) -> Option<PathBuf> {
     let clean = |p: &str| -> PathBuf {
         let parts = Path::new(p).components();

@@ -127,6 +127,32 @@ fn read(group: &Group, names: &[String], search: &Search) -> Result<Source> {
     assemble(group, names, all)
 }
 
+/// What was decided for the images of a split.
+#[derive(Default)]
+struct Counts {
+    empty: usize,
+    polygons: usize,
+    skipped: Vec<String>,
+}
+
+impl Counts {
+    fn notes(&self) -> Vec<String> {
+        let mut notes = vec![];
+        if self.empty > 0 {
+            let n = self.empty;
+            notes.push(format!("{n} images have no label file: images without objects"));
+        }
+        if self.polygons > 0 {
+            notes.push(format!("{} polygons: their bounding boxes are used", self.polygons));
+        }
+        if !self.skipped.is_empty() {
+            notes.extend(self.skipped.iter().take(5).map(|s| format!("left out: {s}")));
+            notes.push(format!("{} images left out", self.skipped.len()));
+        }
+        notes
+    }
+}
+
 /// Builds the split from what was read.
 fn assemble(
     group: &Group,
@@ -134,23 +160,23 @@ fn assemble(
     all: Vec<std::result::Result<Labelled, String>>,
 ) -> Result<Source> {
     let (mut coco, mut crc) = (Coco::default(), 0);
-    let (mut empty, mut polygons, mut skipped) = (0, 0, vec![]);
+    let mut counts = Counts::default();
     for ((file_name, _), read) in group.files.iter().zip(all) {
         let (size, objects, text) = match read {
             Ok(read) => read,
             Err(problem) => {
-                skipped.push(problem);
+                counts.skipped.push(problem);
                 continue;
             }
         };
         let image_id = coco.images.len() as i64 + 1;
         crc = crc32c::crc32c_append(crc, file_name.as_bytes());
         crc = crc32c::crc32c_append(crc, text.as_deref().unwrap_or_default().as_bytes());
-        empty += usize::from(text.is_none());
+        counts.empty += usize::from(text.is_none());
         let (width, height) = size;
         coco.images.push(Image { id: image_id, file_name: file_name.clone(), width, height });
         for o in objects {
-            polygons += usize::from(o.polygon);
+            counts.polygons += usize::from(o.polygon);
             coco.annotations.push(Annotation {
                 id: coco.annotations.len() as i64 + 1,
                 image_id,
@@ -161,27 +187,18 @@ fn assemble(
             });
         }
     }
-    if empty == coco.images.len() && empty > 0 {
+    if counts.empty == coco.images.len() && counts.empty > 0 {
         let problem = format!(
-            "none of the {empty} images of {} has a label file here\n\
+            "none of the {} images of {} has a label file here\n\
              hint: labels are in the folder `labels` beside `images`, or beside the images",
+            counts.empty,
             shown(group.images_dir.display())
         );
         return Err(Error::data(&group.labels_dir, "", problem));
     }
     let category = |(name, id): (&String, i64)| Category { id, name: name.clone() };
     coco.categories = names.iter().zip(1..).map(category).collect();
-    let mut notes = group.notes.clone();
-    if empty > 0 {
-        notes.push(format!("{empty} images have no label file: images without objects"));
-    }
-    if polygons > 0 {
-        notes.push(format!("{polygons} polygons: their bounding boxes are used"));
-    }
-    if !skipped.is_empty() {
-        notes.extend(skipped.iter().take(5).map(|s| format!("left out: {s}")));
-        notes.push(format!("{} images left out", skipped.len()));
-    }
+    let notes = group.notes.iter().cloned().chain(counts.notes()).collect();
     let checksum = format!("yolo {crc:08x} {}", coco.images.len());
     Ok(Source {
         split: group.split.clone().unwrap_or_default(),
