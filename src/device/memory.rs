@@ -1,4 +1,4 @@
-//! Peak memory of a rank.
+//! Memory of a rank: its peak, and what the C library does with freed memory.
 
 use tch::Device;
 
@@ -13,6 +13,29 @@ pub fn peak_mib(device: Device) -> Result<f64> {
         Some(bytes) => bytes as f64 / (1 << 20) as f64,
         None => resident_peak_kib().unwrap_or(f64::NAN) / 1024.0,
     })
+}
+
+/// Variables with which a user configures the C library's `malloc`.
+#[cfg(target_env = "gnu")]
+const MALLOC: [&str; 4] =
+    ["GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"];
+
+/// Makes the C library keep freed memory instead of returning it to the system, unless the user has
+/// configured `malloc`.
+///
+/// Every step allocates and frees the same large tensors. By default glibc returns them, and the
+/// system clears each page anew at its first use in the next step. Measurements:
+/// `docs/performance.md`.
+pub fn keep_freed() {
+    #[cfg(target_env = "gnu")]
+    if MALLOC.iter().all(|name| std::env::var_os(name).is_none()) {
+        // SAFETY: changes numbers of the allocator; no preconditions. -1 is "never" for the
+        // threshold. Failure leaves the defaults, which are only slower.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_MAX, 0);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+        }
+    }
 }
 
 /// `VmHWM` of this process, KiB.

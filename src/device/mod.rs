@@ -17,7 +17,7 @@ use dw_launch::Topology;
 use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
-pub use memory::peak_mib;
+pub use memory::{keep_freed, peak_mib};
 pub use precision::Precision;
 
 /// Value of the option `--device`.
