@@ -203,7 +203,18 @@ fn outputs(inputs: &[Tensor; 6], function: Function) -> Vec<Tensor> {
 /// A padded convolution.
 fn convolution(x: &Tensor, bias: &Tensor, weight: &Tensor, relu: bool) -> Tensor {
     let (bias, norm, residual) = (Some(bias), None, None);
-    let c = Convolution { weight, bias, norm, residual, stride: 1, padding: 1, groups: 1, relu };
+    let rounded = None;
+    let c = Convolution {
+        weight,
+        bias,
+        norm,
+        residual,
+        rounded,
+        stride: 1,
+        padding: 1,
+        groups: 1,
+        relu,
+    };
     torch::convolution(x, &c)
 }
 

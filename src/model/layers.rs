@@ -23,6 +23,8 @@ pub enum NormKind {
 #[derive(Debug)]
 pub struct Conv {
     weight: Tensor,
+    /// Copy of the weight in the kind of the activations, without gradient; see [`Conv::rounded`].
+    rounded: Option<Tensor>,
     bias: Option<Tensor>,
     stride: i64,
     padding: i64,
@@ -64,7 +66,7 @@ impl Conv {
         );
         let bias = bias
             .map(|b| p.param(format!("{name}.bias"), &[output], Init::Const(b), trainable, true));
-        Self { weight, bias, stride, padding: kernel / 2, groups }
+        Self { weight, rounded: None, bias, stride, padding: kernel / 2, groups }
     }
 
     /// One convolution with the outputs of several, one after the other. They have the same input
@@ -75,7 +77,17 @@ impl Conv {
         let Self { stride, padding, groups, .. } = *convs[0];
         let weight = all(convs.iter().map(|c| &c.weight).collect());
         let bias = (!biases.is_empty()).then(|| all(biases));
-        Self { weight, bias, stride, padding, groups }
+        Self { weight, rounded: None, bias, stride, padding, groups }
+    }
+
+    /// The same convolution for several inputs of `kind`: its weight is rounded once, here, instead
+    /// of for each input. Gradients reach the weight itself, in its own kind.
+    pub fn rounded(&self, kind: Kind) -> Self {
+        let Self { stride, padding, groups, .. } = *self;
+        let other = self.weight.kind() != kind;
+        let rounded = other.then(|| self.weight.detach().to_kind(kind));
+        let bias = self.bias.as_ref().map(Tensor::shallow_clone);
+        Self { weight: self.weight.shallow_clone(), rounded, bias, stride, padding, groups }
     }
 
     /// `[B, Cin, H, W]` to `[B, Cout, H', W']` of the same kind, whatever the parameters' kind is.
@@ -106,6 +118,7 @@ impl Conv {
                 let spec = Convolution {
                     bias: Some(bias),
                     norm: Some([weight, mean, var]),
+                    rounded: None,
                     ..self.spec(then)
                 };
                 torch::convolution(x, &spec)
@@ -129,6 +142,7 @@ impl Conv {
             bias: self.bias.as_ref(),
             norm: None,
             residual: then.residual,
+            rounded: self.rounded.as_ref(),
             stride: self.stride,
             padding: self.padding,
             groups: self.groups,

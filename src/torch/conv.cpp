@@ -51,9 +51,9 @@ struct Spec {
 };
 
 // What enters a convolution. Undefined tensors are absent: no bias; no norm (gamma, mean, var; its
-// beta is `bias`); no residual.
+// beta is `bias`); no residual; no copy of the weight in the kind of x.
 struct Inputs {
-  Tensor x, weight, bias, gamma, mean, var, residual;
+  Tensor x, weight, bias, gamma, mean, var, residual, rounded;
 
   bool any_requires_grad() const {
     for (const auto *t : {&x, &weight, &bias, &gamma, &residual})
@@ -70,7 +70,8 @@ struct Folded {
 
 Folded fold(const Inputs &in) {
   const auto kind = in.x.scalar_type();
-  if (!in.gamma.defined()) return {in.weight.to(kind), in.bias, {}, {}};
+  if (!in.gamma.defined())
+    return {in.rounded.defined() ? in.rounded : in.weight.to(kind), in.bias, {}, {}};
   const auto inverse = (in.var + EPS).rsqrt_();
   const auto scale = in.gamma * inverse;
   // One pass that multiplies in the parameters' kind and rounds to the activations'.
@@ -206,7 +207,8 @@ struct Conv : torch::autograd::Function<Conv> {
   // libtorch accepts absent tensors only as `std::optional`.
   static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &weight,
                         const Optional &bias, const Optional &gamma, const Optional &mean,
-                        const Optional &var, const Optional &residual, const Spec &s) {
+                        const Optional &var, const Optional &residual, const Optional &rounded,
+                        const Spec &s) {
     const auto or_undefined = [](const Optional &t) { return t.value_or(Tensor()); };
     const Inputs in{x,
                     weight,
@@ -214,7 +216,8 @@ struct Conv : torch::autograd::Function<Conv> {
                     or_undefined(gamma),
                     or_undefined(mean),
                     or_undefined(var),
-                    or_undefined(residual)};
+                    or_undefined(residual),
+                    or_undefined(rounded)};
     const auto folded = fold(in);
     const auto y = compute(in, folded, s);
     ctx->save_for_backward(
@@ -258,7 +261,7 @@ struct Conv : torch::autograd::Function<Conv> {
     if (sums.defined()) dbias = sums;
     if (dx.defined()) dx = dx.to(x.scalar_type());
     // One entry for each argument of forward.
-    tensor_list out(8);
+    tensor_list out(9);
     out[0] = dx;
     if (with_bias) dbias = dbias.to(static_cast<at::ScalarType>(number("bias_kind")));
     if (with_weight) dweight = dweight.to(weight.scalar_type());
@@ -296,11 +299,12 @@ Tensor or_undefined(const Tensor *t) { return t ? *t : Tensor(); }
 extern "C" {
 
 // x [B, C, H, W], weight [O, C / G, k, k], bias [O], the fixed batch norm's gamma, mean and var [O]
-// (its beta is `bias`), residual [B, O, h, w] to a new tensor [B, O, h, w] of x's kind. All but x
-// and weight may be null. Null on failure.
+// (its beta is `bias`), residual [B, O, h, w], `rounded` (the weight in x's kind, without gradient)
+// to a new tensor [B, O, h, w] of x's kind. All but x and weight may be null. Null on failure.
 Tensor *dw_conv(const Tensor *x, const Tensor *weight, const Tensor *bias, const Tensor *gamma,
-                const Tensor *mean, const Tensor *var, const Tensor *residual, int64_t stride,
-                int64_t padding, int64_t groups, int relu) {
+                const Tensor *mean, const Tensor *var, const Tensor *residual,
+                const Tensor *rounded, int64_t stride, int64_t padding, int64_t groups,
+                int relu) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
     const Inputs in{*x,
                     *weight,
@@ -308,12 +312,13 @@ Tensor *dw_conv(const Tensor *x, const Tensor *weight, const Tensor *bias, const
                     or_undefined(gamma),
                     or_undefined(mean),
                     or_undefined(var),
-                    or_undefined(residual)};
+                    or_undefined(residual),
+                    or_undefined(rounded)};
     const Spec spec{stride, padding, groups, relu != 0};
     if (at::GradMode::is_enabled() && in.any_requires_grad())
       return new Tensor(Conv::apply(in.x, in.weight, if_defined(in.bias), if_defined(in.gamma),
                                     if_defined(in.mean), if_defined(in.var),
-                                    if_defined(in.residual), spec));
+                                    if_defined(in.residual), if_defined(in.rounded), spec));
     // No bookkeeping for frozen layers and evaluation.
     at::NoGradGuard no_grad;
     return new Tensor(compute(in, fold(in), spec));

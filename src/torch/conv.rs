@@ -16,6 +16,7 @@ unsafe extern "C" {
         mean: *const torch_sys::C_tensor,
         var: *const torch_sys::C_tensor,
         residual: *const torch_sys::C_tensor,
+        rounded: *const torch_sys::C_tensor,
         stride: i64,
         padding: i64,
         groups: i64,
@@ -35,6 +36,9 @@ pub struct Convolution<'a> {
     pub norm: Option<[&'a Tensor; 3]>,
     /// Added to the output before the ReLU, with the output's shape and kind.
     pub residual: Option<&'a Tensor>,
+    /// Copy of the weight in the input's kind, without gradient; only without `norm`. It is made
+    /// by the call if it is absent, so a weight that is used several times is rounded once.
+    pub rounded: Option<&'a Tensor>,
     /// Stride along both axes.
     pub stride: i64,
     /// Padding on all sides.
@@ -64,6 +68,7 @@ pub fn convolution(x: &Tensor, c: &Convolution) -> Tensor {
             pointer(mean),
             pointer(var),
             pointer(c.residual),
+            pointer(c.rounded),
             c.stride,
             c.padding,
             c.groups,
@@ -132,11 +137,13 @@ mod tests {
                     t.detach().copy().to_kind(kind).set_requires_grad(t.requires_grad())
                 };
                 let t: Vec<Tensor> = inputs.iter().enumerate().map(copy).collect();
+                let rounded = t[1].detach().to_kind(kind);
                 let c = Convolution {
                     weight: &t[1],
                     bias: Some(&t[2]),
                     norm: on(0).then_some([&t[3], &t[5], &t[6]]),
                     residual: on(1).then_some(&t[4]),
+                    rounded: (!on(0)).then_some(&rounded),
                     stride,
                     padding: 1,
                     groups,
@@ -195,6 +202,7 @@ mod tests {
                     bias: None,
                     norm: None,
                     residual: None,
+                    rounded: None,
                     stride: 2,
                     padding: 1,
                     groups: 1,
@@ -220,6 +228,7 @@ mod tests {
             bias: None,
             norm: None,
             residual: None,
+            rounded: None,
             stride: 1,
             padding: 1,
             groups: 1,

@@ -4,7 +4,7 @@
 //! Every kernel tap samples the input bilinearly at a learned offset and multiplies the sample by a
 //! learned mask. Offsets and mask are predicted by a plain convolution of the same input.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::model::layers::{Conv, ConvSpec, Norm, Size, Then};
 use crate::model::params::{Init, Params};
@@ -106,6 +106,14 @@ impl AnyConv {
         }
     }
 
+    /// See [`Conv::rounded`]; `None` for a deformable convolution, which has no such form.
+    pub fn rounded(&self, kind: Kind) -> Option<Self> {
+        match self {
+            Self::Plain(c) => Some(Self::Plain(c.rounded(kind))),
+            Self::Deform(_) => None,
+        }
+    }
+
     /// Multiply-adds for an input of `size`, and the output's size.
     pub fn cost(&self, size: Size) -> (u64, Size) {
         match self {
@@ -118,8 +126,6 @@ impl AnyConv {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-
-    use tch::Kind;
 
     use super::*;
     use crate::model::weights;

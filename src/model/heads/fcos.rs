@@ -1,7 +1,7 @@
 //! FCOS head with DW's box refinement: two towers, shared by all levels, and the branches for
 //! classes, distances, quality and refinement offsets.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::parts::{DEVIATION, scales, score_bias};
 use super::quality::QualityPredictor;
@@ -75,6 +75,28 @@ fn tower(p: &mut Params, config: &ModelConfig, name: &str) -> Vec<(AnyConv, Norm
     layers
 }
 
+/// A tower for the levels of one forward pass.
+struct Pass<'a> {
+    layers: &'a [(AnyConv, Norm)],
+    /// The convolutions with their weights rounded once for all levels, where they have that form.
+    rounded: Vec<Option<AnyConv>>,
+}
+
+impl<'a> Pass<'a> {
+    /// `kind` is that of the features.
+    fn new(layers: &'a [(AnyConv, Norm)], kind: Kind) -> Self {
+        Self { layers, rounded: layers.iter().map(|(conv, _)| conv.rounded(kind)).collect() }
+    }
+
+    /// Features `[B, C, h, w]` of a level to those of the branches, of the same shape.
+    fn run(&self, x: &Tensor) -> Tensor {
+        let layers = self.layers.iter().zip(&self.rounded);
+        layers.fold(x.shallow_clone(), |y, ((conv, norm), rounded)| {
+            rounded.as_ref().unwrap_or(conv).normalised(&y, norm, Then::RELU, true)
+        })
+    }
+}
+
 impl Head {
     /// Builds the head; the names of its tensors start with `bbox_head.`.
     pub fn new(p: &mut Params, config: &ModelConfig, classes: i64) -> Self {
@@ -117,14 +139,13 @@ impl Head {
         let mut branches = vec![&self.reg];
         branches.extend(&self.offset);
         branches.extend(self.quality.as_ref().filter(|_| quality_last));
-        let merged = Conv::merged(&branches);
+        let activations = pyramid[0].kind();
+        let merged = Conv::merged(&branches).rounded(activations);
+        let cls_branch = self.cls.rounded(activations);
+        let [cls_tower, reg_tower] =
+            [&self.cls_tower, &self.reg_tower].map(|tower| Pass::new(tower, activations));
         for (level, x) in pyramid.iter().enumerate() {
-            let run = |tower: &[(AnyConv, Norm)]| {
-                tower.iter().fold(x.shallow_clone(), |y, (conv, norm)| {
-                    conv.normalised(&y, norm, Then::RELU, true)
-                })
-            };
-            let (cls, reg) = (run(&self.cls_tower), run(&self.reg_tower));
+            let (cls, reg) = (cls_tower.run(x), reg_tower.run(x));
             let stride = STRIDES[level];
             // Raw predictions have the parameters' kind: pixels need more mantissa than bf16 has.
             let kind = self.scales[level].kind();
@@ -142,7 +163,7 @@ impl Head {
                 None => raw,
                 Some(_) => refine(&raw, &regression.narrow(1, num_sides, 8), stride, &self.sides),
             };
-            out.cls.push(branch(&self.cls, &cls));
+            out.cls.push(branch(&cls_branch, &cls));
             out.distances.push(distances);
             if let Some(predictor) = &self.predictor {
                 let score = out.cls[level].sigmoid() * predictor.forward(&scaled);
@@ -223,7 +244,7 @@ fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64, sides: &Sides) -> Tensor
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
 
