@@ -82,6 +82,7 @@ impl Conv {
 
     /// The same convolution for several inputs of `kind`: its weight is rounded once, here, instead
     /// of for each input. Gradients reach the weight itself, in its own kind.
+    #[must_use]
     pub fn rounded(&self, kind: Kind) -> Self {
         let Self { stride, padding, groups, .. } = *self;
         let other = self.weight.kind() != kind;
