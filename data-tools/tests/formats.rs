@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
@@ -222,4 +222,71 @@ fn ambiguous_and_unknown_folders_are_refused_with_what_was_found() {
     let out = dir.path().join("out");
     ok(&[text(dir.path()), "--format", "yolo", "-o", text(&out)]);
     assert!(fails(&[text(dir.path()), "--format", "coco"], 2).contains("annotations"));
+}
+
+#[test]
+fn names_that_differ_only_in_case_stay_apart() {
+    let set = Set::new();
+    let picture = |n: usize| set.file(&format!("train2017/{n:012}.jpg"));
+    fs::rename(picture(1), set.file("train2017/dog.jpg")).unwrap();
+    fs::rename(picture(2), set.file("train2017/DOG.jpg")).unwrap();
+    set.edit(|v| {
+        v["images"][0]["file_name"] = "dog.jpg".into();
+        v["images"][1]["file_name"] = "DOG.jpg".into();
+    });
+    let shards = set.file("shards");
+    ok(&[set.path(), "--split", "train2017"]);
+    let packed = boxes(&shards, "train2017");
+    assert!(packed["dog"] != packed["DOG"], "{packed:?}");
+    // On file systems that ignore case the second would replace the first.
+    for format in ["coco", "voc", "yolo"] {
+        let form = set.file(format);
+        let said = notes(&["export", text(&shards), text(&form), "--format", format]);
+        assert!(said.contains("1 image"), "{said}");
+        let found = walk(&form);
+        let lower: BTreeSet<String> = found.iter().map(|n| n.to_lowercase()).collect();
+        assert_eq!(lower.len(), found.len(), "{found:?}");
+        assert_eq!(found.iter().filter(|n| n.to_lowercase().contains("dog")).count() % 2, 0);
+    }
+}
+
+/// Paths of all files below a folder.
+fn walk(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    entries.flat_map(|p| if p.is_dir() { walk(&p) } else { vec![text(&p).to_owned()] }).collect()
+}
+
+#[test]
+fn line_breaks_and_escapes_in_names_are_packed_but_not_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (set, out) = (dir.path().join("voc"), dir.path().join("out"));
+    voc(&set);
+    let odd = "a\nb\u{1b}[31m";
+    for (folder, extension) in [("Annotations", "xml"), ("JPEGImages", "png")] {
+        let file = |stem: &str| set.join(folder).join(format!("{stem}.{extension}"));
+        fs::rename(file("a"), file(odd)).unwrap();
+    }
+    ok(&[text(&set), "-o", text(&out), "--val", "0.35"]);
+    let all: Boxes = boxes(&out, "train").into_iter().chain(boxes(&out, "val")).collect();
+    assert_eq!(all[odd].len(), 1);
+    // A list of VOC has a name a line; an error shows the name without its control characters.
+    let problem = fails(&["export", text(&out), text(&dir.path().join("x")), "--format", "voc"], 3);
+    assert!(problem.contains("line break") && !problem.contains('\u{1b}'), "{problem:?}");
+    assert!(problem.trim_end().lines().all(|l| !l.starts_with('b')), "{problem:?}");
+}
+
+#[test]
+fn empty_picture_files_are_errors_or_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (set, out) = (dir.path().join("voc"), dir.path().join("out"));
+    voc(&set);
+    fs::write(set.join("JPEGImages/c.png"), "").unwrap();
+    let args = [text(&set), "-o", text(&out), "--val", "0.35"];
+    let refused = pack(&args);
+    let problem = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(3), "{problem}");
+    assert!(problem.contains("c.png") && problem.contains("found an empty file"), "{problem}");
+    let said = notes(&[&args[..], &["--bad-images", "skip"]].concat());
+    assert!(said.contains("c.png"), "{said}");
+    assert_eq!(boxes(&out, "train").len() + boxes(&out, "val").len(), 2);
 }

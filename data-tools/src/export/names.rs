@@ -14,6 +14,7 @@ use crate::reader::{Record, Split};
 /// The file name of every image, in the order of the records, and the number of renamed ones.
 ///
 /// Names can collide: `a.jpg` and `a.png` both become `a.png`, and a pack can contain a name twice.
+/// Names that differ only in case are the same file on macOS and Windows and collide too.
 /// The first image keeps the name; the image id is appended to the names of the others. With
 /// `by_stem`, names that differ only in the extension collide too, as their annotation files would.
 /// `taken`: names or stems already in use.
@@ -45,7 +46,9 @@ fn file_name(record: &Record) -> Result<String> {
 
 /// What must be unique about a name.
 fn key(name: &str, by_stem: bool) -> String {
-    if by_stem { Path::new(name).with_extension("").to_string_lossy().into() } else { name.into() }
+    let path = Path::new(name);
+    let path = if by_stem { path.with_extension("") } else { path.into() };
+    path.to_string_lossy().to_lowercase()
 }
 
 /// Makes names unique; returns them with the number of changed ones. `names` come with image ids.
@@ -102,5 +105,7 @@ mod tests {
         let stems = [("a.jpg".to_owned(), 1), ("a.png".to_owned(), 2)];
         assert_eq!(unique(&stems, true, &mut HashSet::new()).0, ["a.jpg", "a_2.png"]);
         assert_eq!(unique(&stems, true, &mut HashSet::from(["a".to_owned()])).1, 2);
+        let cases = [("A.png".to_owned(), 1), ("a.PNG".to_owned(), 2), ("a_2.png".to_owned(), 3)];
+        assert_eq!(unique(&cases, false, &mut HashSet::new()).0, ["A.png", "a_2_2.PNG", "a_2.png"]);
     }
 }

@@ -88,6 +88,8 @@ fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
     use ImageFormat::{Bmp, Png, Tiff, WebP};
     let format = image::guess_format(bytes).ok();
     let format = format.filter(|f| [Bmp, Png, Tiff, WebP].contains(f));
-    let format = format.ok_or("expected a JPEG, PNG, WebP, BMP or TIFF image, found other data")?;
+    let found = if bytes.is_empty() { "an empty file" } else { "other data" };
+    let format = format
+        .ok_or_else(|| format!("expected a JPEG, PNG, WebP, BMP or TIFF image, found {found}"))?;
     Ok(ImageReader::with_format(Cursor::new(bytes), format))
 }
