@@ -146,12 +146,17 @@ fn in_original_pixels(d: &Detection, scale: (f32, f32)) -> Detection {
     Detection { bbox: [x1 / scale.0, y1 / scale.1, x2 / scale.0, y2 / scale.1], ..*d }
 }
 
-/// What the program in `docs/deploy.md` prints for a picture.
-fn documented(folder: &Path, picture: &Path) -> Vec<(String, f32, [f32; 4])> {
+/// The program in `docs/deploy.md` in this language.
+fn documented(language: &str) -> &'static str {
     let text = include_str!("../docs/deploy.md");
-    let (_, rest) = text.split_once("```python\n").unwrap();
+    let (_, rest) = text.split_once(&format!("```{language}\n")).unwrap();
+    rest.split_once("```").unwrap().0
+}
+
+/// What the Python program prints for a picture: class, score and box.
+fn printed_by_python(folder: &Path, picture: &Path) -> Vec<(String, f32, [f32; 4])> {
     let program = folder.join("detect.py");
-    std::fs::write(&program, rest.split_once("```").unwrap().0).unwrap();
+    std::fs::write(&program, documented("python")).unwrap();
     let model = folder.join("model.onnx");
     let out = run(Command::new(python()).arg(program).args([model.as_path(), picture]));
     let line = |line: &str| {
@@ -205,7 +210,7 @@ fn a_trained_network_detects_the_same() {
         if i < 3 {
             let name = data.split.record(data.records[i]).unwrap().annotations.file_name.clone();
             let picture = sandbox.path("coco/val2017/") + &name;
-            let printed = documented(folder.path(), Path::new(&picture));
+            let printed = printed_by_python(folder.path(), Path::new(&picture));
             assert_eq!(printed.len(), found.len());
             for ((name, score, bbox), d) in printed.iter().zip(&found) {
                 assert_eq!(*name, data.categories()[d.label as usize].name);
@@ -228,6 +233,53 @@ fn a_trained_network_detects_the_same() {
     assert!(ap(&own) >= 0.05, "AP {}", ap(&own));
     assert!((ap(&own) - ap(&exported)).abs() <= 0.0005, "{} and {}", ap(&own), ap(&exported));
     assert!(exceptions * 100 <= rows.len() && pictures > 0);
+}
+
+/// Compiles the C++ program with the library of the Python package, which has no headers.
+fn cpp_program(folder: &Path, include: &str) -> std::path::PathBuf {
+    let site =
+        run(Command::new(python()).args(["-c", "import site; print(*site.getsitepackages())"]));
+    let packages = Path::new(site.trim()).join("onnxruntime/capi");
+    let is_library = |n: &str| n.starts_with("libonnxruntime.so");
+    let mut names = packages.read_dir().unwrap().map(|e| e.unwrap().file_name());
+    let library = names.find(|n| is_library(n.to_str().unwrap())).unwrap();
+    // The name that programs ask for.
+    let link = folder.join("libonnxruntime.so.1");
+    std::os::unix::fs::symlink(packages.join(library), &link).unwrap();
+    let (source, program) = (folder.join("detect.cpp"), folder.join("detect"));
+    std::fs::write(&source, documented("cpp")).unwrap();
+    let mut compiler = Command::new("g++");
+    compiler.args(["-std=c++17", "-Wall", "-Wextra", "-I", include]).arg(source).arg(link);
+    run(compiler.arg(format!("-Wl,-rpath,{}", folder.display())).arg("-o").arg(&program));
+    program
+}
+
+#[test]
+#[ignore = "requires ONNXRUNTIME_INCLUDE, the folder of onnxruntime_cxx_api.h"]
+fn the_documented_cpp_program_detects_the_same() {
+    let include = std::env::var("ONNXRUNTIME_INCLUDE").expect("ONNXRUNTIME_INCLUDE is set");
+    let small = ["model.width=0.25", "model.channels=32", "model.init=random"];
+    let sets = [&small[..], &["eval.score_threshold=0.008"]].concat();
+    let folder = Exported::new("dw_r50_fpn_1x", &sets).write(Form { size: None, nms: true });
+    let (h, w) = (90, 150);
+    let batch = Batch { sizes: Some(vec![[h, w]]), ..batches(96, 160).remove(0) };
+    let pixels = batch.images.get(0).narrow(1, 0, h).narrow(2, 0, w).permute([1, 2, 0]);
+    let mut ppm = format!("P6\n{w} {h}\n255\n").into_bytes();
+    ppm.extend(Vec::<u8>::try_from(pixels.contiguous().view([-1])).unwrap());
+    let picture = folder.path().join("picture.ppm");
+    std::fs::write(&picture, ppm).unwrap();
+    let expected = detections(&run_model(folder.path(), &[batch]), 0, 1).remove(0);
+
+    let program = cpp_program(folder.path(), &include);
+    let model = folder.path().join("model.onnx");
+    let out = run(Command::new(program).args([&model, &picture]));
+    let found: Vec<Vec<f32>> =
+        out.lines().map(|l| l.split(' ').map(|v| v.parse().unwrap()).collect()).collect();
+    assert!(!expected.is_empty() && found.len() == expected.len(), "{out}");
+    for (row, d) in found.iter().zip(&expected) {
+        let numbers = [d.label as f32, d.score].into_iter().chain(d.bbox);
+        assert!(row.iter().zip(numbers).all(|(a, b)| (a - b).abs() < 1e-3), "{row:?} {d:?}");
+    }
 }
 
 #[test]
