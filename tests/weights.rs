@@ -6,11 +6,14 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use dw::model::Detector;
+use dw::model::weights::load;
 use dw_weights::Weights;
 use support::{
     Sandbox, assert_contains, assert_fails, assert_line_contains, bin, last_error, launch, output,
     run, run_failing, stderr,
 };
+use tch::{Device, Kind, Tensor};
 
 /// A small file of `weights/tests/data`, as torch writes it.
 fn data_file(name: &str) -> String {
@@ -274,4 +277,32 @@ fn weights_that_fit_in_part_are_reported() {
     std::fs::write(&bad, bytes).unwrap();
     assert_fails(&mut train("c", &[], Path::new(&bad)), 3, &["nan.safetensors", "finite"]);
     assert!(!Path::new(&sandbox.path("c/config.toml")).exists(), "checked before the first write");
+}
+
+/// torchvision's ResNet-50 takes the `backbone.` part of a checkpoint, and computes the same maps.
+#[test]
+#[ignore = "requires DW_TORCHVISION, a Python with torch, torchvision and safetensors (make soak)"]
+fn torchvision_reads_the_backbone_of_a_checkpoint() {
+    let python = std::env::var("DW_TORCHVISION").expect("DW_TORCHVISION is set");
+    let sandbox = Sandbox::new();
+    let network = ["model.backbone=resnet50", "model.width=1", "model.norm=bn"];
+    let run_of = ["model.frozen_stages=-1", "train.max_steps=5", "eval.every_epochs=0"];
+    let sets = [network, run_of].concat();
+    sandbox.train(0, "w", &sets);
+    let folder = checkpoint(&sandbox, "w");
+    let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();
+    let config = dw::config::load("smoke", &sets).unwrap();
+    let mut detector = Detector::new(&config.model, 3, Kind::Float, Device::Cpu);
+    let report = load(&Weights::open(&folder).unwrap(), &mut detector.params).unwrap();
+    assert!(report.complete(), "{report}");
+    let images = Tensor::randn([2, 3, 96, 160], (Kind::Float, Device::Cpu));
+    let (maps, _) = tch::no_grad(|| detector.features(&images, false));
+    let maps: Vec<Tensor> = maps.iter().map(Tensor::contiguous).collect();
+    let names = ["layer1", "layer2", "layer3", "layer4"];
+    let all: Vec<_> = names.into_iter().zip(&maps).chain([("images", &images)]).collect();
+    let file = sandbox.path("maps.safetensors");
+    Tensor::write_safetensors(&all, &file).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/torchvision/backbone.py");
+    let model = folder.join("model.safetensors");
+    print!("{}", run(Command::new(python).arg(script).arg(model).arg(file)));
 }

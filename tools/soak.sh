@@ -4,6 +4,8 @@
 #   bf16      300 steps of the demo with three seeds in bf16 and in f32, whose AP must agree
 #   faults    every kind of rank failure, 20 times
 #   kills     kills a run that writes checkpoints continuously at 50 random moments
+#   backbone  torchvision's ResNet-50 computes the same with the backbone of a checkpoint; the first
+#             run downloads torchvision and PyTorch (4.7 GB)
 #   cluster   the batch scripts on a SLURM of several hosts; requires root
 #   fuzz      readers of weight files, shards, annotations, images and results, ten minutes each
 #
@@ -105,8 +107,25 @@ kills() {
   rounds resume kills_at_any_moment_lose_nothing "$DW_KILLS kills at random moments"
 }
 
+backbone() {
+  local venv="$cache/torchvision-0.26.0" log=$out/backbone.log
+  if [ ! -f "$venv/.complete" ]; then
+    echo "soak: installing torchvision into $venv (a few minutes)"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir torch==2.11.0 \
+      torchvision==0.26.0 numpy==2.4.6 safetensors==0.8.0 || die "cannot install torchvision"
+    touch "$venv/.complete"
+  fi
+  mkdir -p "$out"
+  DW_TORCHVISION="$venv/bin/python" cargo test --locked --release --test weights -- \
+    --exact torchvision_reads_the_backbone_of_a_checkpoint --ignored --nocapture >"$log" 2>&1 &&
+    grep -q "1 passed" "$log" || { tail -n 30 "$log" >&2; die "backbone: torchvision differs"; }
+  echo "soak: backbone: $(grep '^layer4' "$log")"
+}
+
 cluster() { BIN=$bin tools/cluster-tests.sh; }
 
-for check in "${@:-overfit bf16 faults kills cluster fuzz}"; do
+for check in "${@:-overfit bf16 faults kills backbone cluster fuzz}"; do
   for name in $check; do "$name"; done
 done
