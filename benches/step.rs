@@ -164,9 +164,7 @@ fn set_up(a: &Args) -> (Device, Precision) {
     let device = device::pick(a.device, &Topology::from_env()).expect("the device");
     let precision = a.precision.resolve(device).expect("a precision of this device");
     precision.apply(device).expect("libtorch's settings");
-    if device == Device::Cpu {
-        device::keep_freed();
-    }
+    device::keep_freed(device);
     tch::set_num_threads(a.threads);
     torch::flush_denormals();
     tch::manual_seed(0);

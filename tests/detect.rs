@@ -174,7 +174,8 @@ fn unreadable_pictures_are_left_out_and_named() {
         let rows = json_lines(&String::from_utf8(out.stdout).unwrap());
         assert_eq!((rows.len(), rows[0]["file"].as_str()), (1, good.to_str()));
         let error = support::last_error(&log);
-        assert_contains(error, &["2 of 3 pictures", "bad.jpg", "expected a JPEG", "missing.jpg"]);
+        let formats = "expected a JPEG, PNG, WebP, BMP or TIFF image, found other data";
+        assert_contains(error, &["2 of 3 pictures", "bad.jpg", formats, "missing.jpg"]);
     }
 }
 

@@ -153,9 +153,7 @@ fn report_delay(e: &Error, joined: bool) -> Duration {
 pub fn device(choice: Choice, num_threads: usize, topology: &Topology) -> Result<Device> {
     let device = device::pick(choice, topology)?;
     threads::probe(num_threads)?;
-    if device == Device::Cpu {
-        device::keep_freed();
-    }
+    device::keep_freed(device);
     tch::set_num_threads(num_threads as i32);
     torch::flush_denormals();
     Ok(device)

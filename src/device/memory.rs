@@ -20,15 +20,15 @@ pub fn peak_mib(device: Device) -> Result<f64> {
 const MALLOC: [&str; 4] =
     ["GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"];
 
-/// Makes the C library keep freed memory instead of returning it to the system, unless the user has
-/// configured `malloc`.
+/// On the CPU, makes the C library keep freed memory instead of returning it to the system, unless
+/// the user has configured `malloc`.
 ///
 /// Every step allocates and frees the same large tensors. By default glibc returns them, and the
 /// system clears each page anew at its first use in the next step. Measurements:
 /// `docs/performance.md`.
-pub fn keep_freed() {
+pub fn keep_freed(device: Device) {
     #[cfg(target_env = "gnu")]
-    if MALLOC.iter().all(|name| std::env::var_os(name).is_none()) {
+    if device == Device::Cpu && MALLOC.iter().all(|name| std::env::var_os(name).is_none()) {
         // SAFETY: changes numbers of the allocator; no preconditions. -1 is "never" for the
         // threshold. Failure leaves the defaults, which are only slower.
         unsafe {
