@@ -196,6 +196,40 @@ done
 row "dw-eval, the validation split, small network" \
   "$(cut -d' ' -f1 "$out/eval.all" | median) s" \
   "peak $(cut -d' ' -f2 "$out/eval.cost") MiB"
+# The same network, size and images in both programs; NMS included.
+onnx=$(ls -d "$cache"/onnx-*-onnxruntime-*/bin/python 2>/dev/null | tail -n 1)
+if [ -n "$onnx" ]; then
+  "$bin/dw-pack" synth "$out/416" --images 16 --val 1 --side 416 >/dev/null
+  "$bin/dw-pack" "$out/416" >/dev/null 2>&1
+  "$bin/dw-train" dw_r50_fpn_1x --init random --device cpu --data "$out/416/shards" \
+    --work-dir "$out/r50" --set train.max_steps=1 --set train.images_per_rank=1 \
+    --set eval.every_epochs=0 --set data.short_side=416 --set data.long_side=416 2>/dev/null
+  "$bin/dw-export" "$out/r50" "$out/r50.onnx" --size 416 416 --nms 2>/dev/null
+  for _ in 1 2 3; do
+    "$bin/dw-detect" "$out/r50" "$out/416/train2017" --device cpu --batch 1 \
+      --json 2>&1 >/dev/null | sed -n 's/.* pictures in \([0-9.]*\) s .*/\1/p' >>"$out/detect.all"
+    "$onnx" - "$out/r50.onnx" "$threads" 2>/dev/null >>"$out/onnx.all" <<'PY'
+import sys, time
+
+import numpy as np
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = int(sys.argv[2])
+session = onnxruntime.InferenceSession(sys.argv[1], options)
+images = np.random.default_rng(0).integers(0, 256, (16, 1, 3, 416, 416), np.uint8)
+session.run(None, {"images": images[0]})
+start = time.perf_counter()
+for image in images:
+    session.run(None, {"images": image})
+print(f"{time.perf_counter() - start:.3f}")
+PY
+  done
+  ours=$(median <"$out/detect.all") theirs=$(median <"$out/onnx.all")
+  row "dw-detect, R-50, 16 images of 416 x 416" "$ours s" "decoding and the first call included"
+  row "the network exported by dw-export in onnxruntime" "$theirs s" \
+    "theirs / ours = $(awk "BEGIN { printf \"%.2f\", $theirs / $ours }")"
+fi
 bench nms | grep '"dw nms' >"$out/nms.jsonl"
 for classes in 80 1; do
   ms=$(grep "\"classes\":$classes," "$out/nms.jsonl" | field ms_median | cut -c1-5)
