@@ -1,5 +1,7 @@
 //! Builds a graph of ONNX operators, node by node.
 
+use std::collections::HashSet;
+
 use super::proto::{
     AttributeProto, DimensionProto, FLOAT, GraphProto, INT64, NodeProto, TensorProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
@@ -157,8 +159,10 @@ impl Graph {
         self.graph.output.push(value(info));
     }
 
-    /// The finished graph.
-    pub fn finish(self, name: &str) -> GraphProto {
+    /// The finished graph, without constants that no node reads: runtimes warn about them.
+    pub fn finish(mut self, name: &str) -> GraphProto {
+        let read: HashSet<&String> = self.graph.node.iter().flat_map(|n| &n.input).collect();
+        self.graph.initializer.retain(|t| t.name.as_ref().is_some_and(|n| read.contains(n)));
         GraphProto { name: Some(name.to_owned()), ..self.graph }
     }
 

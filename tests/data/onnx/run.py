@@ -16,6 +16,10 @@ import onnxruntime
 folder = pathlib.Path(sys.argv[1])
 model = str(folder / "model.onnx")
 onnx.checker.check_model(model, full_check=True)
+graph = onnx.load(model).graph
+read = {name for node in graph.node for name in node.input}
+unread = [t.name for t in graph.initializer if t.name not in read]
+assert not unread, f"constants that no node reads: {unread}"
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 2
 session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
