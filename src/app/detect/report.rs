@@ -184,7 +184,7 @@ impl<'a> Report<'a> {
             0.0 => String::new(),
             s => format!("; drawing {s:.1} s"),
         };
-        inference::log_speed(&what, count, timings, &drawing, seconds);
+        inference::log_speed(&what, count - bad, timings, &drawing, seconds);
         if bad == 0 {
             return Ok(());
         }
