@@ -127,8 +127,8 @@ pub(super) fn export(out: &Path, dir: &Path, format: export::Format) -> Result<(
         }
         if done.renamed > 0 {
             print_message(&format!(
-                "{name}: {} images had the name of another image, upper and lower case alike: their \
-                 image id was appended",
+                "{name}: {} images had the name of another image, whatever its case: their image \
+                 id was appended",
                 done.renamed
             ));
         }
