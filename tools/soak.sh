@@ -93,7 +93,8 @@ rounds() { # TEST-BINARY TEST DESCRIPTION
   local start log=$out/$2.log
   start=$(date +%s)
   mkdir -p "$out"
-  cargo test --locked --release --test "$1" -- --exact "$2" --nocapture >"$log" 2>&1 &&
+  cargo test --locked --release --test "$1" -- --exact "$2" --include-ignored \
+    --nocapture >"$log" 2>&1 &&
     grep -q "1 passed" "$log" || { tail -n 30 "$log" >&2; die "failed: $3"; }
   echo "soak: $3: all passed, $(($(date +%s) - start)) s"
 }
@@ -108,7 +109,7 @@ kills() {
 }
 
 backbone() {
-  local venv="$cache/torchvision-0.26.0" log=$out/backbone.log
+  local venv="$cache/torchvision-0.26.0"
   if [ ! -f "$venv/.complete" ]; then
     echo "soak: installing torchvision into $venv (a few minutes)"
     rm -rf "$venv"
@@ -117,11 +118,9 @@ backbone() {
       torchvision==0.26.0 numpy==2.4.6 safetensors==0.8.0 || die "cannot install torchvision"
     touch "$venv/.complete"
   fi
-  mkdir -p "$out"
-  DW_TORCHVISION="$venv/bin/python" cargo test --locked --release --test weights -- \
-    --exact torchvision_reads_the_backbone_of_a_checkpoint --ignored --nocapture >"$log" 2>&1 &&
-    grep -q "1 passed" "$log" || { tail -n 30 "$log" >&2; die "backbone: torchvision differs"; }
-  echo "soak: backbone: $(grep '^layer4' "$log")"
+  export DW_TORCHVISION="$venv/bin/python"
+  rounds weights torchvision_reads_the_backbone_of_a_checkpoint \
+    "torchvision's ResNet-50 with the backbone of a checkpoint"
 }
 
 cluster() { BIN=$bin tools/cluster-tests.sh; }
