@@ -184,20 +184,24 @@ fn a_gradient_reaches_every_trainable_parameter() {
     }
 }
 
-/// A NaN among the predictions makes the loss NaN, wherever it is, and nothing aborts.
+/// NaN or infinity among the predictions makes the loss NaN or infinite, wherever it is, and
+/// nothing aborts.
 #[test]
-fn a_nan_among_the_predictions_is_found() {
+fn predictions_that_are_not_finite_are_found() {
     for settings in STRATEGIES {
         let fixture = Fixture::new(settings, 256);
         let truth = [image(&[[40.0, 40.0, 200.0, 220.0]]), image(&[])];
-        for which in 0..2 {
-            let outputs = fixture.outputs();
-            let levels = if which == 0 { &outputs.cls } else { &outputs.distances };
-            // The last cell of the second image, in the smallest level.
-            let cell = levels[4].get(1).get(0).get(1).get(1);
-            tch::no_grad(|| drop(cell.detach().fill_(f64::NAN)));
-            let loss = fixture.forward(&outputs, &truth).read().unwrap();
-            assert!(loss.total().is_nan(), "{settings:?}, input {which}: {loss:?}");
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for which in 0..3 {
+                let outputs = tch::no_grad(|| fixture.outputs());
+                let levels = [&outputs.cls, &outputs.distances, &outputs.quality][which];
+                // The last cell of the second image, in the smallest level.
+                let Some(last) = levels.get(4) else { continue };
+                drop(last.get(1).get(0).get(1).get(1).fill_(value));
+                let loss = tch::no_grad(|| fixture.forward(&outputs, &truth).read().unwrap());
+                let total = loss.total();
+                assert!(!total.is_finite(), "{settings:?}, {value} in input {which}: {loss:?}");
+            }
         }
     }
 }

@@ -22,7 +22,8 @@ fn table(sandbox: &Sandbox, rows: &[(&str, &str)]) -> String {
 
 const DW: (&str, &str) = (
     "1_dw.toml",
-    "base = \"dw_r50_fpn_1x\"\n[row]\ntitle = \"DW | default\"\npaper = { AP = 41.5 }\n",
+    "base = \"dw_r50_fpn_1x\"\n[row]\ntitle = \"DW | default\"\npaper = { AP = 41.5 }\n\
+     [eval]\nbag_images = 2\n",
 );
 const FCOS: (&str, &str) = (
     "2_fcos.toml",
@@ -55,7 +56,10 @@ fn a_table_is_run_once_and_shown() {
     let first = results(&sandbox);
     assert_eq!(first.len(), 4);
     let text = &first[0].1;
-    assert_contains(text, &["\"AP\":", "\"APs\":", "\"peak_memory_mib\":", "\"smoke\"", "41.5"]);
+    assert_contains(
+        text,
+        &["\"AP\":", "\"bag_candidates\":", "\"peak_memory_mib\":", "\"smoke\"", "41.5"],
+    );
     assert!(!text.contains(&sandbox.shards()), "a result does not name folders: {text}");
     // Two seeds are two runs.
     assert_ne!(
@@ -82,6 +86,8 @@ fn a_table_is_run_once_and_shown() {
     let row = markdown.lines().find(|l| l.contains("FCOS")).unwrap();
     assert_contains(row, &["FCOS \\<b\\> (2)", " ± "]);
     assert_contains(&markdown, &["DW \\| default", "41.5", "--base smoke", "A note."]);
+    let weights = markdown.split("| row | candidates | unweighted | correlation |").nth(1).unwrap();
+    assert_contains(weights, &["| DW \\| default | ", "| FCOS \\<b\\> | - | - | - |"]);
     let (md, html) = (sandbox.path("t.md"), sandbox.path("t.html"));
     show(&["-o", &md]);
     show(&["-o", &html]);

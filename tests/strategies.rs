@@ -164,6 +164,38 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
+/// An evaluation during training summarises the weights of the objects, for any number of ranks.
+#[test]
+fn weights_are_summarised_where_there_are_any() {
+    let sandbox = Sandbox::new();
+    let summary = |strategy: &[&str], ranks: usize| -> Vec<f64> {
+        let images = format!("train.images_per_rank={}", 4 / ranks);
+        let work = format!("w{ranks}-{}", strategy.len());
+        let more = [
+            "eval.every_epochs=1",
+            "eval.bag_images=4",
+            "train.max_steps=2",
+            "data.group=4",
+            "train.precision=f64",
+            &images,
+        ];
+        sandbox.train(if ranks == 1 { 0 } else { ranks }, &work, &with(strategy, &more));
+        let row = sandbox.rows(&work).into_iter().rfind(|r| r.contains_key("AP")).unwrap();
+        let number = |name: &str| row[name].as_f64().unwrap();
+        ["bag_candidates", "bag_unweighted", "bag_correlation"].map(number).to_vec()
+    };
+    for strategy in [&[][..], &["assign.kind=weighting", "model.refine=false"]] {
+        let (one, two) = (summary(strategy, 1), summary(strategy, 2));
+        assert!(one[0] > 0.5, "candidates of a box: {one:?}");
+        assert!((0.0..1.0).contains(&one[1]) && (-1.0..=1.0).contains(&one[2]), "{one:?}");
+        let close = one.iter().zip(&two).all(|(a, b)| (a - b).abs() < 1e-9);
+        assert!(close, "{strategy:?}: {one:?} on one rank, {two:?} on two");
+    }
+    let mut c = launch(0, "dw-train");
+    c.args(sandbox.train_args("w", &["assign.kind=fcos", "eval.bag_images=4"]));
+    assert_fails(&mut c, 2, &["`eval.bag_images`", "assign.kind"]);
+}
+
 #[test]
 fn a_head_that_does_not_fit_the_strategy_is_refused() {
     let sandbox = Sandbox::new();

@@ -178,6 +178,12 @@ impl AssignConfig {
         }
     }
 
+    /// Whether the strategy has positive and negative weights, which
+    /// [`BagWeights`](super::bags::BagWeights) reads.
+    pub fn has_bag_weights(&self) -> bool {
+        matches!(self, Self::Dw(_) | Self::Weighting(_))
+    }
+
     /// A warning about valid settings that exclude whole boxes from training, or combine a strategy
     /// with another head than its paper's.
     pub fn caution(&self, model: &ModelConfig) -> Option<String> {

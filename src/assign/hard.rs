@@ -64,7 +64,6 @@ impl Criterion for FocalAndCenterness {
         let num_rows = cls_bpc.size()[0] * cls_bpc.size()[1];
         let ones_n = positive.labels.ones_like().to_kind(cls_bpc.kind());
         let one_hot = positive.class_targets(cls_bpc, &ones_n);
-        // Distances and quality are read at the positive points only.
         let invalid = predicted.nan_if_invalid();
         let focal_bpc = focal(cls_bpc, &one_hot, FOCAL_ALPHA, FOCAL_GAMMA);
         let loss_cls = t.without_ignored(focal_bpc).sum(None) + invalid;

@@ -27,6 +27,7 @@
 //! ```
 
 pub mod adaptive;
+pub mod bags;
 pub mod config;
 pub mod dense;
 pub mod figures;
@@ -153,6 +154,17 @@ impl Targets {
         }
     }
 
+    /// As [`Targets::pairs`], by value.
+    ///
+    /// # Panics
+    /// As [`Targets::pairs`].
+    pub fn into_pairs(self) -> PairTensors {
+        match self {
+            Self::Pairs(t) => t,
+            Self::Points(_) => panic!("a soft criterion got the targets of a hard matcher"),
+        }
+    }
+
     /// The targets of a hard matcher.
     ///
     /// # Panics
@@ -184,8 +196,8 @@ pub trait Criterion: Send {
     /// weights.
     ///
     /// Implementations must not read tensors back to the host, must be pure (the same arguments
-    /// give the same terms), and must return a sum that is not finite if any prediction is NaN,
-    /// without aborting.
+    /// give the same terms), and must return a sum that is not finite if any prediction is NaN or
+    /// infinite, without aborting ([`Predictions::nan_if_invalid`]).
     fn terms(
         &self,
         predicted: &Predictions,

@@ -36,10 +36,11 @@ impl<'a> SoftInputs<'a> {
             Some(quality) => predicted.probabilities() * quality.sigmoid().unsqueeze(-1),
             None => predicted.probabilities(),
         };
-        let (score_bpc, invalid_score) = without_nan(&score);
-        let (ltrb_bp4, invalid_ltrb) = without_nan(&predicted.distances);
+        // libtorch's cross entropy rejects NaN, on a GPU by a device-side assertion that aborts the
+        // process. `invalid` makes the terms NaN instead.
+        let score_bpc = score.nan_to_num(0.5, None, None);
         // The area of a box with longer sides would overflow in f32.
-        let ltrb_bp4 = ltrb_bp4.clamp_max(MAX_DISTANCE);
+        let ltrb_bp4 = predicted.distances.nan_to_num(0.5, None, None).clamp_max(MAX_DISTANCE);
         // Predicted box and ground truth are distances from the same point, so neither is decoded.
         // (The reference decodes both, which rounds relative to the coordinates instead of the box
         // size.)
@@ -51,7 +52,7 @@ impl<'a> SoftInputs<'a> {
             ltrb_bp4,
             iou_n: iou_n.detach(),
             giou_loss_n: -(giou_n - 1.0),
-            invalid: invalid_score + invalid_ltrb,
+            invalid: predicted.nan_if_invalid(),
         }
     }
 
@@ -92,14 +93,4 @@ impl CenterPrior {
 /// process.
 pub fn localisation(giou_loss: &Tensor, beta: f64) -> Tensor {
     (giou_loss * -beta).exp().clamp_max(1.0)
-}
-
-/// Replaces NaN by 0.5 and infinities by the largest finite numbers. Also returns a scalar: 0, or
-/// NaN if any entry is not finite.
-///
-/// libtorch's cross entropy rejects NaN, on a GPU by a device-side assertion that aborts the
-/// process. The scalar is added to the terms instead, so that the trainer reports the loss as not
-/// finite.
-fn without_nan(t: &Tensor) -> (Tensor, Tensor) {
-    (t.nan_to_num(0.5, None, None), (t.detach() * 0.0).sum(None))
 }

@@ -159,6 +159,12 @@ fn results(c: &Config) -> Result<()> {
     )?;
     must((0.0..=1.0).contains(&e.nms_iou), "eval.nms_iou", "0 to 1")?;
     must(
+        e.bag_images == 0 || c.assign.has_bag_weights(),
+        "eval.bag_images",
+        "0 unless assign.kind is \"dw\" or \"weighting\": other strategies have no positive and \
+         negative weights of the same points",
+    )?;
+    must(
         c.checkpoint.every_minutes >= 0.0,
         "checkpoint.every_minutes",
         "a number of at least 0 (0: not by time)",

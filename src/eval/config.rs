@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 pub struct EvalConfig {
     /// Evaluate after every N epochs, and at the end (0: never).
     pub every_epochs: usize,
+    /// During training, each evaluation also summarises the weights that the strategy gives to the
+    /// objects of this many images of the validation split (0: none); requires a strategy with
+    /// positive and negative weights.
+    pub bag_images: usize,
     /// Score that a detection must exceed.
     pub score_threshold: f64,
     /// Largest number of (point, class) candidates of a level.
@@ -27,6 +31,7 @@ impl Default for EvalConfig {
     fn default() -> Self {
         Self {
             every_epochs: 1,
+            bag_images: 0,
             score_threshold: 0.05,
             per_level: 1000,
             nms_iou: 0.6,

@@ -285,15 +285,12 @@ pub fn detect_all(
     let num_batches = data.len().div_ceil(config.batch);
     let own = num_batches * rank / world_size..num_batches * (rank + 1) / world_size;
     let (detections, timings) = detect_range(detector, job, own)?;
-    let stopped = f64::from(u8::from(stop.load(Ordering::Relaxed)));
-    let mut sums = [timings.decode_s, timings.network_s, timings.nms_s, stopped];
+    let stops = f64::from(u8::from(stop.load(Ordering::Relaxed)));
+    let mut sums = [timings.decode_s, timings.network_s, timings.nms_s, stops];
     world.all_reduce(&mut sums, Op::Sum, "evaluation timings")?;
-    let [decode_s, network_s, nms_s, stopped] = sums;
-    if stopped > 0.0 {
-        return Err(Error::Preempted(
-            "evaluation stopped by a signal\nhint: run again to resume; the evaluation is repeated"
-                .into(),
-        ));
+    let [decode_s, network_s, nms_s, stops] = sums;
+    if stops > 0.0 {
+        return Err(stopped());
     }
     let message = encode(&detections);
     let gathered = world.gather_bytes(bytemuck::cast_slice(&message), "detections")?;
@@ -313,6 +310,14 @@ pub fn detect_all(
         )));
     }
     Ok(Some((all, Timings { decode_s, network_s, nms_s })))
+}
+
+/// The error of an evaluation that a signal ended.
+pub(super) fn stopped() -> Error {
+    Error::Preempted(
+        "evaluation stopped by a signal\nhint: run again to resume; the evaluation is repeated"
+            .into(),
+    )
 }
 
 /// Numbers of one detection in the message to rank 0: image index, label, x, y, width, height,

@@ -2,6 +2,7 @@
 //! COCO metric of the crate `dw-metric` on rank 0, without a JSON file in between. Detection on
 //! pictures outside a split: [`predictor`].
 
+pub mod bags;
 pub mod config;
 pub mod detect;
 pub mod infer;

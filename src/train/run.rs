@@ -366,8 +366,8 @@ impl Run<'_> {
         // can take longer than the deadline of a step.
         self.set_deadline(self.plan.config.train.start_deadline_s);
         let Some(validation) = &mut self.validation else { return Ok(()) };
-        let (detector, world) = (&self.step.detector, &self.world);
-        let record = match validation.evaluate(detector, self.plan, world, stop, steps_done) {
+        let (step, world) = (&self.step, &self.world);
+        let record = match validation.evaluate(step, self.plan, world, stop, steps_done) {
             Err(e @ Error::Preempted(_)) => {
                 self.finish_checkpoint(&mut outputs.saver)?;
                 return Err(e);

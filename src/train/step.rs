@@ -115,6 +115,11 @@ impl Step {
         loss_of(&*self.strategy.criterion, predicted, targets, at, &mut (), (stop, &self.world))
     }
 
+    /// The strategy of the network.
+    pub fn strategy(&self) -> &Strategy {
+        &self.strategy
+    }
+
     /// The part of the strategy that the loader's threads run.
     pub fn matcher(&self) -> Arc<dyn Matcher> {
         self.strategy.matcher.clone()

@@ -11,11 +11,11 @@ use serde_json::{Map, Value};
 
 use super::log::{EvalRecord, jsonl};
 use super::plan::Plan;
+use super::step::Step;
 use crate::Result;
 use crate::data::Dataset;
 use crate::device::peak_mib;
-use crate::eval::{self, Truth};
-use crate::model::Detector;
+use crate::eval::{self, Truth, bags};
 
 /// The validation split of a run.
 pub struct Validation {
@@ -47,7 +47,7 @@ impl Validation {
     /// Bad data, a lost peer, or a stop signal.
     pub fn evaluate(
         &mut self,
-        detector: &Detector,
+        network: &Step,
         plan: &Plan,
         world: &World,
         stop: &AtomicBool,
@@ -62,13 +62,18 @@ impl Validation {
             world,
             stop,
         };
-        let report = eval::evaluate(detector, &job, &mut self.truth, &MetricConfig::default())?;
+        let (detector, metric) = (&network.detector, MetricConfig::default());
+        let report = eval::evaluate(detector, &job, &mut self.truth, &metric)?;
+        let bags = match plan.config.eval.bag_images {
+            0 => vec![],
+            _ => bags::statistics(detector, network.strategy(), &job)?.means(),
+        };
         world.barrier("end of evaluation")?;
         let peak_memory_mib = peak_mib(plan.inputs.device)?;
         Ok(report.map(|report| EvalRecord {
             step: steps_done,
             epoch: (steps_done - 1) / plan.steps_per_epoch + 1,
-            numbers: report.evaluation.summary().named().to_vec(),
+            numbers: [&report.evaluation.summary().named()[..], &bags].concat(),
             eval_s: began.elapsed().as_secs_f64(),
             peak_memory_mib,
         }))

@@ -53,8 +53,8 @@ pub fn run(
     .map_err(|e| e.to_string())?;
     loss.local.backward();
     let loss = loss.read().map_err(|e| e.to_string())?;
-    let (positive, negative) =
-        (probed["positive"].shallow_clone(), probed["negative"].shallow_clone());
+    let negative = if rule.formula == Formula::Released { "p_neg" } else { "w_neg" };
+    let (positive, negative) = (probed["w_pos"].shallow_clone(), probed[negative].shallow_clone());
     Ok(Run { outputs, loss, positive, negative, pairs })
 }
 

@@ -24,7 +24,8 @@ pub struct Outcome {
     pub info: Row,
     /// `train.seed`.
     pub seed: u64,
-    /// Metrics of the last evaluation by name, 0 to 1.
+    /// Metrics of the last evaluation by name: AP and AR from 0 to 1, and the statistics of
+    /// weights that `eval.bag_images` asks for.
     pub metrics: BTreeMap<String, f64>,
     /// Cost of the run.
     pub cost: Cost,
@@ -156,7 +157,7 @@ pub fn measure(file: &Path) -> Result<(BTreeMap<String, f64>, Cost)> {
             "expected an evaluation after the last step, found none",
         ));
     };
-    let is_metric = |name: &str| name.starts_with("AP") || name.starts_with("AR");
+    let is_metric = |name: &str| ["AP", "AR", "bag_"].iter().any(|p| name.starts_with(p));
     let metrics = last.iter().filter(|(name, _)| is_metric(name));
     let metrics = metrics.filter_map(|(name, v)| Some((name.clone(), v.as_f64()?))).collect();
     let (train_s, eval_s) = (sum("step_s"), sum("eval_s"));
@@ -213,10 +214,10 @@ mod tests {
                     \"peak_memory_mib\":70.0}\n{\"step\":2,\"step_s\":3.0}\n";
         fs_err::write(&file, rows).unwrap();
         assert!(measure(&file).unwrap_err().to_string().contains("after the last step"));
-        let last = "{\"step\":2,\"AP\":0.2,\"AP50\":0.3,\"eval_s\":1.5,\"peak_memory_mib\":60.0}\n";
+        let last = "{\"step\":2,\"AP\":0.2,\"bag_correlation\":-0.3,\"eval_s\":1.5,\"peak_memory_mib\":60.0}\n";
         fs_err::write(&file, format!("{rows}{last}")).unwrap();
         let (metrics, cost) = measure(&file).unwrap();
-        assert_eq!((metrics["AP"], metrics["AP50"], metrics.len()), (0.2, 0.3, 2));
+        assert_eq!((metrics["AP"], metrics["bag_correlation"], metrics.len()), (0.2, -0.3, 2));
         let expected = Cost { steps: 2, train_s: 5.0, eval_s: 2.5, peak_memory_mib: 70.0 };
         assert_eq!(cost, expected);
     }

@@ -23,11 +23,16 @@ const LEGEND: &str = "AP in percent, mean over the seeds. Differences are paired
 struct Page<'a> {
     title: &'a str,
     facts: Vec<String>,
-    legend: &'a str,
-    columns: &'a [&'a str],
-    rows: Vec<Vec<String>>,
+    tables: Vec<Grid>,
     notes: Vec<String>,
     plots: Vec<String>,
+}
+
+/// A table with its explanation.
+struct Grid {
+    columns: &'static [&'static str],
+    rows: Vec<Vec<String>>,
+    legend: &'static str,
 }
 
 /// Names of the columns.
@@ -45,6 +50,16 @@ const COLUMNS: [&str; 12] = [
     "minutes",
     "MiB",
 ];
+
+/// How the table of weights is to be read.
+const WEIGHTS_LEGEND: &str = "Weights of the objects of validation images at the last evaluation, \
+                              mean over the seeds. Candidates: points of an object with a positive \
+                              weight above 0.01. Unweighted: objects without positive weight, \
+                              percent. Correlation: Spearman's, of positive and negative weights \
+                              over the points inside an object.";
+
+/// Columns of the table of weights.
+const WEIGHTS_COLUMNS: [&str; 4] = ["row", "candidates", "unweighted", "correlation"];
 
 /// Prints or writes a table.
 ///
@@ -79,13 +94,15 @@ fn markdown(summary: &Summary, plot: Option<&str>) -> String {
     for fact in summary.facts() {
         let _ = writeln!(text, "* {}", escaped(&fact));
     }
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-    let _ = write!(text, "\n{}", line(&COLUMNS.map(str::to_owned)));
-    let _ = write!(text, "{}", line(&COLUMNS.map(|_| "---".to_owned())));
-    for row in cells(summary) {
-        text += &line(&row.iter().map(|c| escaped(c)).collect::<Vec<_>>());
+    for Grid { columns, rows, legend } in tables(summary) {
+        let _ = write!(text, "\n| {} |\n", columns.join(" | "));
+        let _ = writeln!(text, "| {} |", vec!["---"; columns.len()].join(" | "));
+        for row in rows {
+            let cells: Vec<_> = row.iter().map(|c| escaped(c)).collect();
+            let _ = writeln!(text, "| {} |", cells.join(" | "));
+        }
+        let _ = write!(text, "\n{legend}\n");
     }
-    let _ = write!(text, "\n{LEGEND}\n");
     for note in notes(summary) {
         let _ = write!(text, "\n{}\n", escaped(&note));
     }
@@ -111,24 +128,45 @@ fn html(summary: &Summary) -> Result<String> {
     let page = Page {
         title: &summary.name,
         facts: summary.facts(),
-        legend: LEGEND,
-        columns: &COLUMNS,
-        rows: cells(summary),
+        tables: tables(summary),
         notes: notes(summary),
         plots: plots(summary)?,
     };
     page.render().map_err(|e| Error::Bug(format!("cannot render the page: {e}")))
 }
 
-/// The cells of the table.
-fn cells(summary: &Summary) -> Vec<Vec<String>> {
-    summary.rows.iter().map(|row| cells_of(row, &summary.rows[0])).collect()
+/// The table of metrics and, if runs have them, that of weights.
+fn tables(summary: &Summary) -> Vec<Grid> {
+    let rows = || summary.rows.iter();
+    let metrics = rows().map(|row| cells_of(row, &summary.rows[0])).collect();
+    let mut all = vec![Grid { columns: &COLUMNS, rows: metrics, legend: LEGEND }];
+    if summary.runs().any(|o| o.metrics.contains_key("bag_candidates")) {
+        let rows = rows().map(weights_of).collect();
+        all.push(Grid { columns: &WEIGHTS_COLUMNS, rows, legend: WEIGHTS_LEGEND });
+    }
+    all
 }
 
-fn cells_of(row: &SummaryRow, first: &SummaryRow) -> Vec<String> {
-    let number = |v: Option<f64>, digits: usize| {
-        v.map_or_else(|| "-".to_owned(), |v| format!("{v:.digits$}"))
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |v| format!("{v:.digits$}"))
+}
+
+/// The cells of a row in the table of weights.
+fn weights_of(row: &SummaryRow) -> Vec<String> {
+    let mean = |name: &str| {
+        let values = row.runs.values().filter_map(|o| o.metrics.get(name).copied());
+        Estimate::of(&values.collect::<Vec<_>>()).map(|e| e.mean)
     };
+    vec![
+        row.title.clone(),
+        number(mean("bag_candidates"), 1),
+        number(mean("bag_unweighted").map(|share| 100.0 * share), 1),
+        number(mean("bag_correlation"), 2),
+    ]
+}
+
+/// The cells of a row in the table of metrics.
+fn cells_of(row: &SummaryRow, first: &SummaryRow) -> Vec<String> {
     let mean = |metric: &str| number(row.mean(metric).map(|e| e.mean), 2);
     let half = row.mean("AP").and_then(|e| e.half);
     let minutes = row.mean_cost(|o| (o.cost.train_s + o.cost.eval_s) / 60.0);

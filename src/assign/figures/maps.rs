@@ -1,23 +1,25 @@
 //! The weights that an object's points get under several functions, from a network's predictions on
-//! one image (Fig. 5 of the DW paper). All functions read the same bag, the points inside the box:
-//! only the function differs.
+//! one image (Fig. 5 of the DW paper): under DW, GFL and VFL on one bag, the points inside the box,
+//! so that only the function differs; and under GFL and VFL as these systems are, with the positive
+//! points of ATSS.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 
 use tch::{Kind, Tensor};
 
-use super::numbers;
+use crate::assign::adaptive::{AdaptiveThreshold, TOPK};
+use crate::assign::bags::{BagWeights, numbers};
 use crate::assign::pairs::PairTensors;
 use crate::assign::strategies::weighting::{Function, WeightingConfig};
-use crate::assign::{AssignConfig, DwConfig, Formula, ImageBoxes, Prior, Progress, SoftInputs};
+use crate::assign::{AssignConfig, DwConfig, ImageBoxes, Prior, SoftInputs};
 use crate::geometry::STRIDES;
 use crate::model::{Params, Predictions};
 use crate::{Error, Result};
 
-/// The functions, with their names.
-const FUNCTIONS: [&str; 3] = ["DW", "GFL", "VFL"];
 /// Points are near the centre of a box up to this distance, strides.
 const NEAR: f64 = 1.5;
+/// Lower bound of areas used as denominators, square pixels.
+const AREA_EPS: f64 = 1e-6;
 
 /// Values at the points of one box on one level.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ pub struct Maps {
 /// The weights of the points under one function.
 #[derive(Debug)]
 pub struct FunctionMaps {
-    /// Name.
+    /// Name of the function; with "ATSS", if it is that of the positive points of ATSS.
     pub name: &'static str,
     /// Positive weights.
     pub positive: Vec<f64>,
@@ -69,22 +71,16 @@ pub fn compute(
             truth.boxes.len()
         )));
     };
-    let own = match config {
+    let dw = match config {
         AssignConfig::Dw(dw) => dw.clone(),
         _ => DwConfig::default(),
     };
-    // Every function sees all points inside the box.
-    let dw = &DwConfig { prior: Prior::Soft, prior_value: 0.0, ..own };
-    let classes = p.cls.size()[2];
-    let pairs = dw.pairs(&p.grid, classes, std::slice::from_ref(truth)).tensors();
-    let pairs = pairs.to(p.cls.kind(), p.cls.device());
-    let soft = SoftInputs::new(p, &pairs, 1e-6);
+    let (pairs, weights) = weights(p, truth, dw)?;
+    let soft = SoftInputs::new(p, &pairs, AREA_EPS);
     let own = pairs.gt.eq(which as i64);
     let of_box = |t: &Tensor| numbers(&t.masked_select(&own));
-    let weights = FUNCTIONS.into_iter().map(|name| weights(name, p, (&pairs, &soft), truth, dw));
-    let weights = weights.collect::<Result<Vec<_>>>()?;
     let stride = of_box(&pairs.stride)?;
-    let level = level_of_most(&of_box(&weights[0].0)?, &stride);
+    let level = level_of_most(&of_box(&weights[0].1)?, &stride);
     let on_level = |values: Vec<f64>| -> Vec<f64> {
         values.into_iter().zip(&stride).filter(|(_, s)| **s == level).map(|(v, _)| v).collect()
     };
@@ -95,7 +91,7 @@ pub fn compute(
         .collect();
     let is_near = pairs.center_offset().square().sum_dim_intlist(0, false, None).le(NEAR * NEAR);
     let is_near = of_box(&is_near.to_kind(Kind::Double))?;
-    let functions = FUNCTIONS.into_iter().zip(&weights).map(|(name, (positive, negative))| {
+    let functions = weights.iter().map(|(name, positive, negative)| {
         let positive = of_box(positive)?;
         let near: f64 = positive.iter().zip(&is_near).map(|(w, near)| w * near).sum();
         let near = near / positive.iter().sum::<f64>().max(f64::MIN_POSITIVE);
@@ -128,48 +124,43 @@ fn level_of_most(weights: &[f64], stride: &[f64]) -> f64 {
     level
 }
 
-/// Positive and negative weights `[N]` of all pairs under a function, from the strategy's own
-/// criterion.
-fn weights(
-    name: &str,
-    p: &Predictions,
-    (pairs, soft): (&PairTensors, &SoftInputs),
-    truth: &ImageBoxes,
-    dw: &DwConfig,
-) -> Result<(Tensor, Tensor)> {
-    let config = match name {
-        "GFL" => table(Function::Gfl),
-        "VFL" => table(Function::Vfl),
-        _ => AssignConfig::Dw(dw.clone()),
+/// Positive and negative weights `[N]` of all pairs under a function with this name.
+type Named = (&'static str, Tensor, Tensor);
+
+/// All pairs of points and boxes, and their weights under each function, DW with the settings `dw`
+/// first.
+fn weights(p: &Predictions, truth: &ImageBoxes, dw: DwConfig) -> Result<(PairTensors, Vec<Named>)> {
+    let on_common_bag = |config: AssignConfig| {
+        let mut params = Params::new(p.cls.kind(), p.cls.device());
+        BagWeights::new(&config.build(&mut params, p.cls.size()[2]), p, truth)
     };
-    let mut params = Params::new(p.cls.kind(), p.cls.device());
-    let strategy = config.build(&mut params, p.cls.size()[2]);
-    let targets = strategy.matcher.targets(&p.grid, std::slice::from_ref(truth));
-    let targets = targets.to(p.cls.kind(), p.cls.device());
-    let mut probe: BTreeMap<&'static str, Tensor> = BTreeMap::new();
-    tch::no_grad(|| strategy.criterion.terms(p, &targets, &Progress::default(), &mut probe));
-    let recorded = |name: &str| {
-        probe
-            .get(name)
-            .map(Tensor::shallow_clone)
-            .ok_or_else(|| Error::Bug(format!("the criterion does not record `{name}`")))
-    };
-    let by_pair = |t: Tensor| t.index_select(0, &pairs.logit);
-    if name != "DW" {
-        return Ok((recorded("w_pos")?, by_pair(recorded("w_neg")?)));
+    // Every function sees all points inside the box.
+    let dw = AssignConfig::Dw(DwConfig { prior: Prior::Soft, prior_value: 0.0, ..dw });
+    let BagWeights { pairs, positive, negative } = on_common_bag(dw)?;
+    let mut all = vec![("DW", positive, negative)];
+    for (name, function) in [("GFL", Function::Gfl), ("VFL", Function::Vfl)] {
+        let config = WeightingConfig { function, ..WeightingConfig::default() };
+        let of = on_common_bag(AssignConfig::Weighting(config))?;
+        all.push((name, of.positive, of.negative));
     }
-    let negative = by_pair(recorded("negative")?);
-    // The released formula records P_neg, without the importance.
-    let negative = if dw.formula == Formula::Released {
-        negative * soft.score_n().pow_tensor_scalar(dw.gamma2)
-    } else {
-        negative
-    };
-    Ok((recorded("positive")?, negative))
+    let soft = SoftInputs::new(p, &pairs, AREA_EPS);
+    let (score_n, selected_n) = (soft.score_n(), adaptive_positives(p, truth, &pairs)?);
+    for (name, function) in [("GFL, ATSS", Function::Gfl), ("VFL, ATSS", Function::Vfl)] {
+        let [positive, p_neg, importance] = function.weights(&score_n, &soft.iou_n);
+        all.push((name, positive * &selected_n, p_neg * importance * &selected_n));
+    }
+    Ok((pairs, all))
 }
 
-fn table(function: Function) -> AssignConfig {
-    AssignConfig::Weighting(WeightingConfig { function, ..WeightingConfig::default() })
+/// 1 for the pairs whose point is positive for the box under ATSS, else 0, `[N]`.
+fn adaptive_positives(p: &Predictions, truth: &ImageBoxes, pairs: &PairTensors) -> Result<Tensor> {
+    let atss = AdaptiveThreshold { topk: TOPK };
+    let found = atss.point_targets(&p.grid, std::slice::from_ref(truth));
+    let found: HashSet<(i64, i64)> = found.positive.into_iter().zip(found.gt).collect();
+    let pairs = numbers(&pairs.point)?.into_iter().zip(numbers(&pairs.gt)?);
+    let is_positive = |(point, gt)| f64::from(u8::from(found.contains(&(point as i64, gt as i64))));
+    let is_positive: Vec<f64> = pairs.map(is_positive).collect();
+    Ok(Tensor::from_slice(&is_positive).to_kind(p.cls.kind()).to_device(p.cls.device()))
 }
 
 #[cfg(test)]
@@ -177,6 +168,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
+    use crate::assign::Formula;
     use crate::geometry::{Grid, encode, level_sizes};
     use crate::model::{ClassOutput, Outputs};
 
@@ -218,9 +210,12 @@ mod tests {
                 assert!((score - 1.0 / (1.0 + (0.05 * x).exp())).abs() < 1e-12);
                 assert!((iou - 1.0).abs() < 1e-6);
             }
+            let names: Vec<&str> = maps.functions.iter().map(|f| f.name).collect();
+            assert_eq!(names, ["DW", "GFL", "VFL", "GFL, ATSS", "VFL, ATSS"]);
             for f in &maps.functions {
                 assert_eq!((f.positive.len(), f.negative.len()), (count, count), "{}", f.name);
-                assert!(f.near > 0.0 && f.near < 1.0, "{} {}", f.name, f.near);
+                let most = if f.name.ends_with("ATSS") { 1.0 } else { 0.999_999 };
+                assert!(f.near > 0.0 && f.near <= most, "{} {}", f.name, f.near);
                 // With an IoU of 1 no point is negative.
                 let most = f.negative.iter().copied().fold(0.0, f64::max);
                 let is_flat = f.name == "DW" && formula == Formula::Released;

@@ -5,13 +5,3 @@
 
 pub mod functions;
 pub mod maps;
-
-use tch::{Device, Kind, Tensor};
-
-use crate::{Result, torch};
-
-/// The numbers of a tensor.
-fn numbers(t: &Tensor) -> Result<Vec<f64>> {
-    let host = t.detach().to_kind(Kind::Double).to_device(Device::Cpu).contiguous();
-    Vec::try_from(host).map_err(torch::error)
-}

@@ -103,8 +103,7 @@ impl Criterion for SimplifiedTransport {
         let loss_cls = bce_with_logits(cls_bpc, &target_bpc) * positive_bp.unsqueeze(-1);
         let loss_box = (-(iou_bp.square() - 1.0) * positive_bp).sum(None) * BOX_WEIGHT;
         let loss_obj = bce_with_logits(predicted.quality(), positive_bp).sum(None);
-        // Classes are read at the positive points only.
-        let invalid = predicted.nan_if_invalid() + (cls_bpc.detach() * 0.0).sum(None);
+        let invalid = predicted.nan_if_invalid();
         let by_count = || Normaliser::at_least_one(positive_bp.sum(None));
         let term = |name, sum, needs_positives| Term { name, sum, by: by_count(), needs_positives };
         vec![

@@ -220,12 +220,16 @@ impl Predictions {
         self.bins.as_ref().unwrap_or_else(|| panic!("the strategy needs distributions"))
     }
 
-    /// 0, or NaN if a predicted distance or quality is not finite, for criteria that read them at
-    /// the positive points only. Without gradient.
+    /// 0, or NaN if any prediction is NaN or infinite. Without gradient. Every strategy adds it to
+    /// a term, because most read some predictions at the positive points only, and because a score
+    /// of an infinite logit is an ordinary number.
     pub fn nan_if_invalid(&self) -> Tensor {
-        let of = |t: &Tensor| (t.detach() * 0.0).sum(None);
+        let of = |t: &Tensor| {
+            let (least, most) = t.detach().aminmax(None, false);
+            least * 0.0 + most * 0.0
+        };
         let optional = self.quality.iter().chain(&self.first);
-        optional.fold(of(&self.distances), |sum, t| sum + of(t))
+        optional.fold(of(&self.cls) + of(&self.distances), |sum, t| sum + of(t))
     }
 }
 

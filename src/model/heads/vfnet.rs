@@ -215,4 +215,70 @@ mod tests {
         let gradient: Vec<f64> = Vec::try_from(ltrb.grad().view([-1])).unwrap();
         assert!(gradient.iter().all(|g| g.abs() <= 3.0 * STAR_GRADIENT / 8.0 + 1e-12));
     }
+
+    /// Distances (l, t, r, b) of the boxes of a map of 3 x 4 cells, pixels.
+    fn distances() -> Tensor {
+        tch::manual_seed(9);
+        Tensor::rand([1, 4, 3, 4], (Kind::Double, Device::Cpu)) * 22.0 + 1.0
+    }
+
+    /// The sum over the nine places of a box, each sampled by bilinear interpolation with zeros
+    /// around the map, written out.
+    #[test]
+    fn a_star_is_the_sum_over_its_places() {
+        let options = (Kind::Double, Device::Cpu);
+        let (ltrb, stride) = (distances(), 8.0);
+        let x = Tensor::randn([1, 1, 3, 4], options);
+        let mut params = Params::new(options.0, options.1);
+        let star = Star::new(&mut params, "star", 1);
+        let pixel = |row: f64, column: f64| {
+            let inside = (0.0..3.0).contains(&row) && (0.0..4.0).contains(&column);
+            if inside { x.double_value(&[0, 0, row as i64, column as i64]) } else { 0.0 }
+        };
+        let sample = |row: f64, column: f64| {
+            let corner =
+                |r: f64, c: f64| (1.0 - (row - r).abs()) * (1.0 - (column - c).abs()) * pixel(r, c);
+            let (top, left) = (row.floor(), column.floor());
+            corner(top, left)
+                + corner(top, left + 1.0)
+                + corner(top + 1.0, left)
+                + corner(top + 1.0, left + 1.0)
+        };
+        let found = star.forward(&x, &Places::new(&params).of(&ltrb, stride));
+        for (row, column) in (0..3).flat_map(|r| (0..4).map(move |c| (r, c))) {
+            let side = |i: i64| ltrb.double_value(&[0, i, row, column]) / stride;
+            let rows = [row as f64 - side(1), row as f64, row as f64 + side(3)];
+            let columns = [column as f64 - side(0), column as f64, column as f64 + side(2)];
+            let mut sum = 0.0;
+            for (i, j) in (0..3).flat_map(|i| (0..3).map(move |j| (i, j))) {
+                let weight = star.weight.double_value(&[0, 0, i as i64, j as i64]);
+                sum += weight * sample(rows[i], columns[j]);
+            }
+            let found = found.double_value(&[0, 0, row, column]);
+            assert!((found - sum.max(0.0)).abs() < 1e-12, "{row} {column}: {found} {sum}");
+        }
+    }
+
+    /// The gradient of the distances is a tenth of the true one.
+    #[test]
+    fn the_gradient_of_the_places_is_scaled() {
+        let options = (Kind::Double, Device::Cpu);
+        let ltrb = distances().set_requires_grad(true);
+        let mut params = Params::new(options.0, options.1);
+        let (star, places) = (Star::new(&mut params, "star", 8), Places::new(&params));
+        let x = Tensor::randn([1, 8, 3, 4], options);
+        let value = |ltrb: &Tensor| star.forward(&x, &places.of(ltrb, 8.0)).sum(None);
+        value(&ltrb).backward();
+        let step = 1e-6;
+        for i in 0..ltrb.numel() as i64 {
+            let moved = |by: f64| {
+                let changed = ltrb.detach().copy();
+                let _ = changed.view([-1]).narrow(0, i, 1).g_add_scalar_(by);
+                tch::no_grad(|| value(&changed).double_value(&[]))
+            };
+            let slope = (moved(step) - moved(-step)) / (2.0 * step);
+            let found = ltrb.grad().view([-1]).double_value(&[i]);
+            assert!((found - STAR_GRADIENT * slope).abs() < 1e-7, "{i}: {found} {slope}");
+        }
+    }
 }

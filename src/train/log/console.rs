@@ -59,6 +59,11 @@ impl Sink for Console {
             r.epoch,
             r.eval_s
         );
+        let bags = r.numbers.iter().filter(|(name, _)| name.starts_with("bag_"));
+        let bags: Vec<String> = bags.map(|(name, value)| format!("{name} {value:.3}")).collect();
+        if !bags.is_empty() {
+            tracing::info!("epoch {}: {}", r.epoch, bags.join(", "));
+        }
         Ok(())
     }
 }

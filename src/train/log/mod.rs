@@ -47,7 +47,8 @@ pub struct EvalRecord {
     pub step: usize,
     /// Epoch, from 1.
     pub epoch: usize,
-    /// COCO metrics by name, AP first.
+    /// COCO metrics by name, AP first, and the statistics of weights that were asked for
+    /// ([`BagStatistics::means`](crate::assign::bags::BagStatistics::means)).
     pub numbers: Vec<(&'static str, f64)>,
     /// Seconds of the evaluation.
     pub eval_s: f64,

@@ -1,0 +1,38 @@
+//! The weights that a strategy gives to the objects of a split, summarised on all ranks.
+
+use std::sync::atomic::Ordering;
+
+use dw_launch::Op;
+
+use super::Job;
+use super::infer::{outputs_of, stopped};
+use crate::Result;
+use crate::assign::bags::{BagStatistics, BagWeights};
+use crate::assign::{ImageBoxes, Strategy};
+use crate::model::Detector;
+
+/// Statistics over the objects of the first `eval.bag_images` images of a split. `strategy` must
+/// have been built for this network, and have weights ([`BagWeights`]).
+///
+/// # Errors
+/// A damaged record, a lost peer, or a stop signal on any rank.
+pub fn statistics(detector: &Detector, strategy: &Strategy, job: &Job) -> Result<BagStatistics> {
+    let Job { data, input, config, device, world, stop } = *job;
+    let mut all = BagStatistics::default();
+    let records = data.records.iter().take(config.bag_images);
+    for &number in records.skip(world.rank()).step_by(world.size()) {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let (outputs, view) = outputs_of(detector, data, number, input, device)?;
+        let record = data.split.record(number)?;
+        let (boxes, labels) = view.boxes(&record.annotations.boxes, record.entry.original());
+        let truth = ImageBoxes { boxes, labels, padded: None };
+        all.add(&BagWeights::new(strategy, &outputs.flatten(), &truth)?)?;
+    }
+    let [a, b, c, d, e] = all.sums();
+    let mut sums = [a, b, c, d, e, f64::from(u8::from(stop.load(Ordering::Relaxed)))];
+    world.all_reduce(&mut sums, Op::Sum, "statistics of weights")?;
+    let [a, b, c, d, e, stops] = sums;
+    if stops > 0.0 { Err(stopped()) } else { Ok(BagStatistics::from_sums([a, b, c, d, e])) }
+}
