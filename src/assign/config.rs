@@ -179,7 +179,7 @@ impl AssignConfig {
     }
 
     /// Whether the strategy has positive and negative weights, which
-    /// [`BagWeights`](super::bags::BagWeights) reads.
+    /// [`BagWeights`](super::figures::bags::BagWeights) reads.
     pub fn has_bag_weights(&self) -> bool {
         matches!(self, Self::Dw(_) | Self::Weighting(_))
     }

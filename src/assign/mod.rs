@@ -27,7 +27,6 @@
 //! ```
 
 pub mod adaptive;
-pub mod bags;
 pub mod config;
 pub mod dense;
 pub mod figures;

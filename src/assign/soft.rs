@@ -38,7 +38,7 @@ impl<'a> SoftInputs<'a> {
         };
         // libtorch's cross entropy rejects NaN, on a GPU by a device-side assertion that aborts the
         // process. `invalid` makes the terms NaN instead.
-        let score_bpc = score.nan_to_num(0.5, None, None);
+        let score_bpc = score.nan_to_num(0.5, 1.0, 0.0);
         // The area of a box with longer sides would overflow in f32.
         let ltrb_bp4 = predicted.distances.nan_to_num(0.5, None, None).clamp_max(MAX_DISTANCE);
         // Predicted box and ground truth are distances from the same point, so neither is decoded.

@@ -7,7 +7,7 @@ use dw_launch::Op;
 use super::Job;
 use super::infer::{outputs_of, stopped};
 use crate::Result;
-use crate::assign::bags::{BagStatistics, BagWeights};
+use crate::assign::figures::bags::{BagStatistics, BagWeights};
 use crate::assign::{ImageBoxes, Strategy};
 use crate::model::Detector;
 

@@ -2,9 +2,9 @@
 
 use tch::Tensor;
 
+use super::bags::numbers;
 use crate::Result;
 use crate::assign::DwConfig;
-use crate::assign::bags::numbers;
 use crate::assign::strategies::dw::{consistency_weight, negative_probability};
 use crate::assign::strategies::weighting::Function;
 

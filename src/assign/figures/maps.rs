@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use tch::{Kind, Tensor};
 
+use super::bags::{BagWeights, numbers};
 use crate::assign::adaptive::{AdaptiveThreshold, TOPK};
-use crate::assign::bags::{BagWeights, numbers};
 use crate::assign::pairs::PairTensors;
 use crate::assign::strategies::weighting::{Function, WeightingConfig};
 use crate::assign::{AssignConfig, DwConfig, ImageBoxes, Prior, SoftInputs};

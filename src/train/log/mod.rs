@@ -48,7 +48,7 @@ pub struct EvalRecord {
     /// Epoch, from 1.
     pub epoch: usize,
     /// COCO metrics by name, AP first, and the statistics of weights that were asked for
-    /// ([`BagStatistics::means`](crate::assign::bags::BagStatistics::means)).
+    /// ([`BagStatistics::means`](crate::assign::figures::bags::BagStatistics::means)).
     pub numbers: Vec<(&'static str, f64)>,
     /// Seconds of the evaluation.
     pub eval_s: f64,

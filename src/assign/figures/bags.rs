@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{ImageBoxes, PairTensors, Progress, Strategy};
+use crate::assign::{ImageBoxes, PairTensors, Progress, Strategy};
 use crate::model::Predictions;
 use crate::{Error, Result, torch};
 
