@@ -214,7 +214,8 @@ mod tests {
                     \"peak_memory_mib\":70.0}\n{\"step\":2,\"step_s\":3.0}\n";
         fs_err::write(&file, rows).unwrap();
         assert!(measure(&file).unwrap_err().to_string().contains("after the last step"));
-        let last = "{\"step\":2,\"AP\":0.2,\"bag_correlation\":-0.3,\"eval_s\":1.5,\"peak_memory_mib\":60.0}\n";
+        let last = "{\"step\":2,\"AP\":0.2,\"bag_correlation\":-0.3,\"eval_s\":1.5,\
+                    \"peak_memory_mib\":60.0}\n";
         fs_err::write(&file, format!("{rows}{last}")).unwrap();
         let (metrics, cost) = measure(&file).unwrap();
         assert_eq!((metrics["AP"], metrics["bag_correlation"], metrics.len()), (0.2, -0.3, 2));

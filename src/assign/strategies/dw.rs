@@ -106,9 +106,9 @@ impl Criterion for DualWeighting {
     /// Eq. 3-12 (`paper`), or the released code's formula; `docs/formulas.md` lists the
     /// differences.
     ///
-    /// The probe records `w_pos`, the positive weight of each pair `[N]`, and `w_neg`, the weight of
-    /// each covered logit in the negative loss `[U]`; with `released` also the factor `p_neg` of
-    /// the latter `[U]`.
+    /// The probe records `w_pos`, the positive weight of each pair `[N]`, and `w_neg`, the weight
+    /// of each covered logit in the negative loss `[U]`; with `released` also the factor `p_neg`
+    /// of the latter `[U]`.
     fn terms(
         &self,
         predicted: &Predictions,
