@@ -1,5 +1,6 @@
 //! Properties of every label-assignment strategy, on its own head and in f64.
 
+use dw::assign::figures::bags::BagWeights;
 use dw::assign::{AssignConfig, ImageBoxes, Progress, Strategy};
 use dw::config::Config;
 use dw::geometry::{Grid, level_sizes};
@@ -192,7 +193,8 @@ fn predictions_that_are_not_finite_are_found() {
         let fixture = Fixture::new(settings, 256);
         let truth = [image(&[[40.0, 40.0, 200.0, 220.0]]), image(&[])];
         let outputs = tch::no_grad(|| fixture.outputs());
-        for levels in [&outputs.cls, &outputs.distances, &outputs.quality] {
+        let Outputs { cls, distances, quality, first, bins, .. } = &outputs;
+        for levels in [cls, distances, quality, first, bins] {
             // The last cell of the second image, in the smallest level.
             let Some(last) = levels.get(4) else { continue };
             let cell = last.get(1).get(0).get(1).get(1);
@@ -204,6 +206,22 @@ fn predictions_that_are_not_finite_are_found() {
             }
             cell.shallow_clone().copy_(&original);
         }
+    }
+}
+
+/// `eval.bag_images` is accepted for exactly those strategies whose weights can be read.
+#[test]
+fn the_weights_of_bags_can_be_read_where_the_configuration_says_so() {
+    for settings in STRATEGIES {
+        let fixture = Fixture::new(settings, 256);
+        let images = Tensor::randn([1, 3, 256, 256], (Kind::Double, Device::Cpu));
+        let predicted = tch::no_grad(|| fixture.net.forward(&images, false)).flatten();
+        let truth = image(&[[40.0, 40.0, 200.0, 220.0]]);
+        let read = BagWeights::new(&fixture.strategy, &predicted, &truth);
+        let more = [settings, &["eval.bag_images=1"]].concat();
+        let more: Vec<String> = more.iter().map(ToString::to_string).collect();
+        let accepted = dw::config::load("smoke", &more);
+        assert_eq!(read.is_ok(), accepted.is_ok(), "{settings:?}: {:?}", accepted.err());
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod support;
 
-use support::{Sandbox, assert_fails, bin, launch, run};
+use support::{Sandbox, assert_contains, assert_fails, bin, launch, output, run, stderr};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
 const STRATEGIES: [&[&str]; 15] = [
@@ -191,6 +191,13 @@ fn weights_are_summarised_where_there_are_any() {
         let close = one.iter().zip(&two).all(|(a, b)| (a - b).abs() < 1e-9);
         assert!(close, "{strategy:?}: {one:?} on one rank, {two:?} on two");
     }
+    // `dw-eval` logs the same numbers.
+    let row = sandbox.rows("w1-0").into_iter().rfind(|r| r.contains_key("AP")).unwrap();
+    let mut c = launch(0, "dw-eval");
+    c.arg(sandbox.path("w1-0")).args(["--device", "cpu"]);
+    let log = stderr(&output(&mut c));
+    let expected = format!("bag_candidates {:.3}", row["bag_candidates"].as_f64().unwrap());
+    assert_contains(&log, &["weights, 4 images: ", &expected]);
     let mut c = launch(0, "dw-train");
     c.args(sandbox.train_args("w", &["assign.kind=fcos", "eval.bag_images=4"]));
     assert_fails(&mut c, 2, &["`eval.bag_images`", "assign.kind"]);

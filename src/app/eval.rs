@@ -20,6 +20,7 @@ use crate::data::dataset::choose_split;
 use crate::device::Choice;
 use crate::device::join::join;
 use crate::device::threads::for_this_machine;
+use crate::eval::bags;
 use crate::eval::infer::{Timings, detect_all};
 use crate::eval::{Job, Report, evaluate, results_json};
 use crate::model::Detector;
@@ -131,6 +132,9 @@ pub fn run(args: &EvalArgs, topology: &Topology, place: &mut Option<Arc<World>>)
             return without_truth(args, &detector, &job);
         }
         reports.extend(evaluate_one(&detector, &job, &metric)?);
+        if config.eval.bag_images > 0 {
+            log_weights(saved, &detector, &job)?;
+        }
     }
     if reports.is_empty() {
         return Ok(());
@@ -178,6 +182,16 @@ fn evaluate_one(detector: &Detector, job: &Job, metric: &MetricConfig) -> Result
         log_speed(job.data, &report.timings, Some(report.matching_s), seconds);
     }
     Ok(report)
+}
+
+/// Logs the statistics of weights on rank 0.
+fn log_weights(saved: &Saved, detector: &Detector, job: &Job) -> Result<()> {
+    let strategy = saved.strategy(detector, job.data.categories().len());
+    let found = bags::statistics(detector, &strategy, job)?;
+    if job.world.rank() == 0 {
+        tracing::info!("weights, {} images: {found}", job.config.bag_images.min(job.data.len()));
+    }
+    Ok(())
 }
 
 /// Prints the numbers and writes the files that were asked for. The numbers are printed first:

@@ -7,11 +7,12 @@ use dw_shards::coco::Category;
 use dw_weights::Weights;
 use tch::Device;
 
+use crate::assign::Strategy;
 use crate::config::{self, Config};
 use crate::data::Dataset;
 use crate::data::dataset::same_categories;
 use crate::eval::Predictor;
-use crate::model::{Detector, weights};
+use crate::model::{Detector, Params, weights};
 use crate::train::checkpoint;
 use crate::{Error, Result};
 
@@ -132,6 +133,19 @@ impl Saved {
             )));
         };
         Ok((self.build(&file, names.len(), Device::Cpu)?, names))
+    }
+
+    /// The strategy of the network, with the state that `detector` has.
+    pub fn strategy(&self, detector: &Detector, classes: usize) -> Strategy {
+        let own = &detector.params;
+        let mut params = Params::new(own.kind, own.device);
+        let strategy = self.config.assign.build(&mut params, classes as i64);
+        for entry in &mut params.entries {
+            if let Some(saved) = own.entries.iter().find(|e| e.name == entry.name) {
+                tch::no_grad(|| entry.tensor.copy_(&saved.tensor));
+            }
+        }
+        strategy
     }
 
     fn build(&self, file: &Weights, classes: usize, device: Device) -> Result<Detector> {

@@ -111,7 +111,8 @@ pub fn predictions(args: &PredArgs) -> Result<()> {
     pred::draw(&view, &args.out)
 }
 
-/// Draws weighting functions, or the weights of an object's points under DW, GFL and VFL.
+/// Draws weighting functions, or the weights of an object's points under DW, GFL and VFL, and under
+/// the latter two at ATSS's positive points.
 ///
 /// # Errors
 /// An image or box that does not exist, and as [`predictions`].

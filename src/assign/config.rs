@@ -178,7 +178,7 @@ impl AssignConfig {
         }
     }
 
-    /// Whether the strategy has positive and negative weights, which
+    /// Whether the strategy records the positive and negative weights that
     /// [`BagWeights`](super::figures::bags::BagWeights) reads.
     pub fn has_bag_weights(&self) -> bool {
         matches!(self, Self::Dw(_) | Self::Weighting(_))

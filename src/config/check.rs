@@ -161,8 +161,7 @@ fn results(c: &Config) -> Result<()> {
     must(
         e.bag_images == 0 || c.assign.has_bag_weights(),
         "eval.bag_images",
-        "0 unless assign.kind is \"dw\" or \"weighting\": other strategies have no positive and \
-         negative weights of the same points",
+        "0 unless assign.kind is \"dw\" or \"weighting\": the weights of others are not summarised",
     )?;
     must(
         c.checkpoint.every_minutes >= 0.0,

@@ -11,16 +11,18 @@ use crate::assign::figures::bags::{BagStatistics, BagWeights};
 use crate::assign::{ImageBoxes, Strategy};
 use crate::model::Detector;
 
-/// Statistics over the objects of the first `eval.bag_images` images of a split. `strategy` must
-/// have been built for this network, and have weights ([`BagWeights`]).
+/// Statistics over the objects of `eval.bag_images` evenly spaced images of a split: a split can be
+/// sorted. `strategy` must have been built for this network, and have weights ([`BagWeights`]). The
+/// number of ranks changes the result by rounding.
 ///
 /// # Errors
 /// A damaged record, a lost peer, or a stop signal on any rank.
 pub fn statistics(detector: &Detector, strategy: &Strategy, job: &Job) -> Result<BagStatistics> {
     let Job { data, input, config, device, world, stop } = *job;
     let mut all = BagStatistics::default();
-    let records = data.records.iter().take(config.bag_images);
-    for &number in records.skip(world.rank()).step_by(world.size()) {
+    let count = config.bag_images.min(data.len());
+    for i in (world.rank()..count).step_by(world.size()) {
+        let number = data.records[i * data.len() / count];
         if stop.load(Ordering::Relaxed) {
             break;
         }

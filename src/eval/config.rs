@@ -8,9 +8,8 @@ use serde::{Deserialize, Serialize};
 pub struct EvalConfig {
     /// Evaluate after every N epochs, and at the end (0: never).
     pub every_epochs: usize,
-    /// During training, each evaluation also summarises the weights that the strategy gives to the
-    /// objects of this many images of the validation split (0: none); requires a strategy with
-    /// positive and negative weights.
+    /// An evaluation also summarises the weights that the strategy gives to the objects of this
+    /// many images of the split (0: none); for `dw` and `weighting` only.
     pub bag_images: usize,
     /// Score that a detection must exceed.
     pub score_threshold: f64,

@@ -47,7 +47,7 @@ impl Validation {
     /// Bad data, a lost peer, or a stop signal.
     pub fn evaluate(
         &mut self,
-        network: &Step,
+        step: &Step,
         plan: &Plan,
         world: &World,
         stop: &AtomicBool,
@@ -62,11 +62,11 @@ impl Validation {
             world,
             stop,
         };
-        let (detector, metric) = (&network.detector, MetricConfig::default());
+        let (detector, metric) = (&step.detector, MetricConfig::default());
         let report = eval::evaluate(detector, &job, &mut self.truth, &metric)?;
         let bags = match plan.config.eval.bag_images {
             0 => vec![],
-            _ => bags::statistics(detector, network.strategy(), &job)?.means(),
+            _ => bags::statistics(detector, step.strategy(), &job)?.means(),
         };
         world.barrier("end of evaluation")?;
         let peak_memory_mib = peak_mib(plan.inputs.device)?;

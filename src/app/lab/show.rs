@@ -53,10 +53,10 @@ const COLUMNS: [&str; 12] = [
 
 /// How the table of weights is to be read.
 const WEIGHTS_LEGEND: &str = "Weights of the objects of validation images at the last evaluation, \
-                              mean over the seeds. Candidates: points of an object with a positive \
-                              weight above 0.01. Unweighted: objects without positive weight, \
-                              percent. Correlation: Spearman's, of positive and negative weights \
-                              over the points inside an object.";
+                              mean over the seeds. Candidates: points with more than 0.01 of an \
+                              object's positive weight. Unweighted: objects without positive \
+                              weight, percent. Correlation: Spearman's, of positive and negative \
+                              weights over the points of an object's bag.";
 
 /// Columns of the table of weights.
 const WEIGHTS_COLUMNS: [&str; 4] = ["row", "candidates", "unweighted", "correlation"];

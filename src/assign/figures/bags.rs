@@ -1,8 +1,9 @@
 //! Statistics of the weights that a strategy gives to the points of its bags: how many points
-//! count, and whether positive and negative weights tell the same. The DW paper argues that they
-//! do in earlier functions, where one weight follows from the other, and do not in its own.
+//! count, and how positive and negative weights correlate. The DW paper argues that in earlier
+//! functions one follows from the other, and that its own separates them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use tch::{Device, Kind, Tensor};
 
@@ -10,7 +11,8 @@ use crate::assign::{ImageBoxes, PairTensors, Progress, Strategy};
 use crate::model::Predictions;
 use crate::{Error, Result, torch};
 
-/// A point counts as a candidate if its positive weight is above this.
+/// A point counts as a candidate if its share of the positive weight of its bag is above this. The
+/// sum over a bag is 1 in some strategies only.
 const CANDIDATE: f64 = 0.01;
 
 /// The weights of the points in the bags of one image's boxes. N: number of (point, box) pairs.
@@ -88,7 +90,8 @@ impl BagStatistics {
     /// Adds the bag of one box.
     fn add_bag(&mut self, positive: &[f64], negative: &[f64]) {
         self.boxes += 1.0;
-        self.candidates += positive.iter().filter(|w| **w > CANDIDATE).count() as f64;
+        let least = CANDIDATE * positive.iter().sum::<f64>();
+        self.candidates += positive.iter().filter(|w| **w > least).count() as f64;
         if positive.iter().all(|w| *w == 0.0) {
             self.unweighted += 1.0;
         }
@@ -111,7 +114,7 @@ impl BagStatistics {
 
     /// Means by name:
     ///
-    /// * `bag_candidates`: points of a box whose positive weight is above 0.01
+    /// * `bag_candidates`: points of a box with more than 0.01 of the positive weight of its bag
     /// * `bag_unweighted`: share of the boxes without positive weight, 0 to 1
     /// * `bag_correlation`: Spearman's rank correlation of positive and negative weights over the
     ///   bag of a box, -1 to 1
@@ -127,6 +130,14 @@ impl BagStatistics {
         .into_iter()
         .flatten()
         .collect()
+    }
+}
+
+impl fmt::Display for BagStatistics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let means = self.means();
+        let means: Vec<String> = means.iter().map(|(name, v)| format!("{name} {v:.3}")).collect();
+        f.write_str(&means.join(", "))
     }
 }
 
@@ -148,7 +159,9 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     let mut first = 0;
     for tied in order.chunk_by(|i, j| values[*i] == values[*j]) {
         let rank = first as f64 + (tied.len() as f64 - 1.0) / 2.0;
-        tied.iter().for_each(|i| ranks[*i] = rank);
+        for i in tied {
+            ranks[*i] = rank;
+        }
         first += tied.len();
     }
     ranks
@@ -180,7 +193,7 @@ mod tests {
     fn statistics_are_means_over_boxes() {
         let mut all = BagStatistics::default();
         assert_eq!(all.means(), []);
-        all.add_bag(&[0.5, 0.4, 0.01, 0.0], &[0.0, 0.1, 0.2, 0.3]);
+        all.add_bag(&[5.0, 4.0, 0.05, 0.0], &[0.0, 0.1, 0.2, 0.3]);
         all.add_bag(&[0.0, 0.0], &[0.0, 1.0]);
         all.add_bag(&[], &[]);
         let expected = [

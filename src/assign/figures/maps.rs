@@ -1,7 +1,7 @@
 //! The weights that an object's points get under several functions, from a network's predictions on
 //! one image (Fig. 5 of the DW paper): under DW, GFL and VFL on one bag, the points inside the box,
-//! so that only the function differs; and under GFL and VFL as these systems are, with the positive
-//! points of ATSS.
+//! so that only the function differs; and under GFL and VFL at the positive points of ATSS, which
+//! these systems use, with 0 for all other points.
 
 use std::collections::HashSet;
 
@@ -36,7 +36,7 @@ pub struct Maps {
     pub score: Vec<f64>,
     /// IoU of the predicted boxes.
     pub iou: Vec<f64>,
-    /// Weights under each function.
+    /// Weights under each function: DW, GFL and VFL; GFL and VFL at ATSS's positive points.
     pub functions: Vec<FunctionMaps>,
 }
 
@@ -75,7 +75,7 @@ pub fn compute(
         AssignConfig::Dw(dw) => dw.clone(),
         _ => DwConfig::default(),
     };
-    let (pairs, weights) = weights(p, truth, dw)?;
+    let (pairs, weights) = weights(p, truth, &dw)?;
     let soft = SoftInputs::new(p, &pairs, AREA_EPS);
     let own = pairs.gt.eq(which as i64);
     let of_box = |t: &Tensor| numbers(&t.masked_select(&own));
@@ -129,13 +129,17 @@ type Named = (&'static str, Tensor, Tensor);
 
 /// All pairs of points and boxes, and their weights under each function, DW with the settings `dw`
 /// first.
-fn weights(p: &Predictions, truth: &ImageBoxes, dw: DwConfig) -> Result<(PairTensors, Vec<Named>)> {
+fn weights(
+    p: &Predictions,
+    truth: &ImageBoxes,
+    dw: &DwConfig,
+) -> Result<(PairTensors, Vec<Named>)> {
     let on_common_bag = |config: AssignConfig| {
         let mut params = Params::new(p.cls.kind(), p.cls.device());
         BagWeights::new(&config.build(&mut params, p.cls.size()[2]), p, truth)
     };
     // Every function sees all points inside the box.
-    let dw = AssignConfig::Dw(DwConfig { prior: Prior::Soft, prior_value: 0.0, ..dw });
+    let dw = AssignConfig::Dw(DwConfig { prior: Prior::Soft, prior_value: 0.0, ..dw.clone() });
     let BagWeights { pairs, positive, negative } = on_common_bag(dw)?;
     let mut all = vec![("DW", positive, negative)];
     for (name, function) in [("GFL", Function::Gfl), ("VFL", Function::Vfl)] {
@@ -212,10 +216,18 @@ mod tests {
             }
             let names: Vec<&str> = maps.functions.iter().map(|f| f.name).collect();
             assert_eq!(names, ["DW", "GFL", "VFL", "GFL, ATSS", "VFL, ATSS"]);
+            let atss = AdaptiveThreshold { topk: TOPK };
+            let atss = atss.point_targets(&p.grid, std::slice::from_ref(&truth));
+            let xy = p.grid.points(Kind::Double, Device::Cpu);
+            let at = |i: &i64| (xy.double_value(&[*i, 0]), xy.double_value(&[*i, 1]));
+            let atss: Vec<(f64, f64)> = atss.positive.iter().map(at).collect();
             for f in &maps.functions {
                 assert_eq!((f.positive.len(), f.negative.len()), (count, count), "{}", f.name);
-                let most = if f.name.ends_with("ATSS") { 1.0 } else { 0.999_999 };
-                assert!(f.near > 0.0 && f.near <= most, "{} {}", f.name, f.near);
+                assert!(f.near > 0.0 && f.near <= 1.0, "{} {}", f.name, f.near);
+                let weighted = |at: &(f64, f64)| !f.name.ends_with("ATSS") || atss.contains(at);
+                for (at, w) in maps.points.iter().zip(&f.positive) {
+                    assert_eq!(*w > 0.0, weighted(at), "{}: {w} at {at:?}", f.name);
+                }
                 // With an IoU of 1 no point is negative.
                 let most = f.negative.iter().copied().fold(0.0, f64::max);
                 let is_flat = f.name == "DW" && formula == Formula::Released;

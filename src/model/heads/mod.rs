@@ -220,15 +220,15 @@ impl Predictions {
         self.bins.as_ref().unwrap_or_else(|| panic!("the strategy needs distributions"))
     }
 
-    /// 0, or NaN if any prediction is NaN or infinite. Without gradient. Every strategy adds it to
-    /// a term, because most read some predictions at the positive points only, and because a score
-    /// of an infinite logit is an ordinary number.
+    /// 0, or NaN if any of these tensors holds NaN or infinity. Without gradient. Every strategy
+    /// adds it to a term, because most read some predictions at the positive points only, and
+    /// because the score of an infinite logit is an ordinary number.
     pub fn nan_if_invalid(&self) -> Tensor {
         let of = |t: &Tensor| {
             let (least, most) = t.detach().aminmax(None, false);
             least * 0.0 + most * 0.0
         };
-        let optional = self.quality.iter().chain(&self.first);
+        let optional = self.quality.iter().chain(&self.first).chain(&self.bins);
         optional.fold(of(&self.cls) + of(&self.distances), |sum, t| sum + of(t))
     }
 }

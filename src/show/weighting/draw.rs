@@ -99,7 +99,7 @@ pub fn draw(maps: &Maps, scene: &Scene, out: &Path) -> Result<()> {
         let bar = (width - BAR + 4, at(0, 0).1);
         color_bar(&root, bar, 2 * row - GAP - 2 * TEXT)?;
         let explanation = "score and IoU: 0 to 1; weights: relative to the largest one in the box. \
-                           ATSS: only its positive points; the others: all points inside the box.";
+                           ATSS: its positive points, others 0; else all points inside the box.";
         text(&root, explanation, 13, (GAP, height - HEADING + 8))?;
         root.present().map_err(drawing_error)?;
     }
