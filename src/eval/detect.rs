@@ -82,7 +82,7 @@ pub fn candidates(image: &Image, c: &EvalConfig, mirrored: bool) -> Vec<Detectio
 }
 
 /// Applies NMS and keeps at most `eval.per_image` detections, by descending score; with `vote`
-/// their boxes are then replaced by [`voted`] ones.
+/// their boxes are then replaced by the voted ones of PAA.
 pub fn select(candidates: &[Detection], c: &EvalConfig, vote: bool) -> Vec<Detection> {
     let mut keep = nms(candidates, c.nms_iou, candidates.len() < CLASSWISE_NMS_FROM);
     keep.truncate(c.per_image);

@@ -130,7 +130,7 @@ impl Head {
     }
 
     /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. `offset` is that of
-    /// [`Grid`].
+    /// [`crate::geometry::Grid`].
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
         let mut out = Outputs::empty(ClassOutput::Logit, offset);
         // The branches on the regression tower run as one convolution: its gradient is one map of
