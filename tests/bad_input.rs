@@ -210,6 +210,19 @@ fn too_many_threads_are_refused() {
     run(launch(0, "dw-eval").args([&sandbox.path("w"), "--set", "train.threads=4000"]));
 }
 
+/// `OMP_NUM_THREADS`, which `dw-launch --threads` sets, counts where the configuration sets none.
+#[test]
+fn the_environment_sets_the_threads_that_the_configuration_leaves_open() {
+    let sandbox = Sandbox::new();
+    let dry = |value: &str, sets: &[&str]| {
+        run(train(&sandbox, sets).arg("--dry-run").env("OMP_NUM_THREADS", value))
+    };
+    assert_contains(&dry("3", &[]), &[", 3 threads each"]);
+    assert_contains(&dry("3,2", &["train.threads=1"]), &[", 1 threads each"]);
+    let mut many = train(&sandbox, &[]);
+    assert_fails(many.env("OMP_NUM_THREADS", "4000"), 2, &["OMP_NUM_THREADS = 4000", "hint:"]);
+}
+
 /// A thread that the system does not start is an error with exit code 5, and the process exits.
 #[test]
 fn threads_that_cannot_be_started_end_the_run() {

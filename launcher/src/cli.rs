@@ -95,7 +95,7 @@ struct Job {
     /// Binding of ranks to cores
     #[arg(long, value_enum, default_value = "auto")]
     bind: Bind,
-    /// Threads per rank [default: an equal share of the node's cores]
+    /// Threads per rank, unless train.threads is set [default: an equal share of the node's cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Largest number of restarts from the newest checkpoint after a lost rank

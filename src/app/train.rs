@@ -105,9 +105,8 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
 
 /// Number of CPU threads of this rank, checked against the machine.
 fn num_threads(config: &Config, topology: &Topology, dry_run: bool) -> Result<usize> {
-    threads::check("train.threads", config.train.threads, topology, dry_run)?;
     threads::check("data.workers", config.data.workers, topology, dry_run)?;
-    Ok(threads::resolve(config.train.threads, topology))
+    threads::resolve(config.train.threads, topology, dry_run)
 }
 
 /// Selects this rank's device and applies the run's precision and determinism to it;

@@ -10,6 +10,8 @@ use crate::{Error, Result};
 
 /// Largest number of threads per core; more are refused.
 const MAX_PER_CORE: usize = 4;
+/// OpenMP's variable for the number of threads.
+const VARIABLE: &str = "OMP_NUM_THREADS";
 
 /// The cores that a rank may use, and the number of ranks that share them.
 fn cores(topology: &Topology) -> (usize, usize) {
@@ -21,15 +23,35 @@ fn cores(topology: &Topology) -> (usize, usize) {
     (available, if bound { 1 } else { topology.local_size })
 }
 
-/// Number of threads of a rank: as configured, or (0) its share of the node's cores.
-pub fn resolve(configured: usize, topology: &Topology) -> usize {
+/// A rank's share of its node's cores, at least 1.
+pub fn share(topology: &Topology) -> usize {
     let (cores, ranks) = cores(topology);
-    if configured > 0 { configured } else { (cores / ranks).max(1) }
+    (cores / ranks).max(1)
 }
 
-/// Checks the number of threads that the key `key` asks for against the machine, before any is
-/// started. A dry run starts none and only warns, so that a configuration for a large machine can
-/// be inspected on a small one.
+/// Number of threads that OpenMP's variable asks for; `None` if it is not set, or not to a number.
+fn of_environment() -> Option<usize> {
+    let value = std::env::var(VARIABLE).ok()?;
+    // The value can be a list, one number for each level of nested parallel regions.
+    value.split(',').next()?.trim().parse().ok().filter(|n| *n > 0)
+}
+
+/// Number of threads of a rank: as configured, or (0) that of OpenMP's variable, or its share of
+/// the node's cores.
+///
+/// # Errors
+/// More than four threads per core, unless this is a dry run.
+pub fn resolve(configured: usize, topology: &Topology, dry_run: bool) -> Result<usize> {
+    match (configured, of_environment()) {
+        (0, None) => Ok(share(topology)),
+        (0, Some(n)) => check(VARIABLE, n, topology, dry_run).map(|()| n),
+        (n, _) => check("train.threads", n, topology, dry_run).map(|()| n),
+    }
+}
+
+/// Checks the number of threads that the key or variable `key` asks for against the machine, before
+/// any is started. A dry run starts none and only warns, so that a configuration for a large
+/// machine can be inspected on a small one.
 ///
 /// # Errors
 /// More than four threads per core.
@@ -44,8 +66,8 @@ pub fn check(key: &str, configured: usize, topology: &Topology, dry_run: bool) -
     );
     if configured.saturating_mul(ranks) > MAX_PER_CORE * cores && !dry_run {
         let hint = format!(
-            "hint: 0 divides the cores by the ranks; at most {MAX_PER_CORE} threads per core are \
-             allowed"
+            "hint: without it the cores are divided by the ranks; at most {MAX_PER_CORE} threads \
+             per core are allowed"
         );
         return Err(Error::Usage(format!("{text}\n{hint}")));
     }
@@ -58,14 +80,17 @@ pub fn check(key: &str, configured: usize, topology: &Topology, dry_run: bool) -
 /// Number of threads for an evaluation: the configuration can be of another machine, so never more
 /// than one per core.
 pub fn for_this_machine(configured: usize, topology: &Topology) -> usize {
-    let share = resolve(0, topology);
-    if configured > share && topology.rank == 0 {
+    let share = share(topology);
+    let (name, wanted) = match configured {
+        0 => (VARIABLE, of_environment().unwrap_or(share)),
+        n => ("train.threads", n),
+    };
+    if wanted > share && topology.rank == 0 {
         tracing::info!(
-            "train.threads = {configured} is more than a rank's share of this machine: \
-             using {share}"
+            "{name} = {wanted} is more than a rank's share of this machine: using {share}"
         );
     }
-    if configured == 0 { share } else { configured.min(share) }
+    wanted.min(share)
 }
 
 /// Checks that `count` more threads can be started, by starting them. libgomp ends the process when
@@ -140,7 +165,7 @@ mod tests {
         assert!(e.exit_code() == 2 && e.to_string().contains("train.threads"), "{e}");
         let crowded = Topology { world_size: 8, local_size: 8 * cores, ..alone };
         assert!(check("train.threads", 1, &crowded, false).is_ok(), "one thread is the least");
-        assert_eq!(resolve(0, &crowded), 1);
+        assert_eq!(share(&crowded), 1);
         assert_eq!(for_this_machine(1000, &alone), cores);
         probe(3).unwrap();
     }

@@ -98,7 +98,7 @@ fn launch(how: &Execution, topology: &Topology) -> Result<(Launch, String)> {
             Error::Usage(format!("--launcher {text}: expected words as of a shell command"))
         })?,
     };
-    let cores = threads::resolve(0, topology);
+    let cores = threads::share(topology);
     let cpu = format!("{}, {cores} threads", cpu_name());
     let gpus = if how.device == Choice::Cpu { Ok(0) } else { cuda::devices() };
     let Some(count) = gpus.ok().filter(|n| *n > 0) else {

@@ -19,8 +19,6 @@ pub(super) struct Layout {
     pub(super) nodes: usize,
     /// Whether a node has more ranks than cores.
     pub(super) oversubscribed: bool,
-    /// Threads of a rank.
-    pub(super) threads: usize,
     /// Argument of mpirun's `--bind-to`.
     pub(super) bind: &'static str,
     /// Warning about `--threads`.
@@ -48,8 +46,7 @@ impl Layout {
             Bind::Auto | Bind::Numa => "numa",
             Bind::Core => "core",
         };
-        let threads = spec.threads.unwrap_or((machine.cores / per_node).max(1));
-        Ok(Self { srun, ranks, nodes, oversubscribed, threads, bind, warning })
+        Ok(Self { srun, ranks, nodes, oversubscribed, bind, warning })
     }
 }
 

@@ -68,6 +68,9 @@ const EXPORTED: [&str; 8] = [
     "XDG_CACHE_HOME",
 ];
 
+/// The number of threads of a rank.
+const THREADS: &str = "OMP_NUM_THREADS";
+
 /// A command that starts the ranks of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchCommand {
@@ -94,7 +97,9 @@ impl LaunchCommand {
     /// Options that contradict each other or the machine, or a program that does not exist.
     pub fn new(spec: &JobSpec, machine: &Machine) -> Result<Self> {
         let layout = Layout::new(spec, machine)?;
-        let mut env = vec![("OMP_NUM_THREADS".to_owned(), layout.threads.to_string())];
+        // Without it the ranks divide the cores of their own node, which may be another machine.
+        let threads = spec.threads.map(|n| (THREADS.to_owned(), n.to_string()));
+        let mut env: Vec<_> = threads.into_iter().collect();
         let words = if layout.srun {
             srun_words(&layout, machine)
         } else {
@@ -176,7 +181,8 @@ fn mpirun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<Strin
     let is_exported = |name: &&String| EXPORTED.iter().any(|prefix| name.starts_with(prefix));
     let mut exported: Vec<&str> =
         machine.variables.iter().filter(is_exported).map(String::as_str).collect();
-    exported.extend([status::VARIABLE, "OMP_NUM_THREADS"]);
+    exported.push(status::VARIABLE);
+    exported.extend(spec.threads.map(|_| THREADS));
     exported.sort_unstable();
     exported.dedup();
     for name in exported {
@@ -262,11 +268,11 @@ mod tests {
         let c = LaunchCommand::new(&spec(), &machine()).unwrap();
         assert_eq!((c.ranks, c.srun, c.remote), (8, false, false));
         let line = c.shell_line().unwrap();
-        assert!(
-            line.starts_with("OMP_NUM_THREADS=8 mpirun -n 8 --tag-output --bind-to numa"),
-            "{line}"
-        );
+        assert!(line.starts_with("mpirun -n 8 --tag-output --bind-to numa"), "{line}");
         assert!(line.ends_with("'a b'") && line.contains("-x DW_BOARD"), "{line}");
+        let c = LaunchCommand::new(&JobSpec { threads: Some(4), ..spec() }, &machine()).unwrap();
+        assert!(c.shell_line().unwrap().starts_with("OMP_NUM_THREADS=4 mpirun -n 8"), "{c:?}");
+        assert!(contains(&c, &["-x", "OMP_NUM_THREADS"]), "{c:?}");
     }
 
     #[test]
@@ -281,9 +287,7 @@ mod tests {
             ..machine()
         };
         let c = LaunchCommand::new(&JobSpec { ranks: Some(3), ..spec() }, &m).unwrap();
-        for (name, value) in [("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMP_NUM_THREADS", "1")] {
-            assert!(c.env.contains(&(name.to_owned(), value.to_owned())), "{name}: {c:?}");
-        }
+        assert!(c.env.contains(&("OMPI_ALLOW_RUN_AS_ROOT".into(), "1".into())), "{c:?}");
         for expected in [&["--oversubscribe"][..], &["--bind-to", "none"], &["-x", "NCCL_DEBUG"]] {
             assert!(contains(&c, expected), "{expected:?}: {c:?}");
         }
@@ -331,7 +335,8 @@ mod tests {
         let odd = ["a'b", "$HOME `x`", "new\nline", "*", "", "ü", "-x=\"y\"", "a!b", "\\"];
         let program = std::iter::once("true").chain(odd).map(String::from).collect();
         let hosts = Some("a b:1,c;d:1".to_owned());
-        let c = LaunchCommand::new(&JobSpec { hosts, program, ..spec() }, &machine()).unwrap();
+        let spec = JobSpec { hosts, program, threads: Some(1), ..spec() };
+        let c = LaunchCommand::new(&spec, &machine()).unwrap();
         let script = format!("printf '%s\\0' {}", c.shell_line().unwrap());
         let out = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
