@@ -126,8 +126,8 @@ pub fn weights(args: &WeightingArgs) -> Result<()> {
             data.len()
         )));
     };
-    let (outputs, view) = outputs_of(&detector, &data, number, &config.data, Device::Cpu)?;
     let record = data.split.record(number)?;
+    let (outputs, view) = outputs_of(&detector, &record, &config.data, Device::Cpu)?;
     let (boxes, labels) = view.boxes(&record.annotations.boxes, record.entry.original());
     let truth = ImageBoxes { boxes, labels, padded: None };
     let maps = maps::compute(&outputs.flatten(), &truth, *which, &config.assign)?;

@@ -153,17 +153,6 @@ impl Targets {
         }
     }
 
-    /// As [`Targets::pairs`], by value.
-    ///
-    /// # Panics
-    /// As [`Targets::pairs`].
-    pub fn into_pairs(self) -> PairTensors {
-        match self {
-            Self::Pairs(t) => t,
-            Self::Points(_) => panic!("a soft criterion got the targets of a hard matcher"),
-        }
-    }
-
     /// The targets of a hard matcher.
     ///
     /// # Panics

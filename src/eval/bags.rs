@@ -26,8 +26,8 @@ pub fn statistics(detector: &Detector, strategy: &Strategy, job: &Job) -> Result
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let (outputs, view) = outputs_of(detector, data, number, input, device)?;
         let record = data.split.record(number)?;
+        let (outputs, view) = outputs_of(detector, &record, input, device)?;
         let (boxes, labels) = view.boxes(&record.annotations.boxes, record.entry.original());
         let truth = ImageBoxes { boxes, labels, padded: None };
         all.add(&BagWeights::new(strategy, &outputs.flatten(), &truth)?)?;

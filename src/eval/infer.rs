@@ -146,16 +146,14 @@ pub fn detect_images(
 /// A damaged record, or a failure of libtorch.
 pub fn outputs_of(
     detector: &Detector,
-    data: &Dataset,
-    record: usize,
+    record: &Record,
     input: &DataConfig,
     device: Device,
 ) -> Result<(Outputs, Transform)> {
-    let record = data.split.record(record)?;
     let (width, height) = record.entry.original();
     let view = Transform::eval(width, height, input);
     let size = padded(std::iter::once((view.width, view.height)));
-    let pixels = decode(&record, &view, input)?;
+    let pixels = decode(record, &view, input)?;
     let images = Images::new(&[(view.width, view.height)], size, device, |_, out| {
         render(&pixels, &view, size, out);
         Ok(())

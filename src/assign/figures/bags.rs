@@ -7,7 +7,7 @@ use std::fmt;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::assign::{ImageBoxes, PairTensors, Progress, Strategy};
+use crate::assign::{ImageBoxes, PairTensors, Progress, Strategy, Targets};
 use crate::model::Predictions;
 use crate::{Error, Result, torch};
 
@@ -42,7 +42,9 @@ impl BagWeights {
             value.ok_or_else(|| Error::Bug(format!("the criterion does not record `{name}`")))
         };
         let (positive, negative_u) = (recorded("w_pos")?, recorded("w_neg")?);
-        let pairs = targets.into_pairs();
+        let Targets::Pairs(pairs) = targets else {
+            return Err(Error::Bug("weights of bags from a matcher without bags".into()));
+        };
         let negative = negative_u.index_select(0, &pairs.logit);
         Ok(Self { pairs, positive, negative })
     }
