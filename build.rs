@@ -5,18 +5,21 @@ use std::path::PathBuf;
 
 include!("tools/git_revision.rs");
 
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 14] = [
     "context",
     "conv",
     "deform",
     "gradient",
     "group_norm",
+    "group_norm_cpu",
     "kernels",
     "memory",
     "profile",
     "readback",
+    "relu_cpu",
     "sgd",
     "stream",
+    "weights",
 ];
 
 fn build() {
@@ -33,6 +36,9 @@ fn build() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
+        // Loops run on libtorch's threads, and round in the same way on every CPU.
+        .flag("-fopenmp")
+        .flag("-ffp-contract=off")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .files(SOURCES.map(|name| format!("src/torch/{name}.cpp")))

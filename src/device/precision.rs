@@ -83,10 +83,12 @@ impl Precision {
     /// libtorch rejects the setting.
     pub fn apply(self, device: Device) -> Result<()> {
         if self == Self::Bf16 && device == Device::Cpu && !torch::cpu_has(c"amx_bf16") {
-            tracing::warn!(
-                "train.precision = \"bf16\": this CPU has no AMX: f32 can be faster \
-                 (docs/training.md)"
-            );
+            let effect = if torch::cpu_has(c"avx512_bf16") {
+                "no AMX, only AVX-512 BF16: bf16 is faster than f32 on some of them, not on all"
+            } else {
+                "no AMX and no AVX-512 BF16: f32 is faster"
+            };
+            tracing::warn!("train.precision = \"bf16\": this CPU has {effect} (docs/training.md)");
         }
         torch::allow_tf32_convolutions(self == Self::Tf32)?;
         for name in OVERRIDES.iter().filter(|name| std::env::var_os(name).is_some()) {

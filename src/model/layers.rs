@@ -124,13 +124,16 @@ impl Conv {
                 };
                 torch::convolution(x, &spec)
             }
-            Norm::Group { weight, bias, groups }
-                if x.device().is_cuda() && then.relu && then.residual.is_none() =>
-            {
-                // Adds the convolution's bias, too: one pass over its output less.
-                let without_bias = Convolution { bias: None, ..self.spec(Then::default()) };
-                let y = torch::convolution(x, &without_bias);
-                torch::group_norm_relu(&y, self.bias.as_ref(), weight, bias, *groups)
+            Norm::Group { weight, bias, groups } if then.relu && then.residual.is_none() => {
+                // On a GPU group norm adds the bias, too: one pass over the tensor less. On a CPU
+                // the convolution adds it without one.
+                let (first, second) = match &self.bias {
+                    bias if x.device().is_cuda() => (None, bias.as_ref()),
+                    bias => (bias.as_ref(), None),
+                };
+                let conv = Convolution { bias: first, ..self.spec(Then::default()) };
+                let y = torch::convolution(x, &conv);
+                torch::group_norm_relu(&y, second, weight, bias, *groups)
             }
             _ => then.apply(norm.forward(&self.forward(x), train)),
         }

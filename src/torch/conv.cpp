@@ -16,7 +16,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_vecdot.h>
-#include <ATen/ops/mul.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/sum.h>
@@ -30,6 +30,8 @@
 
 #include "common.h"
 #include "kernels.h"
+#include "relu_cpu.h"
+#include "weights.h"
 
 namespace {
 
@@ -74,10 +76,8 @@ Folded fold(const Inputs &in) {
     return {in.rounded.defined() ? in.rounded : in.weight.to(kind), in.bias, {}, {}};
   const auto inverse = (in.var + EPS).rsqrt_();
   const auto scale = in.gamma * inverse;
-  // One pass that multiplies in the parameters' kind and rounds to the activations'.
-  auto weight = at::empty_like(in.weight, in.weight.options().dtype(kind));
-  at::mul_out(weight, in.weight, scale.view({-1, 1, 1, 1}));
-  return {weight, at::addcmul(in.bias, in.mean, scale, -1), inverse, scale};
+  return {dw::scaled_weight(in.weight, scale, kind), at::addcmul(in.bias, in.mean, scale, -1),
+          inverse, scale};
 }
 
 // The bias in the kind of the activations, if there is one.
@@ -89,11 +89,11 @@ using Scalars = c10::List<std::optional<at::Scalar>>;
 using Pointwise = Tensor(const Tensor &, const Tensor &, const std::optional<Tensor> &,
                          at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
                          std::string_view, Scalars, std::optional<std::string_view>);
-using PointwiseBinary = Tensor(const Tensor &, const Tensor &, const Tensor &,
-                               const std::optional<Tensor> &, at::IntArrayRef, at::IntArrayRef,
-                               at::IntArrayRef, int64_t, std::string_view,
-                               std::optional<at::Scalar>, std::optional<std::string_view>,
-                               Scalars, std::optional<std::string_view>);
+using PointwiseSum = Tensor &(Tensor &, const Tensor &, const Tensor &,
+                              const std::optional<Tensor> &, at::IntArrayRef, at::IntArrayRef,
+                              at::IntArrayRef, int64_t, std::string_view,
+                              std::optional<at::Scalar>, std::optional<std::string_view>, Scalars,
+                              std::optional<std::string_view>);
 
 // relu(convolution + bias (+ residual)) in one call of oneDNN.
 Tensor fused_on_cpu(const Inputs &in, const Folded &f, const Spec &s) {
@@ -102,11 +102,15 @@ Tensor fused_on_cpu(const Inputs &in, const Folded &f, const Spec &s) {
   const auto bias = bias_of(in, f);
   auto &dispatcher = c10::Dispatcher::singleton();
   if (in.residual.defined()) {
+    // Into a copy of the residual: the call with a new output first converts the residual to
+    // another memory layout, which takes several times as long (libtorch 2.11).
     static const auto op =
-        dispatcher.findSchemaOrThrow("mkldnn::_convolution_pointwise", "binary")
-            .typed<PointwiseBinary>();
-    return op.call(in.x, in.residual, f.weight, bias, padding, stride, dilation, s.groups, "add",
-                   std::nullopt, "relu", Scalars(), std::nullopt);
+        dispatcher.findSchemaOrThrow("mkldnn::_convolution_pointwise_", "binary")
+            .typed<PointwiseSum>();
+    auto y = in.residual.clone();
+    op.call(y, in.x, f.weight, bias, padding, stride, dilation, s.groups, "add", std::nullopt,
+            "relu", Scalars(), std::nullopt);
+    return y;
   }
   static const auto op =
       dispatcher.findSchemaOrThrow("mkldnn::_convolution_pointwise", "").typed<Pointwise>();
@@ -172,6 +176,7 @@ void add_bias(Tensor &y, const Tensor &bias) {
 // `with_sums`.
 std::pair<Tensor, Tensor> before_relu(Tensor dy, const Tensor &y, bool with_sums) {
   if (dy.is_cuda()) dy = dy.contiguous(at::MemoryFormat::ChannelsLast);
+  if (with_sums && dw::has_relu_gradient_cpu(dy, y)) return dw::relu_gradient_cpu(dy, y);
   if (!with_sums || !dw::has_kernels(dy) || (y.defined() && !is_channels_last(y)))
     return {y.defined() ? at::threshold_backward(dy, y, 0) : dy, Tensor()};
   const dw::Positions s(dy);
@@ -254,24 +259,30 @@ struct Conv : torch::autograd::Function<Conv> {
     constexpr std::array<int64_t, 2> dilation{1, 1}, none{0, 0};
     const std::array<int64_t, 1> channels{weight.size(0)};
     const auto kind = backward_kind(x, weight, stride[0]);
+    const bool product = with_weight && (sums.defined() || !with_bias) &&
+                         is_product(x, weight, number("padding"));
     auto [dx, dweight, dbias] = at::convolution_backward(
         grad.to(kind), x.to(kind), folded.to(kind), channels, stride, padding, dilation,
         /*transposed=*/false, none, number("groups"),
-        {needs("x"), with_weight, with_bias && !sums.defined()});
+        {needs("x"), with_weight && !product, with_bias && !sums.defined()});
     if (sums.defined()) dbias = sums;
+    if (product) dweight = as_product(grad, x, stride[0]);
     if (dx.defined()) dx = dx.to(x.scalar_type());
     // One entry for each argument of forward.
     tensor_list out(9);
     out[0] = dx;
     if (with_bias) dbias = dbias.to(static_cast<at::ScalarType>(number("bias_kind")));
-    if (with_weight) dweight = dweight.to(weight.scalar_type());
-    if (needs("gamma")) {
-      const auto product =
-          at::linalg_vecdot(rows(dweight), rows(weight)).addcmul_(mean, dbias, -1);
-      out[3] = product.mul_(inverse);
+    Tensor products;
+    if (needs("weight") && dw::adds_weight_gradient(weight)) {
+      // Nothing is left to do for the graph, so out[1] stays undefined.
+      products = dw::add_weight_gradient(weight, dweight, scale);
+    } else if (with_weight) {
+      dweight = dweight.to(weight.scalar_type());
+      if (needs("gamma")) products = at::linalg_vecdot(rows(dweight), rows(weight));
+      if (needs("weight"))
+        out[1] = scale.defined() ? dweight.mul_(scale.view({-1, 1, 1, 1})) : dweight;
     }
-    if (needs("weight"))
-      out[1] = scale.defined() ? dweight.mul_(scale.view({-1, 1, 1, 1})) : dweight;
+    if (needs("gamma")) out[3] = products.addcmul_(mean, dbias, -1).mul_(inverse);
     if (needs("bias")) out[2] = dbias;
     if (needs("residual")) out[6] = grad;
     return out;
@@ -284,6 +295,25 @@ struct Conv : torch::autograd::Function<Conv> {
     const bool narrow = std::min(x.size(2), x.size(3)) < weight.size(3);
     const bool few = weight.size(1) < 16 && weight.size(3) == 1 && stride > 1;
     return x.is_cpu() && (narrow || few) ? weight.scalar_type() : x.scalar_type();
+  }
+
+  // Whether the gradient of a weight is computed as one matrix product in bf16. oneDNN's convolution
+  // takes longer, because it changes the memory layout of the result (libtorch once more).
+  static bool is_product(const Tensor &x, const Tensor &weight, int64_t padding) {
+    return x.is_cpu() && x.scalar_type() == at::kBFloat16 && bf16_in_onednn() &&
+           weight.size(1) == x.size(1) && weight.size(2) == 1 && weight.size(3) == 1 &&
+           padding == 0;
+  }
+
+  // The gradient [O, C, 1, 1] of a 1 x 1 kernel: all positions of `grad` times those of `x` that
+  // the kernel is applied to.
+  static Tensor as_product(const Tensor &grad, const Tensor &x, int64_t stride) {
+    const auto used = stride == 1 ? x : x.slice(2, 0, std::nullopt, stride)
+                                            .slice(3, 0, std::nullopt, stride);
+    const auto positions = [](const Tensor &t) {
+      return t.permute({0, 2, 3, 1}).reshape({-1, t.size(1)});
+    };
+    return at::mm(positions(grad).t(), positions(used)).view({grad.size(1), x.size(1), 1, 1});
   }
 
   // A weight [O, C / G, kh, kw] as [O, kh kw C / G]: a view of channels-last memory.

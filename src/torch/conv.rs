@@ -82,8 +82,11 @@ pub fn convolution(x: &Tensor, c: &Convolution) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use tch::{Device, Kind};
 
+    use super::super::{on_gradient, set_grad};
     use super::*;
 
     /// Numbers like random ones with mean 0 and variance 1, but the same in every run.
@@ -124,9 +127,15 @@ mod tests {
         if c.relu { y.relu() } else { y }
     }
 
+    /// The tensor in channels-last memory.
+    fn channels_last(t: &Tensor) -> Tensor {
+        t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    }
+
     /// Calls `check` with output and gradients of both, for all combinations of what is present.
+    /// In half of them the weight has a buffer for its gradient, as in training.
     fn compare(kind: Kind, reference: Kind, check: impl Fn(&str, &Tensor, &Tensor)) {
-        for case in 0..32 {
+        for case in 0..64 {
             let on = |bit: i64| case >> bit & 1 == 1;
             let (groups, stride) = (if on(3) { 2 } else { 1 }, if on(4) { 2 } else { 1 });
             let inputs = tensors(reference, groups, stride);
@@ -136,7 +145,11 @@ mod tests {
                     let kind = if i == 0 || i == 4 { kind } else { reference };
                     t.detach().copy().to_kind(kind).set_requires_grad(t.requires_grad())
                 };
-                let t: Vec<Tensor> = inputs.iter().enumerate().map(copy).collect();
+                let mut t: Vec<Tensor> = inputs.iter().enumerate().map(copy).collect();
+                if on(5) {
+                    t[1] = channels_last(&t[1]).detach().set_requires_grad(true);
+                    set_grad(&t[1], &t[1].zeros_like()).unwrap();
+                }
                 let rounded = t[1].detach().to_kind(kind);
                 let c = Convolution {
                     weight: &t[1],
@@ -188,6 +201,48 @@ mod tests {
             // Rounding moves outputs near 0 to the other side of the ReLU.
             assert!(cosine > 0.98, "{what}: cosine {cosine}");
         });
+    }
+
+    /// The buffer has the sum over all uses of a weight, and the hook runs after the last of them.
+    #[test]
+    fn gradients_of_a_weight_are_added_to_its_buffer() {
+        let t = tensors(Kind::Float, 1, 1);
+        let weight = channels_last(&t[1]).detach().set_requires_grad(true);
+        let buffer = weight.ones_like();
+        set_grad(&weight, &buffer).unwrap();
+        let calls = Arc::new(Mutex::new(vec![]));
+        let (seen, watched) = (calls.clone(), Mutex::new(buffer.shallow_clone()));
+        let hook = on_gradient(&weight, move || {
+            let sum = watched.lock().unwrap().sum(Kind::Double).double_value(&[]);
+            seen.lock().unwrap().push(sum);
+        });
+        let hook = hook.unwrap();
+        let c = Convolution {
+            weight: &weight,
+            bias: None,
+            norm: None,
+            residual: None,
+            rounded: None,
+            stride: 1,
+            padding: 1,
+            groups: 1,
+            relu: false,
+        };
+        let loss = |times: i64| {
+            let uses = (0..times).map(|n| convolution(&(&t[0] * (n + 1)), &c).sum(Kind::Float));
+            uses.reduce(|a, b| a + b).unwrap()
+        };
+        loss(1).backward();
+        let once = &buffer - 1.0;
+        assert!(once.abs().max().double_value(&[]) > 0.1);
+        loss(3).backward();
+        // 1 for the first pass, 1 + 2 + 3 for the second.
+        assert!(buffer.allclose(&(&once * 7.0 + 1.0), 1e-4, 1e-4, false));
+        assert!(weight.grad().data_ptr() == buffer.data_ptr(), "the buffer is still in place");
+        let calls = calls.lock().unwrap();
+        let end = buffer.sum(Kind::Double).double_value(&[]);
+        assert!(calls.len() == 2 && calls[1] == end, "{calls:?}, {end}");
+        drop(hook);
     }
 
     /// oneDNN's own bf16 gradient of the weight is partly uninitialised here.

@@ -1,5 +1,5 @@
-// Group norm followed by ReLU on a GPU, by the kernels of `src/device/kernels/group_norm.cu` or, if
-// those are not loaded, by operations of libtorch.
+// Group norm followed by ReLU: on a GPU by the kernels of `src/device/kernels/group_norm.cu`, on a
+// CPU by those of `group_norm_cpu.cpp`, and where neither applies by operations of libtorch.
 //
 // Shapes: B images, P positions, C channels, G groups, K chunks of positions.
 
@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "common.h"
+#include "group_norm_cpu.h"
 #include "kernels.h"
 
 namespace {
@@ -90,6 +91,25 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
   }
 };
 
+struct GroupNormReluCpu : torch::autograd::Function<GroupNormReluCpu> {
+  static Tensor forward(AutogradContext *ctx, const Tensor &any_layout, const Tensor &gamma,
+                        const Tensor &beta, int64_t groups) {
+    const auto x = any_layout.contiguous(at::MemoryFormat::ChannelsLast);
+    const auto [y, stats] = dw::group_norm_cpu(x, gamma, beta, groups, EPS);
+    ctx->save_for_backward({x, gamma, beta, stats});
+    return y;
+  }
+
+  static tensor_list backward(AutogradContext *ctx, const tensor_list &grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto dy = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
+    auto out = dw::group_norm_cpu_backward(dy, saved[0], saved[1], saved[2], saved[3]);
+    // One entry for each argument of forward.
+    out.emplace_back();
+    return out;
+  }
+};
+
 // The same by operations of libtorch, in the parameters' kind.
 Tensor composed(const Tensor &x, const Tensor *bias, const Tensor &gamma, const Tensor &beta,
                 int64_t groups) {
@@ -107,6 +127,8 @@ extern "C" {
 Tensor *dw_group_norm_relu(const Tensor *x, const Tensor *bias, const Tensor *gamma,
                            const Tensor *beta, int64_t groups) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
+    if (!bias && dw::has_group_norm_cpu(*x, *gamma, *beta))
+      return new Tensor(GroupNormReluCpu::apply(*x, *gamma, *beta, groups));
     if (!has_kernels(*x, groups)) return new Tensor(composed(*x, bias, *gamma, *beta, groups));
     const auto optional = bias ? std::optional(*bias) : std::nullopt;
     return new Tensor(GroupNormRelu::apply(*x, optional, *gamma, *beta, groups));

@@ -1,4 +1,4 @@
-//! Group norm followed by ReLU, for GPUs.
+//! Group norm followed by ReLU.
 
 use std::ptr::null;
 
@@ -16,8 +16,8 @@ unsafe extern "C" {
     ) -> *mut torch_sys::C_tensor;
 }
 
-/// `relu(group_norm(x + bias))` of `[B, C, H, W]`, in its shape and kind and, with the kernels,
-/// channels-last. `bias`, `gamma` and `beta` are `[C]`, f32 if `x` is bf16.
+/// `relu(group_norm(x + bias))` of `[B, C, H, W]`, in its shape and kind; channels-last, except in
+/// f64 and on a GPU without the kernels. `bias`, `gamma` and `beta` are `[C]`, f32 if `x` is bf16.
 ///
 /// # Panics
 /// If the shapes do not match, memory runs out, or the device failed.
@@ -36,5 +36,78 @@ pub fn group_norm_relu(
     match owned(out) {
         Ok(out) => out,
         Err(e) => panic!("group norm: {e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    /// x `[2, C, H, W]`, gamma, beta, and a gradient of the output, as f64 with the values of bf16:
+    /// rounding would move numbers to the other side of the ReLU.
+    fn tensors(channels: i64, (h, w): (i64, i64)) -> [Tensor; 4] {
+        tch::manual_seed(3);
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
+        let rounded = |t: Tensor| t.to_kind(Kind::BFloat16).to_kind(Kind::Double);
+        let shape = [2, channels, h, w];
+        [
+            rounded(random(&shape) * 2.0 + 0.5),
+            random(&[channels]) + 1.0,
+            random(&[channels]),
+            rounded(random(&shape)),
+        ]
+    }
+
+    /// Output and gradients of x, gamma and beta, of `norm` on tensors of these kinds.
+    fn run(
+        t: &[Tensor; 4],
+        (kind, parameters): (Kind, Kind),
+        norm: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor,
+    ) -> Vec<Tensor> {
+        let leaf = |t: &Tensor, kind| t.to_kind(kind).detach().copy().set_requires_grad(true);
+        let x = leaf(&t[0], kind);
+        let (gamma, beta) = (leaf(&t[1], parameters), leaf(&t[2], parameters));
+        let y = norm(&x, &gamma, &beta);
+        (&y * t[3].to_kind(kind)).sum(Kind::Double).backward();
+        [y.detach(), x.grad(), gamma.grad(), beta.grad()].map(|t| t.to_kind(Kind::Double)).into()
+    }
+
+    /// Sizes of one chunk and of several, and channels that are no multiple of a vector's length.
+    const CASES: [(i64, i64, (i64, i64)); 5] =
+        [(256, 32, (9, 17)), (64, 16, (30, 20)), (24, 6, (8, 8)), (20, 5, (1, 1)), (8, 1, (13, 5))];
+
+    #[test]
+    fn equals_group_norm_and_relu_of_libtorch_in_values_and_all_gradients() {
+        for (channels, groups, size) in CASES {
+            let t = tensors(channels, size);
+            let expected = run(&t, (Kind::Double, Kind::Double), |x, gamma, beta| {
+                x.group_norm(groups, Some(gamma), Some(beta), 1e-5, true).relu()
+            });
+            let fused = |kind| {
+                run(&t, (kind, Kind::Float), |x, gamma, beta| {
+                    group_norm_relu(x, None, gamma, beta, groups)
+                })
+            };
+            let names = ["output", "dx", "dgamma", "dbeta"];
+            for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 5e-3)] {
+                for ((name, e), f) in names.iter().zip(&expected).zip(fused(kind)) {
+                    // Of a group with few numbers the gradient nearly vanishes.
+                    let off = ((f - e).norm() / (e.norm() + 1e-3)).double_value(&[]);
+                    assert!(off < limit, "{kind:?}, {channels} x {size:?}, {name}: {off}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn not_a_number_stays_so() {
+        let [x, gamma, beta, _] = tensors(8, (4, 4)).map(|t| t.to_kind(Kind::Float));
+        let _ = x.get(0).get(0).get(0).get(0).fill_(f64::NAN);
+        let y = group_norm_relu(&x, None, &gamma, &beta, 2);
+        // The first group of the first image has it.
+        let count = |t: Tensor| t.isnan().sum(Kind::Int64).int64_value(&[]);
+        assert_eq!((count(y.get(0).narrow(0, 0, 4)), count(y)), (64, 64));
     }
 }

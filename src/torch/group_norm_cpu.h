@@ -1,0 +1,25 @@
+// Group norm followed by ReLU on a CPU, on channels-last tensors [B, C, H, W] of f32 or bf16.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <utility>
+#include <vector>
+
+namespace dw {
+
+// Whether the functions below can work on `x` with these parameters.
+bool has_group_norm_cpu(const at::Tensor &x, const at::Tensor &gamma, const at::Tensor &beta);
+
+// relu(group_norm(x)), and for backward the mean and the inverse deviation of each group
+// [B, G, 2], f64.
+std::pair<at::Tensor, at::Tensor> group_norm_cpu(const at::Tensor &x, const at::Tensor &gamma,
+                                                 const at::Tensor &beta, int64_t groups,
+                                                 double eps);
+
+// The gradients of x, gamma and beta, from that of the output.
+std::vector<at::Tensor> group_norm_cpu_backward(const at::Tensor &dy, const at::Tensor &x,
+                                                const at::Tensor &gamma, const at::Tensor &beta,
+                                                const at::Tensor &stats);
+
+}  // namespace dw
