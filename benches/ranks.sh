@@ -4,12 +4,13 @@
 #   FCOS with DistributedDataParallel (gloo)
 # - the share of communication hidden behind backward, and a plain all-reduce
 # - the cost of checkpoints for the training loop
+# PRECISION=bf16 measures the first two in bf16; STEP_ONLY=1 leaves out the rest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-target/release}
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/dw"
 peer=${DW_PEERS:-../shared/peers}/torchvision_fcos.py
-rounds=${ROUNDS:-3} steps=${STEPS:-8}
+rounds=${ROUNDS:-3} steps=${STEPS:-8} precision=${PRECISION:-f32}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 out=bench-out/ranks
 rm -rf "$out"
@@ -18,11 +19,11 @@ step=$(cargo bench --locked --no-run --bench step 2>&1 | sed -n 's/.*Executable.
 size=(--batch 2 --height 320 --width 416 --steps "$steps" --threads 1)
 two() { mpirun -n 2 --bind-to none --oversubscribe "$@" 2>/dev/null; }
 for _ in $(seq "$rounds"); do
-  two "$step" --bench "${size[@]}" >>"$out/together.jsonl"
-  two "$step" --bench "${size[@]}" --apart >>"$out/apart.jsonl"
+  two "$step" --bench "${size[@]}" --precision "$precision" >>"$out/together.jsonl"
+  two "$step" --bench "${size[@]}" --precision "$precision" --apart >>"$out/apart.jsonl"
   [ ! -f "$peer" ] ||
-    "$cache/peers/bin/torchrun" --nproc-per-node 2 "$peer" --ddp "${size[@]}" 2>/dev/null \
-      >>"$out/ddp.jsonl"
+    "$cache/peers/bin/torchrun" --nproc-per-node 2 "$peer" --ddp --channels-last \
+      --dtype "$precision" "${size[@]}" 2>/dev/null >>"$out/ddp.jsonl"
 done
 
 field() { sed "s/.*\"$1\": *\([0-9.eE+-]*\).*/\1/"; } # KEY: its number in each JSON line
@@ -35,7 +36,7 @@ ratio() { awk "BEGIN { printf \"%.$3f\", $1 / $2 }"; } # NUMERATOR DENOMINATOR D
 seconds() { printf '%.3f s' "$1"; }
 
 together=$(value together step_s_median) apart=$(value apart step_s_median)
-row "2 ranks, R-50, 2 x 320 x 416 each" "$(seconds "$together")" "$(runs together)"
+row "2 ranks, R-50, 2 x 320 x 416 each, $precision" "$(seconds "$together")" "$(runs together)"
 row "2 processes without communication" "$(seconds "$apart")" \
   "$(runs apart); 2 ranks / this = $(ratio "$together" "$apart" 3)"
 if [ -s "$out/ddp.jsonl" ]; then
