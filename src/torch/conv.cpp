@@ -297,8 +297,8 @@ struct Conv : torch::autograd::Function<Conv> {
     return x.is_cpu() && (narrow || few) ? weight.scalar_type() : x.scalar_type();
   }
 
-  // Whether the gradient of a weight is computed as one matrix product in bf16. oneDNN's convolution
-  // takes longer, because it changes the memory layout of the result (libtorch once more).
+  // Whether the gradient of a weight is computed as one matrix product in bf16. A convolution takes
+  // longer: oneDNN changes the memory layout of its result, and libtorch changes it once more.
   static bool is_product(const Tensor &x, const Tensor &weight, int64_t padding) {
     return x.is_cpu() && x.scalar_type() == at::kBFloat16 && bf16_in_onednn() &&
            weight.size(1) == x.size(1) && weight.size(2) == 1 && weight.size(3) == 1 &&

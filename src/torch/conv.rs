@@ -98,11 +98,11 @@ mod tests {
     }
 
     /// A convolution's tensors: x, weight, bias, gamma, residual (leaves), then mean and var.
-    fn tensors(kind: Kind, groups: i64, stride: i64) -> Vec<Tensor> {
+    fn tensors(kind: Kind, groups: i64, stride: i64, kernel: i64) -> Vec<Tensor> {
         let side = (9 + stride - 1) / stride;
         let all = [
             noise(&[2, 9, 9, 8], 0).permute([0, 3, 1, 2]),
-            noise(&[16, 8 / groups, 3, 3], 1) * 0.2,
+            noise(&[16, 8 / groups, kernel, kernel], 1) * (0.6 / kernel as f64),
             noise(&[16], 2),
             noise(&[16], 3) + 1.0,
             noise(&[2, 16, side, side], 4),
@@ -135,10 +135,11 @@ mod tests {
     /// Calls `check` with output and gradients of both, for all combinations of what is present.
     /// In half of them the weight has a buffer for its gradient, as in training.
     fn compare(kind: Kind, reference: Kind, check: impl Fn(&str, &Tensor, &Tensor)) {
-        for case in 0..64 {
+        for case in 0..128 {
             let on = |bit: i64| case >> bit & 1 == 1;
             let (groups, stride) = (if on(3) { 2 } else { 1 }, if on(4) { 2 } else { 1 });
-            let inputs = tensors(reference, groups, stride);
+            let kernel = if on(6) { 1 } else { 3 };
+            let inputs = tensors(reference, groups, stride, kernel);
             let run = |kind: Kind, fused: bool| {
                 // Only activations have another kind than the parameters.
                 let copy = |(i, t): (usize, &Tensor)| {
@@ -158,7 +159,7 @@ mod tests {
                     residual: on(1).then_some(&t[4]),
                     rounded: (!on(0)).then_some(&rounded),
                     stride,
-                    padding: 1,
+                    padding: kernel / 2,
                     groups,
                     relu: on(2),
                 };
@@ -206,7 +207,7 @@ mod tests {
     /// The buffer has the sum over all uses of a weight, and the hook runs after the last of them.
     #[test]
     fn gradients_of_a_weight_are_added_to_its_buffer() {
-        let t = tensors(Kind::Float, 1, 1);
+        let t = tensors(Kind::Float, 1, 1, 3);
         let weight = channels_last(&t[1]).detach().set_requires_grad(true);
         let buffer = weight.ones_like();
         set_grad(&weight, &buffer).unwrap();
@@ -276,7 +277,7 @@ mod tests {
 
     #[test]
     fn frozen_parameters_have_no_gradient_and_no_node() {
-        let t = tensors(Kind::Float, 1, 1);
+        let t = tensors(Kind::Float, 1, 1, 3);
         let frozen: Vec<Tensor> = t.iter().map(Tensor::detach).collect();
         let c = Convolution {
             weight: &frozen[1],
