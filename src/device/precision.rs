@@ -84,7 +84,7 @@ impl Precision {
     pub fn apply(self, device: Device) -> Result<()> {
         if self == Self::Bf16 && device == Device::Cpu && !torch::cpu_has(c"amx_bf16") {
             let effect = if torch::cpu_has(c"avx512_bf16") {
-                "no AMX, only AVX-512 BF16: bf16 is faster than f32 on some of them, not on all"
+                "no AMX, only AVX-512 BF16: bf16 can be faster or slower than f32"
             } else {
                 "no AMX and no AVX-512 BF16: f32 is faster"
             };

@@ -1,6 +1,5 @@
-// A convolution's weight on a CPU: its copy for the convolution, and the gradient of that copy.
-// libtorch's operations would take several passes over all weights of the network, which is a
-// tenth of a training step in bf16.
+// A convolution's weight on a CPU: its copy for the convolution, and the gradient of that copy, in
+// one pass each over the weights of the network, where libtorch's operations take several.
 //
 // Weights [O, C / G, k, k] in channels-last memory are O rows.
 
@@ -133,8 +132,7 @@ Tensor add_weight_gradient(const Tensor &weight, const Tensor &any_layout, const
         for (int64_t o = first; o < last; o++) {
           const int64_t at = o * columns;
           if (scales)
-            results[o] =
-                add_scaled_row(from + at, weights + at, scales[o], to + at, columns);
+            results[o] = add_scaled_row(from + at, weights + at, scales[o], to + at, columns);
           else
             add_row(from + at, to + at, columns);
         }
