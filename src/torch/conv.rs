@@ -127,6 +127,21 @@ mod tests {
         if c.relu { y.relu() } else { y }
     }
 
+    /// A 3x3 convolution with this weight and nothing else.
+    fn plain(weight: &Tensor) -> Convolution<'_> {
+        Convolution {
+            weight,
+            bias: None,
+            norm: None,
+            residual: None,
+            rounded: None,
+            stride: 1,
+            padding: 1,
+            groups: 1,
+            relu: false,
+        }
+    }
+
     /// The tensor in channels-last memory.
     fn channels_last(t: &Tensor) -> Tensor {
         t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
@@ -218,17 +233,7 @@ mod tests {
             seen.lock().unwrap().push(sum);
         });
         let hook = hook.unwrap();
-        let c = Convolution {
-            weight: &weight,
-            bias: None,
-            norm: None,
-            residual: None,
-            rounded: None,
-            stride: 1,
-            padding: 1,
-            groups: 1,
-            relu: false,
-        };
+        let c = plain(&weight);
         let loss = |times: i64| {
             let uses = (0..times).map(|n| convolution(&(&t[0] * (n + 1)), &c).sum(Kind::Float));
             uses.reduce(|a, b| a + b).unwrap()
@@ -253,17 +258,7 @@ mod tests {
         for (h, w) in [(1, 1), (2, 1), (1, 3), (2, 2)] {
             let x = noise(&[2, 64, h, w], 8).to_kind(Kind::Float);
             let gradient = |kind: Kind| {
-                let c = Convolution {
-                    weight: &weight,
-                    bias: None,
-                    norm: None,
-                    residual: None,
-                    rounded: None,
-                    stride: 2,
-                    padding: 1,
-                    groups: 1,
-                    relu: false,
-                };
+                let c = Convolution { stride: 2, ..plain(&weight) };
                 weight.shallow_clone().zero_grad();
                 let y = convolution(&x.to_kind(kind), &c);
                 (&y * &y.detach()).sum(Kind::Float).backward();
@@ -279,17 +274,7 @@ mod tests {
     fn frozen_parameters_have_no_gradient_and_no_node() {
         let t = tensors(Kind::Float, 1, 1, 3);
         let frozen: Vec<Tensor> = t.iter().map(Tensor::detach).collect();
-        let c = Convolution {
-            weight: &frozen[1],
-            bias: None,
-            norm: None,
-            residual: None,
-            rounded: None,
-            stride: 1,
-            padding: 1,
-            groups: 1,
-            relu: true,
-        };
+        let c = Convolution { relu: true, ..plain(&frozen[1]) };
         assert!(!convolution(&frozen[0], &c).requires_grad());
         let y = convolution(&t[0], &c);
         y.sum(Kind::Float).backward();

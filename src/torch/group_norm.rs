@@ -102,6 +102,13 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "parameters of 6 and 8, expected 8 channels")]
+    fn parameters_of_other_channels_are_refused() {
+        let [x, gamma, beta, _] = tensors(8, (4, 4)).map(|t| t.to_kind(Kind::Float));
+        let _ = group_norm_relu(&x, None, &gamma.narrow(0, 0, 6), &beta, 2);
+    }
+
+    #[test]
     fn not_a_number_stays_so() {
         let [x, gamma, beta, _] = tensors(8, (4, 4)).map(|t| t.to_kind(Kind::Float));
         let _ = x.get(0).get(0).get(0).get(0).fill_(f64::NAN);

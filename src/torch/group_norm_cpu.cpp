@@ -211,6 +211,11 @@ bool has_group_norm_cpu(const Tensor &x, const Tensor &gamma, const Tensor &beta
 std::pair<Tensor, Tensor> group_norm_cpu(const Tensor &x, const Tensor &gamma, const Tensor &beta,
                                          int64_t groups, double eps) {
   const Shape s(x, groups);
+  TORCH_CHECK(groups > 0 && s.channels % groups == 0, s.channels, " channels in ", groups,
+              " groups");
+  TORCH_CHECK(gamma.numel() == s.channels && beta.numel() == s.channels,
+              "group norm: parameters of ", gamma.numel(), " and ", beta.numel(), ", expected ",
+              s.channels, " channels");
   auto y = at::empty_like(x, LAYOUT);
   auto stats = at::empty({s.images, groups, 2}, x.options().dtype(at::kDouble));
   if (x.scalar_type() == at::kFloat)

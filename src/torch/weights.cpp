@@ -25,11 +25,20 @@ constexpr auto LAYOUT = at::MemoryFormat::ChannelsLast;
 // Numbers a thread should have at least.
 constexpr int64_t GRAIN = 1 << 15;
 
-// Calls `f(first, last)` for ranges of rows on libtorch's threads.
+// Calls `f(row, offset)` on libtorch's threads, with the index of each row of `weight` and that of
+// its first number.
 template <typename F>
-void for_rows(const Tensor &weight, const F &f) {
-  const int64_t rows = weight.size(0), columns = std::max<int64_t>(weight.numel() / rows, 1);
-  at::parallel_for(0, rows, std::max<int64_t>(GRAIN / columns, 1), f);
+void for_rows(const Tensor &weight, int64_t columns, const F &f) {
+  const int64_t grain = std::max<int64_t>(GRAIN / columns, 1);
+  at::parallel_for(0, weight.size(0), grain, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) f(row, row * columns);
+  });
+}
+
+// The loops read one number of `scale` for each row.
+void check_scale(const Tensor &weight, const Tensor &scale) {
+  TORCH_CHECK(scale.numel() == weight.size(0) && scale.is_contiguous(), "a scale of ",
+              scale.numel(), " numbers for ", weight.size(0), " output channels");
 }
 
 template <typename W, typename K>
@@ -95,15 +104,15 @@ Tensor scaled_weight(const Tensor &weight, const Tensor &scale, at::ScalarType k
     at::mul_out(out, weight, scale.view({-1, 1, 1, 1}));
     return out;
   }
+  check_scale(weight, scale);
   const int64_t columns = weight.numel() / weight.size(0);
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "scaled_weight", [&] {
     with_kind<scalar_t>(kind, [&](auto type) {
       const auto *from = weight.const_data_ptr<scalar_t>();
       const auto *scales = scale.const_data_ptr<scalar_t>();
       auto *to = out.mutable_data_ptr<decltype(type)>();
-      for_rows(weight, [=](int64_t first, int64_t last) {
-        for (int64_t o = first; o < last; o++)
-          scale_row(from + o * columns, scales[o], to + o * columns, columns);
+      for_rows(weight, columns, [=](int64_t row, int64_t at) {
+        scale_row(from + at, scales[row], to + at, columns);
       });
     });
   });
@@ -117,6 +126,7 @@ bool adds_weight_gradient(const Tensor &weight) {
 }
 
 Tensor add_weight_gradient(const Tensor &weight, const Tensor &any_layout, const Tensor &scale) {
+  if (scale.defined()) check_scale(weight, scale);
   const auto gradient = any_layout.contiguous(LAYOUT);
   auto sum = weight.grad();
   const auto products = scale.defined() ? at::empty_like(scale) : Tensor();
@@ -128,14 +138,11 @@ Tensor add_weight_gradient(const Tensor &weight, const Tensor &any_layout, const
       auto *to = sum.mutable_data_ptr<scalar_t>();
       const auto *scales = scale.defined() ? scale.const_data_ptr<scalar_t>() : nullptr;
       auto *results = scale.defined() ? products.mutable_data_ptr<scalar_t>() : nullptr;
-      for_rows(weight, [=](int64_t first, int64_t last) {
-        for (int64_t o = first; o < last; o++) {
-          const int64_t at = o * columns;
-          if (scales)
-            results[o] = add_scaled_row(from + at, weights + at, scales[o], to + at, columns);
-          else
-            add_row(from + at, to + at, columns);
-        }
+      for_rows(weight, columns, [=](int64_t row, int64_t at) {
+        if (scales)
+          results[row] = add_scaled_row(from + at, weights + at, scales[row], to + at, columns);
+        else
+          add_row(from + at, to + at, columns);
       });
     });
   });
