@@ -74,10 +74,15 @@ impl Watch {
 
     fn send(&self, status: &Status) {
         let mut reporter = self.reporter.lock().unwrap_or_else(PoisonError::into_inner);
-        if reporter.as_mut().is_some_and(|r| r.send(status).is_err()) {
+        let failed = reporter.as_mut().is_some_and(|r| r.send(status).is_err());
+        if status.end.is_some() {
+            // The last report: while the job is being aborted, the watchdog would replace it by
+            // one without an exit code.
+            *reporter = None;
+        } else if failed {
             // The write timed out while the supervisor was stopped, for example: reconnect. If
             // that fails, training continues without reports.
-            *reporter = Reporter::from_env().filter(|_| status.end.is_none());
+            *reporter = Reporter::from_env();
         }
     }
 
@@ -95,7 +100,7 @@ impl Watch {
         }
     }
 
-    /// Reports exit code and reason of this rank to the supervisor.
+    /// Reports exit code and reason of this rank to the supervisor. Later reports are not sent.
     pub fn report_exit(&self, code: i32, why: &str) {
         self.send(&Status { end: Some((code, why.to_owned())), ..self.status() });
     }
@@ -192,4 +197,29 @@ fn missing_checkpoint(terminated: Instant) -> Option<(i32, String)> {
     let limit = signals::TERM_GRACE;
     (terminated.elapsed() > limit)
         .then(|| (exit::PEER, format!("no checkpoint within {} s after SIGTERM", limit.as_secs())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::monitor::Monitor;
+
+    /// The abort of a job may take longer than the time between two reports of the watchdog.
+    #[test]
+    fn exit_code_is_the_last_report() {
+        let mut monitor = Monitor::open(true).unwrap();
+        let address = monitor.address(&["127.0.0.1".into()]).unwrap();
+        let watch = Watch::new(1, &Arc::default(), Duration::from_secs(1));
+        *watch.reporter.lock().unwrap() = Reporter::connect(&address);
+        watch.send(&watch.status());
+        watch.report_exit(5, "out of memory");
+        watch.send(&watch.status());
+        let closed = |m: &Monitor| m.ranks.get(&1).is_some_and(|r| r.closed.is_some());
+        let began = Instant::now();
+        while !closed(&monitor) {
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", monitor.ranks);
+            monitor.poll();
+        }
+        assert_eq!(monitor.ranks[&1].status.end, Some((5, "out of memory".into())));
+    }
 }
