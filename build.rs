@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 include!("tools/git_revision.rs");
 
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 16] = [
     "context",
     "conv",
     "deform",
+    "dw_loss",
+    "fold",
     "gradient",
     "group_norm",
     "group_norm_cpu",
@@ -19,7 +21,7 @@ const SOURCES: [&str; 14] = [
     "relu_cpu",
     "sgd",
     "stream",
-    "weights",
+    "weights_cpu",
 ];
 
 fn build() {

@@ -71,6 +71,8 @@ fn trials(device: Device) -> Vec<Trial> {
         trial("own_kernels_are_used_and_right", move || {
             assert!(torch::has_kernels());
             device::kernels::check(device).unwrap();
+            let off = dw::assign::DwConfig::default().kernel_difference(device);
+            assert!(off < 1e-3, "dual weighting differs by {off:.1e}");
         }),
         trial("nccl_joins_and_tests_itself", move || self_test(&world(device), device).unwrap()),
         trial("nccl_keeps_what_one_rank_has", move || one_rank(device)),

@@ -205,11 +205,20 @@ pub trait Criterion: Send {
 pub trait Probe {
     /// Called with a tensor that carries no gradient.
     fn record(&mut self, name: &'static str, value: &Tensor);
+
+    /// Whether values are recorded at all, for values that take time to compute.
+    fn is_active(&self) -> bool {
+        true
+    }
 }
 
 /// Records nothing.
 impl Probe for () {
     fn record(&mut self, _: &'static str, _: &Tensor) {}
+
+    fn is_active(&self) -> bool {
+        false
+    }
 }
 
 impl Probe for BTreeMap<&'static str, Tensor> {

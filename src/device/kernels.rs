@@ -8,17 +8,23 @@ use std::ptr::null_mut;
 
 use dw_base::text::with_causes;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
 use super::cuda;
-use crate::torch::{self, Convolution, NUM_KERNELS};
+use crate::torch::{self, Kernels, NUM_KERNELS};
+
+mod check;
+
+pub use check::check;
 
 /// Source of the kernels.
-const SOURCE: &CStr = match CStr::from_bytes_with_nul(
+pub const SOURCE: &CStr = match CStr::from_bytes_with_nul(
     concat!(
         include_str!("kernels/common.cuh"),
         include_str!("kernels/group_norm.cu"),
         include_str!("kernels/bias.cu"),
+        include_str!("kernels/weights.cu"),
+        include_str!("kernels/dw_loss.cu"),
         "\0"
     )
     .as_bytes(),
@@ -28,7 +34,7 @@ const SOURCE: &CStr = match CStr::from_bytes_with_nul(
 };
 
 /// Names of the kernels, in the order of `src/torch/kernels.h`.
-const NAMES: [&CStr; NUM_KERNELS] = [
+pub const NAMES: [&CStr; NUM_KERNELS] = [
     c"forward_sums_f32",
     c"forward_sums_bf16",
     c"forward_f32",
@@ -41,8 +47,20 @@ const NAMES: [&CStr; NUM_KERNELS] = [
     c"add_bias_bf16",
     c"bias_sums_f32",
     c"bias_sums_bf16",
+    c"fold_f32",
+    c"fold_bf16",
+    c"add_gradients_f32",
+    c"add_gradients_bf16",
     c"forward_stats",
     c"backward_stats",
+    c"add_params",
+    c"dw_pairs",
+    c"dw_negatives",
+    c"dw_covered",
+    c"dw_sums",
+    c"dw_negatives_backward",
+    c"dw_covered_backward",
+    c"dw_pairs_backward",
 ];
 
 /// Name of the compiler's library, of the CUDA release that libtorch uses.
@@ -182,107 +200,14 @@ fn load(index: usize) -> Text {
         expect_0("cuModuleGetFunction", code)?;
     }
     // SAFETY: the kernels of the source, in its order; the module is never unloaded.
-    unsafe { torch::set_kernels(Some((functions, launch))) };
+    unsafe { torch::set_kernels(Some(Kernels { functions, launch, on_cpu: false })) };
     std::mem::forget(driver);
     Ok(())
-}
-
-/// A function of five tensors: input, bias, and three more.
-type Function = fn(&[Tensor; 5]) -> Tensor;
-
-/// Output and gradients of `function`, in f64. The last input is the gradient of the output.
-fn outputs(inputs: &[Tensor; 6], function: Function) -> Vec<Tensor> {
-    let leaf = |t: &Tensor| t.detach().copy().set_requires_grad(true);
-    let leaves: [Tensor; 5] = std::array::from_fn(|i| leaf(&inputs[i]));
-    let y = function(&leaves);
-    (&y * &inputs[5]).sum(None).backward();
-    let gradients = leaves.iter().map(Tensor::grad).filter(Tensor::defined);
-    std::iter::once(y.detach()).chain(gradients).map(|t| t.to_kind(Kind::Double)).collect()
-}
-
-/// A padded convolution.
-fn convolution(x: &Tensor, bias: &Tensor, weight: &Tensor, relu: bool) -> Tensor {
-    let (bias, norm, residual) = (Some(bias), None, None);
-    let rounded = None;
-    let c = Convolution {
-        weight,
-        bias,
-        norm,
-        residual,
-        rounded,
-        stride: 1,
-        padding: 1,
-        groups: 1,
-        relu,
-    };
-    torch::convolution(x, &c)
-}
-
-/// Compares the kernels with libtorch's operations in f64, on random inputs.
-pub fn check(device: Device) -> Text {
-    let group_norm: Function =
-        |[x, bias, gamma, beta, _]| torch::group_norm_relu(x, Some(bias), gamma, beta, 8);
-    let plain: Function = |[x, bias, _, _, w]| convolution(x, bias, w, false);
-    let with_relu: Function = |[x, bias, _, _, w]| convolution(x, bias, w, true);
-    // TF32 in convolutions has 10 bits of mantissa.
-    for (name, function, in_f32) in [
-        ("group norm", group_norm, 1e-4),
-        ("convolution", plain, 5e-3),
-        ("convolution and ReLU", with_relu, 2e-2),
-    ] {
-        for (channels, kind, tolerance) in
-            [(32, Kind::Float, in_f32), (256, Kind::Float, in_f32), (256, Kind::BFloat16, 5e-2)]
-        {
-            if let Some((i, off)) = differs(device, function, channels, kind, tolerance) {
-                return Err(format!(
-                    "{name} of {channels} channels in {kind:?}: result {i} differs from \
-                     libtorch's by {off:.1e} of its norm"
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The first result that differs by more than `tolerance` of its norm, and by how much.
-fn differs(
-    device: Device,
-    function: Function,
-    channels: i64,
-    kind: Kind,
-    tolerance: f64,
-) -> Option<(usize, f64)> {
-    // Parameters that bf16 represents: rounding them would move values across the ReLU.
-    let normal = |shape: &[i64]| {
-        Tensor::randn(shape, (Kind::Float, device)).to_kind(kind).to_kind(Kind::Float)
-    };
-    let channels_last = |t: Tensor| t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
-    let map = || channels_last(normal(&[3, channels, 13, 17])).to_kind(kind);
-    let inputs = [
-        map(),
-        normal(&[channels]),
-        normal(&[channels]),
-        normal(&[channels]),
-        channels_last(normal(&[channels, channels, 3, 3])) * 0.0625,
-        map(),
-    ];
-    let found = outputs(&inputs, function);
-    let expected = outputs(&inputs.each_ref().map(|t| t.to_kind(Kind::Double)), function);
-    let off =
-        |(f, e): (&Tensor, &Tensor)| f64::try_from((f - e).norm() / e.norm()).unwrap_or(f64::NAN);
-    let off: Vec<f64> = found.iter().zip(&expected).map(off).collect();
-    off.into_iter().enumerate().find(|(_, off)| off.is_nan() || *off > tolerance)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Without a GPU both sides of the comparison are libtorch's operations, in two precisions.
-    #[test]
-    fn the_check_accepts_what_is_right() {
-        assert_eq!(check(Device::Cpu), Ok(()));
-    }
 
     /// The source compiles for the GPUs that users have. NVRTC needs no GPU; `make setup` fetches
     /// it for the tests.

@@ -8,7 +8,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/add.h>
-#include <ATen/ops/addcmul.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/cudnn_convolution_add_relu.h>
@@ -18,7 +17,6 @@
 #include <ATen/ops/linalg_vecdot.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/relu.h>
-#include <ATen/ops/rsqrt.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/threshold_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -29,18 +27,15 @@
 #include <utility>
 
 #include "common.h"
+#include "fold.h"
 #include "kernels.h"
 #include "relu_cpu.h"
-#include "weights.h"
 
 namespace {
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
-
-// Added to the variance, as in PyTorch's batch norm.
-constexpr double EPS = 1e-5;
 
 std::optional<Tensor> if_defined(const Tensor &t) {
   return t.defined() ? std::optional(t) : std::nullopt;
@@ -52,8 +47,8 @@ struct Spec {
   bool relu;
 };
 
-// What enters a convolution. Undefined tensors are absent: no bias; no norm (gamma, mean, var; its
-// beta is `bias`); no residual; no copy of the weight in the kind of x.
+// What enters a convolution. Undefined tensors are absent: no bias; no norm (its beta is `bias`); no
+// residual; no copy of the weight in the kind of x.
 struct Inputs {
   Tensor x, weight, bias, gamma, mean, var, residual, rounded;
 
@@ -62,27 +57,27 @@ struct Inputs {
       if (t->defined() && t->requires_grad()) return true;
     return false;
   }
+
+  dw::Norm norm() const { return {gamma, gamma.defined() ? bias : Tensor(), mean, var}; }
 };
 
-// Weight and bias that include the norm, the weight in the kind of the activations; the norm's
-// inverse deviation and its product with gamma.
-struct Folded {
-  Tensor weight, bias, inverse, scale;
-};
-
-Folded fold(const Inputs &in) {
+// Weight and bias that include the norm.
+dw::Folded fold(const Inputs &in) {
   const auto kind = in.x.scalar_type();
-  if (!in.gamma.defined())
-    return {in.rounded.defined() ? in.rounded : in.weight.to(kind), in.bias, {}, {}};
-  const auto inverse = (in.var + EPS).rsqrt_();
-  const auto scale = in.gamma * inverse;
-  return {dw::scaled_weight(in.weight, scale, kind), at::addcmul(in.bias, in.mean, scale, -1),
-          inverse, scale};
+  if (in.gamma.defined()) return dw::fold(in.weight, in.norm(), kind);
+  return {in.rounded.defined() ? in.rounded : in.weight.to(kind), Tensor(), Tensor()};
 }
 
-// The bias in the kind of the activations, if there is one.
-std::optional<Tensor> bias_of(const Inputs &in, const Folded &f) {
-  return f.bias.defined() ? std::optional(f.bias.to(in.x.scalar_type())) : std::nullopt;
+// The bias in the kind of the parameters; undefined if there is none.
+Tensor bias_of(const Inputs &in, const dw::Folded &f) {
+  return f.norm.defined() ? f.bias() : in.bias;
+}
+
+// The same in the kind of the activations.
+std::optional<Tensor> rounded_bias(const Inputs &in, const dw::Folded &f) {
+  if (f.rounded_bias.defined()) return f.rounded_bias;
+  const auto bias = bias_of(in, f);
+  return bias.defined() ? std::optional(bias.to(in.x.scalar_type())) : std::nullopt;
 }
 
 using Scalars = c10::List<std::optional<at::Scalar>>;
@@ -96,10 +91,10 @@ using PointwiseSum = Tensor &(Tensor &, const Tensor &, const Tensor &,
                               std::optional<std::string_view>);
 
 // relu(convolution + bias (+ residual)) in one call of oneDNN.
-Tensor fused_on_cpu(const Inputs &in, const Folded &f, const Spec &s) {
+Tensor fused_on_cpu(const Inputs &in, const dw::Folded &f, const Spec &s) {
   const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
   constexpr std::array<int64_t, 2> dilation{1, 1};
-  const auto bias = bias_of(in, f);
+  const auto bias = rounded_bias(in, f);
   auto &dispatcher = c10::Dispatcher::singleton();
   if (in.residual.defined()) {
     // Into a copy of the residual: the call with a new output first converts the residual to
@@ -118,10 +113,10 @@ Tensor fused_on_cpu(const Inputs &in, const Folded &f, const Spec &s) {
 }
 
 // The same in one call of cuDNN; undefined if it has no engine for this convolution.
-Tensor fused_on_gpu(const Inputs &in, const Folded &f, const Spec &s) {
+Tensor fused_on_gpu(const Inputs &in, const dw::Folded &f, const Spec &s) {
   const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
   constexpr std::array<int64_t, 2> dilation{1, 1};
-  const auto bias = bias_of(in, f);
+  const auto bias = rounded_bias(in, f);
   try {
     if (in.residual.defined())
       return at::cudnn_convolution_add_relu(in.x, f.weight, in.residual, 1, bias, stride, padding,
@@ -161,36 +156,37 @@ bool has_fused(const Inputs &in, const Spec &s) {
          (kind == at::kFloat || (kind == at::kBFloat16 && bf16_in_onednn()));
 }
 
-// y += bias on a GPU.
+// y += bias.
 void add_bias(Tensor &y, const Tensor &bias) {
   if (!dw::has_kernels(y) || !is_channels_last(y)) {
     y.add_(bias.to(y.scalar_type()).view({1, -1, 1, 1}));
     return;
   }
   const dw::Positions s(y);
-  dw::launch(dw::kernels()->add_bias[dw::kind_index(y)], y, s.chunks, s.images,
+  dw::launch(dw::kernels(y)->add_bias[dw::kind_index(y)], y, s.chunks, s.images,
              y.mutable_data_ptr(), bias.const_data_ptr(), s.positions, s.channels);
 }
 
 // The gradient before the ReLU whose output is `y` (undefined: no ReLU), and its sums [C], if
 // `with_sums`.
 std::pair<Tensor, Tensor> before_relu(Tensor dy, const Tensor &y, bool with_sums) {
-  if (dy.is_cuda()) dy = dy.contiguous(at::MemoryFormat::ChannelsLast);
-  if (with_sums && dw::has_relu_gradient_cpu(dy, y)) return dw::relu_gradient_cpu(dy, y);
-  if (!with_sums || !dw::has_kernels(dy) || (y.defined() && !is_channels_last(y)))
+  if (dw::kernels(dy)) dy = dy.contiguous(at::MemoryFormat::ChannelsLast);
+  if (!with_sums || !dw::has_kernels(dy) || (y.defined() && !is_channels_last(y))) {
+    if (with_sums && dw::has_relu_gradient_cpu(dy, y)) return dw::relu_gradient_cpu(dy, y);
     return {y.defined() ? at::threshold_backward(dy, y, 0) : dy, Tensor()};
+  }
   const dw::Positions s(dy);
   const auto grad = y.defined() ? at::empty_like(dy) : dy;
   const auto partial =
       at::empty({s.images * s.chunks, s.channels}, dy.options().dtype(at::kFloat));
-  dw::launch(dw::kernels()->bias_sums[dw::kind_index(dy)], dy, s.chunks, s.images,
+  dw::launch(dw::kernels(dy)->bias_sums[dw::kind_index(dy)], dy, s.chunks, s.images,
              dy.const_data_ptr(), y.defined() ? y.const_data_ptr() : nullptr,
              y.defined() ? grad.mutable_data_ptr() : nullptr, partial.mutable_data_ptr(),
              s.positions, s.channels);
   return {grad, partial.sum(0)};
 }
 
-Tensor compute(const Inputs &in, const Folded &f, const Spec &s) {
+Tensor compute(const Inputs &in, const dw::Folded &f, const Spec &s) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   if (has_fused(in, s)) {
     const auto y = in.x.is_cuda() ? fused_on_gpu(in, f, s) : fused_on_cpu(in, f, s);
@@ -198,10 +194,11 @@ Tensor compute(const Inputs &in, const Folded &f, const Spec &s) {
   }
   const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
   constexpr std::array<int64_t, 2> dilation{1, 1}, none{0, 0};
-  const bool own_bias = f.bias.defined() && in.x.is_cuda();
-  auto y = at::convolution(in.x, f.weight, own_bias ? std::nullopt : bias_of(in, f), stride,
-                           padding, dilation, /*transposed=*/false, none, s.groups);
-  if (own_bias) add_bias(y, f.bias);
+  // libtorch adds it in the kind of the activations, in an operation of its own on a GPU.
+  const auto own_bias = dw::kernels(in.x) ? bias_of(in, f) : Tensor();
+  auto y = at::convolution(in.x, f.weight, own_bias.defined() ? std::nullopt : rounded_bias(in, f),
+                           stride, padding, dilation, /*transposed=*/false, none, s.groups);
+  if (own_bias.defined()) add_bias(y, own_bias);
   if (in.residual.defined()) y.add_(in.residual);
   return s.relu ? y.relu_() : y;
 }
@@ -225,8 +222,8 @@ struct Conv : torch::autograd::Function<Conv> {
                     or_undefined(rounded)};
     const auto folded = fold(in);
     const auto y = compute(in, folded, s);
-    ctx->save_for_backward(
-        {x, weight, in.mean, folded.inverse, folded.scale, folded.weight, s.relu ? y : Tensor()});
+    ctx->save_for_backward({x, weight, in.gamma, in.norm().beta, in.mean, folded.norm,
+                            folded.weight, s.relu ? y : Tensor()});
     auto &data = ctx->saved_data;
     data["stride"] = s.stride;
     data["padding"] = s.padding;
@@ -246,8 +243,10 @@ struct Conv : torch::autograd::Function<Conv> {
 
   static tensor_list backward(AutogradContext *ctx, const tensor_list &grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto &x = saved[0], &weight = saved[1], &mean = saved[2], &inverse = saved[3],
-               &scale = saved[4], &folded = saved[5], &y = saved[6];
+    const auto &x = saved[0], &weight = saved[1];
+    const dw::Norm norm{saved[2], saved[3], saved[4], /*var=*/Tensor()};
+    const dw::Folded folded{saved[6], saved[5], /*rounded_bias=*/Tensor()};
+    const auto &y = saved[7];
     auto &data = ctx->saved_data;
     const auto needs = [&](const char *name) { return data[name].toBool(); };
     const auto number = [&](const char *name) { return data[name].toInt(); };
@@ -262,7 +261,7 @@ struct Conv : torch::autograd::Function<Conv> {
     const bool product = with_weight && (sums.defined() || !with_bias) &&
                          is_product(x, weight, number("padding"));
     auto [dx, dweight, dbias] = at::convolution_backward(
-        grad.to(kind), x.to(kind), folded.to(kind), channels, stride, padding, dilation,
+        grad.to(kind), x.to(kind), folded.weight.to(kind), channels, stride, padding, dilation,
         /*transposed=*/false, none, number("groups"),
         {needs("x"), with_weight && !product, with_bias && !sums.defined()});
     if (sums.defined()) dbias = sums;
@@ -271,20 +270,22 @@ struct Conv : torch::autograd::Function<Conv> {
     // One entry for each argument of forward.
     tensor_list out(9);
     out[0] = dx;
+    if (needs("residual")) out[6] = grad;
     if (with_bias) dbias = dbias.to(static_cast<at::ScalarType>(number("bias_kind")));
-    Tensor products;
-    if (needs("weight") && dw::adds_weight_gradient(weight)) {
-      // Nothing is left to do for the graph, so out[1] stays undefined.
-      products = dw::add_weight_gradient(weight, dweight, scale);
+    const bool added = needs("weight") && dw::adds_gradients(weight, norm);
+    if (added) {
+      // Nothing is left to do for the graph, so these entries stay undefined.
+      dw::add_gradients(weight, norm, folded.norm, dweight, dbias);
     } else if (with_weight) {
       dweight = dweight.to(weight.scalar_type());
-      if (needs("gamma")) products = at::linalg_vecdot(rows(dweight), rows(weight));
+      if (needs("gamma"))
+        out[3] = at::linalg_vecdot(rows(dweight), rows(weight))
+                     .addcmul_(norm.mean, dbias, -1)
+                     .mul_(folded.inverse());
       if (needs("weight"))
-        out[1] = scale.defined() ? dweight.mul_(scale.view({-1, 1, 1, 1})) : dweight;
+        out[1] = norm.defined() ? dweight.mul_(folded.scale().view({-1, 1, 1, 1})) : dweight;
     }
-    if (needs("gamma")) out[3] = products.addcmul_(mean, dbias, -1).mul_(inverse);
-    if (needs("bias")) out[2] = dbias;
-    if (needs("residual")) out[6] = grad;
+    if (needs("bias") && !(added && norm.defined())) out[2] = dbias;
     return out;
   }
 

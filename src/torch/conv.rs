@@ -148,7 +148,7 @@ mod tests {
     }
 
     /// Calls `check` with output and gradients of both, for all combinations of what is present.
-    /// In half of them the weight has a buffer for its gradient, as in training.
+    /// In half of them the parameters have buffers for their gradients, as in training.
     fn compare(kind: Kind, reference: Kind, check: impl Fn(&str, &Tensor, &Tensor)) {
         for case in 0..128 {
             let on = |bit: i64| case >> bit & 1 == 1;
@@ -164,7 +164,9 @@ mod tests {
                 let mut t: Vec<Tensor> = inputs.iter().enumerate().map(copy).collect();
                 if on(5) {
                     t[1] = channels_last(&t[1]).detach().set_requires_grad(true);
-                    set_grad(&t[1], &t[1].zeros_like()).unwrap();
+                    for parameter in &t[1..if on(0) { 4 } else { 3 }] {
+                        set_grad(parameter, &parameter.zeros_like()).unwrap();
+                    }
                 }
                 let rounded = t[1].detach().to_kind(kind);
                 let c = Convolution {

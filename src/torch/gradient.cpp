@@ -1,6 +1,6 @@
 // Gradient buffers, and hooks that run when a gradient has been accumulated.
 
-#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/utils/lambda_post_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -8,9 +8,17 @@
 #include <stdexcept>
 
 #include "common.h"
+#include "gradient.h"
 
 using at::Tensor;
 using Node = torch::autograd::Node;
+
+bool dw::has_gradient_buffer(const Tensor &param, at::MemoryFormat layout) {
+  if (!param.requires_grad() || !param.is_leaf() || at::GradMode::is_enabled()) return false;
+  const auto &sum = param.grad();
+  return sum.defined() && sum.scalar_type() == param.scalar_type() &&
+         sum.device() == param.device() && sum.is_contiguous(layout);
+}
 
 extern "C" {
 

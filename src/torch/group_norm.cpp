@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "common.h"
+#include "gradient.h"
 #include "group_norm_cpu.h"
 #include "kernels.h"
 
@@ -42,7 +43,7 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
                         const Tensor &gamma, const Tensor &beta, int64_t groups) {
     const auto input = x.contiguous(at::MemoryFormat::ChannelsLast);
     const Shape s(input, groups);
-    const auto &kernels = *dw::kernels();
+    const auto &kernels = *dw::kernels(input);
     const auto kind = dw::kind_index(input);
     const auto options = input.options().dtype(at::kFloat);
     const auto partial = at::empty({s.images, s.chunks, s.channels, 2}, options);
@@ -67,7 +68,7 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
     const auto &x = saved[0], &bias = saved[1], &gamma = saved[2], &beta = saved[3],
                &stats = saved[4];
     const Shape s(x, ctx->saved_data["groups"].toInt());
-    const auto &kernels = *dw::kernels();
+    const auto &kernels = *dw::kernels(x);
     const auto kind = dw::kind_index(x);
     const auto dy = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
     const auto options = x.options().dtype(at::kFloat);
@@ -84,8 +85,18 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
     dw::launch(kernels.backward[kind], x, s.chunks, s.images, x.const_data_ptr(),
                dy.const_data_ptr(), floats(bias), floats(gamma), floats(beta), floats(stats),
                floats(means), dx.mutable_data_ptr(), s.positions, s.channels, s.groups);
-    const auto sums = dparams.sum(0);
     // One entry for each argument of forward.
+    if (dw::has_gradient_buffer(gamma) && dw::has_gradient_buffer(beta) &&
+        (!bias.defined() || dw::has_gradient_buffer(bias))) {
+      const auto sum_of = [](const Tensor &t) {
+        return t.defined() ? t.grad().mutable_data_ptr<float>() : nullptr;
+      };
+      dw::launch(kernels.add_params, x, (s.channels + dw::THREADS - 1) / dw::THREADS, 1,
+                 floats(dparams), sum_of(bias), sum_of(gamma), sum_of(beta), s.images,
+                 s.channels);
+      return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
+    }
+    const auto sums = dparams.sum(0);
     return {dx, bias.defined() ? sums.select(1, 0) : Tensor(), sums.select(1, 1),
             sums.select(1, 2), Tensor()};
   }
@@ -127,11 +138,13 @@ extern "C" {
 Tensor *dw_group_norm_relu(const Tensor *x, const Tensor *bias, const Tensor *gamma,
                            const Tensor *beta, int64_t groups) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
+    if (has_kernels(*x, groups)) {
+      const auto optional = bias ? std::optional(*bias) : std::nullopt;
+      return new Tensor(GroupNormRelu::apply(*x, optional, *gamma, *beta, groups));
+    }
     if (!bias && dw::has_group_norm_cpu(*x, *gamma, *beta))
       return new Tensor(GroupNormReluCpu::apply(*x, *gamma, *beta, groups));
-    if (!has_kernels(*x, groups)) return new Tensor(composed(*x, bias, *gamma, *beta, groups));
-    const auto optional = bias ? std::optional(*bias) : std::nullopt;
-    return new Tensor(GroupNormRelu::apply(*x, optional, *gamma, *beta, groups));
+    return new Tensor(composed(*x, bias, *gamma, *beta, groups));
   });
 }
 }

@@ -1,5 +1,5 @@
-// The program's own CUDA kernels: set by `src/device/kernels.rs`, used by `group_norm.cpp` and
-// `conv.cpp`.
+// The program's own CUDA kernels: set by `src/device/kernels.rs`, used by `group_norm.cpp`,
+// `conv.cpp` and `fold.cpp`.
 
 #include "kernels.h"
 
@@ -7,21 +7,26 @@
 
 namespace {
 dw::Kernels loaded;
+bool for_cpu = false;
 std::atomic<dw::Launch> launch_function{nullptr};
 }  // namespace
 
-const dw::Kernels *dw::kernels() { return launch_function.load() ? &loaded : nullptr; }
+const dw::Kernels *dw::kernels(const at::Tensor &on) {
+  return launch_function.load() && (for_cpu ? on.is_cpu() : on.is_cuda()) ? &loaded : nullptr;
+}
 
 dw::Launch dw::launcher() { return launch_function.load(); }
 
 extern "C" {
 
-// Sets the kernels and the driver's cuLaunchKernel; null switches the kernels off.
-void dw_set_kernels(void *const *functions, void *launcher) {
+// Sets the kernels and the driver's cuLaunchKernel; null switches the kernels off. With `on_cpu` they
+// are functions for tensors in host memory.
+void dw_set_kernels(void *const *functions, void *launcher, int on_cpu) {
   if (launcher) std::copy_n(functions, sizeof(loaded) / sizeof(void *), &loaded.forward_sums[0]);
+  for_cpu = on_cpu != 0;
   launch_function = reinterpret_cast<dw::Launch>(launcher);
 }
 
 // Whether the kernels are loaded.
-int dw_has_kernels() { return dw::kernels() ? 1 : 0; }
+int dw_has_kernels() { return launch_function.load() ? 1 : 0; }
 }

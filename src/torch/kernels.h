@@ -12,7 +12,8 @@ namespace dw {
 // entries are for f32 and bf16.
 struct Kernels {
   void *forward_sums[2], *forward[2], *backward_sums[2], *backward[2], *add_bias[2], *bias_sums[2],
-      *forward_stats, *backward_stats;
+      *fold[2], *add_gradients[2], *forward_stats, *backward_stats, *add_params, *dw_pairs,
+      *dw_negatives, *dw_covered, *dw_sums, *dw_negatives_backward, *dw_covered_backward, *dw_pairs_backward;
 };
 
 // cuLaunchKernel of the CUDA driver.
@@ -20,29 +21,33 @@ using Launch = int (*)(void *function, unsigned grid_x, unsigned grid_y, unsigne
                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
                        void *stream, void **arguments, void **extra);
 
-// Null if the kernels are not loaded.
-const Kernels *kernels();
+// Null if no kernels are loaded for the type of device that `on` is on.
+const Kernels *kernels(const at::Tensor &on);
 Launch launcher();
 
 // Those of the kernels' source.
 constexpr int THREADS = 256, WIDTH = 8;
 
+// The current stream of the device that `on` is on; null on a CPU.
+inline void *stream_of(const at::Tensor &on) {
+  if (on.is_cpu()) return nullptr;
+  return c10::impl::VirtualGuardImpl(on.device().type()).getStream(on.device()).native_handle();
+}
+
 // Runs a kernel on the current stream of the device that `on` is on.
 template <typename... Arguments>
 void launch(void *kernel, const at::Tensor &on, int64_t grid_x, int64_t grid_y,
             Arguments... arguments) {
-  const c10::impl::VirtualGuardImpl guard(on.device().type());
   void *pointers[] = {&arguments...};
-  const int code =
-      launcher()(kernel, static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y), 1, THREADS,
-                 1, 1, 0, guard.getStream(on.device()).native_handle(), pointers, nullptr);
+  const int code = launcher()(kernel, static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y),
+                              1, THREADS, 1, 1, 0, stream_of(on), pointers, nullptr);
   TORCH_CHECK(code == 0, "CUDA error ", code, " when launching a kernel");
 }
 
 // Whether the kernels are loaded and can work on a tensor [B, C, H, W].
 inline bool has_kernels(const at::Tensor &x) {
   const auto kind = x.scalar_type();
-  return kernels() != nullptr && x.is_cuda() && x.numel() > 0 &&
+  return kernels(x) != nullptr && x.numel() > 0 &&
          (kind == at::kFloat || kind == at::kBFloat16) && x.size(1) % WIDTH == 0 &&
          x.size(1) <= THREADS * WIDTH;
 }

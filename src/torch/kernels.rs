@@ -4,29 +4,41 @@ use std::ffi::{c_int, c_void};
 use std::ptr::{null, null_mut};
 
 unsafe extern "C" {
-    fn dw_set_kernels(functions: *const *mut c_void, launcher: *mut c_void);
+    fn dw_set_kernels(functions: *const *mut c_void, launcher: *mut c_void, on_cpu: c_int);
     fn dw_has_kernels() -> c_int;
 }
 
 /// Number of kernels.
-pub const NUM_KERNELS: usize = 14;
+pub const NUM_KERNELS: usize = 26;
 
-/// Sets the kernels and the driver's `cuLaunchKernel`; `None`: operations of libtorch are used
-/// instead. Must not be called while another thread uses them.
+/// The kernels of a module that stays loaded.
+#[derive(Debug)]
+pub struct Kernels {
+    /// The kernels, in the order of `src/torch/kernels.h`.
+    pub functions: [*mut c_void; NUM_KERNELS],
+    /// The driver's `cuLaunchKernel`.
+    pub launch: *mut c_void,
+    /// Whether they are for tensors in host memory, as in tests.
+    pub on_cpu: bool,
+}
+
+/// Sets the kernels; `None`: operations of libtorch are used instead. Must not be called while
+/// another thread uses them.
 ///
 /// # Safety
-/// The functions are those of `src/device/kernels`, in the order of `src/torch/kernels.h`, of a
-/// module that stays loaded.
-pub unsafe fn set_kernels(kernels: Option<([*mut c_void; NUM_KERNELS], *mut c_void)>) {
+/// The functions are those of `src/device/kernels`.
+pub unsafe fn set_kernels(kernels: Option<Kernels>) {
     match kernels {
         // SAFETY: guaranteed by the caller; the array lives through the call.
-        Some((functions, launch)) => unsafe { dw_set_kernels(functions.as_ptr(), launch) },
+        Some(k) => unsafe {
+            dw_set_kernels(k.functions.as_ptr(), k.launch, c_int::from(k.on_cpu));
+        },
         // SAFETY: switches the kernels off; the array is not read.
-        None => unsafe { dw_set_kernels(null(), null_mut()) },
+        None => unsafe { dw_set_kernels(null(), null_mut(), 0) },
     }
 }
 
-/// Whether the kernels are used on GPUs.
+/// Whether the kernels are loaded.
 pub fn has_kernels() -> bool {
     // SAFETY: reads a flag; no preconditions.
     unsafe { dw_has_kernels() != 0 }

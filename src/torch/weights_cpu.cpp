@@ -3,14 +3,10 @@
 //
 // Weights [O, C / G, k, k] in channels-last memory are O rows.
 
-#include "weights.h"
+#include "weights_cpu.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/mul.h>
 
 #include <algorithm>
 
@@ -33,12 +29,6 @@ void for_rows(const Tensor &weight, int64_t columns, const F &f) {
   at::parallel_for(0, weight.size(0), grain, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) f(row, row * columns);
   });
-}
-
-// The loops read one number of `scale` for each row.
-void check_scale(const Tensor &weight, const Tensor &scale) {
-  TORCH_CHECK(scale.numel() == weight.size(0) && scale.is_contiguous(), "a scale of ",
-              scale.numel(), " numbers for ", weight.size(0), " output channels");
 }
 
 template <typename W, typename K>
@@ -86,28 +76,20 @@ void with_kind(at::ScalarType kind, const F &f) {
     f(W());
 }
 
-// Whether a weight, or the buffer of its gradient, is a number of rows on the CPU.
-bool has_rows(const Tensor &t) {
-  const auto kind = t.scalar_type();
-  return t.is_cpu() && (kind == at::kFloat || kind == at::kDouble) && t.is_contiguous(LAYOUT) &&
-         t.numel() > 0;
-}
-
 }  // namespace
 
 namespace dw {
 
-Tensor scaled_weight(const Tensor &weight, const Tensor &scale, at::ScalarType kind) {
-  auto out = at::empty_like(weight, weight.options().dtype(kind));
-  const bool known = kind == weight.scalar_type() || kind == at::kBFloat16;
-  if (!known || !has_rows(weight)) {
-    at::mul_out(out, weight, scale.view({-1, 1, 1, 1}));
-    return out;
-  }
-  check_scale(weight, scale);
+bool has_rows(const Tensor &weight) {
+  const auto kind = weight.scalar_type();
+  return weight.is_cpu() && (kind == at::kFloat || kind == at::kDouble) &&
+         weight.is_contiguous(LAYOUT) && weight.numel() > 0;
+}
+
+void scale_rows(const Tensor &weight, const Tensor &scale, Tensor &out) {
   const int64_t columns = weight.numel() / weight.size(0);
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "scaled_weight", [&] {
-    with_kind<scalar_t>(kind, [&](auto type) {
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "scale_rows", [&] {
+    with_kind<scalar_t>(out.scalar_type(), [&](auto type) {
       const auto *from = weight.const_data_ptr<scalar_t>();
       const auto *scales = scale.const_data_ptr<scalar_t>();
       auto *to = out.mutable_data_ptr<decltype(type)>();
@@ -116,37 +98,32 @@ Tensor scaled_weight(const Tensor &weight, const Tensor &scale, at::ScalarType k
       });
     });
   });
-  return out;
 }
 
-bool adds_weight_gradient(const Tensor &weight) {
-  if (!has_rows(weight) || !weight.is_leaf() || at::GradMode::is_enabled()) return false;
-  const auto &sum = weight.grad();
-  return sum.defined() && sum.scalar_type() == weight.scalar_type() && has_rows(sum);
-}
-
-Tensor add_weight_gradient(const Tensor &weight, const Tensor &any_layout, const Tensor &scale) {
-  if (scale.defined()) check_scale(weight, scale);
-  const auto gradient = any_layout.contiguous(LAYOUT);
-  auto sum = weight.grad();
-  const auto products = scale.defined() ? at::empty_like(scale) : Tensor();
-  const int64_t columns = weight.numel() / weight.size(0);
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "add_weight_gradient", [&] {
-    with_kind<scalar_t>(gradient.scalar_type(), [&](auto type) {
-      const auto *from = gradient.const_data_ptr<decltype(type)>();
-      const auto *weights = weight.const_data_ptr<scalar_t>();
-      auto *to = sum.mutable_data_ptr<scalar_t>();
-      const auto *scales = scale.defined() ? scale.const_data_ptr<scalar_t>() : nullptr;
-      auto *results = scale.defined() ? products.mutable_data_ptr<scalar_t>() : nullptr;
+void add_gradients_cpu(const Tensor &weight, const Norm &norm, const Tensor &folded_norm,
+                       const Tensor &dweight, const Tensor &dbias) {
+  const int64_t rows = weight.size(0), columns = weight.numel() / rows;
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "add_gradients", [&] {
+    const auto numbers = [](const Tensor &t) {
+      return t.defined() ? t.const_data_ptr<scalar_t>() : nullptr;
+    };
+    const auto sum_of = [](const Tensor &t) {
+      return t.defined() ? t.grad().mutable_data_ptr<scalar_t>() : nullptr;
+    };
+    const auto *weights = numbers(weight), *stats = numbers(folded_norm), *means = numbers(norm.mean),
+               *biases = numbers(dbias);
+    auto *to = sum_of(weight), *gammas = sum_of(norm.gamma), *betas = sum_of(norm.beta);
+    with_kind<scalar_t>(dweight.scalar_type(), [&](auto type) {
+      const auto *from = dweight.const_data_ptr<decltype(type)>();
       for_rows(weight, columns, [=](int64_t row, int64_t at) {
-        if (scales)
-          results[row] = add_scaled_row(from + at, weights + at, scales[row], to + at, columns);
-        else
-          add_row(from + at, to + at, columns);
+        if (!stats) return add_row(from + at, to + at, columns);
+        const auto inverse = stats[rows + row], scale = stats[2 * rows + row];
+        const auto product = add_scaled_row(from + at, weights + at, scale, to + at, columns);
+        gammas[row] += (product - means[row] * biases[row]) * inverse;
+        betas[row] += biases[row];
       });
     });
   });
-  return products;
 }
 
 }  // namespace dw

@@ -1,20 +1,20 @@
-// A convolution's weight on a CPU: its copy for the convolution, and the gradient of that copy.
+// Loops over the weights of a convolution on a CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include "fold.h"
+
 namespace dw {
 
-// `weight` [O, C / G, k, k] times `scale` [O], rounded to `kind`; on any device.
-at::Tensor scaled_weight(const at::Tensor &weight, const at::Tensor &scale, at::ScalarType kind);
+// Whether a weight, or the buffer of its gradient, is a number of rows on the CPU.
+bool has_rows(const at::Tensor &weight);
 
-// Whether `add_weight_gradient` can add to the gradient of `weight`: a leaf on the CPU with a
-// buffer for its gradient.
-bool adds_weight_gradient(const at::Tensor &weight);
+// Writes the rows of `weight` times `scale` [O] to `out`, which is of the weight's kind or bf16.
+void scale_rows(const at::Tensor &weight, const at::Tensor &scale, at::Tensor &out);
 
-// Adds `gradient` (that of the scaled weight, in its kind) times `scale` (undefined: 1) to the
-// buffer of `weight`'s gradient. With `scale` returns the sums of gradient times weight [O].
-at::Tensor add_weight_gradient(const at::Tensor &weight, const at::Tensor &gradient,
-                               const at::Tensor &scale);
+// As `add_gradients`, with all tensors as it passes them to the kernels.
+void add_gradients_cpu(const at::Tensor &weight, const Norm &norm, const at::Tensor &folded_norm,
+                       const at::Tensor &dweight, const at::Tensor &dbias);
 
 }  // namespace dw

@@ -16,19 +16,25 @@ mod detect;
 mod detector;
 mod find;
 mod heads;
+#[path = "../support/kernels.rs"]
+mod kernels;
 mod lab;
 mod loss;
 mod network;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use case::{Case, Check};
 use dw::device::{self, Choice, Precision};
 use dw_launch::Topology;
 use find::Found;
 use libtest_mimic::{Arguments, Failed, Trial};
-use tch::Kind;
+use tch::{Device, Kind};
+
+/// Environment variable: the program's own CUDA kernels are used, for tensors in host memory.
+const KERNELS: &str = "DW_KERNELS";
 
 /// The cases of one kind that have a test.
 struct Suite {
@@ -120,10 +126,28 @@ fn main() {
         let roots: Vec<String> = roots.iter().map(|r| r.display().to_string()).collect();
         trials.push(failing("folder", format!("no golden cases in {}", roots.join(", "))));
     }
+    if std::env::var_os(KERNELS).is_some() {
+        kernels::use_on_cpu("", "");
+    } else if case::device() == Device::Cpu && trials.iter().any(|t| t.name().starts_with("loss/"))
+    {
+        trials.push(Trial::test("loss_by_the_programs_kernels", loss_by_kernels));
+    }
     if skipped > 0 && !args.list {
         println!("golden: {skipped} cases of other kinds not run");
     }
     finish(&args, trials);
+}
+
+/// Runs the cases of the loss by the program's own CUDA kernels, which are set for a whole process.
+fn loss_by_kernels() -> Result<(), Failed> {
+    let out = Command::new(std::env::current_exe()?)
+        .args(["loss/", "--test-threads", "1"])
+        .env(KERNELS, "cpu")
+        .output()?;
+    if out.status.success() && String::from_utf8_lossy(&out.stdout).contains(" f32 ok") {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned().into())
 }
 
 /// Runs the trials and exits without running the destructors of libraries, whose threads may still

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tch::Tensor;
 
 pub use super::dw_config::{DwConfig, Formula, NegWeight, Prior};
+use super::dw_kernels;
 use crate::assign::pairs::{InsidePoint, PairTensors, Pairs};
 use crate::assign::soft::{CenterPrior, SoftInputs, localisation};
 use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets};
@@ -44,8 +45,9 @@ impl DwConfig {
         let sigma =
             params.buffer("bbox_head.center_prior.sigma", &[classes, 2], start, Role::Constant);
         let matcher = Arc::new(Bags { config: self.clone(), classes });
-        let criterion =
-            Box::new(DualWeighting { config: self.clone(), prior: CenterPrior { mean, sigma } });
+        let prior = CenterPrior { mean, sigma };
+        let kernels = dw_kernels::can_be_used(self, params.device);
+        let criterion = Box::new(DualWeighting { config: self.clone(), prior, kernels });
         Strategy { matcher, criterion, inference: Rank::Score.into() }
     }
 
@@ -88,9 +90,11 @@ impl Matcher for Bags {
 }
 
 /// Computes the weights and losses of both formulas.
-struct DualWeighting {
-    config: DwConfig,
-    prior: CenterPrior,
+pub(super) struct DualWeighting {
+    pub(super) config: DwConfig,
+    pub(super) prior: CenterPrior,
+    /// Whether the program's own kernels are used where they can be.
+    pub(super) kernels: bool,
 }
 
 /// Inputs of a formula.
@@ -117,6 +121,11 @@ impl Criterion for DualWeighting {
         probe: &mut dyn Probe,
     ) -> Vec<Term> {
         let (config, pairs) = (&self.config, targets.pairs());
+        if self.kernels
+            && let Some(found) = dw_kernels::released(config, &self.prior, predicted, pairs, probe)
+        {
+            return terms(found);
+        }
         let eps = if config.formula == Formula::Released { AREA_EPS } else { PAPER_AREA_EPS };
         let soft = SoftInputs::new(predicted, pairs, eps);
         let x = Inputs { config, prior: &self.prior, pairs, soft };
@@ -336,7 +345,7 @@ mod tests {
                 mean: Tensor::zeros([3, 2], options),
                 sigma: Tensor::ones([3, 2], options),
             };
-            let criterion = DualWeighting { config, prior };
+            let criterion = DualWeighting { config, prior, kernels: false };
             for value in [f64::NAN, f64::INFINITY, 1e25, 1e38, 1.0] {
                 for input in 0..3 {
                     let predicted = predict(input, value);

@@ -30,12 +30,24 @@ __device__ inline void load(const bf16 *p, float v[WIDTH]) {
   }
 }
 
+// Two numbers rounded to bf16, `low` in the lower half.
+__device__ inline unsigned rounded(float low, float high) {
+  unsigned both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
 __device__ inline void store(bf16 *p, const float v[WIDTH]) {
   unsigned words[4];
-  for (int i = 0; i < 4; ++i)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(v[2 * i + 1]), "f"(v[2 * i]));
+  for (int i = 0; i < 4; ++i) words[i] = rounded(v[2 * i], v[2 * i + 1]);
   *reinterpret_cast<uint4 *>(p) = make_uint4(words[0], words[1], words[2], words[3]);
 }
+
+__device__ inline float number(float v) { return v; }
+__device__ inline float number(bf16 v) { return __uint_as_float((unsigned)v << 16); }
+
+__device__ inline void set(float *p, float v) { *p = v; }
+__device__ inline void set(bf16 *p, float v) { *p = (bf16)rounded(v, 0.0f); }
 
 // The part of one thread in a kernel over positions: WIDTH channels from `channel` on, of every
 // `rows`-th position from `first` to `end`.

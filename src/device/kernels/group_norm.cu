@@ -208,3 +208,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     out[2] = (float)sums[0];
   }
 }
+
+// Adds the gradients of all images [B, C, 3] to those of bias (null: none), gamma and beta. Launched
+// as grid (ceil(C / THREADS), 1).
+extern "C" __global__ void __launch_bounds__(THREADS)
+    add_params(const float *dparams, float *bias_sum, float *gamma_sum, float *beta_sum,
+               int images, int channels) {
+  const int c = blockIdx.x * THREADS + threadIdx.x;
+  if (c >= channels) return;
+  double sums[3] = {};
+  for (int image = 0; image < images; ++image)
+    for (int n = 0; n < 3; ++n) sums[n] += dparams[3 * ((size_t)image * channels + c) + n];
+  if (bias_sum) bias_sum[c] += (float)sums[0];
+  gamma_sum[c] += (float)sums[1];
+  beta_sum[c] += (float)sums[2];
+}

@@ -1,0 +1,159 @@
+//! Compares the program's own kernels with libtorch's operations on a small input.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::torch::{self, Convolution};
+
+/// A function of five tensors: input, three parameters of the channels, and a weight.
+type Function = fn(&[Tensor; 5]) -> Tensor;
+
+/// What is compared.
+struct Case {
+    name: &'static str,
+    function: Function,
+    /// Largest difference relative to the norm of a result. TF32 in convolutions has 10 bits of
+    /// mantissa, and each value that rounding moves across a ReLU changes a gradient.
+    in_f32: f64,
+    in_bf16: f64,
+}
+
+const CASES: [Case; 5] = [
+    Case {
+        name: "group norm",
+        function: |[x, bias, gamma, beta, _]| torch::group_norm_relu(x, Some(bias), gamma, beta, 8),
+        in_f32: 1e-4,
+        in_bf16: 5e-2,
+    },
+    Case {
+        name: "convolution",
+        function: |t| convolution(t, false, false),
+        in_f32: 5e-3,
+        in_bf16: 5e-2,
+    },
+    Case {
+        name: "convolution and ReLU",
+        function: |t| convolution(t, false, true),
+        in_f32: 2e-2,
+        in_bf16: 5e-2,
+    },
+    Case {
+        name: "convolution and batch norm",
+        function: |t| convolution(t, true, false),
+        in_f32: 5e-3,
+        in_bf16: 5e-2,
+    },
+    Case {
+        name: "convolution, batch norm and ReLU",
+        function: |t| convolution(t, true, true),
+        in_f32: 4e-2,
+        in_bf16: 1e-1,
+    },
+];
+
+/// A padded convolution of the first tensor by the last, with the second as bias or beta. The norm
+/// has the third as gamma; its statistics come from the fourth.
+fn convolution([x, beta, gamma, other, weight]: &[Tensor; 5], norm: bool, relu: bool) -> Tensor {
+    let mean = other.detach();
+    let var = mean.square() + 0.5;
+    torch::convolution(
+        x,
+        &Convolution {
+            weight,
+            bias: Some(beta),
+            norm: norm.then_some([gamma, &mean, &var]),
+            residual: None,
+            rounded: None,
+            stride: 1,
+            padding: 1,
+            groups: 1,
+            relu,
+        },
+    )
+}
+
+/// Output and gradients of `function`, in f64. The last input is the gradient of the output. With
+/// `buffers` parameters have buffers for their gradients, as in training.
+fn outputs(inputs: &[Tensor; 6], function: Function, buffers: bool) -> Vec<Tensor> {
+    let leaf = |i: usize| {
+        let leaf = inputs[i].detach().copy().set_requires_grad(true);
+        if buffers && i > 0 {
+            torch::set_grad(&leaf, &leaf.detach().ones_like()).expect("a gradient of its shape");
+        }
+        leaf
+    };
+    let leaves: [Tensor; 5] = std::array::from_fn(leaf);
+    let y = function(&leaves);
+    (&y * &inputs[5]).sum(None).backward();
+    let gradients = leaves.iter().map(Tensor::grad).filter(Tensor::defined);
+    std::iter::once(y.detach()).chain(gradients).map(|t| t.to_kind(Kind::Double)).collect()
+}
+
+/// Compares the kernels with libtorch's operations in f64, on random inputs.
+///
+/// # Errors
+/// What differs, and by how much.
+pub fn check(device: Device) -> Result<(), String> {
+    for case in &CASES {
+        for (channels, kind, tolerance) in [
+            (32, Kind::Float, case.in_f32),
+            (256, Kind::Float, case.in_f32),
+            (256, Kind::BFloat16, case.in_bf16),
+        ] {
+            for buffers in [false, true] {
+                let off = differences(device, case.function, channels, kind, buffers);
+                let wrong =
+                    off.iter().enumerate().find(|(_, off)| off.is_nan() || **off > tolerance);
+                if let Some((i, off)) = wrong {
+                    return Err(format!(
+                        "{} of {channels} channels in {kind:?}, gradients in buffers: {buffers}: \
+                         result {i} differs from libtorch's by {off:.1e} of its norm",
+                        case.name
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// By how much each result differs, relative to its norm.
+fn differences(
+    device: Device,
+    function: Function,
+    channels: i64,
+    kind: Kind,
+    buffers: bool,
+) -> Vec<f64> {
+    // Parameters that bf16 represents: rounding them would move values across the ReLU.
+    let normal = |shape: &[i64]| {
+        Tensor::randn(shape, (Kind::Float, device)).to_kind(kind).to_kind(Kind::Float)
+    };
+    let channels_last = |t: Tensor| t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+    let map = || channels_last(normal(&[3, channels, 13, 17])).to_kind(kind);
+    let inputs = [
+        map(),
+        normal(&[channels]),
+        normal(&[channels]),
+        normal(&[channels]),
+        channels_last(normal(&[channels, channels, 3, 3])) * 0.0625,
+        map(),
+    ];
+    let found = outputs(&inputs, function, buffers);
+    let in_f64 = inputs.each_ref().map(|t| t.to_kind(Kind::Double));
+    let expected = outputs(&in_f64, function, buffers);
+    assert_eq!(found.len(), expected.len(), "number of gradients");
+    let off =
+        |(f, e): (&Tensor, &Tensor)| f64::try_from((f - e).norm() / e.norm()).unwrap_or(f64::NAN);
+    found.iter().zip(&expected).map(off).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without a GPU both sides of the comparison are libtorch's operations, in two precisions.
+    #[test]
+    fn the_check_accepts_what_is_right() {
+        assert_eq!(check(Device::Cpu), Ok(()));
+    }
+}

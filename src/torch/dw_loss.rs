@@ -1,0 +1,82 @@
+//! The loss of dual weighting by the program's own kernels.
+
+use std::ffi::c_int;
+use std::ptr::{null, null_mut};
+
+use tch::Tensor;
+
+use super::error::last_error;
+
+unsafe extern "C" {
+    fn dw_has_dw_loss(cls: *const torch_sys::C_tensor) -> c_int;
+    fn dw_dw_loss(
+        cls: *const torch_sys::C_tensor,
+        distances: *const torch_sys::C_tensor,
+        quality: *const torch_sys::C_tensor,
+        targets: *const *const torch_sys::C_tensor,
+        settings: *const f32,
+        out: *mut *mut torch_sys::C_tensor,
+    ) -> c_int;
+}
+
+/// Whether [`dw_loss`] can work on class logits like these: f32 on a GPU with the kernels, while no
+/// deterministic algorithms are requested.
+pub fn has_dw_loss(cls: &Tensor) -> bool {
+    // SAFETY: the tensor lives through the call, which throws nothing.
+    unsafe { dw_has_dw_loss(cls.as_ptr()) != 0 }
+}
+
+/// Results of [`dw_loss`]; the sums are scalars, and only the first three have gradients.
+#[derive(Debug)]
+pub struct DwLoss {
+    /// Sum of the positive classification terms.
+    pub cls_pos: Tensor,
+    /// Sum of the localisation terms.
+    pub loc: Tensor,
+    /// Sum of the negative classification terms.
+    pub cls_neg: Tensor,
+    /// Sum of `1 - P_neg` over the covered logits.
+    pub removed: Tensor,
+    /// Positive weights of the pairs `[N]`.
+    pub w_pos: Tensor,
+    /// P_neg of the covered logits `[U]`.
+    pub p_neg: Tensor,
+}
+
+/// The sums of the released formula for class logits `[B, P, C]`, distances `[B, P, 4]` in pixels
+/// and quality logits `[B, P]`. All three are NaN if a prediction is not finite.
+///
+/// `targets` are the pairs' point and box `[N]`, the boxes' class `[G]`, the pairs' targets `[4, N]`
+/// and stride `[N]`, mean and sigma of the prior `[C, 2]`, and of each covered logit its position
+/// and last pair `[U]`. `settings` are beta, mu, gamma1, gamma2 and the value above which the hard
+/// prior is 1, negative for the soft prior.
+///
+/// # Panics
+/// If [`has_dw_loss`] is false, shapes do not match, memory runs out, or the device failed.
+pub fn dw_loss(
+    cls: &Tensor,
+    distances: &Tensor,
+    quality: Option<&Tensor>,
+    targets: [&Tensor; 9],
+    settings: [f32; 5],
+) -> DwLoss {
+    let quality = quality.map_or(null(), Tensor::as_ptr);
+    let targets = targets.map(Tensor::as_ptr);
+    let mut out = [null_mut(); 6];
+    // SAFETY: the tensors and arrays live through the call; the C++ function throws nothing.
+    let code = unsafe {
+        dw_dw_loss(
+            cls.as_ptr(),
+            distances.as_ptr(),
+            quality,
+            targets.as_ptr().cast(),
+            settings.as_ptr(),
+            out.as_mut_ptr(),
+        )
+    };
+    assert!(code == 0, "dual weighting: {}", last_error());
+    // SAFETY: the C++ function allocated the tensors and passes their ownership to us.
+    let [cls_pos, loc, cls_neg, removed, w_pos, p_neg] =
+        out.map(|t| unsafe { Tensor::from_ptr(t) });
+    DwLoss { cls_pos, loc, cls_neg, removed, w_pos, p_neg }
+}

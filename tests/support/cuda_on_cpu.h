@@ -1,0 +1,63 @@
+// Lets CUDA kernels be compiled as C++ and run on a CPU: the threads of a block are contexts that
+// take turns at each barrier, and blocks run one after the other. Include it before the kernels'
+// source, and `cuda_on_cpu_launch.h` after it.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __shared__ static
+#define __launch_bounds__(threads)
+
+struct Index {
+  unsigned x, y, z;
+};
+static Index threadIdx, blockIdx, blockDim, gridDim;
+
+struct float4 {
+  float x, y, z, w;
+};
+struct uint4 {
+  unsigned x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+inline unsigned __float_as_uint(float v) {
+  unsigned bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
+inline float __uint_as_float(unsigned bits) {
+  float v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+using std::min;
+
+inline float atomicAdd(float *at, float v) {
+  const float old = *at;
+  *at += v;
+  return old;
+}
+
+// A thread of a block.
+struct Context {
+  ucontext_t state;
+  std::vector<char> stack;
+  bool done;
+};
+
+static ucontext_t scheduler;
+static std::vector<Context> contexts;
+
+inline void __syncthreads() { swapcontext(&contexts[threadIdx.x].state, &scheduler); }
