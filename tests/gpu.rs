@@ -3,17 +3,19 @@
 //! one, else the CPU. `DW_LOADED=1` prints the loaded libraries after each trial as `loaded: PATH`.
 #![expect(clippy::print_stdout, reason = "lines `loaded: PATH` for scripts")]
 
+#[path = "support/kernels.rs"]
+mod kernels;
 mod support;
 
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dw::assign::{ImageBoxes, Progress};
+use dw::assign::{AssignConfig, ImageBoxes, Progress};
 use dw::device::join::self_test;
 use dw::device::{self, Choice, Precision, cuda};
 use dw::geometry::{Grid, level_sizes};
-use dw::model::Detector;
+use dw::model::{Detector, Params};
 use dw::torch::{self, CudaSide, buffer_of};
 use dw::train::TrainConfig;
 use dw::train::buckets::Buckets;
@@ -30,6 +32,8 @@ use tch::{Device, Kind, Tensor};
 
 /// Set in a child process of this program that calls `abort`.
 const ABORT: &str = "DW_GPU_ABORT";
+/// Set in a child process that uses the program's own CUDA kernels for tensors in host memory.
+const KERNELS: &str = "DW_KERNELS";
 
 fn main() {
     let choice = match std::env::var("DW_DEVICE").as_deref() {
@@ -52,6 +56,9 @@ fn main() {
     if std::env::var_os(ABORT).is_some() {
         world(device).abort(4, "test");
     }
+    if std::env::var_os(KERNELS).is_some() {
+        kernels::use_on_cpu("", "");
+    }
     finish(trials(device));
 }
 
@@ -65,14 +72,17 @@ fn trials(device: Device) -> Vec<Trial> {
         trial("bf16_gradients_point_where_the_cpus_in_f32_do", move || bf16(device)),
     ];
     if !device.is_cuda() {
+        trials.push(trial("stream_order_with_own_kernels", stream_order_with_kernels));
         return trials;
     }
     trials.extend([
         trial("own_kernels_are_used_and_right", move || {
             assert!(torch::has_kernels());
             device::kernels::check(device).unwrap();
-            let off = dw::assign::DwConfig::default().kernel_difference(device);
-            assert!(off < 1e-3, "dual weighting differs by {off:.1e}");
+            let mut params = Params::new(Kind::Float, device);
+            let strategy = AssignConfig::default().build(&mut params, 80);
+            let off = dw::train::kernels::difference(&strategy, 80, device, 512);
+            assert!(off > 0.0 && off < 1e-3, "the loss differs by {off:.1e}");
         }),
         trial("nccl_joins_and_tests_itself", move || self_test(&world(device), device).unwrap()),
         trial("nccl_keeps_what_one_rank_has", move || one_rank(device)),
@@ -250,6 +260,13 @@ fn stream_order(device: Device) {
         }
         world.leave(0);
     }
+}
+
+/// The same where the kernels add gradients to their buffers.
+fn stream_order_with_kernels() {
+    run(Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "stream_order_of_two_ranks"])
+        .envs([(KERNELS, "1"), ("DW_DEVICE", "cpu")]));
 }
 
 fn name_of(device: Device) -> &'static str {

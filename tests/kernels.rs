@@ -1,14 +1,22 @@
-//! The program's own CUDA kernels, compiled as C++ for the CPU, pass the checks that run at start
-//! on a GPU; with a mistake in any of them they do not. (The golden tests run the kernels of the
-//! loss, too.)
+//! The program's own CUDA kernels, compiled as C++ for the CPU: they pass the checks that run at
+//! start on a GPU, and with a mistake in any of them they do not; a whole network has the gradients
+//! that it has without them. (The golden tests run the kernels of the loss, too.)
 
 #[path = "support/kernels.rs"]
 mod support;
 
-use dw::assign::{DwConfig, Prior};
+use std::sync::Arc;
+
+use dw::assign::{AssignConfig, DwConfig, ImageBoxes, Prior, Progress};
+use dw::config;
 use dw::device::kernels::{SOURCE, check};
+use dw::geometry::{Grid, level_sizes};
+use dw::model::{Detector, NormKind, Params};
+use dw::train::kernels::difference;
+use dw::train::step::Step;
+use dw_launch::World;
 use support::use_on_cpu;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 /// Mistakes in the kernels of the network: text of the source, and what replaces it.
 const IN_NETWORK: [(&str, &str); 12] = [
@@ -28,7 +36,7 @@ const IN_NETWORK: [(&str, &str); 12] = [
 ];
 
 /// Mistakes in the kernels of the loss.
-const IN_LOSS: [(&str, &str); 10] = [
+const IN_LOSS: [(&str, &str); 11] = [
     ("(s.mu * 0.6f)", "s.mu"),
     ("o.iou < 0.5f ? 1.0f :", ""),
     ("(float)(sums[2] + sums[4] + invalid)", "(float)(sums[2] + invalid)"),
@@ -39,27 +47,34 @@ const IN_LOSS: [(&str, &str); 10] = [
     ("by_hull * h[other] * (1.0f - inside)", "by_hull * h[other]"),
     ("squared += off * off", "squared = off * off"),
     ("by_score * score.by_quality()", "by_score"),
+    // A missing barrier.
+    ("  __syncthreads();\n  return all[0];", "  return all[0];"),
 ];
 
 /// One test: the kernels are those of the whole process.
 #[test]
 fn the_kernels_equal_the_operations_of_libtorch() {
+    let without = [gradient(Kind::Double, Kind::Double), gradient(Kind::Float, Kind::BFloat16)];
     tch::manual_seed(1);
     use_on_cpu("", "");
     assert_eq!(check(Device::Cpu), Ok(()));
     let hard = DwConfig { prior: Prior::Threshold, prior_value: 0.4, ..DwConfig::default() };
     let steep = DwConfig { gamma1: 1.3, gamma2: 2.5, mu: 3.0, beta: 2.0, ..DwConfig::default() };
     for config in [DwConfig::default(), hard, steep] {
-        let off = config.kernel_difference(Device::Cpu);
-        assert!(off < 1e-4, "{off}: {config:?}");
+        let off = loss_difference(&config, 3, 64);
+        assert!(off > 0.0 && off < 1e-4, "{off}: {config:?}");
     }
+    // Several blocks, and several rows for each thread.
+    let off = loss_difference(&DwConfig::default(), 80, 512);
+    assert!(off > 0.0 && off < 1e-4, "{off}");
+    whole_network(&without);
     for (mistakes, in_loss) in [(&IN_NETWORK[..], false), (&IN_LOSS[..], true)] {
         for (from, to) in mistakes {
             assert!(SOURCE.to_str().unwrap().contains(from), "{from}");
             use_on_cpu(from, to);
             let passes = std::panic::catch_unwind(|| {
                 if in_loss {
-                    DwConfig::default().kernel_difference(Device::Cpu) < 1e-3
+                    loss_difference(&DwConfig::default(), 3, 64) < 1e-3
                 } else {
                     check(Device::Cpu).is_ok()
                 }
@@ -67,4 +82,54 @@ fn the_kernels_equal_the_operations_of_libtorch() {
             assert!(!passes.unwrap_or(false), "not noticed: {to} instead of {from}");
         }
     }
+}
+
+/// Largest difference between the loss by kernels and by tensor operations. It is not 0: both
+/// round.
+fn loss_difference(config: &DwConfig, classes: i64, side: i64) -> f64 {
+    let mut params = Params::new(Kind::Float, Device::Cpu);
+    let strategy = AssignConfig::Dw(config.clone()).build(&mut params, classes);
+    difference(&strategy, classes, Device::Cpu, side)
+}
+
+/// Gradients of the small network, with batch norm of fixed statistics in the backbone and group
+/// norm in the head: those by the kernels against those without, in f64 and in bf16.
+fn whole_network([in_f64, in_bf16]: &[Tensor; 2]) {
+    let in_f32 = gradient(Kind::Float, Kind::Float);
+    let off = ((&in_f32 - in_f64).norm() / in_f64.norm()).double_value(&[]);
+    assert!(off < 1e-3, "f32: {off} of the norm");
+    // As far from f64 as without kernels: roundings move activations across a ReLU.
+    let cosine = |t: &Tensor| (t.dot(in_f64) / (t.norm() * in_f64.norm())).double_value(&[]);
+    let (found, expected) = (cosine(&gradient(Kind::Float, Kind::BFloat16)), cosine(in_bf16));
+    assert!((found - expected).abs() < 0.05, "bf16: cosine {found}, without kernels {expected}");
+}
+
+/// The gradient of one step as one vector, in f64.
+fn gradient(kind: Kind, activations: Kind) -> Tensor {
+    let config = config::load("smoke", &[]).unwrap();
+    let mut model = config.model;
+    model.norm = NormKind::FrozenBn;
+    // The same weights in every precision.
+    tch::manual_seed(3);
+    let source = Detector::new(&model, 3, Kind::Double, Device::Cpu);
+    let mut net = Detector::new(&model, 3, kind, Device::Cpu);
+    for (to, from) in net.params.entries.iter().zip(&source.params.entries) {
+        tch::no_grad(|| to.tensor.shallow_clone().copy_(&from.tensor));
+    }
+    net.activations = activations;
+    let strategy = config.assign.build(&mut net.params, 3);
+    let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo())).unwrap();
+    let truth = [
+        ImageBoxes { boxes: vec![[10., 12., 60., 70.]], labels: vec![0], padded: None },
+        ImageBoxes { boxes: vec![[5., 5., 30., 40.]], labels: vec![1], padded: None },
+    ];
+    let targets = step.matcher().targets(&Grid::centers(&level_sizes(96, 128)), &truth);
+    tch::manual_seed(4);
+    let images = Tensor::rand([2, 3, 96, 128], (Kind::Double, Device::Cpu)).to_kind(kind);
+    let predicted = step.forward(&images);
+    let loss = step.loss(&predicted, &targets, &Progress::default(), false).unwrap();
+    step.backward(&loss).unwrap();
+    let entries = step.detector.params.entries.iter().map(|e| e.tensor.grad());
+    let flat = |t: Tensor| t.reshape([-1]).to_kind(Kind::Double);
+    Tensor::cat(&entries.filter(Tensor::defined).map(flat).collect::<Vec<_>>(), 0)
 }

@@ -31,6 +31,7 @@ pub mod config;
 pub mod dense;
 pub mod figures;
 pub mod hard;
+pub mod kernels;
 pub mod matrix;
 pub mod mixture;
 pub mod pairs;
@@ -193,6 +194,11 @@ pub trait Criterion: Send {
         at: &Progress,
         probe: &mut dyn Probe,
     ) -> Vec<Term>;
+
+    /// Whether the program's own kernels can compute the terms from class logits ([`kernels`]).
+    fn has_kernels(&self) -> bool {
+        false
+    }
 
     /// Called after each update with the loss over all ranks, to update running state. Like
     /// [`Criterion::terms`] it must not read tensors back to the host. State belongs in tensors

@@ -26,6 +26,8 @@ pub struct Detector {
     backbone: backbone::resnet::ResNet,
     neck: fpn::Fpn,
     head: heads::Head,
+    /// Number of classes.
+    pub classes: i64,
     /// Post-processing; set by the assignment strategy.
     pub inference: Inference,
     /// Offset of the points within their cells, see [`crate::geometry::Grid::offset`]; set by the
@@ -43,9 +45,10 @@ impl Detector {
         let mut params = Params::new(kind, device);
         let backbone = backbone::resnet::ResNet::new(&mut params, config);
         let neck = fpn::Fpn::new(&mut params, &backbone.channels[1..], config);
-        let head = heads::Head::new(&mut params, config, classes as i64);
+        let classes = classes as i64;
+        let head = heads::Head::new(&mut params, config, classes);
         let inference = Inference::default();
-        Self { params, backbone, neck, head, inference, offset: 0.5, activations: kind }
+        Self { params, backbone, neck, head, classes, inference, offset: 0.5, activations: kind }
     }
 
     /// Normalised images `[B, 3, H, W]`, H and W multiples of 32, to raw predictions. `train`

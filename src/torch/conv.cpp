@@ -47,8 +47,8 @@ struct Spec {
   bool relu;
 };
 
-// What enters a convolution. Undefined tensors are absent: no bias; no norm (its beta is `bias`); no
-// residual; no copy of the weight in the kind of x.
+// What enters a convolution. Undefined tensors are absent: no bias; no norm (its beta is `bias`);
+// no residual; no copy of the weight in the kind of x.
 struct Inputs {
   Tensor x, weight, bias, gamma, mean, var, residual, rounded;
 

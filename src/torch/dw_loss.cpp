@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <utility>
 
@@ -70,8 +71,8 @@ Tensor or_zero(const Tensor &gradient, const Tensor &like) {
 }
 
 struct DwLoss : torch::autograd::Function<DwLoss> {
-  // Returns the sums of the positive, localisation and negative terms and of 1 - P_neg, the positive
-  // weights [N] and P_neg [U].
+  // Returns the sums of the positive, localisation and negative terms and of 1 - P_neg, the
+  // positive weights [N] and P_neg [U].
   static tensor_list forward(AutogradContext *ctx, const Tensor &cls, const Tensor &distances,
                              const std::optional<Tensor> &optional_quality, const Targets &t,
                              const Settings &s) {
@@ -104,6 +105,7 @@ struct DwLoss : torch::autograd::Function<DwLoss> {
     ctx->save_for_backward({cls, distances, quality, w_pos, p_neg, t.point, t.gt, t.labels,
                             t.target, t.stride, t.mean, t.sigma, t.index, t.last_pair});
     ctx->mark_non_differentiable({out[3], w_pos, p_neg});
+    ctx->set_materialize_grads(false);
     for (const auto &[name, value] : {std::pair("beta", s.beta),
                                       {"mu", s.mu},
                                       {"gamma1", s.gamma1},
@@ -114,6 +116,7 @@ struct DwLoss : torch::autograd::Function<DwLoss> {
   }
 
   static tensor_list backward(AutogradContext *ctx, const tensor_list &grads) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "the loss has no second derivative");
     const auto saved = ctx->get_saved_variables();
     const auto &cls = saved[0], &distances = saved[1], &quality = saved[2], &w_pos = saved[3],
                &p_neg = saved[4];
@@ -148,13 +151,22 @@ struct DwLoss : torch::autograd::Function<DwLoss> {
 // A tensor as the kernels read it.
 Tensor plain(const Tensor *t) { return t->contiguous(); }
 
+std::atomic<bool> switched_on{false};
+
+// The kernels count logits, and go beyond the last by the number of threads, in 32 bits.
+constexpr int64_t MOST_LOGITS = (int64_t{1} << 31) - (1 << 20);
+
 }  // namespace
 
 extern "C" {
 
+// Switches the kernels of the loss on or off.
+void dw_use_loss_kernels(int on) { switched_on = on != 0; }
+
 // Whether `dw_loss` can work on predictions like `cls`. It adds gradients in no fixed order.
 int dw_has_dw_loss(const Tensor *cls) {
-  return dw::kernels(*cls) && cls->scalar_type() == at::kFloat && cls->numel() > 0 &&
+  return switched_on && dw::kernels(*cls) && cls->scalar_type() == at::kFloat && cls->numel() > 0 &&
+         cls->numel() < MOST_LOGITS &&
          !at::globalContext().deterministicAlgorithms();
 }
 

@@ -5,9 +5,11 @@ use std::ptr::{null, null_mut};
 
 use tch::Tensor;
 
-use super::error::last_error;
+use super::error::check;
+use crate::Result;
 
 unsafe extern "C" {
+    fn dw_use_loss_kernels(on: c_int);
     fn dw_has_dw_loss(cls: *const torch_sys::C_tensor) -> c_int;
     fn dw_dw_loss(
         cls: *const torch_sys::C_tensor,
@@ -19,8 +21,14 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Whether [`dw_loss`] can work on class logits like these: f32 on a GPU with the kernels, while no
-/// deterministic algorithms are requested.
+/// Switches the kernels of the loss on or off; they are off at start.
+pub fn use_loss_kernels(on: bool) {
+    // SAFETY: sets a flag; no preconditions.
+    unsafe { dw_use_loss_kernels(c_int::from(on)) }
+}
+
+/// Whether [`dw_loss`] can work on class logits like these: f32 on a GPU with the kernels, which
+/// are switched on, while no deterministic algorithms are requested.
 pub fn has_dw_loss(cls: &Tensor) -> bool {
     // SAFETY: the tensor lives through the call, which throws nothing.
     unsafe { dw_has_dw_loss(cls.as_ptr()) != 0 }
@@ -46,25 +54,25 @@ pub struct DwLoss {
 /// The sums of the released formula for class logits `[B, P, C]`, distances `[B, P, 4]` in pixels
 /// and quality logits `[B, P]`. All three are NaN if a prediction is not finite.
 ///
-/// `targets` are the pairs' point and box `[N]`, the boxes' class `[G]`, the pairs' targets `[4, N]`
-/// and stride `[N]`, mean and sigma of the prior `[C, 2]`, and of each covered logit its position
-/// and last pair `[U]`. `settings` are beta, mu, gamma1, gamma2 and the value above which the hard
-/// prior is 1, negative for the soft prior.
+/// `targets` are the pairs' point and box `[N]`, the boxes' class `[G]`, the pairs' targets
+/// `[4, N]` and stride `[N]`, mean and sigma of the prior `[C, 2]`, and of each covered logit its
+/// position and last pair `[U]`. `settings` are beta, mu, gamma1, gamma2 and the value above which
+/// the hard prior is 1, negative for the soft prior.
 ///
-/// # Panics
-/// If [`has_dw_loss`] is false, shapes do not match, memory runs out, or the device failed.
+/// # Errors
+/// Shapes do not match, memory runs out, or a kernel cannot be started.
 pub fn dw_loss(
     cls: &Tensor,
     distances: &Tensor,
     quality: Option<&Tensor>,
     targets: [&Tensor; 9],
     settings: [f32; 5],
-) -> DwLoss {
+) -> Result<DwLoss> {
     let quality = quality.map_or(null(), Tensor::as_ptr);
     let targets = targets.map(Tensor::as_ptr);
     let mut out = [null_mut(); 6];
     // SAFETY: the tensors and arrays live through the call; the C++ function throws nothing.
-    let code = unsafe {
+    check(unsafe {
         dw_dw_loss(
             cls.as_ptr(),
             distances.as_ptr(),
@@ -73,10 +81,9 @@ pub fn dw_loss(
             settings.as_ptr(),
             out.as_mut_ptr(),
         )
-    };
-    assert!(code == 0, "dual weighting: {}", last_error());
+    })?;
     // SAFETY: the C++ function allocated the tensors and passes their ownership to us.
     let [cls_pos, loc, cls_neg, removed, w_pos, p_neg] =
         out.map(|t| unsafe { Tensor::from_ptr(t) });
-    DwLoss { cls_pos, loc, cls_neg, removed, w_pos, p_neg }
+    Ok(DwLoss { cls_pos, loc, cls_neg, removed, w_pos, p_neg })
 }

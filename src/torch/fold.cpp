@@ -36,7 +36,7 @@ bool fits(const Tensor &weight, const dw::Norm &norm) {
 }
 
 // Whether the kernels can read a weight as rows.
-bool has_kernels(const Tensor &weight) {
+bool has_rows_on_gpu(const Tensor &weight) {
   return dw::kernels(weight) && weight.scalar_type() == at::kFloat &&
          weight.is_contiguous(LAYOUT) && weight.numel() > 0;
 }
@@ -69,7 +69,9 @@ namespace dw {
 
 Folded fold(const Tensor &weight, const Norm &norm, at::ScalarType kind) {
   const bool known = kind == weight.scalar_type() || kind == at::kBFloat16;
-  if (known && has_kernels(weight) && fits(weight, norm)) return fold_on_gpu(weight, norm, kind);
+  TORCH_CHECK(norm.beta.defined() && norm.mean.defined() && norm.var.defined(), "no batch norm");
+  if (known && has_rows_on_gpu(weight) && fits(weight, norm))
+    return fold_on_gpu(weight, norm, kind);
   const auto inverse = (norm.var + EPS).rsqrt_();
   const auto scale = norm.gamma * inverse;
   const auto bias = at::addcmul(norm.beta, norm.mean, scale, -1);
@@ -82,7 +84,7 @@ Folded fold(const Tensor &weight, const Norm &norm, at::ScalarType kind) {
 }
 
 bool adds_gradients(const Tensor &weight, const Norm &norm) {
-  return (has_kernels(weight) || has_rows(weight)) && has_gradient_buffer(weight, LAYOUT) &&
+  return (has_rows_on_gpu(weight) || has_rows(weight)) && has_gradient_buffer(weight, LAYOUT) &&
          (!norm.defined() || (fits(weight, norm) && has_gradient_buffer(norm.gamma) &&
                               has_gradient_buffer(norm.beta)));
 }
@@ -91,7 +93,9 @@ void add_gradients(const Tensor &weight, const Norm &norm, const Tensor &folded_
                    const Tensor &dweight, const Tensor &dbias) {
   const auto rows = dweight.contiguous(LAYOUT);
   const auto sums = norm.defined() ? dbias.to(weight.scalar_type()).contiguous() : Tensor();
-  if (!has_kernels(weight)) return add_gradients_cpu(weight, norm, folded_norm, rows, sums);
+  const auto kind = rows.scalar_type();
+  TORCH_CHECK(kind == weight.scalar_type() || kind == at::kBFloat16, "a gradient in ", kind);
+  if (!has_rows_on_gpu(weight)) return add_gradients_cpu(weight, norm, folded_norm, rows, sums);
   launch(kernels(weight)->add_gradients[kind_index(rows)], weight, weight.size(0), 1,
          rows.const_data_ptr(), floats(sums), floats(weight), floats(norm.mean),
          floats(folded_norm), sum_of(weight), sum_of(norm.gamma), sum_of(norm.beta),

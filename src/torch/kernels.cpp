@@ -19,9 +19,10 @@ dw::Launch dw::launcher() { return launch_function.load(); }
 
 extern "C" {
 
-// Sets the kernels and the driver's cuLaunchKernel; null switches the kernels off. With `on_cpu` they
-// are functions for tensors in host memory.
+// Sets the kernels and the driver's cuLaunchKernel; null switches the kernels off. With `on_cpu`
+// they are functions for tensors in host memory.
 void dw_set_kernels(void *const *functions, void *launcher, int on_cpu) {
+  static_assert(sizeof(loaded) == 26 * sizeof(void *), "NUM_KERNELS in kernels.rs");
   if (launcher) std::copy_n(functions, sizeof(loaded) / sizeof(void *), &loaded.forward_sums[0]);
   for_cpu = on_cpu != 0;
   launch_function = reinterpret_cast<dw::Launch>(launcher);

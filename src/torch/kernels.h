@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
@@ -13,7 +14,8 @@ namespace dw {
 struct Kernels {
   void *forward_sums[2], *forward[2], *backward_sums[2], *backward[2], *add_bias[2], *bias_sums[2],
       *fold[2], *add_gradients[2], *forward_stats, *backward_stats, *add_params, *dw_pairs,
-      *dw_negatives, *dw_covered, *dw_sums, *dw_negatives_backward, *dw_covered_backward, *dw_pairs_backward;
+      *dw_negatives, *dw_covered, *dw_sums, *dw_negatives_backward, *dw_covered_backward,
+      *dw_pairs_backward;
 };
 
 // cuLaunchKernel of the CUDA driver.
@@ -38,6 +40,8 @@ inline void *stream_of(const at::Tensor &on) {
 template <typename... Arguments>
 void launch(void *kernel, const at::Tensor &on, int64_t grid_x, int64_t grid_y,
             Arguments... arguments) {
+  // A launch goes to this thread's current device.
+  const c10::DeviceGuard guard(on.device());
   void *pointers[] = {&arguments...};
   const int code = launcher()(kernel, static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y),
                               1, THREADS, 1, 1, 0, stream_of(on), pointers, nullptr);

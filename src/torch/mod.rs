@@ -25,7 +25,7 @@ use error::check;
 pub use buffer::buffer_of;
 pub use conv::{Convolution, convolution};
 pub use deform::deform_conv2d;
-pub use dw_loss::{DwLoss, dw_loss, has_dw_loss};
+pub use dw_loss::{DwLoss, dw_loss, has_dw_loss, use_loss_kernels};
 pub use error::error;
 pub use gradient::{GradientHook, on_gradient, set_grad};
 pub use group_norm::group_norm_relu;

@@ -110,8 +110,8 @@ void add_gradients_cpu(const Tensor &weight, const Norm &norm, const Tensor &fol
     const auto sum_of = [](const Tensor &t) {
       return t.defined() ? t.grad().mutable_data_ptr<scalar_t>() : nullptr;
     };
-    const auto *weights = numbers(weight), *stats = numbers(folded_norm), *means = numbers(norm.mean),
-               *biases = numbers(dbias);
+    const auto *weights = numbers(weight), *stats = numbers(folded_norm),
+               *means = numbers(norm.mean), *biases = numbers(dbias);
     auto *to = sum_of(weight), *gammas = sum_of(norm.gamma), *betas = sum_of(norm.beta);
     with_kind<scalar_t>(dweight.scalar_type(), [&](auto type) {
       const auto *from = dweight.const_data_ptr<decltype(type)>();

@@ -3,7 +3,7 @@
 //! * [`config`]: `[train]` and `[checkpoint]`; [`plan`]: the numbers of a run; [`init`]: initial
 //!   weights; [`lock`], [`work_dir`]: the work directory
 //! * [`flat`]: flat buffers; [`buckets`]: all-reduce of gradients; [`sgd`]: the update;
-//!   [`schedule`]: the learning rate
+//!   [`schedule`]: the learning rate; [`kernels`]: compares the loss by own kernels at start
 //! * [`validation`]: evaluations during training
 //! * [`snapshot`], [`checkpoint`], [`saver`]: a copy of the state, its folder on disk, and the
 //!   thread that writes it
@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod flat;
 pub mod init;
+pub mod kernels;
 pub mod lock;
 pub mod log;
 pub mod plan;

@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::buckets::{Buckets, Cost};
 use super::config::TrainConfig;
 use super::flat::Flat;
+use super::kernels;
 use super::queue::Enqueued;
 use super::sgd;
 use crate::Result;
@@ -93,6 +94,7 @@ impl Step {
         let flat = Flat::new(&mut detector.params)?;
         let buckets = Buckets::new(&detector.params, &flat, config, world)?;
         let (device, train) = (detector.params.device, config.clone());
+        kernels::prepare(&strategy, detector.classes, device);
         Ok(Self { detector, flat, buckets, world: world.clone(), strategy, train, device })
     }
 

@@ -114,6 +114,7 @@ fn main() {
         return finish(&Arguments::from_args(), vec![failing("precision", e.to_string())]);
     }
     tch::set_num_threads(1);
+    dw::torch::use_loss_kernels(true);
     let args = Arguments::from_args();
     let (roots, required) = match std::env::var_os("DW_GOLDENS") {
         Some(list) => (std::env::split_paths(&list).collect(), true),

@@ -3,6 +3,7 @@
 // source, and `cuda_on_cpu_launch.h` after it.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -50,14 +51,18 @@ inline float atomicAdd(float *at, float v) {
   return old;
 }
 
-// A thread of a block.
+// A thread of a block. It is started once, and then runs one kernel after the other.
 struct Context {
-  ucontext_t state;
   std::vector<char> stack;
-  bool done;
+  jmp_buf position;
+  bool started = false, done = false;
 };
 
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static std::vector<Context> contexts;
 
-inline void __syncthreads() { swapcontext(&contexts[threadIdx.x].state, &scheduler); }
+// Returns to the scheduler until it resumes this thread. (`swapcontext` would call the system each
+// time.)
+inline void __syncthreads() {
+  if (_setjmp(contexts[threadIdx.x].position) == 0) _longjmp(scheduler, 1);
+}

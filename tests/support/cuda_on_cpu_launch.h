@@ -24,26 +24,42 @@ static Kernel running;
 static void **running_arguments;
 
 static void thread_main() {
-  running(running_arguments);
-  contexts[threadIdx.x].done = true;
+  for (;;) {
+    running(running_arguments);
+    contexts[threadIdx.x].done = true;
+    __syncthreads();
+  }
 }
+
+// Runs a thread to its next barrier, or to its end.
+static void resume(unsigned thread) {
+  threadIdx = {thread, 0, 0};
+  if (_setjmp(scheduler) != 0) return;
+  auto &c = contexts[thread];
+  if (c.started) _longjmp(c.position, 1);
+  c.started = true;
+  c.stack.resize(64 << 10);
+  static ucontext_t start;
+  getcontext(&start);
+  start.uc_stack.ss_sp = c.stack.data();
+  start.uc_stack.ss_size = c.stack.size();
+  start.uc_link = nullptr;
+  makecontext(&start, thread_main, 0);
+  setcontext(&start);
+}
+
+// The order of the threads changes with every launch: in one order a missing barrier may have no
+// effect.
+static bool descending = false;
 
 // Runs the threads of a block; false if some end while others wait at a barrier.
 static bool run_block(unsigned threads) {
   contexts.resize(threads);
-  for (auto &c : contexts) {
-    c.stack.resize(64 << 10);
-    c.done = false;
-    getcontext(&c.state);
-    c.state.uc_stack.ss_sp = c.stack.data();
-    c.state.uc_stack.ss_size = c.stack.size();
-    c.state.uc_link = &scheduler;
-    makecontext(&c.state, thread_main, 0);
-  }
+  for (auto &c : contexts) c.done = false;
   for (unsigned done = 0; done == 0;) {
-    for (unsigned t = 0; t < threads; ++t) {
-      threadIdx = {t, 0, 0};
-      swapcontext(&scheduler, &contexts[t].state);
+    for (unsigned i = 0; i < threads; ++i) {
+      const unsigned t = descending ? threads - 1 - i : i;
+      resume(t);
       done += contexts[t].done;
     }
     if (done != 0 && done != threads) return false;
@@ -59,6 +75,7 @@ extern "C" int launch_on_cpu(void *kernel, unsigned grid_x, unsigned grid_y, uns
   running_arguments = arguments;
   gridDim = {grid_x, grid_y, grid_z};
   blockDim = {block_x, 1, 1};
+  descending = !descending;
   for (unsigned y = 0; y < grid_y; ++y)
     for (unsigned x = 0; x < grid_x; ++x) {
       blockIdx = {x, y, 0};

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use tch::Tensor;
 
 pub use super::dw_config::{DwConfig, Formula, NegWeight, Prior};
-use super::dw_kernels;
 use crate::assign::pairs::{InsidePoint, PairTensors, Pairs};
 use crate::assign::soft::{CenterPrior, SoftInputs, localisation};
-use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets};
+use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets, kernels};
 use crate::geometry::Grid;
 use crate::loss::functions::bce;
 use crate::loss::{Normaliser, Term};
@@ -46,8 +45,7 @@ impl DwConfig {
             params.buffer("bbox_head.center_prior.sigma", &[classes, 2], start, Role::Constant);
         let matcher = Arc::new(Bags { config: self.clone(), classes });
         let prior = CenterPrior { mean, sigma };
-        let kernels = dw_kernels::can_be_used(self, params.device);
-        let criterion = Box::new(DualWeighting { config: self.clone(), prior, kernels });
+        let criterion = Box::new(DualWeighting { config: self.clone(), prior });
         Strategy { matcher, criterion, inference: Rank::Score.into() }
     }
 
@@ -90,11 +88,18 @@ impl Matcher for Bags {
 }
 
 /// Computes the weights and losses of both formulas.
-pub(super) struct DualWeighting {
-    pub(super) config: DwConfig,
-    pub(super) prior: CenterPrior,
-    /// Whether the program's own kernels are used where they can be.
-    pub(super) kernels: bool,
+struct DualWeighting {
+    config: DwConfig,
+    prior: CenterPrior,
+}
+
+impl DualWeighting {
+    /// As [`kernels::dual_weighting`] takes them.
+    fn settings(&self) -> [f64; 5] {
+        let c = &self.config;
+        let hard_above = if c.prior == Prior::Soft { -1.0 } else { c.prior_value };
+        [c.beta, c.mu, c.gamma1, c.gamma2, hard_above]
+    }
 }
 
 /// Inputs of a formula.
@@ -121,8 +126,9 @@ impl Criterion for DualWeighting {
         probe: &mut dyn Probe,
     ) -> Vec<Term> {
         let (config, pairs) = (&self.config, targets.pairs());
-        if self.kernels
-            && let Some(found) = dw_kernels::released(config, &self.prior, predicted, pairs, probe)
+        if self.has_kernels()
+            && let Some(found) =
+                kernels::dual_weighting(self.settings(), &self.prior, predicted, pairs, probe)
         {
             return terms(found);
         }
@@ -137,6 +143,10 @@ impl Criterion for DualWeighting {
             t.sum += &x.soft.invalid;
         }
         terms
+    }
+
+    fn has_kernels(&self) -> bool {
+        self.config.formula == Formula::Released
     }
 }
 
@@ -345,7 +355,7 @@ mod tests {
                 mean: Tensor::zeros([3, 2], options),
                 sigma: Tensor::ones([3, 2], options),
             };
-            let criterion = DualWeighting { config, prior, kernels: false };
+            let criterion = DualWeighting { config, prior };
             for value in [f64::NAN, f64::INFINITY, 1e25, 1e38, 1.0] {
                 for input in 0..3 {
                     let predicted = predict(input, value);

@@ -4,7 +4,6 @@ pub mod atss;
 pub mod autoassign;
 pub mod dw;
 mod dw_config;
-mod dw_kernels;
 pub mod fcos;
 pub mod gfl;
 pub mod ota;

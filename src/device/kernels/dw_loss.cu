@@ -214,12 +214,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     dw_negatives(DwPredictions x, DwSettings s, double *sums) {
   const int step = gridDim.x * THREADS, first = blockIdx.x * THREADS + threadIdx.x;
-  const long long count = (long long)x.rows * x.classes;
+  const int count = x.rows * x.classes;
   double negative = 0;
   float invalid = 0;
-  for (long long i = first; i < count; i += step) {
-    const int row = (int)(i / x.classes);
-    negative += dw_negative(DwScore(x, row, (int)(i % x.classes)).value, s.gamma2);
+  for (int i = first; i < count; i += step) {
+    negative += dw_negative(DwScore(x, i / x.classes, i % x.classes).value, s.gamma2);
     invalid += x.cls[i] * 0.0f;
   }
   for (int row = first; row < x.rows; row += step) {

@@ -209,8 +209,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// Adds the gradients of all images [B, C, 3] to those of bias (null: none), gamma and beta. Launched
-// as grid (ceil(C / THREADS), 1).
+// Adds the gradients of all images [B, C, 3] to those of bias (null: none), gamma and beta.
+// Launched as grid (ceil(C / THREADS), 1).
 extern "C" __global__ void __launch_bounds__(THREADS)
     add_params(const float *dparams, float *bias_sum, float *gamma_sum, float *beta_sum,
                int images, int channels) {

@@ -1,5 +1,5 @@
-// A convolution's weight [O, K], f32, and a batch norm of fixed statistics behind it. Launched as grid
-// (O, 1): each block has one row.
+// A convolution's weight [O, K], f32, and a batch norm of fixed statistics behind it. Launched as
+// grid (O, 1): each block has one row.
 //
 // `norm` [3, O] has the bias that includes the norm, the inverse deviation, and its product with
 // gamma: the scale of the rows.
@@ -21,8 +21,8 @@ __device__ void fold(const float *weight, const float *gamma, const float *beta,
   }
 }
 
-// Adds the gradients of weight, gamma and beta to their sums, from those of the folded weight and of
-// the bias. Without norm (null) only that of the weight.
+// Adds the gradients of weight, gamma and beta to their sums, from those of the folded weight and
+// of the bias. Without norm (null) only that of the weight.
 template <typename T>
 __device__ void add_gradients(const T *dfolded, const float *dbias, const float *weight,
                               const float *mean, const float *norm, float *weight_sum,

@@ -1,0 +1,76 @@
+//! Losses by the program's own CUDA kernels. The released formula of dual weighting is seven
+//! launches instead of more than 150, and one pass over the logits in each direction.
+
+use tch::Tensor;
+
+use super::soft::CenterPrior;
+use super::{PairTensors, Probe};
+use crate::model::{ClassOutput, Predictions};
+use crate::torch::{self, DwLoss};
+
+/// Sum and normaliser of the positive, localisation and negative terms of dual weighting in the
+/// released formula; `None` if there are no kernels for these predictions.
+///
+/// `settings` are beta, mu, gamma1, gamma2, and the value above which the hard prior is 1; negative
+/// for the soft prior.
+pub fn dual_weighting(
+    settings: [f64; 5],
+    prior: &CenterPrior,
+    predicted: &Predictions,
+    pairs: &PairTensors,
+    probe: &mut dyn Probe,
+) -> Option<[(Tensor, Tensor); 3]> {
+    let more = predicted.first.is_some() || predicted.bins.is_some();
+    let logits = predicted.cls_is == ClassOutput::Logit;
+    if more || !logits || !torch::has_dw_loss(&predicted.cls) {
+        return None;
+    }
+    let PairTensors { point, gt, labels, target, stride, logit_index, logit_last_pair, .. } = pairs;
+    let found = torch::dw_loss(
+        &predicted.cls,
+        &predicted.distances,
+        predicted.quality.as_ref(),
+        [
+            point,
+            gt,
+            labels,
+            target,
+            stride,
+            &prior.mean,
+            &prior.sigma,
+            logit_index,
+            logit_last_pair,
+        ],
+        settings.map(|v| v as f32),
+    );
+    let DwLoss { cls_pos, loc, cls_neg, removed, w_pos, p_neg } = match found {
+        Ok(found) => found,
+        Err(e) => {
+            torch::use_loss_kernels(false);
+            tracing::warn!("the loss is computed without the program's own CUDA kernels: {e}");
+            return None;
+        }
+    };
+    if probe.is_active() {
+        let score_u = score_of(predicted, logit_index);
+        probe.record("w_neg", &(&p_neg * score_u.pow_tensor_scalar(settings[3])));
+        probe.record("w_pos", &w_pos);
+        probe.record("p_neg", &p_neg);
+    }
+    let boxes = Tensor::full_like(&removed, pairs.labels.numel() as f64);
+    Some([(cls_pos, boxes.shallow_clone()), (loc, boxes), (cls_neg, removed)])
+}
+
+/// Scores of the logits at these positions, without gradient.
+fn score_of(predicted: &Predictions, index: &Tensor) -> Tensor {
+    let cls = predicted.cls.detach();
+    let classes = cls.size()[2];
+    let score = cls.reshape([-1]).index_select(0, index).sigmoid();
+    match &predicted.quality {
+        Some(quality) => {
+            let row = index.divide_scalar_mode(classes, "floor");
+            score * quality.detach().reshape([-1]).index_select(0, &row).sigmoid()
+        }
+        None => score,
+    }
+}
