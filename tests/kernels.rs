@@ -11,7 +11,7 @@ use dw::assign::{AssignConfig, DwConfig, ImageBoxes, Prior, Progress};
 use dw::config;
 use dw::device::kernels::{SOURCE, check};
 use dw::geometry::{Grid, level_sizes};
-use dw::model::{Detector, NormKind, Params};
+use dw::model::{ClassOutput, Detector, NormKind, Params, Predictions};
 use dw::train::kernels::difference;
 use dw::train::step::Step;
 use dw_launch::World;
@@ -19,9 +19,10 @@ use support::use_on_cpu;
 use tch::{Device, Kind, Tensor};
 
 /// Mistakes in the kernels of the network: text of the source, and what replaces it.
-const IN_NETWORK: [(&str, &str); 12] = [
+const IN_NETWORK: [(&str, &str); 13] = [
     ("sums[1][i] += u * u;", "sums[1][i] += u;"),
     ("fmaxf(affine.z(i, affine.h(i, v[i])), 0.0f)", "affine.z(i, affine.h(i, v[i]))"),
+    ("sums[1][i] += g * h;", "sums[1][i] += g;"),
     ("(m1[i] + h * m2[i])", "m1[i]"),
     ("1.0 / sqrt(var + eps)", "1.0 / (var + eps)"),
     ("out[1] = (float)sums[1];", "out[1] = (float)sums[2];"),
@@ -36,9 +37,10 @@ const IN_NETWORK: [(&str, &str); 12] = [
 ];
 
 /// Mistakes in the kernels of the loss.
-const IN_LOSS: [(&str, &str); 11] = [
+const IN_LOSS: [(&str, &str); 12] = [
     ("(s.mu * 0.6f)", "s.mu"),
     ("o.iou < 0.5f ? 1.0f :", ""),
+    ("negative += dw_negative(", "negative -= dw_negative("),
     ("(float)(sums[2] + sums[4] + invalid)", "(float)(sums[2] + invalid)"),
     ("removed += 1.0f - p_neg[u];", "removed += p_neg[u];"),
     ("last_pair[u]]", "last_pair[0]]"),
@@ -67,6 +69,7 @@ fn the_kernels_equal_the_operations_of_libtorch() {
     // Several blocks, and several rows for each thread.
     let off = loss_difference(&DwConfig::default(), 80, 512);
     assert!(off > 0.0 && off < 1e-4, "{off}");
+    predictions_that_are_not_finite();
     whole_network(&without);
     for (mistakes, in_loss) in [(&IN_NETWORK[..], false), (&IN_LOSS[..], true)] {
         for (from, to) in mistakes {
@@ -90,6 +93,41 @@ fn loss_difference(config: &DwConfig, classes: i64, side: i64) -> f64 {
     let mut params = Params::new(Kind::Float, Device::Cpu);
     let strategy = AssignConfig::Dw(config.clone()).build(&mut params, classes);
     difference(&strategy, classes, Device::Cpu, side)
+}
+
+/// NaN or infinity in any prediction makes all sums NaN, also where no box is.
+fn predictions_that_are_not_finite() {
+    let (grid, options) = (Grid::centers(&level_sizes(64, 64)), (Kind::Float, Device::Cpu));
+    let mut params = Params::new(Kind::Float, Device::Cpu);
+    let strategy = AssignConfig::default().build(&mut params, 3);
+    let image = ImageBoxes { boxes: vec![[5., 5., 50., 60.]], labels: vec![1], padded: None };
+    for images in [vec![image], vec![ImageBoxes::default()]] {
+        let targets = strategy.matcher.targets(&grid, &images);
+        for (input, value) in (0..3).flat_map(|i| [1.0, f64::NAN, f64::INFINITY].map(|v| (i, v))) {
+            let tensor = |n: usize, shape: &[i64]| {
+                let t = Tensor::ones(shape, options);
+                let _ = t.view([-1]).narrow(0, 0, 1).fill_(if n == input { value } else { 1.0 });
+                t
+            };
+            let points = grid.num_points();
+            let predicted = Predictions {
+                cls: tensor(0, &[1, points, 3]),
+                distances: tensor(1, &[1, points, 4]),
+                quality: Some(tensor(2, &[1, points])),
+                cls_is: ClassOutput::Logit,
+                first: None,
+                bins: None,
+                grid: grid.clone(),
+            };
+            assert!(dw::torch::has_dw_loss(&predicted.cls));
+            let at = Progress::default();
+            for term in strategy.criterion.terms(&predicted, &targets, &at, &mut ()) {
+                let sum = term.sum.double_value(&[]);
+                assert_eq!(sum.is_finite(), value == 1.0, "{value} in input {input}: {sum}");
+                assert!(value == 1.0 || sum.is_nan());
+            }
+        }
+    }
 }
 
 /// Gradients of the small network, with batch norm of fixed statistics in the backbone and group

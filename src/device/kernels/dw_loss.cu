@@ -106,13 +106,13 @@ struct DwOverlap {
     const float by_hull = h[0] * h[1] >= DW_AREA_EPS ? -joined / (hull * hull) : 0.0f;
     for (int i = 0; i < 4; ++i) {
       const int axis = i % 2, other = 1 - axis;
-      const float inside = predicted[i] < target[i]    ? 1.0f
-                           : predicted[i] == target[i] ? 0.5f
-                                                       : 0.0f;
+      const float p = predicted[i], t = target[i];
+      // The slope of min(p, t), of which libtorch gives each a half where they are equal.
+      const float inside = p < t ? 1.0f : p == t ? 0.5f : 0.0f;
       const float overlap_slope = o[axis] >= 0.0f ? fmaxf(o[other], 0.0f) * inside : 0.0f;
-      out[i] = !bounded[i] ? 0.0f
-                           : by_joined * a[other] + by_overlap * overlap_slope +
-                                 by_hull * h[other] * (1.0f - inside);
+      const float slope = by_joined * a[other] + by_overlap * overlap_slope +
+                          by_hull * h[other] * (1.0f - inside);
+      out[i] = bounded[i] ? slope : 0.0f;
     }
   }
 
@@ -148,9 +148,10 @@ __device__ T dw_combine(T value) {
     __syncthreads();
     if (threadIdx.x < n) {
       const T other = all[threadIdx.x + n], own = all[threadIdx.x];
-      all[threadIdx.x] = HOW == DW_SUM              ? own + other
-                         : (HOW == DW_MIN) == (own < other) ? own
-                                                            : other;
+      if (HOW == DW_SUM)
+        all[threadIdx.x] = own + other;
+      else if (HOW == DW_MIN ? other < own : other > own)
+        all[threadIdx.x] = other;
     }
   }
   __syncthreads();
