@@ -138,7 +138,7 @@ fn any_boxes_give_a_finite_loss_and_gradients() {
     let overlapping = [[40.0, 40.0, 200.0, 220.0], [50.0, 45.0, 210.0, 200.0]];
     let outside = [[-100.0, -50.0, 60.0, 70.0], [600.0, 600.0, 700.0, 650.0]];
     for settings in STRATEGIES {
-        let fixture = Fixture::new(settings, 128);
+        let fixture = Fixture::new(settings, 256);
         for (what, boxes) in [
             ("none", &[][..]),
             ("one", &overlapping[..1]),
