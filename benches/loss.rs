@@ -50,7 +50,7 @@ const SIZE: (i64, i64) = (800, 1344);
 fn main() {
     let a = Args::parse();
     tch::set_num_threads(a.threads);
-    dw::torch::flush_denormals();
+    dw_torch::flush_denormals();
     tch::manual_seed(0);
     let shapes = shapes(a.annotations.as_deref());
     for name in &a.configs {

@@ -15,15 +15,15 @@ use dw::assign::{ImageBoxes, Progress, Targets};
 use dw::config;
 use dw::data::sampler::{stream, unit};
 use dw::device::join::join;
-use dw::device::{self, Choice, Precision, upload};
+use dw::device::{self, Choice, Precision, buffer_of, upload};
 use dw::geometry::{Grid, level_sizes};
 use dw::model::Detector;
-use dw::torch::{self, Profile};
 use dw::train::buckets::Cost;
 use dw::train::queue::Enqueued;
 use dw::train::step::{Input, Part, Step};
 use dw_launch::abort::exit_now;
 use dw_launch::{Op, Topology, World};
+use dw_torch::Profile;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -110,9 +110,9 @@ fn main() {
     for _ in 0..a.warmup {
         step.run();
     }
-    torch::reset_peak_bytes(device).expect("the allocator");
+    dw_torch::reset_peak_bytes(device).expect("the allocator");
     let measured = step.measure(a.steps);
-    let device_peak = torch::peak_bytes(device).expect("the allocator").map(|b| b >> 20);
+    let device_peak = dw_torch::peak_bytes(device).expect("the allocator").map(|b| b >> 20);
     let Measured { step_s, parts, exposed_s, .. } = measured;
     let ranks = world.size();
     let (buckets, alone_s) = step.step.communication();
@@ -166,7 +166,7 @@ fn set_up(a: &Args) -> (Device, Precision) {
     precision.apply(device).expect("libtorch's settings");
     device::keep_freed(device);
     tch::set_num_threads(a.threads);
-    torch::flush_denormals();
+    dw_torch::flush_denormals();
     tch::manual_seed(0);
     (device, precision)
 }
@@ -259,7 +259,7 @@ impl Repeated {
             return 0.0;
         }
         let run = || (0..steps).map(|_| self.enqueue(|_| ())).collect::<Vec<_>>();
-        let counted = torch::count_syncs(run);
+        let counted = dw_torch::count_syncs(run);
         let (pending, count) = counted.expect("libtorch's count of synchronisations");
         for step in pending {
             self.wait(step);
@@ -306,7 +306,7 @@ fn bare_all_reduce(grads: &Tensor, world: &World) -> f64 {
         world.barrier("bare").expect("peers");
         let began = Instant::now();
         // SAFETY: the buffer is contiguous and lives through the call.
-        unsafe { world.all_reduce_raw(torch::buffer_of(grads), Op::Sum, "bare") }.expect("peers");
+        unsafe { world.all_reduce_raw(buffer_of(grads), Op::Sum, "bare") }.expect("peers");
         times.push(began.elapsed().as_secs_f64());
     }
     median(&mut times)

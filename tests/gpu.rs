@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dw::assign::{AssignConfig, ImageBoxes, Progress};
+use dw::device::CudaSide;
 use dw::device::join::self_test;
-use dw::device::{self, Choice, Precision, cuda};
+use dw::device::{self, Choice, Precision, buffer_of, cuda};
 use dw::geometry::{Grid, level_sizes};
 use dw::model::{Detector, Params};
-use dw::torch::{self, CudaSide, buffer_of};
 use dw::train::TrainConfig;
 use dw::train::buckets::Buckets;
 use dw::train::config::GradCompression;
@@ -32,7 +32,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Set in a child process of this program that calls `abort`.
 const ABORT: &str = "DW_GPU_ABORT";
-/// Set in a child process that uses the program's own CUDA kernels for tensors in host memory.
+/// Set in a child process that uses the custom CUDA kernels for tensors in host memory.
 const KERNELS: &str = "DW_KERNELS";
 
 fn main() {
@@ -77,7 +77,7 @@ fn trials(device: Device) -> Vec<Trial> {
     }
     trials.extend([
         trial("own_kernels_are_used_and_right", move || {
-            assert!(torch::has_kernels());
+            assert!(dw_torch::has_kernels());
             device::kernels::check(device).unwrap();
             let mut params = Params::new(Kind::Float, device);
             let strategy = AssignConfig::default().build(&mut params, 80);

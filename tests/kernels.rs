@@ -1,4 +1,4 @@
-//! The program's own CUDA kernels, compiled as C++ for the CPU: they pass the checks that run at
+//! The custom CUDA kernels, compiled as C++ for the CPU: they pass the checks that run at
 //! start on a GPU, and with a mistake in any of them they do not; a whole network has the gradients
 //! that it has without them. (The golden tests run the kernels of the loss, too.)
 
@@ -21,14 +21,14 @@ use tch::{Device, Kind, Tensor};
 /// Mistakes in the kernels of the network: text of the source, and what replaces it.
 const IN_NETWORK: [(&str, &str); 13] = [
     ("sums[1][i] += u * u;", "sums[1][i] += u;"),
-    ("fmaxf(affine.z(i, affine.h(i, v[i])), 0.0f)", "affine.z(i, affine.h(i, v[i]))"),
+    ("relu(affine.z(i, affine.h(i, v[i])))", "affine.z(i, affine.h(i, v[i]))"),
     ("sums[1][i] += g * h;", "sums[1][i] += g;"),
     ("(m1[i] + h * m2[i])", "m1[i]"),
     ("1.0 / sqrt(var + eps)", "1.0 / (var + eps)"),
     ("out[1] = (float)sums[1];", "out[1] = (float)sums[2];"),
     ("gamma_sum[c] += (float)sums[1];", "gamma_sum[c] = (float)sums[1];"),
     ("v[i] += b[i];", "v[i] += b[0];"),
-    ("d[i] = v[i] > 0 ? d[i] : 0.0f;", ""),
+    ("d[i] = behind_relu(v[i], d[i]);", ""),
     ("beta[row] - mean[row] * scale", "beta[row]"),
     ("weight_sum[start + i] += d * scale;", "weight_sum[start + i] += d;"),
     ("(all[0] - mean[row] * dbias[row])", "all[0]"),
@@ -70,6 +70,7 @@ fn the_kernels_equal_the_operations_of_libtorch() {
     let off = loss_difference(&DwConfig::default(), 80, 512);
     assert!(off > 0.0 && off < 1e-4, "{off}");
     predictions_that_are_not_finite();
+    not_a_number_passes_the_relu();
     whole_network(&without);
     for (mistakes, in_loss) in [(&IN_NETWORK[..], false), (&IN_LOSS[..], true)] {
         for (from, to) in mistakes {
@@ -119,7 +120,7 @@ fn predictions_that_are_not_finite() {
                 bins: None,
                 grid: grid.clone(),
             };
-            assert!(dw::torch::has_dw_loss(&predicted.cls));
+            assert!(dw_torch::has_dw_loss(&predicted.cls));
             let at = Progress::default();
             for term in strategy.criterion.terms(&predicted, &targets, &at, &mut ()) {
                 let sum = term.sum.double_value(&[]);
@@ -128,6 +129,18 @@ fn predictions_that_are_not_finite() {
             }
         }
     }
+}
+
+/// A ReLU keeps NaN, and passes a gradient where its input is NaN, as in libtorch.
+fn not_a_number_passes_the_relu() {
+    let x = Tensor::ones([1, 8, 2, 2], (Kind::Float, Device::Cpu));
+    let _ = x.get(0).get(0).get(0).get(0).fill_(f64::NAN);
+    let (gamma, beta) = (
+        Tensor::ones([8], (Kind::Float, Device::Cpu)),
+        Tensor::zeros([8], (Kind::Float, Device::Cpu)),
+    );
+    let y = dw_torch::group_norm_relu(&x, None, &gamma, &beta, 1);
+    assert_eq!(y.isnan().sum(Kind::Int64).int64_value(&[]), 32);
 }
 
 /// Gradients of the small network, with batch norm of fixed statistics in the backbone and group

@@ -15,6 +15,7 @@ while read -r file; do
     data-tools/*) add dw-shards ;;
     launcher/*) add dw-launch ;;
     metric/*) add dw-metric ;;
+    torch/*) add dw-torch ;;
     weights/*) add dw-weights ;;
     src/*|tests/*|benches/*|configs/*|build.rs|Cargo.toml|Cargo.lock) add dw ;;
   esac

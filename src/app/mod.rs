@@ -29,7 +29,7 @@ use dw_launch::{Topology, World};
 use tch::Device;
 
 use crate::device::{self, Choice, threads};
-use crate::{Error, Result, torch};
+use crate::{Error, Result};
 
 /// The text of `--version`. The libraries it names are opened in the order that training opens
 /// them: an NCCL loaded before libtorch's CUDA half would replace the one that belongs to it.
@@ -47,7 +47,8 @@ fn version() -> String {
         Some(library) => library.to_string(),
         None => "not loaded (it comes with libtorch's CUDA half)".to_owned(),
     };
-    let (version, revision, torch) = (env!("CARGO_PKG_VERSION"), env!("DW_GIT"), torch::version());
+    let (version, revision, torch) =
+        (env!("CARGO_PKG_VERSION"), env!("DW_GIT"), dw_torch::version());
     format!("{version} ({revision})\nlibtorch {torch}\nCUDA: {cuda}\nMPI: {mpi}\nNCCL: {nccl}")
 }
 
@@ -155,6 +156,6 @@ pub fn device(choice: Choice, num_threads: usize, topology: &Topology) -> Result
     threads::probe(num_threads)?;
     device::keep_freed(device);
     tch::set_num_threads(num_threads as i32);
-    torch::flush_denormals();
+    dw_torch::flush_denormals();
     Ok(device)
 }

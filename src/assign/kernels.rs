@@ -1,12 +1,12 @@
-//! Losses by the program's own CUDA kernels. The released formula of dual weighting is seven
+//! Losses by the custom CUDA kernels. The released formula of dual weighting is seven
 //! launches instead of more than 150, and one pass over the logits in each direction.
 
+use dw_torch::DwLoss;
 use tch::Tensor;
 
 use super::soft::CenterPrior;
 use super::{PairTensors, Probe};
 use crate::model::{ClassOutput, Predictions};
-use crate::torch::{self, DwLoss};
 
 /// Sum and normaliser of the positive, localisation and negative terms of dual weighting in the
 /// released formula; `None` if there are no kernels for these predictions.
@@ -22,11 +22,11 @@ pub fn dual_weighting(
 ) -> Option<[(Tensor, Tensor); 3]> {
     let more = predicted.first.is_some() || predicted.bins.is_some();
     let logits = predicted.cls_is == ClassOutput::Logit;
-    if more || !logits || !torch::has_dw_loss(&predicted.cls) {
+    if more || !logits || !dw_torch::has_dw_loss(&predicted.cls) {
         return None;
     }
     let PairTensors { point, gt, labels, target, stride, logit_index, logit_last_pair, .. } = pairs;
-    let found = torch::dw_loss(
+    let found = dw_torch::dw_loss(
         &predicted.cls,
         &predicted.distances,
         predicted.quality.as_ref(),
@@ -46,8 +46,8 @@ pub fn dual_weighting(
     let DwLoss { cls_pos, loc, cls_neg, removed, w_pos, p_neg } = match found {
         Ok(found) => found,
         Err(e) => {
-            torch::use_loss_kernels(false);
-            tracing::warn!("the loss is computed without the program's own CUDA kernels: {e}");
+            dw_torch::use_loss_kernels(false);
+            tracing::warn!("the loss is computed without the custom CUDA kernels: {e}");
             return None;
         }
     };

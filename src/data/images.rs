@@ -6,7 +6,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::augment::{MEAN, STD};
-use crate::{Result, torch};
+use crate::Result;
 
 /// Resized 8-bit images, padded to one size, in host memory.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Images {
         mut fill: impl FnMut(usize, &mut [u8]) -> Result<()>,
     ) -> Result<Self> {
         let shape = [sizes.len() as i64, i64::from(h), i64::from(w), 3];
-        let pixels = torch::host_bytes(&shape, device.is_cuda())?;
+        let pixels = dw_torch::host_bytes(&shape, device.is_cuda())?;
         // SAFETY: the tensor is new, contiguous and not shared, and holds this many bytes.
         let bytes = unsafe {
             std::slice::from_raw_parts_mut(pixels.data_ptr().cast::<u8>(), pixels.numel())
@@ -45,7 +45,7 @@ impl Images {
             Tensor::from_slice(&numbers).view([-1, 2])
         });
         let sizes = match sizes {
-            Some(sizes) if device.is_cuda() => Some(torch::page_locked(&sizes)?),
+            Some(sizes) if device.is_cuda() => Some(dw_torch::page_locked(&sizes)?),
             sizes => sizes,
         };
         Ok(Self { pixels, sizes })
@@ -71,11 +71,11 @@ impl Normalisation {
     /// `(pixel - mean) / deviation`, computed in f32, and 0 in the padding.
     pub fn apply(&self, images: &Images, kind: Kind) -> Tensor {
         let device = self.mean.device();
-        let pixels = torch::upload(&images.pixels, device).to_kind(Kind::Float);
+        let pixels = dw_torch::upload(&images.pixels, device).to_kind(Kind::Float);
         let mut x_bhwc = (pixels - &self.mean) * &self.scale;
         if let Some(sizes) = &images.sizes {
             let (h, w) = (x_bhwc.size()[1], x_bhwc.size()[2]);
-            let sizes = torch::upload(sizes, device);
+            let sizes = dw_torch::upload(sizes, device);
             let beyond = |n: i64, axis: i64| {
                 let at = Tensor::arange(n, (Kind::Int64, device));
                 at.unsqueeze(0).ge_tensor(&sizes.select(1, axis).unsqueeze(1))

@@ -9,7 +9,6 @@ use dw_base::failure::{Failure, classify};
 use dw_base::text::with_causes;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use crate::torch;
 use crate::{Error, Result};
 
 /// Result of opening libtorch's CUDA library; set once per process.
@@ -60,7 +59,7 @@ pub fn devices() -> Result<usize> {
         }
         Some(opened) => opened.clone().map_err(|why| Error::Usage(format!("{why}\n{INSTALL}")))?,
     }
-    if !torch::has_cuda_hooks() {
+    if !dw_torch::has_cuda_hooks() {
         return Err(Error::Usage(
             "libtorch was used before its CUDA library was opened: this is a bug in dw".into(),
         ));

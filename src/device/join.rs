@@ -7,8 +7,7 @@ use dw_launch::nccl::{self, Library, Nccl};
 use dw_launch::{Op, World};
 use tch::{Device, Kind, Tensor};
 
-use super::cuda;
-use crate::torch::{self, CudaSide, buffer_of};
+use super::{CudaSide, buffer_of, cuda};
 use crate::{Error, Result};
 
 /// Joins the job on a device, with NCCL for several ranks on CUDA and MPI on the CPU. `place` holds
@@ -87,8 +86,8 @@ fn one_gpu_each(world: &World, index: usize) -> Result<()> {
     }
     // Host names do not identify a machine: containers on one machine can have different names, and
     // two machines the same one. The id of its boot does.
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let gpu = format!("{} {}\n{}", boot.trim(), cuda::pci_address(index)?, dw_base::host::name());
+    let boot = dw_base::host::boot_id().unwrap_or_default();
+    let gpu = format!("{boot} {}\n{}", cuda::pci_address(index)?, dw_base::host::name());
     agree_on(world, &gpu, "GPUs", shared_gpu)?.map_err(Error::Usage)
 }
 
@@ -148,7 +147,7 @@ pub fn self_test(world: &World, device: Device) -> Result<()> {
         unsafe { world.start_sum(buffer_of(&sum), "self-test") }?;
         world.finish()?;
         let wrong = sum.ne_tensor(&(&pattern * total)).sum(Kind::Int64);
-        let wrong = i64::try_from(wrong).map_err(torch::error)?;
+        let wrong = i64::try_from(wrong).map_err(dw_torch::error)?;
         world.device_synchronized();
         let mine = if wrong > 0 {
             let (rank, host) = (world.rank(), dw_base::host::name());

@@ -1,4 +1,4 @@
-//! The program's own CUDA kernels: compiled at start for the GPU at hand, by the compiler that
+//! Custom CUDA kernels: compiled at start for the GPU at hand, by the compiler that
 //! comes with libtorch's CUDA libraries (NVRTC), and compared with libtorch's operations on a small
 //! input. If anything is missing or differs, libtorch's operations are used, and a warning says so.
 
@@ -7,15 +7,15 @@ use std::path::PathBuf;
 use std::ptr::null_mut;
 
 use dw_base::text::with_causes;
+use dw_torch::{Kernels, NUM_KERNELS};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Device;
 
 use super::cuda;
-use crate::torch::{self, Kernels, NUM_KERNELS};
 
 mod check;
 
-pub use check::check;
+pub use check::{check, relative_difference};
 
 /// Source of the kernels.
 pub const SOURCE: &CStr = match CStr::from_bytes_with_nul(
@@ -33,7 +33,7 @@ pub const SOURCE: &CStr = match CStr::from_bytes_with_nul(
     Err(_) => panic!("the source has no NUL"),
 };
 
-/// Names of the kernels, in the order of `src/torch/kernels.h`.
+/// Names of the kernels, in the order of `torch/src/kernels.h`.
 pub const NAMES: [&CStr; NUM_KERNELS] = [
     c"forward_sums_f32",
     c"forward_sums_bf16",
@@ -72,10 +72,8 @@ type Text = std::result::Result<(), String>;
 pub fn prepare(index: usize) {
     if let Err(why) = load(index).and_then(|()| check(Device::Cuda(index))) {
         // SAFETY: switches the kernels off; no other thread uses them yet.
-        unsafe { torch::set_kernels(None) };
-        tracing::warn!(
-            "the program's own CUDA kernels are not used, which makes training slower: {why}"
-        );
+        unsafe { dw_torch::set_kernels(None) };
+        tracing::warn!("the custom CUDA kernels are disabled, which makes training slower: {why}");
     }
 }
 
@@ -173,13 +171,14 @@ fn load(index: usize) -> Text {
     type LoadData = unsafe extern "C" fn(*mut *mut c_void, *const c_void) -> c_int;
     type GetFunction = unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *const c_char) -> c_int;
     let driver = open("libcuda.so.1", &[])?;
-    // SAFETY: signatures of cuda.h. `cuLaunchKernel` is called from C++ with its own signature.
-    let (attribute, load_data, get_function, launch) = unsafe {
+    // SAFETY: signatures of cuda.h. C++ calls the last two with their own signatures.
+    let (attribute, load_data, get_function, launch, describe) = unsafe {
         (
             function::<Attribute>(&driver, c"cuDeviceGetAttribute")?,
             function::<LoadData>(&driver, c"cuModuleLoadData")?,
             function::<GetFunction>(&driver, c"cuModuleGetFunction")?,
             function::<*mut c_void>(&driver, c"cuLaunchKernel")?,
+            function::<*mut c_void>(&driver, c"cuGetErrorString")?,
         )
     };
     let mut capability = [0; 2];
@@ -200,7 +199,7 @@ fn load(index: usize) -> Text {
         expect_0("cuModuleGetFunction", code)?;
     }
     // SAFETY: the kernels of the source, in its order; the module is never unloaded.
-    unsafe { torch::set_kernels(Some(Kernels { functions, launch, on_cpu: false })) };
+    unsafe { dw_torch::set_kernels(Some(Kernels { functions, launch, describe, on_cpu: false })) };
     std::mem::forget(driver);
     Ok(())
 }

@@ -2,14 +2,14 @@
 
 use tch::Device;
 
-use crate::{Result, torch};
+use crate::Result;
 
 /// Peak of the memory of this rank, MiB: tensors on its GPU, or everything resident on the CPU.
 ///
 /// # Errors
 /// libtorch has no allocator for the device.
 pub fn peak_mib(device: Device) -> Result<f64> {
-    Ok(match torch::peak_bytes(device)? {
+    Ok(match dw_torch::peak_bytes(device)? {
         Some(bytes) => bytes as f64 / (1 << 20) as f64,
         None => resident_peak_kib().unwrap_or(f64::NAN) / 1024.0,
     })

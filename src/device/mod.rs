@@ -4,21 +4,26 @@
 //! * [`Precision`]: meaning of `train.precision` on each device
 //! * [`threads`]: CPU threads of a rank
 //! * [`join`]: the ranks of a job on their devices
-//! * [`kernels`]: the program's own CUDA kernels
+//! * [`kernels`]: custom CUDA kernels
 
+mod buffer;
+mod cpus;
 pub mod cuda;
 pub mod join;
 pub mod kernels;
 mod memory;
 mod precision;
+mod side;
 pub mod threads;
 
 use dw_launch::Topology;
 use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
+pub use buffer::buffer_of;
 pub use memory::{keep_freed, peak_mib};
 pub use precision::Precision;
+pub use side::CudaSide;
 
 /// Value of the option `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -83,18 +88,18 @@ pub fn pick(choice: Choice, topology: &Topology) -> Result<Device> {
 pub fn deterministic(on: bool) -> Result<()> {
     // cuBLAS is deterministic only with a workspace of fixed size, and NCCL only without reductions
     // inside NVSwitches (NVLS).
-    for (name, value) in [("CUBLAS_WORKSPACE_CONFIG", ":4096:8"), ("NCCL_ALGO", "^NVLS")] {
+    for (name, value) in [("CUBLAS_WORKSPACE_CONFIG", ":4096:8"), ("NCCL_NVLS_ENABLE", "0")] {
         if on && std::env::var_os(name).is_none() {
             // SAFETY: no other thread exists yet that could read the environment.
             unsafe { std::env::set_var(name, value) };
         }
     }
-    crate::torch::deterministic(on)
+    dw_torch::deterministic(on)
 }
 
 /// Copies images `[B, 3, H, W]` to the device, in the network's kind and channels-last: the memory
 /// layout of the weights.
 pub fn upload(images: &Tensor, device: Device, kind: Kind) -> Tensor {
-    let there = crate::torch::upload(images, device).to_kind(kind);
+    let there = dw_torch::upload(images, device).to_kind(kind);
     there.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

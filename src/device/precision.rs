@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
-use crate::torch;
 use crate::{Error, Result};
 
 /// `train.precision`: kinds of the network's tensors, and rounding of f32 convolutions on a GPU.
@@ -82,15 +81,15 @@ impl Precision {
     /// # Errors
     /// libtorch rejects the setting.
     pub fn apply(self, device: Device) -> Result<()> {
-        if self == Self::Bf16 && device == Device::Cpu && !torch::cpu_has(c"amx_bf16") {
-            let effect = if torch::cpu_has(c"avx512_bf16") {
+        if self == Self::Bf16 && device == Device::Cpu && !dw_torch::cpu_has(c"amx_bf16") {
+            let effect = if dw_torch::cpu_has(c"avx512_bf16") {
                 "no AMX, only AVX-512 BF16: bf16 can be faster or slower than f32"
             } else {
                 "no AMX and no AVX-512 BF16: f32 is faster"
             };
             tracing::warn!("train.precision = \"bf16\": this CPU has {effect} (docs/training.md)");
         }
-        torch::allow_tf32_convolutions(self == Self::Tf32)?;
+        dw_torch::allow_tf32_convolutions(self == Self::Tf32)?;
         for name in OVERRIDES.iter().filter(|name| std::env::var_os(name).is_some()) {
             tracing::warn!(
                 "{name} is set: it overrides the rounding of f32 that train.precision selects"
@@ -129,7 +128,7 @@ mod tests {
         let text = std::fs::read_to_string("/proc/cpuinfo").unwrap();
         for name in [c"avx512_bf16", c"amx_bf16"] {
             let expected = text.split_whitespace().any(|f| f == name.to_str().unwrap());
-            assert_eq!(torch::cpu_has(name), expected, "{name:?}");
+            assert_eq!(dw_torch::cpu_has(name), expected, "{name:?}");
         }
     }
 }

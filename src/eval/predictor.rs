@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use dw_shards::coco::Category;
+use dw_shards::input::{self, MAX_IMAGE_BYTES};
 use dw_shards::pixels::{Rgb, decode_file};
-use fs_err as fs;
 
 use super::config::EvalConfig;
 use super::detect::Detection;
 use super::infer::{Decoded, Timings, detect_images};
 use crate::data::DataConfig;
 use crate::model::Detector;
-use crate::{Error, Result, torch};
+use crate::{Error, Result};
 
 /// A network with everything that turns a picture into detections.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Predictor {
                  each, found {bytes} bytes"
             )));
         }
-        torch::flush_denormals();
+        dw_torch::flush_denormals();
         let images = [Decoded { pixels: picture, original: (width as u32, height as u32) }];
         let (device, mut timings) = (self.detector.params.device, Timings::default());
         let settings = (&self.input, &self.eval);
@@ -64,6 +64,6 @@ impl Predictor {
 /// # Errors
 /// A file that cannot be read, or is not a picture, or is damaged.
 pub fn read_picture(path: &Path) -> Result<Rgb> {
-    let bytes = fs::read(path).map_err(Error::io("cannot read", path))?;
+    let bytes = input::read(path, MAX_IMAGE_BYTES).map_err(Error::io("cannot read", path))?;
     decode_file(&bytes).map_err(|e| Error::data(path, "", e))
 }

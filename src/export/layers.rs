@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::graph::{Graph, float, int, ints};
 use crate::model::Params;
 use crate::model::layers::{EPSILON, groups};
-use crate::{Error, Result, torch};
+use crate::{Error, Result};
 
 /// The network's tensors by name.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl<'a> Source<'a> {
             return Err(Error::Bug(format!("export: the network has no tensor `{name}`")));
         };
         let flat = t.detach().to_kind(Kind::Double).contiguous().view([-1]);
-        Ok((t.size(), Vec::try_from(flat).map_err(torch::error)?))
+        Ok((t.size(), Vec::try_from(flat).map_err(dw_torch::error)?))
     }
 
     /// A tensor of one element.

@@ -4,10 +4,11 @@
 pub mod functions;
 
 use dw_launch::{Op, World};
+use dw_torch::Readback;
 use tch::{Kind, Tensor};
 
 use crate::Result;
-use crate::torch::{self, Readback};
+use crate::device::buffer_of;
 
 /// One term of the loss. Its value is the sum over all ranks, divided by the normaliser over all
 /// ranks.
@@ -155,7 +156,7 @@ fn sum_over_ranks(vector: &Tensor, world: &World) -> Result<()> {
     if world.size() == 1 {
         return Ok(());
     }
-    let buffer = torch::buffer_of(vector);
+    let buffer = buffer_of(vector);
     if vector.device().is_cuda() {
         // SAFETY: libtorch reuses the vector's memory only for work enqueued after this sum, which
         // `finish` orders before it.

@@ -224,9 +224,15 @@ impl ModelConfig {
         ))
     }
 
-    /// The settings in which the head differs from that of a published system, as a list for a
-    /// warning; empty if there are none. The systems have no box refinement.
-    pub(crate) fn differences(&self, distances: Distances, tower: Tower, bias: bool) -> String {
+    /// A warning that lists the settings in which the head differs from that of a system, which has
+    /// no box refinement; `None` if there are none.
+    pub(crate) fn unlike(
+        &self,
+        system: &str,
+        distances: Distances,
+        tower: Tower,
+        bias: bool,
+    ) -> Option<String> {
         let mut list = vec![];
         if self.refine {
             list.push("model.refine = true".to_owned());
@@ -243,7 +249,8 @@ impl ModelConfig {
         if self.head_norm != HeadNorm::Gn {
             list.push("model.head_norm = none".to_owned());
         }
-        list.join(", ")
+        let list = list.join(", ");
+        (!list.is_empty()).then(|| format!("the head differs from that of {system} in {list}"))
     }
 }
 

@@ -1,10 +1,10 @@
 //! Convolutions and norm layers.
 
+use dw_torch::Convolution;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::params::{Init, Params, Role};
-use crate::torch::{self, Convolution};
 
 /// `model.norm`: kind of the backbone's norm layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +93,7 @@ impl Conv {
 
     /// `[B, Cin, H, W]` to `[B, Cout, H', W']` of the same kind, whatever the parameters' kind is.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        torch::convolution(x, &self.spec(Then::default()))
+        dw_torch::convolution(x, &self.spec(Then::default()))
     }
 
     /// As [`Conv::forward`], with output of `kind`. The bias is added in that kind: a large bias in
@@ -102,7 +102,7 @@ impl Conv {
         match &self.bias {
             Some(bias) if x.kind() != kind => {
                 let without_bias = Convolution { bias: None, ..self.spec(Then::default()) };
-                torch::convolution(x, &without_bias).to_kind(kind) + bias.view([1, -1, 1, 1])
+                dw_torch::convolution(x, &without_bias).to_kind(kind) + bias.view([1, -1, 1, 1])
             }
             _ => self.forward(x).to_kind(kind),
         }
@@ -122,7 +122,7 @@ impl Conv {
                     rounded: None,
                     ..self.spec(then)
                 };
-                torch::convolution(x, &spec)
+                dw_torch::convolution(x, &spec)
             }
             Norm::Group { weight, bias, groups } if then.relu && then.residual.is_none() => {
                 // On a GPU group norm adds the bias, too: one pass over the tensor less. On a CPU
@@ -132,8 +132,8 @@ impl Conv {
                     bias => (bias.as_ref(), None),
                 };
                 let conv = Convolution { bias: first, ..self.spec(Then::default()) };
-                let y = torch::convolution(x, &conv);
-                torch::group_norm_relu(&y, second, weight, bias, *groups)
+                let y = dw_torch::convolution(x, &conv);
+                dw_torch::group_norm_relu(&y, second, weight, bias, *groups)
             }
             _ => then.apply(norm.forward(&self.forward(x), train)),
         }

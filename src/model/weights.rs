@@ -7,7 +7,7 @@ use dw_weights::{Dtype, Weights};
 use tch::{Kind, Tensor};
 
 use super::Params;
-use crate::{Error, Result, torch};
+use crate::{Error, Result};
 
 /// Result of loading a weight file into a network.
 #[derive(Debug, Default)]
@@ -79,7 +79,8 @@ fn tensor(file: &Weights, name: &str) -> Result<Tensor> {
         )
     })?;
     let shape: Vec<i64> = t.shape.iter().map(|&n| n as i64).collect();
-    let tensor = Tensor::f_from_data_size(&file.read(name)?, &shape, kind).map_err(torch::error)?;
+    let tensor =
+        Tensor::f_from_data_size(&file.read(name)?, &shape, kind).map_err(dw_torch::error)?;
     if tensor.is_floating_point() && tensor.isfinite().all().int64_value(&[]) == 0 {
         return Err(Error::data(
             &file.path,

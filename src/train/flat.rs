@@ -9,7 +9,6 @@ use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::model::Params;
-use crate::torch;
 
 /// Alignment of parameters in the buffers.
 const ALIGN_BYTES: usize = 256;
@@ -104,7 +103,7 @@ impl Flat {
                 let mut value = view(&flat.params, slot);
                 value.copy_(tensor);
                 tensor.set_data(&value);
-                torch::set_grad(tensor, &view(&flat.grads, slot))?;
+                dw_torch::set_grad(tensor, &view(&flat.grads, slot))?;
             }
             Ok(())
         })?;

@@ -1,12 +1,12 @@
-//! Compares the loss by the program's own kernels with the loss by tensor operations, at start, on
-//! the very device.
+//! Compares the loss by the custom kernels with the loss by tensor operations, at start, on the
+//! device in use.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::assign::{ImageBoxes, Progress, Strategy};
+use crate::device::kernels::relative_difference;
 use crate::geometry::{Grid, level_sizes};
 use crate::model::{ClassOutput, Predictions};
-use crate::torch;
 
 /// Largest difference that is accepted, relative to the norm.
 const TOLERANCE: f64 = 1e-3;
@@ -14,17 +14,17 @@ const TOLERANCE: f64 = 1e-3;
 /// Decides whether the loss of a network of `classes` classes is computed by the kernels, if they
 /// are loaded: only if both results are equal on a small batch. A difference is logged.
 pub fn prepare(strategy: &Strategy, classes: i64, device: Device) {
-    if !torch::has_kernels() || !strategy.criterion.has_kernels() {
+    if !dw_torch::has_kernels() || !strategy.criterion.has_kernels() {
         return;
     }
     let off = difference(strategy, classes, device, 256);
     let right = off <= TOLERANCE;
     // They are switched off after a launch that failed.
-    let usable = torch::has_dw_loss(&Tensor::zeros([1], (Kind::Float, device)));
-    torch::use_loss_kernels(right && usable);
+    let usable = dw_torch::has_dw_loss(&Tensor::zeros([1], (Kind::Float, device)));
+    dw_torch::use_loss_kernels(right && usable);
     if !right {
         tracing::warn!(
-            "the program's own CUDA kernels are not used for the loss, which makes training \
+            "the custom CUDA kernels are disabled for the loss, which makes training \
              slower: they differ from libtorch's operations by {off:.1e} of the norm"
         );
     }
@@ -34,16 +34,11 @@ pub fn prepare(strategy: &Strategy, classes: i64, device: Device) {
 /// for images of `side` x `side` pixels; NaN if a result is. Leaves the kernels switched on.
 pub fn difference(strategy: &Strategy, classes: i64, device: Device, side: i64) -> f64 {
     let by = |kernels: bool| {
-        torch::use_loss_kernels(kernels);
+        dw_torch::use_loss_kernels(kernels);
         results(strategy, classes, device, side)
     };
     let (expected, found) = (by(false), by(true));
-    let norm = |t: Tensor| f64::try_from(t.norm()).unwrap_or(f64::NAN);
-    let off = |(f, e): (&Tensor, &Tensor)| match norm(e.shallow_clone()) {
-        // Without a positive weight, for example.
-        0.0 => norm(f.shallow_clone()),
-        of_expected => norm(f - e) / of_expected,
-    };
+    let off = |(f, e): (&Tensor, &Tensor)| relative_difference(f, e);
     let worst = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
     found.iter().zip(&expected).map(off).fold(0.0, worst)
 }

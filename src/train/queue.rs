@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use dw_launch::World;
+use dw_torch::Readback;
 use tch::Device;
 
 use super::buckets::Cost;
 use crate::loss::{Loss, Reduced};
-use crate::torch::Readback;
 use crate::{Error, Result};
 
 /// A step whose work is enqueued on the device, and whose numbers the host has not read.

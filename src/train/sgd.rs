@@ -5,7 +5,6 @@ use tch::Tensor;
 
 use super::flat::Flat;
 use crate::Result;
-use crate::torch;
 
 /// Updates the parameters unless `skip`, a scalar f32 on the device, is 1; then sets the gradients
 /// to zero.
@@ -27,7 +26,7 @@ pub fn step(
         for (start, len, decay) in [(0, *decayed, weight_decay), (*decayed, total - *decayed, 0.0)]
         {
             let part = |t: &Tensor| t.narrow(0, start, len);
-            torch::fused_sgd(
+            dw_torch::fused_sgd(
                 &mut part(params),
                 &part(grads),
                 &mut part(velocity),

@@ -10,7 +10,6 @@ use super::flat::{Flat, named_views};
 use crate::Result;
 use crate::model::Params;
 use crate::model::params::Entry;
-use crate::torch;
 
 /// What a run needs to resume, beside tensors and configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,7 +48,7 @@ impl Snapshot {
     /// Memory that cannot be allocated, or a failed device.
     pub fn take(state: State, config: &str, params: &Params, flat: &Flat) -> Result<Self> {
         let (weights, momentum) =
-            (torch::to_host(&flat.params.detach())?, torch::to_host(&flat.momentum)?);
+            (dw_torch::to_host(&flat.params.detach())?, dw_torch::to_host(&flat.momentum)?);
         let mut tensors: HashMap<String, Tensor> = named_views(&weights, &flat.slots).collect();
         for kind in [params.kind, Kind::Int64] {
             let rest = |e: &&Entry| !tensors.contains_key(&e.name) && e.tensor.kind() == kind;
@@ -84,7 +83,7 @@ fn copy_to_host(entries: &[&Entry]) -> Result<Vec<Tensor>> {
         return Ok(vec![]);
     }
     let flat: Vec<Tensor> = entries.iter().map(|e| e.tensor.detach().reshape([-1])).collect();
-    let host = torch::to_host(&Tensor::f_cat(&flat, 0).map_err(torch::error)?)?;
+    let host = dw_torch::to_host(&Tensor::f_cat(&flat, 0).map_err(dw_torch::error)?)?;
     let (mut copies, mut at) = (vec![], 0);
     for e in entries {
         let numel = e.tensor.numel() as i64;

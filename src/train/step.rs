@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use dw_launch::fault;
 use dw_launch::{Op, World};
+use dw_torch::Readback;
 use tch::{Device, Kind, Tensor};
 
 use super::buckets::{Buckets, Cost};
@@ -16,11 +17,10 @@ use super::queue::Enqueued;
 use super::sgd;
 use crate::Result;
 use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
-use crate::device::upload;
+use crate::device::{buffer_of, upload};
 use crate::loss::{self, Reduced};
 use crate::model::params::Role;
 use crate::model::{Detector, Outputs};
-use crate::torch::{self, Readback};
 
 /// The network and everything beside the batch that a step reads or changes.
 pub struct Step {
@@ -189,7 +189,7 @@ impl Step {
             // 4 PiB, more than any machine has, so that libtorch reports its own error.
             Some(fault::Kind::Oom) => {
                 let options = (Kind::Float, self.device);
-                drop(Tensor::f_zeros([1 << 50], options).map_err(torch::error)?);
+                drop(Tensor::f_zeros([1 << 50], options).map_err(dw_torch::error)?);
             }
             _ => {}
         }
@@ -221,7 +221,7 @@ impl Step {
             return Ok(());
         }
         let flat = Tensor::cat(&stats, 0) / self.world.size() as f64;
-        let buffer = torch::buffer_of(&flat);
+        let buffer = buffer_of(&flat);
         // SAFETY: `flat` is contiguous and lives through the call.
         unsafe { self.world.all_reduce_raw(buffer, Op::Sum, "batch norm statistics") }?;
         let mut at = 0;

@@ -33,7 +33,7 @@ use find::Found;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tch::{Device, Kind};
 
-/// Environment variable: the program's own CUDA kernels are used, for tensors in host memory.
+/// Environment variable: the custom CUDA kernels are used, for tensors in host memory.
 const KERNELS: &str = "DW_KERNELS";
 
 /// The cases of one kind that have a test.
@@ -114,7 +114,7 @@ fn main() {
         return finish(&Arguments::from_args(), vec![failing("precision", e.to_string())]);
     }
     tch::set_num_threads(1);
-    dw::torch::use_loss_kernels(true);
+    dw_torch::use_loss_kernels(true);
     let args = Arguments::from_args();
     let (roots, required) = match std::env::var_os("DW_GOLDENS") {
         Some(list) => (std::env::split_paths(&list).collect(), true),
@@ -139,7 +139,7 @@ fn main() {
     finish(&args, trials);
 }
 
-/// Runs the cases of the loss by the program's own CUDA kernels, which are set for a whole process.
+/// Runs the cases of the loss by the custom CUDA kernels, which are set for a whole process.
 fn loss_by_kernels() -> Result<(), Failed> {
     let out = Command::new(std::env::current_exe()?)
         .args(["loss/", "--test-threads", "1"])

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dw::torch::CudaSide;
+use dw::device::CudaSide;
 use dw_launch::nccl::SideStream;
 use dw_launch::{Buffer, Collectives, Number, Op, Result};
 use tch::{Device, Kind, Tensor};

@@ -1,12 +1,13 @@
-//! The program's own CUDA kernels, compiled as C++ for tensors in host memory (`cuda_on_cpu.h`).
+//! The custom CUDA kernels, compiled as C++ for tensors in host memory (`cuda_on_cpu.h`).
 
 use std::ffi::{CStr, c_void};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::ptr::null_mut;
 
 use dw::device::kernels::{NAMES, SOURCE};
-use dw::torch::{Kernels, set_kernels};
+use dw_torch::{Kernels, set_kernels};
 use libloading::os::unix::Library;
 
 /// Compiles the kernels' source, with `from` replaced by `to`, and uses it from now on.
@@ -41,7 +42,7 @@ pub fn use_on_cpu(from: &str, to: &str) {
     };
     // SAFETY: kernels of the program's source, in its order, of a library that stays loaded; the
     // tests use them from one thread.
-    unsafe { set_kernels(Some(Kernels { functions, launch, on_cpu: true })) };
+    unsafe { set_kernels(Some(Kernels { functions, launch, describe: null_mut(), on_cpu: true })) };
     std::mem::forget(library);
 }
 

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::assign::{ImageBoxes, PairTensors, Progress, Strategy, Targets};
 use crate::model::Predictions;
-use crate::{Error, Result, torch};
+use crate::{Error, Result};
 
 /// A point counts as a candidate if its share of the positive weight of its bag is above this. The
 /// sum over a bag is 1 in some strategies only.
@@ -53,7 +53,7 @@ impl BagWeights {
 /// The numbers of a tensor, in host memory.
 pub(super) fn numbers(t: &Tensor) -> Result<Vec<f64>> {
     let host = t.detach().to_kind(Kind::Double).to_device(Device::Cpu).contiguous();
-    Vec::try_from(host).map_err(torch::error)
+    Vec::try_from(host).map_err(dw_torch::error)
 }
 
 /// Sums over the bags of many boxes.

@@ -28,7 +28,7 @@ __device__ void bias_sums(const T *dy, const T *y, T *g, float *partial, int pos
     load(dy + at, d);
     if (y) {
       load(y + at, v);
-      for (int i = 0; i < WIDTH; ++i) d[i] = v[i] > 0 ? d[i] : 0.0f;
+      for (int i = 0; i < WIDTH; ++i) d[i] = behind_relu(v[i], d[i]);
       store(g + at, d);
     }
     for (int i = 0; i < WIDTH; ++i) sums[0][i] += d[i];

@@ -49,6 +49,10 @@ __device__ inline float number(bf16 v) { return __uint_as_float((unsigned)v << 1
 __device__ inline void set(float *p, float v) { *p = v; }
 __device__ inline void set(bf16 *p, float v) { *p = (bf16)rounded(v, 0.0f); }
 
+// Both keep NaN, as in libtorch: ReLU, and the gradient d before it, where v is its input or output.
+__device__ inline float relu(float v) { return v < 0.0f ? 0.0f : v; }
+__device__ inline float behind_relu(float v, float d) { return v <= 0.0f ? 0.0f : d; }
+
 // The part of one thread in a kernel over positions: WIDTH channels from `channel` on, of every
 // `rows`-th position from `first` to `end`.
 struct Part {

@@ -91,7 +91,7 @@ __device__ void forward(const T *x, const float *bias, const float *gamma, const
   for (int p = part.first; p < part.end; p += part.rows) {
     const size_t at = image + (size_t)p * channels;
     load(x + at, v);
-    for (int i = 0; i < WIDTH; ++i) v[i] = fmaxf(affine.z(i, affine.h(i, v[i])), 0.0f);
+    for (int i = 0; i < WIDTH; ++i) v[i] = relu(affine.z(i, affine.h(i, v[i])));
     store(y + at, v);
   }
 }
@@ -110,7 +110,7 @@ __device__ void backward_sums(const T *x, const T *dy, const float *bias, const 
     load(x + at, v);
     load(dy + at, d);
     for (int i = 0; i < WIDTH; ++i) {
-      const float h = affine.h(i, v[i]), g = affine.z(i, h) > 0 ? d[i] : 0.0f;
+      const float h = affine.h(i, v[i]), g = behind_relu(affine.z(i, h), d[i]);
       sums[0][i] += g;
       sums[1][i] += g * h;
       sums[2][i] += h;
@@ -138,7 +138,7 @@ __device__ void backward(const T *x, const T *dy, const float *bias, const float
     load(x + at, v);
     load(dy + at, d);
     for (int i = 0; i < WIDTH; ++i) {
-      const float h = affine.h(i, v[i]), g = affine.z(i, h) > 0 ? d[i] : 0.0f;
+      const float h = affine.h(i, v[i]), g = behind_relu(affine.z(i, h), d[i]);
       v[i] = affine.scale[i] * (affine.gamma[i] * g - (m1[i] + h * m2[i]));
     }
     store(dx + at, v);

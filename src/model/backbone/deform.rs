@@ -8,7 +8,6 @@ use tch::{Kind, Tensor};
 
 use crate::model::layers::{Conv, ConvSpec, Norm, Size, Then};
 use crate::model::params::{Init, Params};
-use crate::torch;
 
 /// A deformable convolution with the convolution that predicts its offsets.
 #[derive(Debug)]
@@ -84,7 +83,7 @@ pub fn deform_conv2d(
     groups: i64,
 ) -> Tensor {
     let padding = weight.size()[2] / 2;
-    torch::deform_conv2d(x, offset, mask, weight, [stride, padding, groups, CHUNK])
+    dw_torch::deform_conv2d(x, offset, mask, weight, [stride, padding, groups, CHUNK])
 }
 
 /// A plain or a deformable convolution.
@@ -149,7 +148,7 @@ mod tests {
                 let leaves = names.map(|n| of(n).copy().to_kind(kind).set_requires_grad(true));
                 let [x, offset, mask, weight] = &leaves;
                 let padding = weight.size()[2] / 2;
-                let y = torch::deform_conv2d(
+                let y = dw_torch::deform_conv2d(
                     x,
                     offset,
                     mask,

@@ -3,9 +3,10 @@
 use std::ffi::c_int;
 use std::ptr::null;
 
+use dw_base::Result;
 use tch::Tensor;
 
-use super::error::last_error;
+use super::memory::owned;
 
 unsafe extern "C" {
     fn dw_conv(
@@ -53,13 +54,21 @@ pub struct Convolution<'a> {
 /// their copies are rounded to that of `x`, their gradients have their own.
 ///
 /// # Panics
-/// If the shapes do not match, or memory runs out.
+/// If the shapes do not match, memory runs out, or the device failed.
 pub fn convolution(x: &Tensor, c: &Convolution) -> Tensor {
+    f_convolution(x, c).unwrap_or_else(|e| panic!("convolution: {e}"))
+}
+
+/// [`convolution`] with an error instead of a panic.
+///
+/// # Errors
+/// As its panics.
+pub fn f_convolution(x: &Tensor, c: &Convolution) -> Result<Tensor> {
     let pointer = |t: Option<&Tensor>| t.map_or(null(), Tensor::as_ptr);
     let [gamma, mean, var] = c.norm.map_or([None; 3], |norm| norm.map(Some));
     // SAFETY: all tensors live through the call, absent ones are null; the C++ function throws
     // nothing and returns a new tensor or null.
-    let out = unsafe {
+    owned(unsafe {
         dw_conv(
             x.as_ptr(),
             c.weight.as_ptr(),
@@ -74,10 +83,7 @@ pub fn convolution(x: &Tensor, c: &Convolution) -> Tensor {
             c.groups,
             c_int::from(c.relu),
         )
-    };
-    assert!(!out.is_null(), "convolution: {}", last_error());
-    // SAFETY: the C++ function allocated the tensor and passes its ownership to us.
-    unsafe { Tensor::from_ptr(out) }
+    })
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
 
+use dw_base::Result;
+
 use super::error::{check, last_error};
-use crate::Result;
 
 unsafe extern "C" {
     fn dw_side_stream(index: i64) -> *mut c_void;
@@ -20,14 +21,14 @@ unsafe extern "C" {
 
 /// A high-priority stream of a CUDA device, used for communication.
 #[derive(Debug)]
-pub struct CudaSide(NonNull<c_void>);
+pub struct Stream(NonNull<c_void>);
 
 // SAFETY: libtorch's streams and events may be used from any thread.
-unsafe impl Send for CudaSide {}
+unsafe impl Send for Stream {}
 // SAFETY: as above; the stream has no mutable state.
-unsafe impl Sync for CudaSide {}
+unsafe impl Sync for Stream {}
 
-impl CudaSide {
+impl Stream {
     /// Takes a stream of device `index` from libtorch's pool.
     ///
     /// # Errors
@@ -55,37 +56,34 @@ impl CudaSide {
         check(unsafe { dw_side_run(self.0.as_ptr(), call, (&raw mut f).cast()) })
     }
 
-    fn order(&self, side_waits: bool) {
-        // SAFETY: the stream is alive.
-        let status = check(unsafe { dw_side_order(self.0.as_ptr(), c_int::from(side_waits)) });
-        // `SideStream` has no error path. The panic's text is classified, so that a failed device
-        // still gets its own exit code.
-        assert!(
-            status.is_ok(),
-            "ordering two CUDA streams: {}",
-            status.err().map_or_else(String::new, |e| e.to_string())
-        );
-    }
-}
-
-impl Drop for CudaSide {
-    fn drop(&mut self) {
-        // SAFETY: the stream came from `dw_side_stream` and is released once.
-        unsafe { dw_side_drop(self.0.as_ptr()) }
-    }
-}
-
-impl dw_launch::nccl::SideStream for CudaSide {
-    fn handle(&self) -> *mut c_void {
+    /// The `cudaStream_t`.
+    pub fn handle(&self) -> *mut c_void {
         // SAFETY: the stream is alive.
         unsafe { dw_side_handle(self.0.as_ptr()) }
     }
 
-    fn after_compute(&self) {
-        self.order(true);
+    /// Makes later work on this stream wait for the work enqueued on the current stream.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn wait_for_current(&self) -> Result<()> {
+        // SAFETY: the stream is alive.
+        check(unsafe { dw_side_order(self.0.as_ptr(), 1) })
     }
 
-    fn before_compute(&self) {
-        self.order(false);
+    /// Makes later work on the current stream wait for the work enqueued on this stream.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn make_current_wait(&self) -> Result<()> {
+        // SAFETY: the stream is alive.
+        check(unsafe { dw_side_order(self.0.as_ptr(), 0) })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: the stream came from `dw_side_stream` and is released once.
+        unsafe { dw_side_drop(self.0.as_ptr()) }
     }
 }

@@ -22,10 +22,14 @@
 namespace {
 
 using at::Tensor;
+using dw::floats;
+using dw::gradient_of;
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
+// Added to the variance, as in PyTorch's group norm.
 constexpr double EPS = 1e-5;
+
 struct Shape : dw::Positions {
   int groups;
 
@@ -36,19 +40,17 @@ bool has_kernels(const Tensor &x, int64_t groups) {
   return dw::has_kernels(x) && x.size(1) / groups <= dw::THREADS;
 }
 
-const float *floats(const Tensor &t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
-
 struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
   static Tensor forward(AutogradContext *ctx, const Tensor &x, const std::optional<Tensor> &bias,
                         const Tensor &gamma, const Tensor &beta, int64_t groups) {
-    const auto input = x.contiguous(at::MemoryFormat::ChannelsLast);
+    const auto input = x.contiguous(dw::CHANNELS_LAST);
     const Shape s(input, groups);
     const auto &kernels = *dw::kernels(input);
     const auto kind = dw::kind_index(input);
     const auto options = input.options().dtype(at::kFloat);
     const auto partial = at::empty({s.images, s.chunks, s.channels, 2}, options);
     const auto stats = at::empty({s.images, s.groups, 2}, options);
-    const auto y = at::empty_like(input, at::MemoryFormat::ChannelsLast);
+    const auto y = at::empty_like(input, dw::CHANNELS_LAST);
     const auto added = bias.value_or(Tensor());
     dw::launch(kernels.forward_sums[kind], input, s.chunks, s.images, input.const_data_ptr(),
                floats(added), partial.mutable_data_ptr(), s.positions, s.channels);
@@ -70,12 +72,12 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
     const Shape s(x, ctx->saved_data["groups"].toInt());
     const auto &kernels = *dw::kernels(x);
     const auto kind = dw::kind_index(x);
-    const auto dy = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
+    const auto dy = grads[0].contiguous(dw::CHANNELS_LAST);
     const auto options = x.options().dtype(at::kFloat);
     const auto partial = at::empty({s.images, s.chunks, s.channels, 3}, options);
     const auto means = at::empty({s.images, s.groups, 2}, options);
     const auto dparams = at::empty({s.images, s.channels, 3}, options);
-    const auto dx = at::empty_like(x, at::MemoryFormat::ChannelsLast);
+    const auto dx = at::empty_like(x, dw::CHANNELS_LAST);
     dw::launch(kernels.backward_sums[kind], x, s.chunks, s.images, x.const_data_ptr(),
                dy.const_data_ptr(), floats(bias), floats(gamma), floats(beta), floats(stats),
                partial.mutable_data_ptr(), s.positions, s.channels, s.groups);
@@ -88,12 +90,9 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
     // One entry for each argument of forward.
     if (dw::has_gradient_buffer(gamma) && dw::has_gradient_buffer(beta) &&
         (!bias.defined() || dw::has_gradient_buffer(bias))) {
-      const auto sum_of = [](const Tensor &t) {
-        return t.defined() ? t.grad().mutable_data_ptr<float>() : nullptr;
-      };
       dw::launch(kernels.add_params, x, (s.channels + dw::THREADS - 1) / dw::THREADS, 1,
-                 floats(dparams), sum_of(bias), sum_of(gamma), sum_of(beta), s.images,
-                 s.channels);
+                 floats(dparams), gradient_of(bias), gradient_of(gamma), gradient_of(beta),
+                 s.images, s.channels);
       return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
     }
     const auto sums = dparams.sum(0);
@@ -105,7 +104,7 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
 struct GroupNormReluCpu : torch::autograd::Function<GroupNormReluCpu> {
   static Tensor forward(AutogradContext *ctx, const Tensor &any_layout, const Tensor &gamma,
                         const Tensor &beta, int64_t groups) {
-    const auto x = any_layout.contiguous(at::MemoryFormat::ChannelsLast);
+    const auto x = any_layout.contiguous(dw::CHANNELS_LAST);
     const auto [y, stats] = dw::group_norm_cpu(x, gamma, beta, groups, EPS);
     ctx->save_for_backward({x, gamma, beta, stats});
     return y;
@@ -113,7 +112,7 @@ struct GroupNormReluCpu : torch::autograd::Function<GroupNormReluCpu> {
 
   static tensor_list backward(AutogradContext *ctx, const tensor_list &grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto dy = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
+    const auto dy = grads[0].contiguous(dw::CHANNELS_LAST);
     auto out = dw::group_norm_cpu_backward(dy, saved[0], saved[1], saved[2], saved[3]);
     // One entry for each argument of forward.
     out.emplace_back();

@@ -12,6 +12,7 @@
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/stack.h>
 
+#include "common.h"
 #include "gradient.h"
 #include "kernels.h"
 #include "weights_cpu.h"
@@ -19,8 +20,9 @@
 namespace {
 
 using at::Tensor;
+using dw::floats;
+using dw::gradient_of;
 
-constexpr auto LAYOUT = at::MemoryFormat::ChannelsLast;
 // Added to the variance, as in PyTorch's batch norm.
 constexpr double EPS = 1e-5;
 
@@ -38,17 +40,11 @@ bool fits(const Tensor &weight, const dw::Norm &norm) {
 // Whether the kernels can read a weight as rows.
 bool has_rows_on_gpu(const Tensor &weight) {
   return dw::kernels(weight) && weight.scalar_type() == at::kFloat &&
-         weight.is_contiguous(LAYOUT) && weight.numel() > 0;
+         weight.is_contiguous(dw::CHANNELS_LAST) && weight.numel() > 0;
 }
 
 int columns(const Tensor &weight) {
   return static_cast<int>(weight.numel() / weight.size(0));
-}
-
-const float *floats(const Tensor &t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
-
-float *sum_of(const Tensor &param) {
-  return param.defined() ? param.grad().mutable_data_ptr<float>() : nullptr;
 }
 
 dw::Folded fold_on_gpu(const Tensor &weight, const dw::Norm &norm, at::ScalarType kind) {
@@ -84,21 +80,22 @@ Folded fold(const Tensor &weight, const Norm &norm, at::ScalarType kind) {
 }
 
 bool adds_gradients(const Tensor &weight, const Norm &norm) {
-  return (has_rows_on_gpu(weight) || has_rows(weight)) && has_gradient_buffer(weight, LAYOUT) &&
-         (!norm.defined() || (fits(weight, norm) && has_gradient_buffer(norm.gamma) &&
-                              has_gradient_buffer(norm.beta)));
+  const bool has_code = has_rows_on_gpu(weight) || has_rows(weight);
+  if (!has_code || !has_gradient_buffer(weight, CHANNELS_LAST)) return false;
+  return !norm.defined() || (fits(weight, norm) && has_gradient_buffer(norm.gamma) &&
+                             has_gradient_buffer(norm.beta));
 }
 
 void add_gradients(const Tensor &weight, const Norm &norm, const Tensor &folded_norm,
                    const Tensor &dweight, const Tensor &dbias) {
-  const auto rows = dweight.contiguous(LAYOUT);
+  const auto rows = dweight.contiguous(CHANNELS_LAST);
   const auto sums = norm.defined() ? dbias.to(weight.scalar_type()).contiguous() : Tensor();
   const auto kind = rows.scalar_type();
   TORCH_CHECK(kind == weight.scalar_type() || kind == at::kBFloat16, "a gradient in ", kind);
   if (!has_rows_on_gpu(weight)) return add_gradients_cpu(weight, norm, folded_norm, rows, sums);
   launch(kernels(weight)->add_gradients[kind_index(rows)], weight, weight.size(0), 1,
          rows.const_data_ptr(), floats(sums), floats(weight), floats(norm.mean),
-         floats(folded_norm), sum_of(weight), sum_of(norm.gamma), sum_of(norm.beta),
+         floats(folded_norm), gradient_of(weight), gradient_of(norm.gamma), gradient_of(norm.beta),
          columns(weight));
 }
 

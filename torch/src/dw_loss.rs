@@ -1,12 +1,12 @@
-//! The loss of dual weighting by the program's own kernels.
+//! The loss of dual weighting by the custom kernels.
 
 use std::ffi::c_int;
 use std::ptr::{null, null_mut};
 
+use dw_base::Result;
 use tch::Tensor;
 
 use super::error::check;
-use crate::Result;
 
 unsafe extern "C" {
     fn dw_use_loss_kernels(on: c_int);

@@ -2,10 +2,10 @@
 
 use std::ffi::c_int;
 
+use dw_base::Result;
 use tch::Tensor;
 
 use super::error::check;
-use crate::Result;
 
 unsafe extern "C" {
     fn dw_fused_sgd(

@@ -4,11 +4,11 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
+use dw_base::Result;
 use tch::{Kind, Tensor};
 
 use super::error::{error, last_error};
 use super::memory::owned;
-use crate::Result;
 
 unsafe extern "C" {
     fn dw_readback_start(tensor: *const torch_sys::C_tensor) -> *mut c_void;

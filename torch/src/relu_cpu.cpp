@@ -6,13 +6,13 @@
 #include <ATen/ops/empty_like.h>
 
 #include "chunks.h"
+#include "common.h"
 #include "vectorised.h"
 
 namespace {
 
 using at::Tensor;
 
-constexpr auto LAYOUT = at::MemoryFormat::ChannelsLast;
 
 template <typename T>
 DW_FOR_EACH_CPU
@@ -60,12 +60,12 @@ namespace dw {
 bool has_relu_gradient_cpu(const Tensor &dy, const Tensor &y) {
   const auto kind = dy.scalar_type();
   return dy.is_cpu() && dy.dim() == 4 && dy.numel() > 0 &&
-         (kind == at::kFloat || kind == at::kBFloat16) && dy.is_contiguous(LAYOUT) &&
-         (!y.defined() || (y.is_contiguous(LAYOUT) && y.scalar_type() == kind));
+         (kind == at::kFloat || kind == at::kBFloat16) && dy.is_contiguous(dw::CHANNELS_LAST) &&
+         (!y.defined() || (y.is_contiguous(dw::CHANNELS_LAST) && y.scalar_type() == kind));
 }
 
 std::pair<Tensor, Tensor> relu_gradient_cpu(const Tensor &dy, const Tensor &y) {
-  auto grad = y.defined() ? at::empty_like(dy, LAYOUT) : dy;
+  auto grad = y.defined() ? at::empty_like(dy, dw::CHANNELS_LAST) : dy;
   const auto of_images = dy.scalar_type() == at::kFloat ? run<float>(dy, y, grad)
                                                         : run<at::BFloat16>(dy, y, grad);
   const int64_t channels = dy.size(1);

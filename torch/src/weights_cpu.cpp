@@ -10,13 +10,13 @@
 
 #include <algorithm>
 
+#include "common.h"
 #include "vectorised.h"
 
 namespace {
 
 using at::Tensor;
 
-constexpr auto LAYOUT = at::MemoryFormat::ChannelsLast;
 
 // Numbers a thread should have at least.
 constexpr int64_t GRAIN = 1 << 15;
@@ -83,7 +83,7 @@ namespace dw {
 bool has_rows(const Tensor &weight) {
   const auto kind = weight.scalar_type();
   return weight.is_cpu() && (kind == at::kFloat || kind == at::kDouble) &&
-         weight.is_contiguous(LAYOUT) && weight.numel() > 0;
+         weight.is_contiguous(dw::CHANNELS_LAST) && weight.numel() > 0;
 }
 
 void scale_rows(const Tensor &weight, const Tensor &scale, Tensor &out) {

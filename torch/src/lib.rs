@@ -1,9 +1,8 @@
 //! Functions of libtorch that the `tch` bindings lack: one subject a file, next to its C++ source.
 //!
 //! C++ exceptions do not cross into Rust: the C++ functions return a status (or null) and store the
-//! exception, which is returned as an [`Error`](crate::Error).
+//! exception, which is returned as an [`Error`](dw_base::Error).
 
-mod buffer;
 mod conv;
 mod deform;
 mod dw_loss;
@@ -19,22 +18,22 @@ mod stream;
 
 use std::ffi::{CStr, c_char, c_int};
 
-use crate::Result;
+use dw_base::Result;
+
 use error::check;
 
-pub use buffer::buffer_of;
-pub use conv::{Convolution, convolution};
+pub use conv::{Convolution, convolution, f_convolution};
 pub use deform::deform_conv2d;
 pub use dw_loss::{DwLoss, dw_loss, has_dw_loss, use_loss_kernels};
 pub use error::error;
 pub use gradient::{GradientHook, on_gradient, set_grad};
-pub use group_norm::group_norm_relu;
+pub use group_norm::{f_group_norm_relu, group_norm_relu};
 pub use kernels::{Kernels, NUM_KERNELS, has_kernels, set_kernels};
 pub use memory::{host_bytes, page_locked, peak_bytes, reset_peak_bytes, to_host, upload};
 pub use profile::{Profile, count_syncs};
 pub use readback::Readback;
 pub use sgd::fused_sgd;
-pub use stream::CudaSide;
+pub use stream::Stream;
 
 unsafe extern "C" {
     fn dw_torch_version() -> *const c_char;

@@ -2,6 +2,7 @@
 
 use std::ptr::null;
 
+use dw_base::Result;
 use tch::Tensor;
 
 use super::memory::owned;
@@ -28,15 +29,24 @@ pub fn group_norm_relu(
     beta: &Tensor,
     groups: i64,
 ) -> Tensor {
+    f_group_norm_relu(x, bias, gamma, beta, groups).unwrap_or_else(|e| panic!("group norm: {e}"))
+}
+
+/// [`group_norm_relu`] with an error instead of a panic.
+///
+/// # Errors
+/// As its panics.
+pub fn f_group_norm_relu(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    gamma: &Tensor,
+    beta: &Tensor,
+    groups: i64,
+) -> Result<Tensor> {
     let bias = bias.map_or(null(), Tensor::as_ptr);
     // SAFETY: the tensors live through the call; the C++ function throws nothing and returns a new
     // tensor or null.
-    let out =
-        unsafe { dw_group_norm_relu(x.as_ptr(), bias, gamma.as_ptr(), beta.as_ptr(), groups) };
-    match owned(out) {
-        Ok(out) => out,
-        Err(e) => panic!("group norm: {e}"),
-    }
+    owned(unsafe { dw_group_norm_relu(x.as_ptr(), bias, gamma.as_ptr(), beta.as_ptr(), groups) })
 }
 
 #[cfg(test)]

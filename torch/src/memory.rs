@@ -2,10 +2,10 @@
 
 use std::ffi::c_int;
 
+use dw_base::Result;
 use tch::{Device, Tensor};
 
 use super::error::{check, last_error};
-use crate::Result;
 
 unsafe extern "C" {
     fn dw_to_host(tensor: *const torch_sys::C_tensor) -> *mut torch_sys::C_tensor;

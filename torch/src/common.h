@@ -1,14 +1,18 @@
-// Error handling shared by the C++ files of this folder. Their functions are called from Rust,
+// Shared by the C++ files of this folder. Their functions are called from Rust,
 // where a C++ exception must not arrive: every function body runs inside `guarded` or `status`, and
 // the caller reads the exception's text with `dw_last_error`.
 #pragma once
 
+#include <c10/core/MemoryFormat.h>
 #include <c10/util/Exception.h>
 
 #include <exception>
 #include <new>
 
 namespace dw {
+
+// The layout of activations and of the weights of convolutions.
+constexpr auto CHANNELS_LAST = c10::MemoryFormat::ChannelsLast;
 
 // Stores what `dw_last_error` and `dw_last_error_is_memory` return on this thread.
 void set_last_error(const char *what, bool out_of_memory = false) noexcept;

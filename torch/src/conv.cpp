@@ -131,7 +131,7 @@ Tensor fused_on_gpu(const Inputs &in, const dw::Folded &f, const Spec &s) {
   }
 }
 
-bool is_channels_last(const Tensor &t) { return t.is_contiguous(at::MemoryFormat::ChannelsLast); }
+bool is_channels_last(const Tensor &t) { return t.is_contiguous(dw::CHANNELS_LAST); }
 
 // Whether oneDNN has bf16 on this CPU.
 bool bf16_in_onednn() {
@@ -170,7 +170,7 @@ void add_bias(Tensor &y, const Tensor &bias) {
 // The gradient before the ReLU whose output is `y` (undefined: no ReLU), and its sums [C], if
 // `with_sums`.
 std::pair<Tensor, Tensor> before_relu(Tensor dy, const Tensor &y, bool with_sums) {
-  if (dw::kernels(dy)) dy = dy.contiguous(at::MemoryFormat::ChannelsLast);
+  if (dw::kernels(dy)) dy = dy.contiguous(dw::CHANNELS_LAST);
   if (!with_sums || !dw::has_kernels(dy) || (y.defined() && !is_channels_last(y))) {
     if (with_sums && dw::has_relu_gradient_cpu(dy, y)) return dw::relu_gradient_cpu(dy, y);
     return {y.defined() ? at::threshold_backward(dy, y, 0) : dy, Tensor()};

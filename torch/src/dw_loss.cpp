@@ -19,6 +19,7 @@
 namespace {
 
 using at::Tensor;
+using dw::floats;
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
@@ -44,13 +45,10 @@ struct Targets {
 
   Pairs pairs() const {
     const auto ints = [](const Tensor &t) { return t.const_data_ptr<int64_t>(); };
-    const auto floats = [](const Tensor &t) { return t.const_data_ptr<float>(); };
     return {ints(point),   ints(gt),    ints(labels),  floats(target),
             floats(stride), floats(mean), floats(sigma), static_cast<int>(point.numel())};
   }
 };
-
-const float *floats(const Tensor &t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
 
 float *to_write(const Tensor &t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; }
 

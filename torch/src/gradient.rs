@@ -3,10 +3,10 @@
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
 
+use dw_base::Result;
 use tch::Tensor;
 
 use super::error::{check, last_error};
-use crate::Result;
 
 unsafe extern "C" {
     fn dw_set_grad(param: *const torch_sys::C_tensor, grad: *const torch_sys::C_tensor) -> c_int;

@@ -3,10 +3,10 @@
 use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
 
+use dw_base::{Error, Result};
 use tch::Device;
 
 use super::error::check;
-use crate::{Error, Result};
 
 unsafe extern "C" {
     fn dw_profile_start(cuda: c_int) -> c_int;

@@ -3,9 +3,8 @@
 use std::ffi::{CStr, c_char, c_int};
 
 use dw_base::failure::Failure;
+use dw_base::{Error, Result};
 use tch::TchError;
-
-use crate::{Error, Result};
 
 unsafe extern "C" {
     fn dw_last_error() -> *const c_char;
@@ -70,7 +69,7 @@ mod tests {
 
     #[test]
     fn exhausted_memory_is_recognised_by_its_exception() {
-        let e = crate::torch::host_bytes(&[1 << 52], false).unwrap_err();
+        let e = crate::host_bytes(&[1 << 52], false).unwrap_err();
         assert!(matches!(e, Error::OutOfMemory(_)), "{e}");
     }
 }

@@ -1,4 +1,4 @@
-// The program's own CUDA kernels (`src/device/kernels`), for the C++ files of this folder.
+// Custom CUDA kernels (`src/device/kernels`), for the C++ files of this folder.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,6 +6,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <string>
 
 namespace dw {
 
@@ -23,9 +24,15 @@ using Launch = int (*)(void *function, unsigned grid_x, unsigned grid_y, unsigne
                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
                        void *stream, void **arguments, void **extra);
 
+// cuGetErrorString of the CUDA driver.
+using Describe = int (*)(int code, const char **text);
+
 // Null if no kernels are loaded for the type of device that `on` is on.
 const Kernels *kernels(const at::Tensor &on);
 Launch launcher();
+
+// The driver's text for a code. As libtorch's: with it a failed GPU is told from a bug.
+std::string cuda_error(int code);
 
 // Those of the kernels' source.
 constexpr int THREADS = 256, WIDTH = 8;
@@ -45,7 +52,17 @@ void launch(void *kernel, const at::Tensor &on, int64_t grid_x, int64_t grid_y,
   void *pointers[] = {&arguments...};
   const int code = launcher()(kernel, static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y),
                               1, THREADS, 1, 1, 0, stream_of(on), pointers, nullptr);
-  TORCH_CHECK(code == 0, "CUDA error ", code, " when launching a kernel");
+  TORCH_CHECK(code == 0, "CUDA error: ", cuda_error(code), " (launching a kernel)");
+}
+
+// The numbers of a contiguous f32 tensor, to read; null if it is undefined.
+inline const float *floats(const at::Tensor &t) {
+  return t.defined() ? t.const_data_ptr<float>() : nullptr;
+}
+
+// The numbers of a parameter's gradient buffer; null if the parameter is undefined.
+inline float *gradient_of(const at::Tensor &param) {
+  return param.defined() ? param.grad().mutable_data_ptr<float>() : nullptr;
 }
 
 // Whether the kernels are loaded and can work on a tensor [B, C, H, W].

@@ -12,13 +12,13 @@
 #include <cmath>
 
 #include "chunks.h"
+#include "common.h"
 #include "vectorised.h"
 
 namespace {
 
 using at::Tensor;
 
-constexpr auto LAYOUT = at::MemoryFormat::ChannelsLast;
 
 struct Shape : dw::Chunks {
   int64_t groups;
@@ -216,7 +216,7 @@ std::pair<Tensor, Tensor> group_norm_cpu(const Tensor &x, const Tensor &gamma, c
   TORCH_CHECK(gamma.numel() == s.channels && beta.numel() == s.channels,
               "group norm: parameters of ", gamma.numel(), " and ", beta.numel(), ", expected ",
               s.channels, " channels");
-  auto y = at::empty_like(x, LAYOUT);
+  auto y = at::empty_like(x, dw::CHANNELS_LAST);
   auto stats = at::empty({s.images, groups, 2}, x.options().dtype(at::kDouble));
   if (x.scalar_type() == at::kFloat)
     forward<float>(x, gamma, beta, s, eps, y, stats);
@@ -229,7 +229,7 @@ std::vector<Tensor> group_norm_cpu_backward(const Tensor &dy, const Tensor &x,
                                             const Tensor &gamma, const Tensor &beta,
                                             const Tensor &stats) {
   const Shape s(x, stats.size(1));
-  auto dx = at::empty_like(x, LAYOUT);
+  auto dx = at::empty_like(x, dw::CHANNELS_LAST);
   std::vector<double> dgamma(s.channels), dbeta(s.channels);
   if (x.scalar_type() == at::kFloat)
     backward<float>(dy, x, gamma, beta, stats, s, dx, dgamma.data(), dbeta.data());
