@@ -57,10 +57,10 @@ fn a_second_run_in_the_same_work_directory_is_refused() {
     assert!(!Path::new(&(sandbox.path("w") + "/run.lock")).exists());
 }
 
-/// The lock of a killed run is taken over. A lock of another host is refused, with the file to
-/// remove.
+/// The lock of a killed run is taken over, also from another container on the machine. A lock of
+/// another machine is refused, with the file to remove.
 #[test]
-fn stale_locks_are_taken_over_unless_from_another_host() {
+fn stale_locks_are_taken_over_unless_from_another_machine() {
     let sandbox = Sandbox::new();
     let long = ["eval.every_epochs=0", "train.max_steps=100000"];
     let job = Job::start(launch(0, "dw-train").args(sandbox.train_args("w", &long)));
@@ -70,8 +70,12 @@ fn stale_locks_are_taken_over_unless_from_another_host() {
     let mut owner = lock_owner(&sandbox);
     let log = stderr(&output(&mut train(&sandbox, &[], &[])));
     assert_contains(&log, &["run.lock", &format!("process {}", owner["pid"])]);
-    owner["host"] = "node17".into();
     let lock = sandbox.path("w") + "/run.lock";
+    owner["host"] = "container".into();
+    std::fs::write(&lock, owner.to_string()).unwrap();
+    let log = stderr(&output(&mut train(&sandbox, &[], &[])));
+    assert_contains(&log, &["run.lock", "container"]);
+    (owner["host"], owner["boot"]) = ("node17".into(), "another".into());
     std::fs::write(&lock, owner.to_string()).unwrap();
     let refused = run_failing(&mut train(&sandbox, &[], &[]), 2);
     assert_contains(&refused, &["node17", "hint:", &lock, "--work-dir"]);

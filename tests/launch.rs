@@ -61,6 +61,45 @@ fn restarts_are_limited_and_usage_errors_are_not_retried() {
     assert_eq!(log.matches("`train.epochs`").count(), 1, "{log}");
 }
 
+/// Until there is a checkpoint, a restarted job starts where the command says; then it resumes.
+#[test]
+fn a_restart_keeps_the_starting_point_until_there_is_a_checkpoint() {
+    let sandbox = Sandbox::new();
+    sandbox.train(2, "whole", &settings(&["train.max_steps=12"]));
+    sandbox.train(2, "first", &settings(&["train.max_steps=4"]));
+    let from = sandbox.path("first") + "/checkpoints/step-00000004";
+    for (fault, every) in
+        [("kill@1:6", "checkpoint.every_steps=100"), ("kill@1:11", "checkpoint.every_steps=3")]
+    {
+        let work = fault.replace(['@', ':'], "-");
+        let options = ["--max-restarts", "1", "--restart-delay", "0"];
+        let mut command = dw_launch(2, &options, "dw-train");
+        command
+            .args(sandbox.train_args(&work, &settings(&["train.max_steps=12", every])))
+            .args(["--resume", &from])
+            .env("DW_FAULT", fault);
+        let (code, log) = Job::start(&mut command).wait(Duration::from_mins(1));
+        assert_eq!((code, sandbox.last_attempt(&work)), (Some(0), 2), "{log}");
+        assert_eq!(sandbox.losses(&work), sandbox.losses("whole")[4..], "{log}");
+        let again = format!("resuming from {from}");
+        let resumed = if every.ends_with("100") { 2 } else { 1 };
+        assert_eq!(log.matches(&again).count(), resumed, "{log}");
+    }
+}
+
+/// Ctrl-C on a single process writes a checkpoint, from which the same command resumes.
+#[test]
+fn ctrl_c_saves_a_checkpoint() {
+    let sandbox = Sandbox::new();
+    let long = settings(&["train.max_steps=100000", "checkpoint.every_steps=100000"]);
+    let job = Job::start(launch(0, "dw-train").args(sandbox.train_args("w", &long)));
+    job.wait_until("the first step", || !sandbox.rows_so_far("w").is_empty());
+    job.signal("INT");
+    let (code, log) = job.wait(Duration::from_secs(30));
+    assert_eq!(code, Some(75), "{log}");
+    assert_eq!(sandbox.newest_step("w"), sandbox.steps("w").len(), "{log}");
+}
+
 /// A signal to dw-launch or mpirun makes all ranks save one checkpoint and exit with code 75; the
 /// same command then resumes.
 #[test]

@@ -7,7 +7,7 @@
 //! * [`file`]: atomic writes of files and folders
 //! * [`text`]: escapes control characters in untrusted text
 //! * [`names`]: validates untrusted names before they are used in paths
-//! * [`host`]: the host name
+//! * [`host`]: the machine that the process runs on
 
 pub mod error;
 pub mod exit;

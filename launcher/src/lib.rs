@@ -18,7 +18,7 @@ pub use dw_base::{Error, Result};
 pub use rank::mpi;
 pub use rank::{
     Buffer, Collectives, Memory, Number, Op, Solo, Tag, Topology, World, abort, fault, join, nccl,
-    prepare, sigbus, signals,
+    prepare, restart, sigbus, signals,
 };
 
 /// Text of `--version`.

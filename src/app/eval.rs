@@ -1,6 +1,5 @@
 //! `dw-eval` with a network: a checkpoint on a split, or two of them side by side.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -22,7 +21,7 @@ use crate::device::join::join;
 use crate::device::threads::for_this_machine;
 use crate::eval::bags;
 use crate::eval::infer::{Timings, detect_all};
-use crate::eval::{Job, Report, evaluate, results_json};
+use crate::eval::{Job, Report, evaluate, write_results};
 use crate::model::Detector;
 use crate::{Error, Result};
 
@@ -39,7 +38,7 @@ pub struct EvalArgs {
     /// Configuration that a weight file belongs to
     #[arg(long)]
     pub config: Option<String>,
-    /// Set one key, as eval.nms_iou=0.5 (repeatable)
+    /// Set a configuration key, for example eval.nms_iou=0.5 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
     /// Folder of shards [default: the run's]
@@ -55,7 +54,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Images per forward pass [default: eval.batch]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = inference::batch)]
     pub batch: Option<usize>,
     /// Short and long side of the network input, as 800x1333 [default: data.short_side,
     /// data.long_side]
@@ -107,7 +106,7 @@ pub fn run(args: &EvalArgs, topology: &Topology, place: &mut Option<Arc<World>>)
     };
     let runs = paths.iter().map(|p| args.saved(p)).collect::<Result<Vec<_>>>()?;
     check_outputs(args, topology)?;
-    let data = open_split(&runs)?;
+    let data = open_split(&runs, topology.rank == 0)?;
     let device = select_device(args, &runs, topology)?;
     let mut reports = vec![];
     for (saved, config) in &runs {
@@ -139,20 +138,28 @@ pub fn run(args: &EvalArgs, topology: &Topology, place: &mut Option<Arc<World>>)
     if reports.is_empty() {
         return Ok(());
     }
-    print_and_write(args, &paths, &runs, &data, &reports)
+    print_and_write(args, &paths, &runs, &data, &reports, &metric)
 }
 
-/// Opens the split that all runs are evaluated on.
+/// Opens the split that all runs are evaluated on; with `log` it warns if only a part is used.
 ///
 /// # Errors
 /// Runs whose splits differ.
-fn open_split(runs: &[(Saved, Config)]) -> Result<Dataset> {
+fn open_split(runs: &[(Saved, Config)], log: bool) -> Result<Dataset> {
     let open = |config: &Config| {
         let d = &config.data;
         let split = choose_split(&d.shards, &d.val_split, "val2017", "val", "data.val_split")?;
         Dataset::open(&d.shards, &split, d.limit, false)
     };
     let first = open(&runs[0].1)?;
+    let (used, all) = (first.len(), first.split.len());
+    if log && used < all {
+        tracing::warn!(
+            "evaluating {used} of the {all} images of {}, as data.limit of the run says\nhint: \
+             --set data.limit=0 evaluates all",
+            first.split.meta.split
+        );
+    }
     for (_, config) in &runs[1..] {
         let other = open(config)?;
         if other.split.fingerprint() != first.split.fingerprint() {
@@ -202,14 +209,23 @@ fn print_and_write(
     runs: &[(Saved, Config)],
     data: &Dataset,
     reports: &[Report],
+    metric: &MetricConfig,
 ) -> Result<()> {
     let names = labels(&reports[0].truth.names, &reports[0].truth.categories);
     let evaluations: Vec<_> = reports.iter().map(|r| &r.evaluation).collect();
     let problems: Vec<_> = reports.iter().map(|r| r.truth.problem(&r.detections)).collect();
+    reports[0].warn_of_id_zero();
+    let (most, kept) = (metric.max_dets.iter().max(), runs[0].1.eval.per_image);
+    if let Some(most) = most.filter(|most| **most > kept) {
+        tracing::warn!(
+            "--max-dets {most}: the network keeps {kept} detections of an image\nhint: --set \
+             eval.per_image={most}"
+        );
+    }
     let samples = args.limits.samples(&problems)?;
     print(&evaluations, &samples, &names, args.json, args.per_class || args.json);
     let written = match &args.dt_out {
-        Some(path) => write_results(path, &reports[0].detections),
+        Some(path) => write_results_file(path, &reports[0].detections),
         None => Ok(()),
     };
     if let Some(dir) = &args.report {
@@ -262,7 +278,7 @@ fn without_truth(args: &EvalArgs, detector: &Detector, job: &Job) -> Result<()> 
     job.world.barrier("end of evaluation")?;
     if let Some((detections, timings)) = found {
         log_speed(data, &timings, None, began.elapsed().as_secs_f64());
-        write_results(path, &detections)?;
+        write_results_file(path, &detections)?;
         tracing::info!(
             "no ground truth in `{split}`: wrote {} detections to {}",
             detections.len(),
@@ -350,7 +366,6 @@ fn facts(c: &Config) -> Vec<(String, String)> {
 }
 
 /// Writes detections in COCO's results format.
-fn write_results(path: &Path, detections: &[Detection]) -> Result<()> {
-    let text = results_json(detections).to_string();
-    write_atomically(path, |file| file.write_all(text.as_bytes()))
+fn write_results_file(path: &Path, detections: &[Detection]) -> Result<()> {
+    write_atomically(path, |file| write_results(file, detections))
 }

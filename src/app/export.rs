@@ -21,7 +21,7 @@ pub struct ExportArgs {
     /// Configuration that a weight file belongs to
     #[arg(long)]
     config: Option<String>,
-    /// Set one key, as eval.nms_iou=0.5 (repeatable)
+    /// Set a configuration key, for example eval.nms_iou=0.5 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
     /// Fixed height and width of the network input, multiples of 32, pixels
@@ -30,7 +30,7 @@ pub struct ExportArgs {
     /// Any height and width that are multiples of 32 [default]
     #[arg(long)]
     dynamic: bool,
-    /// Put score threshold, limits and NMS into the model
+    /// Include score threshold, detection limits and NMS in the model
     #[arg(long)]
     nms: bool,
 }

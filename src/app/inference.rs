@@ -2,6 +2,7 @@
 //! of the speed.
 
 use crate::config::Config;
+use crate::data::config::MAX_SIDE;
 use crate::eval::infer::Timings;
 
 /// Parses `SHORTxLONG`, pixels.
@@ -10,8 +11,13 @@ pub fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
         .split_once('x')
         .and_then(|(short, long)| Some((short.parse().ok()?, long.parse().ok()?)));
     sides
-        .filter(|(short, long)| (32..=*long).contains(short))
-        .ok_or_else(|| "expected SHORTxLONG, as 800x1333, at least 32".into())
+        .filter(|(short, long)| (32..=*long).contains(short) && *long <= MAX_SIDE)
+        .ok_or_else(|| format!("expected SHORTxLONG from 32 to {MAX_SIDE}, for example 800x1333"))
+}
+
+/// Parses a number of images, at least 1.
+pub fn batch(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number, at least 1".into())
 }
 
 /// Applies the options `--batch`, `--scale` and `--flip` to a configuration.
@@ -19,7 +25,7 @@ pub fn apply(config: &mut Config, batch: Option<usize>, scale: Option<(u32, u32)
     if let Some((short, long)) = scale {
         (config.data.short_side, config.data.long_side) = (short, long);
     }
-    config.eval.batch = batch.unwrap_or(config.eval.batch).max(1);
+    config.eval.batch = batch.unwrap_or(config.eval.batch);
     config.eval.flip |= flip;
 }
 

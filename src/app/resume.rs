@@ -141,7 +141,7 @@ fn report_changes(
         return Err(Error::Usage(format!(
             "cannot resume from {}: it is a checkpoint of a run with other settings:{}\n\
              hint: start with the settings of that run ({}), start a new run with another \
-             --work-dir, or resume all the same with --resume-with-changes",
+             --work-dir, or resume anyway with --resume-with-changes",
             c.path.display(),
             list(determining),
             c.path.join("config.toml").display()

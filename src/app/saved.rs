@@ -107,7 +107,7 @@ impl Saved {
         let Some(categories) = self.categories.clone().or_else(own) else {
             return Err(Error::Usage(format!(
                 "{}: the weight file has no class names\n\
-                 hint: name them with --classes FILE, one name a line, or --data OUT, the pack \
+                 hint: name them with --classes FILE, one name per line, or --data OUT, the pack \
                  that the network was trained on",
                 self.weights.display()
             )));

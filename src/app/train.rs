@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dw_launch::{Topology, World};
+use dw_launch::{Topology, World, restart};
 use tch::Device;
 
 use super::resume;
@@ -32,6 +32,10 @@ pub struct TrainArgs {
     pub config: String,
     /// `key.path=value`, applied to the configuration.
     pub sets: Vec<String>,
+    /// Folder of the shards, in place of the configuration's.
+    pub data: Option<PathBuf>,
+    /// Initial weights, in place of the configuration's.
+    pub init: Option<String>,
     /// Folder of the results; `work/NAME` if `None`.
     pub work_dir: Option<PathBuf>,
     /// Checkpoint to resume from.
@@ -40,7 +44,7 @@ pub struct TrainArgs {
     pub with_changes: bool,
     /// Device.
     pub device: Choice,
-    /// Print the resolved settings and end.
+    /// Print the resolved settings and exit.
     pub dry_run: bool,
 }
 
@@ -62,6 +66,12 @@ impl TrainArgs {
 /// Any mistake in the arguments, bad data, a lost peer, preemption.
 pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
     let mut config = config::load(&args.config, &args.sets)?;
+    if let Some(data) = &args.data {
+        config.data.shards.clone_from(data);
+    }
+    if let Some(init) = &args.init {
+        config.model.init.clone_from(init);
+    }
     config.resolve();
     let num_threads = num_threads(&config, topology, args.dry_run)?;
     if args.dry_run && !config.data.shards.exists() {
@@ -93,6 +103,7 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
         return Ok(());
     }
     let step = build_step(&config, &plan, from.as_ref(), &world)?;
+    init::check_agreement(&step.detector.params, &world)?;
     let attempt = if plan.rank == 0 {
         prepare_work_dir(&work_dir, start, &config, &plan, &step.detector)?
     } else {
@@ -185,16 +196,25 @@ fn starting_point(
     world: &World,
 ) -> Result<(Option<Checkpoint>, usize)> {
     let checkpoints = work_dir.join("checkpoints");
-    let from = resume::choose(&args.resume, &checkpoints, world)?;
+    // The command line is that of the first start: what it says holds until there is a checkpoint.
+    let again = restart::restarted() && checkpoint::newest_step(&checkpoints).is_some();
+    let requested = if again { &Resume::Auto } else { &args.resume };
+    let from = resume::choose(requested, &checkpoints, world)?;
     let mut global_batch = config.train.images_per_rank * world.size();
     if let Some(c) = &from {
         let saved = config::from_toml(&c.config, &c.path)?;
         global_batch = resume::check(c, &saved, &data.train, config, world, args.with_changes)?;
+        if config.model.init != saved.model.init && world.rank() == 0 {
+            tracing::warn!(
+                "model.init = {:?} has no effect, because the run resumes from a checkpoint",
+                config.model.init
+            );
+        }
         // Keep the original `init`: it determines which stages are frozen.
         config.model.init.clone_from(&saved.model.init);
     }
     let start = from.as_ref().map_or(0, |c| c.state.step);
-    if args.resume != Resume::Auto
+    if *requested != Resume::Auto
         && let Some(later) = checkpoint::newest_step(&checkpoints).filter(|s| *s > start)
     {
         return Err(Error::Usage(format!(
@@ -307,11 +327,19 @@ fn prepare_work_dir(
     plan: &Plan,
     detector: &Detector,
 ) -> Result<usize> {
-    checkpoint::clean(&dir.join("checkpoints"))?;
+    checkpoint::clean(&dir.join("checkpoints"));
     let table = table::settings(config, plan, detector);
     tracing::info!("settings\n{table}");
     if let Some(caution) = config.assign.caution(&config.model) {
         tracing::warn!("{caution}");
+    }
+    let warmup = config.train.warmup_steps;
+    if warmup >= plan.total_steps && warmup > 1 {
+        tracing::warn!(
+            "the learning rate never reaches its value: train.warmup_steps = {warmup}, and the run \
+             has {} steps",
+            plan.total_steps
+        );
     }
     if start >= plan.total_steps {
         return Ok(work_dir::attempts(dir).max(1));

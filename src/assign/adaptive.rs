@@ -1,5 +1,5 @@
-//! The assignment of ATSS (Zhang et al., CVPR 2020, Algorithm 1), which other systems use, too: a
-//! box takes those of its nearest anchors whose IoU with it is above a threshold of its own.
+//! The assignment of ATSS (Zhang et al., CVPR 2020, Algorithm 1), also used by other strategies:
+//! the positives of a box are those of its nearest anchors whose IoU reaches a per-box threshold.
 //!
 //! Each point has one square anchor of side 8 strides around it, used for the assignment alone. As
 //! in mmdetection the points are the upper left corners of the cells.
@@ -46,16 +46,10 @@ impl AdaptiveThreshold {
     pub fn point_targets(&self, grid: &Grid, images: &[ImageBoxes]) -> PointTargets {
         let mut out = PointTargets::default();
         for (i, image) in images.iter().enumerate() {
-            let (first_gt, first_point) = (out.boxes.len() as i64, i as i64 * grid.num_points());
             let valid = valid_cells(grid, image);
-            out.ignore_outside(grid, &valid, first_point);
-            for (point, gt) in self.owners(grid, &valid, image).into_iter().enumerate() {
-                if let Some((_, gt)) = gt {
-                    out.positive.push(first_point + point as i64);
-                    out.gt.push(first_gt + gt as i64);
-                }
-            }
-            out.add_boxes(i, image);
+            out.ignore_outside(grid, &valid, i as i64 * grid.num_points());
+            let owners = self.owners(grid, &valid, image);
+            out.add_image(i, image, grid, owners.into_iter().map(|owner| Some(owner?.1)));
         }
         out
     }

@@ -187,8 +187,8 @@ impl AssignConfig {
     /// A warning about valid settings that exclude whole boxes from training, or combine a strategy
     /// with another head than its paper's.
     pub fn caution(&self, model: &ModelConfig) -> Option<String> {
-        match self {
-            Self::Dw(c) => c.caution(),
+        let text = match self {
+            Self::Dw(c) => return c.caution(),
             Self::Fcos(c) => c.caution(model),
             Self::Atss(_) => AtssConfig::caution(model),
             Self::Gfl(_) => GflConfig::caution(model),
@@ -199,7 +199,8 @@ impl AssignConfig {
             Self::Ota(_) => OtaConfig::caution(model),
             Self::SimOta(_) => SimotaConfig::caution(model),
             Self::Weighting(_) => WeightingConfig::caution(model),
-        }
+        };
+        text.map(|text| format!("assign.kind = \"{}\": {text}", self.towers().0))
     }
 
     /// The settings on one line, for the table of settings in the log.

@@ -43,14 +43,15 @@ pub mod strategies;
 pub mod transport;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::Result;
 use crate::geometry::Grid;
 use crate::loss::{Reduced, Term};
 use crate::model::{Detector, Inference, Predictions};
-use crate::{Result, torch};
 pub use config::AssignConfig;
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
@@ -122,10 +123,11 @@ impl Targets {
     /// Copies to `device`, with floats of `kind`; tensors that are there already are shared.
     #[must_use]
     pub fn to(&self, kind: Kind, device: Device) -> Self {
-        match self {
-            Self::Pairs(t) => Self::Pairs(t.to(kind, device)),
-            Self::Points(t) => Self::Points(t.to(kind, device)),
-        }
+        let Ok(copy) = self.map(|t| {
+            let there = dw_torch::upload(t, device);
+            Ok::<_, Infallible>(if t.is_floating_point() { there.to_kind(kind) } else { there })
+        });
+        copy
     }
 
     /// Moves the tensors to page-locked memory, from which copies to a GPU do not block the host.
@@ -133,14 +135,19 @@ impl Targets {
     /// # Errors
     /// Out of memory.
     pub fn page_lock(&mut self) -> Result<()> {
-        let tensors: Vec<&mut Tensor> = match self {
-            Self::Pairs(t) => t.tensors_mut().into(),
-            Self::Points(t) => t.tensors_mut().into(),
-        };
-        for t in tensors {
-            *t = torch::page_locked(t)?;
-        }
+        *self = self.map(dw_torch::page_locked)?;
         Ok(())
+    }
+
+    /// The result of `f` for every tensor.
+    fn map<E>(
+        &self,
+        f: impl Fn(&Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        Ok(match self {
+            Self::Pairs(t) => Self::Pairs(t.map(f)?),
+            Self::Points(t) => Self::Points(t.map(f)?),
+        })
     }
 
     /// The targets of a soft matcher.
@@ -195,7 +202,7 @@ pub trait Criterion: Send {
         probe: &mut dyn Probe,
     ) -> Vec<Term>;
 
-    /// Whether the program's own kernels can compute the terms from class logits ([`kernels`]).
+    /// Whether the custom kernels can compute the terms from class logits ([`kernels`]).
     fn has_kernels(&self) -> bool {
         false
     }

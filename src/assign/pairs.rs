@@ -6,11 +6,10 @@
 //! logit is an entry (point, class) of the class logits `[B, P, C]`; it is covered if the point
 //! lies in the bag of a box of that class.
 
-use tch::{Device, Kind as TensorKind, Tensor};
+use tch::Tensor;
 
 use super::ImageBoxes;
 use crate::geometry::{Grid, STRIDES};
-use crate::torch;
 
 /// Pairs of one batch on the host.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -68,40 +67,23 @@ pub struct PairTensors {
 }
 
 impl PairTensors {
-    /// Copies to `device`, with floats of `kind`; tensors that are there already are shared.
-    #[must_use]
-    pub fn to(&self, kind: TensorKind, device: Device) -> Self {
-        let ints = |t: &Tensor| torch::upload(t, device);
-        let floats = |t: &Tensor| torch::upload(t, device).to_kind(kind);
-        Self {
-            boxes: floats(&self.boxes),
-            labels: ints(&self.labels),
-            image: ints(&self.image),
-            point: ints(&self.point),
-            gt: ints(&self.gt),
-            target: floats(&self.target),
-            stride: floats(&self.stride),
-            logit: ints(&self.logit),
-            logit_index: ints(&self.logit_index),
-            logit_last_pair: ints(&self.logit_last_pair),
-        }
-    }
-
-    /// All tensors.
-    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 10] {
-        let Self {
-            boxes,
-            labels,
-            image,
-            point,
-            gt,
-            target,
-            stride,
-            logit,
-            logit_index,
-            logit_last_pair,
-        } = self;
-        [boxes, labels, image, point, gt, target, stride, logit, logit_index, logit_last_pair]
+    /// The result of `f` for every tensor.
+    pub(super) fn map<E>(
+        &self,
+        f: impl Fn(&Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        Ok(Self {
+            boxes: f(&self.boxes)?,
+            labels: f(&self.labels)?,
+            image: f(&self.image)?,
+            point: f(&self.point)?,
+            gt: f(&self.gt)?,
+            target: f(&self.target)?,
+            stride: f(&self.stride)?,
+            logit: f(&self.logit)?,
+            logit_index: f(&self.logit_index)?,
+            logit_last_pair: f(&self.logit_last_pair)?,
+        })
     }
 
     /// Offset (x, y) of each pair's point from the centre of its box, `[2, N]`, in strides: half

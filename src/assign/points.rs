@@ -5,11 +5,10 @@
 //!
 //! Shapes: P points over all levels, G boxes of the batch, N positive points.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::ImageBoxes;
 use crate::geometry::Grid;
-use crate::torch;
 
 /// Hard targets of one batch on the host.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -46,6 +45,24 @@ pub struct PointTensors {
 }
 
 impl PointTargets {
+    /// Adds image `index`, given the box of each of its points, if it has one.
+    pub fn add_image(
+        &mut self,
+        index: usize,
+        image: &ImageBoxes,
+        grid: &Grid,
+        owners: impl IntoIterator<Item = Option<usize>>,
+    ) {
+        let (first_gt, first_point) = (self.boxes.len() as i64, index as i64 * grid.num_points());
+        for (point, gt) in owners.into_iter().enumerate() {
+            if let Some(gt) = gt {
+                self.positive.push(first_point + point as i64);
+                self.gt.push(first_gt + gt as i64);
+            }
+        }
+        self.add_boxes(index, image);
+    }
+
     /// Adds the boxes of image `index`.
     pub fn add_boxes(&mut self, index: usize, image: &ImageBoxes) {
         self.boxes.extend(&image.boxes);
@@ -91,22 +108,18 @@ impl PointTensors {
         values_bpc * kept.view([size[0], size[1], 1])
     }
 
-    /// Copies to `device`, with floats of `kind`; tensors that are there already are shared.
-    #[must_use]
-    pub fn to(&self, kind: Kind, device: Device) -> Self {
-        Self {
-            boxes: torch::upload(&self.boxes, device).to_kind(kind),
-            labels: torch::upload(&self.labels, device),
-            image: torch::upload(&self.image, device),
-            positive: torch::upload(&self.positive, device),
-            gt: torch::upload(&self.gt, device),
-            ignored: torch::upload(&self.ignored, device),
-        }
-    }
-
-    /// All tensors.
-    pub(super) fn tensors_mut(&mut self) -> [&mut Tensor; 6] {
-        let Self { boxes, labels, image, positive, gt, ignored } = self;
-        [boxes, labels, image, positive, gt, ignored]
+    /// The result of `f` for every tensor.
+    pub(super) fn map<E>(
+        &self,
+        f: impl Fn(&Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        Ok(Self {
+            boxes: f(&self.boxes)?,
+            labels: f(&self.labels)?,
+            image: f(&self.image)?,
+            positive: f(&self.positive)?,
+            gt: f(&self.gt)?,
+            ignored: f(&self.ignored)?,
+        })
     }
 }

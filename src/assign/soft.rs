@@ -1,16 +1,36 @@
-//! What criteria of soft assigners share: scores, IoU and GIoU of the pairs, and the centre prior.
+//! What soft assigners share: points inside boxes; scores, IoU and GIoU of the pairs; the centre
+//! prior.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes, N pairs.
 
 use tch::Tensor;
 
-use super::PairTensors;
 use super::pairs::columns;
-use crate::geometry::iou_and_giou_of_any;
+use super::{ImageBoxes, Matcher, PairTensors, Pairs, Targets};
+use crate::geometry::{Grid, iou_and_giou_of_any};
 use crate::model::Predictions;
 
 /// Upper bound of the predicted distances in the loss, pixels.
 const MAX_DISTANCE: f64 = 1e9;
+
+/// Finds the points inside each box.
+#[derive(Debug)]
+pub struct InsidePoints {
+    /// Number of classes.
+    pub classes: i64,
+    /// [`Matcher::offset`].
+    pub offset: f64,
+}
+
+impl Matcher for InsidePoints {
+    fn offset(&self) -> f64 {
+        self.offset
+    }
+
+    fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> Targets {
+        Targets::Pairs(Pairs::new(grid, self.classes, images, &|_, _| ()).tensors())
+    }
+}
 
 /// Predictions as the criteria read them: finite, on one device and with floats of one kind.
 #[derive(Debug)]

@@ -23,13 +23,13 @@ Tables: table1 (weighting functions, normalisation of DW), table1_native (their 
 mu), table3 (gamma), table4 (candidate bag), table5 (negative weight), table6 (systems, R-50),
 table7 (DW, larger backbones).
 
-A finished run is the file lab/TABLE/ROW-seedN.json and is not run again; a run that was interrupted
-goes on with its last checkpoint. Several dw-lab can share a folder.
+A finished run is the file lab/TABLE/ROW-seedN.json and is not run again; an interrupted run
+resumes from its last checkpoint. Several dw-lab can share a folder.
 
 Exit codes: 0 success, 2 usage error, 3 bad data, 75 stopped by a signal, otherwise that of the
 first run that failed";
 
-/// Train and compare the rows of a table of the DW paper, or of your own.
+/// Train and compare a set of configurations: a table of the DW paper, or your own.
 #[derive(Debug, Parser)]
 #[command(name = "dw-lab", version, after_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {

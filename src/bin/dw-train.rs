@@ -24,7 +24,7 @@ struct Cli {
     /// Built-in name or path of a TOML file
     #[arg(default_value = "dw_r50_fpn_1x")]
     config: String,
-    /// Set one key, as train.lr=0.02 (repeatable)
+    /// Set a configuration key, for example train.lr=0.02 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
     /// Folder of shards (`data.shards`)
@@ -45,20 +45,24 @@ struct Cli {
     /// Device
     #[arg(long, value_enum, default_value = "auto")]
     device: Choice,
-    /// Print the resolved settings and end
+    /// Print the resolved settings and exit
     #[arg(long)]
     dry_run: bool,
 }
 
 fn main() {
     let cli: Cli = app::parse();
-    let mut sets = cli.set;
-    // A path is passed as a TOML literal string, in which no character is special.
-    sets.extend(cli.data.map(|d| format!("data.shards='''{}'''", d.display())));
-    sets.extend(cli.init.map(|i| format!("model.init='''{i}'''")));
-    let Cli {
-        config, work_dir, resume, resume_with_changes: with_changes, device, dry_run, ..
-    } = Cli { set: vec![], data: None, init: None, ..cli };
-    let args = TrainArgs { config, sets, work_dir, resume, with_changes, device, dry_run };
+    let device = cli.device;
+    let args = TrainArgs {
+        config: cli.config,
+        sets: cli.set,
+        data: cli.data,
+        init: cli.init,
+        work_dir: cli.work_dir,
+        resume: cli.resume,
+        with_changes: cli.resume_with_changes,
+        device,
+        dry_run: cli.dry_run,
+    };
     app::run(Start { device, catch_signals: true }, |topology, world| train(&args, topology, world))
 }

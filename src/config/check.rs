@@ -3,6 +3,7 @@
 use toml::{Table, Value};
 
 use super::Config;
+use crate::data::config::MAX_SIDE;
 use crate::model::{Distances, HeadNorm, Tower};
 use crate::{Error, Result};
 
@@ -88,14 +89,15 @@ fn data(c: &Config) -> Result<()> {
     let d = &c.data;
     must(d.short_side >= 32, "data.short_side", "at least 32")?;
     must(
-        (d.short_side..=8192).contains(&d.long_side),
+        (d.short_side..=MAX_SIDE).contains(&d.long_side),
         "data.long_side",
-        "data.short_side to 8192",
+        &format!("data.short_side to {MAX_SIDE}"),
     )?;
     let scales = &d.multi_scale;
     let range = scales.is_empty()
-        || (scales.len() == 2 && scales[0] <= scales[1] && scales[0] >= 32 && scales[1] <= 8192);
-    must(range, "data.multi_scale", "an empty list or [low, high] with 32 <= low <= high <= 8192")?;
+        || (scales.len() == 2 && (32..=scales[1]).contains(&scales[0]) && scales[1] <= MAX_SIDE);
+    let expected = format!("an empty list or [low, high] with 32 <= low <= high <= {MAX_SIDE}");
+    must(range, "data.multi_scale", &expected)?;
     must((0.0..=1.0).contains(&d.flip), "data.flip", "a probability, 0 to 1")?;
     must(d.prefetch_mib > 0, "data.prefetch_mib", "at least 1")?;
     must(d.group > 0, "data.group", "at least 1")?;

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// Longest side of a resized image, pixels.
+pub const MAX_SIDE: u32 = 8192;
+
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -37,7 +40,7 @@ pub struct DataConfig {
     /// Number of parts of the data; each node reads its own parts only (1: every node reads all),
     /// which saves reads and page cache. The order depends on this number, not on the nodes.
     pub canonical_nodes: usize,
-    /// Loader threads of a rank (0: the node's cores divided by its ranks).
+    /// Loader threads of a rank (0: as many as its CPU threads).
     pub workers: usize,
     /// Memory of a rank for batches prepared ahead, MiB (page-locked for a GPU). Two batches are
     /// always allowed.

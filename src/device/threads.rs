@@ -6,6 +6,7 @@ use std::sync::mpsc;
 
 use dw_launch::Topology;
 
+use super::cpus;
 use crate::{Error, Result};
 
 /// Largest number of threads per core; more are refused.
@@ -15,12 +16,9 @@ const VARIABLE: &str = "OMP_NUM_THREADS";
 
 /// The cores that a rank may use, and the number of ranks that share them.
 fn cores(topology: &Topology) -> (usize, usize) {
+    // With the limits of a container.
     let available = std::thread::available_parallelism().map_or(1, usize::from);
-    // SAFETY: asks the system for a number; no preconditions.
-    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;
-    // A launcher that has bound this rank to cores has given it those alone.
-    let bound = topology.local_size > 1 && available < online;
-    (available, if bound { 1 } else { topology.local_size })
+    (available, cpus::sharers(topology.local_size))
 }
 
 /// A rank's share of its node's cores, at least 1.
@@ -66,8 +64,8 @@ pub fn check(key: &str, configured: usize, topology: &Topology, dry_run: bool) -
     );
     if configured.saturating_mul(ranks) > MAX_PER_CORE * cores && !dry_run {
         let hint = format!(
-            "hint: without it the cores are divided by the ranks; at most {MAX_PER_CORE} threads \
-             per core are allowed"
+            "hint: leave it unset to divide the cores among the ranks; at most {MAX_PER_CORE} \
+             threads per core are allowed"
         );
         return Err(Error::Usage(format!("{text}\n{hint}")));
     }

@@ -18,7 +18,7 @@ use crate::data::images::{Images, Normalisation};
 use crate::data::{DataConfig, Dataset};
 use crate::model::Detector;
 use crate::model::heads::{Outputs, Scored, scored};
-use crate::{Error, Result, torch};
+use crate::{Error, Result};
 
 /// Seconds per stage of inference, summed over all threads and ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -167,7 +167,7 @@ pub fn outputs_of(
 /// The numbers of a tensor as f32 in host memory.
 fn to_vec(t: &Tensor) -> Result<Vec<f32>> {
     let host = t.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().reshape([-1]);
-    Vec::try_from(host).map_err(torch::error)
+    Vec::try_from(host).map_err(dw_torch::error)
 }
 
 /// Measures consecutive intervals.
@@ -199,7 +199,7 @@ impl<'a> Shared<'a> {
 /// Results with the numbers of what they belong to.
 type Numbered<T> = Vec<(usize, T)>;
 
-/// Calls `work` with the network and the number of each batch of a range, in several threads.
+/// Calls `work` with the network and the number of each batch of a range; on a CPU in several threads.
 /// Returns the results in the order of the batches. Ends early when `stop` is set.
 ///
 /// On the CPU every batch is processed by a single thread: this is faster than many threads on one
@@ -215,11 +215,11 @@ pub fn run_batches<T: Send>(
     stop: &AtomicBool,
     work: impl Fn(&Detector, usize, &mut Timings) -> Result<T> + Sync,
 ) -> Result<(Vec<T>, Timings)> {
-    let threads = if device == Device::Cpu { tch::get_num_threads().max(1) } else { 1 };
+    let before = tch::get_num_threads().max(1);
     let (shared, next, end) = (Shared(detector), AtomicUsize::new(batches.start), batches.end);
     let take = || {
         tch::set_num_threads(1);
-        crate::torch::flush_denormals();
+        dw_torch::flush_denormals();
         let (mut results, mut timings) = (vec![], Timings::default());
         loop {
             let batch = next.fetch_add(1, Ordering::Relaxed);
@@ -229,17 +229,10 @@ pub fn run_batches<T: Send>(
             results.push((batch, work(shared.network(), batch, &mut timings)?));
         }
     };
-    let parts: Vec<Result<(Numbered<T>, Timings)>> = std::thread::scope(|scope| {
-        let start = |_| std::thread::Builder::new().spawn_scoped(scope, take);
-        let workers: Vec<_> = (0..threads).map(start).collect();
-        let panicked = |_| Err(Error::Bug("an evaluation thread panicked".into()));
-        let refused = |e| Err(crate::device::threads::refused("an evaluation thread", &e));
-        workers
-            .into_iter()
-            .map(|w| w.map_or_else(refused, |w| w.join().unwrap_or_else(panicked)))
-            .collect()
-    });
-    tch::set_num_threads(threads);
+    // On a GPU in this thread: libtorch keeps the plans of cuDNN's convolutions for each thread, and
+    // leaks them when a thread ends.
+    let parts = if device.is_cuda() { vec![take()] } else { in_threads(before, take) };
+    tch::set_num_threads(before);
     let (mut all, mut timings) = (vec![], Timings::default());
     for part in parts {
         let (results, t) = part?;
@@ -248,6 +241,20 @@ pub fn run_batches<T: Send>(
     }
     all.sort_by_key(|(batch, _)| *batch);
     Ok((all.into_iter().map(|(_, result)| result).collect(), timings))
+}
+
+/// The results of `f` in several threads.
+fn in_threads<R: Send>(threads: i32, f: impl Fn() -> Result<R> + Sync) -> Vec<Result<R>> {
+    std::thread::scope(|scope| {
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, &f);
+        let workers: Vec<_> = (0..threads).map(start).collect();
+        let panicked = |_| Err(Error::Bug("an evaluation thread panicked".into()));
+        let refused = |e| Err(crate::device::threads::refused("an evaluation thread", &e));
+        workers
+            .into_iter()
+            .map(|w| w.map_or_else(refused, |w| w.join().unwrap_or_else(panicked)))
+            .collect()
+    })
 }
 
 /// Detections of a range of batches of `eval.batch` consecutive images, in the dataset's order,

@@ -8,13 +8,15 @@ pub mod detect;
 pub mod infer;
 pub mod predictor;
 
+use std::io::{BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use dw_launch::World;
+use dw_metric::cli::id_zero_warning;
 use dw_metric::{Detection, Evaluation, GroundTruth, MetricConfig, Problem};
-use serde_json::json;
+use serde::{Serialize, Serializer};
 use tch::Device;
 
 use crate::Result;
@@ -89,6 +91,16 @@ pub struct Report {
     pub matching_s: f64,
 }
 
+impl Report {
+    /// Logs a warning where an annotation has the id 0, whose match pycocotools drops.
+    pub fn warn_of_id_zero(&self) {
+        let problem = self.truth.problem(&self.detections);
+        if let Some(text) = id_zero_warning(&problem, &self.evaluation) {
+            tracing::warn!("{text}");
+        }
+    }
+}
+
 /// Everything beside the network that an evaluation depends on.
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
@@ -133,12 +145,27 @@ pub fn evaluate(
     }))
 }
 
-/// Detections in COCO's results format, a list of objects.
-pub fn results_json(detections: &[Detection]) -> serde_json::Value {
-    let row = |d: &Detection| {
-        json!({
-            "image_id": d.image_id, "category_id": d.category_id, "bbox": d.bbox, "score": d.score
-        })
+/// A detection in COCO's results format.
+#[derive(Serialize)]
+struct ResultRow {
+    image_id: i64,
+    category_id: i64,
+    bbox: [f64; 4],
+    score: f64,
+}
+
+/// Writes detections in COCO's results format, a list of objects.
+///
+/// # Errors
+/// A failed write.
+pub fn write_results(out: impl Write, detections: &[Detection]) -> std::io::Result<()> {
+    let mut out = BufWriter::new(out);
+    let row = |d: &Detection| ResultRow {
+        image_id: d.image_id,
+        category_id: d.category_id,
+        bbox: d.bbox,
+        score: d.score,
     };
-    serde_json::Value::Array(detections.iter().map(row).collect())
+    serde_json::Serializer::new(&mut out).collect_seq(detections.iter().map(row))?;
+    out.flush()
 }

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dw_launch::{Tag, World};
+use dw_torch::GradientHook;
 use tch::{Device, Kind, Tensor};
 
 use super::config::{GradCompression, TrainConfig};
 use super::flat::{Flat, Slot};
+use crate::device::buffer_of;
 use crate::model::Params;
-use crate::torch::{self, GradientHook};
 use crate::{Error, Result};
 
 /// The gradient buckets of a run.
@@ -137,7 +138,7 @@ impl Buckets {
                     continue;
                 };
                 let shared = shared.clone();
-                hooks.push(torch::on_gradient(&entry.tensor, move || {
+                hooks.push(dw_torch::on_gradient(&entry.tensor, move || {
                     shared.gradient_ready(bucket);
                 })?);
             }
@@ -170,11 +171,12 @@ impl Buckets {
             self.shared.world.barrier("all-reduce measurement")?;
         }
         let began = Instant::now();
-        while s.next < self.shared.ranges.len() {
-            self.shared.start_next(&mut s)?;
-        }
+        // An error in a hook, whose communicator is not used again.
         if let Some(e) = s.error.take() {
             return Err(e);
+        }
+        while s.next < self.shared.ranges.len() {
+            self.shared.start_next(&mut s)?;
         }
         self.shared.world.finish()?;
         for (bucket, copy) in s.copies.drain(..).collect::<Vec<_>>() {
@@ -246,7 +248,7 @@ impl Shared {
         };
         // SAFETY: the buffer or the copy lives until `finish` has returned, and backward does not
         // write a bucket after the last of its gradients: each is accumulated once.
-        unsafe { self.world.start_sum(torch::buffer_of(&reduced), tag) }?;
+        unsafe { self.world.start_sum(buffer_of(&reduced), tag) }?;
         Ok(())
     }
 }
@@ -274,7 +276,7 @@ mod tests {
         let (count, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
         let (c, d, grads) =
             (count.clone(), dropped.clone(), Mutex::new(flat.grads.shallow_clone()));
-        let hook = torch::on_gradient(&w, move || {
+        let hook = dw_torch::on_gradient(&w, move || {
             assert_eq!(Arc::strong_count(&d), 2);
             assert!(
                 f64::try_from(grads.lock().unwrap().abs().sum(Kind::Float)).unwrap() > 0.0,

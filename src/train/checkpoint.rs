@@ -4,19 +4,21 @@
 //! folder without it, or with a wrong checksum, is never loaded, so an interrupted write cannot be
 //! mistaken for a checkpoint.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use dw_base::file::write_folder_atomically;
+use dw_weights::Weights;
 use fs_err as fs;
-use safetensors::{Dtype, tensor::TensorView};
+use safetensors::{Dtype, View};
 use tch::{Kind, Tensor};
 
 use super::flat::Flat;
 use super::snapshot::{Snapshot, State};
 use crate::model::{Params, weights};
 use crate::{Error, Result};
-use dw_base::file::write_folder_atomically;
-use dw_weights::Weights;
 
 const MODEL: &str = "model.safetensors";
 const MOMENTUM: &str = "momentum.safetensors";
@@ -41,35 +43,52 @@ fn folder_name(step: usize) -> String {
     format!("step-{step:08}")
 }
 
-/// Type, shape and bytes of a tensor.
-fn bytes_of(t: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
-    let (dtype, width) = match t.kind() {
-        Kind::Float => (Dtype::F32, 4),
-        Kind::Double => (Dtype::F64, 8),
-        Kind::Int64 => (Dtype::I64, 8),
-        other => return Err(Error::Bug(format!("cannot save a tensor of kind {other:?}"))),
-    };
-    let t = t.contiguous();
-    let mut bytes = vec![0; t.numel() * width];
-    t.f_copy_data_u8(&mut bytes, t.numel()).map_err(crate::torch::error)?;
-    Ok((dtype, t.size().iter().map(|&n| n as usize).collect(), bytes))
+/// A tensor in host memory as the safetensors crate writes it. Its bytes are copied when they are
+/// written, one tensor at a time: most weights are not contiguous in the order of the file.
+struct InFile<'a> {
+    tensor: &'a Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl<'a> InFile<'a> {
+    fn new(tensor: &'a Tensor) -> Result<Self> {
+        let dtype = match tensor.kind() {
+            Kind::Float => Dtype::F32,
+            Kind::Double => Dtype::F64,
+            Kind::Int64 => Dtype::I64,
+            other => return Err(Error::Bug(format!("cannot save a tensor of kind {other:?}"))),
+        };
+        let shape = tensor.size().iter().map(|&n| n as usize).collect();
+        Ok(Self { tensor, dtype, shape })
+    }
+}
+
+impl View for InFile<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        self.tensor.contiguous().copy_data_u8(&mut bytes, self.tensor.numel());
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
 }
 
 /// Writes named tensors to a safetensors file.
 fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let data = tensors
-        .iter()
-        .map(|(n, t)| Ok((n.to_owned(), bytes_of(t)?)))
-        .collect::<Result<Vec<_>>>()?;
-    let problem = |e: safetensors::SafeTensorError| Error::data(path, "", e);
-    let views = data
-        .iter()
-        .map(|(n, (dtype, shape, bytes))| {
-            Ok((n.clone(), TensorView::new(*dtype, shape.clone(), bytes)?))
-        })
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(problem)?;
-    safetensors::serialize_to_file(views, None, path).map_err(problem)
+    let views = tensors.iter().map(|(name, t)| Ok((name, InFile::new(t)?)));
+    let views = views.collect::<Result<Vec<_>>>()?;
+    safetensors::serialize_to_file(views, None, path).map_err(|e| Error::data(path, "", e))
 }
 
 /// Writes a checkpoint into `dir`, the folder of all checkpoints; returns its path.
@@ -128,8 +147,17 @@ fn sync(path: &Path) -> Result<()> {
 
 /// The checksum line of a file in the manifest: CRC-32C and length in bytes.
 fn checksum(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).map_err(Error::io("cannot read", path))?;
-    Ok(format!("crc32c {:08x} {}", crc32c::crc32c(&bytes), bytes.len()))
+    let unreadable = Error::io("cannot read", path);
+    let read = || {
+        let mut file = fs::File::open(path)?;
+        let (mut crc, mut length, mut part) = (0, 0, vec![]);
+        while file.by_ref().take(1 << 20).read_to_end(&mut part)? > 0 {
+            (crc, length) = (crc32c::crc32c_append(crc, &part), length + part.len());
+            part.clear();
+        }
+        Ok(format!("crc32c {crc:08x} {length}"))
+    };
+    read().map_err(unreadable)
 }
 
 /// Opens a checkpoint folder and verifies the checksum of every file.
@@ -222,39 +250,37 @@ pub fn is_complete(path: &Path) -> bool {
     path.join(DONE).is_file()
 }
 
-/// Removes temporary folders that a killed process left behind.
-///
-/// # Errors
-/// A folder that cannot be removed.
-pub fn clean(dir: &Path) -> Result<()> {
+/// Removes temporary folders that a killed process left behind. A folder that cannot be removed
+/// (another process reads it over NFS, for example) stays, with a warning.
+pub fn clean(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(".step-") && (name.ends_with(".writing") || name.ends_with(".removing"))
         {
-            fs::remove_dir_all(entry.path()).map_err(Error::io("cannot remove", &entry.path()))?;
+            warn_if_not_removed(&entry.path(), fs::remove_dir_all(entry.path()));
         }
     }
-    Ok(())
+}
+
+fn warn_if_not_removed(path: &Path, result: std::io::Result<()>) {
+    if let Err(e) = result {
+        tracing::warn!("cannot remove {}, which is no longer needed: {e}", path.display());
+    }
 }
 
 /// Removes checkpoints except the newest `keep` and that of step `best`. Checkpoints of steps after
-/// `last`, the one just written, are ignored.
-///
-/// # Errors
-/// A folder that cannot be removed.
-pub fn prune(dir: &Path, last: usize, keep: usize, best: Option<usize>) -> Result<()> {
+/// `last`, the one just written, are ignored. One that cannot be removed stays, with a warning.
+pub fn prune(dir: &Path, last: usize, keep: usize, best: Option<usize>) {
     let complete = steps(dir).into_iter().filter(|(step, path)| *step <= last && is_complete(path));
     for (step, path) in complete.skip(keep) {
         if Some(step) != best {
             // Renamed first, so that an interrupted removal does not leave an incomplete
             // checkpoint.
             let aside = dir.join(format!(".{}.removing", folder_name(step)));
-            fs::rename(&path, &aside)
-                .and_then(|()| fs::remove_dir_all(&aside))
-                .map_err(Error::io("cannot remove", &path))?;
+            let removed = fs::rename(&path, &aside).and_then(|()| fs::remove_dir_all(&aside));
+            warn_if_not_removed(&path, removed);
         }
     }
-    Ok(())
 }
 
 impl Checkpoint {

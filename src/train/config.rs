@@ -20,7 +20,7 @@ pub enum LrScaling {
 pub struct TrainConfig {
     /// Number of passes over the training split.
     pub epochs: usize,
-    /// Stop after this many steps (0: whole schedule).
+    /// Number of steps of the run, whatever `epochs` is (0: those of `epochs`).
     pub max_steps: usize,
     /// Images per rank and step.
     pub images_per_rank: usize,
@@ -46,10 +46,10 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Gradients with a larger norm are scaled down to it (0: no clipping).
     pub clip_norm: f64,
-    /// CPU threads of a rank (0: the node's cores divided by its ranks).
+    /// CPU threads of a rank (0: `OMP_NUM_THREADS`, else the node's cores divided by its ranks).
     pub threads: usize,
-    /// Precision of weights, activations and gradients, and rounding of f32 on a GPU. A run's
-    /// files store the value that `auto` was resolved to.
+    /// Precision of activations, and how a GPU rounds f32; parameters and gradients are f32 (f64
+    /// in `f64`). A run's files store the value that `auto` was resolved to.
     pub precision: Precision,
     /// Use deterministic algorithms on a GPU wherever libtorch has one. Slower; a run on the CPU is
     /// deterministic in any case.

@@ -65,6 +65,40 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     Ok(())
 }
 
+/// Checks that all ranks have the same weights. Only gradients are reduced, so ranks that start from
+/// other weights would train other networks. Collective: called by every rank.
+///
+/// # Errors
+/// Ranks whose weights differ, which are named.
+pub fn check_agreement(params: &Params, world: &World) -> Result<()> {
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let mine = checksum(params)?.to_le_bytes();
+    let all = world.gather_bytes(&mine, "weights")?;
+    let other: Vec<usize> = (0..all.len()).filter(|rank| all[*rank] != all[0]).collect();
+    if other.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "ranks {other:?} start from other weights than rank 0\nhint: the file or folder that \
+         model.init names must be on storage that all nodes share, and must not change while the \
+         job starts"
+    )))
+}
+
+/// CRC-32C of all tensors of a network.
+fn checksum(params: &Params) -> Result<u32> {
+    let mut crc = 0;
+    for Entry { tensor, .. } in &params.entries {
+        let host = dw_torch::to_host(&tensor.detach())?.contiguous();
+        let mut bytes = vec![0; host.numel() * host.kind().elt_size_in_bytes()];
+        host.f_copy_data_u8(&mut bytes, host.numel()).map_err(dw_torch::error)?;
+        crc = crc32c::crc32c_append(crc, &bytes);
+    }
+    Ok(crc)
+}
+
 fn warn_about_random_weights(config: &ModelConfig) {
     tracing::warn!(
         "training from random weights: no stage of the backbone is frozen, and training takes many \

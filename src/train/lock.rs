@@ -2,8 +2,8 @@
 //! metrics.
 //!
 //! `run.lock` is locked with `flock` for the lifetime of the process, so the kernel releases it
-//! however the process ends. The file contains the owner. `flock` does not work across hosts on
-//! every file system, so the lock of another host is recognised by the file's contents.
+//! however the process ends. The file contains the owner. `flock` does not work across machines on
+//! every file system, so the lock of another machine is recognised by the file's contents.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -25,6 +25,9 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Owner {
     host: String,
+    /// Id of the machine's boot, which containers on the machine share.
+    #[serde(default)]
+    boot: Option<String>,
     pid: u32,
     /// Start time of the process in clock ticks since boot; distinguishes it from a later process
     /// with the same id.
@@ -40,6 +43,7 @@ impl Owner {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             host: dw_base::host::name(),
+            boot: dw_base::host::boot_id(),
             pid: std::process::id(),
             started: process_start(std::process::id()).unwrap_or_default(),
             since: now.map_or(0, |d| d.as_secs()),
@@ -133,15 +137,15 @@ impl Lock {
             let file =
                 OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
             let file = file.map_err(Error::io("cannot open", &path))?;
-            let locked = match file.try_lock() {
-                Ok(()) => false,
-                Err(TryLockError::WouldBlock) => true,
+            let (locked, supported) = match file.try_lock() {
+                Ok(()) => (false, true),
+                Err(TryLockError::WouldBlock) => (true, true),
                 Err(TryLockError::Error(e)) => {
                     tracing::debug!(
                         "{}: the file system does not support locks ({e}): relying on the contents",
                         path.display()
                     );
-                    false
+                    (false, false)
                 }
             };
             if !locked && !is_at(&file, &path) {
@@ -149,7 +153,7 @@ impl Lock {
                 continue;
             }
             let owner = read(&file);
-            let other = owner.as_ref().filter(|o| locked || is_in_use(o));
+            let other = owner.as_ref().filter(|o| locked || is_in_use(o, supported));
             if !locked && other.is_none() {
                 if let Some(previous) = owner {
                     tracing::info!(
@@ -176,9 +180,14 @@ impl Drop for Lock {
     }
 }
 
-/// Whether the owner of a file that is not locked with `flock` may still be running.
-fn is_in_use(owner: &Owner) -> bool {
+/// Whether the owner of a file that is not locked with `flock`, which the file system may not
+/// support, may still be running.
+fn is_in_use(owner: &Owner, supported: bool) -> bool {
     let me = Owner::this_process();
+    // The same kernel would show its lock, also that of a process in another container.
+    if supported && owner.boot.is_some() && owner.boot == me.boot {
+        return false;
+    }
     if owner.host == me.host {
         return owner.pid != me.pid && owner.is_alive();
     }
@@ -251,7 +260,12 @@ mod tests {
         }
         write_lock(
             dir.path(),
-            &Owner { host: "node17\u{1b}[2J".into(), slurm_job: Some("7".into()), ..me },
+            &Owner {
+                host: "node17\u{1b}[2J".into(),
+                boot: Some("another".into()),
+                slurm_job: Some("7".into()),
+                ..me.clone()
+            },
         );
         let e = Lock::take(dir.path()).unwrap_err();
         let text = e.to_string();
@@ -260,6 +274,9 @@ mod tests {
             text.contains("node17") && text.contains(NAME) && !text.contains('\u{1b}'),
             "{text}"
         );
+        // A container that was started again: another host name on the same machine.
+        write_lock(dir.path(), &Owner { host: "container".into(), ..me });
+        drop(Lock::take(dir.path()).unwrap());
         fs_err::write(dir.path().join(NAME), "{\"host\": \"nod").unwrap();
         Lock::take(dir.path()).unwrap();
     }

@@ -1,9 +1,10 @@
-//! Training: [`run`] is the loop, [`step`] is one step, [`queue`] holds the steps in progress.
+//! Training: [`run`] is the loop, [`step`] is one step, [`queue`] holds the steps in progress,
+//! [`due`] is what happens after a step.
 //!
 //! * [`config`]: `[train]` and `[checkpoint]`; [`plan`]: the numbers of a run; [`init`]: initial
 //!   weights; [`lock`], [`work_dir`]: the work directory
 //! * [`flat`]: flat buffers; [`buckets`]: all-reduce of gradients; [`sgd`]: the update;
-//!   [`schedule`]: the learning rate; [`kernels`]: compares the loss by own kernels at start
+//!   [`schedule`]: the learning rate; [`kernels`]: compares the loss by custom kernels at start
 //! * [`validation`]: evaluations during training
 //! * [`snapshot`], [`checkpoint`], [`saver`]: a copy of the state, its folder on disk, and the
 //!   thread that writes it
@@ -12,6 +13,7 @@
 pub mod buckets;
 pub mod checkpoint;
 pub mod config;
+pub mod due;
 pub mod flat;
 pub mod init;
 pub mod kernels;

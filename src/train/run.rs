@@ -9,6 +9,8 @@ use dw_launch::fault::Fault;
 use dw_launch::{World, signals};
 
 use super::checkpoint;
+use super::config::OnError;
+use super::due::{Due, Intervals};
 use super::log::{Log, StepRecord, jsonl};
 use super::plan::Plan;
 use super::queue::{Queue, Running, StepResult};
@@ -59,8 +61,9 @@ impl Run<'_> {
     /// Bad data, a lost peer, a loss or gradient that is not finite, an output that cannot be
     /// written, or a stop signal (after a checkpoint was written).
     pub fn train(&mut self) -> Result<()> {
-        let stop = signals::listen()
-            .map_err(Error::io("cannot listen to", std::path::Path::new("signals")))?;
+        let stop = signals::catch_interrupt()
+            .and_then(|()| signals::listen())
+            .map_err(Error::io("cannot handle", std::path::Path::new("signals")))?;
         let faults = Fault::from_env()?;
         let mut outputs = self.open_outputs()?;
         self.run_missed_evaluation(&mut outputs, &stop)?;
@@ -72,6 +75,7 @@ impl Run<'_> {
         let mut loader = self.start_loader()?;
         let device = self.plan.inputs.device;
         let (mut queue, normalisation) = (Queue::new(device), Normalisation::new(device));
+        let intervals = self.intervals();
         for step in self.start..total {
             self.world.set_step(step + 1);
             let fault = faults.and_then(|f| f.trigger(self.plan.rank, step + 1));
@@ -86,14 +90,17 @@ impl Run<'_> {
             queue.running.push_back(Running { step, enqueued, image_ids, lr, data_s, began });
             self.complete(&mut queue, false, &mut outputs)?;
             // Before anything reads the network, all of its steps must have been found finite.
-            let all_empty = queue.stops_after(step, false) || self.network_is_needed(step + 1);
-            if all_empty || self.checkpoint_is_due(step + 1, &outputs.saver) {
+            let due = intervals.after(step + 1, outputs.saver.age());
+            let all_empty = queue.stops_after(step, false) || due.on_all_ranks();
+            if all_empty || due.by_time {
                 self.complete(&mut queue, true, &mut outputs)?;
             }
             let stop_requested = queue.stops_after(step, all_empty);
-            self.save_if_due(step + 1, stop_requested, &mut outputs)?;
-            self.stop_if_requested(step + 1, stop_requested, &mut outputs)?;
-            self.evaluate_if_due(step + 1, &mut outputs, &stop)?;
+            self.save_if_due(step + 1, due, stop_requested, &mut outputs)?;
+            self.stop_if_requested(step + 1, due, stop_requested, &mut outputs)?;
+            if due.evaluation {
+                self.evaluate(step + 1, &mut outputs, &stop)?;
+            }
         }
         self.complete(&mut queue, true, &mut outputs)?;
         if let Some(log) = &outputs.log {
@@ -137,7 +144,7 @@ impl Run<'_> {
     /// Evaluates the checkpoint that the run resumes from, if the previous attempt ended after
     /// writing it and before the evaluation that was due.
     fn run_missed_evaluation(&mut self, outputs: &mut Outputs, stop: &AtomicBool) -> Result<()> {
-        if self.start == 0 || !self.evaluation_is_due(self.start) {
+        if !self.intervals().after(self.start, Duration::ZERO).evaluation {
             return Ok(());
         }
         let missing = match self.plan.rank {
@@ -212,19 +219,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether the network is saved or evaluated after `steps_done` steps, on all ranks alike.
-    fn network_is_needed(&self, steps_done: usize) -> bool {
-        steps_done == self.plan.total_steps
-            || self.evaluation_is_due(steps_done)
-            || steps_done.is_multiple_of(self.checkpoint_interval())
-    }
-
-    /// Number of steps between checkpoints, beside those by time.
-    fn checkpoint_interval(&self) -> usize {
-        match self.plan.config.checkpoint.every_steps {
-            0 => self.plan.steps_per_epoch,
-            steps => steps,
-        }
+    fn intervals(&self) -> Intervals {
+        Intervals::new(self.plan, self.validation.is_some())
     }
 
     /// The error of a step whose loss or gradient is not finite, with the images of all ranks.
@@ -284,29 +280,32 @@ impl Run<'_> {
     fn save_if_due(
         &self,
         steps_done: usize,
+        due: Due,
         stop_requested: bool,
         outputs: &mut Outputs,
     ) -> Result<()> {
-        let last = steps_done == self.plan.total_steps;
-        let required = last || stop_requested || self.evaluation_is_due(steps_done);
-        if self.plan.rank > 0 || !(required || self.checkpoint_is_due(steps_done, &outputs.saver)) {
+        let required = due.end || stop_requested || due.evaluation;
+        if self.plan.rank > 0 || !(required || due.by_steps || due.by_time) {
             return Ok(());
         }
+        // The other ranks wait in the next step meanwhile, no longer than its deadline.
+        let may_wait = self.plan.config.checkpoint.on_error == OnError::Stop && due.by_steps;
         if let Some(log) = &outputs.log {
             log.sync(&mut outputs.saver)?;
         }
         let best = outputs.best.map(|b| b.1);
-        outputs.saver.save(|| self.snapshot(steps_done), best, !required)
+        outputs.saver.save(|| self.snapshot(steps_done), best, !required && !may_wait)
     }
 
     /// Ends the run if any rank has received a stop signal, unless all its work is done.
     fn stop_if_requested(
         &self,
         steps_done: usize,
+        due: Due,
         stop_requested: bool,
         outputs: &mut Outputs,
     ) -> Result<()> {
-        let finished = steps_done == self.plan.total_steps && !self.evaluation_is_due(steps_done);
+        let finished = due.end && !due.evaluation;
         if !stop_requested || finished {
             return Ok(());
         }
@@ -315,31 +314,6 @@ impl Run<'_> {
             "stopped by a signal; checkpoint of step {steps_done} written\n\
              hint: run again to resume"
         )))
-    }
-
-    /// Runs an evaluation, if one is due after `steps_done` steps.
-    fn evaluate_if_due(
-        &mut self,
-        steps_done: usize,
-        outputs: &mut Outputs,
-        stop: &AtomicBool,
-    ) -> Result<()> {
-        if self.evaluation_is_due(steps_done) {
-            self.evaluate(steps_done, outputs, stop)?;
-        }
-        Ok(())
-    }
-
-    /// Whether an evaluation is due after `steps_done` steps.
-    fn evaluation_is_due(&self, steps_done: usize) -> bool {
-        self.validation.is_some() && Validation::is_due(self.plan, steps_done)
-    }
-
-    /// Whether a checkpoint is due by the intervals of steps, epochs or time; used on rank 0.
-    fn checkpoint_is_due(&self, steps_done: usize, saver: &Saver) -> bool {
-        let minutes = self.plan.config.checkpoint.every_minutes;
-        let by_time = minutes > 0.0 && saver.age().as_secs_f64() >= 60.0 * minutes;
-        steps_done.is_multiple_of(self.checkpoint_interval()) || by_time
     }
 
     /// Copies the state after `steps_done` steps.

@@ -20,7 +20,7 @@ pub struct Saver {
     on_error: OnError,
     /// The pending write.
     pending: Option<JoinHandle<Result<()>>>,
-    /// When the last checkpoint was started.
+    /// When the last checkpoint was started or skipped.
     last_save: Instant,
     /// Outputs whose last write failed.
     failures: Vec<Failure>,
@@ -66,8 +66,8 @@ impl Saver {
     }
 
     /// Starts to write a checkpoint; checkpoints that are no longer needed are removed afterwards,
-    /// except that of step `best`. Waits for a pending write first; if `may_skip` and
-    /// `checkpoint.on_error = "continue"`, skips this checkpoint instead.
+    /// except that of step `best`. Waits for a pending write first, or skips this checkpoint if
+    /// `may_skip`.
     ///
     /// # Errors
     /// The previous write failed and `checkpoint.on_error = "stop"`, the snapshot failed, or the
@@ -78,21 +78,18 @@ impl Saver {
         best: Option<usize>,
         may_skip: bool,
     ) -> Result<()> {
-        if may_skip
-            && self.on_error == OnError::Continue
-            && self.pending.as_ref().is_some_and(|w| !w.is_finished())
-        {
+        self.last_save = Instant::now();
+        if may_skip && self.pending.as_ref().is_some_and(|w| !w.is_finished()) {
             tracing::warn!("the previous checkpoint is still being written: skipping this one");
             return Ok(());
         }
-        self.last_save = Instant::now();
         let previous = self.wait();
         self.handle_write(Output::Checkpoint, previous)?;
         let (dir, keep, snapshot) = (self.dir.clone(), self.keep, snapshot()?);
         let write = move || {
             let (began, step) = (Instant::now(), snapshot.step());
             let path = checkpoint::save(&dir, &snapshot)?;
-            checkpoint::prune(&dir, step, keep, best)?;
+            checkpoint::prune(&dir, step, keep, best);
             tracing::info!(
                 "checkpoint {} ({:.1} s)",
                 path.display(),

@@ -30,16 +30,6 @@ impl Validation {
         Self { data, truth: None }
     }
 
-    /// Whether an evaluation is due after `steps_done` steps.
-    pub fn is_due(plan: &Plan, steps_done: usize) -> bool {
-        let every = plan.config.eval.every_epochs;
-        let epochs = steps_done / plan.steps_per_epoch;
-        let epoch_end = steps_done.is_multiple_of(plan.steps_per_epoch);
-        every > 0
-            && steps_done > 0
-            && (steps_done == plan.total_steps || (epoch_end && epochs.is_multiple_of(every)))
-    }
-
     /// Evaluates the network after `steps_done` steps on all ranks; returns the metrics on rank 0
     /// and `None` on the others. Abandoned when `stop` is set.
     ///
@@ -62,8 +52,12 @@ impl Validation {
             world,
             stop,
         };
-        let (detector, metric) = (&step.detector, MetricConfig::default());
+        let (detector, metric, is_first) =
+            (&step.detector, MetricConfig::default(), self.truth.is_none());
         let report = eval::evaluate(detector, &job, &mut self.truth, &metric)?;
+        if let Some(report) = report.as_ref().filter(|_| is_first) {
+            report.warn_of_id_zero();
+        }
         let bags = match plan.config.eval.bag_images {
             0 => vec![],
             _ => bags::statistics(detector, step.strategy(), &job)?.means(),

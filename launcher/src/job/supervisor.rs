@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dw_base::text::lines;
+use dw_base::program::print_message;
 use dw_base::{Error, Result, exit, host};
 
 use super::command::LaunchCommand;
@@ -17,7 +17,7 @@ use super::monitor::Monitor;
 use super::output::{LauncherReport, forward};
 use super::shutdown::{Action, Received, Shutdown};
 use super::verdict::{FirstFailure, Outcome, Verdict};
-use crate::rank::{fault, status};
+use crate::rank::{fault, restart, status};
 
 const POLL: Duration = Duration::from_millis(50);
 /// Time to wait for the ranks' last output after the launcher has exited.
@@ -43,6 +43,7 @@ pub struct Options {
 struct Signals {
     checkpoint: Arc<AtomicUsize>,
     stop: Arc<AtomicUsize>,
+    hangup: Arc<AtomicUsize>,
 }
 
 impl Signals {
@@ -51,7 +52,7 @@ impl Signals {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
         let s = Self::default();
         for (signal, counter) in
-            [(SIGUSR1, &s.checkpoint), (SIGINT, &s.stop), (SIGTERM, &s.stop), (SIGHUP, &s.stop)]
+            [(SIGUSR1, &s.checkpoint), (SIGINT, &s.stop), (SIGTERM, &s.stop), (SIGHUP, &s.hangup)]
         {
             let counter = counter.clone();
             let count = move || {
@@ -65,9 +66,11 @@ impl Signals {
     }
 
     fn received(&self) -> Received {
+        // A terminal that closes sends SIGHUP more than once: together they are one request.
+        let hangup = self.hangup.load(Ordering::Relaxed).min(1);
         Received {
             checkpoint: self.checkpoint.load(Ordering::Relaxed),
-            stop: self.stop.load(Ordering::Relaxed),
+            stop: self.stop.load(Ordering::Relaxed) + hangup,
         }
     }
 
@@ -84,7 +87,7 @@ pub fn run(command: &LaunchCommand, options: &Options) -> Result<i32> {
     let signals = Signals::listen()?;
     let mut command = command.clone();
     for restarts in 0.. {
-        let verdict = attempt(&command, options, &signals)?;
+        let verdict = attempt(&command, restarts, options, &signals)?;
         if !verdict.text.is_empty() {
             log(&verdict.text);
         }
@@ -104,28 +107,13 @@ pub fn run(command: &LaunchCommand, options: &Options) -> Result<i32> {
             log("received a signal before the restart: run the same command to resume");
             return Ok(exit::PREEMPTED);
         }
-        resume_automatically(&mut command);
         remove_fault(&mut command);
     }
     unreachable!("the loop returns after the last restart")
 }
 
-#[expect(clippy::print_stderr, reason = "messages without a log level")]
 fn log(text: &str) {
-    eprintln!("dw-launch: {}", lines(text));
-}
-
-/// Replaces `--resume none` and `--resume PATH`, which apply to the first start only.
-fn resume_automatically(command: &mut LaunchCommand) {
-    let words = &mut command.argv;
-    for i in 0..words.len() {
-        let word = words[i].to_string_lossy().into_owned();
-        if word == "--resume" && i + 1 < words.len() {
-            words[i + 1] = "auto".into();
-        } else if word.starts_with("--resume=") {
-            words[i] = "--resume=auto".into();
-        }
-    }
+    print_message(&format!("dw-launch: {text}"));
 }
 
 /// Removes an injected fault, which applies to the first start only, unless it ends with
@@ -141,8 +129,13 @@ fn remove_fault(command: &mut LaunchCommand) {
     }
 }
 
-/// Runs the job once.
-fn attempt(command: &LaunchCommand, options: &Options, signals: &Signals) -> Result<Verdict> {
+/// Runs the job once, after `restarts` restarts.
+fn attempt(
+    command: &LaunchCommand,
+    restarts: usize,
+    options: &Options,
+    signals: &Signals,
+) -> Result<Verdict> {
     let no_monitor =
         |e: io::Error| Error::system("cannot listen for status reports", &e, Error::Usage);
     let mut monitor = Monitor::open(!command.remote).map_err(no_monitor)?;
@@ -160,6 +153,7 @@ fn attempt(command: &LaunchCommand, options: &Options, signals: &Signals) -> Res
         .args(&command.argv[1..])
         .envs(command.env.iter().map(|(k, v)| (k, v)))
         .env(status::VARIABLE, address)
+        .env(restart::VARIABLE, restarts.to_string())
         .stdin(Stdio::null())
         .stdout(stdout)
         .stderr(stderr)
@@ -223,26 +217,30 @@ fn watch(
 /// Carries out a step of the shutdown.
 fn perform(action: Action, child: &Child, grace: Duration) {
     // SAFETY: the child's status was not taken yet, so its id is still its own.
-    let signal = |signal| unsafe { libc::kill(child.id() as i32, signal) };
+    let signal = |signal| unsafe {
+        libc::kill(child.id() as i32, signal);
+    };
     // SAFETY: as above; the child leads a process group of its own.
-    let signal_group = |signal| unsafe { libc::kill(-(child.id() as i32), signal) };
+    let signal_group = |signal| unsafe {
+        libc::kill(-(child.id() as i32), signal);
+    };
     match action {
         Action::Checkpoint => signal(libc::SIGUSR1),
         Action::CheckpointAndStop => {
+            signal(libc::SIGUSR1);
             log(&format!(
                 "requesting a checkpoint; the ranks have {} s (a second signal ends them now)",
                 grace.as_secs()
             ));
-            signal(libc::SIGUSR1)
         }
         Action::Terminate => signal(libc::SIGTERM),
         // SIGTERM first: after SIGKILL srun would not end its tasks on other nodes.
         Action::TerminateGroup => {
+            signal_group(libc::SIGTERM);
             log("the launcher does not exit: ending its process group");
-            signal_group(libc::SIGTERM)
         }
         Action::KillGroup => signal_group(libc::SIGKILL),
-    };
+    }
 }
 
 /// Host names and addresses under which other machines may reach this one.
@@ -286,15 +284,17 @@ mod tests {
             raw_stdout: false,
         };
         let began = Instant::now();
-        let verdict = attempt(&command, &options, &Signals::default()).unwrap();
+        let verdict = attempt(&command, 0, &options, &Signals::default()).unwrap();
         assert_eq!(verdict.code, 3);
         assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     }
 
     #[test]
-    fn restarts_resume_automatically() {
-        let mut command = command(&["mpirun", "dw-train", "--resume", "none", "--resume=x"]);
-        resume_automatically(&mut command);
-        assert_eq!(command.argv[3..], ["auto", "--resume=auto"].map(std::ffi::OsString::from));
+    fn a_closing_terminal_is_one_request_however_often_it_says_so() {
+        let signals = Signals::default();
+        signals.hangup.fetch_add(3, Ordering::Relaxed);
+        assert_eq!(signals.received(), Received { checkpoint: 0, stop: 1 });
+        signals.stop.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(signals.received().stop, 2, "Ctrl-C after it ends the ranks");
     }
 }

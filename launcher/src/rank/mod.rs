@@ -11,6 +11,7 @@
 //! * [`mpi`]: backend for host memory (feature `mpi`)
 //! * [`nccl`]: backend for device memory, opened at run time
 //! * [`fault`]: fault injection
+//! * [`restart`]: whether the job was restarted
 
 pub mod abort;
 pub mod calls;
@@ -26,6 +27,7 @@ pub mod fault;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
+pub mod restart;
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
-//! Signals that request a checkpoint: SIGUSR1 and SIGTERM set a flag that the ranks combine at
-//! their next step. SIGTERM also starts a deadline, which the watchdog enforces: a rank whose peers
-//! are gone would otherwise wait for them in the collective before the checkpoint.
+//! Signals that request a checkpoint: SIGUSR1, SIGTERM and the first SIGINT set a flag that the
+//! ranks combine at their next step. SIGTERM also starts a deadline, which the watchdog enforces: a
+//! rank whose peers are gone would otherwise wait for them in the collective before the checkpoint.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -30,6 +30,25 @@ pub fn listen() -> std::io::Result<Arc<AtomicBool>> {
     signal_hook::flag::register(SIGTERM, flags.stop.clone())?;
     signal_hook::flag::register(SIGTERM, flags.term.clone())?;
     Ok(FLAGS.get_or_init(|| flags).stop.clone())
+}
+
+/// From now on the first SIGINT (Ctrl-C) sets the flag of [`listen`], and the second one ends the
+/// process. Before that SIGINT has its default action: a program that is starting ends at once.
+///
+/// # Errors
+/// The system refuses a handler.
+pub fn catch_interrupt() -> std::io::Result<()> {
+    use signal_hook::consts::SIGINT;
+    static CAUGHT: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    if CAUGHT.get().is_some() {
+        return Ok(());
+    }
+    let (stop, interrupted) = (listen()?, CAUGHT.get_or_init(Arc::default).clone());
+    // Handlers run in this order, so the first signal finds the flag unset.
+    signal_hook::flag::register_conditional_default(SIGINT, interrupted.clone())?;
+    signal_hook::flag::register(SIGINT, interrupted)?;
+    signal_hook::flag::register(SIGINT, stop)?;
+    Ok(())
 }
 
 /// Whether SIGTERM has been received.

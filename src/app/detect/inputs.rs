@@ -32,13 +32,13 @@ pub fn list(args: &[PathBuf]) -> Result<Vec<PathBuf>> {
     }
     if all.is_empty() {
         return Err(Error::Usage(
-            "no pictures: standard input lists none\nhint: expected paths, one a line".into(),
+            "no pictures: standard input lists none\nhint: expected paths, one per line".into(),
         ));
     }
     Ok(all)
 }
 
-/// The paths in a text, one a line; empty lines are skipped.
+/// The paths in a text, one per line; empty lines are skipped.
 fn lines(text: &[u8]) -> Vec<PathBuf> {
     text.split(|b| *b == b'\n')
         .map(|line| line.strip_suffix(b"\r").unwrap_or(line))

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use dw_launch::{Op, Topology, World};
 use dw_shards::coco::Category;
+use dw_shards::input::{self, MAX_IMAGE_BYTES};
 use dw_shards::pixels::{Rgb, decode_file, orientation};
 use fs_err as fs;
 use tch::Device;
@@ -39,8 +40,8 @@ use report::{Found, Outcome, Report};
 pub struct DetectArgs {
     /// Checkpoint folder, work directory (its newest checkpoint), or weight file
     pub weights: PathBuf,
-    /// Image files; folders, whose pictures are read by name, without folders in them; - for
-    /// paths on standard input, one a line
+    /// Image files; folders (not recursive, sorted by name); or - to read paths from standard
+    /// input, one per line
     #[arg(required = true, value_name = "PICTURE|DIR|-")]
     pub pictures: Vec<PathBuf>,
     /// Write each picture with its boxes as PNG, and detections.jsonl, into this folder
@@ -53,7 +54,7 @@ pub struct DetectArgs {
     #[arg(long, value_name = "S", default_value_t = 0.3, value_parser = score)]
     pub score: f64,
     /// Pictures per forward pass [default: eval.batch]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = inference::batch)]
     pub batch: Option<usize>,
     /// Short and long side of the network input, as 800x1333 [default: data.short_side,
     /// data.long_side]
@@ -65,13 +66,13 @@ pub struct DetectArgs {
     /// Configuration that a weight file belongs to
     #[arg(long)]
     pub config: Option<String>,
-    /// Class names of a weight file, one a line; category ids then count from 1
+    /// Class names of a weight file, one per line; category ids then count from 1
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub classes: Option<PathBuf>,
     /// Folder of shards that has the classes of a weight file
     #[arg(long, value_name = "OUT")]
     pub data: Option<PathBuf>,
-    /// Set one key, as eval.nms_iou=0.5 (repeatable)
+    /// Set a configuration key, for example eval.nms_iou=0.5 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
     /// Device
@@ -114,10 +115,12 @@ impl DetectArgs {
 /// The lines of a file of class names.
 fn class_names(path: &Path) -> Result<Vec<String>> {
     let text = fs::read_to_string(path).map_err(Error::io("cannot read", path))?;
+    // Editors on Windows put a byte order mark in front.
+    let text = text.trim_start_matches('\u{feff}');
     let lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
     let names: Vec<String> = lines.map(str::to_owned).collect();
     if names.is_empty() {
-        return Err(Error::data(path, "", "expected class names, one a line; found none"));
+        return Err(Error::data(path, "", "expected class names, one per line; found none"));
     }
     Ok(names)
 }
@@ -266,7 +269,7 @@ impl Picture {
 fn read_all(paths: &[PathBuf], timings: &mut Timings) -> Vec<Result<Picture>> {
     let began = Instant::now();
     let read = |path: &PathBuf| {
-        let bytes = fs::read(path).map_err(Error::io("cannot read", path))?;
+        let bytes = input::read(path, MAX_IMAGE_BYTES).map_err(Error::io("cannot read", path))?;
         let pixels = decode_file(&bytes).map_err(|e| Error::data(path, "", e))?;
         let is_turned = orientation(&bytes).is_some_and(|o| (2..=8).contains(&o));
         Ok(Picture { pixels, is_turned })

@@ -1,4 +1,4 @@
-//! One run of `dw-train` as a process of its own: a failure ends one row, and each row's memory is
+//! One run of `dw-train` in its own process: a failure ends one row, and each row's memory is
 //! measured separately.
 
 use std::fs::OpenOptions;
@@ -23,6 +23,10 @@ const LOG: &str = "train.log";
 const CONFIG: &str = "config.toml";
 /// Its work directory, likewise.
 const WORK: &str = "work";
+
+/// The signal that asks a run for a checkpoint and its end. Launchers forward it to the ranks; on
+/// SIGTERM mpirun would end them before their checkpoint.
+const STOP: libc::c_int = libc::SIGUSR1;
 
 /// How runs are started.
 #[derive(Debug, Clone)]
@@ -50,8 +54,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// Starts a run, or goes on with its last checkpoint. `None` if another `dw-lab` is at it
-    /// or has finished it.
+    /// Starts a run, or resumes it from its last checkpoint. `None` if another `dw-lab` is running
+    /// it or has finished it.
     ///
     /// # Errors
     /// A folder that cannot be written, a program that cannot be started.
@@ -85,7 +89,7 @@ impl Job {
     /// The exit status, if the process has ended.
     ///
     /// # Errors
-    /// The system does not tell.
+    /// The process cannot be polled.
     pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
         let log = self.log();
         self.child.try_wait().map_err(Error::io("cannot wait for the process of", &log))
@@ -94,7 +98,7 @@ impl Job {
     /// Asks the process for a checkpoint and its end.
     pub fn stop(&self) {
         // SAFETY: a signal to a child that has not been waited for.
-        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+        unsafe { libc::kill(self.child.id() as libc::pid_t, STOP) };
     }
 
     /// The log of the run.
@@ -143,7 +147,7 @@ fn command(config: &Path, work: &Path, slot: usize, launch: &Launch) -> Result<C
     // SAFETY: prctl is async-signal-safe and does not touch memory.
     unsafe {
         command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            libc::prctl(libc::PR_SET_PDEATHSIG, STOP);
             Ok(())
         });
     }

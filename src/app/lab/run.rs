@@ -29,7 +29,7 @@ pub struct Execution {
     /// Device
     #[arg(long, value_enum, default_value = "auto")]
     pub device: Choice,
-    /// Print the runs that are not finished and end
+    /// Print the unfinished runs and exit
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -95,7 +95,9 @@ fn launch(how: &Execution, topology: &Topology) -> Result<(Launch, String)> {
     let launcher = match &how.launcher {
         None => vec![],
         Some(text) => shlex::split(text).filter(|w| !w.is_empty()).ok_or_else(|| {
-            Error::Usage(format!("--launcher {text}: expected words as of a shell command"))
+            Error::Usage(format!(
+                "--launcher {text}: expected a shell command such as `mpirun -n 8`"
+            ))
         })?,
     };
     let cores = threads::share(topology);
@@ -162,7 +164,8 @@ struct Lab {
 
 impl Lab {
     fn work_through(mut self, plan: LabPlan) -> Result<()> {
-        let stop = dw_launch::signals::listen()
+        let stop = dw_launch::signals::catch_interrupt()
+            .and_then(|()| dw_launch::signals::listen())
             .map_err(Error::io("cannot handle", std::path::Path::new("signals")))?;
         let mut finished = plan.finished.len();
         let total = finished + plan.open.len();
@@ -186,7 +189,8 @@ impl Lab {
         }
         if stopping {
             return Err(Error::Preempted(format!(
-                "stopped with {finished} of {total} runs finished; the same command goes on"
+                "stopped with {finished} of {total} runs finished\n\
+                 hint: run the same command again to resume"
             )));
         }
         self.verdict(total)
@@ -201,7 +205,7 @@ impl Lab {
             tracing::info!("{name}: started, log {}", shown(&job.log().display().to_string()));
             self.jobs.push(job);
         } else {
-            tracing::info!("{name}: another dw-lab has taken it");
+            tracing::info!("{name}: skipped: running or finished in another dw-lab");
             self.left_alone += 1;
         }
         Ok(())
@@ -218,14 +222,21 @@ impl Lab {
             };
             let name = job.run.name();
             if status.success() {
-                let outcome = job.finish(&self.setup)?;
-                done += 1;
-                tracing::info!(
-                    "{name}: AP {:.4} in {:.1} min ({} of {total})",
-                    outcome.metrics.get("AP").copied().unwrap_or(f64::NAN),
-                    (outcome.cost.train_s + outcome.cost.eval_s) / 60.0,
-                    finished + done
-                );
+                match job.finish(&self.setup) {
+                    Ok(outcome) => {
+                        done += 1;
+                        tracing::info!(
+                            "{name}: AP {:.4} in {:.1} min ({} of {total})",
+                            outcome.metrics.get("AP").copied().unwrap_or(f64::NAN),
+                            (outcome.cost.train_s + outcome.cost.eval_s) / 60.0,
+                            finished + done
+                        );
+                    }
+                    Err(e) => {
+                        tracing::error!("{name}: no result: {e}");
+                        self.failures.push((name, e.exit_code()));
+                    }
+                }
             } else if !stopping {
                 // Without a code a signal ended it, as that of a kernel short of memory.
                 let code = status.code().unwrap_or(dw_base::exit::PEER);

@@ -38,10 +38,7 @@ impl AtssConfig {
 
     /// A warning if the head is not the one that ATSS was published with.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
-        let differences = model.differences(Distances::Deltas, Tower::Reg, false);
-        (!differences.is_empty()).then(|| {
-            format!("assign.kind = \"atss\": the head differs from that of ATSS in {differences}")
-        })
+        model.unlike("ATSS", Distances::Deltas, Tower::Reg, false)
     }
 
     /// The settings on one line, for the table of settings in the log.

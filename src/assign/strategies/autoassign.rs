@@ -8,9 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::assign::pairs::{PairTensors, Pairs};
-use crate::assign::soft::{CenterPrior, SoftInputs, localisation};
-use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets, matrix};
+use crate::assign::soft::{CenterPrior, InsidePoints, SoftInputs, localisation};
+use crate::assign::{Criterion, PairTensors, Probe, Progress, Strategy, Targets, matrix};
 use crate::geometry::Grid;
 use crate::loss::functions::bce;
 use crate::loss::{Normaliser, Term};
@@ -56,13 +55,7 @@ const TINY: f64 = 1e-12;
 impl AutoAssignConfig {
     /// A warning if the head is not the one that AutoAssign was published with.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
-        let differences = model.differences(Distances::Relu, Tower::Reg, true);
-        (!differences.is_empty()).then(|| {
-            format!(
-                "assign.kind = \"autoassign\": the head differs from that of AutoAssign in \
-                 {differences}"
-            )
-        })
+        model.unlike("AutoAssign", Distances::Relu, Tower::Reg, true)
     }
 
     /// The settings on one line, for the table of settings in the log.
@@ -83,26 +76,11 @@ impl AutoAssignConfig {
         };
         let prior = CenterPrior { mean: param("mean", 0.0), sigma: param("sigma", 1.0) };
         Strategy {
-            matcher: Arc::new(InsidePoints { classes }),
+            // Points at the corners of the cells, as in mmdetection.
+            matcher: Arc::new(InsidePoints { classes, offset: 0.0 }),
             criterion: Box::new(AutoAssign { form: self.form, prior }),
             inference: Rank::Class.into(),
         }
-    }
-}
-
-/// Finds the points inside each box.
-struct InsidePoints {
-    classes: i64,
-}
-
-impl Matcher for InsidePoints {
-    /// The corner, as in mmdetection.
-    fn offset(&self) -> f64 {
-        0.0
-    }
-
-    fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> Targets {
-        Targets::Pairs(Pairs::new(grid, self.classes, images, &|_, _| ()).tensors())
     }
 }
 

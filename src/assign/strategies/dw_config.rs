@@ -139,8 +139,15 @@ impl DwConfig {
     /// The settings on one line, for the table of settings in the log.
     pub(crate) fn summary(&self) -> String {
         format!(
-            "DW, {:?} formula: beta {}, mu {}, gamma {} / {}, prior {:?}",
-            self.formula, self.beta, self.mu, self.gamma1, self.gamma2, self.prior
+            "DW, {:?} formula: beta {}, mu {}, gamma {} / {}, prior {:?} {}, w_neg {:?}",
+            self.formula,
+            self.beta,
+            self.mu,
+            self.gamma1,
+            self.gamma2,
+            self.prior,
+            self.prior_value,
+            self.w_neg
         )
     }
 

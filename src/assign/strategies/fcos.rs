@@ -67,15 +67,12 @@ impl FcosConfig {
 
     /// A warning if the head is not the one that the form was published with.
     pub(crate) fn caution(&self, model: &ModelConfig) -> Option<String> {
-        let (distances, tower, bias) = match self.form {
-            Form::Improved => (Distances::Relu, Tower::Reg, true),
-            Form::Plain => (Distances::Exp, Tower::Cls, false),
-        };
-        let differences = model.differences(distances, tower, bias);
-        let form = format!("{:?}", self.form).to_lowercase();
-        (!differences.is_empty()).then(|| {
-            format!("assign.form = \"{form}\": the head differs from that of FCOS in {differences}")
-        })
+        match self.form {
+            Form::Improved => {
+                model.unlike("FCOS (improved form)", Distances::Relu, Tower::Reg, true)
+            }
+            Form::Plain => model.unlike("FCOS (plain form)", Distances::Exp, Tower::Cls, false),
+        }
     }
 
     /// The settings on one line, for the table of settings in the log.

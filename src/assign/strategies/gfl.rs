@@ -74,10 +74,7 @@ impl GflConfig {
             Tower::Distribution => Tower::Distribution,
             _ => Tower::None,
         };
-        let differences = model.differences(Distances::Distribution, quality, false);
-        (!differences.is_empty()).then(|| {
-            format!("assign.kind = \"gfl\": the head differs from that of GFL in {differences}")
-        })
+        model.unlike("GFL", Distances::Distribution, quality, false)
     }
 
     /// The settings on one line, for the table of settings in the log.

@@ -56,10 +56,7 @@ impl OtaConfig {
 
     /// A warning if the head is not the one that OTA was published with.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
-        let differences = model.differences(Distances::Relu, Tower::Reg, true);
-        (!differences.is_empty()).then(|| {
-            format!("assign.kind = \"ota\": the head differs from that of OTA in {differences}")
-        })
+        model.unlike("OTA", Distances::Relu, Tower::Reg, true)
     }
 
     /// The settings on one line, for the table of settings in the log.

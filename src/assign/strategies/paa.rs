@@ -64,10 +64,7 @@ impl PaaConfig {
 
     /// A warning if the head is not the one that PAA was published with.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
-        let differences = model.differences(Distances::Deltas, Tower::Reg, false);
-        (!differences.is_empty()).then(|| {
-            format!("assign.kind = \"paa\": the head differs from that of PAA in {differences}")
-        })
+        model.unlike("PAA", Distances::Deltas, Tower::Reg, false)
     }
 
     /// The settings on one line, for the table of settings in the log.
@@ -102,16 +99,9 @@ impl Matcher for Overlapping {
     fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> Targets {
         let mut out = PointTargets::default();
         for (i, image) in images.iter().enumerate() {
-            let (first_gt, first_point) = (out.boxes.len() as i64, i as i64 * grid.num_points());
             let valid = valid_cells(grid, image);
-            out.ignore_outside(grid, &valid, first_point);
-            for (point, gt) in self.owners(grid, &valid, image).into_iter().enumerate() {
-                if let Some(gt) = gt {
-                    out.positive.push(first_point + point as i64);
-                    out.gt.push(first_gt + gt as i64);
-                }
-            }
-            out.add_boxes(i, image);
+            out.ignore_outside(grid, &valid, i as i64 * grid.num_points());
+            out.add_image(i, image, grid, self.owners(grid, &valid, image));
         }
         Targets::Points(out.tensors())
     }

@@ -1,5 +1,5 @@
-//! SimOTA (YOLOX; Ge et al., 2021, Sec. 2): a box takes the points of least cost, as many as the
-//! IoUs of its best predictions add up to.
+//! SimOTA (YOLOX; Ge et al., 2021, Sec. 2): each box is assigned its k
+//! points of least cost, where k is the sum of the IoUs of its best predictions.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes, K candidates of a box.
 
@@ -57,10 +57,7 @@ impl SimotaConfig {
 
     /// A warning if the head is not the one that is meant.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
-        let differences = model.differences(Distances::Relu, Tower::Reg, true);
-        (!differences.is_empty()).then(|| {
-            format!("assign.kind = \"simota\": the head differs from that of OTA in {differences}")
-        })
+        model.unlike("simota_r50_fpn_1x", Distances::Relu, Tower::Reg, true)
     }
 
     /// The settings on one line, for the table of settings in the log.

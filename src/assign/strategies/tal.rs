@@ -70,10 +70,7 @@ impl TalConfig {
         if model.head == HeadKind::Tood {
             return None;
         }
-        let differences = model.differences(Distances::Deltas, Tower::None, false);
-        (!differences.is_empty()).then(|| {
-            format!("assign.kind = \"tal\": the head differs from that of ATSS in {differences}")
-        })
+        model.unlike("ATSS", Distances::Deltas, Tower::None, false)
     }
 
     /// The settings on one line, for the table of settings in the log.

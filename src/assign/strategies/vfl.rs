@@ -50,10 +50,7 @@ impl VflConfig {
         if model.head == HeadKind::Vfnet {
             return None;
         }
-        let differences = model.differences(Distances::Deltas, Tower::None, false);
-        (!differences.is_empty()).then(|| {
-            format!("assign.kind = \"vfl\": the head differs from that of ATSS in {differences}")
-        })
+        model.unlike("ATSS", Distances::Deltas, Tower::None, false)
     }
 
     /// The settings on one line, for the table of settings in the log.

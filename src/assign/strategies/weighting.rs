@@ -10,10 +10,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::assign::pairs::{PairTensors, Pairs};
-use crate::assign::soft::{CenterPrior, SoftInputs};
-use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets};
-use crate::geometry::Grid;
+use crate::assign::soft::{CenterPrior, InsidePoints, SoftInputs};
+use crate::assign::{Criterion, PairTensors, Probe, Progress, Strategy, Targets};
 use crate::loss::functions::bce;
 use crate::loss::{Normaliser, Term};
 use crate::model::params::Role;
@@ -120,13 +118,7 @@ impl WeightingConfig {
 
     /// A warning if the head is not that of the comparison.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
-        let differences = model.differences(Distances::Relu, Tower::Reg, true);
-        (!differences.is_empty()).then(|| {
-            format!(
-                "assign.kind = \"weighting\": the head differs from that of the comparison in \
-                 {differences}"
-            )
-        })
+        model.unlike("the comparison", Distances::Relu, Tower::Reg, true)
     }
 
     /// The settings on one line, for the table of settings in the log.
@@ -149,21 +141,10 @@ impl WeightingConfig {
         let start = f64::from(1.0f32 + 0.11f32);
         let prior = CenterPrior { mean: constant("mean", 0.0), sigma: constant("sigma", start) };
         Strategy {
-            matcher: Arc::new(InsidePoints { classes }),
+            matcher: Arc::new(InsidePoints { classes, offset: 0.5 }),
             criterion: Box::new(Weighting { config: self.clone(), prior }),
             inference: Rank::Score.into(),
         }
-    }
-}
-
-/// Finds the points inside each box.
-struct InsidePoints {
-    classes: i64,
-}
-
-impl Matcher for InsidePoints {
-    fn targets(&self, grid: &Grid, images: &[ImageBoxes]) -> Targets {
-        Targets::Pairs(Pairs::new(grid, self.classes, images, &|_, _| ()).tensors())
     }
 }
 

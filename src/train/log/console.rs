@@ -8,8 +8,8 @@ use crate::Result;
 /// Shortest time between two messages.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Logs a message with the remaining time every few seconds. There is no progress bar, because the
-/// output of mpirun is not a terminal.
+/// Logs a message every few seconds: the mean loss and speed since the last one, and the remaining
+/// time. There is no progress bar, because the output of mpirun is not a terminal.
 pub(super) struct Console {
     began: Instant,
     last_message: Option<Instant>,
@@ -17,37 +17,73 @@ pub(super) struct Console {
     start: usize,
     /// Number of steps of the run.
     total: usize,
+    /// Steps since the last message.
+    window: Window,
+}
+
+/// Sums over consecutive steps.
+#[derive(Default)]
+struct Window {
+    steps: usize,
+    images: usize,
+    step_s: f64,
+    loss: f64,
+    /// In the order of the terms.
+    terms: Vec<f64>,
+}
+
+impl Window {
+    fn add(&mut self, r: &StepRecord) {
+        self.steps += 1;
+        self.images += r.images;
+        self.step_s += r.step_s;
+        self.loss += r.loss.total();
+        self.terms.resize(r.loss.terms.len(), 0.0);
+        for (sum, (_, value)) in self.terms.iter_mut().zip(&r.loss.terms) {
+            *sum += value;
+        }
+    }
+
+    fn mean(&self, sum: f64) -> f64 {
+        sum / self.steps as f64
+    }
 }
 
 impl Console {
     /// For a run with `total` steps, of which the first `start` are completed.
     pub(super) fn new(start: usize, total: usize) -> Self {
-        Self { began: Instant::now(), last_message: None, start, total }
+        let (began, window) = (Instant::now(), Window::default());
+        Self { began, last_message: None, start, total, window }
     }
 }
 
 impl Sink for Console {
     fn step(&mut self, r: &StepRecord) -> Result<()> {
+        self.window.add(r);
         if r.step < self.total && self.last_message.is_some_and(|t| t.elapsed() < LOG_INTERVAL) {
             return Ok(());
         }
         self.last_message = Some(Instant::now());
-        let steps_done = (r.step - self.start) as f64;
-        let step_s = self.began.elapsed().as_secs_f64() / steps_done;
-        let remaining = (self.total - r.step) as f64;
-        let eta = indicatif::HumanDuration(Duration::from_secs_f64(step_s * remaining));
-        let terms = r.loss.terms.iter();
-        let terms: Vec<String> =
-            terms.map(|(n, v)| format!("{} {v:.3}", n.trim_start_matches("loss_"))).collect();
+        let window = std::mem::take(&mut self.window);
+        // With evaluations and checkpoints, unlike the speed.
+        let each = self.began.elapsed().as_secs_f64() / (r.step - self.start) as f64;
+        let remaining = Duration::from_secs_f64(each * (self.total - r.step) as f64);
+        let terms = r.loss.terms.iter().zip(&window.terms);
+        let terms: Vec<String> = terms
+            .map(|((name, _), sum)| {
+                format!("{} {:.3}", name.trim_start_matches("loss_"), window.mean(*sum))
+            })
+            .collect();
         tracing::info!(
-            "step {}/{} epoch {} loss {:.3} ({}) lr {:.2e} {:.1} images/s ETA {eta:#}",
+            "step {}/{} epoch {} loss {:.3} ({}) lr {:.2e} {:.1} images/s ETA {:#}",
             r.step,
             self.total,
             r.epoch,
-            r.loss.total(),
+            window.mean(window.loss),
             terms.join(", "),
             r.lr,
-            r.images as f64 / step_s
+            window.images as f64 / window.step_s.max(1e-9),
+            indicatif::HumanDuration(remaining)
         );
         Ok(())
     }

@@ -27,11 +27,15 @@ pub struct Metrics {
 impl Metrics {
     /// Opens the file for attempt `attempt` (from 1) of a run whose first `start` steps are
     /// completed. Removes the rows of later steps, which the checkpoint does not include, and an
-    /// incomplete last line.
+    /// incomplete last line. A run that starts from its first step keeps a file with evaluations
+    /// under another name.
     ///
     /// # Errors
     /// A file that cannot be written, or a line that is not a JSON object.
     pub fn open(path: &Path, start: usize, attempt: usize) -> Result<Self> {
+        if start == 0 {
+            keep_evaluations(path)?;
+        }
         let io = |e| Error::io("cannot open", path)(e);
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
         let length = if start == 0 { 0 } else { length_up_to(path, start)? };
@@ -95,6 +99,23 @@ impl Sink for Metrics {
     }
 }
 
+/// Renames a file that has rows of evaluations to the first free `metrics-N.jsonl`: whoever removes
+/// the checkpoints of a run and starts it again may still want its results.
+fn keep_evaluations(path: &Path) -> Result<()> {
+    // A file that cannot be read is reported by whoever opens it next.
+    if !std::fs::read_to_string(path).is_ok_and(|text| text.contains("\"AP\":")) {
+        return Ok(());
+    }
+    let name = |n| path.with_file_name(NAME.replace('.', &format!("-{n}.")));
+    let mut n = 1;
+    while name(n).exists() {
+        n += 1;
+    }
+    std::fs::rename(path, name(n)).map_err(Error::io("cannot rename", path))?;
+    tracing::info!("the metrics of the previous run are kept in {}", name(n).display());
+    Ok(())
+}
+
 /// Length in bytes of the rows up to step `last`.
 fn length_up_to(path: &Path, last: usize) -> Result<u64> {
     let text = std::fs::read_to_string(path).map_err(Error::io("cannot read", path))?;
@@ -131,6 +152,24 @@ mod tests {
 
     fn row(step: usize) -> Map<String, Value> {
         serde_json::json!({"step": step, "loss": 0.5}).as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn a_new_run_keeps_the_evaluations_of_the_last_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let start_again = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            drop(Metrics::open(&path, 0, 2).unwrap());
+            std::fs::read_to_string(&path).unwrap()
+        };
+        let evaluated = "{\"step\":1,\"AP\":0.5}\n";
+        assert_eq!(start_again("{\"step\":1}\n") + &start_again(evaluated), "");
+        assert_eq!(start_again(evaluated), "");
+        for kept in ["metrics-1.jsonl", "metrics-2.jsonl"] {
+            assert_eq!(std::fs::read_to_string(dir.path().join(kept)).unwrap(), evaluated);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(super) struct Layout {
     pub(super) oversubscribed: bool,
     /// Argument of mpirun's `--bind-to`.
     pub(super) bind: &'static str,
+    /// Argument of srun's `--cpu-bind`; by default srun decides.
+    pub(super) cpu_bind: Option<&'static str>,
     /// Warning about `--threads`.
     pub(super) warning: Option<String>,
 }
@@ -32,8 +34,9 @@ impl Layout {
         }
         let srun = use_srun(spec, machine)?;
         let nodes = num_nodes(spec, machine)?;
-        let ranks = num_ranks(spec, machine, nodes);
-        let hosts = spec.hosts.as_ref().map_or(1, |h| h.split(',').count());
+        let slots = spec.hosts.as_deref().map(|hosts| slots(hosts, spec.nodes)).transpose()?;
+        let ranks = num_ranks(spec, machine, nodes, slots.as_deref());
+        let hosts = slots.map_or(1, |s| s.len());
         let per_node = ranks.div_ceil(nodes.max(hosts));
         let warning = check_threads(spec, machine, per_node)?;
         let oversubscribed = per_node > machine.cores;
@@ -46,7 +49,13 @@ impl Layout {
             Bind::Auto | Bind::Numa => "numa",
             Bind::Core => "core",
         };
-        Ok(Self { srun, ranks, nodes, oversubscribed, bind, warning })
+        let cpu_bind = match spec.bind {
+            Bind::Auto => None,
+            Bind::None => Some("none"),
+            Bind::Numa => Some("ldoms"),
+            Bind::Core => Some("cores"),
+        };
+        Ok(Self { srun, ranks, nodes, oversubscribed, bind, cpu_bind, warning })
     }
 }
 
@@ -74,11 +83,37 @@ fn num_nodes(spec: &JobSpec, machine: &Machine) -> Result<usize> {
     Ok(nodes)
 }
 
+/// The ranks of each host of `--hosts`, 1 where none are given.
+///
+/// # Errors
+/// A number of ranks that is none, or a number of hosts that is not that of `--nodes`.
+fn slots(hosts: &str, nodes: Option<usize>) -> Result<Vec<usize>> {
+    let of = |host: &str| match host.split_once(':') {
+        None if !host.is_empty() => Some(1),
+        Some((name, ranks)) if !name.is_empty() => ranks.parse().ok().filter(|n| *n > 0),
+        _ => None,
+    };
+    let each = |host| {
+        of(host).ok_or_else(|| {
+            Error::Usage(format!(
+                "--hosts {hosts}: `{host}`: expected NAME or NAME:RANKS, for example node1:8"
+            ))
+        })
+    };
+    let slots: Vec<usize> = hosts.split(',').map(each).collect::<Result<_>>()?;
+    match nodes {
+        Some(nodes) if nodes != slots.len() => Err(Error::Usage(format!(
+            "--nodes {nodes} contradicts --hosts {hosts}, which names {} hosts",
+            slots.len()
+        ))),
+        _ => Ok(slots),
+    }
+}
+
 /// The number given, else that of `--hosts`, of the allocation's tasks, or of the GPUs.
-fn num_ranks(spec: &JobSpec, machine: &Machine, nodes: usize) -> usize {
-    let slots = |host: &str| host.split_once(':').and_then(|s| s.1.parse().ok()).unwrap_or(1);
+fn num_ranks(spec: &JobSpec, machine: &Machine, nodes: usize, slots: Option<&[usize]>) -> usize {
     spec.ranks
-        .or_else(|| Some(spec.hosts.as_deref()?.split(',').map(slots).sum()))
+        .or_else(|| Some(slots?.iter().sum()))
         .or(machine.slurm.and_then(|s| s.tasks))
         .unwrap_or((machine.gpus * nodes).max(1))
 }
@@ -114,6 +149,19 @@ fn check_threads(spec: &JobSpec, machine: &Machine, per_node: usize) -> Result<O
 mod tests {
     use super::super::tests::{machine, spec};
     use super::*;
+
+    #[test]
+    fn hosts_are_checked() {
+        let with = |hosts: &str, nodes| JobSpec { hosts: Some(hosts.into()), nodes, ..spec() };
+        let ranks = |spec| Layout::new(&spec, &machine()).map(|l| l.ranks);
+        assert_eq!(ranks(with("a,b:3", Some(2))).unwrap(), 4);
+        for bad in ["a:x", "a:0", "", "a,,b", ":2"] {
+            let e = ranks(with(bad, None)).unwrap_err();
+            assert!(e.exit_code() == 2 && e.to_string().contains("NAME:RANKS"), "{bad}: {e}");
+        }
+        let e = ranks(with("a:8,b:8", Some(3))).unwrap_err().to_string();
+        assert!(e.contains("--nodes 3 contradicts"), "{e}");
+    }
 
     #[test]
     fn threads_beyond_the_cores_are_a_warning_or_an_error() {

@@ -73,9 +73,23 @@ fn allocated_cores() -> Option<usize> {
     std::env::var("SLURM_JOB_CPUS_PER_NODE").ok()?.split(['(', ',']).next()?.parse().ok()
 }
 
+/// Number of GPUs that the ranks will see.
 fn count_gpus() -> usize {
-    output_of("nvidia-smi", &["-L"])
-        .map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count())
+    let all = output_of("nvidia-smi", &["-L"])
+        .map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count());
+    match std::env::var("CUDA_VISIBLE_DEVICES") {
+        Ok(list) => visible_gpus(&list).min(all),
+        Err(_) => all,
+    }
+}
+
+/// Number of GPUs in a list of CUDA_VISIBLE_DEVICES, which ends at the first invalid entry.
+fn visible_gpus(list: &str) -> usize {
+    let valid = |entry: &&str| {
+        let entry = entry.trim();
+        entry.parse::<u32>().is_ok() || entry.starts_with("GPU-") || entry.starts_with("MIG-")
+    };
+    list.split(',').take_while(valid).count()
 }
 
 fn count_numa_nodes() -> usize {

@@ -11,7 +11,7 @@ use dw_base::{Error, Result};
 
 use self::layout::Layout;
 pub use self::machine::{Allocation, Machine};
-use crate::rank::status;
+use crate::rank::{restart, status};
 
 /// Program that starts the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -57,11 +57,16 @@ pub struct JobSpec {
 }
 
 /// Prefixes of environment variables that mpirun exports to the ranks on other nodes.
-const EXPORTED: [&str; 8] = [
+const EXPORTED: [&str; 13] = [
     "DW_",
     "NCCL_",
     "OMP_",
-    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_",
+    "CUDA_",
+    "CUDNN_",
+    "NVIDIA_",
+    "PYTORCH_",
+    "TORCH_",
     "LD_LIBRARY_PATH",
     "PATH",
     "RUST_",
@@ -154,6 +159,7 @@ fn srun_words(layout: &Layout, machine: &Machine) -> Vec<String> {
     words.push(format!("--ntasks={}", layout.ranks));
     words.push(format!("--nodes={}", layout.nodes));
     words.push("--export=ALL".to_owned());
+    words.extend(layout.cpu_bind.map(|how| format!("--cpu-bind={how}")));
     let fits = |tasks: Option<usize>| tasks.is_some_and(|tasks| layout.ranks <= tasks);
     let cores = machine.slurm.filter(|s| fits(s.tasks)).and_then(|s| s.cores_per_task);
     if layout.oversubscribed {
@@ -181,7 +187,7 @@ fn mpirun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<Strin
     let is_exported = |name: &&String| EXPORTED.iter().any(|prefix| name.starts_with(prefix));
     let mut exported: Vec<&str> =
         machine.variables.iter().filter(is_exported).map(String::as_str).collect();
-    exported.push(status::VARIABLE);
+    exported.extend([status::VARIABLE, restart::VARIABLE]);
     exported.extend(spec.threads.map(|_| THREADS));
     exported.sort_unstable();
     exported.dedup();
@@ -302,6 +308,10 @@ mod tests {
         assert!(c.srun && c.remote && c.ranks == 16);
         assert_eq!(words(&c)[..2], ["srun", "--mpi=pmix"]);
         assert!(contains(&c, &["--ntasks=16", "--nodes=2"]), "{c:?}");
+        assert!(!words(&c).iter().any(|w| w.starts_with("--cpu-bind")), "{c:?}");
+        let c = JobSpec { bind: Bind::None, ..spec() };
+        let c = LaunchCommand::new(&c, &with(slurm)).unwrap();
+        assert!(c.srun && contains(&c, &["--cpu-bind=none"]), "{c:?}");
         let cores = Allocation { cores_per_task: Some(8), ..slurm };
         let has_cores = |spec: JobSpec, slurm| {
             contains(&LaunchCommand::new(&spec, &with(slurm)).unwrap(), &["--cpus-per-task=8"])
