@@ -121,6 +121,14 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Whether the machine or the connection to its storage failed, and not the file: trying again may
+/// help, and leaving the file out would lose it.
+pub fn is_of_machine(e: &io::Error) -> bool {
+    let codes =
+        [libc::EIO, libc::ESTALE, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ETIMEDOUT];
+    e.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors

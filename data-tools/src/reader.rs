@@ -124,6 +124,8 @@ pub fn split_names(dir: &Path) -> Result<Vec<String>> {
     let mut names: Vec<String> = files
         .flatten()
         .filter_map(|f| Some(f.file_name().to_str()?.strip_suffix(".dwindex")?.to_owned()))
+        // Such as macOS leaves beside copied files.
+        .filter(|name| !name.starts_with('.'))
         .collect();
     names.sort();
     if names.is_empty() {

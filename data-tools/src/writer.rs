@@ -259,18 +259,18 @@ impl SplitWriter {
         let (header, body) = self.index(meta, codec)?;
         let names: Vec<String> =
             (0..self.shards.len()).map(|i| shard_name(&self.split, header.tag, i as u32)).collect();
-        for (i, name) in names.iter().enumerate() {
-            rename(&self.temporary.join(format!("{i:05}")), &self.out.join(name))?;
-        }
-        sync_folder(&self.out)?;
-        // In the temporary folder, so that an interrupted write leaves nothing in the output
-        // folder.
+        // In the temporary folder and before the first rename: if it fails, on a full disk for
+        // example, the output folder is unchanged and the finished shards are kept.
         let index = self.temporary.join("index");
         let mut file = create(&index)?;
         file.write_all(&header.to_bytes())
             .and_then(|()| file.write_all(&body))
             .map_err(Error::io("cannot write", &index))?;
         file.sync_all().map_err(Error::io("cannot sync", &index))?;
+        for (i, name) in names.iter().enumerate() {
+            rename(&self.temporary.join(format!("{i:05}")), &self.out.join(name))?;
+        }
+        sync_folder(&self.out)?;
         rename(&index, &self.out.join(index_name(&self.split)))?;
         sync_folder(&self.out)?;
         self.complete = true;

@@ -132,6 +132,41 @@ fn sets_without_splits_are_divided_by_the_names_of_their_images() {
     assert!(problem.contains("train.txt: line 3"), "{problem}");
 }
 
+#[test]
+fn lists_of_voc_may_have_the_names_or_paths_of_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let (set, out) = (dir.path().join("voc"), dir.path().join("out"));
+    voc(&set);
+    fs::create_dir_all(set.join("ImageSets/Main")).unwrap();
+    let list = |name: &str, lines: &str| fs::write(set.join("ImageSets/Main").join(name), lines);
+    list("train.txt", "a.png\nVOC\\JPEGImages\\b.png\n").unwrap();
+    list("val.txt", "VOC2007/JPEGImages/c\n").unwrap();
+    list("test.txt", "x\ny\n").unwrap();
+    let said = notes(&[text(&set), "-o", text(&out)]);
+    assert!(said.contains("`test` is left out"), "{said}");
+    assert_eq!((boxes(&out, "train").len(), boxes(&out, "val").len()), (2, 1));
+    // A mistake in a split that is not asked for does not matter.
+    list("val.txt", "c\nz\n").unwrap();
+    ok(&[text(&set), "-o", text(&dir.path().join("one")), "--split", "train"]);
+    assert!(fails(&[text(&set), "-o", text(&out)], 3).contains("val.txt: line 2"));
+    for name in ["train.txt", "val.txt"] {
+        list(name, "x.jpg\n").unwrap();
+    }
+    let problem = fails(&[text(&set), "-o", text(&out)], 3);
+    assert!(problem.contains("line 1") && problem.contains(".xml"), "{problem}");
+    // Images beside the set's folders of images belong to no split.
+    let flat = dir.path().join("flat");
+    for folder in ["", "extra"] {
+        fs::create_dir_all(flat.join(folder)).unwrap();
+        for file in ["JPEGImages/a.png", "Annotations/a.xml"] {
+            let name = Path::new(file).file_name().unwrap();
+            fs::copy(set.join(file), flat.join(folder).join(name)).unwrap();
+        }
+    }
+    let problem = fails(&[text(&flat), "-o", text(&out)], 2);
+    assert!(problem.contains("`extra`") && problem.contains("hint:"), "{problem}");
+}
+
 /// A YOLO set of one picture and what `data.yaml` says about it.
 fn yolo(dir: &Path, yaml: &str) {
     for folder in ["train/images", "train/labels"] {
@@ -170,6 +205,19 @@ fn yolo_exports_of_other_places_are_read() {
         assert!(problem.contains(word), "{problem}");
         fs::write(set.join(name), before).unwrap();
     }
+    // Absolute paths inside the set; other tools' YAML files; class names are part of a pack.
+    let images = fs::canonicalize(set.join("train/images")).unwrap();
+    fs::write(set.join("list.txt"), format!("{}\n", text(&images.join("a.png")))).unwrap();
+    fs::write(set.join("._x.yaml"), [0xff, 0xfe]).unwrap();
+    symlink("nowhere", set.join("x.yaml")).unwrap();
+    let yaml = format!("train: {}\nval: list.txt\nnames: [cat, dog]\n", text(&images));
+    fs::write(set.join("data.yaml"), yaml.as_bytes()).unwrap();
+    let again = dir.path().join("again");
+    ok(&[text(&set), "-o", text(&again)]);
+    assert_eq!((boxes(&again, "train").len(), boxes(&again, "val").len()), (4, 1));
+    fs::write(set.join("data.yaml"), yaml.replace("[cat, dog]", "[dog, cat]")).unwrap();
+    ok(&[text(&set), "-o", text(&again), "--resume"]);
+    assert_eq!(boxes(&again, "train")["a"][0].0, "cat");
     // Labels are never read through a link that leaves their folder.
     fs::write(dir.path().join("secret"), "1 0.5 0.5 0.5 0.5").unwrap();
     symlink(dir.path().join("secret"), set.join("train/labels/c.txt")).unwrap();

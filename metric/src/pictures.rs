@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
 use dw_base::{Error, Result, names};
-use image::RgbImage;
+use image::{ImageReader, RgbImage};
 
 /// Limit on the size of an image file, bytes.
 const MAX_BYTES: u64 = 1 << 30;
@@ -61,7 +61,10 @@ impl Pictures {
         if !meta.is_file() || meta.len() > MAX_BYTES {
             return Err(format!("expected a regular file of at most {MAX_BYTES} bytes"));
         }
-        image::open(&path).map(|image| image.to_rgb8()).map_err(|e| e.to_string())
+        // By content, as `dw-pack` does: names with the ending of another format are common.
+        let reader = ImageReader::open(&path).and_then(ImageReader::with_guessed_format);
+        let image = reader.map_err(|e| e.to_string())?.decode();
+        image.map(|image| image.to_rgb8()).map_err(|e| e.to_string())
     }
 
     /// A warning about the images that could not be read, if any.

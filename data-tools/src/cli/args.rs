@@ -65,8 +65,8 @@ pub(super) struct PackArgs {
     /// Image folder of --annotations
     #[arg(long, value_name = "DIR", requires = "annotations")]
     pub(super) images: Option<PathBuf>,
-    /// Share of the images that goes to the split `val`, as 10% or 0.1, for a set without splits; a
-    /// checksum of the file name decides [default: 10%]
+    /// Fraction of the images assigned to the split `val` by a checksum of the file name, for data
+    /// sets without splits, for example 10% or 0.1 [default: 10%]
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     pub(super) val: Option<f64>,
     /// VOC's difficult objects: neither train on nor count them, keep them, or drop them
@@ -97,11 +97,11 @@ pub(super) struct PackArgs {
     /// Policy for images that are missing, damaged or not of the annotated size
     #[arg(long, value_enum, default_value = "fail")]
     pub(super) bad_images: BadImages,
-    /// EXIF orientation of images: ignore it, as COCO's tools do, or turn the pixels, and the boxes
-    /// where the annotated size is the stored one
+    /// EXIF orientation of images: ignore it, as COCO's tools do, or apply it to the pixels, and to
+    /// the boxes where the annotated size is the stored one
     #[arg(long, value_enum, default_value = "ignore")]
     pub(super) exif: Exif,
-    /// What boxes refer to where the annotated size does not tell, with --exif apply: the stored
+    /// With --exif apply, what boxes refer to where the annotated size is ambiguous: the stored
     /// pixels or the displayed image
     #[arg(long, value_enum)]
     pub(super) exif_boxes: Option<ExifBoxes>,
@@ -202,6 +202,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
     };
     match number.checked_mul(unit) {
         Some(n) if n >= 4096 => Ok(n),
-        _ => Err(format!("expected at least 4 KiB, found `{text}`")),
+        Some(_) => Err(format!("expected at least 4 KiB, found `{text}`")),
+        None => Err(format!("expected less than 16 EiB, found `{text}`")),
     }
 }

@@ -13,6 +13,9 @@ use crate::coco::Category;
 use crate::export;
 use crate::reader::{Split, open_all, split_names};
 
+/// Most names of categories that `info` prints.
+const LISTED: usize = 100;
+
 /// Prints JSON without control characters.
 fn print_json(value: &Value) {
     println!("{}", text::json(&value.to_string()));
@@ -56,6 +59,13 @@ pub(super) fn info(out: &Path, as_json: bool) -> Result<()> {
         version.unwrap_or_default(),
         categories.len()
     );
+    let all = splits.first().map_or(&[][..], Split::categories);
+    let names: Vec<&str> = all.iter().take(LISTED).map(|c| c.name.as_str()).collect();
+    let more = match categories.len().saturating_sub(LISTED) {
+        0 => String::new(),
+        more => format!(" and {more} more (--json lists all)"),
+    };
+    println!("  categories: {}{more}", shown(names.join(", ")));
     for s in &splits {
         let (row, longest) = row(s);
         let resized = match row["shrunken"].as_u64() {

@@ -138,7 +138,7 @@ fn pack_chunk(
                 counts.dark += usize::from(encoded.max_16_bit.is_some_and(is_dark));
                 writer.push(i, &encoded.record, encoded.entry)?;
             }
-            Err(Unusable::Outside(e)) => return Err(e),
+            Err(Unusable::Always(e)) => return Err(e),
             Err(Unusable::Bad(e)) if options.bad_images == BadImages::Fail => failed.push(e),
             Err(Unusable::Bad(e)) => writer.image_counts.skipped.push(e),
         }

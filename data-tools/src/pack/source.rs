@@ -32,8 +32,8 @@ pub(super) struct Encoded {
 pub(super) enum Unusable {
     /// Missing, damaged or of another size: subject to `--bad-images`.
     Bad(String),
-    /// Outside the image folder: an error under every policy.
-    Outside(Error),
+    /// Outside the image folder, or the machine failed: an error under every policy.
+    Always(Error),
 }
 
 /// The image folder of a split.
@@ -94,6 +94,9 @@ impl ImageFolder {
     fn read(&self, image: &Image) -> std::result::Result<Vec<u8>, Unusable> {
         let path = self.0.path().join(&image.file_name);
         let unreadable = |e: std::io::Error| {
+            if input::is_of_machine(&e) {
+                return Unusable::Always(Error::io("cannot read", &path)(e));
+            }
             let path = shown(path.display());
             Unusable::Bad(format!("{path}: image {} cannot be read: {e}", image.id))
         };
@@ -102,7 +105,7 @@ impl ImageFolder {
             let root = shown(self.0.root().display());
             let problem = format!("is a symbolic link to a file outside {root}\n{HINT}");
             let place = format!("image {}", image.id);
-            Unusable::Outside(Error::data(&path, place, problem))
+            Unusable::Always(Error::data(&path, place, problem))
         })
     }
 
@@ -242,7 +245,7 @@ fn encode(
     let (record, crc) = encode_record(image.id, layout.code(), &annotations, &pixels, o.level)
         .map_err(|e| format!("cannot be packed: {e}"))?;
     entry.crc = crc;
-    let rotated = found != 1 && !turned;
+    let rotated = (2..=8).contains(&found) && !turned;
     Ok(Encoded { record, entry, rotated, turned, alpha, max_16_bit })
 }
 

@@ -5,10 +5,10 @@ use std::io::Cursor;
 use image::DynamicImage::{
     ImageLuma16, ImageLumaA16, ImageRgb16, ImageRgb32F, ImageRgba16, ImageRgba32F,
 };
-use image::{DynamicImage, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageFormat, ImageReader, Limits};
 
 use super::jpeg::{self, is_jpeg};
-use super::layout::{Rgb, check_size};
+use super::layout::{MAX_PIXELS, Rgb, check_size};
 
 /// Extensions of the files that are taken for images where no annotation names them, lower case.
 pub const EXTENSIONS: [&str; 7] = ["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
@@ -91,5 +91,10 @@ fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
     let found = if bytes.is_empty() { "an empty file" } else { "other data" };
     let format = format
         .ok_or_else(|| format!("expected a JPEG, PNG, WebP, BMP or TIFF image, found {found}"))?;
-    Ok(ImageReader::with_format(Cursor::new(bytes), format))
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    // Room for the largest image with 16 bits a sample; the default is less.
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(8 * MAX_PIXELS as u64);
+    reader.limits(limits);
+    Ok(reader)
 }

@@ -104,7 +104,7 @@ pub struct Rgb {
 }
 
 /// Most pixels of an image.
-const MAX_PIXELS: usize = 1 << 28;
+pub(crate) const MAX_PIXELS: usize = 1 << 28;
 
 /// Checks a size before memory is allocated for it: 1 to 2^28 pixels.
 ///

@@ -81,7 +81,16 @@ pub fn from_file(file: &Path, images: &Path, search: &Search) -> Result<Vec<Sour
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     let stem = PREFIXES.iter().find_map(|p| stem.strip_prefix(p)).unwrap_or(&stem);
     let split = match &search.only[..] {
-        [] => stem.to_owned(),
+        [] => match split_name(stem) {
+            Ok(()) => stem.to_owned(),
+            Err(problem) => {
+                return Err(Error::Usage(format!(
+                    "cannot name the split after {}: `{}` {problem}\nhint: name it with --split NAME",
+                    shown(file.display()),
+                    shown(stem)
+                )));
+            }
+        },
         [one] => one.clone(),
         _ => return Err(Error::Usage("--split: an annotation file is one split".into())),
     };

@@ -50,6 +50,16 @@ pub fn note(val: f64) -> String {
     )
 }
 
+/// What is said about images that are left out: the first ones with the reason, and their number.
+pub fn left_out(problems: &[String]) -> Vec<String> {
+    let mut notes: Vec<String> =
+        problems.iter().take(5).map(|s| format!("left out: {s}")).collect();
+    if !problems.is_empty() {
+        notes.push(format!("{} images left out", problems.len()));
+    }
+    notes
+}
+
 /// Keeps one part of the images and their boxes. `file` is named in errors.
 ///
 /// # Errors

@@ -93,6 +93,17 @@ enum Content {
 }
 
 impl Source {
+    /// A split that was not asked for, which is named in messages only.
+    fn unread(split: String, images_dir: &Path, annotations: &Path) -> Self {
+        Self {
+            split,
+            images_dir: images_dir.to_owned(),
+            annotations: annotations.to_owned(),
+            notes: vec![],
+            content: Content::Read { coco: Coco::default(), checksum: String::new() },
+        }
+    }
+
     /// A checksum of the annotations, with the choices that change them.
     ///
     /// # Errors
@@ -145,14 +156,21 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
         Format::Coco => Layout::Coco,
         Format::Voc => Layout::Voc,
         Format::Yolo => Layout::Yolo,
-        Format::Auto => recognise(dir)?,
+        Format::Auto => recognise(dir, search)?,
     };
-    match layout {
+    let sources = match layout {
         Layout::Coco => coco::find(dir, search),
         Layout::Roboflow => select(roboflow::find(dir, search)?, search, dir),
         Layout::Voc => select(voc::find(dir, search)?, search, dir),
         Layout::Yolo => select(yolo::find(dir, search)?, search, dir),
+    }?;
+    if sources.is_empty() {
+        let at = shown(dir.display());
+        return Err(Error::Usage(format!(
+            "cannot pack {at}: found no split with annotated images"
+        )));
     }
+    Ok(sources)
 }
 
 /// Layout of a data set folder.
@@ -168,12 +186,12 @@ enum Layout {
 ///
 /// # Errors
 /// A folder that has none or several, with what was found.
-fn recognise(dir: &Path) -> Result<Layout> {
+fn recognise(dir: &Path, search: &Search) -> Result<Layout> {
     let all = [
         (Layout::Coco, coco::recognise(dir)?),
         (Layout::Roboflow, roboflow::recognise(dir)?),
         (Layout::Voc, voc::recognise(dir)?),
-        (Layout::Yolo, yolo::recognise(dir)?),
+        (Layout::Yolo, yolo::recognise(dir, search)?),
     ];
     let found: Vec<(Layout, String)> =
         all.into_iter().filter_map(|(layout, what)| Some((layout, what?))).collect();

@@ -284,6 +284,13 @@ impl<'a> Cursor<'a> {
                 self.at = end;
                 return Ok(if minus { -(value as i64) } else { value as i64 });
             }
+            // More digits than `digits` keeps, such as those of 64-bit hashes.
+            Some(_) if end - first == 19 && self.bytes[first] != b'0' => {
+                let text = str::from_utf8(&self.bytes[self.at..end]).unwrap_or_default();
+                let Ok(value) = text.parse() else { return self.bad(EXPECTED) };
+                self.at = end;
+                return Ok(value);
+            }
             _ => {
                 return if self.at >= self.bytes.len() || end == self.bytes.len() {
                     Err(Fault::End)

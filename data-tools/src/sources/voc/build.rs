@@ -9,6 +9,7 @@ use super::xml::File;
 use super::{Annotations, Difficult, List, Search, Source};
 use crate::coco::{Annotation, Category, Coco, Image};
 use crate::input::{BadImages, Folder};
+use crate::pixels::EXTENSIONS;
 use crate::sources::listing::{self, DEFAULT_VAL, Part};
 use crate::sources::{Content, yolo};
 
@@ -26,15 +27,9 @@ pub(super) fn listed(
     let mut ids = vec![];
     let mut missing = None;
     for (number, line) in &list.lines {
-        // Lists of single classes have a second column with 1, 0 or -1.
-        let id = if a.files.contains_key(line) {
-            line.as_str()
-        } else {
-            line.split_whitespace().next().unwrap_or(line)
-        };
-        match a.files.get_key_value(id) {
-            Some((id, _)) => ids.push(id.as_str()),
-            None if missing.is_none() => missing = Some((*number, id)),
+        match id_of(line, a) {
+            Some(id) => ids.push(id),
+            None if missing.is_none() => missing = Some((*number, line)),
             None => {}
         }
     }
@@ -52,6 +47,19 @@ pub(super) fn listed(
     let mut source = source(a, classes, &list.split, &ids, search)?;
     source.notes.extend(list.notes.clone());
     Ok(Some(source))
+}
+
+/// The id that a line of a list means: the name of an annotation file without its ending. Lists of
+/// single classes have a second column with 1, 0 or -1, and some tools write the names or paths of
+/// images.
+fn id_of<'a>(line: &str, a: &'a Annotations) -> Option<&'a str> {
+    let word = line.split_whitespace().next().unwrap_or(line);
+    let forms = [line, word].into_iter().flat_map(|text| {
+        let name = text.rsplit(['/', '\\']).next().filter(|_| !text.contains("..")).unwrap_or(text);
+        let stem = |name| listing::stem(name, &EXTENSIONS);
+        [Some(text), stem(text), Some(name), stem(name)]
+    });
+    forms.flatten().find_map(|id| Some(a.files.get_key_value(id)?.0.as_str()))
 }
 
 /// A split with all images that have annotations.
@@ -154,7 +162,7 @@ fn notes(counts: &Counts, difficult: Difficult) -> Vec<String> {
         let n = counts.without_size;
         notes.push(format!("{n} annotation files have no image size: taken from the images"));
     }
-    notes.extend(counts.unreadable.iter().take(5).map(|s| format!("left out: {s}")));
+    notes.extend(listing::left_out(&counts.unreadable));
     notes
 }
 
@@ -169,7 +177,7 @@ impl Pictures {
     fn new(a: &Annotations, search: &Search) -> Result<Self> {
         let mut by_stem: HashMap<String, Vec<String>> = HashMap::new();
         for name in listing::pictures(&a.images)? {
-            if let Some(stem) = listing::stem(&name, &crate::pixels::EXTENSIONS) {
+            if let Some(stem) = listing::stem(&name, &EXTENSIONS) {
                 by_stem.entry(stem.to_owned()).or_default().push(name);
             }
         }

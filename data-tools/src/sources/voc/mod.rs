@@ -73,8 +73,7 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
         return match lists(dir, &classes, search)? {
             Some(lists) => {
                 refuse_val(search, dir)?;
-                let source = |list: List| build::listed(&all[0], &classes, &list, search);
-                lists.into_iter().filter_map(|l| source(l).transpose()).collect()
+                of_lists(&all[0], &classes, lists, search)
             }
             None => build::divided(&all[0], &classes, search),
         };
@@ -96,8 +95,52 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
         return build::divided(&all[0], &classes, search);
     }
     refuse_val(search, dir)?;
-    let whole = names.iter().zip(&all).filter(|(name, _)| !name.is_empty());
-    whole.map(|(name, a)| build::whole(a, &classes, name, search)).collect()
+    if names.iter().any(String::is_empty) {
+        let other = names.iter().find(|n| !n.is_empty()).map(|n| shown(n).to_string());
+        return Err(Error::Usage(format!(
+            "cannot pack {}: found annotation files (*.xml) in the folder itself and in its folder \
+             `{}`\nhint: move them into one folder per split",
+            shown(dir.display()),
+            other.unwrap_or_default()
+        )));
+    }
+    names.iter().zip(&all).map(|(name, a)| build::whole(a, &classes, name, search)).collect()
+}
+
+/// The splits of lists. Those whose images have no annotations, as in VOC's test sets, are left out
+/// with a note.
+fn of_lists(
+    a: &Annotations,
+    classes: &[String],
+    lists: Vec<List>,
+    search: &Search,
+) -> Result<Vec<Source>> {
+    let (mut sources, mut without, mut example) = (vec![], vec![], None);
+    for list in lists {
+        if !search.only.is_empty() && !search.only.contains(&list.split) {
+            // Named in messages only; a mistake in its list does not matter.
+            sources.push(Source::unread(list.split, &a.images, &a.folder));
+        } else if let Some(source) = build::listed(a, classes, &list, search)? {
+            sources.push(source);
+        } else {
+            let line = list.lines.first().map(|(n, line)| (list.path.clone(), *n, line.clone()));
+            example = example.or(line);
+            without.push(list.split);
+        }
+    }
+    if let (true, Some((path, number, line))) = (sources.is_empty(), example) {
+        let problem = format!(
+            "no annotation file `{}.xml` in {}, nor for any other line of the lists",
+            shown(line),
+            shown(a.folder.display())
+        );
+        return Err(Error::data(&path, format!("line {number}"), problem));
+    }
+    if let Some(first) = sources.first_mut() {
+        let note = |split| format!("`{split}` is left out: its images have no annotation files");
+        first.notes.extend(without.into_iter().map(note));
+    }
+    Ok(sources)
 }
 
 /// Reads all annotation files of a folder on all threads.

@@ -12,16 +12,27 @@ pub struct Object {
 }
 
 /// Parses a label file of an image of `size` (width, height) pixels and a data set of `classes`
-/// classes.
+/// classes. With `keypoints` each box is followed by that many numbers, which are ignored.
 ///
 /// # Errors
 /// The line, what was expected and what was found.
-pub fn parse(text: &str, size: (u32, u32), classes: usize) -> Result<Vec<Object>, String> {
+pub fn parse(
+    text: &str,
+    size: (u32, u32),
+    classes: usize,
+    keypoints: Option<usize>,
+) -> Result<Vec<Object>, String> {
     let lines = (1..).zip(text.lines()).filter(|(_, l)| !l.trim().is_empty());
-    lines.map(|(n, l)| object(l, size, classes).map_err(|e| format!("line {n}: {e}"))).collect()
+    let parse = |line: &str| object(line, size, classes, keypoints);
+    lines.map(|(n, l)| parse(l).map_err(|e| format!("line {n}: {e}"))).collect()
 }
 
-fn object(line: &str, size: (u32, u32), classes: usize) -> Result<Object, String> {
+fn object(
+    line: &str,
+    size: (u32, u32),
+    classes: usize,
+    keypoints: Option<usize>,
+) -> Result<Object, String> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let class = class(words[0], classes)?;
     let number = |w: &&str| -> Result<f64, String> {
@@ -29,7 +40,16 @@ fn object(line: &str, size: (u32, u32), classes: usize) -> Result<Object, String
         let value = value.filter(|v| v.is_finite() && v.abs() < 1e6);
         value.ok_or_else(|| format!("expected a share of the image's size, found `{w}`"))
     };
-    let values = words[1..].iter().map(number).collect::<Result<Vec<f64>, _>>()?;
+    let mut values = words[1..].iter().map(number).collect::<Result<Vec<f64>, _>>()?;
+    if let Some(more) = keypoints {
+        if values.len() != 4 + more {
+            return Err(format!(
+                "expected `class cx cy w h` and the {more} numbers of `kpt_shape`, found {} numbers",
+                words.len()
+            ));
+        }
+        values.truncate(4);
+    }
     let (width, height) = (f64::from(size.0), f64::from(size.1));
     match values[..] {
         [cx, cy, w, h] => {
@@ -92,7 +112,7 @@ mod tests {
                     w / fw,
                     h / fh
                 );
-                let found = parse(&text, (width, height), 3).unwrap();
+                let found = parse(&text, (width, height), 3, None).unwrap();
                 assert_eq!(found[0].bbox, [x, y, w, h], "{text}");
             }
         }
@@ -100,9 +120,17 @@ mod tests {
 
     #[test]
     fn polygons_become_their_bounding_boxes() {
-        let found = parse("1.0 0.1 0.2 0.5 0.9 0.3 0.4\n\n", (10, 20), 2).unwrap();
+        let found = parse("1.0 0.1 0.2 0.5 0.9 0.3 0.4\n\n", (10, 20), 2, None).unwrap();
         assert_eq!(found, [Object { class: 1, bbox: [1.0, 4.0, 4.0, 14.0], polygon: true }]);
-        assert!(parse(" \n", (10, 20), 2).unwrap().is_empty());
+        assert!(parse(" \n", (10, 20), 2, None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn keypoints_behind_a_box_are_no_polygon() {
+        let found = parse("0 0.5 0.5 0.2 0.4 0.1 0.2 0.3 0.4", (10, 10), 1, Some(4)).unwrap();
+        assert_eq!(found, [Object { class: 0, bbox: [4.0, 3.0, 2.0, 4.0], polygon: false }]);
+        let problem = parse("0 0.5 0.5 0.2 0.4", (10, 10), 1, Some(4)).unwrap_err();
+        assert!(problem.contains("kpt_shape") && problem.contains("found 5"), "{problem}");
     }
 
     #[test]
@@ -117,7 +145,7 @@ mod tests {
             ("0 0.5 1e300 0.1 0.1", "`1e300`"),
             ("dog 0.5 0.5 0.1 0.1", "`dog`"),
         ] {
-            let problem = parse(text, (10, 10), 2).unwrap_err();
+            let problem = parse(text, (10, 10), 2, None).unwrap_err();
             assert!(problem.contains(word), "{text}: {problem}");
         }
     }

@@ -22,17 +22,21 @@ pub(super) fn description(
 ) -> Result<Option<(PathBuf, Description)>> {
     let folder = Folder::open(dir, allow_outside)?;
     let files = listing::entries(dir)?;
-    let is_yaml = |f: &&String| listing::stem(f, &["yaml", "yml"]).is_some();
+    let is_yaml = |f: &&String| !f.starts_with('.') && listing::stem(f, &["yaml", "yml"]).is_some();
     let mut yaml: Vec<&String> = files.iter().filter(is_yaml).collect();
     if yaml.iter().any(|f| *f == "data.yaml") {
         yaml.retain(|f| *f == "data.yaml");
     }
     let mut found = vec![];
     for name in yaml {
-        let text = folder.text(name)?;
-        // Other tools keep YAML files of other contents beside the data.
-        if name == "data.yaml" || text.lines().any(|l| l.starts_with("names:")) {
-            found.push((dir.join(name), text));
+        // Other tools keep YAML files of other contents beside the data; whether they can be read
+        // does not matter.
+        match folder.text(name) {
+            Ok(text) if name == "data.yaml" || text.lines().any(|l| l.starts_with("names:")) => {
+                found.push((dir.join(name), text));
+            }
+            Err(e) if name == "data.yaml" => return Err(e),
+            _ => {}
         }
     }
     if found.len() > 1 {
@@ -82,17 +86,23 @@ pub(super) fn groups(
     if description.splits.is_empty() {
         return usual_folders(dir);
     }
-    let mut groups = vec![];
+    let (mut groups, mut without_test) = (vec![], None);
     for (split, paths) in &description.splits {
         match described(dir, file, description, split, paths, search)? {
             Some(group) => groups.push(group),
-            None if *split == "test" => {}
+            None if *split == "test" => {
+                let paths = shown(paths.join(", ")).to_string();
+                without_test = Some(format!("`test` is left out: {paths} does not exist"));
+            }
             None => {
                 let paths = shown(paths.join(", ")).to_string();
                 let problem = format!("expected a folder or list inside the set, found {paths}");
                 return Err(Error::data(file, format!("`{split}`"), problem));
             }
         }
+    }
+    if let Some(group) = groups.first_mut() {
+        group.notes.extend(without_test);
     }
     Ok(groups)
 }
@@ -144,10 +154,21 @@ fn locate(dir: &Path, base: Option<&str>, entry: &str) -> Option<PathBuf> {
         let parts = Path::new(p).components();
         parts.skip_while(|c| !matches!(c, std::path::Component::Normal(_))).collect()
     };
+    if let Some(place) = below(dir, Path::new(entry)) {
+        return Some(place);
+    }
     let entry = clean(entry);
     let inside = |p: &Path| p.to_str().is_some_and(|p| names::relative(p).is_ok());
     let candidates = base.map(|b| clean(b).join(&entry)).into_iter().chain([entry.clone()]);
     candidates.into_iter().find(|p| inside(p) && dir.join(p).exists())
+}
+
+/// The part of an absolute path below `dir`; `None` for other paths, and for files that do not exist.
+fn below(dir: &Path, path: &Path) -> Option<PathBuf> {
+    let root = dir.canonicalize().ok()?;
+    let place = path.is_absolute().then(|| path.canonicalize().ok())??;
+    let place = place.strip_prefix(root).ok()?;
+    place.to_str().is_some_and(|p| names::relative(p).is_ok()).then(|| place.to_owned())
 }
 
 /// The images of a list file, relative to `dir`.
@@ -161,7 +182,9 @@ fn list(dir: &Path, file: &Path, name: &str, search: &Search) -> Result<Vec<Stri
             continue;
         }
         let beside = base.join(line.trim_start_matches("./"));
-        let candidates = [beside.to_string_lossy().into_owned(), line.to_owned()];
+        let absolute = below(dir, Path::new(line)).unwrap_or_default();
+        let candidates =
+            [&beside, Path::new(line), &absolute].map(|p| p.to_string_lossy().into_owned());
         let inside = |p: &&String| names::relative(p).is_ok() && dir.join(p).is_file();
         let Some(image) = candidates.iter().find(inside) else {
             let problem = format!(

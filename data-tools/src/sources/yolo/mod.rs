@@ -19,13 +19,14 @@ pub mod names;
 
 use labels::Object;
 use layout::Group;
+use names::Description;
 
 /// What was found, if the folder has the class names of a YOLO set.
 ///
 /// # Errors
 /// A folder that cannot be listed; an invalid description.
-pub fn recognise(dir: &Path) -> Result<Option<String>> {
-    let found = layout::description(dir, false)?;
+pub fn recognise(dir: &Path, search: &Search) -> Result<Option<String>> {
+    let found = layout::description(dir, search.allow_outside)?;
     Ok(found.map(|(path, _)| {
         let name = path.strip_prefix(dir).unwrap_or(&path);
         format!("{} (YOLO)", shown(name.display()))
@@ -49,10 +50,11 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
         let wanted = |s: &String| search.only.is_empty() || search.only.contains(s);
         // Pictures of a split that is not asked for need not be read.
         if group.split.as_ref().is_some_and(|s| !wanted(s)) {
-            sources.push(unread(&group));
+            let split = group.split.clone().unwrap_or_default();
+            sources.push(Source::unread(split, &group.images_dir, &group.labels_dir));
             continue;
         }
-        let read = read(&group, &description.names, search)?;
+        let read = read(&group, &description, search)?;
         match &group.split {
             Some(_) => {
                 refuse_val(search, dir)?;
@@ -62,17 +64,6 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
         }
     }
     Ok(sources)
-}
-
-/// A split that is listed in messages only.
-fn unread(group: &Group) -> Source {
-    Source {
-        split: group.split.clone().unwrap_or_default(),
-        images_dir: group.images_dir.clone(),
-        annotations: group.labels_dir.clone(),
-        notes: vec![],
-        content: Content::Read { coco: Coco::default(), checksum: String::new() },
-    }
 }
 
 /// The splits `train` and `val` of a set without splits.
@@ -98,7 +89,7 @@ fn divided(source: Source, search: &Search) -> Result<Vec<Source>> {
 type Labelled = ((u32, u32), Vec<Object>, Option<String>);
 
 /// Reads the labels and the sizes of the images of a group, on all threads.
-fn read(group: &Group, names: &[String], search: &Search) -> Result<Source> {
+fn read(group: &Group, description: &Description, search: &Search) -> Result<Source> {
     if group.files.is_empty() {
         let at = shown(group.images_dir.display());
         return Err(Error::Usage(format!("cannot pack {at}: found no images")));
@@ -119,12 +110,12 @@ fn read(group: &Group, names: &[String], search: &Search) -> Result<Source> {
             return Ok(Ok((size, vec![], None)));
         }
         let text = labels.text(label)?;
-        let found = labels::parse(&text, size, names.len());
+        let found = labels::parse(&text, size, description.names.len(), description.keypoints);
         let found = found.map_err(|e| Error::data(&path, "", e))?;
         Ok(Ok((size, found, Some(text))))
     };
     let all = group.files.par_iter().map(one).collect::<Result<Vec<_>>>()?;
-    assemble(group, names, all)
+    assemble(group, &description.names, all)
 }
 
 /// What was decided for the images of a split.
@@ -145,10 +136,7 @@ impl Counts {
         if self.polygons > 0 {
             notes.push(format!("{} polygons: their bounding boxes are used", self.polygons));
         }
-        if !self.skipped.is_empty() {
-            notes.extend(self.skipped.iter().take(5).map(|s| format!("left out: {s}")));
-            notes.push(format!("{} images left out", self.skipped.len()));
-        }
+        notes.extend(listing::left_out(&self.skipped));
         notes
     }
 }
@@ -199,6 +187,7 @@ fn assemble(
     let category = |(name, id): (&String, i64)| Category { id, name: name.clone() };
     coco.categories = names.iter().zip(1..).map(category).collect();
     let notes = group.notes.iter().cloned().chain(counts.notes()).collect();
+    let crc = crc32c::crc32c_append(crc, names.join("\n").as_bytes());
     let checksum = format!("yolo {crc:08x} {}", coco.images.len());
     Ok(Source {
         split: group.split.clone().unwrap_or_default(),

@@ -11,6 +11,8 @@ pub struct Description {
     pub names: Vec<String>,
     /// Folder that the paths of the splits are relative to.
     pub path: Option<String>,
+    /// Numbers of keypoints that follow each box, of a set for pose estimation.
+    pub keypoints: Option<usize>,
     /// Split and its paths: folders of images or lists of image files.
     pub splits: Vec<(&'static str, Vec<String>)>,
 }
@@ -20,6 +22,7 @@ struct Yaml {
     names: Names,
     nc: Option<i64>,
     path: Option<String>,
+    kpt_shape: Option<[usize; 2]>,
     train: Option<Paths>,
     val: Option<Paths>,
     test: Option<Paths>,
@@ -85,7 +88,8 @@ pub fn parse_yaml(text: &str) -> Result<Description, String> {
         Paths::Several(p) => p,
     };
     let splits = all.into_iter().filter_map(|(name, p)| Some((name, paths(p?))));
-    Ok(Description { names, path: yaml.path, splits: splits.collect() })
+    let keypoints = yaml.kpt_shape.map(|[count, dimensions]| count.saturating_mul(dimensions));
+    Ok(Description { names, path: yaml.path, keypoints, splits: splits.collect() })
 }
 
 /// Parses class names, a line each.
@@ -129,7 +133,9 @@ mod tests {
         );
         let map = parse_yaml("path: x\ntest:\nnames:\n  0: a\n  1: b\ndownload: |\n  z\n").unwrap();
         assert_eq!((map.names, map.path.as_deref()), (paths(&["a", "b"]), Some("x")));
-        assert!(map.splits.is_empty());
+        assert!(map.splits.is_empty() && map.keypoints.is_none());
+        let pose = parse_yaml("names: [a]\nkpt_shape: [17, 3]\n").unwrap();
+        assert_eq!(pose.keypoints, Some(51));
         assert_eq!(parse_list("a\r\nb c\n\n").unwrap().names, ["a", "b c"]);
     }
 
