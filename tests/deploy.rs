@@ -224,7 +224,7 @@ fn a_trained_network_detects_the_same() {
         }
     }
     let all = sandbox.path("onnx.json");
-    std::fs::write(&all, dw::eval::results_json(&found_rows).to_string()).unwrap();
+    dw::eval::write_results(std::fs::File::create(&all).unwrap(), &found_rows).unwrap();
     let exported =
         json(Command::new(bin("dw-eval")).args(["coco", "--gt", &gt, "--dt", &all, "--json"]));
     let ap = |v: &Value| v["AP"].as_f64().unwrap();

@@ -209,7 +209,7 @@ fn wrong_arguments_are_usage_errors() {
     let config = ["--config", "smoke", "--classes", &classes];
     fails(&[&[weights, good][..], &config].concat(), 2, &["number of classes"]);
     std::fs::write(&classes, "\n").unwrap();
-    fails(&[&[weights, good][..], &config].concat(), 3, &["classes.txt", "one a line"]);
+    fails(&[&[weights, good][..], &config].concat(), 3, &["classes.txt", "one per line"]);
     // The same detections with the classes of a file or of the pack.
     std::fs::write(&classes, "one\ntwo\nthree\n").unwrap();
     let shards = sandbox.shards();
