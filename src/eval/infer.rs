@@ -199,8 +199,8 @@ impl<'a> Shared<'a> {
 /// Results with the numbers of what they belong to.
 type Numbered<T> = Vec<(usize, T)>;
 
-/// Calls `work` with the network and the number of each batch of a range; on a CPU in several threads.
-/// Returns the results in the order of the batches. Ends early when `stop` is set.
+/// Calls `work` with the network and the number of each batch of a range, on a CPU in several
+/// threads. Returns the results in the order of the batches. Ends early when `stop` is set.
 ///
 /// On the CPU every batch is processed by a single thread: this is faster than many threads on one
 /// batch, and the result does not depend on the number of threads, which changes the rounding of
@@ -229,8 +229,8 @@ pub fn run_batches<T: Send>(
             results.push((batch, work(shared.network(), batch, &mut timings)?));
         }
     };
-    // On a GPU in this thread: libtorch keeps the plans of cuDNN's convolutions for each thread, and
-    // leaks them when a thread ends.
+    // On a GPU in this thread: libtorch keeps the plans of cuDNN's convolutions for each thread,
+    // and leaks them when a thread ends.
     let parts = if device.is_cuda() { vec![take()] } else { in_threads(before, take) };
     tch::set_num_threads(before);
     let (mut all, mut timings) = (vec![], Timings::default());

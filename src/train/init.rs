@@ -65,8 +65,8 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     Ok(())
 }
 
-/// Checks that all ranks have the same weights. Only gradients are reduced, so ranks that start from
-/// other weights would train other networks. Collective: called by every rank.
+/// Checks that all ranks have the same weights. Only gradients are reduced, so ranks that start
+/// from other weights would train other networks. Collective: called by every rank.
 ///
 /// # Errors
 /// Ranks whose weights differ, which are named.

@@ -85,7 +85,7 @@ pub fn from_file(file: &Path, images: &Path, search: &Search) -> Result<Vec<Sour
             Ok(()) => stem.to_owned(),
             Err(problem) => {
                 return Err(Error::Usage(format!(
-                    "cannot name the split after {}: `{}` {problem}\nhint: name it with --split NAME",
+                    "cannot name the split after {}: `{}` {problem}\nhint: use --split NAME",
                     shown(file.display()),
                     shown(stem)
                 )));

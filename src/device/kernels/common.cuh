@@ -49,7 +49,7 @@ __device__ inline float number(bf16 v) { return __uint_as_float((unsigned)v << 1
 __device__ inline void set(float *p, float v) { *p = v; }
 __device__ inline void set(bf16 *p, float v) { *p = (bf16)rounded(v, 0.0f); }
 
-// Both keep NaN, as in libtorch: ReLU, and the gradient d before it, where v is its input or output.
+// ReLU, and the gradient before it, given its input or output v. Both keep NaN, as in libtorch.
 __device__ inline float relu(float v) { return v < 0.0f ? 0.0f : v; }
 __device__ inline float behind_relu(float v, float d) { return v <= 0.0f ? 0.0f : d; }
 

@@ -44,7 +44,8 @@ fn object(
     if let Some(more) = keypoints {
         if values.len() != 4 + more {
             return Err(format!(
-                "expected `class cx cy w h` and the {more} numbers of `kpt_shape`, found {} numbers",
+                "expected `class cx cy w h` and the {more} numbers of `kpt_shape`, found {} \
+                 numbers",
                 words.len()
             ));
         }

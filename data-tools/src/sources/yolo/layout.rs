@@ -163,7 +163,7 @@ fn locate(dir: &Path, base: Option<&str>, entry: &str) -> Option<PathBuf> {
     candidates.into_iter().find(|p| inside(p) && dir.join(p).exists())
 }
 
-/// The part of an absolute path below `dir`; `None` for other paths, and for files that do not exist.
+/// The part of an absolute path below `dir`; `None` for other paths and missing files.
 fn below(dir: &Path, path: &Path) -> Option<PathBuf> {
     let root = dir.canonicalize().ok()?;
     let place = path.is_absolute().then(|| path.canonicalize().ok())??;
