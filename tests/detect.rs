@@ -7,8 +7,9 @@ mod example;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use dw::eval::read_picture;
 use serde_json::Value;
@@ -110,6 +111,24 @@ fn the_page_shows_the_example_and_it_gives_the_same_detections() {
         assert_eq!(row["category"].as_str(), Some(name.as_str()));
     }
     assert!(read_picture(Path::new("nowhere.jpg")).is_err());
+}
+
+/// As `dw-detect ... | head`: a reader that has seen enough is no error.
+#[test]
+fn a_closed_pipe_ends_the_program_quietly() {
+    let sandbox = trained();
+    let mut printing = detect(&sandbox, 0);
+    printing.args(["--json", "--score", "0", &sandbox.path("coco/val2017")]);
+    let mut dry = launch(0, "dw-train");
+    dry.args(sandbox.train_args("new", &[])).arg("--dry-run");
+    for mut command in [printing, dry] {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let done = child.wait_with_output().unwrap();
+        let log = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.signal(), Some(13), "{command:?}: {log}");
+        assert!(!log.contains("error"), "{log}");
+    }
 }
 
 #[test]

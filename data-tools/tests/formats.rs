@@ -218,6 +218,14 @@ fn yolo_exports_of_other_places_are_read() {
     fs::write(set.join("data.yaml"), yaml.replace("[cat, dog]", "[dog, cat]")).unwrap();
     ok(&[text(&set), "-o", text(&again), "--resume"]);
     assert_eq!(boxes(&again, "train")["a"][0].0, "cat");
+    // Images for a server, without labels.
+    fs::create_dir_all(set.join("test/images")).unwrap();
+    fs::copy(set.join("train/images/a.png"), set.join("test/images/t.png")).unwrap();
+    fs::write(set.join("data.yaml"), format!("{yaml}test: test/images\n")).unwrap();
+    let said = notes(&[text(&set), "-o", text(&dir.path().join("with-test"))]);
+    assert!(said.contains("`test` is left out"), "{said}");
+    let problem = fails(&[text(&set), "-o", text(&out), "--split", "test"], 3);
+    assert!(problem.contains("has a label file"), "{problem}");
     // Labels are never read through a link that leaves their folder.
     fs::write(dir.path().join("secret"), "1 0.5 0.5 0.5 0.5").unwrap();
     symlink(dir.path().join("secret"), set.join("train/labels/c.txt")).unwrap();

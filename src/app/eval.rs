@@ -155,8 +155,8 @@ fn open_split(runs: &[(Saved, Config)], log: bool) -> Result<Dataset> {
     let (used, all) = (first.len(), first.split.len());
     if log && used < all {
         tracing::warn!(
-            "evaluating {used} of the {all} images of {}, as data.limit of the run says\nhint: \
-             --set data.limit=0 evaluates all",
+            "evaluating {used} of the {all} images of {} (data.limit)\n\
+             hint: --set data.limit=0 evaluates all",
             first.split.meta.split
         );
     }

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dw_base::exit;
-use dw_base::program::{Clock, log_to_stderr, print_message};
+use dw_base::program::{Clock, end_on_closed_pipe, log_to_stderr, print_message};
 use dw_launch::abort::exit_now;
 use dw_launch::{Topology, World};
 use tch::Device;
@@ -77,6 +77,11 @@ pub struct Start {
 /// every rank. `main` stores the communicator in its second argument as soon as it exists.
 pub fn run(start: Start, main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ! {
     threads::wait_passively();
+    // `dw-detect ... | head`: as other tools, a program that only prints ends with its reader. A
+    // run that trains goes on without one, and so do ranks, whose peers would be lost.
+    if !start.catch_signals && Topology::from_env().world_size == 1 {
+        end_on_closed_pipe();
+    }
     // Before any library starts a thread, which would inherit the signals' default action.
     let signals = if start.catch_signals {
         dw_launch::signals::listen()

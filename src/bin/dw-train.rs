@@ -52,7 +52,7 @@ struct Cli {
 
 fn main() {
     let cli: Cli = app::parse();
-    let device = cli.device;
+    let (device, trains) = (cli.device, !cli.dry_run);
     let args = TrainArgs {
         config: cli.config,
         sets: cli.set,
@@ -64,5 +64,7 @@ fn main() {
         device,
         dry_run: cli.dry_run,
     };
-    app::run(Start { device, catch_signals: true }, |topology, world| train(&args, topology, world))
+    app::run(Start { device, catch_signals: trains }, |topology, world| {
+        train(&args, topology, world)
+    })
 }

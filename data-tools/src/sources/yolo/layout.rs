@@ -73,6 +73,13 @@ pub(super) struct Group {
     pub(super) notes: Vec<String>,
 }
 
+impl Group {
+    /// Whether any image has a label file.
+    pub(super) fn has_labels(&self) -> bool {
+        self.files.iter().any(|(_, label)| self.labels_dir.join(label).exists())
+    }
+}
+
 /// The groups that the description names, or those of the usual folders.
 ///
 /// # Errors

@@ -45,13 +45,17 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
         )));
     };
     let groups = layout::groups(dir, &file, &description, search)?;
-    let mut sources = vec![];
+    let (mut sources, mut without) = (vec![], vec![]);
     for group in groups {
         let wanted = |s: &String| search.only.is_empty() || search.only.contains(s);
         // Pictures of a split that is not asked for need not be read.
         if group.split.as_ref().is_some_and(|s| !wanted(s)) {
             let split = group.split.clone().unwrap_or_default();
             sources.push(Source::unread(split, &group.images_dir, &group.labels_dir));
+            continue;
+        }
+        if group.split.as_deref() == Some("test") && search.only.is_empty() && !group.has_labels() {
+            without.push("`test` is left out: none of its images has a label file".to_owned());
             continue;
         }
         let read = read(&group, &description, search)?;
@@ -62,6 +66,9 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
             }
             None => sources.extend(divided(read, search)?),
         }
+    }
+    if let Some(first) = sources.first_mut() {
+        first.notes.extend(without);
     }
     Ok(sources)
 }
