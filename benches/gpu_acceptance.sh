@@ -70,12 +70,12 @@ unpack() {
 }
 
 # Adds the folders of libtorch and of the NVIDIA libraries to LD_LIBRARY_PATH: those of Python, else
-# those of LIBTORCH.
+# those of LIBTORCH. To Python the folder `torch` of this repository is a package without origin.
 libtorch() {
   local torch lib config path=
   torch=$("$python" -c 'import importlib.util as u
 spec = u.find_spec("torch")
-print(spec.submodule_search_locations[0] if spec else "")' 2>/dev/null)
+print(spec.submodule_search_locations[0] if spec and spec.origin else "")' 2>/dev/null)
   config=$here/../.cargo/config.toml
   [ -n "$torch" ] || torch=${LIBTORCH:-}
   [ -n "$torch" ] || torch=$(sed -n 's/^LIBTORCH *= *"\(.*\)"/\1/p' "$config" 2>/dev/null)
