@@ -164,7 +164,7 @@ fn set_up(a: &Args) -> (Device, Precision) {
     let device = device::pick(a.device, &Topology::from_env()).expect("the device");
     let precision = a.precision.resolve(device).expect("a precision of this device");
     precision.apply(device).expect("libtorch's settings");
-    device::keep_freed(device);
+    device::return_freed(device);
     tch::set_num_threads(a.threads);
     dw_torch::flush_denormals();
     tch::manual_seed(0);
@@ -182,6 +182,7 @@ impl Repeated {
             .targets(&Grid::centers(&level_sizes(a.height, a.width)), &truth(a))
             .to(precision.kind(), device);
         let step = Step::new(net, strategy, &config.train, world).expect("memory");
+        device::keep_freed(device);
         let images = Tensor::rand([a.batch, 3, a.height, a.width], (Kind::Float, Device::Cpu));
         let images = upload(&images, device, precision.activations());
         Self { step, world: world.clone(), images, targets, device }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     "context",
     "conv",
     "deform",
@@ -13,6 +13,7 @@ const SOURCES: [&str; 16] = [
     "group_norm_cpu",
     "kernels",
     "memory",
+    "norm",
     "profile",
     "readback",
     "relu_cpu",

@@ -3,21 +3,24 @@
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
 /// Writes a file atomically. `write` fills a temporary file in the same folder, which is synced and
-/// renamed to `path`, replacing an existing file. Its permissions are 0666 less the umask.
+/// renamed to `path`, replacing an existing file, or the file that a symbolic link names. Its
+/// permissions are 0666 less the umask.
 ///
 /// # Errors
-/// An error of `write`, a folder that is not writable, a full disk. The temporary file is removed.
+/// An error of `write`, a folder that is not writable, a full disk, a device or pipe at `path`. The
+/// temporary file is removed.
 pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let written = || {
+        let path = target(path)?;
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new()
             .prefix(".writing-")
             .permissions(Permissions::from_mode(0o666))
@@ -28,6 +31,19 @@ pub fn write_atomically(
         Ok(())
     };
     written().map_err(Error::io("cannot write", path))
+}
+
+/// The file that a write to `path` replaces.
+fn target(path: &Path) -> io::Result<PathBuf> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => path.canonicalize(),
+        // root could replace /dev/null by a file.
+        Ok(found) if !found.is_dir() => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "expected a regular file, found a device, pipe or socket",
+        )),
+        _ => Ok(path.to_owned()),
+    }
 }
 
 /// Writes a folder atomically. `write` fills the temporary folder `.NAME.writing` in the same

@@ -1,7 +1,9 @@
 //! Wrapper for `main`: logging to standard error, a quiet exit on a closed pipe, error reporting
 //! and exit codes.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -34,6 +36,16 @@ pub fn fail(e: &Error) -> ExitCode {
 pub fn print_message(text: &str) {
     // A failed write to standard error cannot be reported.
     let _ = std::io::stderr().write_all(format!("{}\n", lines(text)).as_bytes());
+}
+
+/// Writes a result and a line break to standard output.
+///
+/// # Errors
+/// A full disk, or a closed pipe if [`end_on_closed_pipe`] was not called.
+pub fn print_result(text: impl Display) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    written.map_err(Error::io("cannot write", Path::new("standard output")))
 }
 
 /// Restores the default action of SIGPIPE, which Rust programs ignore: a write to a closed pipe

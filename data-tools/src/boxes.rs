@@ -135,6 +135,7 @@ fn apply_policy(
         return bad("is outside its image");
     }
     let mut bbox = a.bbox;
+    let mut area = a.area;
     if x < 0.0 || y < 0.0 || x + bw > w || y + bh > h {
         counts.over_edge += 1;
         if policy == BadBoxes::Clip {
@@ -145,9 +146,13 @@ fn apply_policy(
                 counts.without_area += 1;
                 return Ok(None);
             }
+            // Formats without areas, where it is that of the box. The area of a segmentation
+            // stays: it is inside the image.
+            if (area - bw * bh).abs() <= 1e-6 * area {
+                area = bbox[2] * bbox[3];
+            }
         }
     }
-    let mut area = a.area;
     if !area.is_finite() || area < 0.0 {
         counts.bad_area += 1;
         if policy == BadBoxes::Fail {
@@ -156,7 +161,7 @@ fn apply_policy(
                  hint: `--bad-boxes drop` or `clip` uses width x height"
             ));
         }
-        area = bw * bh;
+        area = bbox[2] * bbox[3];
     }
     Ok(Some(GtBox { id: a.id, bbox, area, label, crowd: a.iscrowd }))
 }

@@ -26,6 +26,8 @@ pub struct SplitWriter {
     temporary: PathBuf,
     split: String,
     source: String,
+    /// Whether shards of an interrupted pack may be taken over.
+    resume: bool,
     shard_size: u64,
     current: Option<OpenShard>,
     shards: Vec<ShardHeader>,
@@ -106,6 +108,7 @@ impl SplitWriter {
             temporary,
             split: split.to_owned(),
             source: source.to_owned(),
+            resume,
             shard_size,
             current: None,
             shards: vec![],
@@ -115,9 +118,7 @@ impl SplitWriter {
             complete: false,
             _lock: lock,
         };
-        if resume {
-            writer.load_finished();
-        }
+        writer.load_finished(source);
         Ok(writer)
     }
 
@@ -145,9 +146,22 @@ impl SplitWriter {
         self.shards.len()
     }
 
-    /// Takes over the finished shards of an interrupted pack.
-    fn load_finished(&mut self) {
-        while let Some(f) = self.read_finished(self.shards.len() as u32) {
+    /// Number of shards of an interrupted pack that were finished and not taken over.
+    pub fn unused(&self) -> usize {
+        let mut n = self.shards.len();
+        while self.temporary.join(format!("{n:05}.done")).exists() {
+            n += 1;
+        }
+        n - self.shards.len()
+    }
+
+    /// Takes over further finished shards of an interrupted pack of `source`. No effect without
+    /// `resume`, and once a record was written.
+    pub fn load_finished(&mut self, source: &str) {
+        if !self.resume || self.current.is_some() {
+            return;
+        }
+        while let Some(f) = self.read_finished(self.shards.len() as u32, source) {
             self.shards.push(ShardHeader {
                 shard: self.shards.len() as u32,
                 records: f.records,
@@ -160,13 +174,13 @@ impl SplitWriter {
 
     /// The `.done` file of a shard, if the shard is complete, undamaged and of this source;
     /// otherwise its images are packed again.
-    fn read_finished(&self, shard: u32) -> Option<Finished> {
+    fn read_finished(&self, shard: u32, source: &str) -> Option<Finished> {
         let read = |name: String| input::read(&self.temporary.join(name), u64::MAX).ok();
         let f: Finished = serde_json::from_slice(&read(format!("{shard:05}.done"))?).ok()?;
         let bytes = read(format!("{shard:05}"))?;
         let header = ShardHeader::from_bytes(&bytes).ok()?;
         let same = (header.shard, header.records, header.bytes) == (shard, f.records, f.bytes);
-        let fits = f.source == self.source
+        let fits = f.source == source
             && f.first_image == self.next_image
             && same
             && bytes.len() as u64 == f.bytes

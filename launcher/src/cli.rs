@@ -1,11 +1,11 @@
 //! The command line of `dw-launch`.
-#![expect(clippy::print_stdout, reason = "results of a command-line tool")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dw_base::program::{end_on_closed_pipe, print_result};
 use dw_base::text::lines;
 use dw_base::{Error, Result};
 
@@ -110,7 +110,7 @@ struct Job {
     /// Seconds from the first failure until the rest of the job is killed
     #[arg(long, value_name = "S", default_value_t = 8)]
     tear_down: u64,
-    /// Do not prefix lines of standard output with `[rank]`
+    /// Pass output on unchanged, without `[rank]` before each line
     #[arg(long)]
     raw_stdout: bool,
     /// Print the command or the batch script and exit
@@ -138,6 +138,11 @@ impl Cli {
     /// # Errors
     /// Usage errors, and resources that the system refuses.
     pub fn run(self) -> Result<ExitCode> {
+        let starts_ranks = !self.job.slurm && !self.job.dry_run;
+        let is_rank = matches!(self.command, Some(Sub::Measure));
+        if !is_rank && (self.command.is_some() || !starts_ranks) {
+            end_on_closed_pipe();
+        }
         match self.command {
             Some(Sub::Plan { inputs, measured, json }) => {
                 print_plan(inputs, measured.as_deref(), json)?;
@@ -156,16 +161,16 @@ fn print_plan(mut inputs: Inputs, measured: Option<&Path>, json: bool) -> Result
         let fit = Fit::new(&rows)?;
         (inputs.node_us, inputs.node_gbs) = (fit.us, fit.gbs);
         if !json {
-            println!("{}\n", measure::table(&rows, fit));
+            print_result(format_args!("{}\n", measure::table(&rows, fit)))?;
         }
     }
     inputs.check()?;
     if !json {
-        println!("{}", plan::table(&inputs));
+        print_result(plan::table(&inputs))?;
         return Ok(());
     }
     for gpus in &inputs.gpus.0 {
-        println!("{}", json_line(&inputs.predict(*gpus))?);
+        print_result(json_line(&inputs.predict(*gpus))?)?;
     }
     Ok(())
 }
@@ -180,7 +185,7 @@ fn print_measurements() -> Result<()> {
     let rows = measure::all_reduces(&world)?;
     if world.rank() == 0 {
         for row in &rows {
-            println!("{}", json_line(row)?);
+            print_result(json_line(row)?)?;
         }
     }
     world.leave(0);
@@ -203,6 +208,7 @@ impl Job {
             starter: self.starter,
             bind: self.bind,
             threads: self.threads,
+            raw: self.raw_stdout,
             program: self.program,
         };
         let command = LaunchCommand::new(&spec, &Machine::detect())?;
@@ -210,14 +216,21 @@ impl Job {
             tracing::warn!("{}", lines(text));
         }
         if self.dry_run {
-            println!("{}", command.shell_line()?);
+            print_result(command.shell_line()?)?;
             return Ok(ExitCode::SUCCESS);
         }
         Ok(ExitCode::from(supervisor::run(&command, &options)? as u8))
     }
 
     fn submit(&self) -> Result<()> {
-        let nodes = self.nodes.unwrap_or(1).max(1);
+        for (option, value) in
+            [("-n", self.ranks), ("--nodes", self.nodes), ("--threads", self.threads)]
+        {
+            if value == Some(0) {
+                return Err(Error::Usage(format!("{option} 0: expected at least 1")));
+            }
+        }
+        let nodes = self.nodes.unwrap_or(1);
         let by_gpus = || Some(self.batch.gpus_per_node?.max(1) * nodes);
         let ranks = self.ranks.or_else(by_gpus).ok_or_else(|| {
             Error::Usage(
@@ -230,15 +243,14 @@ impl Job {
         let job = BatchJob { batch: &self.batch, ranks, nodes, options, program: &self.program };
         let text = job.script()?;
         if self.dry_run {
-            print!("{text}");
-            return Ok(());
+            return print_result(text.trim_end());
         }
         let path = self.batch.path();
         batch::write(&path, &text, self.batch.overwrite)?;
         if self.batch.no_submit {
-            println!("{}", path.display());
+            print_result(path.display())?;
         } else {
-            println!("{}", lines(batch::submit(&path)?));
+            print_result(lines(batch::submit(&path)?))?;
         }
         Ok(())
     }

@@ -7,10 +7,16 @@ use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
 use dw_base::{Error, Result, names};
+use image::imageops::{FilterType, resize};
 use image::{ImageReader, RgbImage};
+
+use crate::json::Image;
 
 /// Limit on the size of an image file, bytes.
 const MAX_BYTES: u64 = 1 << 30;
+
+/// Longest side of an image in a size that is taken from the ground truth.
+const MAX_SIDE: u32 = 1 << 14;
 
 /// A folder of images.
 pub(crate) struct Pictures {
@@ -35,13 +41,18 @@ impl Pictures {
         Ok(Self { root, allow_outside, failed: RefCell::default() })
     }
 
-    /// The image with that `file_name`; `None` if it cannot be read, which is counted.
-    pub(crate) fn get(&self, name: &str) -> Option<RgbImage> {
-        self.read(name)
+    /// The image of an entry of `images`, in the size that the entry states, to which its boxes
+    /// refer; `None` if it cannot be read, which is counted.
+    pub(crate) fn get(&self, entry: &Image) -> Option<RgbImage> {
+        let name = entry.file_name.as_deref();
+        let found = name.ok_or_else(|| "the ground truth has no `file_name`".to_owned());
+        let found = found.and_then(|name| self.read(name)).and_then(|image| sized(image, entry));
+        found
             .map_err(|problem| {
                 let mut failed = self.failed.borrow_mut();
                 if failed.0 == 0 {
-                    failed.1 = format!("{}: {problem}", shown(name));
+                    let id = format!("image {}", entry.id);
+                    failed.1 = format!("{}: {problem}", shown(name.unwrap_or(&id)));
                 }
                 failed.0 += 1;
             })
@@ -73,4 +84,25 @@ impl Pictures {
         (*count > 0)
             .then(|| format!("{count} images are missing in the report; the first: {first}"))
     }
+}
+
+/// Resizes an image to the size that the ground truth states, if any.
+///
+/// # Errors
+/// Another ratio of the sides: it is not a smaller or larger copy.
+fn sized(image: RgbImage, entry: &Image) -> std::result::Result<RgbImage, String> {
+    let (Some(width), Some(height)) = (entry.width, entry.height) else { return Ok(image) };
+    let found = (f64::from(image.width()), f64::from(image.height()));
+    let valid = |side: f64| (1.0..=f64::from(MAX_SIDE)).contains(&side);
+    if found == (width, height) || !valid(width) || !valid(height) {
+        return Ok(image);
+    }
+    let scale = (width / found.0, height / found.1);
+    if (scale.0 / scale.1 - 1.0).abs() > 0.02 {
+        return Err(format!(
+            "the image is {} x {} pixels, expected {width} x {height} or a copy of another size",
+            found.0, found.1
+        ));
+    }
+    Ok(resize(&image, width as u32, height as u32, FilterType::Triangle))
 }

@@ -23,6 +23,7 @@ use crate::eval::bags;
 use crate::eval::infer::{Timings, detect_all};
 use crate::eval::{Job, Report, evaluate, write_results};
 use crate::model::Detector;
+use crate::train::init::check_agreement;
 use crate::{Error, Result};
 
 /// Arguments of `dw-eval` with a network.
@@ -116,6 +117,7 @@ pub fn run(args: &EvalArgs, topology: &Topology, place: &mut Option<Arc<World>>)
             None => join(device, place)?,
         };
         world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
+        check_agreement(&detector.params, &world)?;
         // Signals keep their default action: there is nothing to save.
         let stop = AtomicBool::new(false);
         let job = Job {
@@ -215,15 +217,15 @@ fn print_and_write(
     let evaluations: Vec<_> = reports.iter().map(|r| &r.evaluation).collect();
     let problems: Vec<_> = reports.iter().map(|r| r.truth.problem(&r.detections)).collect();
     reports[0].warn_of_id_zero();
-    let (most, kept) = (metric.max_dets.iter().max(), runs[0].1.eval.per_image);
-    if let Some(most) = most.filter(|most| **most > kept) {
+    let kept = runs.iter().map(|(_, config)| config.eval.per_image).min().unwrap_or(0);
+    if let Some(most) = metric.max_dets.iter().max().filter(|most| **most > kept) {
         tracing::warn!(
             "--max-dets {most}: the network keeps {kept} detections of an image\nhint: --set \
              eval.per_image={most}"
         );
     }
     let samples = args.limits.samples(&problems)?;
-    print(&evaluations, &samples, &names, args.json, args.per_class || args.json);
+    let printed = print(&evaluations, &samples, &names, args.json, args.per_class || args.json);
     let written = match &args.dt_out {
         Some(path) => write_results_file(path, &reports[0].detections),
         None => Ok(()),
@@ -231,7 +233,7 @@ fn print_and_write(
     if let Some(dir) = &args.report {
         page(dir, paths, runs, data, reports, &names)?;
     }
-    written
+    printed.and(written)
 }
 
 /// Checks before the evaluation that its files can be written, on rank 0.
@@ -241,9 +243,9 @@ fn check_outputs(args: &EvalArgs, topology: &Topology) -> Result<()> {
     }
     if let Some(path) = &args.dt_out {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if path.is_dir() {
+        if path.exists() && !path.is_file() {
             return Err(Error::Usage(format!(
-                "--dt-out {}: is a folder, expected a file",
+                "--dt-out {}: expected a file, found a folder or device",
                 path.display()
             )));
         }
@@ -266,6 +268,12 @@ fn check_outputs(args: &EvalArgs, topology: &Topology) -> Result<()> {
 fn without_truth(args: &EvalArgs, detector: &Detector, job: &Job) -> Result<()> {
     let data = job.data;
     let split = &data.split.meta.split;
+    if args.report.is_some() || args.json || args.per_class {
+        return Err(Error::Usage(format!(
+            "--report, --json and --per-class need ground truth: no image of split `{split}` has \
+             a box"
+        )));
+    }
     let Some(path) = &args.dt_out else {
         return Err(Error::Usage(format!(
             "none of the {} images of split `{split}` has a box to evaluate against\n\
@@ -321,7 +329,7 @@ fn page(
         })
     };
     let titles: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-    let facts: Vec<Vec<(String, String)>> = saved.iter().map(|(_, c)| facts(c)).collect();
+    let facts: Vec<Vec<(String, String)>> = saved.iter().map(|(s, c)| facts(s, c)).collect();
     let problems: Vec<_> = reports.iter().map(|r| r.truth.problem(&r.detections)).collect();
     let date = today();
     let input = |i: usize| report::Input {
@@ -341,8 +349,9 @@ fn page(
 }
 
 /// How it was detected.
-fn facts(c: &Config) -> Vec<(String, String)> {
+fn facts(saved: &Saved, c: &Config) -> Vec<(String, String)> {
     let e = &c.eval;
+    let weights = saved.path().display().to_string();
     let network = format!(
         "{} x {}, {} channels, refinement {}",
         c.model.backbone.name(),
@@ -360,7 +369,7 @@ fn facts(c: &Config) -> Vec<(String, String)> {
         "score above {}, NMS at {}, {} an image",
         e.score_threshold, e.nms_iou, e.per_image
     );
-    [("network", network), ("input", input), ("detections", rule)]
+    [("weights", weights), ("network", network), ("input", input), ("detections", rule)]
         .map(|(n, v)| (n.to_owned(), v))
         .to_vec()
 }

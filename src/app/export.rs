@@ -7,8 +7,8 @@ use dw_base::file::write_atomically;
 use dw_base::text::shown;
 
 use super::saved::Saved;
-use crate::Result;
 use crate::export::{Form, Network, export};
+use crate::{Error, Result};
 
 /// Arguments of `dw-export`.
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,12 @@ pub struct ExportArgs {
 /// # Errors
 /// A damaged checkpoint, a network or size that cannot be exported, a file that cannot be written.
 pub fn run(args: &ExportArgs) -> Result<()> {
+    if args.out.extension().is_none_or(|e| !e.eq_ignore_ascii_case("onnx")) {
+        return Err(Error::Usage(format!(
+            "{}: expected the name of a file to write that ends in .onnx",
+            args.out.display()
+        )));
+    }
     let saved = Saved::find(&args.checkpoint, args.config.as_deref(), &args.set)?;
     let (detector, classes) = saved.detector_alone()?;
     let config = &saved.config;

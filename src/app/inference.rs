@@ -1,5 +1,4 @@
-//! What `dw-eval` and `dw-detect` share: size and number of images of a forward pass, and the log
-//! of the speed.
+//! What `dw-eval`, `dw-detect` and `dw-show` share: options of detection, and the log of the speed.
 
 use crate::config::Config;
 use crate::data::config::MAX_SIDE;
@@ -18,6 +17,23 @@ pub fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
 /// Parses a number of images, at least 1.
 pub fn batch(text: &str) -> std::result::Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number, at least 1".into())
+}
+
+/// Parses a score.
+pub fn score(text: &str) -> std::result::Result<f64, String> {
+    let value = text.parse().ok().filter(|s| (0.0..=1.0).contains(s));
+    value.ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
+/// Logs a warning where `--score` asks for detections that the network does not give. 0 asks for
+/// all that there are.
+pub fn warn_of_score(score: f64, threshold: f64) {
+    if score > 0.0 && score < threshold {
+        tracing::warn!(
+            "--score {score}: there are no detections of a score below eval.score_threshold = \
+             {threshold}\nhint: --set eval.score_threshold={score}"
+        );
+    }
 }
 
 /// Applies the options `--batch`, `--scale` and `--flip` to a configuration.

@@ -159,7 +159,7 @@ fn report_delay(e: &Error, joined: bool) -> Duration {
 pub fn device(choice: Choice, num_threads: usize, topology: &Topology) -> Result<Device> {
     let device = device::pick(choice, topology)?;
     threads::probe(num_threads)?;
-    device::keep_freed(device);
+    device::return_freed(device);
     tch::set_num_threads(num_threads as i32);
     dw_torch::flush_denormals();
     Ok(device)

@@ -11,6 +11,7 @@ use crate::assign::Strategy;
 use crate::config::{self, Config};
 use crate::data::Dataset;
 use crate::data::dataset::same_categories;
+use crate::device::keep_freed;
 use crate::eval::Predictor;
 use crate::model::{Detector, Params, weights};
 use crate::train::checkpoint;
@@ -35,6 +36,13 @@ impl Saved {
     /// # Errors
     /// None of these, a weight file without a configuration, or a checkpoint with one.
     pub fn find(path: &Path, config: Option<&str>, sets: &[String]) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::Usage(format!(
+                "{}: no such file or folder\nhint: expected a work directory, a checkpoint folder \
+                 or a weight file",
+                path.display()
+            )));
+        }
         if path.is_file() {
             let Some(name) = config else {
                 return Err(Error::Usage(format!(
@@ -57,6 +65,8 @@ impl Saved {
         }
         let own = config::from_toml(&c.config, &c.path)?;
         let config = config::with_sets(&own, sets)?;
+        check_network(&own, &config, path)?;
+        tracing::info!("weights: {} (step {})", shown(c.path.display()), c.state.step);
         Ok(Self { config, categories: Some(c.state.categories), is_file: false, weights: c.path })
     }
 
@@ -90,9 +100,18 @@ impl Saved {
         Ok(())
     }
 
-    /// Sets the names of the classes by label; category ids count from 1.
-    pub fn set_class_names(&mut self, names: &[String]) {
-        self.categories = Some(numbered(names));
+    /// Sets the names of the classes by label; category ids count from 1. The class names of the
+    /// file, if it has any, must be the same.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or other class names.
+    pub fn set_class_names(&mut self, names: &[String]) -> Result<()> {
+        self.use_categories_of(&numbered(names))
+    }
+
+    /// Where the weights are: the file or the checkpoint folder.
+    pub fn path(&self) -> &Path {
+        &self.weights
     }
 
     /// Builds the network with these weights, ready to detect on any pictures. A checkpoint has the
@@ -157,6 +176,16 @@ impl Saved {
         let strategy = self.config.assign.build(&mut detector.params, classes as i64);
         strategy.attach(&mut detector);
         let mut report = weights::load(file, &mut detector.params)?;
+        let other = report.of_another_network();
+        if !other.is_empty() {
+            return Err(Error::Usage(format!(
+                "{}: the network lacks {} tensors of the file, the first is `{}`\n\
+                 hint: check --config: the file is of another network",
+                self.weights.display(),
+                other.len(),
+                shown(other[0])
+            )));
+        }
         // A count of batches that nothing reads; files of older programs lack it.
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));
         if !report.complete() {
@@ -166,8 +195,21 @@ impl Saved {
                 self.weights.display()
             )));
         }
+        keep_freed(device);
         Ok(detector)
     }
+}
+
+/// Checks that options change nothing of a checkpoint's network, where the tensors would fit and
+/// the numbers would not.
+fn check_network(own: &Config, requested: &Config, path: &Path) -> Result<()> {
+    let (changes, _) = config::identity::changes(own, requested);
+    let fixed = |key: &str| key.starts_with("model.") || key == "assign.kind";
+    let Some(change) = changes.iter().find(|c| fixed(&c.key)) else { return Ok(()) };
+    Err(Error::Usage(format!(
+        "{}: --set cannot change the network of a checkpoint ({change})",
+        path.display()
+    )))
 }
 
 /// Categories of these names, with ids from 1.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use dw_base::text::shown;
 use tch::Device;
 
+use super::inference;
 use super::saved::Saved;
 use crate::assign::ImageBoxes;
 use crate::assign::figures::maps;
@@ -14,8 +15,8 @@ use crate::data::Dataset;
 use crate::data::dataset::choose_split;
 use crate::eval::infer::outputs_of;
 use crate::model::Detector;
-use crate::show::pred;
 use crate::show::weighting::{draw, functions};
+use crate::show::{check_png, pred};
 use crate::{Error, Result};
 
 /// Which images a network is applied to.
@@ -43,9 +44,9 @@ pub struct PredArgs {
     #[arg(short = 'n', long, default_value_t = 9,
           value_parser = clap::value_parser!(u16).range(1..=100))]
     count: u16,
-    /// Smallest score to draw
-    #[arg(long, default_value_t = 0.3)]
-    score: f32,
+    /// Smallest score to draw; 0 for all above eval.score_threshold
+    #[arg(long, default_value_t = 0.3, value_parser = inference::score)]
+    score: f64,
     /// Output file
     #[arg(short, long, value_name = "FILE.png")]
     out: PathBuf,
@@ -100,13 +101,15 @@ impl From {
 /// # Errors
 /// A damaged checkpoint or record, a file that cannot be written.
 pub fn predictions(args: &PredArgs) -> Result<()> {
+    check_png(&args.out)?;
     let Opened { detector, data, config } = args.from.open(&args.checkpoint, args.count.into())?;
+    inference::warn_of_score(args.score, config.eval.score_threshold);
     let view = pred::View {
         detector: &detector,
         data: &data,
         input: &config.data,
         eval: &config.eval,
-        score: args.score,
+        score: args.score as f32,
     };
     pred::draw(&view, &args.out)
 }
@@ -118,6 +121,7 @@ pub fn predictions(args: &PredArgs) -> Result<()> {
 /// An image or box that does not exist, and as [`predictions`].
 pub fn weights(args: &WeightingArgs) -> Result<()> {
     let WeightingArgs { image: index, which, out, .. } = args;
+    check_png(out)?;
     let Some(checkpoint) = &args.checkpoint else { return functions::draw(out) };
     let Opened { detector, data, config } = args.from.open(checkpoint, 0)?;
     let Some(&number) = data.records.get(*index) else {

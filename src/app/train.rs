@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dw_base::program::print_result;
 use dw_launch::{Topology, World, restart};
 use tch::Device;
 
@@ -99,8 +100,7 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
     };
     let plan = Plan::new(inputs, config.run(), &world)?;
     if args.dry_run {
-        print_settings(&config, &plan);
-        return Ok(());
+        return print_settings(&config, &plan);
     }
     let step = build_step(&config, &plan, from.as_ref(), &world)?;
     init::check_agreement(&step.detector.params, &world)?;
@@ -243,6 +243,7 @@ fn build_step(
         init::weights(&mut detector, &config.model, world)?;
     }
     let mut step = Step::new(detector, strategy, &config.train, world)?;
+    device::keep_freed(plan.inputs.device);
     if let Some(c) = from {
         c.load(&mut step.detector.params, Some(&step.flat))?;
         tracing::info!("resuming from {} (step {})", c.path.display(), c.state.step);
@@ -251,15 +252,15 @@ fn build_step(
 }
 
 /// Prints the settings of a dry run, on rank 0.
-#[expect(clippy::print_stdout, reason = "the settings table of --dry-run is the result")]
-fn print_settings(config: &Config, plan: &Plan) {
+fn print_settings(config: &Config, plan: &Plan) -> Result<()> {
     if plan.rank == 0 {
         let (classes, kind) = (plan.inputs.classes, config.train.precision.kind());
         let mut detector = Detector::new(&config.model, classes, kind, plan.inputs.device);
         // Strategies can have parameters of their own, which the table counts.
         let _ = config.assign.build(&mut detector.params, classes as i64);
-        println!("{}", table::settings(config, plan, &detector));
+        print_result(table::settings(config, plan, &detector))?;
     }
+    Ok(())
 }
 
 /// A dry run whose shards do not exist yet: the settings are resolved for COCO 2017.
@@ -297,8 +298,7 @@ fn dry_run_without_data(
         threads: num_threads,
         global_batch,
     };
-    print_settings(&config, &Plan::new(inputs, config.run(), &world)?);
-    Ok(())
+    print_settings(&config, &Plan::new(inputs, config.run(), &world)?)
 }
 
 /// Checks that every rank has the same settings, data and starting step: a node with a work

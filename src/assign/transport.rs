@@ -66,8 +66,7 @@ pub fn largest_supplier(value_rp: &Tensor, image_r: &Tensor, batch: i64) -> Tens
     let index_rp = Tensor::arange(none, (Kind::Int64, value_rp.device()))
         .unsqueeze(1)
         .where_scalarother(&is_largest, none);
-    // With NaN among the values no supplier is the largest; any index will do, because the loss is
-    // not finite then.
+    // With NaN among the values (predictions that are not finite) no supplier is the largest.
     Tensor::full(shape, none, (Kind::Int64, value_rp.device()))
         .internal_scatter_reduce(0, &image_rp, &index_rp, "amin", true)
         .clamp_max(none - 1)

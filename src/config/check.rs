@@ -7,6 +7,9 @@ use crate::data::config::MAX_SIDE;
 use crate::model::{Distances, HeadNorm, Tower};
 use crate::{Error, Result};
 
+/// Most images of a batch.
+const MAX_IMAGES: usize = 1 << 20;
+
 /// Checks that every number of the merged configuration is finite.
 pub(super) fn finite(merged: &Table) -> Result<()> {
     fn walk(key: &str, value: &Value) -> Result<()> {
@@ -106,8 +109,10 @@ fn data(c: &Config) -> Result<()> {
 
 fn train(c: &Config) -> Result<()> {
     let t = &c.train;
-    must(t.images_per_rank > 0, "train.images_per_rank", "at least 1")?;
-    must(t.base_batch > 0, "train.base_batch", "at least 1")?;
+    let images = 1..=MAX_IMAGES;
+    let expected = format!("1 to {MAX_IMAGES}");
+    must(images.contains(&t.images_per_rank), "train.images_per_rank", &expected)?;
+    must(images.contains(&t.base_batch), "train.base_batch", &expected)?;
     must(t.lr >= 0.0, "train.lr", "a number of at least 0")?;
     must((0.0..1.0).contains(&t.momentum), "train.momentum", "at least 0 and below 1")?;
     must((0.0..1.0).contains(&t.weight_decay), "train.weight_decay", "at least 0 and below 1")?;
@@ -127,7 +132,8 @@ fn train(c: &Config) -> Result<()> {
 
 fn schedule(c: &Config) -> Result<()> {
     let t = &c.train;
-    must(t.epochs > 0, "train.epochs", "at least 1")?;
+    must((1..=1_000_000).contains(&t.epochs), "train.epochs", "1 to 1000000")?;
+    must(t.max_steps <= 1_000_000_000_000, "train.max_steps", "at most 1000000000000")?;
     must(t.lr_decay > 0.0, "train.lr_decay", "a number above 0")?;
     must((0.0..=1.0).contains(&t.warmup_ratio), "train.warmup_ratio", "0 to 1")?;
     must(
@@ -153,7 +159,7 @@ fn schedule(c: &Config) -> Result<()> {
 fn results(c: &Config) -> Result<()> {
     let e = &c.eval;
     must(e.per_image > 0 && e.per_level > 0, "eval.per_image and eval.per_level", "at least 1")?;
-    must(e.batch > 0, "eval.batch", "at least 1")?;
+    must((1..=MAX_IMAGES).contains(&e.batch), "eval.batch", &format!("1 to {MAX_IMAGES}"))?;
     must(
         (0.0..1.0).contains(&e.score_threshold),
         "eval.score_threshold",
@@ -166,9 +172,9 @@ fn results(c: &Config) -> Result<()> {
         "0 unless assign.kind is \"dw\" or \"weighting\": the weights of others are not summarised",
     )?;
     must(
-        c.checkpoint.every_minutes >= 0.0,
+        (0.0..=1e7).contains(&c.checkpoint.every_minutes),
         "checkpoint.every_minutes",
-        "a number of at least 0 (0: not by time)",
+        "0 to 10000000 (0: not by time)",
     )?;
     must(c.checkpoint.keep > 0, "checkpoint.keep", "at least 1")
 }

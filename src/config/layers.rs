@@ -43,7 +43,8 @@ pub(super) fn row_of(name: &str) -> Result<Option<Row>> {
 
 /// Merges `--set` options over a table.
 pub(super) fn apply_sets(merged: &mut Table, sets: &[String]) -> Result<()> {
-    let mut layers = sets.iter().map(|set| layer_of(set)).collect::<Result<Vec<_>>>()?;
+    let layer = |set| layer_of(set, merged);
+    let mut layers = sets.iter().map(layer).collect::<Result<Vec<_>>>()?;
     // `assign.kind` determines the valid keys of its section: it is applied first.
     layers.sort_by_key(|(_, layer)| kind_in(layer).is_none());
     for (set, layer) in &layers {
@@ -52,12 +53,27 @@ pub(super) fn apply_sets(merged: &mut Table, sets: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn layer_of(set: &str) -> Result<(&str, Table)> {
+/// The layer of one option; `merged`: what it is applied to.
+fn layer_of<'a>(set: &'a String, merged: &Table) -> Result<(&'a str, Table)> {
     let (key, text) = set.split_once('=').ok_or_else(|| {
         Error::Usage(format!("--set {set}: expected key.path=value, found no `=`"))
     })?;
     let mut layer = Table::new();
-    insert_path(&mut layer, key.trim(), parse_value(text.trim()));
+    let (key, text) = (key.trim(), text.trim());
+    let mut at = Some(merged);
+    let mut value = None;
+    for part in key.split('.') {
+        value = at.and_then(|table| table.get(part));
+        at = value.and_then(Value::as_table);
+    }
+    let parsed = match (value, parse_value(text)) {
+        // A name such as 2017 looks like a number.
+        (Some(Value::String(_)), Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => {
+            Value::String(text.to_owned())
+        }
+        (_, parsed) => parsed,
+    };
+    insert_path(&mut layer, key, parsed);
     Ok((set, layer))
 }
 

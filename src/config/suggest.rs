@@ -96,8 +96,14 @@ pub(super) fn hint(key: &str, beside: &[String]) -> String {
     if let Some(text) = in_table(NO_KEY) {
         return text.to_owned();
     }
+    let (own, _): (Vec<String>, Vec<String>) = valid.iter().cloned().partition(|k| in_section(k));
+    let part_of = |k: &&String| last(k).contains(&name) || name.contains(last(k));
     if let Some(ours) = in_table(ELSEWHERE) {
-        return format!("the key here is `{ours}`");
+        // `gamma` is another thing in [assign] than in [train].
+        return match own.iter().find(part_of).filter(|_| !in_section(ours)) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("the key here is `{ours}`"),
+        };
     }
     if keys().iter().any(|k| k == key) {
         return "it is a key of another `assign.kind`".to_owned();

@@ -20,15 +20,35 @@ pub fn peak_mib(device: Device) -> Result<f64> {
 const MALLOC: [&str; 4] =
     ["GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"];
 
+/// Whether the C library's allocator is to be configured: on the CPU, unless the user has done it.
+#[cfg(target_env = "gnu")]
+fn configures_malloc(device: Device) -> bool {
+    device == Device::Cpu && MALLOC.iter().all(|name| std::env::var_os(name).is_none())
+}
+
+/// On the CPU, makes the C library return large blocks to the system when they are freed, until
+/// [`keep_freed`]: while a network is built its weights are copied, and the space of the first
+/// copies would stay occupied. No effect if the user has configured `malloc`.
+pub fn return_freed(device: Device) {
+    #[cfg(target_env = "gnu")]
+    if configures_malloc(device) {
+        // SAFETY: changes a number of the allocator; no preconditions. By default it grows with
+        // the blocks that are freed.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+        }
+    }
+}
+
 /// On the CPU, makes the C library keep freed memory instead of returning it to the system, unless
-/// the user has configured `malloc`.
+/// the user has configured `malloc`. Called once the network is built.
 ///
 /// Every step allocates and frees the same large tensors. By default glibc returns them, and the
 /// system clears each page anew at its first use in the next step. Measurements:
 /// `docs/performance.md`.
 pub fn keep_freed(device: Device) {
     #[cfg(target_env = "gnu")]
-    if device == Device::Cpu && MALLOC.iter().all(|name| std::env::var_os(name).is_none()) {
+    if configures_malloc(device) {
         // SAFETY: changes numbers of the allocator; no preconditions. -1 is "never" for the
         // threshold. Failure leaves the defaults, which are only slower.
         unsafe {

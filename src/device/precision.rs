@@ -1,5 +1,6 @@
 //! Meaning of `train.precision` on each device.
 
+use dw_launch::Topology;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
@@ -75,13 +76,14 @@ impl Precision {
         if self == Self::Bf16 { Kind::BFloat16 } else { self.kind() }
     }
 
-    /// Sets the rounding of f32 convolutions for the whole process. Logs a warning if the
-    /// environment overrides it, and for bf16 on a CPU without matrix instructions for it.
+    /// Sets the rounding of f32 convolutions for the whole process. On rank 0 it logs a warning if
+    /// the environment overrides it, and for bf16 on a CPU without matrix instructions for it.
     ///
     /// # Errors
     /// libtorch rejects the setting.
     pub fn apply(self, device: Device) -> Result<()> {
-        if self == Self::Bf16 && device == Device::Cpu && !dw_torch::cpu_has(c"amx_bf16") {
+        let logs = Topology::from_env().rank == 0;
+        if logs && self == Self::Bf16 && device == Device::Cpu && !dw_torch::cpu_has(c"amx_bf16") {
             let effect = if dw_torch::cpu_has(c"avx512_bf16") {
                 "no AMX, only AVX-512 BF16: bf16 can be faster or slower than f32"
             } else {
@@ -90,7 +92,7 @@ impl Precision {
             tracing::warn!("train.precision = \"bf16\": this CPU has {effect} (docs/training.md)");
         }
         dw_torch::allow_tf32_convolutions(self == Self::Tf32)?;
-        for name in OVERRIDES.iter().filter(|name| std::env::var_os(name).is_some()) {
+        for name in OVERRIDES.iter().filter(|name| logs && std::env::var_os(name).is_some()) {
             tracing::warn!(
                 "{name} is set: it overrides the rounding of f32 that train.precision selects"
             );

@@ -226,7 +226,14 @@ pub fn run_batches<T: Send>(
             if batch >= end || stop.load(Ordering::Relaxed) {
                 return Ok((results, timings));
             }
-            results.push((batch, work(shared.network(), batch, &mut timings)?));
+            match work(shared.network(), batch, &mut timings) {
+                Ok(result) => results.push((batch, result)),
+                Err(e) => {
+                    // The other threads need not go on.
+                    next.store(usize::MAX / 2, Ordering::Relaxed);
+                    return Err(e);
+                }
+            }
         }
     };
     // On a GPU in this thread: libtorch keeps the plans of cuDNN's convolutions for each thread,

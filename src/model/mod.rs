@@ -54,7 +54,9 @@ impl Detector {
     /// Normalised images `[B, 3, H, W]`, H and W multiples of 32, to raw predictions. `train`
     /// selects the mode of the norm layers.
     pub fn forward(&self, images: &Tensor, train: bool) -> Outputs {
-        self.head.forward(&self.features(images, train).1, self.offset)
+        // Not as a temporary of the call: C2..C5 would live as long as the head computes.
+        let pyramid = self.features(images, train).1;
+        self.head.forward(&pyramid, self.offset)
     }
 
     /// Normalised images `[B, 3, H, W]` to the backbone's feature maps C2..C5 (strides 4 to 32) and

@@ -3,11 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use dw_base::text::shown;
 use dw_weights::{Dtype, Weights};
 use tch::{Kind, Tensor};
 
 use super::Params;
 use crate::{Error, Result};
+
+/// Parts of a network: prefixes of tensor names.
+pub const PARTS: [&str; 3] = ["backbone", "neck", "bbox_head"];
 
 /// Result of loading a weight file into a network.
 #[derive(Debug, Default)]
@@ -31,13 +35,10 @@ impl std::fmt::Display for LoadReport {
             ("not used", &self.unused),
         ] {
             if !names.is_empty() {
-                let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-                write!(
-                    f,
-                    "; {} {what}: {shown}{}",
-                    names.len(),
-                    if names.len() > 5 { ", ..." } else { "" }
-                )?;
+                // Names come from the file.
+                let first = shown(names.iter().take(5).cloned().collect::<Vec<_>>().join(", "));
+                let more = if names.len() > 5 { ", ..." } else { "" };
+                write!(f, "; {} {what}: {first}{more}", names.len())?;
             }
         }
         Ok(())
@@ -48,6 +49,19 @@ impl LoadReport {
     /// Whether every tensor of the network was loaded.
     pub fn complete(&self) -> bool {
         self.missing.is_empty() && self.reshaped.is_empty()
+    }
+
+    /// The tensors of backbone, neck and head that the network lacks, which shows that the file is
+    /// of another network. Counters, constants and the center prior do not count: the output of a
+    /// network does not depend on them, and programs differ in which of them they save.
+    pub fn of_another_network(&self) -> Vec<&String> {
+        let matters = |name: &&String| {
+            PARTS.iter().any(|part| name.starts_with(&format!("{part}.")))
+                && !name.ends_with(".num_batches_tracked")
+                && !name.ends_with(".integral.project")
+                && !name.contains(".center_prior.")
+        };
+        self.unused.iter().filter(matters).collect()
     }
 }
 

@@ -51,7 +51,9 @@ pub fn text(root: &Root, text: &str, size: i32, at: (i32, i32), color: RGBColor)
 /// Corners in a drawing of a box `[x1, y1, x2, y2]` in pixels of the original image; `scale`:
 /// pixels of the drawing per pixel of that image, (x, y).
 pub fn corners([x1, y1, x2, y2]: [f64; 4], scale: (f64, f64)) -> [(i32, i32); 2] {
-    let point = |x: f64, y: f64| ((x * scale.0) as i32, (y * scale.1) as i32);
+    // An annotation may reach far outside its image; the library draws every pixel of an edge.
+    let pixel = |v: f64| v.clamp(-10_000.0, 100_000.0) as i32;
+    let point = |x: f64, y: f64| (pixel(x * scale.0), pixel(y * scale.1));
     [point(x1, y1), point(x2, y2)]
 }
 

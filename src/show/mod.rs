@@ -48,15 +48,27 @@ fn drawing_error(e: impl std::fmt::Display) -> Error {
     Error::Bug(format!("cannot draw: {e}"))
 }
 
+/// Checks, before anything is computed, that a path is the name of a PNG file in a folder that
+/// exists.
+///
+/// # Errors
+/// Another extension, or no such folder.
+pub fn check_png(path: &Path) -> Result<()> {
+    let bad = |text: &str| Err(Error::Usage(format!("-o {}: {text}", path.display())));
+    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
+        return bad("expected a file name that ends in .png");
+    }
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            bad("there is no such folder\nhint: create it first")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes RGB pixels, `height` rows of `width`, to a PNG file.
 fn save_png(path: &Path, width: u32, height: u32, pixels: &[u8]) -> Result<()> {
-    let extension = path.extension().and_then(|e| e.to_str());
-    if extension != Some("png") {
-        return Err(Error::Usage(format!(
-            "-o {}: expected a file name that ends in .png",
-            path.display()
-        )));
-    }
+    check_png(path)?;
     let mut png = Cursor::new(vec![]);
     let (color, format) = (image::ColorType::Rgb8, image::ImageFormat::Png);
     image::write_buffer_with_format(&mut png, pixels, width, height, color, format)

@@ -156,7 +156,8 @@ fn tile(view: &View, index: usize) -> Result<Tile> {
     let (records, mut timings) = ([index], Timings::default());
     let detections =
         detect_records(detector, data, &records, (input, eval), Device::Cpu, &mut timings)?;
-    let detections: Vec<_> = detections.into_iter().flatten().filter(|d| d.score > score).collect();
+    let detections: Vec<_> =
+        detections.into_iter().flatten().filter(|d| d.score >= score).collect();
     let record = data.split.record(index)?;
     let image = record.decode()?;
     let scale = f64::from(TILE_HEIGHT) / image.height as f64;

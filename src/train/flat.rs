@@ -5,7 +5,7 @@
 //! Parameters and gradients are views of the buffers, so an SGD step is a few operations, zeroing
 //! the gradients is one fill, and an all-reduce needs no copy.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::Result;
 use crate::model::Params;
@@ -116,8 +116,11 @@ impl Flat {
     }
 
     /// L2 norm of the gradient of all parameters, a scalar f64 on the device.
-    pub fn grad_norm(&self) -> Tensor {
-        self.grads.norm().to_kind(Kind::Double)
+    ///
+    /// # Errors
+    /// A failed device, or memory that cannot be allocated.
+    pub fn grad_norm(&self) -> Result<Tensor> {
+        dw_torch::norm(&self.grads)
     }
 }
 
@@ -125,7 +128,7 @@ impl Flat {
 mod tests {
     use super::*;
     use crate::model::params::Init;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     #[test]
     fn parameters_and_gradients_are_views_of_the_buffers() {

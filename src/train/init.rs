@@ -10,7 +10,7 @@ use dw_weights::fetch::{Pinned, cache};
 
 use super::checkpoint;
 use crate::model::params::{Entry, Role};
-use crate::model::weights::{self as by_name, LoadReport};
+use crate::model::weights::{self as by_name, LoadReport, PARTS};
 use crate::model::{Detector, ModelConfig, NormKind, Params};
 use crate::{Error, Result};
 
@@ -51,6 +51,16 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     check_frozen(&detector.params, &report, config, &path)?;
     tracing::info!("{} ({}): {report}", path.display(), file.container);
     // A file may lack the neck or the head, but the parts that it has should be complete.
+    let other = report.of_another_network();
+    if world.rank() == 0 && !other.is_empty() {
+        tracing::warn!(
+            "{}: {} tensors of the file have no place in the network, the first is `{}`: the file \
+             is of another network",
+            path.display(),
+            other.len(),
+            shown(other[0])
+        );
+    }
     let complete = |(part, loaded, all): &(&str, usize, usize)| {
         loaded == all || (*loaded == 0 && *part != PARTS[0])
     };
@@ -65,8 +75,9 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     Ok(())
 }
 
-/// Checks that all ranks have the same weights. Only gradients are reduced, so ranks that start
-/// from other weights would train other networks. Collective: called by every rank.
+/// Checks that all ranks have the same weights. Ranks that start from other weights would train
+/// other networks, since only gradients are reduced; an evaluation would mix two networks.
+/// Collective: called by every rank.
 ///
 /// # Errors
 /// Ranks whose weights differ, which are named.
@@ -81,9 +92,8 @@ pub fn check_agreement(params: &Params, world: &World) -> Result<()> {
         return Ok(());
     }
     Err(Error::Usage(format!(
-        "ranks {other:?} start from other weights than rank 0\nhint: the file or folder that \
-         model.init names must be on storage that all nodes share, and must not change while the \
-         job starts"
+        "ranks {other:?} have other weights than rank 0\nhint: the file or folder of the weights \
+         must be on storage that all nodes share, and must not change while the job starts"
     )))
 }
 
@@ -132,9 +142,6 @@ fn check_frozen(
         if config.norm == NormKind::FrozenBn { " with model.norm=bn or gn" } else { "" }
     )))
 }
-
-/// Parts of a network: prefixes of tensor names.
-const PARTS: [&str; 3] = ["backbone", "neck", "bbox_head"];
 
 /// For each part its name, the number of loaded tensors and the number of all tensors, without
 /// counters, which have no effect.
@@ -187,12 +194,13 @@ fn imagenet(config: &ModelConfig, world: &World) -> Result<PathBuf> {
     }
     let pinned = Pinned::find(name)
         .ok_or_else(|| Error::Usage(format!("no ImageNet weights are known for {name}")))?;
-    let folder = cache();
+    let folder = cache()?;
     let mut failure = Vec::new();
     if world.rank() == 0 && pinned.inside(&folder).is_none() {
         tracing::info!("downloading {}", pinned.url());
         if let Err(e) = pinned.fetch(&folder) {
-            failure = format!("{e}\nhint: or start with --init random or --init FILE").into_bytes();
+            failure =
+                format!("{e}\nhint: --init random and --init FILE need no download").into_bytes();
         }
     }
     let failure = world.broadcast_bytes(failure, "ImageNet weights")?;

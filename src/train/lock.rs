@@ -120,14 +120,23 @@ impl Lock {
         }
     }
 
-    /// Locks the folder `dir`, which must exist; `None` if another process holds the lock.
+    /// Locks the folder `dir`, which must exist. If another process holds the lock, returns which
+    /// one as text, with a hint if only the user can tell whether it is still running.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn try_take(dir: &Path) -> Result<Option<Self>> {
+    pub fn try_take(dir: &Path) -> Result<std::result::Result<Self, String>> {
         Ok(match Self::attempt(dir)? {
-            Attempt::Locked(lock) => Some(lock),
-            Attempt::InUse { .. } => None,
+            Attempt::Locked(lock) => Ok(lock),
+            Attempt::InUse { owner, same_host } => {
+                let owner = owner.map_or_else(|| "another process".to_owned(), |o| o.to_string());
+                let file = dir.join(NAME);
+                Err(if same_host {
+                    owner
+                } else {
+                    format!("{owner}\nhint: if it has ended, remove {}", file.display())
+                })
+            }
         })
     }
 

@@ -94,7 +94,10 @@ impl Step {
         let flat = Flat::new(&mut detector.params)?;
         let buckets = Buckets::new(&detector.params, &flat, config, world)?;
         let (device, train) = (detector.params.device, config.clone());
-        kernels::prepare(&strategy, detector.classes, device);
+        // They compute in f32.
+        if detector.params.kind == Kind::Float {
+            kernels::prepare(&strategy, detector.classes, device);
+        }
         Ok(Self { detector, flat, buckets, world: world.clone(), strategy, train, device })
     }
 
@@ -147,7 +150,7 @@ impl Step {
     /// A failed device, or memory that cannot be allocated.
     pub fn update(&mut self, loss: &Reduced, lr: f64) -> Result<(Tensor, Tensor)> {
         tch::no_grad(|| {
-            let norm = self.flat.grad_norm();
+            let norm = self.flat.grad_norm()?;
             let t = &self.train;
             if t.clip_norm > 0.0 {
                 let scale = (t.clip_norm / &norm).clamp_max(1.0);

@@ -80,6 +80,8 @@ impl Validation {
 /// A `metrics.jsonl` that cannot be read.
 pub fn is_recorded(work_dir: &Path, steps_done: usize) -> Result<bool> {
     let step = steps_done as u64;
-    let matches = |r: &Map<String, Value>| r.contains_key("AP") && r["step"].as_u64() == Some(step);
+    let matches = |r: &Map<String, Value>| {
+        r.contains_key("AP") && r.get("step").and_then(Value::as_u64) == Some(step)
+    };
     Ok(jsonl::read(&work_dir.join(jsonl::NAME))?.iter().any(matches))
 }

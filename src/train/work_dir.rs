@@ -1,11 +1,12 @@
 //! The settings files in a work directory: `config.toml` and `settings.txt` of the first attempt,
 //! `config-2.toml` and `settings-2.txt` of the second, and so on. They are never overwritten.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
+use dw_base::file::write_atomically;
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// Path of a settings file of an attempt (from 1), for example `config-2.toml`.
 fn numbered(dir: &Path, stem: &str, extension: &str, attempt: usize) -> PathBuf {
@@ -34,13 +35,15 @@ pub fn record(dir: &Path, config: &str, table: &str) -> Result<usize> {
     let attempt = attempts(dir) + 1;
     for (stem, extension, text) in [("settings", "txt", table), ("config", "toml", config)] {
         let path = numbered(dir, stem, extension, attempt);
-        fs::write(&path, text).map_err(Error::io("cannot write", &path))?;
+        write_atomically(&path, |file| file.write_all(text.as_bytes()))?;
     }
     Ok(attempt)
 }
 
 #[cfg(test)]
 mod tests {
+    use fs_err as fs;
+
     use super::*;
 
     #[test]

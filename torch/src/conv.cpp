@@ -222,8 +222,12 @@ struct Conv : torch::autograd::Function<Conv> {
                     or_undefined(rounded)};
     const auto folded = fold(in);
     const auto y = compute(in, folded, s);
+    // On a CPU the folded or rounded weight is made again in backward: the copies of all layers
+    // would be alive at once, and one pass over the weights takes little time. On a GPU, where it
+    // would be a launch more for each layer, they are saved.
+    const bool saves_weight = !x.is_cpu() || in.rounded.defined();
     ctx->save_for_backward({x, weight, in.gamma, in.norm().beta, in.mean, folded.norm,
-                            folded.weight, s.relu ? y : Tensor()});
+                            saves_weight ? folded.weight : Tensor(), s.relu ? y : Tensor()});
     auto &data = ctx->saved_data;
     data["stride"] = s.stride;
     data["padding"] = s.padding;
@@ -245,7 +249,8 @@ struct Conv : torch::autograd::Function<Conv> {
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1];
     const dw::Norm norm{saved[2], saved[3], saved[4], /*var=*/Tensor()};
-    const dw::Folded folded{saved[6], saved[5], /*rounded_bias=*/Tensor()};
+    const dw::Folded folded{saved[6].defined() ? saved[6] : used_weight(x, weight, saved[5]),
+                            saved[5], /*rounded_bias=*/Tensor()};
     const auto &y = saved[7];
     auto &data = ctx->saved_data;
     const auto needs = [&](const char *name) { return data[name].toBool(); };
@@ -287,6 +292,12 @@ struct Conv : torch::autograd::Function<Conv> {
     }
     if (needs("bias") && !(added && norm.defined())) out[2] = dbias;
     return out;
+  }
+
+  // The weight that forward used.
+  static Tensor used_weight(const Tensor &x, const Tensor &weight, const Tensor &folded_norm) {
+    const auto kind = x.scalar_type();
+    return folded_norm.defined() ? dw::fold_again(weight, folded_norm, kind) : weight.to(kind);
   }
 
   // The kind to compute the gradients in. oneDNN (of libtorch 2.11) leaves bf16 gradients of a

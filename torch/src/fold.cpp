@@ -47,6 +47,18 @@ int columns(const Tensor &weight) {
   return static_cast<int>(weight.numel() / weight.size(0));
 }
 
+// The rows of a weight times `scale` [O], rounded to `kind`.
+Tensor scaled(const Tensor &weight, const Tensor &scale, at::ScalarType kind) {
+  auto out = at::empty_like(weight, weight.options().dtype(kind));
+  const bool known = kind == weight.scalar_type() || kind == at::kBFloat16;
+  if (known && dw::has_rows(weight) && scale.scalar_type() == weight.scalar_type() &&
+      scale.is_contiguous() && scale.device() == weight.device())
+    dw::scale_rows(weight, scale, out);
+  else
+    at::mul_out(out, weight, scale.view({-1, 1, 1, 1}));
+  return out;
+}
+
 dw::Folded fold_on_gpu(const Tensor &weight, const dw::Norm &norm, at::ScalarType kind) {
   const int64_t rows = weight.size(0);
   dw::Folded f{at::empty_like(weight, weight.options().dtype(kind)),
@@ -71,12 +83,11 @@ Folded fold(const Tensor &weight, const Norm &norm, at::ScalarType kind) {
   const auto inverse = (norm.var + EPS).rsqrt_();
   const auto scale = norm.gamma * inverse;
   const auto bias = at::addcmul(norm.beta, norm.mean, scale, -1);
-  auto folded = at::empty_like(weight, weight.options().dtype(kind));
-  if (known && has_rows(weight) && fits(weight, norm))
-    scale_rows(weight, scale, folded);
-  else
-    at::mul_out(folded, weight, scale.view({-1, 1, 1, 1}));
-  return {folded, at::stack({bias, inverse, scale}), Tensor()};
+  return {scaled(weight, scale, kind), at::stack({bias, inverse, scale}), Tensor()};
+}
+
+Tensor fold_again(const Tensor &weight, const Tensor &folded_norm, at::ScalarType kind) {
+  return scaled(weight, folded_norm.select(0, 2), kind);
 }
 
 bool adds_gradients(const Tensor &weight, const Norm &norm) {

@@ -32,6 +32,9 @@ struct Folded {
 // Folds a norm into a weight, which is rounded to `kind`.
 Folded fold(const at::Tensor &weight, const Norm &norm, at::ScalarType kind);
 
+// The folded weight once more, given the `norm` of `Folded`: the same numbers.
+at::Tensor fold_again(const at::Tensor &weight, const at::Tensor &folded_norm, at::ScalarType kind);
+
 // Whether `add_gradients` can be used: weight, gamma and beta have buffers for their gradients, and
 // there are loops or kernels for the device and the kind.
 bool adds_gradients(const at::Tensor &weight, const Norm &norm);

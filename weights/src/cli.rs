@@ -1,9 +1,9 @@
 //! Command line of `dw-weights`.
-#![expect(clippy::print_stdout, reason = "results go to standard output")]
 
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
+use dw_base::program::print_result;
 use dw_base::text::{self, shown};
 use dw_base::{Error, Result};
 use serde_json::{Map, json};
@@ -42,7 +42,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Convert a file to .safetensors, with unchanged tensor names and values
+    /// Convert a file to .safetensors, with unchanged values; a prefix `module.` common to all names
+    /// is removed
     Convert {
         /// Weight file or checkpoint folder
         input: PathBuf,
@@ -69,10 +70,13 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Convert { input, output } => {
             let weights = Weights::open(&input)?;
             convert(&weights, &output)?;
-            let from = weights.wrapper.map_or_else(String::new, |w| {
-                format!(" from `{w}`; other data in the file was not converted")
-            });
-            println!("{}: {} tensors{from}", output.display(), weights.tensors.len());
+            let others = weights.wrapper.map_or("", |_| "; other data was not converted");
+            print_result(format_args!(
+                "{}: {} tensors{}{others}",
+                shown(output.display()),
+                weights.tensors.len(),
+                weights.origin()
+            ))?;
             Ok(())
         }
         Command::Fetch { name, to } => {
@@ -83,7 +87,8 @@ pub fn run(cli: Cli) -> Result<()> {
                     names.join(", ")
                 ))
             })?;
-            println!("{}", pinned.fetch(&to.unwrap_or_else(cache))?.display());
+            let folder = to.map_or_else(cache, Ok)?;
+            print_result(pinned.fetch(&folder)?.display())?;
             Ok(())
         }
     }
@@ -106,7 +111,7 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
             "classes": weights.classes,
             "tensors": tensors,
         });
-        println!("{}", text::json(&listing.to_string()));
+        print_result(text::json(&listing.to_string()))?;
         return Ok(());
     }
     let mut table = comfy_table::Table::new();
@@ -115,15 +120,15 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
         let shape: Vec<String> = t.shape.iter().map(ToString::to_string).collect();
         table.add_row([shown(name).to_string(), format!("{:?}", t.dtype), shape.join(" x ")]);
     }
-    println!("{table}");
+    print_result(&table)?;
     if let Some(names) = &weights.classes {
-        println!("classes: {}", shown(names.join(", ")));
+        print_result(format_args!("classes: {}", shown(names.join(", "))))?;
     }
-    let wrapper = weights.wrapper.map_or_else(String::new, |w| format!(", key `{w}`"));
-    println!(
-        "{}{wrapper}: {} tensors, {num_elements} elements",
+    print_result(format_args!(
+        "{}{}: {} tensors, {num_elements} elements",
         weights.container,
+        weights.origin(),
         weights.tensors.len()
-    );
+    ))?;
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Conversion of any weight file to `.safetensors`, with unchanged tensor names and values.
+//! Conversion of any weight file to `.safetensors`. Names and values stay as the reader returns
+//! them.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -14,8 +14,8 @@ use crate::output::write_atomically;
 /// Maximum header size accepted by readers of the format, bytes.
 const MAX_HEADER: usize = 100_000_000;
 
-/// Writes `weights` to the file `out` atomically, one tensor at a time. Class names are stored in
-/// the metadata.
+/// Writes `weights` to the file `out` atomically, one tensor at a time. Class names and the
+/// metadata of a `.safetensors` input are stored in the metadata.
 ///
 /// # Errors
 /// A damaged input, an output name without the extension `.safetensors`, a failed write.
@@ -34,19 +34,8 @@ pub fn convert(weights: &Weights, out: &Path) -> Result<()> {
         let failed = || Error::io("cannot write", out);
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed())?;
         file.write_all(&header).map_err(failed())?;
-        for (name, tensor) in &tensors {
-            let bytes = weights.read(name)?;
-            if tensor.num_bytes() != Some(bytes.len() as u64) {
-                let problem = format!(
-                    "expected {} bytes of type {:?} for the shape {:?}, found {}",
-                    tensor.num_bytes().unwrap_or(u64::MAX),
-                    tensor.dtype,
-                    tensor.shape,
-                    bytes.len()
-                );
-                return Err(Error::data(&weights.path, format!("tensor `{name}`"), problem));
-            }
-            file.write_all(&bytes).map_err(failed())?;
+        for (name, _) in &tensors {
+            file.write_all(&weights.read(name)?).map_err(failed())?;
         }
         Ok(())
     })
@@ -66,8 +55,9 @@ fn header(
         let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
         infos.push(((*name).clone(), TensorInfo { dtype, shape, data_offsets: (start, end) }));
     }
+    let mut metadata = weights.metadata.clone();
     // transformers refuses files without the key `format`.
-    let mut metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
     if let Some(names) = &weights.classes {
         metadata.insert(classes::KEY.to_owned(), serde_json::json!(names).to_string());
     }

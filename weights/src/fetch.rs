@@ -1,7 +1,7 @@
 //! Download of pretrained ImageNet weights.
 //!
 //! The file names end in the first eight hexadecimal digits of the file's SHA-256, against which
-//! every file is checked.
+//! downloads, and existing files in [`Pinned::fetch`], are checked.
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Read, Write};
@@ -53,7 +53,8 @@ impl Pinned {
 
     /// The download URL.
     pub fn url(&self) -> String {
-        let folder = std::env::var(MIRROR).unwrap_or_else(|_| self.folder.to_owned());
+        let mirror = std::env::var(MIRROR).ok().filter(|url| !url.is_empty());
+        let folder = mirror.unwrap_or_else(|| self.folder.to_owned());
         format!("{}/{}.pth", folder.trim_end_matches('/'), self.stem)
     }
 
@@ -74,7 +75,8 @@ impl Pinned {
         if path.is_file() {
             let failed = || Error::io("cannot read", &path);
             let file = std::fs::File::open(&path).map_err(failed())?;
-            let hash = copy_and_hash(file, io::sink(), |_| {}).map_err(failed())?;
+            let hash = copy_and_hash(file, io::sink(), |_| {});
+            let hash = hash.map_err(|(CopyError::Read(e) | CopyError::Write(e))| failed()(e))?;
             self.verify(&hash, &path, "\nhint: remove the file to download it again")?;
             return Ok(path);
         }
@@ -109,9 +111,12 @@ impl Pinned {
         write_atomically(path, |file| {
             // A body cut off at MAX_BYTES fails the checksum.
             let body = response.body_mut().as_reader().take(MAX_BYTES);
-            let hash = copy_and_hash(body, file, |n| bar.inc(n));
+            let copied = copy_and_hash(body, file, |n| bar.inc(n));
             bar.finish_and_clear();
-            let hash = hash.map_err(Error::io("cannot download", path))?;
+            let hash = copied.map_err(|e| match e {
+                CopyError::Read(e) => failed(&e),
+                CopyError::Write(e) => Error::io("cannot write", path)(e),
+            })?;
             self.verify(&hash, path, "")
         })
     }
@@ -129,33 +134,47 @@ impl Pinned {
     }
 }
 
+/// Which side of a copy failed.
+enum CopyError {
+    Read(io::Error),
+    Write(io::Error),
+}
+
 /// Copies `from` to `to` until end of file and returns the SHA-256 in hexadecimal. `progress` gets
 /// the number of bytes of each block.
 fn copy_and_hash(
     mut from: impl Read,
     mut to: impl Write,
     progress: impl Fn(u64),
-) -> io::Result<String> {
+) -> std::result::Result<String, CopyError> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
-        let n = from.read(&mut buffer)?;
+        let n = from.read(&mut buffer).map_err(CopyError::Read)?;
         if n == 0 {
-            to.flush()?;
+            to.flush().map_err(CopyError::Write)?;
             let mut hex = String::new();
             hash.finalize().iter().for_each(|b| write!(hex, "{b:02x}").unwrap_or_default());
             return Ok(hex);
         }
         hash.update(&buffer[..n]);
-        to.write_all(&buffer[..n])?;
+        to.write_all(&buffer[..n]).map_err(CopyError::Write)?;
         progress(n as u64);
     }
 }
 
 /// Default folder of downloaded weights: `$XDG_CACHE_HOME/dw/weights` or `~/.cache/dw/weights`.
-pub fn cache() -> PathBuf {
-    let home = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache");
-    std::env::var_os("XDG_CACHE_HOME")
-        .filter(|d| !d.is_empty())
-        .map_or_else(home, Into::into)
-        .join("dw/weights")
+///
+/// # Errors
+/// Neither `XDG_CACHE_HOME` nor `HOME` is set.
+pub fn cache() -> Result<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|d| !d.is_empty()).map(PathBuf::from);
+    let folder = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    let folder = folder.ok_or_else(|| {
+        Error::Usage(
+            "no folder for downloaded weights: neither XDG_CACHE_HOME nor HOME is set\n\
+             hint: set XDG_CACHE_HOME to a folder that is kept between runs"
+                .to_owned(),
+        )
+    })?;
+    Ok(folder.join("dw/weights"))
 }

@@ -2,7 +2,7 @@
 //! data on request.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -48,12 +48,16 @@ enum Storage {
 pub struct Weights {
     /// Path of the file.
     pub path: PathBuf,
-    /// Human-readable name of the file format.
+    /// Name of the file format.
     pub container: &'static str,
     /// Key of the state dict, if the file holds other data as well.
     pub wrapper: Option<&'static str>,
     /// Tensors by state-dict name.
     pub tensors: BTreeMap<String, Tensor>,
+    /// Whether a prefix `module.` was removed from all names.
+    pub parallel: bool,
+    /// Metadata of a `.safetensors` file.
+    pub metadata: HashMap<String, String>,
     /// Class names in label order, if the file has them (mmdetection's `meta.CLASSES`, or the
     /// metadata key `classes` of a `.safetensors` file).
     pub classes: Option<Vec<String>>,
@@ -93,13 +97,13 @@ impl Weights {
         let length = file.metadata().map_err(Error::io("cannot read", &path))?.len();
         let mut start = [0u8; 16];
         let read = read_start(&mut file, &mut start).map_err(Error::io("cannot read", &path))?;
-        if let Some(problem) = recognise_other_format(&start[..read]) {
-            return Err(Error::data(&path, "", problem));
-        }
+        // First, because the length at the start of the file may look like another format.
         let is_safetensors = start[8] == b'{'
             && u64::from_le_bytes(start[..8].try_into().unwrap_or_default()) <= length;
         let weights = if is_safetensors {
             Self::open_safetensors(&path)?
+        } else if let Some(problem) = recognise_other_format(&start[..read]) {
+            return Err(Error::data(&path, "", problem));
         } else {
             Self::open_pytorch(&path)?
         };
@@ -118,12 +122,14 @@ impl Weights {
             (name, Tensor { dtype: t.dtype, shape: t.shape.clone(), storage })
         });
         let tensors = tensors.collect();
-        let strings = metadata.metadata().as_ref();
-        let classes = strings.and_then(|m| m.get(classes::KEY)).and_then(|t| classes::from_json(t));
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        let classes = metadata.get(classes::KEY).and_then(|t| classes::from_json(t));
         Ok(Self {
             path: path.to_owned(),
             container: "safetensors",
             wrapper: None,
+            parallel: false,
+            metadata,
             tensors,
             classes,
             bytes,
@@ -132,7 +138,16 @@ impl Weights {
 
     fn open_pytorch(path: &Path) -> Result<Self> {
         let reader = PytorchReader::new(path).map_err(|e| {
-            let problem = format!("invalid or truncated PyTorch or .safetensors file: {e}");
+            let e = e.to_string();
+            // Limits of the reader against small files that expand to large ones.
+            let hint = if e.contains("memo bomb") || e.contains("byte limit") {
+                "\nhint: the file may hold more data beside the weights (such as mmengine's log of \
+                 a long run) than this program reads; save its `state_dict` alone, as \
+                 mmdetection's publish_model.py does"
+            } else {
+                ""
+            };
+            let problem = format!("invalid or truncated PyTorch or .safetensors file: {e}{hint}");
             Error::data(path, "", problem)
         })?;
         let container = match reader.metadata().format_type {
@@ -147,7 +162,8 @@ impl Weights {
         };
         let mut found: BTreeMap<String, pytorch_reader::Tensor> =
             reader.into_tensors().into_iter().collect();
-        if found.keys().all(|n| n.starts_with(PARALLEL)) {
+        let parallel = !found.is_empty() && found.keys().all(|n| n.starts_with(PARALLEL));
+        if parallel {
             found = found.into_iter().map(|(n, t)| (n[PARALLEL.len()..].to_owned(), t)).collect();
         }
         let tensors = found.into_iter().map(|(name, t)| {
@@ -158,6 +174,8 @@ impl Weights {
             path: path.to_owned(),
             container,
             wrapper,
+            parallel,
+            metadata: HashMap::new(),
             tensors: tensors.collect(),
             classes: wrapper.and_then(|_| classes::from_pickle(path)),
             bytes: vec![],
@@ -188,15 +206,34 @@ impl Weights {
             .tensors
             .get(name)
             .ok_or_else(|| Error::data(&self.path, "", format!("no tensor `{name}`")))?;
-        match &tensor.storage {
+        let bad = |e: String| Error::data(&self.path, format!("tensor `{name}`"), e);
+        let bytes = match &tensor.storage {
             Storage::Safetensors(range) => {
-                Ok(Cow::Borrowed(self.bytes.get(range.clone()).unwrap_or_default()))
+                Cow::Borrowed(self.bytes.get(range.clone()).unwrap_or_default())
             }
-            Storage::PyTorch(t) => t
-                .read()
-                .map(Cow::Owned)
-                .map_err(|e| Error::data(&self.path, format!("tensor `{name}`"), e)),
+            Storage::PyTorch(t) => Cow::Owned(t.read().map_err(|e| bad(e.to_string()))?),
+        };
+        // Callers copy as many bytes as the shape says.
+        if tensor.num_bytes() != Some(bytes.len() as u64) {
+            return Err(bad(format!(
+                "expected {} bytes of type {:?} for the shape {:?}, found {}",
+                tensor.num_bytes().unwrap_or(u64::MAX),
+                tensor.dtype,
+                tensor.shape,
+                bytes.len()
+            )));
         }
+        Ok(bytes)
+    }
+
+    /// Describes what was removed from the file's names, and which part of the file was read.
+    /// Empty if neither applies.
+    pub fn origin(&self) -> String {
+        let mut text = self.wrapper.map_or_else(String::new, |w| format!(", key `{w}`"));
+        if self.parallel {
+            text += ", prefix `module.` removed from the names";
+        }
+        text
     }
 }
 

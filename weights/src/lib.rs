@@ -2,7 +2,7 @@
 //! container format, mmdetection checkpoints and `.safetensors`.
 //!
 //! * [`file`]: opens any of these formats; pickles are parsed as data and never executed
-//! * [`convert`]: writes `.safetensors` files with unchanged tensor names
+//! * [`convert`]: writes `.safetensors` files with the same tensors
 //! * [`fetch`]: downloads pretrained ImageNet weights and verifies their checksum
 //! * [`cli`]: the `dw-weights` command line
 

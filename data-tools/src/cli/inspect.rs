@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use dw_base::program::print_message;
+use dw_base::program::{print_message, print_result};
 use dw_base::text::{self, shown};
 use dw_base::{Error, Result};
 use serde_json::{Value, json};
@@ -17,8 +17,8 @@ use crate::reader::{Split, open_all, split_names};
 const LISTED: usize = 100;
 
 /// Prints JSON without control characters.
-fn print_json(value: &Value) {
-    println!("{}", text::json(&value.to_string()));
+fn print_json(value: &Value) -> Result<()> {
+    print_result(text::json(&value.to_string()))
 }
 
 /// Counts and sizes of a split, and the longest side in pixels of its resized images.
@@ -38,34 +38,49 @@ fn row(s: &Split) -> (Value, u32) {
     (row, longest)
 }
 
+/// Warns where the splits differ in their categories, of which `info` prints those of the first.
+fn warn_of_categories(splits: &[Split]) {
+    let Some(first) = splits.first() else { return };
+    for s in splits.iter().filter(|s| s.categories() != first.categories()) {
+        print_message(&format!(
+            "warning: the categories of `{}` are not those of `{}`, which are printed",
+            shown(&s.meta.split),
+            shown(&first.meta.split)
+        ));
+    }
+}
+
 /// Prints counts and sizes of all splits.
 pub(super) fn info(out: &Path, as_json: bool) -> Result<()> {
     let splits = open_all(out)?;
+    warn_of_categories(&splits);
     let category = |c: &Category| json!({"id": c.id, "name": c.name});
     let categories: Vec<_> =
         splits.first().map_or(vec![], |s| s.categories().iter().map(category).collect());
-    let pixels = splits.first().map_or("", |s| s.codec.name());
+    let mut codecs: Vec<&str> = splits.iter().map(|s| s.codec.name()).collect();
+    codecs.dedup();
+    let pixels = codecs.join(", ");
     let version = splits.iter().map(Split::version).max();
     if as_json {
         let rows: serde_json::Map<_, _> =
             splits.iter().map(|s| (s.meta.split.clone(), row(s).0)).collect();
         print_json(&json!({"version": version, "pixels": pixels, "categories": categories,
-                           "splits": rows}));
+                           "splits": rows}))?;
         return Ok(());
     }
-    println!(
+    print_result(format_args!(
         "{}: format {}, pixels {pixels}, {} categories",
         shown(out.display()),
         version.unwrap_or_default(),
         categories.len()
-    );
+    ))?;
     let all = splits.first().map_or(&[][..], Split::categories);
     let names: Vec<&str> = all.iter().take(LISTED).map(|c| c.name.as_str()).collect();
     let more = match categories.len().saturating_sub(LISTED) {
         0 => String::new(),
         more => format!(" and {more} more (--json lists all)"),
     };
-    println!("  categories: {}{more}", shown(names.join(", ")));
+    print_result(format_args!("  categories: {}{more}", shown(names.join(", "))))?;
     for s in &splits {
         let (row, longest) = row(s);
         let resized = match row["shrunken"].as_u64() {
@@ -75,7 +90,7 @@ pub(super) fn info(out: &Path, as_json: bool) -> Result<()> {
                  of the originals)"
             ),
         };
-        println!(
+        print_result(format_args!(
             "  {}: {} images, {} boxes, {} crowd, {} shards, {:.1} MB{resized}",
             shown(&s.meta.split),
             row["images"],
@@ -83,7 +98,7 @@ pub(super) fn info(out: &Path, as_json: bool) -> Result<()> {
             row["crowd"],
             row["shards"],
             row["bytes"].as_f64().unwrap_or(0.0) / 1e6
-        );
+        ))?;
     }
     Ok(())
 }
@@ -105,12 +120,12 @@ pub(super) fn verify(out: &Path) -> Result<()> {
         bar.finish_and_clear();
         if found.is_empty() {
             let rate = bytes as f64 / 1e9 / start.elapsed().as_secs_f64().max(1e-9);
-            println!(
+            print_result(format_args!(
                 "{}: {} images, {} shards, all intact ({rate:.2} GB/s)",
                 shown(&name),
                 split.len(),
                 split.shards().count()
-            );
+            ))?;
         }
         bad.extend(found.iter().map(ToString::to_string));
     }
@@ -148,7 +163,11 @@ pub(super) fn export(out: &Path, dir: &Path, format: export::Format) -> Result<(
                 done.crowd
             ));
         }
-        println!("{name}: {} images to {}", done.images, shown(done.images_dir.display()));
+        print_result(format_args!(
+            "{name}: {} images to {}",
+            done.images,
+            shown(done.images_dir.display())
+        ))?;
     }
     Ok(())
 }
@@ -174,14 +193,14 @@ pub(super) fn bench(out: &Path, as_json: bool) -> Result<()> {
         if as_json {
             print_json(&json!({"split": split.meta.split, "pixels": split.codec.name(),
                                "images_per_s_per_core": rate, "megapixels_per_s": mpx,
-                               "bytes_per_image": bytes}));
+                               "bytes_per_image": bytes}))?;
         } else {
-            println!(
+            print_result(format_args!(
                 "{}: {rate:.0} images/s on one core ({mpx:.0} Mpx/s), {bytes} bytes per image, \
                  codec {}",
                 shown(&split.meta.split),
                 split.codec.name()
-            );
+            ))?;
         }
     }
     Ok(())

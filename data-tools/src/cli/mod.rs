@@ -1,5 +1,4 @@
 //! The command line of `dw-pack`. Results go to standard output, messages to standard error.
-#![expect(clippy::print_stdout, reason = "results of a command-line tool")]
 
 use dw_base::Result;
 

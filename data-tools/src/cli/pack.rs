@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dw_base::program::print_message;
+use dw_base::program::{print_message, print_result};
 use dw_base::text::shown;
 use dw_base::{Error, Result};
 
@@ -35,7 +35,7 @@ pub(super) fn pack(a: &PackArgs) -> Result<()> {
         } else {
             format!("{:.0} images/s", done.images as f64 / done.seconds)
         };
-        println!(
+        print_result(format_args!(
             "{}: {} images ({} empty), {} boxes, {} crowd, {:.1} MB, {rate}",
             shown(&split),
             done.images,
@@ -43,9 +43,9 @@ pub(super) fn pack(a: &PackArgs) -> Result<()> {
             done.counts.boxes,
             done.counts.crowd,
             done.bytes as f64 / 1e6
-        );
+        ))?;
     }
-    println!("packed into {}", shown(out.display()));
+    print_result(format_args!("packed into {}", shown(out.display())))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dw_base::Result;
+use dw_base::program::print_result;
 use dw_base::text::shown;
 
 use super::progress::progress;
@@ -15,6 +16,9 @@ pub(super) fn synth(dir: &Path, options: &Options) -> Result<()> {
     threads::pool(0)?.install(|| synth::write(dir, options, || bar.inc(1)))?;
     bar.finish_and_clear();
     let Options { train, val, classes, .. } = options;
-    println!("{}: {train} + {val} images of {classes} classes", shown(dir.display()));
+    print_result(format_args!(
+        "{}: {train} + {val} images of {classes} classes",
+        shown(dir.display())
+    ))?;
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! COCO annotations: `annotations/instances_SPLIT.json`.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use dw_base::{Error, Result};
+use dw_base::Result;
+use dw_base::file::write_atomically;
 use serde_json::{Value, json};
 
 use super::Image;
@@ -26,10 +26,11 @@ pub(super) fn write(split: &Split, images: &[Image], dir: &Path) -> Result<()> {
     let coco = json!({"info": {}, "licenses": [], "images": images, "annotations": annotations,
                       "categories": categories});
     let path = folder.join(format!("instances_{}.json", split.meta.split));
-    let io = |e: std::io::Error| Error::io("cannot write", &path)(e);
-    let mut file = BufWriter::new(File::create_new(&path).map_err(io)?);
-    serde_json::to_writer(&mut file, &coco).map_err(|e| io(e.into()))?;
-    file.flush().map_err(io)
+    write_atomically(&path, |file| {
+        let mut file = BufWriter::new(file);
+        serde_json::to_writer(&mut file, &coco)?;
+        file.flush()
+    })
 }
 
 /// The entries of the boxes of an image.

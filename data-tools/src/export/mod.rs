@@ -15,6 +15,7 @@ use fs_err as fs;
 use image::ImageEncoder;
 use rayon::prelude::*;
 
+use crate::coco::Category;
 use crate::format::{Entry, GtBox};
 use crate::input;
 use crate::pixels::Layout;
@@ -84,12 +85,35 @@ pub struct Target {
     format: Format,
     /// Names in use, where all splits share a folder.
     taken: HashSet<String>,
+    /// Name and categories of the first split.
+    first: Option<(String, Vec<Category>)>,
 }
 
 impl Target {
     /// Exports to `dir`.
     pub fn new(dir: &Path, format: Format) -> Self {
-        Self { dir: dir.to_owned(), format, taken: HashSet::new() }
+        Self { dir: dir.to_owned(), format, taken: HashSet::new(), first: None }
+    }
+
+    /// Checks that a YOLO set has one list of classes, which all of its labels refer to.
+    fn check_categories(&mut self, split: &Split) -> Result<()> {
+        let names = |categories: &[Category]| -> Vec<String> {
+            categories.iter().map(|c| c.name.clone()).collect()
+        };
+        let Some((first, categories)) = &self.first else {
+            self.first = Some((split.meta.split.clone(), split.categories().to_vec()));
+            return Ok(());
+        };
+        if self.format != Format::Yolo || names(categories) == names(split.categories()) {
+            return Ok(());
+        }
+        Err(Error::Inconsistent(format!(
+            "{}: the splits `{}` and `{}` have different categories, and a YOLO data set has one \
+             list for all\nhint: export to COCO, or pack the splits with the same categories",
+            shown(split.path().display()),
+            shown(first),
+            shown(&split.meta.split)
+        )))
     }
 
     /// Writes the images and annotations of a split. `tick` is called after each image.
@@ -100,6 +124,7 @@ impl Target {
     pub fn export_split(&mut self, split: &Split, tick: impl Fn() + Sync) -> Result<Exported> {
         let name = &split.meta.split;
         split_name(name).map_err(|e| Error::data(split.path(), "meta `split`", e))?;
+        self.check_categories(split)?;
         let dir = &self.dir;
         let images_dir = match self.format {
             Format::Coco => dir.join(name),

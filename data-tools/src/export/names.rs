@@ -8,8 +8,9 @@ use dw_base::names::relative;
 use dw_base::text::shown;
 use rayon::prelude::*;
 
-use crate::pixels::Layout;
+use crate::pixels::{EXTENSIONS, Layout};
 use crate::reader::{Record, Split};
+use crate::sources::listing::stem;
 
 /// The file name of every image, in the order of the records, and the number of renamed ones.
 ///
@@ -46,9 +47,9 @@ fn file_name(record: &Record) -> Result<String> {
 
 /// What must be unique about a name.
 fn key(name: &str, by_stem: bool) -> String {
-    let path = Path::new(name);
-    let path = if by_stem { path.with_extension("") } else { path.into() };
-    path.to_string_lossy().to_lowercase()
+    // As the annotation files are named: `a.b` of a JPEG without a usual extension stays whole.
+    let stem = if by_stem { stem(name, &EXTENSIONS).unwrap_or(name) } else { name };
+    stem.to_lowercase()
 }
 
 /// Makes names unique; returns them with the number of changed ones. `names` come with image ids.

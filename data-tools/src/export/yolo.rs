@@ -47,12 +47,20 @@ fn describe(split: &Split, dir: &Path) -> Result<()> {
     let path = dir.join("data.yaml");
     let names: Vec<&str> = split.categories().iter().map(|c| c.name.as_str()).collect();
     let mut text = String::new();
+    // Splits of the same kind (train2017, train_extra) are a list.
+    let mut keys: Vec<(String, Vec<String>)> = vec![];
     for found in listing::folders(&dir.join("images"))? {
         let key = ["train", "val", "test"].into_iter().find(|k| found.starts_with(k));
         let key = key.map_or_else(|| json!(found).to_string(), str::to_owned);
-        if !text.contains(&format!("{key}: ")) {
-            let _ = writeln!(text, "{key}: {}", json!(format!("images/{found}")));
+        let path = format!("images/{found}");
+        match keys.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, paths)) => paths.push(path),
+            None => keys.push((key, vec![path])),
         }
+    }
+    for (key, paths) in keys {
+        let value = if let [path] = &paths[..] { json!(path) } else { json!(paths) };
+        let _ = writeln!(text, "{key}: {value}");
     }
     let _ = writeln!(text, "nc: {}\nnames: {}", names.len(), json!(names));
     write_atomically(&path, |file| file.write_all(text.as_bytes()))

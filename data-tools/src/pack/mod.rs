@@ -62,9 +62,10 @@ pub fn pack_split(
     bar: &ProgressBar,
 ) -> Result<Packed> {
     let start = Instant::now();
-    let (split, notes, json) =
+    let (split, mut notes, json) =
         (source.split.clone(), source.notes.clone(), source.annotations.clone());
-    let fingerprint = options::fingerprint(&source.checksum()?, options);
+    let checksum = source.checksum()?;
+    let fingerprint = options::fingerprint(&checksum, options);
     let images_dir = source.images_dir.clone();
     if options.resume
         && let Ok(done) = Split::open(out, &split)
@@ -81,7 +82,19 @@ pub fn pack_split(
     fs::create_dir_all(out).map_err(Error::io("cannot create folder", out))?;
     let mut writer =
         SplitWriter::new(out, &split, &fingerprint, options.shard_size, options.resume)?;
+    if options.bad_images == BadImages::Skip {
+        // Shards finished without `skip` have no image left out: they are the same with it.
+        let strict = Options { bad_images: BadImages::Fail, ..options.clone() };
+        writer.load_finished(&options::fingerprint(&checksum, &strict));
+    }
     let reused = writer.num_finished();
+    let unused = writer.unused();
+    if unused > 0 {
+        notes.push(format!(
+            "{unused} shards of an interrupted run are not used: they are damaged, or of other \
+             options or annotations"
+        ));
+    }
     bar.set_length(coco.images.len() as u64);
     bar.set_position(writer.next_image as u64);
     let chunk = rayon::current_num_threads() * 8;
@@ -129,6 +142,8 @@ fn pack_chunk(
             // Nothing is written after an unusable image: finished shards must not skip one.
             Ok(_) if !failed.is_empty() => {}
             Ok(encoded) => {
+                // First, because it may finish a shard, which saves the counts of its images.
+                writer.push(i, &encoded.record, encoded.entry)?;
                 let is_dark = |h: u16| (1..=MAX_12_BIT).contains(&h);
                 let counts = &mut writer.image_counts;
                 counts.rotated += usize::from(encoded.rotated);
@@ -136,7 +151,6 @@ fn pack_chunk(
                 counts.alpha += usize::from(encoded.alpha);
                 counts.sixteen_bit += usize::from(encoded.max_16_bit.is_some());
                 counts.dark += usize::from(encoded.max_16_bit.is_some_and(is_dark));
-                writer.push(i, &encoded.record, encoded.entry)?;
             }
             Err(Unusable::Always(e)) => return Err(e),
             Err(Unusable::Bad(e)) if options.bad_images == BadImages::Fail => failed.push(e),

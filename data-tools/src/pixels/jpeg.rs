@@ -13,18 +13,25 @@ thread_local! {
     static DECODER: RefCell<Option<Decompressor>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with the decoder of this thread, and resets the scaling factor afterwards.
+/// Runs `f` with the decoder of this thread, and resets the scaling factor afterwards. After an
+/// error the decoder is dropped: libjpeg-turbo leaves it in the middle of the damaged file, where it
+/// would reject the next file or report the size of an earlier one.
 fn with_decoder<T>(f: impl FnOnce(&mut Decompressor) -> turbojpeg::Result<T>) -> Result<T, String> {
     DECODER.with_borrow_mut(|slot| {
         if slot.is_none() {
             *slot = Some(Decompressor::new().map_err(|e| e.to_string())?);
         }
         let Some(decoder) = slot.as_mut() else { return Err("no JPEG decoder".into()) };
-        let done = f(decoder).map_err(|e| e.to_string());
-        if decoder.scaling_factor() != ScalingFactor::ONE {
-            decoder.set_scaling_factor(ScalingFactor::ONE).map_err(|e| e.to_string())?;
+        let done = f(decoder).and_then(|value| {
+            if decoder.scaling_factor() != ScalingFactor::ONE {
+                decoder.set_scaling_factor(ScalingFactor::ONE)?;
+            }
+            Ok(value)
+        });
+        if done.is_err() {
+            *slot = None;
         }
-        done
+        done.map_err(|e| e.to_string())
     })
 }
 
@@ -33,12 +40,13 @@ pub fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
-/// Reads size, colour space and subsampling.
+/// Reads size, colour space and subsampling, with a new decoder: one that was used before would
+/// give the values of the previous file where this one ends before its own.
 ///
 /// # Errors
-/// A damaged header.
+/// A damaged or incomplete header.
 pub fn header(bytes: &[u8]) -> Result<DecompressHeader, String> {
-    with_decoder(|d| d.read_header(bytes))
+    turbojpeg::read_header(bytes).map_err(|e| e.to_string())
 }
 
 fn is_cmyk(h: &DecompressHeader) -> bool {

@@ -2,8 +2,10 @@
 //! COCO's three sizes, crowd regions and images without objects. The same options give the same
 //! files.
 
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
+use dw_base::file::write_atomically;
 use dw_base::text::shown;
 use dw_base::{Error, Result};
 use fs_err as fs;
@@ -24,6 +26,8 @@ use scene::Scene;
 
 /// Smallest longer side of an image in pixels.
 const MIN_SIDE: u32 = 64;
+/// Largest longer side.
+const MAX_SIDE: u32 = 16_384;
 /// Quality of the JPEG files.
 const QUALITY: i32 = 92;
 
@@ -51,14 +55,41 @@ pub fn write(dir: &Path, o: &Options, tick: impl Fn() + Sync) -> Result<()> {
         let found = o.classes;
         return Err(Error::Usage(format!("--classes: expected 1 to {MAX_CLASSES}, found {found}")));
     }
-    if o.side < MIN_SIDE {
+    if !(MIN_SIDE..=MAX_SIDE).contains(&o.side) {
         let found = o.side;
-        return Err(Error::Usage(format!("--side: expected at least {MIN_SIDE}, found {found}")));
+        return Err(Error::Usage(format!(
+            "--side: expected {MIN_SIDE} to {MAX_SIDE} pixels, found {found}"
+        )));
     }
-    for (split, count, first_id) in [("train2017", o.train, 1), ("val2017", o.val, 1_000_001)] {
-        if count > 0 {
-            write_split(dir, split, count, first_id, o, &tick)?;
-        }
+    if o.train + o.val == 0 {
+        return Err(Error::Usage("--images 0 --val 0: nothing to generate".into()));
+    }
+    let splits = [("train2017", o.train, 1), ("val2017", o.val, 1_000_001)];
+    let splits = splits.into_iter().filter(|(_, count, _)| *count > 0);
+    for (split, ..) in splits.clone() {
+        check_empty(dir, split)?;
+    }
+    for (split, count, first_id) in splits {
+        write_split(dir, split, count, first_id, o, &tick)?;
+    }
+    Ok(())
+}
+
+/// The annotation file and the folder of images of a split.
+fn paths(dir: &Path, split: &str) -> (PathBuf, PathBuf) {
+    (dir.join("annotations").join(format!("instances_{split}.json")), dir.join(split))
+}
+
+/// Checks that a split has neither annotations nor images.
+fn check_empty(dir: &Path, split: &str) -> Result<()> {
+    let (json_path, images_dir) = paths(dir, split);
+    let filled = fs::read_dir(&images_dir).is_ok_and(|mut entries| entries.next().is_some());
+    if json_path.exists() || filled {
+        let existing = if filled { &images_dir } else { &json_path };
+        return Err(Error::Usage(format!(
+            "cannot generate a data set: {} exists already\nhint: choose an empty folder",
+            shown(existing.display())
+        )));
     }
     Ok(())
 }
@@ -72,16 +103,7 @@ fn write_split(
     o: &Options,
     tick: &(impl Fn() + Sync),
 ) -> Result<()> {
-    let json_path = dir.join("annotations").join(format!("instances_{split}.json"));
-    let images_dir = dir.join(split);
-    let filled = fs::read_dir(&images_dir).is_ok_and(|mut entries| entries.next().is_some());
-    if json_path.exists() || filled {
-        let existing = if filled { &images_dir } else { &json_path };
-        return Err(Error::Usage(format!(
-            "cannot generate a data set: {} exists already\nhint: choose an empty folder",
-            shown(existing.display())
-        )));
-    }
+    let (json_path, images_dir) = paths(dir, split);
     for d in [&images_dir, &dir.join("annotations")] {
         fs::create_dir_all(d).map_err(Error::io("cannot create folder", d))?;
     }
@@ -104,7 +126,7 @@ fn write_split(
     let coco = json!({"info": {"description": "drawn by dw-pack synth", "seed": o.seed},
                       "licenses": [], "images": images, "annotations": annotations,
                       "categories": categories});
-    fs::write(&json_path, coco.to_string()).map_err(Error::io("cannot write", &json_path))
+    write_atomically(&json_path, |file| file.write_all(coco.to_string().as_bytes()))
 }
 
 /// Generates one image; returns its entries of `images` and `annotations`. The random numbers

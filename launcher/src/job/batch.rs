@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
+use dw_base::program::print_message;
 use dw_base::{Error, Result};
 
 use super::command::quote;
@@ -212,8 +213,7 @@ pub fn write(path: &Path, text: &str, overwrite: bool) -> Result<()> {
             quote(&path.to_string_lossy())?
         ))),
         // A missing file or one to replace; any other problem is an error of the write.
-        _ => dw_base::file::write_atomically(path, |file| file.write_all(text.as_bytes()))
-            .map_err(|e| Error::Usage(format!("batch script: {e}"))),
+        _ => dw_base::file::write_atomically(path, |file| file.write_all(text.as_bytes())),
     }
 }
 
@@ -236,6 +236,10 @@ pub fn submit(path: &Path) -> Result<String> {
     })?;
     let text = |b: &[u8]| String::from_utf8_lossy(b).trim().to_owned();
     if out.status.success() {
+        // Such as the partition's notes.
+        if !out.stderr.is_empty() {
+            print_message(&text(&out.stderr));
+        }
         Ok(text(&out.stdout))
     } else {
         Err(Error::Usage(format!("sbatch rejected {shown}: {}", text(&out.stderr))))

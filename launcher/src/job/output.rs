@@ -2,6 +2,7 @@
 //! launcher's messages about processes that have ended.
 
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -23,8 +24,26 @@ pub(crate) struct LauncherReport {
     pub(crate) code: Option<i32>,
 }
 
-/// Creates a pipe and starts a thread that forwards its lines to `to`. With `raw` the rank is
-/// removed from the lines. The thread ends when all writers are closed.
+/// A thread that forwards output.
+pub(crate) struct Output {
+    thread: JoinHandle<()>,
+    writing: Arc<AtomicBool>,
+}
+
+impl Output {
+    /// Whether all output has been forwarded and all writers are closed.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Whether it is writing, or waits for a slow reader of this program's output.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writing.load(Ordering::Relaxed)
+    }
+}
+
+/// Creates a pipe and starts a thread that forwards its lines to `to`, with `raw` unchanged. The
+/// thread ends when all writers are closed.
 ///
 /// # Errors
 /// The pipe or the thread cannot be created: the ranks' output would be lost.
@@ -32,17 +51,28 @@ pub(crate) fn forward<W: Write + Send + 'static>(
     to: W,
     raw: bool,
     report: &Arc<Mutex<LauncherReport>>,
-) -> Result<(PipeWriter, JoinHandle<()>)> {
+) -> Result<(PipeWriter, Output)> {
     const NAME: &str = "dw-output";
     let (from, writer) = std::io::pipe()
         .map_err(|e| Error::system("cannot open a pipe for the output", &e, Error::Usage))?;
     let report = report.clone();
-    let thread = std::thread::Builder::new().name(NAME.into());
-    let thread = thread.spawn(move || copy(from, to, raw, &report));
-    Ok((writer, thread.map_err(|e| Error::threads(&format!("the thread `{NAME}`"), &e))?))
+    let writing = Arc::new(AtomicBool::new(false));
+    let copy = {
+        let writing = writing.clone();
+        move || copy(from, to, raw, &report, &writing)
+    };
+    let thread = std::thread::Builder::new().name(NAME.into()).spawn(copy);
+    let thread = thread.map_err(|e| Error::threads(&format!("the thread `{NAME}`"), &e))?;
+    Ok((writer, Output { thread, writing }))
 }
 
-fn copy(from: PipeReader, mut to: impl Write, raw: bool, report: &Mutex<LauncherReport>) {
+fn copy(
+    from: PipeReader,
+    mut to: impl Write,
+    raw: bool,
+    report: &Mutex<LauncherReport>,
+    writing: &AtomicBool,
+) {
     let mut lines = BufReader::new(from);
     let (mut line, mut continued) = (vec![], false);
     while lines.by_ref().take(PIECE).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
@@ -53,13 +83,18 @@ fn copy(from: PipeReader, mut to: impl Write, raw: bool, report: &Mutex<Launcher
             report.signal = report.signal.take().or(signal);
             report.code = report.code.or(code);
         }
-        let text = match split_rank(&text).filter(|_| !continued) {
-            Some((_, rest)) if raw => rest.to_owned(),
-            Some((rank, rest)) => format!("[{rank}] {rest}"),
-            None => text,
+        let (mark, start) = match split_rank(&text).filter(|_| !continued && !raw) {
+            // What comes before the rest is ASCII, so that its length is that of the bytes.
+            Some((rank, rest)) => (format!("[{rank}] "), text.len() - rest.len()),
+            None => (String::new(), 0),
         };
+        writing.store(true, Ordering::Relaxed);
         // The job continues when the reader of the output is gone.
-        let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+        let _ = to
+            .write_all(mark.as_bytes())
+            .and_then(|()| to.write_all(line.get(start..).unwrap_or(&line)))
+            .and_then(|()| to.flush());
+        writing.store(false, Ordering::Relaxed);
         continued = line.last() != Some(&b'\n');
         line.clear();
     }

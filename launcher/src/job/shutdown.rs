@@ -55,10 +55,9 @@ pub(crate) struct Shutdown {
 }
 
 impl Shutdown {
-    /// For a job that is running; checkpoint requests received before have no effect.
-    pub(crate) fn new(grace: Duration, tear_down: Duration, received: Received) -> Self {
-        let checkpoints = received.checkpoint;
-        Self { stage: Stage::Running, grace, tear_down, checkpoints, stops: Some(0) }
+    /// For a job that is running. Requests that arrived while it was started count.
+    pub(crate) fn new(grace: Duration, tear_down: Duration) -> Self {
+        Self { stage: Stage::Running, grace, tear_down, checkpoints: 0, stops: Some(0) }
     }
 
     /// What to do now; to be called regularly. `failed`: when the first rank failed.
@@ -136,7 +135,7 @@ mod tests {
     impl Clock {
         fn new() -> Self {
             let (grace, tear_down) = (Duration::from_mins(1), Duration::from_secs(8));
-            let shutdown = Shutdown::new(grace, tear_down, Received::default());
+            let shutdown = Shutdown::new(grace, tear_down);
             let (start, received) = (Instant::now(), Received::default());
             Self { shutdown, start, received, failed: None }
         }
@@ -196,7 +195,7 @@ mod tests {
 
     #[test]
     fn unlimited_grace_does_not_overflow() {
-        let mut shutdown = Shutdown::new(Duration::MAX, Duration::MAX, Received::default());
+        let mut shutdown = Shutdown::new(Duration::MAX, Duration::MAX);
         let stop = Received { checkpoint: 0, stop: 1 };
         assert_eq!(shutdown.advance(stop, None, Instant::now()), [Action::CheckpointAndStop]);
         assert_eq!(shutdown.advance(stop, Some(Instant::now()), Instant::now()), []);

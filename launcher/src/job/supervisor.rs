@@ -17,7 +17,7 @@ use super::monitor::Monitor;
 use super::output::{LauncherReport, forward};
 use super::shutdown::{Action, Received, Shutdown};
 use super::verdict::{FirstFailure, Outcome, Verdict};
-use crate::rank::{fault, restart, status};
+use crate::rank::{fault, restart, signals, status};
 
 const POLL: Duration = Duration::from_millis(50);
 /// Time to wait for the ranks' last output after the launcher has exited.
@@ -51,9 +51,11 @@ impl Signals {
     fn listen() -> Result<Self> {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
         let s = Self::default();
-        for (signal, counter) in
-            [(SIGUSR1, &s.checkpoint), (SIGINT, &s.stop), (SIGTERM, &s.stop), (SIGHUP, &s.hangup)]
-        {
+        let all =
+            [(SIGUSR1, &s.checkpoint), (SIGINT, &s.stop), (SIGTERM, &s.stop), (SIGHUP, &s.hangup)];
+        // nohup ignores SIGHUP, and a shell SIGINT for a job in the background of a script.
+        let handled = |signal| ![SIGINT, SIGHUP].contains(&signal) || !signals::is_ignored(signal);
+        for (signal, counter) in all.into_iter().filter(|(signal, _)| handled(*signal)) {
             let counter = counter.clone();
             let count = move || {
                 counter.fetch_add(1, Ordering::Relaxed);
@@ -91,7 +93,11 @@ pub fn run(command: &LaunchCommand, options: &Options) -> Result<i32> {
         if !verdict.text.is_empty() {
             log(&verdict.text);
         }
-        if !verdict.lost || restarts == options.max_restarts || signals.any() {
+        if verdict.lost && restarts < options.max_restarts && signals.any() {
+            log("received a signal: run the same command to resume");
+            return Ok(exit::PREEMPTED);
+        }
+        if !verdict.lost || restarts == options.max_restarts {
             if verdict.lost && options.max_restarts > 0 && restarts == options.max_restarts {
                 log(&format!("giving up after {restarts} restarts, as set by --max-restarts"));
             }
@@ -102,7 +108,10 @@ pub fn run(command: &LaunchCommand, options: &Options) -> Result<i32> {
             restarts + 1,
             options.max_restarts
         ));
-        std::thread::sleep(options.restart_delay);
+        let lost = Instant::now();
+        while lost.elapsed() < options.restart_delay && !signals.any() {
+            std::thread::sleep(POLL.min(options.restart_delay));
+        }
         if signals.any() {
             log("received a signal before the restart: run the same command to resume");
             return Ok(exit::PREEMPTED);
@@ -154,7 +163,7 @@ fn attempt(
         .envs(command.env.iter().map(|(k, v)| (k, v)))
         .env(status::VARIABLE, address)
         .env(restart::VARIABLE, restarts.to_string())
-        .stdin(Stdio::null())
+        .stdin(if command.reads_stdin() { Stdio::inherit() } else { Stdio::null() })
         .stdout(stdout)
         .stderr(stderr)
         // So that Ctrl-C only reaches the supervisor, which first requests a checkpoint.
@@ -165,10 +174,13 @@ fn attempt(
     drop(process);
     let (status, failure) = watch(&mut child, &mut monitor, options, signals)?;
     // With a timeout: a process of the launcher (an ssh to a host that is gone) may keep the
-    // output open.
-    let ended = Instant::now();
-    for reader in [out, err] {
-        while !reader.is_finished() && ended.elapsed() < LAST_OUTPUT {
+    // output open. Output that has arrived is passed on however slow its reader is.
+    let (ended, before) = (Instant::now(), signals.received());
+    for output in [out, err] {
+        while !output.is_finished()
+            && (ended.elapsed() < LAST_OUTPUT || output.is_writing())
+            && signals.received() == before
+        {
             std::thread::sleep(POLL);
         }
     }
@@ -191,7 +203,7 @@ fn watch(
     options: &Options,
     signals: &Signals,
 ) -> Result<(ExitStatus, Option<FirstFailure>)> {
-    let mut shutdown = Shutdown::new(options.grace, options.tear_down, signals.received());
+    let mut shutdown = Shutdown::new(options.grace, options.tear_down);
     let mut failure: Option<FirstFailure> = None;
     loop {
         std::thread::sleep(POLL);

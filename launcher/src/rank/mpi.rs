@@ -246,7 +246,10 @@ impl Collectives for Mpi {
         let bytes = if bytes.is_empty() { &NOTHING[..0] } else { bytes };
         let root = self.world.process_at_rank(0);
         let len = Count::try_from(bytes.len()).map_err(|_| {
-            Error::Peer(format!("cannot gather {} bytes of one rank: more than 2 GiB", bytes.len()))
+            Error::Usage(format!(
+                "cannot gather {} bytes of one rank: more than 2 GiB",
+                bytes.len()
+            ))
         })?;
         if self.rank() != 0 {
             root.gather_into(&len);
@@ -257,7 +260,10 @@ impl Collectives for Mpi {
         root.gather_into_root(&len, &mut lens[..]);
         let total: i64 = lens.iter().map(|&n| n as i64).sum();
         if total > Count::MAX as i64 {
-            return Err(Error::Peer(format!("cannot gather {total} bytes: more than 2 GiB")));
+            return Err(Error::Usage(format!(
+                "cannot gather {total} bytes on rank 0: MPI counts to 2 GiB\n\
+                 hint: fewer detections of an image (eval.per_image, eval.score_threshold)"
+            )));
         }
         let starts: Vec<Count> = lens
             .iter()

@@ -40,7 +40,7 @@ pub fn listen() -> std::io::Result<Arc<AtomicBool>> {
 pub fn catch_interrupt() -> std::io::Result<()> {
     use signal_hook::consts::SIGINT;
     static CAUGHT: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-    if CAUGHT.get().is_some() {
+    if CAUGHT.get().is_some() || is_ignored(SIGINT) {
         return Ok(());
     }
     let (stop, interrupted) = (listen()?, CAUGHT.get_or_init(Arc::default).clone());
@@ -49,6 +49,16 @@ pub fn catch_interrupt() -> std::io::Result<()> {
     signal_hook::flag::register(SIGINT, interrupted)?;
     signal_hook::flag::register(SIGINT, stop)?;
     Ok(())
+}
+
+/// Whether this process was started with a signal ignored, as by nohup, and has no handler for it.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    // SAFETY: only reads the current action, into a structure of the caller.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// Whether SIGTERM has been received.

@@ -28,6 +28,8 @@ pub struct Tide {
     pub counts: [usize; 6],
     /// Number of errors by class (of the detection, or of the missed box) and kind.
     pub class_counts: Vec<[usize; 6]>,
+    /// Number of false positives. Errors on crowd regions have a kind and are none.
+    pub num_false_positives: usize,
     /// AP gained if every false positive had the lowest score.
     pub false_positives: f64,
     /// AP gained if unmatched ground truth were removed.
@@ -40,6 +42,7 @@ pub fn tide(scenes: &[Scene], num_classes: usize) -> Tide {
     let mut errors: Vec<DetectionError> = vec![];
     let mut base = Points::new(num_classes);
     let mut unmatched = vec![0; num_classes];
+    let mut num_false_positives = 0;
     for s in scenes {
         for t in &s.truth {
             base.positives[t.class] += 1;
@@ -47,6 +50,7 @@ pub fn tide(scenes: &[Scene], num_classes: usize) -> Tide {
         }
         for f in s.found.iter().filter(|f| f.fate != Fate::Ignored) {
             base.push(f.class, f.score, f.fate != Fate::False);
+            num_false_positives += usize::from(f.fate == Fate::False);
         }
         append_errors(s, &mut errors);
     }
@@ -65,6 +69,7 @@ pub fn tide(scenes: &[Scene], num_classes: usize) -> Tide {
         gains: Kind::ALL.map(|k| gain(&base.corrected(&errors, |e| e.kind == k)).max(0.0)),
         counts,
         class_counts,
+        num_false_positives,
         false_positives: gain(&base.false_positives_last()),
         false_negatives: gain(&base.without_unmatched(&errors, &unmatched)),
     }

@@ -50,8 +50,8 @@ pub fn run(args: &CocoArgs) -> Result<()> {
     let names = labels(&truth.names, &truth.categories);
     let samples = args.limits.samples(&problems)?;
     let all: Vec<&Evaluation> = evaluations.iter().collect();
-    print(&all, &samples, &names, args.json, args.per_class);
-    let Some(dir) = &args.report else { return Ok(()) };
+    let printed = print(&all, &samples, &names, args.json, args.per_class);
+    let Some(dir) = &args.report else { return printed };
     let data = args.gt.display().to_string();
     let runs: Vec<report::Input> = titles
         .iter()
@@ -68,7 +68,7 @@ pub fn run(args: &CocoArgs) -> Result<()> {
             pictures: None,
         })
         .collect();
-    write_report(dir, &runs, &truth, images.as_ref())
+    printed.and(write_report(dir, &runs, &truth, images.as_ref()))
 }
 
 /// Writes the report of `runs` with today's date and the names and pictures of the images.
@@ -78,9 +78,8 @@ fn write_report(
     truth: &Truth,
     images: Option<&Pictures>,
 ) -> Result<()> {
-    let files: HashMap<i64, &str> =
-        truth.files.iter().filter_map(|f| Some((f.id, f.file_name.as_deref()?))).collect();
-    let name = |id: i64| files.get(&id).map(|n| (*n).to_owned());
+    let files: HashMap<i64, &json::Image> = truth.files.iter().map(|f| (f.id, f)).collect();
+    let name = |id: i64| files.get(&id)?.file_name.clone();
     let picture = |id: i64| images?.get(files.get(&id)?);
     let picture: Option<&dyn Fn(i64) -> Option<RgbImage>> = images.is_some().then_some(&picture);
     let date = today();

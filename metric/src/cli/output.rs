@@ -1,8 +1,9 @@
 //! The numbers of an evaluation as text and as JSON.
-#![expect(clippy::print_stdout, reason = "the command's results")]
 
 use std::collections::HashMap;
 
+use dw_base::Result;
+use dw_base::program::print_result;
 use dw_base::text::{self, shown};
 use serde_json::{Map, Value, json};
 
@@ -12,13 +13,16 @@ use crate::coco::evaluation::Evaluation;
 
 /// Prints one evaluation, or two side by side, to standard output. `samples` are those of each
 /// evaluation, or empty.
+///
+/// # Errors
+/// Standard output cannot be written.
 pub fn print(
     evaluations: &[&Evaluation],
     samples: &[Samples],
     names: &[String],
     json: bool,
     per_class: bool,
-) {
+) -> Result<()> {
     let text = match evaluations {
         [a, b] => {
             let pair = if let [a, b] = samples { Some((a, b)) } else { None };
@@ -30,9 +34,9 @@ pub fn print(
         }
         [one] if json => as_json(one, samples.first(), names).to_string(),
         [one] => as_text(one, samples.first(), names, per_class),
-        _ => return,
+        _ => return Ok(()),
     };
-    println!("{}", if json { text::json(&text) } else { text });
+    print_result(if json { text::json(&text) } else { text })
 }
 
 /// Unique class names: a duplicate name gets its category id appended.

@@ -46,7 +46,7 @@ pub(super) fn breakdown(runs: &[Run], classes: &[Class]) -> Breakdown {
         })
         .collect();
     let false_positives = ("False positives", "if all had the lowest score");
-    let number = |t: &Tide| count(t.counts[..5].iter().sum());
+    let number = |t: &Tide| count(t.num_false_positives);
     lines.push(Line {
         total: true,
         ..line(&tides, false_positives, &|t| t.false_positives, &number)

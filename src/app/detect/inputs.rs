@@ -23,6 +23,13 @@ pub fn list(args: &[PathBuf]) -> Result<Vec<PathBuf>> {
             let mut text = vec![];
             let problem = Error::io("cannot read", Path::new("standard input"));
             std::io::stdin().lock().read_to_end(&mut text).map_err(problem)?;
+            if text.contains(&0) {
+                return Err(Error::Usage(
+                    "standard input: expected one path per line, found a NUL byte\n\
+                     hint: use find without -print0"
+                        .into(),
+                ));
+            }
             all.extend(lines(&text));
         } else if arg.is_dir() {
             all.extend(in_folder(arg)?);
@@ -57,6 +64,9 @@ fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
         let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         if path.is_dir() {
             folders += 1;
+        } else if path.file_name().is_some_and(|n| n.as_bytes().starts_with(b".")) {
+            // Such as `._a.jpg`, which macOS writes beside `a.jpg`.
+            files += 1;
         } else if ending.is_some_and(|e| EXTENSIONS.contains(&e.as_str())) {
             pictures.push(path);
         } else {

@@ -32,6 +32,7 @@ use crate::eval::EvalConfig;
 use crate::eval::infer::{Decoded, Timings, detect_images, run_batches};
 use crate::model::Detector;
 use crate::show::picture;
+use crate::train::init::check_agreement;
 use crate::{Error, Result};
 use report::{Found, Outcome, Report};
 
@@ -51,7 +52,7 @@ pub struct DetectArgs {
     #[arg(long)]
     pub json: bool,
     /// Smallest score to print, write and draw; 0 for all above eval.score_threshold
-    #[arg(long, value_name = "S", default_value_t = 0.3, value_parser = score)]
+    #[arg(long, value_name = "S", default_value_t = 0.3, value_parser = inference::score)]
     pub score: f64,
     /// Pictures per forward pass [default: eval.batch]
     #[arg(long, value_name = "N", value_parser = inference::batch)]
@@ -80,12 +81,6 @@ pub struct DetectArgs {
     pub device: Choice,
 }
 
-/// Parses a score.
-fn score(text: &str) -> std::result::Result<f64, String> {
-    let value = text.parse().ok().filter(|s| (0.0..=1.0).contains(s));
-    value.ok_or_else(|| "expected a number from 0 to 1".into())
-}
-
 impl DetectArgs {
     /// The weights, with the options applied to their configuration.
     fn saved(&self) -> Result<Saved> {
@@ -99,7 +94,7 @@ impl DetectArgs {
             )));
         }
         if let Some(path) = &self.classes {
-            saved.set_class_names(&class_names(path)?);
+            saved.set_class_names(&class_names(path)?)?;
         }
         if let Some(shards) = &self.data {
             let key = "data.val_split";
@@ -145,6 +140,10 @@ pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>
     let predictor = saved.predictor(device)?;
     let world = join(device, place)?;
     world.set_deadline(Duration::from_secs_f64(saved.config.train.start_deadline_s));
+    check_agreement(&predictor.detector.params, &world)?;
+    if topology.rank == 0 {
+        inference::warn_of_score(args.score, saved.config.eval.score_threshold);
+    }
     let list = world.broadcast_bytes(inputs::to_bytes(&pictures), "list of pictures")?;
     let pictures = inputs::from_bytes(&list);
     let names = outputs::names(&pictures);

@@ -28,8 +28,12 @@ pub fn check(folder: &Path, pictures: &[PathBuf]) -> Result<()> {
         return Ok(());
     }
     let place = fs::canonicalize(folder).map_err(problem)?;
-    let is_inside =
-        |p: &&PathBuf| fs::canonicalize(p).is_ok_and(|p| p.parent() == Some(place.as_path()));
+    // A picture's own folder, and that of the file that a symbolic link names.
+    let is_inside = |p: &&PathBuf| {
+        let near = p.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::canonicalize(near).is_ok_and(|f| f == place)
+            || fs::canonicalize(p).is_ok_and(|p| p.parent() == Some(place.as_path()))
+    };
     if let Some(picture) = pictures.iter().find(is_inside) {
         return Err(Error::Usage(format!(
             "-o {}: the picture {} is in this folder and could be overwritten\n\

@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use clap::ValueEnum;
 use dw_base::file::write_atomically;
 
-use super::outcome::{Outcome, Setup, measure, without_folder};
+use super::outcome::{Outcome, Setup, difference, measure, without_folder};
 use super::plan::LabRun;
 use crate::device::Choice;
 use crate::train::lock::Lock;
@@ -54,17 +54,25 @@ pub struct Job {
 }
 
 impl Job {
-    /// Starts a run, or resumes it from its last checkpoint. `None` if another `dw-lab` is running
-    /// it or has finished it.
+    /// Starts a run, or resumes it from its last checkpoint. `None`, with a message in the log, if
+    /// another `dw-lab` is running it or has finished it.
     ///
     /// # Errors
-    /// A folder that cannot be written, a program that cannot be started.
+    /// A run that was started with other settings, a folder that cannot be written, a program that
+    /// cannot be started.
     pub fn start(run: LabRun, slot: usize, launch: &Launch) -> Result<Option<Self>> {
         let folder = run.folder();
         fs_err::create_dir_all(&folder).map_err(Error::io("cannot create", &folder))?;
-        let Some(lock) = Lock::try_take(&folder)? else { return Ok(None) };
+        let lock = match Lock::try_take(&folder)? {
+            Ok(lock) => lock,
+            Err(owner) => {
+                tracing::warn!("{}: skipped: it is run by {owner}", run.name());
+                return Ok(None);
+            }
+        };
         // Finished since the plan was made.
         if run.result.exists() {
+            tracing::info!("{}: skipped: finished by another dw-lab", run.name());
             return Ok(None);
         }
         let mut config = run.config.clone();
@@ -73,6 +81,7 @@ impl Job {
         }
         let text = config.to_toml()?;
         let file = folder.join(CONFIG);
+        check_settings(&file, &run)?;
         write_atomically(&file, |f| f.write_all(text.as_bytes()))?;
         let log = folder.join(LOG);
         let output = OpenOptions::new().create(true).append(true).open(&log);
@@ -126,6 +135,20 @@ impl Job {
         outcome.write(&self.run.result)?;
         Ok(outcome)
     }
+}
+
+/// Checks that an interrupted run, whose configuration is in `file`, was started with the settings
+/// that are requested now.
+fn check_settings(file: &Path, run: &LabRun) -> Result<()> {
+    let Ok(text) = fs_err::read_to_string(file) else { return Ok(()) };
+    let started = without_folder(&crate::config::from_toml(&text, file)?);
+    let Some(change) = difference(&started, &without_folder(&run.config)) else { return Ok(()) };
+    Err(Error::Usage(format!(
+        "{}: this run was started with other settings than those requested: {change}\n\
+         hint: request the same settings, use another --out, or remove {} to start the run again",
+        run.name(),
+        run.folder().display()
+    )))
 }
 
 /// The command line of a run.

@@ -9,8 +9,9 @@ use dw_base::file::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::config::Config;
+use crate::config::identity::{self, Change};
 use crate::config::row::Row;
-use crate::config::{Config, identity};
 use crate::train::log::jsonl;
 use crate::{Error, Result};
 
@@ -113,12 +114,7 @@ impl Outcome {
     /// # Errors
     /// The first difference, with the file.
     pub fn check(&self, path: &Path, config: &Config, data: &Data) -> Result<()> {
-        let (changes, may_change) = identity::changes(&self.config, &without_folder(config));
-        // These may change when a run is resumed, but not between rows that are compared.
-        let relevant = ["train.epochs", "train.max_steps", "train.images_per_rank", "eval."];
-        let is_relevant = |c: &&identity::Change| relevant.iter().any(|k| c.key.starts_with(k));
-        let change = changes.first().or_else(|| may_change.iter().find(is_relevant));
-        let difference = match change {
+        let difference = match difference(&self.config, &without_folder(config)) {
             Some(change) => change.to_string(),
             None if self.data != *data => format!("data: {:?} -> {data:?}", self.data),
             None => return Ok(()),
@@ -129,6 +125,16 @@ impl Outcome {
             path.display()
         )))
     }
+}
+
+/// The first setting in which two configurations differ, of those that rows to be compared must
+/// share.
+pub fn difference(run: &Config, requested: &Config) -> Option<Change> {
+    let (changes, may_change) = identity::changes(run, requested);
+    // These may change when a run is resumed, but not between rows that are compared.
+    let relevant = ["train.epochs", "train.max_steps", "train.images_per_rank", "eval."];
+    let is_relevant = |c: &Change| relevant.iter().any(|k| c.key.starts_with(k));
+    changes.into_iter().next().or_else(|| may_change.into_iter().find(is_relevant))
 }
 
 /// A configuration without the folder of the data, which differs from machine to machine.

@@ -19,7 +19,7 @@ pub struct Request {
     /// Configuration that the rows are based on, instead of the one for COCO
     #[arg(long, value_name = "CONFIG")]
     pub base: Option<String>,
-    /// Set a configuration key in every row, for example train.epochs=6 (repeatable)
+    /// Set a configuration key in every row, for example train.seed=7 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
     /// Folder of shards (`data.shards`)

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use dw_base::program::print_result;
 use dw_base::text::shown;
 use dw_launch::Topology;
 
@@ -70,7 +71,7 @@ pub fn run(request: &Request, how: &Execution, topology: &Topology) -> Result<()
     }
     if how.dry_run {
         for run in &plan.open {
-            tracing::info!("to do: {} ({})", run.name(), run.config.assign.summary());
+            print_result(format_args!("{} ({})", shown(run.name()), run.config.assign.summary()))?;
         }
         return Ok(());
     }
@@ -109,6 +110,13 @@ fn launch(how: &Execution, topology: &Topology) -> Result<(Launch, String)> {
                 "--jobs {}: expected at most one run for each of the {cores} cores",
                 how.jobs
             )));
+        }
+        if how.jobs > 1 && !launcher.is_empty() {
+            tracing::warn!(
+                "--jobs {} with --launcher: unless the launcher binds its ranks to cores, the ranks \
+                 of each run divide all {cores} cores among themselves",
+                how.jobs
+            );
         }
         // Each run takes all cores by itself; a launcher's ranks divide them among themselves.
         let share = if how.jobs > 1 && launcher.is_empty() { cores / how.jobs } else { 0 };
@@ -205,7 +213,6 @@ impl Lab {
             tracing::info!("{name}: started, log {}", shown(&job.log().display().to_string()));
             self.jobs.push(job);
         } else {
-            tracing::info!("{name}: skipped: running or finished in another dw-lab");
             self.left_alone += 1;
         }
         Ok(())

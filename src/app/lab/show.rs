@@ -6,6 +6,8 @@ use std::path::Path;
 
 use askama::Template;
 use dw_base::file::write_atomically;
+use dw_base::program::print_result;
+use dw_base::text::shown;
 
 use super::statistics::Estimate;
 use super::summary::{Summary, SummaryRow};
@@ -65,12 +67,10 @@ const WEIGHTS_COLUMNS: [&str; 4] = ["row", "candidates", "unweighted", "correlat
 ///
 /// # Errors
 /// An unknown table, no finished run, an output that is neither .md nor .html.
-#[expect(clippy::print_stdout, reason = "the table is the result")]
 pub fn show(table: &str, out: &Path, file: Option<&Path>) -> Result<()> {
     let summary = Summary::read(table, out)?;
     let Some(file) = file else {
-        print!("{}", markdown(&summary, None));
-        return Ok(());
+        return print_result(markdown(&summary, None).trim_end());
     };
     let write = |path: &Path, text: &str| write_atomically(path, |f| f.write_all(text.as_bytes()));
     match file.extension().and_then(|e| e.to_str()) {
@@ -107,7 +107,7 @@ fn markdown(summary: &Summary, plot: Option<&str>) -> String {
         let _ = write!(text, "\n{}\n", escaped(&note));
     }
     if let Some(plot) = plot {
-        let _ = write!(text, "\n![AP of each row with its interval]({plot})\n");
+        let _ = write!(text, "\n![AP of each row with its interval](<{plot}>)\n");
     }
     text
 }
@@ -115,7 +115,8 @@ fn markdown(summary: &Summary, plot: Option<&str>) -> String {
 /// Text in which Markdown finds no table, emphasis, link or HTML.
 fn escaped(text: &str) -> String {
     let mut out = String::new();
-    for c in text.chars() {
+    // Titles and names of machines come from files.
+    for c in shown(text).to_string().chars() {
         if "\\|*_`<>[]".contains(c) {
             out.push('\\');
         }

@@ -92,7 +92,7 @@ impl Summary {
         };
         let data = |o: &Outcome| {
             let [train, val] = [&o.data.train, &o.data.val]
-                .map(|(name, images, _)| format!("{name} ({images} images)"));
+                .map(|(name, images, pack)| format!("{name} ({images} images, pack {pack:08x})"));
             format!("{train}, {val}")
         };
         let schedule = |o: &Outcome| {

@@ -96,6 +96,13 @@ impl DwConfig {
                 return Err(format!("`assign.{key}`: expected a number above 0; found {value}"));
             }
         }
+        // Beyond them exp(mu p) and 1 / (1 - 0.5^gamma1) are not finite in f32.
+        if self.mu > 80.0 {
+            return Err(format!("`assign.mu`: expected at most 80; found {}", self.mu));
+        }
+        if self.gamma1 < 1e-3 {
+            return Err(format!("`assign.gamma1`: expected at least 0.001; found {}", self.gamma1));
+        }
         if self.formula == Formula::Released {
             if self.prior == Prior::Topk {
                 return Err(

@@ -130,8 +130,14 @@ impl Transport {
         let topk = (self.config.topk as i64).min(num_points);
         let (best_gk, _) = (iou_gp * near_gp).topk(topk, 1, true, false);
         let supply_g = best_gk.sum_dim_intlist(1, false, None).trunc().clamp_min(1.0);
-        let rest_b = -Tensor::zeros([batch], (kind, device)).index_add(0, &t.image, &supply_g)
-            + num_points as f64;
+        // The boxes of a crowded image can supply more than it has points, which has no solution:
+        // then each supplies the same share less, and one point is left for the background.
+        let zeros_b = Tensor::zeros([batch], (kind, device));
+        let total_b = zeros_b.index_add(0, &t.image, &supply_g);
+        let share_b =
+            (total_b.clamp_min(1.0).reciprocal() * (num_points - 1) as f64).clamp_max(1.0);
+        let supply_g = supply_g * share_b.index_select(0, &t.image);
+        let rest_b = -(total_b * share_b) + num_points as f64;
         let supply_r = Tensor::cat(&[supply_g, rest_b], 0);
         let images = Tensor::arange(batch, (Kind::Int64, device));
         let image_r = Tensor::cat(&[&t.image, &images], 0);

@@ -33,13 +33,13 @@ impl Layout {
             return Err(Error::Usage("-n 0: expected at least one rank".into()));
         }
         let srun = use_srun(spec, machine)?;
-        let nodes = num_nodes(spec, machine)?;
+        let nodes = num_nodes(spec, machine, srun)?;
         let slots = spec.hosts.as_deref().map(|hosts| slots(hosts, spec.nodes)).transpose()?;
         let ranks = num_ranks(spec, machine, nodes, slots.as_deref());
         let hosts = slots.map_or(1, |s| s.len());
         let per_node = ranks.div_ceil(nodes.max(hosts));
         let warning = check_threads(spec, machine, per_node)?;
-        let oversubscribed = per_node > machine.cores;
+        let oversubscribed = per_node > machine.node_cores;
         let bind = match spec.bind {
             // With fewer ranks than NUMA nodes, the cores of the other NUMA nodes would be idle.
             Bind::Auto if machine.container || oversubscribed || per_node < machine.numa_nodes => {
@@ -66,14 +66,29 @@ fn use_srun(spec: &JobSpec, machine: &Machine) -> Result<bool> {
              ...`, or run in salloc"
                 .into(),
         )),
+        (Starter::Srun, Some(_)) if spec.hosts.is_some() => Err(Error::Usage(
+            "--hosts is for mpirun: srun starts the ranks on the nodes of the allocation".into(),
+        )),
         (Starter::Srun, Some(_)) => Ok(true),
         (Starter::Mpirun, _) => Ok(false),
         (Starter::Auto, slurm) => Ok(slurm.is_some_and(|s| s.pmix) && spec.hosts.is_none()),
     }
 }
 
-fn num_nodes(spec: &JobSpec, machine: &Machine) -> Result<usize> {
+fn num_nodes(spec: &JobSpec, machine: &Machine, srun: bool) -> Result<usize> {
+    if spec.nodes == Some(0) {
+        return Err(Error::Usage("--nodes 0: expected at least one node".into()));
+    }
     let nodes = spec.nodes.or(machine.slurm.map(|s| s.nodes)).unwrap_or(1).max(1);
+    if let (Some(allocated), None, false) = (machine.slurm, &spec.hosts, srun)
+        && nodes != allocated.nodes
+    {
+        return Err(Error::Usage(format!(
+            "--nodes {nodes}: mpirun uses the {} nodes of the allocation\nhint: --starter srun, or \
+             --hosts with the nodes' names",
+            allocated.nodes
+        )));
+    }
     if nodes > 1 && machine.slurm.is_none() && spec.hosts.is_none() {
         return Err(Error::Usage(format!(
             "--nodes {nodes}: expected the hosts' names outside of SLURM\nhint: --hosts a:8,b:8, \

@@ -43,7 +43,7 @@ impl Machine {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             cores,
-            node_cores: allocated_cores().unwrap_or(0).max(cores),
+            node_cores: allocated_cores().unwrap_or(cores),
             gpus: count_gpus(),
             numa_nodes: count_numa_nodes().max(1),
             // SAFETY: has no preconditions.

@@ -4,6 +4,7 @@ mod layout;
 mod machine;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -52,6 +53,8 @@ pub struct JobSpec {
     pub bind: Bind,
     /// Threads of a rank; by default an equal share of the node's cores.
     pub threads: Option<usize>,
+    /// Whether the output is passed on unchanged, without the ranks.
+    pub raw: bool,
     /// Program of the ranks and its arguments.
     pub program: Vec<String>,
 }
@@ -106,7 +109,7 @@ impl LaunchCommand {
         let threads = spec.threads.map(|n| (THREADS.to_owned(), n.to_string()));
         let mut env: Vec<_> = threads.into_iter().collect();
         let words = if layout.srun {
-            srun_words(&layout, machine)
+            srun_words(&layout, spec, machine)
         } else {
             if machine.root {
                 for name in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] {
@@ -115,8 +118,8 @@ impl LaunchCommand {
             }
             mpirun_words(&layout, spec, machine)
         };
-        let remote =
-            layout.srun || spec.hosts.is_some() || machine.slurm.is_some_and(|s| s.nodes > 1);
+        // With salloc this process may run on a login node, even for an allocation of one node.
+        let remote = layout.srun || spec.hosts.is_some() || machine.slurm.is_some();
         let mut argv: Vec<OsString> = words.into_iter().map(OsString::from).collect();
         if let Some((program, args)) = spec.program.split_first() {
             argv.push(locate(program, remote)?);
@@ -131,6 +134,12 @@ impl LaunchCommand {
             removed_env: vec![],
             warnings: layout.warning.into_iter().collect(),
         })
+    }
+
+    /// Whether the program reads a list from standard input, which is connected to rank 0: one of
+    /// its arguments is `-`. Otherwise a job would take the input of the script that starts it.
+    pub(crate) fn reads_stdin(&self) -> bool {
+        self.argv.iter().any(|word| word == "-") && !std::io::stdin().is_terminal()
     }
 
     /// The command as a line for a shell.
@@ -149,13 +158,15 @@ impl LaunchCommand {
     }
 }
 
-fn srun_words(layout: &Layout, machine: &Machine) -> Vec<String> {
+fn srun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<String> {
     // Without --overlap: the processes of a lost step must be gone before a restarted job writes
     // to the same work directory.
     let mut words: Vec<String> =
-        ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--label", "--unbuffered"]
-            .map(String::from)
-            .into();
+        ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--unbuffered"].map(String::from).into();
+    // Not with `raw`: srun marks parts of a long line, too, and mpirun each part that it reads.
+    if !spec.raw {
+        words.push("--label".to_owned());
+    }
     words.push(format!("--ntasks={}", layout.ranks));
     words.push(format!("--nodes={}", layout.nodes));
     words.push("--export=ALL".to_owned());
@@ -175,7 +186,10 @@ fn srun_words(layout: &Layout, machine: &Machine) -> Vec<String> {
 
 fn mpirun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<String> {
     let mut words: Vec<String> =
-        ["mpirun", "-n", &layout.ranks.to_string(), "--tag-output"].map(String::from).into();
+        ["mpirun", "-n", &layout.ranks.to_string()].map(String::from).into();
+    if !spec.raw {
+        words.push("--tag-output".to_owned());
+    }
     let mut push = |more: &[&str]| words.extend(more.iter().copied().map(String::from));
     if let Some(hosts) = &spec.hosts {
         push(&["--host", hosts]);
@@ -257,6 +271,7 @@ mod tests {
             starter: Starter::Auto,
             bind: Bind::Auto,
             threads: None,
+            raw: false,
             program,
         }
     }
@@ -327,6 +342,7 @@ mod tests {
     fn contradicting_options_are_usage_errors() {
         for (bad, key) in [
             (JobSpec { nodes: Some(2), ..spec() }, "--hosts"),
+            (JobSpec { nodes: Some(0), ..spec() }, "--nodes 0"),
             (JobSpec { starter: Starter::Srun, ..spec() }, "allocation"),
             (JobSpec { ranks: Some(0), ..spec() }, "-n 0"),
             (JobSpec { program: vec!["no-such-program".into()], ..spec() }, "no-such-program"),
