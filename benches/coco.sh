@@ -15,9 +15,8 @@ runs=${RUNS:-3}
 peers=${PEERS:-pycocotools faster_coco_eval vernier hotcoco ultrafast}
 
 [ -f "$scripts/coco_bench.py" ] || {
-  echo "coco.sh: error: no $scripts/coco_bench.py" >&2
-  echo "coco.sh: hint: set DW_PEERS to the folder that has it" >&2
-  exit 2
+  echo "coco.sh: skipped: no $scripts/coco_bench.py (DW_PEERS names the folder that has it)" >&2
+  exit 0
 }
 if [ ! -f "$venv/.complete-1" ]; then
   echo "coco.sh: installing Python packages into $venv" >&2

@@ -15,15 +15,21 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 out=bench-out/ranks
 rm -rf "$out"
 mkdir -p "$out"
-step=$(cargo bench --locked --no-run --bench step 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
+failed() {
+  echo "ranks.sh: failed; the end of $out/log:" >&2
+  tail -n 20 "$out/log" >&2
+}
+trap '[ $? = 0 ] || failed' EXIT
+cargo bench --locked --no-run --bench step >"$out/log" 2>&1
+step=$(sed -n 's/.*Executable.*(\(.*\))/\1/p' "$out/log")
 size=(--batch 2 --height 320 --width 416 --steps "$steps" --threads 1)
-two() { mpirun -n 2 --bind-to none --oversubscribe "$@" 2>/dev/null; }
+two() { mpirun -n 2 --bind-to none --oversubscribe "$@" 2>>"$out/log"; }
 for _ in $(seq "$rounds"); do
   two "$step" --bench "${size[@]}" --precision "$precision" >>"$out/together.jsonl"
   two "$step" --bench "${size[@]}" --precision "$precision" --apart >>"$out/apart.jsonl"
-  [ ! -f "$peer" ] ||
+  [ ! -f "$peer" ] || [ ! -x "$cache/peers/bin/torchrun" ] ||
     "$cache/peers/bin/torchrun" --nproc-per-node 2 "$peer" --ddp --channels-last \
-      --dtype "$precision" "${size[@]}" 2>/dev/null >>"$out/ddp.jsonl"
+      --dtype "$precision" "${size[@]}" 2>>"$out/log" >>"$out/ddp.jsonl"
 done
 
 field() { sed "s/.*\"$1\": *\([0-9.eE+-]*\).*/\1/"; } # KEY: its number in each JSON line

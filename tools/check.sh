@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 changed=$({ git diff --name-only HEAD; git ls-files --others --exclude-standard; } | sort -u)
-[ -n "$changed" ] || changed=$(git diff --name-only HEAD~1 HEAD)
+# A shallow clone has no commit before the last: then all files.
+[ -n "$changed" ] || changed=$(git diff --name-only HEAD~1 HEAD 2>/dev/null || git ls-files)
 
 packages=()
 add() { case " ${packages[*]-} " in *" $1 "*) ;; *) packages+=("$1") ;; esac; }
@@ -13,11 +14,11 @@ while read -r file; do
   case $file in
     base/*) add dw-base ;;
     data-tools/*) add dw-shards ;;
-    launcher/*) add dw-launch ;;
+    launcher/*|slurm/*) add dw-launch ;;
     metric/*) add dw-metric ;;
     torch/*) add dw-torch ;;
     weights/*) add dw-weights ;;
-    src/*|tests/*|benches/*|configs/*|build.rs|Cargo.toml|Cargo.lock) add dw ;;
+    src/*|tests/*|benches/*|configs/*|templates/*|build.rs|Cargo.toml|Cargo.lock) add dw ;;
   esac
 done <<<"$changed"
 

@@ -13,6 +13,10 @@ limit_mib=48
 say() { echo "gpu-kit: $*"; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+[ ! -e "$kit" ] || [ -f "$kit/kit.tar.xz" ] || [ -d "$kit/bin" ] || {
+  say "error: $kit is not a folder of this script: it is not removed" >&2
+  exit 2
+}
 rm -rf "$kit"
 mkdir -p "$kit/bin" "$kit/goldens"
 

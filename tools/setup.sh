@@ -39,9 +39,16 @@ command -v python3 >/dev/null || die "Python 3 is missing (used only to download
 
 # libclang is for the MPI bindings, cmake and nasm for the SIMD code of libjpeg-turbo.
 packages=()
-for p in g++ openmpi-bin libopenmpi-dev libclang-dev cmake nasm procps; do
-  dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || packages+=("$p")
+has_libclang() {
+  [ -n "${LIBCLANG_PATH:-}" ] || ldconfig -p 2>/dev/null | grep -q 'libclang' ||
+    compgen -G '/usr/lib*/llvm*/lib/libclang*.so*' >/dev/null ||
+    compgen -G '/usr/lib*/libclang*.so*' >/dev/null
+}
+# By program, because a cluster has some of them as modules and not as packages.
+for pair in g++:g++ mpirun:openmpi-bin mpicc:libopenmpi-dev cmake:cmake nasm:nasm pgrep:procps; do
+  command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
 done
+has_libclang || packages+=(libclang-dev)
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 if [ ${#packages[@]} -gt 0 ]; then
   line="apt-get install --no-install-recommends -y ${packages[*]}"

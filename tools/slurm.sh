@@ -12,7 +12,7 @@
 # PORT=17600.
 set -euo pipefail
 verb=${1:-}
-dir=${2:-${TMPDIR:-/tmp}/dw-slurm}
+dir=$(realpath -m -- "${2:-${TMPDIR:-/tmp}/dw-slurm}")
 nodes=${NODES:-2} cpus=${CPUS:-4} net=${NET:-198.18.77} port=${PORT:-17600}
 node=dwn bridge=dwbr
 die() { # MESSAGE [HINT [EXIT-CODE]]
@@ -38,6 +38,8 @@ stop() { # PID-FILE NAME
 
 down() {
   local name link pid
+  [ ! -e "$dir" ] || [ -f "$dir/dw-slurm" ] ||
+    die "$dir is not a folder of this script" "name a folder that does not exist yet" 2
   # Nodes first, with all their processes, so that no job reports its end to the controller.
   for name in $(ip netns list | awk -v n="$node" '$1 ~ "^" n "[0-9]+$" { print $1 }'); do
     for _ in 1 2 3; do
@@ -131,6 +133,8 @@ up() {
   check
   down
   mkdir -p "$dir"/{munge,run,log,state}
+  # `down` removes only folders with this file.
+  touch "$dir/dw-slurm"
   chmod 755 "$dir"
   chmod 700 "$dir/munge"
   (umask 077 && head -c 1024 /dev/urandom >"$dir/munge/key")

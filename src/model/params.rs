@@ -25,11 +25,13 @@ pub enum Init {
 /// would convert weights that are not trained in every step. (Trained ones get their layout from
 /// the flat buffers.)
 fn channels_last(t: &Tensor) -> Tensor {
-    if t.dim() == 4 {
-        t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
-    } else {
-        t.shallow_clone()
-    }
+    let [o, i, h, w] = t.size()[..] else { return t.shallow_clone() };
+    // Not a view, such as a permutation of a contiguous tensor: a view keeps the memory of what it
+    // is a view of, even after its own data was replaced, as the flat buffers do.
+    let mut out =
+        Tensor::empty_strided([o, i, h, w], [h * w * i, 1, w * i, i], (t.kind(), t.device()));
+    out.copy_(t);
+    out
 }
 
 /// Role of a named tensor in the network.

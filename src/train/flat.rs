@@ -165,4 +165,23 @@ mod tests {
         let _ = grads.fill_(0.0);
         assert_eq!(f64::try_from(conv.grad().abs().sum(Kind::Float)).unwrap(), 0.0);
     }
+
+    /// Resident memory of this process, bytes.
+    fn resident() -> f64 {
+        let pages = fs_err::read_to_string("/proc/self/statm").unwrap();
+        let pages: f64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
+        pages * 4096.0
+    }
+
+    #[test]
+    fn the_memory_of_the_first_values_is_freed() {
+        let mut p = Params::new(Kind::Float, Device::Cpu);
+        let shape = [64, 512, 16, 16];
+        let bytes = 4.0 * shape.iter().product::<i64>() as f64;
+        let before = resident();
+        let _layer = p.param("a.weight", &shape, Init::Const(1.0), true, true);
+        let _flat = Flat::new(&mut p).unwrap();
+        let copies = (resident() - before) / bytes;
+        assert!(copies < 3.5, "{copies} times the weights: expected values, gradients, momentum");
+    }
 }

@@ -42,8 +42,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Convert a file to .safetensors, with unchanged values; a prefix `module.` common to all names
-    /// is removed
+    /// Convert a file to .safetensors, with unchanged values; a prefix `module.` common to all
+    /// names is removed
     Convert {
         /// Weight file or checkpoint folder
         input: PathBuf,

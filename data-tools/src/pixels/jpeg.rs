@@ -14,8 +14,8 @@ thread_local! {
 }
 
 /// Runs `f` with the decoder of this thread, and resets the scaling factor afterwards. After an
-/// error the decoder is dropped: libjpeg-turbo leaves it in the middle of the damaged file, where it
-/// would reject the next file or report the size of an earlier one.
+/// error the decoder is dropped: libjpeg-turbo leaves it in the middle of the damaged file, where
+/// it would reject the next file or report the size of an earlier one.
 fn with_decoder<T>(f: impl FnOnce(&mut Decompressor) -> turbojpeg::Result<T>) -> Result<T, String> {
     DECODER.with_borrow_mut(|slot| {
         if slot.is_none() {

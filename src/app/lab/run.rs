@@ -113,8 +113,8 @@ fn launch(how: &Execution, topology: &Topology) -> Result<(Launch, String)> {
         }
         if how.jobs > 1 && !launcher.is_empty() {
             tracing::warn!(
-                "--jobs {} with --launcher: unless the launcher binds its ranks to cores, the ranks \
-                 of each run divide all {cores} cores among themselves",
+                "--jobs {} with --launcher: unless the launcher binds its ranks to cores, the \
+                 ranks of each run divide all {cores} cores among themselves",
                 how.jobs
             );
         }
