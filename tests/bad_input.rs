@@ -268,6 +268,13 @@ fn invalid_numbers_are_refused_with_their_key() {
     refused(&["train.lr_steps=[5]"], &["`train.lr_steps`", "hint:"]);
     refused(&["train.accumulate=4"], &["`train.accumulate`", "hint:", "train.images_per_rank"]);
     refused(&["assign.prior=threshold", "assign.prior_value=1.5"], &["assign.prior_value"]);
+    refused(&["train.images_per_rank=1152921504606846976"], &["`train.images_per_rank`"]);
+    refused(&["train.epochs=9223372036854775807"], &["`train.epochs`"]);
+    refused(&["checkpoint.every_minutes=1e18"], &["`checkpoint.every_minutes`"]);
+    refused(&["assign.mu=1e6"], &["`assign.mu`", "at most"]);
+    refused(&["assign.gamma1=1e-20"], &["`assign.gamma1`", "at least"]);
+    // A name that looks like a number is a name.
+    refused(&["data.train_split=2017"], &["`2017`", "train"]);
 }
 
 /// With a threshold that no point passes, each step is marked in the metrics, and a warning follows

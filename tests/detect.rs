@@ -214,6 +214,16 @@ fn wrong_arguments_are_usage_errors() {
     let (work, annotations) = (sandbox.path("w"), sandbox.path("coco/annotations"));
     fails(&[&work, &annotations], 2, &["annotations", "other files", ".png", "hint:"]);
     fails(&[&work, "-"], 2, &["standard input", "hint:"]);
+    let list = sandbox.path("list.txt");
+    std::fs::write(&list, format!("{good}\0{good}\0")).unwrap();
+    let mut c = launch(0, "dw-detect");
+    c.args([&work, "-", "--device", "cpu"]).stdin(File::open(&list).unwrap());
+    assert_fails(&mut c, 2, &["NUL", "-print0"]);
+    // A link to a picture would be replaced, too.
+    let links = sandbox.path("links");
+    std::fs::create_dir(&links).unwrap();
+    std::os::unix::fs::symlink(good, format!("{links}/a.png")).unwrap();
+    fails(&[&work, &links, "-o", &links], 2, &["a.png", "in this folder", "hint:"]);
     fails(&[&work, good, "--score", "2"], 2, &["--score", "from 0 to 1"]);
     fails(&[&sandbox.path("none"), good], 2, &["none"]);
     fails(&[&work, good, "--classes", good], 2, &["--classes", "checkpoint"]);

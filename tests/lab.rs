@@ -114,6 +114,10 @@ fn an_interrupted_table_goes_on_with_its_checkpoint() {
     assert_eq!(code, Some(75), "{log}");
     assert!(results(&sandbox).is_empty());
     assert!(support::processes(&sandbox.path(work)).is_empty(), "the run has ended, too");
+    // Its checkpoint is not used for a run of other settings.
+    let other = ["--set", "train.epochs=30", "--set", "checkpoint.every_steps=7"];
+    let keys = ["dw seed 0", "train.epochs: 60 -> 30", "hint:"];
+    assert_fails(&mut lab(&sandbox, &mine, &other), 2, &keys);
     run(&mut lab(&sandbox, &mine, &sets));
     assert_eq!(results(&sandbox).len(), 1);
     assert_eq!(sandbox.last_attempt(work), 2, "the second start went on");

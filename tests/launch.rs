@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -186,4 +186,43 @@ fn plan_covers_a_range_of_gpus() {
     let rows = json.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
     assert_eq!(rows.filter(|r| r["step_ms"].is_number()).count(), 10);
     assert_contains(&plan(&[]), &["4096", "exposed"]);
+}
+
+/// mpirun marks each part of a line that it reads; a line of JSON can be longer.
+#[test]
+fn raw_output_is_passed_on_unchanged() {
+    let script = "head -c 100000 /dev/zero | tr '\\0' x; printf '\\377\\n'";
+    let mut command = dw_launch(1, &["--raw-stdout"], "sh");
+    let out = output(command.args(["-c", script]));
+    assert_eq!(out.stdout, [&b"x".repeat(100_000)[..], b"\xff\n"].concat());
+}
+
+/// As `nohup dw-launch ... &`: the terminal that closes does not end the job.
+#[test]
+fn a_hangup_that_is_ignored_does_not_stop_a_job() {
+    let launch = bin("dw-launch").to_str().unwrap().to_owned();
+    let script = format!("trap '' HUP; exec {launch} -n 1 -- sh -c 'sleep 2; echo done'");
+    let mut child =
+        Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    // SAFETY: a signal to a child that has not been waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGHUP) };
+    assert!(child.wait().unwrap().success());
+}
+
+/// A full disk is an error of the output, not a bug of the program.
+#[test]
+fn results_that_cannot_be_printed_are_an_error() {
+    for program in ["dw-launch", "dw-weights"] {
+        let mut command = Command::new(bin(program));
+        match program {
+            "dw-launch" => command.args(["plan", "--gpus", "8"]),
+            _ => command.args(["list", "weights/tests/data/zip.pth"]),
+        };
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let out = command.stdout(full).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(3), "{program}: {text}");
+        assert_contains(&text, &["cannot write", "standard output"]);
+    }
 }

@@ -3,6 +3,9 @@
 
 mod support;
 
+use std::process::Command;
+
+use serde_json::{Value, json};
 use support::{Sandbox, assert_contains, assert_fails, bin, launch, output, run, stderr};
 
 /// Settings of each strategy other than DW, for the smoke configuration.
@@ -230,4 +233,31 @@ fn another_strategy_cannot_resume_a_run() {
     let mut c = launch(0, "dw-train");
     c.args(sandbox.train_args("w", &sets));
     assert_fails(&mut c, 2, &["assign.kind: \"dw\" -> \"fcos\"", "hint:"]);
+}
+
+/// The boxes of an image can ask OTA for more points than the image has.
+#[test]
+fn ota_has_positives_on_crowded_images() {
+    let sandbox = Sandbox::with_images(4, 2);
+    let file = sandbox.path("coco/annotations/instances_train2017.json");
+    let mut coco: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let images: Vec<i64> =
+        coco["images"].as_array().unwrap().iter().map(|i| i["id"].as_i64().unwrap()).collect();
+    let boxes = images.iter().flat_map(|image| (0..400).map(move |n| (image, n)));
+    let annotations: Vec<Value> = boxes
+        .enumerate()
+        .map(|(id, (image, n))| {
+            json!({"id": id + 1, "image_id": image, "category_id": coco["categories"][0]["id"],
+                   "bbox": [n % 20 * 3, n / 20 * 3, 12, 12], "area": 144, "iscrowd": 0})
+        })
+        .collect();
+    coco["annotations"] = annotations.into();
+    std::fs::write(&file, coco.to_string()).unwrap();
+    run(Command::new(bin("dw-pack")).arg(sandbox.path("coco")));
+    let sets =
+        ["assign.kind=ota", "model.refine=false", "train.max_steps=2", "eval.every_epochs=0"];
+    sandbox.train(0, "w", &sets);
+    for row in sandbox.steps("w") {
+        assert!(row["no_positive"] == 0 && row["loss_iou"].as_f64().unwrap() > 0.0, "{row:?}");
+    }
 }

@@ -163,7 +163,17 @@ fn a_weight_file_can_be_evaluated() {
     assert_fails(&mut without_config, 2, &[file, "hint:", "--config dw_r50_fpn_1x"]);
     let mut other_network = eval(&[file, "--config", "demo", "--data", &shards]);
     assert_fails(&mut other_network, 2, &[file, "shape", "hint:", "--config"]);
+    // All tensors of the network are in the file, and others.
+    let smaller = ["--config", "smoke", "--set", "model.refine=false", "--data", &shards];
+    let keys = [file, "lacks", "bbox_head.", "hint:", "--config"];
+    assert_fails(&mut eval(&[&[file][..], &smaller].concat()), 2, &keys);
     let work = sandbox.path("w");
+    for set in ["model.refine=false", "model.fpn_relu=false", "assign.kind=fcos"] {
+        let key = set.split('=').next().unwrap();
+        assert_fails(&mut eval(&[&work, "--set", set]), 2, &["--set", key, "checkpoint"]);
+    }
+    let mut missing = eval(&[&sandbox.path("epoch_13.pth"), "--config", "smoke"]);
+    assert_fails(&mut missing, 2, &["epoch_13.pth", "no such file", "hint:"]);
     let mut config_of_run = eval(&[&work, "--config", "smoke"]);
     assert_fails(&mut config_of_run, 2, &["--config", "hint:", "--set"]);
     let strict = run(&mut eval(&[&work, "--set", "eval.score_threshold=0.999"]));

@@ -124,6 +124,21 @@ mod tests {
     }
 
     #[test]
+    fn links_are_followed_and_devices_are_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, link, pipe] = ["a", "b", "c"].map(|name| dir.path().join(name));
+        fs_err::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_atomically(&link, |f| f.write_all(b"new")).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs_err::read(&file).unwrap(), b"new");
+        let _socket = std::os::unix::net::UnixListener::bind(&pipe).unwrap();
+        let e = write_atomically(&pipe, |f| f.write_all(b"new")).unwrap_err();
+        assert!(e.to_string().contains("regular file"), "{e}");
+        assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
     fn a_failed_folder_write_keeps_the_old_folder() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("step-1");

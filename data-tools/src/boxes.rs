@@ -250,7 +250,14 @@ mod tests {
         assert!(huge.0[0].is_empty() && huge.1.without_area == 1, "the area is infinite");
         let over = coco([6.0, 5.0, 9.0, 9.0]);
         assert_eq!(run(&over, BadBoxes::Drop).unwrap().0[0][0].bbox, [6.0, 5.0, 9.0, 9.0]);
-        assert_eq!(run(&over, BadBoxes::Clip).unwrap().0[0][0].bbox, [6.0, 5.0, 4.0, 3.0]);
+        let clipped = |area| {
+            let mut c = coco([6.0, 5.0, 9.0, 9.0]);
+            c.annotations[0].area = area;
+            run(&c, BadBoxes::Clip).unwrap().0[0][0]
+        };
+        assert_eq!(clipped(1.0).bbox, [6.0, 5.0, 4.0, 3.0]);
+        // The area of a segmentation stays; that of the whole box becomes that of its visible part.
+        assert_eq!([1.0, 81.0, -1.0].map(|area| clipped(area).area), [1.0, 12.0, 12.0]);
     }
 
     #[test]

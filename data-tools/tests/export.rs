@@ -165,3 +165,31 @@ fn boxes_of_resized_images_are_exported_in_pixels_of_the_exported_image() {
         }
     }
 }
+
+/// A YOLO set has one list of classes, and one list of folders for each kind of split.
+#[test]
+fn yolo_sets_have_the_same_classes_in_all_splits() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = dir.path().join("pack");
+    let mut pack = TestPack::one();
+    pack.write(&shards);
+    (pack.stem, pack.meta.split) = ("val_extra".into(), "val_extra".into());
+    pack.write(&shards);
+    let export = |name: &str| {
+        let to = dir.path().join(name);
+        let args = ["export", shards.to_str().unwrap(), to.to_str().unwrap(), "--format", "yolo"];
+        (args.map(str::to_owned), to)
+    };
+    let (args, to) = export("a");
+    ok(&args.each_ref().map(String::as_str));
+    let yaml = std::fs::read_to_string(to.join("data.yaml")).unwrap();
+    assert!(yaml.contains(r#"val: ["images/val","images/val_extra"]"#), "{yaml}");
+    pack.meta.categories.remove(0);
+    pack.images[0].annotations.boxes[0].label = 0;
+    pack.write(&shards);
+    let (args, _) = export("b");
+    let text = fails(&args.each_ref().map(String::as_str), 3);
+    assert!(text.contains("`val`") && text.contains("`val_extra`"), "{text}");
+    let info = pack_stderr(&["info", shards.to_str().unwrap()]);
+    assert!(info.contains("categories of `val_extra`"), "{info}");
+}

@@ -120,3 +120,25 @@ fn a_failed_pack_keeps_the_previous_one() {
     fails(&[set.path()], 3);
     assert_eq!(files(&set.file("shards")), before);
 }
+
+/// What the error of a damaged image suggests: leave it out, and continue after the finished
+/// shards.
+#[test]
+fn finished_shards_are_kept_when_images_are_skipped_from_then_on() {
+    let set = Set::new();
+    let image = set.file("train2017/000000000009.jpg");
+    let original = std::fs::read(&image).unwrap();
+    std::fs::write(&image, &original[..original.len() / 2]).unwrap();
+    let args = [set.path(), "--split", "train2017", "--shard-size", "32KiB", "--jobs", "1"];
+    fails(&args, 3);
+    let done = pack(&[&args[..], &["--resume", "--bad-images", "skip"]].concat());
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(text.contains("shards kept") && text.contains("1 images left out"), "{text}");
+    assert_eq!(dw_shards::Split::open(&set.file("shards"), "train2017").unwrap().len(), 8);
+    // The finished shards of other options are not used, which is said.
+    fails(&args, 3);
+    let other = ["--resume", "--bad-images", "skip", "--level", "9"];
+    let done = pack(&[&args[..], &other].concat());
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(text.contains("are not used") && !text.contains("shards kept"), "{text}");
+}

@@ -327,3 +327,37 @@ fn converted_files_keep_class_names() {
         assert_eq!(parsed.tensor(name).unwrap().data(), &*first.read(name).unwrap(), "{name}");
     }
 }
+
+/// The length at the start of a file can be the code of `<`, with which an HTML page begins.
+#[test]
+fn a_header_of_any_length_is_recognised() {
+    let dir = tempfile::tempdir().unwrap();
+    for length in [60u64, 0x3c20, 0x8b1f] {
+        let mut header = br#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.to_vec();
+        header.resize(length as usize, b' ');
+        let bytes = [&length.to_le_bytes()[..], &header, &1.5f32.to_le_bytes()].concat();
+        let path = dir.path().join(format!("{length}.safetensors"));
+        std::fs::write(&path, bytes).unwrap();
+        let w = Weights::open(&path).unwrap_or_else(|e| panic!("{length}: {e}"));
+        assert_eq!(floats(&w, "a"), [1.5]);
+    }
+}
+
+/// What is removed from the names is said, and metadata of the input is kept.
+#[test]
+fn conversion_says_what_it_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let text = |out: Output| String::from_utf8_lossy(&out.stdout).into_owned();
+    let parallel = data("parallel.pth");
+    let out = text(command(&["convert", parallel.to_str().unwrap(), &path("a.safetensors")]));
+    assert!(out.contains("`module.` removed"), "{out}");
+    assert!(text(command(&["list", parallel.to_str().unwrap()])).contains("`module.` removed"));
+    let header =
+        br#"{"__metadata__":{"source":"x"},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header, &[7]].concat();
+    std::fs::write(path("b.safetensors"), bytes).unwrap();
+    command(&["convert", &path("b.safetensors"), &path("c.safetensors")]);
+    let w = Weights::open(path("c.safetensors").as_ref()).unwrap();
+    assert_eq!(w.metadata["source"], "x");
+}

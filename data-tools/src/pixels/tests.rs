@@ -99,3 +99,20 @@ fn layout_codes_round_trip() {
     }
     assert_eq!((Layout::Jpeg.code(), Layout::from_code(0), Layout::from_code(7)), (2, None, None));
 }
+
+/// The decoder of a thread is used for many files.
+#[test]
+fn a_damaged_file_does_not_change_how_the_next_one_is_decoded() {
+    let (large, small) = (noise(64, 48), noise(32, 16));
+    let [large, small] = [large, small].map(|image| encode_jpeg(&image, 90).unwrap());
+    let expected = decode_file(&small).unwrap();
+    let frame = |bytes: &[u8]| bytes.windows(2).position(|b| b == [0xff, 0xc0]).unwrap();
+    let mut broken = large.clone();
+    broken[frame(&large) + 3] = 3;
+    for damaged in [&large[..frame(&large) + 4], &large[..frame(&large)], &broken] {
+        assert!(decode_file(&large).is_ok() && decode_file(damaged).is_err());
+        assert!(file_size(damaged).is_err(), "not the size of the file before");
+        let found = decode_file(&small).unwrap();
+        assert_eq!((found.width, found.height, &found.data), (32, 16, &expected.data));
+    }
+}
