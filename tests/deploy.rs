@@ -221,6 +221,12 @@ fn a_trained_network_detects_the_same() {
                 );
             }
             pictures += printed.len();
+            // A model of a fixed size takes any picture.
+            let fixed = tempfile::tempdir().unwrap();
+            let mut export = Command::new(bin("dw-export"));
+            export.arg(&work).arg(fixed.path().join("model.onnx"));
+            run(export.args(["--nms", "--size", "96", "128"]));
+            printed_by_python(fixed.path(), Path::new(&picture));
         }
     }
     let all = sandbox.path("onnx.json");

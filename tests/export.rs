@@ -58,6 +58,7 @@ fn check_description(ran: &Ran, network: &Exported, size: Option<(i64, i64)>) {
     assert_eq!(text("nms_iou"), config.eval.nms_iou.to_string());
     let rule: serde_json::Value = serde_json::from_str(text("size_rule")).unwrap();
     assert_eq!(rule["short_side"], config.data.short_side);
+    assert_eq!(rule.get("size"), size.map(|(h, w)| serde_json::json!([h, w])).as_ref());
     assert_eq!(text("rank") == "class", detector.inference.rank == Rank::Class);
     let expected = match size {
         Some((h, w)) => serde_json::json!({"images": ["N", 3, h, w]}),

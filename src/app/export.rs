@@ -63,7 +63,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     }
     write_atomically(&args.out, |file| file.write_all(&bytes))?;
     tracing::info!(
-        "{}: {} classes, {} bytes",
+        "{}: {} classes, f32, {} bytes",
         shown(args.out.display()),
         classes.len(),
         bytes.len()

@@ -11,7 +11,7 @@ use crate::assign::Strategy;
 use crate::config::{self, Config};
 use crate::data::Dataset;
 use crate::data::dataset::same_categories;
-use crate::device::keep_freed;
+use crate::device::{Precision, keep_freed};
 use crate::eval::Predictor;
 use crate::model::{Detector, Params, weights};
 use crate::train::checkpoint;
@@ -136,8 +136,8 @@ impl Saved {
         Ok(Predictor { detector, categories, input, eval })
     }
 
-    /// Builds the network with these weights on the CPU, and returns it with the names of its
-    /// classes by label.
+    /// Builds the network with these weights on the CPU in f32, and returns it with the names of
+    /// its classes by label.
     ///
     /// # Errors
     /// Damaged weights, weights of another network, a weight file without class names.
@@ -151,7 +151,7 @@ impl Saved {
                 self.weights.display()
             )));
         };
-        Ok((self.build(&file, names.len(), Device::Cpu)?, names))
+        Ok((self.network(&file, names.len(), Precision::F32, Device::Cpu)?, names))
     }
 
     /// The strategy of the network, with the state that `detector` has.
@@ -167,10 +167,21 @@ impl Saved {
         strategy
     }
 
+    /// The network in the precision of its run.
     fn build(&self, file: &Weights, classes: usize, device: Device) -> Result<Detector> {
         let precision = self.config.train.precision.for_evaluation(device);
         precision.apply(device)?;
         tracing::info!("precision of the network: {} on {device:?}", precision.name());
+        self.network(file, classes, precision, device)
+    }
+
+    fn network(
+        &self,
+        file: &Weights,
+        classes: usize,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Detector> {
         let mut detector = Detector::new(&self.config.model, classes, precision.kind(), device);
         detector.activations = precision.activations();
         let strategy = self.config.assign.build(&mut detector.params, classes as i64);

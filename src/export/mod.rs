@@ -167,12 +167,15 @@ fn metadata(network: &Network, form: Form) -> Vec<(&'static str, String)> {
         Rank::Root => "root",
         Rank::Class => "class",
     };
-    let size_rule = json!({
+    let mut size_rule = json!({
         "short_side": input.short_side,
         "long_side": input.long_side,
         "multiple_of": ALIGN,
         "padding": "right and bottom",
     });
+    if let Some((height, width)) = form.size {
+        size_rule["size"] = json!([height, width]);
+    }
     vec![
         ("classes", json!(classes).to_string()),
         ("size_rule", size_rule.to_string()),

@@ -274,13 +274,12 @@ impl Norm {
                 true,
             ),
             Self::None => x.shallow_clone(),
-            Self::Group { weight, bias, groups } => {
+            Self::Group { weight, bias, groups } if x.device().is_cuda() => {
                 // libtorch has group norm with parameters of another kind on the CPU only.
-                let here = |t: &Tensor| {
-                    if x.device().is_cuda() { t.to_kind(x.kind()) } else { t.shallow_clone() }
-                };
-                x.group_norm(*groups, Some(here(weight)), Some(here(bias)), EPSILON, true)
+                let [weight, bias] = [weight, bias].map(|t| Some(t.to_kind(x.kind())));
+                x.group_norm(*groups, weight, bias, EPSILON, true)
             }
+            Self::Group { weight, bias, groups } => dw_torch::group_norm(x, weight, bias, *groups),
         }
     }
 }

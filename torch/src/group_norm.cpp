@@ -1,5 +1,6 @@
-// Group norm followed by ReLU: on a GPU by the kernels of `src/device/kernels/group_norm.cu`, on a
-// CPU by those of `group_norm_cpu.cpp`, and where neither applies by operations of libtorch.
+// Group norm, followed by ReLU or not: with ReLU on a GPU by the kernels of
+// `src/device/kernels/group_norm.cu`, on a CPU by the loops of `group_norm_cpu.cpp`, and where
+// neither applies by operations of libtorch.
 //
 // Shapes: B images, P positions, C channels, G groups, K chunks of positions.
 
@@ -101,11 +102,12 @@ struct GroupNormRelu : torch::autograd::Function<GroupNormRelu> {
   }
 };
 
-struct GroupNormReluCpu : torch::autograd::Function<GroupNormReluCpu> {
+struct GroupNormCpu : torch::autograd::Function<GroupNormCpu> {
   static Tensor forward(AutogradContext *ctx, const Tensor &any_layout, const Tensor &gamma,
-                        const Tensor &beta, int64_t groups) {
+                        const Tensor &beta, int64_t groups, bool relu) {
     const auto x = any_layout.contiguous(dw::CHANNELS_LAST);
-    const auto [y, stats] = dw::group_norm_cpu(x, gamma, beta, groups, EPS);
+    const auto [y, stats] = dw::group_norm_cpu(x, gamma, beta, groups, EPS, relu);
+    ctx->saved_data["relu"] = relu;
     ctx->save_for_backward({x, gamma, beta, stats});
     return y;
   }
@@ -113,37 +115,39 @@ struct GroupNormReluCpu : torch::autograd::Function<GroupNormReluCpu> {
   static tensor_list backward(AutogradContext *ctx, const tensor_list &grads) {
     const auto saved = ctx->get_saved_variables();
     const auto dy = grads[0].contiguous(dw::CHANNELS_LAST);
-    auto out = dw::group_norm_cpu_backward(dy, saved[0], saved[1], saved[2], saved[3]);
+    auto out = dw::group_norm_cpu_backward(dy, saved[0], saved[1], saved[2], saved[3],
+                                           ctx->saved_data["relu"].toBool());
     // One entry for each argument of forward.
-    out.emplace_back();
+    out.resize(5);
     return out;
   }
 };
 
 // The same by operations of libtorch, in the parameters' kind.
 Tensor composed(const Tensor &x, const Tensor *bias, const Tensor &gamma, const Tensor &beta,
-                int64_t groups) {
+                int64_t groups, bool relu) {
   auto u = x.to(gamma.scalar_type());
   if (bias) u = u + bias->view({1, -1, 1, 1});
-  return at::group_norm(u, groups, gamma, beta, EPS).relu_().to(x.scalar_type());
+  const auto y = at::group_norm(u, groups, gamma, beta, EPS);
+  return (relu ? y.relu_() : y).to(x.scalar_type());
 }
 
 }  // namespace
 
 extern "C" {
 
-// x [B, C, H, W], bias (null: none), gamma and beta [C] to relu(group_norm(x + bias)), a new tensor
-// of x's shape and kind; null on failure.
-Tensor *dw_group_norm_relu(const Tensor *x, const Tensor *bias, const Tensor *gamma,
-                           const Tensor *beta, int64_t groups) {
+// x [B, C, H, W], bias (null: none), gamma and beta [C] to relu(group_norm(x + bias)), without
+// `relu` to group_norm(x + bias): a new tensor of x's shape and kind; null on failure.
+Tensor *dw_group_norm(const Tensor *x, const Tensor *bias, const Tensor *gamma, const Tensor *beta,
+                      int64_t groups, int relu) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
-    if (has_kernels(*x, groups)) {
+    if (relu && has_kernels(*x, groups)) {
       const auto optional = bias ? std::optional(*bias) : std::nullopt;
       return new Tensor(GroupNormRelu::apply(*x, optional, *gamma, *beta, groups));
     }
     if (!bias && dw::has_group_norm_cpu(*x, *gamma, *beta))
-      return new Tensor(GroupNormReluCpu::apply(*x, *gamma, *beta, groups));
-    return new Tensor(composed(*x, bias, *gamma, *beta, groups));
+      return new Tensor(GroupNormCpu::apply(*x, *gamma, *beta, groups, relu != 0));
+    return new Tensor(composed(*x, bias, *gamma, *beta, groups, relu != 0));
   });
 }
 }

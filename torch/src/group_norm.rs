@@ -1,5 +1,6 @@
-//! Group norm followed by ReLU.
+//! Group norm, followed by ReLU or not.
 
+use std::ffi::c_int;
 use std::ptr::null;
 
 use dw_base::Result;
@@ -8,12 +9,13 @@ use tch::Tensor;
 use super::memory::owned;
 
 unsafe extern "C" {
-    fn dw_group_norm_relu(
+    fn dw_group_norm(
         x: *const torch_sys::C_tensor,
         bias: *const torch_sys::C_tensor,
         gamma: *const torch_sys::C_tensor,
         beta: *const torch_sys::C_tensor,
         groups: i64,
+        relu: c_int,
     ) -> *mut torch_sys::C_tensor;
 }
 
@@ -43,10 +45,30 @@ pub fn f_group_norm_relu(
     beta: &Tensor,
     groups: i64,
 ) -> Result<Tensor> {
+    call(x, bias, (gamma, beta), groups, true)
+}
+
+/// `group_norm(x)` of `[B, C, H, W]`, in its shape and kind; on a CPU channels-last, except in f64.
+/// `gamma` and `beta` are `[C]`, f32 if `x` is bf16.
+///
+/// # Panics
+/// If the shapes do not match, memory runs out, or the device failed.
+pub fn group_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, groups: i64) -> Tensor {
+    call(x, None, (gamma, beta), groups, false).unwrap_or_else(|e| panic!("group norm: {e}"))
+}
+
+fn call(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    (gamma, beta): (&Tensor, &Tensor),
+    groups: i64,
+    relu: bool,
+) -> Result<Tensor> {
     let bias = bias.map_or(null(), Tensor::as_ptr);
+    let (x, gamma, beta, relu) = (x.as_ptr(), gamma.as_ptr(), beta.as_ptr(), c_int::from(relu));
     // SAFETY: the tensors live through the call; the C++ function throws nothing and returns a new
     // tensor or null.
-    owned(unsafe { dw_group_norm_relu(x.as_ptr(), bias, gamma.as_ptr(), beta.as_ptr(), groups) })
+    owned(unsafe { dw_group_norm(x, bias, gamma, beta, groups, relu) })
 }
 
 #[cfg(test)]
@@ -90,14 +112,21 @@ mod tests {
 
     #[test]
     fn equals_group_norm_and_relu_of_libtorch_in_values_and_all_gradients() {
-        for (channels, groups, size) in CASES {
+        for ((channels, groups, size), relu) in
+            CASES.into_iter().flat_map(|c| [(c, true), (c, false)])
+        {
             let t = tensors(channels, size);
             let expected = run(&t, (Kind::Double, Kind::Double), |x, gamma, beta| {
-                x.group_norm(groups, Some(gamma), Some(beta), 1e-5, true).relu()
+                let y = x.group_norm(groups, Some(gamma), Some(beta), 1e-5, true);
+                if relu { y.relu() } else { y }
             });
             let fused = |kind| {
                 run(&t, (kind, Kind::Float), |x, gamma, beta| {
-                    group_norm_relu(x, None, gamma, beta, groups)
+                    if relu {
+                        group_norm_relu(x, None, gamma, beta, groups)
+                    } else {
+                        group_norm(x, gamma, beta, groups)
+                    }
                 })
             };
             let names = ["output", "dx", "dgamma", "dbeta"];

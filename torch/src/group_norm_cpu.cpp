@@ -1,4 +1,4 @@
-// Group norm followed by ReLU on a CPU. libtorch's group norm (2.11, channels-last, bf16) takes
+// Group norm, followed by ReLU or not, on a CPU. libtorch's (2.11, channels-last, bf16) takes
 // several times as long as memory needs for the tensors.
 //
 // Shapes: B images, P positions, C channels, G groups.
@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "chunks.h"
 #include "common.h"
@@ -18,7 +19,6 @@
 namespace {
 
 using at::Tensor;
-
 
 struct Shape : dw::Chunks {
   int64_t groups;
@@ -43,34 +43,38 @@ void add_moments(const T *__restrict x, int64_t positions, int64_t channels,
     }
 }
 
-// y = relu(scale x + shift); NaN stays NaN.
+// The lower bound of the output: 0 with ReLU, else none.
+float bound(bool relu) { return relu ? 0.0f : -std::numeric_limits<float>::infinity(); }
+
+// y = max(scale x + shift, low); NaN stays NaN.
 template <typename T>
 DW_FOR_EACH_CPU
 void normalise(const T *__restrict x, int64_t positions, int64_t channels,
-               const float *__restrict scale, const float *__restrict shift, T *__restrict y) {
+               const float *__restrict scale, const float *__restrict shift, float low,
+               T *__restrict y) {
   for (int64_t p = 0; p < positions; p++, x += channels, y += channels)
     for (int64_t c = 0; c < channels; c++) {
       const float v = static_cast<float>(x[c]) * scale[c] + shift[c];
-      y[c] = static_cast<T>(v < 0 ? 0.0f : v);
+      y[c] = static_cast<T>(v < low ? low : v);
     }
 }
 
-// The gradient before the ReLU of `normalise`.
+// The gradient before the bound of `normalise`.
 template <typename T>
-inline float before_relu(T dy, float x, float scale, float shift) {
-  return x * scale + shift <= 0 ? 0.0f : static_cast<float>(dy);
+inline float before_bound(T dy, float x, float scale, float shift, float low) {
+  return x * scale + shift <= low ? 0.0f : static_cast<float>(dy);
 }
 
-// Adds each channel's gradients g before the ReLU to sums[C], and g x to products[C].
+// Adds each channel's gradients g before the bound to sums[C], and g x to products[C].
 template <typename T>
 DW_FOR_EACH_CPU
 void add_gradients(const T *__restrict dy, const T *__restrict x, int64_t positions,
                    int64_t channels, const float *__restrict scale, const float *__restrict shift,
-                   float *__restrict sums, float *__restrict products) {
+                   float low, float *__restrict sums, float *__restrict products) {
   for (int64_t p = 0; p < positions; p++, x += channels, dy += channels)
     for (int64_t c = 0; c < channels; c++) {
       const auto v = static_cast<float>(x[c]);
-      const float g = before_relu(dy[c], v, scale[c], shift[c]);
+      const float g = before_bound(dy[c], v, scale[c], shift[c], low);
       sums[c] += g;
       products[c] += g * v;
     }
@@ -80,12 +84,12 @@ void add_gradients(const T *__restrict dy, const T *__restrict x, int64_t positi
 template <typename T>
 DW_FOR_EACH_CPU
 void gradient(const T *__restrict dy, const T *__restrict x, int64_t positions, int64_t channels,
-              const float *__restrict scale, const float *__restrict shift,
+              const float *__restrict scale, const float *__restrict shift, float low,
               const float *__restrict slope, const float *__restrict offset, T *__restrict dx) {
   for (int64_t p = 0; p < positions; p++, x += channels, dy += channels, dx += channels)
     for (int64_t c = 0; c < channels; c++) {
       const auto v = static_cast<float>(x[c]);
-      const float g = before_relu(dy[c], v, scale[c], shift[c]);
+      const float g = before_bound(dy[c], v, scale[c], shift[c], low);
       dx[c] = static_cast<T>(scale[c] * g + slope[c] * v + offset[c]);
     }
 }
@@ -131,7 +135,7 @@ void moments(const T *x, const Shape &s, double eps, double *stats) {
 
 template <typename T>
 void forward(const Tensor &x, const Tensor &gamma, const Tensor &beta, const Shape &s, double eps,
-             Tensor &y, Tensor &stats) {
+             float low, Tensor &y, Tensor &stats) {
   const T *from = x.const_data_ptr<T>();
   auto *numbers = stats.mutable_data_ptr<double>();
   moments(from, s, eps, numbers);
@@ -139,7 +143,7 @@ void forward(const Tensor &x, const Tensor &gamma, const Tensor &beta, const Sha
   T *to = y.mutable_data_ptr<T>();
   s.for_each([&](int64_t, int64_t image, int64_t offset, int64_t count) {
     normalise(from + offset, count, s.channels, &affine.scale[image * s.channels],
-              &affine.shift[image * s.channels], to + offset);
+              &affine.shift[image * s.channels], low, to + offset);
   });
 }
 
@@ -176,7 +180,8 @@ struct Slopes {
 
 template <typename T>
 void backward(const Tensor &dy, const Tensor &x, const Tensor &gamma, const Tensor &beta,
-              const Tensor &stats, const Shape &s, Tensor &dx, double *dgamma, double *dbeta) {
+              const Tensor &stats, const Shape &s, float low, Tensor &dx, double *dgamma,
+              double *dbeta) {
   const T *grads = dy.const_data_ptr<T>(), *from = x.const_data_ptr<T>();
   const auto *numbers = stats.const_data_ptr<double>();
   const Affine affine(s, gamma, beta, numbers);
@@ -184,7 +189,7 @@ void backward(const Tensor &dy, const Tensor &x, const Tensor &gamma, const Tens
   s.for_each([&](int64_t chunk, int64_t image, int64_t offset, int64_t count) {
     float *sums = &partial[chunk * 2 * s.channels];
     add_gradients(grads + offset, from + offset, count, s.channels,
-                  &affine.scale[image * s.channels], &affine.shift[image * s.channels], sums,
+                  &affine.scale[image * s.channels], &affine.shift[image * s.channels], low, sums,
                   sums + s.channels);
   });
   const Slopes slopes(s, s.add(partial, 2 * s.channels), gamma.const_data_ptr<float>(), numbers,
@@ -193,7 +198,7 @@ void backward(const Tensor &dy, const Tensor &x, const Tensor &gamma, const Tens
   s.for_each([&](int64_t, int64_t image, int64_t offset, int64_t count) {
     const int64_t at = image * s.channels;
     gradient(grads + offset, from + offset, count, s.channels, &affine.scale[at],
-             &affine.shift[at], &slopes.slope[at], &slopes.offset[at], to + offset);
+             &affine.shift[at], low, &slopes.slope[at], &slopes.offset[at], to + offset);
   });
 }
 
@@ -209,7 +214,7 @@ bool has_group_norm_cpu(const Tensor &x, const Tensor &gamma, const Tensor &beta
 }
 
 std::pair<Tensor, Tensor> group_norm_cpu(const Tensor &x, const Tensor &gamma, const Tensor &beta,
-                                         int64_t groups, double eps) {
+                                         int64_t groups, double eps, bool relu) {
   const Shape s(x, groups);
   TORCH_CHECK(groups > 0 && s.channels % groups == 0, s.channels, " channels in ", groups,
               " groups");
@@ -219,22 +224,23 @@ std::pair<Tensor, Tensor> group_norm_cpu(const Tensor &x, const Tensor &gamma, c
   auto y = at::empty_like(x, dw::CHANNELS_LAST);
   auto stats = at::empty({s.images, groups, 2}, x.options().dtype(at::kDouble));
   if (x.scalar_type() == at::kFloat)
-    forward<float>(x, gamma, beta, s, eps, y, stats);
+    forward<float>(x, gamma, beta, s, eps, bound(relu), y, stats);
   else
-    forward<at::BFloat16>(x, gamma, beta, s, eps, y, stats);
+    forward<at::BFloat16>(x, gamma, beta, s, eps, bound(relu), y, stats);
   return {y, stats};
 }
 
 std::vector<Tensor> group_norm_cpu_backward(const Tensor &dy, const Tensor &x,
                                             const Tensor &gamma, const Tensor &beta,
-                                            const Tensor &stats) {
+                                            const Tensor &stats, bool relu) {
   const Shape s(x, stats.size(1));
   auto dx = at::empty_like(x, dw::CHANNELS_LAST);
   std::vector<double> dgamma(s.channels), dbeta(s.channels);
+  const float low = bound(relu);
   if (x.scalar_type() == at::kFloat)
-    backward<float>(dy, x, gamma, beta, stats, s, dx, dgamma.data(), dbeta.data());
+    backward<float>(dy, x, gamma, beta, stats, s, low, dx, dgamma.data(), dbeta.data());
   else
-    backward<at::BFloat16>(dy, x, gamma, beta, stats, s, dx, dgamma.data(), dbeta.data());
+    backward<at::BFloat16>(dy, x, gamma, beta, stats, s, low, dx, dgamma.data(), dbeta.data());
   const auto tensor = [&](const std::vector<double> &values) {
     auto t = at::empty({s.channels}, gamma.options());
     std::copy(values.begin(), values.end(), t.mutable_data_ptr<float>());

@@ -1,4 +1,5 @@
-// Group norm followed by ReLU on a CPU, on channels-last tensors [B, C, H, W] of f32 or bf16.
+// Group norm, followed by ReLU or not, of channels-last tensors [B, C, H, W] of f32 or bf16 on a
+// CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,15 +12,15 @@ namespace dw {
 // Whether the functions below can work on `x` with these parameters.
 bool has_group_norm_cpu(const at::Tensor &x, const at::Tensor &gamma, const at::Tensor &beta);
 
-// relu(group_norm(x)), and for backward the mean and the inverse deviation of each group
-// [B, G, 2], f64.
+// relu(group_norm(x)), without `relu` group_norm(x); and for backward the mean and the inverse
+// deviation of each group [B, G, 2], f64.
 std::pair<at::Tensor, at::Tensor> group_norm_cpu(const at::Tensor &x, const at::Tensor &gamma,
                                                  const at::Tensor &beta, int64_t groups,
-                                                 double eps);
+                                                 double eps, bool relu);
 
 // The gradients of x, gamma and beta, from that of the output.
 std::vector<at::Tensor> group_norm_cpu_backward(const at::Tensor &dy, const at::Tensor &x,
                                                 const at::Tensor &gamma, const at::Tensor &beta,
-                                                const at::Tensor &stats);
+                                                const at::Tensor &stats, bool relu);
 
 }  // namespace dw

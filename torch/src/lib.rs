@@ -28,7 +28,7 @@ pub use deform::deform_conv2d;
 pub use dw_loss::{DwLoss, dw_loss, has_dw_loss, use_loss_kernels};
 pub use error::error;
 pub use gradient::{GradientHook, on_gradient, set_grad};
-pub use group_norm::{f_group_norm_relu, group_norm_relu};
+pub use group_norm::{f_group_norm_relu, group_norm, group_norm_relu};
 pub use kernels::{Kernels, NUM_KERNELS, has_kernels, set_kernels};
 pub use memory::{host_bytes, page_locked, peak_bytes, reset_peak_bytes, to_host, upload};
 pub use norm::norm;
