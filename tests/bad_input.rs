@@ -88,9 +88,14 @@ fn damaged_checkpoints_and_those_of_another_network_are_refused() {
     };
     flip_bit(&folder.join("model.safetensors"));
     assert_fails(&mut eval(), 3, &["model.safetensors", "expected", "found"]);
+    // A run does not start again from step 1 over a checkpoint that was complete.
+    let mut again = train(&sandbox, &short("train.max_steps=2"));
+    assert_fails(&mut again, 3, &["step-", "damaged", "hint:", "remove the folder"]);
     std::fs::remove_file(folder.join("DONE")).unwrap();
     assert_fails(&mut eval(), 3, &[folder.to_str().unwrap(), "DONE"]);
     assert_fails(launch(0, "dw-eval").arg("/no/such"), 2, &["/no/such"]);
+    let other = sandbox.path("coco");
+    assert_fails(launch(0, "dw-eval").arg(&other), 2, &[&other, "no complete checkpoint", "hint:"]);
     // The damaged checkpoint is skipped, and the run starts from step 1.
     run(&mut train(&sandbox, &short("train.max_steps=2")));
     assert!(sandbox.steps("w").iter().all(|r| r["attempt"] == 2));
@@ -144,7 +149,7 @@ fn dry_run_prints_the_settings_and_writes_nothing() {
     let mut c = train(&sandbox, &["train.lr=0.04"]);
     let table = run(c.arg("--dry-run"));
     assert_line_contains(&table, &["learning rate", "0.02", "0.04 at 4 images"]);
-    assert_contains(&table, &["parameters"]);
+    assert_contains(&table, &["parameters", "[train]", "momentum = 0.9", "[eval]"]);
     assert!(!Path::new(&sandbox.path("w")).exists());
 }
 

@@ -201,10 +201,14 @@ fn raw_output_is_passed_on_unchanged() {
 #[test]
 fn a_hangup_that_is_ignored_does_not_stop_a_job() {
     let launch = bin("dw-launch").to_str().unwrap().to_owned();
-    let script = format!("trap '' HUP; exec {launch} -n 1 -- sh -c 'sleep 2; echo done'");
+    let sandbox = Sandbox::new();
+    let started = sandbox.path("started");
+    let script = format!("trap '' HUP; exec '{launch}' -n 1 -- sh -c 'touch {started}; sleep 2'");
     let mut child =
         Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(1));
+    while !std::path::Path::new(&started).exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     // SAFETY: a signal to a child that has not been waited for.
     unsafe { libc::kill(child.id() as i32, libc::SIGHUP) };
     assert!(child.wait().unwrap().success());
@@ -216,7 +220,7 @@ fn results_that_cannot_be_printed_are_an_error() {
     for program in ["dw-launch", "dw-weights"] {
         let mut command = Command::new(bin(program));
         match program {
-            "dw-launch" => command.args(["plan", "--gpus", "8"]),
+            "dw-launch" => command.args(["plan", "--gpus", "8", "--step-ms", "180"]),
             _ => command.args(["list", "weights/tests/data/zip.pth"]),
         };
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();

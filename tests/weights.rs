@@ -165,7 +165,7 @@ fn a_weight_file_can_be_evaluated() {
     assert_fails(&mut other_network, 2, &[file, "shape", "hint:", "--config"]);
     // All tensors of the network are in the file, and others.
     let smaller = ["--config", "smoke", "--set", "model.refine=false", "--data", &shards];
-    let keys = [file, "lacks", "bbox_head.", "hint:", "--config"];
+    let keys = [file, "another network", "bbox_head.", "hint:", "--config"];
     assert_fails(&mut eval(&[&[file][..], &smaller].concat()), 2, &keys);
     let work = sandbox.path("w");
     for set in ["model.refine=false", "model.fpn_relu=false", "assign.kind=fcos"] {

@@ -13,12 +13,14 @@ limit_mib=48
 say() { echo "gpu-kit: $*"; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-[ ! -e "$kit" ] || [ -f "$kit/kit.tar.xz" ] || [ -d "$kit/bin" ] || {
+[ -z "$(ls -A "$kit" 2>/dev/null)" ] || [ -f "$kit/kit.tar.xz" ] || [ -f "$kit/.dw-gpu-kit" ] || {
   say "error: $kit is not a folder of this script: it is not removed" >&2
   exit 2
 }
 rm -rf "$kit"
 mkdir -p "$kit/bin" "$kit/goldens"
+# Only folders of this script are removed.
+touch "$kit/.dw-gpu-kit"
 
 # Same features as the tests without MPI in .ci/run, which therefore compile nothing twice.
 say "compiling without MPI"

@@ -39,16 +39,23 @@ command -v python3 >/dev/null || die "Python 3 is missing (used only to download
 
 # libclang is for the MPI bindings, cmake and nasm for the SIMD code of libjpeg-turbo.
 packages=()
-has_libclang() {
-  [ -n "${LIBCLANG_PATH:-}" ] || ldconfig -p 2>/dev/null | grep -q 'libclang' ||
-    compgen -G '/usr/lib*/llvm*/lib/libclang*.so*' >/dev/null ||
-    compgen -G '/usr/lib*/libclang*.so*' >/dev/null
+# By package or by program: a cluster has some of them as modules.
+has() { # PACKAGE COMMAND...
+  dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' || "${@:2}"
 }
-# By program, because a cluster has some of them as modules and not as packages.
-for pair in g++:g++ mpirun:openmpi-bin mpicc:libopenmpi-dev cmake:cmake nasm:nasm pgrep:procps; do
-  command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
-done
-has_libclang || packages+=(libclang-dev)
+has_command() { command -v "$1" >/dev/null; }
+has_open_mpi() { mpirun --version 2>/dev/null | grep -q 'Open MPI'; }
+has_mpicc() { has_open_mpi && has_command mpicc; }
+has_libclang() {
+  [ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib64/libclang.so*' >/dev/null
+}
+has g++ has_command g++ || packages+=(g++)
+has openmpi-bin has_open_mpi || packages+=(openmpi-bin)
+has libopenmpi-dev has_mpicc || packages+=(libopenmpi-dev)
+has libclang-dev has_libclang || packages+=(libclang-dev)
+has cmake has_command cmake || packages+=(cmake)
+has nasm has_command nasm || packages+=(nasm)
+has procps has_command pgrep || packages+=(procps)
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 if [ ${#packages[@]} -gt 0 ]; then
   line="apt-get install --no-install-recommends -y ${packages[*]}"

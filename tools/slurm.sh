@@ -38,8 +38,8 @@ stop() { # PID-FILE NAME
 
 down() {
   local name link pid
-  [ ! -e "$dir" ] || [ -f "$dir/dw-slurm" ] ||
-    die "$dir is not a folder of this script" "name a folder that does not exist yet" 2
+  [ -z "$(ls -A "$dir" 2>/dev/null)" ] || [ -f "$dir/dw-slurm" ] ||
+    die "$dir is not a folder of this script" "name an empty folder, or one that does not exist" 2
   # Nodes first, with all their processes, so that no job reports its end to the controller.
   for name in $(ip netns list | awk -v n="$node" '$1 ~ "^" n "[0-9]+$" { print $1 }'); do
     for _ in 1 2 3; do

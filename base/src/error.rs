@@ -35,7 +35,7 @@ pub enum Error {
     #[error("{}", lines(.0))]
     Inconsistent(String),
     /// A failed file operation.
-    #[error("{doing} {}: {source}", shown(path.display()))]
+    #[error("{doing} {}: {source}{}", shown(path.display()), hint_of_limits(source))]
     Io {
         /// The failed operation, such as "cannot read".
         doing: &'static str,
@@ -127,13 +127,18 @@ impl Error {
 
     /// Whether this machine ran out of memory, threads, processes or file descriptors.
     pub fn is_out_of_resources(&self) -> bool {
-        matches!(self, Self::OutOfMemory(_) | Self::OutOfResources(_))
+        match self {
+            Self::OutOfMemory(_) | Self::OutOfResources(_) => true,
+            Self::Io { source, .. } => is_limit(source),
+            _ => false,
+        }
     }
 
     /// The exit code of a program that ends with this error, one of [`exit`].
     pub fn exit_code(&self) -> i32 {
         match self {
             Self::Usage(_) => exit::USAGE,
+            Self::Io { source, .. } if is_limit(source) => exit::RESOURCES,
             Self::Data { .. } | Self::Inconsistent(_) | Self::Io { .. } | Self::NotFinite(_) => {
                 exit::DATA
             }
@@ -144,6 +149,15 @@ impl Error {
             Self::Bug(_) => exit::BUG,
         }
     }
+}
+
+/// Whether a file operation failed because memory or file descriptors ran out.
+fn is_limit(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE))
+}
+
+fn hint_of_limits(e: &io::Error) -> String {
+    if is_limit(e) { format!("\n{LIMITS}") } else { String::new() }
 }
 
 /// Formats the place of a problem as a prefix; empty if the whole file is meant.

@@ -42,7 +42,11 @@ fn target(path: &Path) -> io::Result<PathBuf> {
             io::ErrorKind::InvalidInput,
             "expected a regular file, found a device, pipe or socket",
         )),
-        _ => Ok(path.to_owned()),
+        // Nothing, a folder, or a link to a file that is not there yet.
+        _ => Ok(std::fs::read_link(path).map_or_else(
+            |_| path.to_owned(),
+            |link| path.parent().unwrap_or(Path::new("")).join(link),
+        )),
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::error::{Error, Result};
 use crate::text::lines;
@@ -68,10 +69,27 @@ pub enum Clock {
     Off,
 }
 
+/// The log filter of a value of [`LOG_VARIABLE`], or that of `level` if it is absent or empty. A
+/// wrong value is reported: a misspelt level would be taken for the name of a module.
+fn filter(value: Option<&str>, level: &str) -> EnvFilter {
+    let Some(value) = value.map(str::trim).filter(|v| !v.is_empty()) else { return level.into() };
+    let is_known = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+    match EnvFilter::try_new(value) {
+        Ok(filter) if value.split(',').all(is_known) => filter,
+        _ => {
+            print_message(&format!(
+                "warning: {LOG_VARIABLE}={value}: expected error, warn, info, debug or trace; using \
+                 {level}"
+            ));
+            level.into()
+        }
+    }
+}
+
 /// Initialises logging to standard error. `level` is the default filter if [`LOG_VARIABLE`] is not
 /// set. Does nothing if logging is already initialised.
 pub fn log_to_stderr(level: &str, clock: Clock) {
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| level.into());
+    let filter = filter(std::env::var(LOG_VARIABLE).ok().as_deref(), level);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -83,4 +101,19 @@ pub fn log_to_stderr(level: &str, clock: Clock) {
         Clock::On => log.try_init(),
         Clock::Off => log.without_time().try_init(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_does_not_switch_the_log_off() {
+        let text = |value| filter(value, "info").to_string();
+        assert_eq!(text(Some("debug")), "debug");
+        assert_eq!(text(Some("warn,dw=debug")), "dw=debug,warn");
+        for wrong in [None, Some(""), Some(" "), Some("inf"), Some("warn,verbose"), Some("a=b=c")] {
+            assert_eq!(text(wrong), "info", "{wrong:?}");
+        }
+    }
 }

@@ -146,8 +146,8 @@ fn apply_policy(
                 counts.without_area += 1;
                 return Ok(None);
             }
-            // Formats without areas, where it is that of the box. The area of a segmentation
-            // stays: it is inside the image.
+            // The area of a segmentation stays, since it is inside the image. Formats without
+            // segmentations have the area of the box.
             if (area - bw * bh).abs() <= 1e-6 * area {
                 area = bbox[2] * bbox[3];
             }

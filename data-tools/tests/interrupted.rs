@@ -131,7 +131,8 @@ fn finished_shards_are_kept_when_images_are_skipped_from_then_on() {
     std::fs::write(&image, &original[..original.len() / 2]).unwrap();
     let args = [set.path(), "--split", "train2017", "--shard-size", "32KiB", "--jobs", "1"];
     fails(&args, 3);
-    let done = pack(&[&args[..], &["--resume", "--bad-images", "skip"]].concat());
+    let skip = [&args[..], &["--resume", "--bad-images", "skip"]].concat();
+    let done = pack(&skip);
     let text = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(text.contains("shards kept") && text.contains("1 images left out"), "{text}");
     assert_eq!(dw_shards::Split::open(&set.file("shards"), "train2017").unwrap().len(), 8);
@@ -141,4 +142,34 @@ fn finished_shards_are_kept_when_images_are_skipped_from_then_on() {
     let done = pack(&[&args[..], &other].concat());
     let text = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(text.contains("are not used") && !text.contains("shards kept"), "{text}");
+}
+
+/// Shards of the run without `skip` and of the first one with it are kept.
+#[test]
+fn shards_of_two_interrupted_runs_are_kept() {
+    let set = Set::new();
+    let image = |n: usize| set.file(&format!("train2017/00000000000{n}.jpg"));
+    let truncated = std::fs::read(image(5)).unwrap();
+    std::fs::write(image(5), &truncated[..truncated.len() / 2]).unwrap();
+    let args = [set.path(), "--split", "train2017", "--shard-size", "16KiB", "--jobs", "1"];
+    let skip = [&args[..], &["--resume", "--bad-images", "skip"]].concat();
+    let finished = || {
+        let all = files(&set.file("shards/.train2017.writing"));
+        all.iter().filter(|(name, _)| name.contains(".done")).count()
+    };
+    fails(&args, 3);
+    let first = finished();
+    // An image outside the folder is not skipped.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let outside = elsewhere.path().join("a.jpg");
+    std::fs::rename(image(9), &outside).unwrap();
+    std::os::unix::fs::symlink(&outside, image(9)).unwrap();
+    fails(&skip, 3);
+    let second = finished();
+    assert!(0 < first && first < second, "{first} and {second} shards");
+    std::fs::remove_file(image(9)).unwrap();
+    std::fs::rename(&outside, image(9)).unwrap();
+    let text = String::from_utf8_lossy(&pack(&skip).stderr).into_owned();
+    assert!(text.contains(&format!("{second} shards kept")), "{text}");
+    assert_eq!(dw_shards::Split::open(&set.file("shards"), "train2017").unwrap().len(), 8);
 }

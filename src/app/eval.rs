@@ -231,7 +231,11 @@ fn print_and_write(
         None => Ok(()),
     };
     if let Some(dir) = &args.report {
-        page(dir, paths, runs, data, reports, &names)?;
+        let page = page(dir, paths, runs, data, reports, &names);
+        if let (Err(first), Err(_)) = (&written, &page) {
+            tracing::error!("{first}");
+        }
+        return printed.and(page).and(written);
     }
     printed.and(written)
 }
@@ -268,10 +272,11 @@ fn check_outputs(args: &EvalArgs, topology: &Topology) -> Result<()> {
 fn without_truth(args: &EvalArgs, detector: &Detector, job: &Job) -> Result<()> {
     let data = job.data;
     let split = &data.split.meta.split;
-    if args.report.is_some() || args.json || args.per_class {
+    let bootstrap = args.limits.bootstrap.is_some();
+    if args.report.is_some() || args.json || args.per_class || bootstrap {
         return Err(Error::Usage(format!(
-            "--report, --json and --per-class need ground truth: no image of split `{split}` has \
-             a box"
+            "--report, --json, --per-class and --bootstrap need ground truth: no image of split \
+             `{split}` has a box"
         )));
     }
     let Some(path) = &args.dt_out else {

@@ -25,15 +25,20 @@ pub fn score(text: &str) -> std::result::Result<f64, String> {
     value.ok_or_else(|| "expected a number from 0 to 1".into())
 }
 
-/// Logs a warning where `--score` asks for detections that the network does not give. 0 asks for
-/// all that there are.
-pub fn warn_of_score(score: f64, threshold: f64) {
+/// Smallest score without `--score`.
+pub const SCORE: f64 = 0.3;
+
+/// The smallest score, from `--score` or [`SCORE`]. Logs a warning where the option asks for
+/// detections that the network does not give; 0 asks for all that there are.
+pub fn smallest_score(option: Option<f64>, threshold: f64) -> f64 {
+    let Some(score) = option else { return SCORE };
     if score > 0.0 && score < threshold {
         tracing::warn!(
             "--score {score}: there are no detections of a score below eval.score_threshold = \
-             {threshold}\nhint: --set eval.score_threshold={score}"
+             {threshold}"
         );
     }
+    score
 }
 
 /// Applies the options `--batch`, `--scale` and `--flip` to a configuration.

@@ -46,7 +46,7 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
     let mine = match resume {
         _ if world.rank() > 0 => None,
         Resume::None => None,
-        Resume::Auto => checkpoint::newest(checkpoints),
+        Resume::Auto => checkpoint::newest(checkpoints)?,
         Resume::Path(path) => Some(checkpoint::find(path)?),
     };
     let path = mine.as_ref().map(|c| c.path.as_os_str().as_encoded_bytes().to_vec());

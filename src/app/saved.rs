@@ -7,7 +7,7 @@ use dw_shards::coco::Category;
 use dw_weights::Weights;
 use tch::Device;
 
-use crate::assign::Strategy;
+use crate::assign::{Strategy, is_state};
 use crate::config::{self, Config};
 use crate::data::Dataset;
 use crate::data::dataset::same_categories;
@@ -187,11 +187,11 @@ impl Saved {
         let strategy = self.config.assign.build(&mut detector.params, classes as i64);
         strategy.attach(&mut detector);
         let mut report = weights::load(file, &mut detector.params)?;
-        let other = report.of_another_network();
+        let other = report.of_another_network(is_state);
         if !other.is_empty() {
             return Err(Error::Usage(format!(
-                "{}: the network lacks {} tensors of the file, the first is `{}`\n\
-                 hint: check --config: the file is of another network",
+                "{}: the file is of another network: {} of its tensors are not in this one, the \
+                 first is `{}`\nhint: check --config",
                 self.weights.display(),
                 other.len(),
                 shown(other[0])
@@ -211,8 +211,8 @@ impl Saved {
     }
 }
 
-/// Checks that options change nothing of a checkpoint's network, where the tensors would fit and
-/// the numbers would not.
+/// Checks that options leave the network of a checkpoint as it is. Its tensors would fit some other
+/// networks as well, which would compute something else.
 fn check_network(own: &Config, requested: &Config, path: &Path) -> Result<()> {
     let (changes, _) = config::identity::changes(own, requested);
     let fixed = |key: &str| key.starts_with("model.") || key == "assign.kind";

@@ -44,9 +44,9 @@ pub struct PredArgs {
     #[arg(short = 'n', long, default_value_t = 9,
           value_parser = clap::value_parser!(u16).range(1..=100))]
     count: u16,
-    /// Smallest score to draw; 0 for all above eval.score_threshold
-    #[arg(long, default_value_t = 0.3, value_parser = inference::score)]
-    score: f64,
+    /// Smallest score to draw; 0 for all above eval.score_threshold [default: 0.3]
+    #[arg(long, value_name = "S", value_parser = inference::score)]
+    score: Option<f64>,
     /// Output file
     #[arg(short, long, value_name = "FILE.png")]
     out: PathBuf,
@@ -103,13 +103,13 @@ impl From {
 pub fn predictions(args: &PredArgs) -> Result<()> {
     check_png(&args.out)?;
     let Opened { detector, data, config } = args.from.open(&args.checkpoint, args.count.into())?;
-    inference::warn_of_score(args.score, config.eval.score_threshold);
+    let score = inference::smallest_score(args.score, config.eval.score_threshold);
     let view = pred::View {
         detector: &detector,
         data: &data,
         input: &config.data,
         eval: &config.eval,
-        score: args.score as f32,
+        score: score as f32,
     };
     pred::draw(&view, &args.out)
 }

@@ -19,6 +19,7 @@ use crate::device::{self, Choice, threads};
 use crate::model::Detector;
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::lock::Lock;
+use crate::train::log::jsonl;
 use crate::train::plan::RunInputs;
 use crate::train::run::Run;
 use crate::train::step::Step;
@@ -105,6 +106,9 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
     let step = build_step(&config, &plan, from.as_ref(), &world)?;
     init::check_agreement(&step.detector.params, &world)?;
     let attempt = if plan.rank == 0 {
+        if from.as_ref().is_some_and(|c| !is_inside(&c.path, &work_dir)) {
+            jsonl::start_over(&work_dir.join(jsonl::NAME))?;
+        }
         prepare_work_dir(&work_dir, start, &config, &plan, &step.detector)?
     } else {
         0
@@ -112,6 +116,12 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
     let validation = data.val.map(Validation::new);
     Run { plan: &plan, world, train: data.train, validation, step, start, work_dir, attempt }
         .train()
+}
+
+/// Whether a checkpoint is one of a work directory.
+fn is_inside(checkpoint: &Path, work_dir: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    real(checkpoint).starts_with(real(work_dir))
 }
 
 /// Number of CPU threads of this rank, checked against the machine.
@@ -210,7 +220,7 @@ fn starting_point(
                 config.model.init
             );
         }
-        // Keep the original `init`: it determines which stages are frozen.
+        // The run's files keep the value that it started with.
         config.model.init.clone_from(&saved.model.init);
     }
     let start = from.as_ref().map_or(0, |c| c.state.step);
@@ -251,14 +261,15 @@ fn build_step(
     Ok(step)
 }
 
-/// Prints the settings of a dry run, on rank 0.
+/// Prints a table of the settings of a dry run, and the whole configuration, on rank 0.
 fn print_settings(config: &Config, plan: &Plan) -> Result<()> {
     if plan.rank == 0 {
         let (classes, kind) = (plan.inputs.classes, config.train.precision.kind());
         let mut detector = Detector::new(&config.model, classes, kind, plan.inputs.device);
         // Strategies can have parameters of their own, which the table counts.
         let _ = config.assign.build(&mut detector.params, classes as i64);
-        print_result(table::settings(config, plan, &detector))?;
+        let table = table::settings(config, plan, &detector);
+        print_result(format_args!("{table}\n\n{}", plan.inputs.toml.trim_end()))?;
     }
     Ok(())
 }

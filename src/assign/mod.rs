@@ -68,6 +68,11 @@ pub use strategies::tal::TalConfig;
 pub use strategies::vfl::VflConfig;
 pub use strategies::weighting::WeightingConfig;
 
+/// Whether a tensor of a weight file is the state of a strategy, which is used in training only.
+pub fn is_state(name: &str) -> bool {
+    name.contains(".center_prior.")
+}
+
 /// The strategy of one network: matcher, criterion and post-processing.
 pub struct Strategy {
     /// Finds the targets, in the loader's threads.

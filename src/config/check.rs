@@ -103,7 +103,7 @@ fn data(c: &Config) -> Result<()> {
     must(range, "data.multi_scale", &expected)?;
     must((0.0..=1.0).contains(&d.flip), "data.flip", "a probability, 0 to 1")?;
     must(d.prefetch_mib > 0, "data.prefetch_mib", "at least 1")?;
-    must(d.group > 0, "data.group", "at least 1")?;
+    must((1..=4096).contains(&d.group), "data.group", "1 to 4096")?;
     must(d.canonical_nodes > 0, "data.canonical_nodes", "at least 1")
 }
 

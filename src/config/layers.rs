@@ -67,10 +67,11 @@ fn layer_of<'a>(set: &'a String, merged: &Table) -> Result<(&'a str, Table)> {
         at = value.and_then(Value::as_table);
     }
     let parsed = match (value, parse_value(text)) {
-        // A name such as 2017 looks like a number.
-        (Some(Value::String(_)), Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => {
-            Value::String(text.to_owned())
-        }
+        // A name such as 2017 looks like a number, and 2017-01-01 is a date.
+        (
+            Some(Value::String(_)),
+            Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_),
+        ) => Value::String(text.to_owned()),
         (_, parsed) => parsed,
     };
     insert_path(&mut layer, key, parsed);

@@ -190,6 +190,28 @@ mod tests {
         );
     }
 
+    #[test]
+    fn every_key_and_its_default_are_documented() {
+        let page = include_str!("../../docs/configuration.md");
+        let defaults = Table::try_from(load("dw_r50_fpn_1x", &[]).unwrap()).unwrap();
+        for (section, keys) in defaults.iter().filter(|(section, _)| *section != "assign") {
+            let text = page.split_once(&format!("## `[{section}]`")).unwrap().1;
+            let text = text.split("\n## ").next().unwrap();
+            for (key, value) in keys.as_table().unwrap() {
+                let row = format!("| `{key}` | `{value}` | ");
+                assert!(text.contains(&row), "expected in [{section}]: {row}");
+            }
+        }
+        for strategy in AssignConfig::all().iter().map(|c| Table::try_from(c).unwrap()) {
+            let kind = strategy["kind"].as_str().unwrap();
+            let row = page.lines().find(|l| l.starts_with(&format!("| `{kind}`"))).unwrap();
+            for (key, value) in strategy.iter().filter(|(key, _)| *key != "kind") {
+                let expected = format!("`{key} = {value}`");
+                assert!(row.contains(&expected), "expected for {kind}: {expected}");
+            }
+        }
+    }
+
     /// A checkpoint of a version that did not know some keys yet goes on as the same run.
     #[test]
     fn saved_configurations_of_older_versions() {

@@ -96,11 +96,10 @@ pub(super) fn hint(key: &str, beside: &[String]) -> String {
     if let Some(text) = in_table(NO_KEY) {
         return text.to_owned();
     }
-    let (own, _): (Vec<String>, Vec<String>) = valid.iter().cloned().partition(|k| in_section(k));
-    let part_of = |k: &&String| last(k).contains(&name) || name.contains(last(k));
     if let Some(ours) = in_table(ELSEWHERE) {
         // `gamma` is another thing in [assign] than in [train].
-        return match own.iter().find(part_of).filter(|_| !in_section(ours)) {
+        let longer = |k: &&String| in_section(k) && last(k).starts_with(&name);
+        return match valid.iter().find(longer).filter(|_| !in_section(ours)) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("the key here is `{ours}`"),
         };

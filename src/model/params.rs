@@ -15,7 +15,8 @@ pub enum Init {
     KaimingFanOut,
     /// Uniform within sqrt(6 / (fan-in + fan-out)) (Glorot and Bengio, AISTATS 2010; FPN).
     XavierUniform,
-    /// Uniform within 1 / sqrt(fan-in) (mmcv's modulated deformable convolution).
+    /// Uniform within 1 / sqrt(fan-in) (mmcv's modulated deformable convolution, which counts the
+    /// channels of all groups).
     UniformFanIn,
     /// Uniform within sqrt(6 / fan-in) (He et al., ICCV 2015; mmcv's deformable convolution).
     KaimingUniform,

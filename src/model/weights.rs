@@ -52,14 +52,15 @@ impl LoadReport {
     }
 
     /// The tensors of backbone, neck and head that the network lacks, which shows that the file is
-    /// of another network. Counters, constants and the center prior do not count: the output of a
-    /// network does not depend on them, and programs differ in which of them they save.
-    pub fn of_another_network(&self) -> Vec<&String> {
+    /// of another network. Counters, constants and the state of a strategy (`is_state` of the name)
+    /// do not count: the output of a network does not depend on them, and programs differ in which
+    /// of them they save.
+    pub fn of_another_network(&self, is_state: impl Fn(&str) -> bool) -> Vec<&String> {
         let matters = |name: &&String| {
             PARTS.iter().any(|part| name.starts_with(&format!("{part}.")))
                 && !name.ends_with(".num_batches_tracked")
                 && !name.ends_with(".integral.project")
-                && !name.contains(".center_prior.")
+                && !is_state(name)
         };
         self.unused.iter().filter(matters).collect()
     }

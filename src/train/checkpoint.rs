@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use dw_base::file::write_folder_atomically;
@@ -203,17 +203,27 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
 /// As [`open`], or a work directory without a complete checkpoint.
 pub fn find(path: &Path) -> Result<Checkpoint> {
     let checkpoints = path.join("checkpoints");
-    if checkpoints.is_dir() {
-        return newest(&checkpoints).ok_or_else(|| {
-            Error::Usage(format!("no complete checkpoint in {}", checkpoints.display()))
-        });
+    let folder = if checkpoints.is_dir() { &checkpoints } else { path };
+    let is_one = [DONE, STATE, MODEL].iter().any(|name| path.join(name).exists())
+        || path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"));
+    if !path.is_dir() || (is_one && folder == path) {
+        return open(path);
     }
-    open(path)
+    newest(folder)?.ok_or_else(|| {
+        Error::Usage(format!(
+            "no complete checkpoint in {}\nhint: expected the work directory of a run, or a folder \
+             such as work/NAME/checkpoints/step-00001200",
+            folder.display()
+        ))
+    })
 }
 
-/// Steps and paths of the checkpoint folders in `dir`, newest first.
-fn steps(dir: &Path) -> Vec<(usize, PathBuf)> {
-    let Ok(entries) = fs::read_dir(dir) else { return vec![] };
+/// Steps and paths of the checkpoint folders in `dir`, newest first; none if there is no `dir`.
+fn steps(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.map_err(Error::io("cannot list", dir))?,
+    };
     let mut found: Vec<_> = entries
         .flatten()
         .filter_map(|e| {
@@ -221,23 +231,44 @@ fn steps(dir: &Path) -> Vec<(usize, PathBuf)> {
         })
         .collect();
     found.sort_by_key(|f| std::cmp::Reverse(f.0));
-    found
+    Ok(found)
 }
 
 /// The newest complete checkpoint in `dir`; incomplete and damaged ones are skipped with a warning.
-pub fn newest(dir: &Path) -> Option<Checkpoint> {
-    for (_, path) in steps(dir) {
+///
+/// # Errors
+/// A folder or file that cannot be read, or checkpoints of which every complete one is damaged: a
+/// run must not start again from its first step and replace them.
+pub fn newest(dir: &Path) -> Result<Option<Checkpoint>> {
+    let mut damaged = None;
+    for (_, path) in steps(dir)? {
         match open(&path) {
-            Ok(c) => return Some(c),
-            Err(e) => tracing::warn!("skipping a checkpoint: {e}"),
+            Ok(c) => return Ok(Some(c)),
+            Err(e @ Error::Io { .. }) if is_complete(&path) && !is_missing(&e) => return Err(e),
+            Err(e) => {
+                tracing::warn!("skipping a checkpoint: {e}");
+                if is_complete(&path) {
+                    damaged.get_or_insert(path);
+                }
+            }
         }
     }
-    None
+    let Some(path) = damaged else { return Ok(None) };
+    let problem = "every complete checkpoint is damaged\n\
+                   hint: remove the folder to start from the first step, or choose another one";
+    Err(Error::data(&path, "", problem))
 }
 
-/// The newest step with a complete checkpoint in `dir`; checksums are not verified.
+/// Whether an error says that there is no such file.
+fn is_missing(e: &Error) -> bool {
+    matches!(e, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+/// The newest step with a complete checkpoint in `dir`; checksums are not verified. `None` if there
+/// is none or `dir` cannot be read.
 pub fn newest_step(dir: &Path) -> Option<usize> {
-    steps(dir).into_iter().find(|(_, path)| is_complete(path)).map(|(step, _)| step)
+    let all = steps(dir).unwrap_or_default();
+    all.into_iter().find(|(_, path)| is_complete(path)).map(|(step, _)| step)
 }
 
 /// Whether `dir` has a complete checkpoint of a step; checksums are not verified.
@@ -268,10 +299,19 @@ fn warn_if_not_removed(path: &Path, result: std::io::Result<()>) {
     }
 }
 
-/// Removes checkpoints except the newest `keep` and that of step `best`. Checkpoints of steps after
+/// Removes checkpoints except the newest `keep` and the best: the first that exists of the steps
+/// `best`, since one may not have been written (a full disk). Checkpoints of steps after
 /// `last`, the one just written, are ignored. One that cannot be removed stays, with a warning.
-pub fn prune(dir: &Path, last: usize, keep: usize, best: Option<usize>) {
-    let complete = steps(dir).into_iter().filter(|(step, path)| *step <= last && is_complete(path));
+pub fn prune(dir: &Path, last: usize, keep: usize, best: &[usize]) {
+    let all = match steps(dir) {
+        Ok(all) => all,
+        Err(e) => {
+            tracing::warn!("old checkpoints stay: {e}");
+            return;
+        }
+    };
+    let complete = all.into_iter().filter(|(step, path)| *step <= last && is_complete(path));
+    let best = best.iter().copied().find(|step| exists(dir, *step));
     for (step, path) in complete.skip(keep) {
         if Some(step) != best {
             // Renamed first, so that an interrupted removal does not leave an incomplete
@@ -302,13 +342,25 @@ impl Checkpoint {
         }
         if let Some(flat) = flat {
             let momentum = weights::read(&self.path.join(MOMENTUM))?;
+            let mut without = vec![];
             for (name, mut view) in flat.momentum_by_name() {
-                let Some(t) = momentum.get(&name).filter(|t| t.size() == view.size()) else {
-                    let problem =
-                        format!("expected a tensor of shape {:?}, found none", view.size());
-                    return Err(Error::data(&self.path.join(MOMENTUM), name, problem));
-                };
-                tch::no_grad(|| view.copy_(t));
+                match momentum.get(&name) {
+                    Some(t) if t.size() == view.size() => tch::no_grad(|| view.copy_(t)),
+                    Some(t) => {
+                        let (expected, found) = (view.size(), t.size());
+                        let problem = format!("expected shape {expected:?}, found {found:?}");
+                        return Err(Error::data(&self.path.join(MOMENTUM), name, problem));
+                    }
+                    // It was not trained before: with other `model.frozen_stages`.
+                    None => without.push(name),
+                }
+            }
+            if let Some(first) = without.first() {
+                tracing::info!(
+                    "{} parameters, which were not trained before, start without momentum; the \
+                     first is `{first}`",
+                    without.len()
+                );
             }
         }
         Ok(())

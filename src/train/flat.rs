@@ -168,9 +168,9 @@ mod tests {
 
     /// Resident memory of this process, bytes.
     fn resident() -> f64 {
-        let pages = fs_err::read_to_string("/proc/self/statm").unwrap();
-        let pages: f64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
-        pages * 4096.0
+        let status = fs_err::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<f64>().unwrap() * 1024.0
     }
 
     #[test]

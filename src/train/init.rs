@@ -9,6 +9,7 @@ use dw_weights::Weights;
 use dw_weights::fetch::{Pinned, cache};
 
 use super::checkpoint;
+use crate::assign::is_state;
 use crate::model::params::{Entry, Role};
 use crate::model::weights::{self as by_name, LoadReport, PARTS};
 use crate::model::{Detector, ModelConfig, NormKind, Params};
@@ -50,17 +51,17 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     }
     check_frozen(&detector.params, &report, config, &path)?;
     tracing::info!("{} ({}): {report}", path.display(), file.container);
-    // A file may lack the neck or the head, but the parts that it has should be complete.
-    let other = report.of_another_network();
+    let other = report.of_another_network(is_state);
     if world.rank() == 0 && !other.is_empty() {
         tracing::warn!(
-            "{}: {} tensors of the file have no place in the network, the first is `{}`: the file \
-             is of another network",
+            "{}: the file is of another network: {} of its tensors are not in this one, the first \
+             is `{}`",
             path.display(),
             other.len(),
             shown(other[0])
         );
     }
+    // A file may lack the neck or the head, but the parts that it has should be complete.
     let complete = |(part, loaded, all): &(&str, usize, usize)| {
         loaded == all || (*loaded == 0 && *part != PARTS[0])
     };
@@ -143,12 +144,15 @@ fn check_frozen(
     )))
 }
 
-/// For each part its name, the number of loaded tensors and the number of all tensors, without
-/// counters, which have no effect.
+/// For each part its name, the number of loaded tensors and the number of all tensors. Without
+/// counters, which have no effect, and without the offsets of deformable convolutions that the file
+/// lacks: they start at 0, where the convolution is the file's ordinary one.
 fn counts(params: &Params, report: &LoadReport) -> Vec<(&'static str, usize, usize)> {
     let absent = absent(report);
     let count = |part: &'static str| {
+        let is_offset = |name: &str| name.contains(".conv_offset.") && absent.contains(name);
         let counted = params.entries.iter().filter(|e| e.role != Role::Counter);
+        let counted = counted.filter(|e| !is_offset(&e.name));
         let names: Vec<&str> =
             counted.map(|e| e.name.as_str()).filter(|n| n.starts_with(part)).collect();
         (part, names.iter().filter(|n| !absent.contains(*n)).count(), names.len())

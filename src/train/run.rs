@@ -50,8 +50,8 @@ struct Outputs {
     log: Option<Log>,
     /// Used on rank 0 only.
     saver: Saver,
-    /// Highest AP so far, and the step of its checkpoint.
-    best: Option<(f64, usize)>,
+    /// AP and step of the evaluations so far, the best first.
+    best: Vec<(f64, usize)>,
 }
 
 impl Run<'_> {
@@ -113,7 +113,7 @@ impl Run<'_> {
     fn open_outputs(&self) -> Result<Outputs> {
         let saver = Saver::new(self.checkpoints(), &self.plan.config.checkpoint);
         if self.plan.rank > 0 {
-            return Ok(Outputs { log: None, saver, best: None });
+            return Ok(Outputs { log: None, saver, best: vec![] });
         }
         let log = Some(Log::open(&self.work_dir, self.start, self.plan.total_steps, self.attempt)?);
         Ok(Outputs { log, saver, best: self.best_so_far()? })
@@ -124,11 +124,10 @@ impl Run<'_> {
         self.work_dir.join("checkpoints")
     }
 
-    /// The highest AP among the existing checkpoints of a resumed run, and the step of its
-    /// checkpoint.
-    fn best_so_far(&self) -> Result<Option<(f64, usize)>> {
+    /// AP and step of the existing checkpoints of a resumed run, the best first.
+    fn best_so_far(&self) -> Result<Vec<(f64, usize)>> {
         if self.start == 0 {
-            return Ok(None);
+            return Ok(vec![]);
         }
         let rows = jsonl::read(&self.work_dir.join(jsonl::NAME))?;
         let evaluations = rows
@@ -137,8 +136,10 @@ impl Run<'_> {
         let candidate = |(_, step): &(f64, usize)| {
             *step <= self.start && checkpoint::exists(&self.checkpoints(), *step)
         };
-        // Of equal AP the earlier one is kept, as during training.
-        Ok(evaluations.filter(candidate).reduce(|best, e| if e.0 > best.0 { e } else { best }))
+        let mut all: Vec<_> = evaluations.filter(candidate).collect();
+        // Stable: of equal AP the earlier one is the best, as during training.
+        all.sort_by(|a, b| b.0.total_cmp(&a.0));
+        Ok(all)
     }
 
     /// Evaluates the checkpoint that the run resumes from, if the previous attempt ended after
@@ -242,10 +243,10 @@ impl Run<'_> {
              lengthen train.warmup_steps or set train.clip_norm; {}",
             step + 1,
             terms.join(", "),
-            if step > 0 {
-                "the last checkpoint is intact"
-            } else {
-                "this is the first step: check the initial weights"
+            match checkpoint::newest_step(&self.checkpoints()) {
+                Some(newest) => format!("the newest checkpoint is that of step {newest}"),
+                None if step > 0 => "no checkpoint has been written yet".to_owned(),
+                None => "this is the first step: check the initial weights".to_owned(),
             },
         ))
     }
@@ -293,7 +294,7 @@ impl Run<'_> {
         if let Some(log) = &outputs.log {
             log.sync(&mut outputs.saver)?;
         }
-        let best = outputs.best.map(|b| b.1);
+        let best: Vec<usize> = outputs.best.iter().map(|b| b.1).collect();
         outputs.saver.save(|| self.snapshot(steps_done), best, !required && !may_wait)
     }
 
@@ -352,9 +353,9 @@ impl Run<'_> {
         let (Some(record), Some(log)) = (record, &mut outputs.log) else { return Ok(()) };
         log.evaluation(&record, &mut outputs.saver)?;
         let ap = record.number("AP");
-        if outputs.best.is_none_or(|best| ap > best.0) {
-            outputs.best = Some((ap, steps_done));
-        }
+        // Of equal ones the first is the best.
+        let at = outputs.best.partition_point(|best| best.0 >= ap);
+        outputs.best.insert(at, (ap, steps_done));
         Ok(())
     }
 

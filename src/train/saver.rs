@@ -75,7 +75,7 @@ impl Saver {
     pub fn save(
         &mut self,
         snapshot: impl FnOnce() -> Result<Snapshot>,
-        best: Option<usize>,
+        best: Vec<usize>,
         may_skip: bool,
     ) -> Result<()> {
         self.last_save = Instant::now();
@@ -89,7 +89,7 @@ impl Saver {
         let write = move || {
             let (began, step) = (Instant::now(), snapshot.step());
             let path = checkpoint::save(&dir, &snapshot)?;
-            checkpoint::prune(&dir, step, keep, best);
+            checkpoint::prune(&dir, step, keep, &best);
             tracing::info!(
                 "checkpoint {} ({:.1} s)",
                 path.display(),

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "common.h"
@@ -59,7 +60,8 @@ extern "C" {
 Tensor *dw_norm(const Tensor *x) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
     const bool is_own = x->is_cpu() && x->scalar_type() == at::kFloat && x->is_contiguous();
-    return new Tensor(is_own ? on_cpu(*x) : at::linalg_vector_norm(*x, 2).to(at::kDouble));
+    if (is_own) return new Tensor(on_cpu(*x));
+    return new Tensor(at::linalg_vector_norm(*x, 2, std::nullopt, /*keepdim=*/false, at::kDouble));
   });
 }
 }

@@ -1,5 +1,6 @@
 //! `dw-pack info`, `verify`, `export` and `bench`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -57,16 +58,14 @@ pub(super) fn info(out: &Path, as_json: bool) -> Result<()> {
     let category = |c: &Category| json!({"id": c.id, "name": c.name});
     let categories: Vec<_> =
         splits.first().map_or(vec![], |s| s.categories().iter().map(category).collect());
-    let mut codecs: Vec<&str> = splits.iter().map(|s| s.codec.name()).collect();
-    codecs.dedup();
-    let pixels = codecs.join(", ");
+    let codecs: BTreeSet<&str> = splits.iter().map(|s| s.codec.name()).collect();
+    let pixels = codecs.into_iter().collect::<Vec<_>>().join(", ");
     let version = splits.iter().map(Split::version).max();
     if as_json {
         let rows: serde_json::Map<_, _> =
             splits.iter().map(|s| (s.meta.split.clone(), row(s).0)).collect();
-        print_json(&json!({"version": version, "pixels": pixels, "categories": categories,
-                           "splits": rows}))?;
-        return Ok(());
+        return print_json(&json!({"version": version, "pixels": pixels, "categories": categories,
+                           "splits": rows}));
     }
     print_result(format_args!(
         "{}: format {}, pixels {pixels}, {} categories",
@@ -135,7 +134,7 @@ pub(super) fn verify(out: &Path) -> Result<()> {
 /// Exports all splits into the folder `dir`.
 pub(super) fn export(out: &Path, dir: &Path, format: export::Format) -> Result<()> {
     let splits = open_all(out)?;
-    export::prepare(dir)?;
+    export::prepare(dir, &splits, format)?;
     let mut target = export::Target::new(dir, format);
     for split in splits {
         let name = shown(&split.meta.split);

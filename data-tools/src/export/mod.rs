@@ -15,7 +15,6 @@ use fs_err as fs;
 use image::ImageEncoder;
 use rayon::prelude::*;
 
-use crate::coco::Category;
 use crate::format::{Entry, GtBox};
 use crate::input;
 use crate::pixels::Layout;
@@ -63,11 +62,28 @@ struct Image {
     boxes: Vec<GtBox>,
 }
 
-/// Creates `dir` if it does not exist.
+/// Checks that a YOLO set has one list of classes, to which all of its labels refer.
+fn check_classes(splits: &[Split]) -> Result<()> {
+    let names = |s: &Split| s.categories().iter().map(|c| c.name.clone()).collect::<Vec<_>>();
+    let Some((first, others)) = splits.split_first() else { return Ok(()) };
+    let Some(other) = others.iter().find(|s| names(s) != names(first)) else { return Ok(()) };
+    Err(Error::Inconsistent(format!(
+        "{}: the splits `{}` and `{}` have different categories, and a YOLO data set has one list \
+         for all\nhint: export to COCO, or pack the splits with the same categories",
+        shown(first.path().display()),
+        shown(&first.meta.split),
+        shown(&other.meta.split)
+    )))
+}
+
+/// Checks that `splits` can be exported in a format, and creates `dir` if it does not exist.
 ///
 /// # Errors
-/// A folder that is not empty or cannot be created.
-pub fn prepare(dir: &Path) -> Result<()> {
+/// Splits of different categories for YOLO, a folder that is not empty or cannot be created.
+pub fn prepare(dir: &Path, splits: &[Split], format: Format) -> Result<()> {
+    if format == Format::Yolo {
+        check_classes(splits)?;
+    }
     fs::create_dir_all(dir).map_err(Error::io("cannot create folder", dir))?;
     let mut entries = fs::read_dir(dir).map_err(Error::io("cannot list", dir))?;
     if entries.next().is_some() {
@@ -85,35 +101,12 @@ pub struct Target {
     format: Format,
     /// Names in use, where all splits share a folder.
     taken: HashSet<String>,
-    /// Name and categories of the first split.
-    first: Option<(String, Vec<Category>)>,
 }
 
 impl Target {
     /// Exports to `dir`.
     pub fn new(dir: &Path, format: Format) -> Self {
-        Self { dir: dir.to_owned(), format, taken: HashSet::new(), first: None }
-    }
-
-    /// Checks that a YOLO set has one list of classes, which all of its labels refer to.
-    fn check_categories(&mut self, split: &Split) -> Result<()> {
-        let names = |categories: &[Category]| -> Vec<String> {
-            categories.iter().map(|c| c.name.clone()).collect()
-        };
-        let Some((first, categories)) = &self.first else {
-            self.first = Some((split.meta.split.clone(), split.categories().to_vec()));
-            return Ok(());
-        };
-        if self.format != Format::Yolo || names(categories) == names(split.categories()) {
-            return Ok(());
-        }
-        Err(Error::Inconsistent(format!(
-            "{}: the splits `{}` and `{}` have different categories, and a YOLO data set has one \
-             list for all\nhint: export to COCO, or pack the splits with the same categories",
-            shown(split.path().display()),
-            shown(first),
-            shown(&split.meta.split)
-        )))
+        Self { dir: dir.to_owned(), format, taken: HashSet::new() }
     }
 
     /// Writes the images and annotations of a split. `tick` is called after each image.
@@ -124,7 +117,6 @@ impl Target {
     pub fn export_split(&mut self, split: &Split, tick: impl Fn() + Sync) -> Result<Exported> {
         let name = &split.meta.split;
         split_name(name).map_err(|e| Error::data(split.path(), "meta `split`", e))?;
-        self.check_categories(split)?;
         let dir = &self.dir;
         let images_dir = match self.format {
             Format::Coco => dir.join(name),

@@ -80,21 +80,8 @@ pub fn pack_split(
     let (boxes, mut counts) = boxes_by_image(&coco, &json, options.bad_boxes)?;
     let folder = ImageFolder::new(&images_dir, options.allow_outside)?;
     fs::create_dir_all(out).map_err(Error::io("cannot create folder", out))?;
-    let mut writer =
-        SplitWriter::new(out, &split, &fingerprint, options.shard_size, options.resume)?;
-    if options.bad_images == BadImages::Skip {
-        // Shards finished without `skip` have no image left out: they are the same with it.
-        let strict = Options { bad_images: BadImages::Fail, ..options.clone() };
-        writer.load_finished(&options::fingerprint(&checksum, &strict));
-    }
+    let mut writer = start_writer(out, &split, &checksum, options, &mut notes)?;
     let reused = writer.num_finished();
-    let unused = writer.unused();
-    if unused > 0 {
-        notes.push(format!(
-            "{unused} shards of an interrupted run are not used: they are damaged, or of other \
-             options or annotations"
-        ));
-    }
     bar.set_length(coco.images.len() as u64);
     bar.set_position(writer.next_image as u64);
     let chunk = rayon::current_num_threads() * 8;
@@ -117,6 +104,33 @@ pub fn pack_split(
     let bytes = writer.finish(&meta, options.codec.code(), coco.images.len())?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Packed { images, counts, image_counts, notes, bytes, seconds, reused, kept: false })
+}
+
+/// Starts the shards of a split, with `--resume` after those that an interrupted run has finished.
+fn start_writer(
+    out: &Path,
+    split: &str,
+    checksum: &str,
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<SplitWriter> {
+    let fingerprint = options::fingerprint(checksum, options);
+    let mut writer =
+        SplitWriter::new(out, split, &fingerprint, options.shard_size, options.resume)?;
+    if options.bad_images == BadImages::Skip {
+        // Shards finished without `skip` have no image left out: they are the same with it.
+        let strict = Options { bad_images: BadImages::Fail, ..options.clone() };
+        writer.load_finished(&options::fingerprint(checksum, &strict));
+        writer.load_finished(&fingerprint);
+    }
+    let unused = writer.unused();
+    if unused > 0 {
+        notes.push(format!(
+            "{unused} shards of an interrupted run are not used: they are damaged, or of other \
+             options or annotations"
+        ));
+    }
+    Ok(writer)
 }
 
 /// Encodes the images of `range` on all threads and appends them in order. Returns the problems of

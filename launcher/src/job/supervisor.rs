@@ -34,7 +34,7 @@ pub struct Options {
     pub grace: Duration,
     /// Time for the launcher to exit after a rank's failure.
     pub tear_down: Duration,
-    /// Forward standard output without the ranks.
+    /// Pass output on unchanged, without the ranks.
     pub raw_stdout: bool,
 }
 
@@ -97,6 +97,10 @@ pub fn run(command: &LaunchCommand, options: &Options) -> Result<i32> {
             log("received a signal: run the same command to resume");
             return Ok(exit::PREEMPTED);
         }
+        if verdict.lost && restarts < options.max_restarts && command.reads_stdin() {
+            log("not restarted: the list on standard input has been read");
+            return Ok(verdict.code);
+        }
         if !verdict.lost || restarts == options.max_restarts {
             if verdict.lost && options.max_restarts > 0 && restarts == options.max_restarts {
                 log(&format!("giving up after {restarts} restarts, as set by --max-restarts"));
@@ -153,7 +157,7 @@ fn attempt(
     // Started before the ranks, which would block on a full pipe without a reader.
     let report = Arc::new(Mutex::new(LauncherReport::default()));
     let (stdout, out) = forward(io::stdout(), options.raw_stdout, &report)?;
-    let (stderr, err) = forward(io::stderr(), false, &report)?;
+    let (stderr, err) = forward(io::stderr(), options.raw_stdout, &report)?;
     let mut process = Command::new(&command.argv[0]);
     for name in &command.removed_env {
         process.env_remove(name);

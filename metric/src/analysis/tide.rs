@@ -28,7 +28,7 @@ pub struct Tide {
     pub counts: [usize; 6],
     /// Number of errors by class (of the detection, or of the missed box) and kind.
     pub class_counts: Vec<[usize; 6]>,
-    /// Number of false positives. Errors on crowd regions have a kind and are none.
+    /// Number of false positives. An error on a crowd region has a kind, but is not one of them.
     pub num_false_positives: usize,
     /// AP gained if every false positive had the lowest score.
     pub false_positives: f64,

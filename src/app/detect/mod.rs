@@ -51,9 +51,9 @@ pub struct DetectArgs {
     /// Print one line of JSON for each picture
     #[arg(long)]
     pub json: bool,
-    /// Smallest score to print, write and draw; 0 for all above eval.score_threshold
-    #[arg(long, value_name = "S", default_value_t = 0.3, value_parser = inference::score)]
-    pub score: f64,
+    /// Smallest score to print, write and draw; 0 for all above eval.score_threshold [default: 0.3]
+    #[arg(long, value_name = "S", value_parser = inference::score)]
+    pub score: Option<f64>,
     /// Pictures per forward pass [default: eval.batch]
     #[arg(long, value_name = "N", value_parser = inference::batch)]
     pub batch: Option<usize>,
@@ -130,6 +130,7 @@ const ROUND: usize = 256;
 /// be read are an error at the end, after all others.
 pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>>) -> Result<()> {
     let saved = args.saved()?;
+    let score = inference::smallest_score(args.score, saved.config.eval.score_threshold);
     // Only rank 0 lists them: standard input is connected to it alone.
     let pictures = if topology.rank == 0 { inputs::list(&args.pictures)? } else { vec![] };
     if let (Some(folder), 0) = (&args.out, topology.rank) {
@@ -141,9 +142,6 @@ pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>
     let world = join(device, place)?;
     world.set_deadline(Duration::from_secs_f64(saved.config.train.start_deadline_s));
     check_agreement(&predictor.detector.params, &world)?;
-    if topology.rank == 0 {
-        inference::warn_of_score(args.score, saved.config.eval.score_threshold);
-    }
     let list = world.broadcast_bytes(inputs::to_bytes(&pictures), "list of pictures")?;
     let pictures = inputs::from_bytes(&list);
     let names = outputs::names(&pictures);
@@ -151,7 +149,7 @@ pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>
         pictures: &pictures,
         names: &names,
         folder: args.out.as_deref(),
-        score: args.score,
+        score,
         input: &predictor.input,
         eval: &predictor.eval,
         categories: &predictor.categories,

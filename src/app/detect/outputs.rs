@@ -34,9 +34,19 @@ pub fn check(folder: &Path, pictures: &[PathBuf]) -> Result<()> {
         fs::canonicalize(near).is_ok_and(|f| f == place)
             || fs::canonicalize(p).is_ok_and(|p| p.parent() == Some(place.as_path()))
     };
-    if let Some(picture) = pictures.iter().find(is_inside) {
+    // Files of the folder that are links to a picture: writing to a link replaces its target.
+    let targets: HashSet<PathBuf> = fs::read_dir(folder)
+        .map_err(problem)?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_symlink())
+        .filter_map(|path| fs::canonicalize(path).ok())
+        .collect();
+    let is_linked = |p: &&PathBuf| fs::canonicalize(p).is_ok_and(|p| targets.contains(&p));
+    if let Some(picture) = pictures.iter().find(|p| is_inside(p) || is_linked(p)) {
         return Err(Error::Usage(format!(
-            "-o {}: the picture {} is in this folder and could be overwritten\n\
+            "-o {}: the picture {} is in this folder, or a link in it names it, and could be \
+             overwritten\n\
              hint: choose another folder",
             shown(folder.display()),
             shown(picture.display())

@@ -10,8 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use clap::ValueEnum;
 use dw_base::file::write_atomically;
 
-use super::outcome::{Outcome, Setup, difference, measure, without_folder};
-use super::plan::LabRun;
+use super::outcome::{Outcome, Setup, measure, without_folder};
+use super::plan::{CONFIG, LabRun, WORK};
 use crate::device::Choice;
 use crate::train::lock::Lock;
 use crate::train::log::jsonl;
@@ -19,10 +19,6 @@ use crate::{Error, Result};
 
 /// Where `dw-train` reports, in the folder of a run.
 const LOG: &str = "train.log";
-/// Its configuration, likewise.
-const CONFIG: &str = "config.toml";
-/// Its work directory, likewise.
-const WORK: &str = "work";
 
 /// The signal that asks a run for a checkpoint and its end. Launchers forward it to the ranks; on
 /// SIGTERM mpirun would end them before their checkpoint.
@@ -58,8 +54,7 @@ impl Job {
     /// another `dw-lab` is running it or has finished it.
     ///
     /// # Errors
-    /// A run that was started with other settings, a folder that cannot be written, a program that
-    /// cannot be started.
+    /// A folder that cannot be written, a program that cannot be started.
     pub fn start(run: LabRun, slot: usize, launch: &Launch) -> Result<Option<Self>> {
         let folder = run.folder();
         fs_err::create_dir_all(&folder).map_err(Error::io("cannot create", &folder))?;
@@ -81,7 +76,6 @@ impl Job {
         }
         let text = config.to_toml()?;
         let file = folder.join(CONFIG);
-        check_settings(&file, &run)?;
         write_atomically(&file, |f| f.write_all(text.as_bytes()))?;
         let log = folder.join(LOG);
         let output = OpenOptions::new().create(true).append(true).open(&log);
@@ -135,20 +129,6 @@ impl Job {
         outcome.write(&self.run.result)?;
         Ok(outcome)
     }
-}
-
-/// Checks that an interrupted run, whose configuration is in `file`, was started with the settings
-/// that are requested now.
-fn check_settings(file: &Path, run: &LabRun) -> Result<()> {
-    let Ok(text) = fs_err::read_to_string(file) else { return Ok(()) };
-    let started = without_folder(&crate::config::from_toml(&text, file)?);
-    let Some(change) = difference(&started, &without_folder(&run.config)) else { return Ok(()) };
-    Err(Error::Usage(format!(
-        "{}: this run was started with other settings than those requested: {change}\n\
-         hint: request the same settings, use another --out, or remove {} to start the run again",
-        run.name(),
-        run.folder().display()
-    )))
 }
 
 /// The command line of a run.

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::outcome::{Data, Outcome};
+use super::outcome::{Data, Outcome, difference, without_folder};
 use super::table::{Table, TableRow};
 use crate::app::train;
 use crate::config::{self, Config};
+use crate::train::checkpoint;
 use crate::{Error, Result};
 
 /// What `dw-lab run` is asked for.
@@ -19,7 +20,7 @@ pub struct Request {
     /// Configuration that the rows are based on, instead of the one for COCO
     #[arg(long, value_name = "CONFIG")]
     pub base: Option<String>,
-    /// Set a configuration key in every row, for example train.seed=7 (repeatable)
+    /// Set a configuration key in every row, for example train.images_per_rank=16 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
     /// Folder of shards (`data.shards`)
@@ -33,6 +34,11 @@ pub struct Request {
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
 }
+
+/// The configuration of a run, in its folder.
+pub const CONFIG: &str = "config.toml";
+/// The work directory of `dw-train`, likewise.
+pub const WORK: &str = "work";
 
 /// A row with a seed.
 #[derive(Debug, Clone)]
@@ -77,7 +83,7 @@ pub struct LabPlan {
 ///
 /// # Errors
 /// An unknown table or row, a row whose configuration is not valid or that is never evaluated, data
-/// that cannot be opened, a finished run with other settings.
+/// that cannot be opened, a finished or interrupted run with other settings.
 pub fn plan(request: &Request) -> Result<LabPlan> {
     if let Some(set) = request.set.iter().find(|s| s.trim_start().starts_with("train.seed")) {
         return Err(Error::Usage(format!(
@@ -102,11 +108,31 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
                 outcome.check(&result, &config, &data)?;
                 finished.push(outcome);
             } else {
-                open.push(LabRun { row, seed, config, data, result });
+                let run = LabRun { row, seed, config, data, result };
+                check_interrupted(&run)?;
+                open.push(run);
             }
         }
     }
     Ok(LabPlan { table: table.name, open, finished })
+}
+
+/// Checks that a run that would continue from a checkpoint was started with the settings that are
+/// requested.
+fn check_interrupted(run: &LabRun) -> Result<()> {
+    let file = run.folder().join(CONFIG);
+    let Ok(text) = fs_err::read_to_string(&file) else { return Ok(()) };
+    if checkpoint::newest_step(&run.folder().join(WORK).join("checkpoints")).is_none() {
+        return Ok(());
+    }
+    let started = without_folder(&config::from_toml(&text, &file)?);
+    let Some(change) = difference(&started, &without_folder(&run.config)) else { return Ok(()) };
+    Err(Error::Usage(format!(
+        "{}: this run was interrupted, with other settings than those requested: {change}\n\
+         hint: request the same settings, use another --out, or remove {} to start the run again",
+        run.name(),
+        run.folder().display()
+    )))
 }
 
 /// The configuration of a row, and its data.

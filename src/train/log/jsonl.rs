@@ -24,6 +24,15 @@ pub struct Metrics {
     length: u64,
 }
 
+/// Empties the file of a run that starts from a checkpoint of another work directory: its rows are
+/// those of another run. A file with evaluations is kept under another name.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn start_over(path: &Path) -> Result<()> {
+    Metrics::open(path, 0, 0).map(drop)
+}
+
 impl Metrics {
     /// Opens the file for attempt `attempt` (from 1) of a run whose first `start` steps are
     /// completed. Removes the rows of later steps, which the checkpoint does not include, and an

@@ -83,9 +83,10 @@ fn num_nodes(spec: &JobSpec, machine: &Machine, srun: bool) -> Result<usize> {
     if let (Some(allocated), None, false) = (machine.slurm, &spec.hosts, srun)
         && nodes != allocated.nodes
     {
+        let srun = if allocated.pmix { "--starter srun, or " } else { "" };
         return Err(Error::Usage(format!(
-            "--nodes {nodes}: mpirun uses the {} nodes of the allocation\nhint: --starter srun, or \
-             --hosts with the nodes' names",
+            "--nodes {nodes}: mpirun uses all nodes of the allocation ({})\n\
+             hint: {srun}--hosts with the names of the nodes",
             allocated.nodes
         )));
     }

@@ -170,6 +170,8 @@ fn srun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<String>
     words.push(format!("--ntasks={}", layout.ranks));
     words.push(format!("--nodes={}", layout.nodes));
     words.push("--export=ALL".to_owned());
+    // Not to all tasks, as is the default.
+    words.push("--input=0".to_owned());
     words.extend(layout.cpu_bind.map(|how| format!("--cpu-bind={how}")));
     let fits = |tasks: Option<usize>| tasks.is_some_and(|tasks| layout.ranks <= tasks);
     let cores = machine.slurm.filter(|s| fits(s.tasks)).and_then(|s| s.cores_per_task);
