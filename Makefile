@@ -66,7 +66,7 @@ test-shared: test-setup build ## run the tests on golden data and photos in ../s
 	  DW_DATA="$(abspath $(DW_DATA))" cargo nextest run --locked --release --test shared; \
 	else echo "test-shared: skipped, no photos in $(DW_DATA)"; fi
 
-soak: build ## run the long checks of docs/soak.md (90 minutes)
+soak: build ## run the long checks of docs/soak.md (two hours)
 	@BIN=$(BIN) DW_DATA="$(DW_DATA)" tools/soak.sh
 
 bench: build ## benchmark speed and memory against other programs
