@@ -110,3 +110,18 @@ fn help_lists_the_options_of_both_forms() {
     let help = run(Command::new(bin("dw-eval")).args(["coco", "--help"]));
     assert_contains(&help, &["--gt", "--count-id-zero", "--iou-thresholds", "Examples:"]);
 }
+
+/// Each rank looks for the newest checkpoint itself: while a run writes one they could find
+/// different ones.
+#[test]
+fn ranks_with_different_weights_are_refused() {
+    let sandbox = Sandbox::new();
+    let sets = ["train.max_steps=4", "checkpoint.every_steps=2", "eval.every_epochs=0"];
+    sandbox.train(0, "w", &sets);
+    let checkpoints = sandbox.checkpoints("w");
+    assert_eq!(checkpoints.len(), 2);
+    let mut c = launch(1, "dw-eval");
+    c.arg(&checkpoints[0]).args(["--device", "cpu", ":", "-n", "1"]);
+    c.arg(bin("dw-eval")).arg(&checkpoints[1]).args(["--device", "cpu"]);
+    assert_fails(&mut c, 2, &["ranks [1]", "other weights", "hint:"]);
+}

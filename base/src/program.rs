@@ -78,8 +78,8 @@ fn filter(value: Option<&str>, level: &str) -> EnvFilter {
         Ok(filter) if value.split(',').all(is_known) => filter,
         _ => {
             print_message(&format!(
-                "warning: {LOG_VARIABLE}={value}: expected error, warn, info, debug or trace; using \
-                 {level}"
+                "warning: {LOG_VARIABLE}={value}: expected error, warn, info, debug or trace; \
+                 using {level}"
             ));
             level.into()
         }

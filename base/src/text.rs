@@ -65,7 +65,8 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 /// separators, and Unicode bidirectional controls, which can make one name look like another.
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}')
+        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Escapes serialised JSON as `\uXXXX` without changing its value. Line breaks and tabs are kept:
