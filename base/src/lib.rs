@@ -7,6 +7,7 @@
 //! * [`file`]: atomic writes of files and folders
 //! * [`text`]: escapes control characters in untrusted text
 //! * [`names`]: validates untrusted names before they are used in paths
+//! * [`threads`]: numbers of threads, checked against the machine
 //! * [`host`]: the machine that the process runs on
 
 pub mod error;
@@ -17,5 +18,6 @@ pub mod host;
 pub mod names;
 pub mod program;
 pub mod text;
+pub mod threads;
 
 pub use error::{Error, Result};

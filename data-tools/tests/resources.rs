@@ -20,9 +20,11 @@ fn more_than_four_threads_per_core_are_rejected() {
     assert!(out.status.success() && text.contains(&format!("share {cores} cores")), "{text}");
     let shards = set.file("shards");
     for args in [&["verify", shards.to_str().unwrap()][..], &[set.path()]] {
-        let out = pack_within(args, &[("RAYON_NUM_THREADS", "100000")], 60);
-        let text = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(out.status.code() == Some(2) && text.contains("RAYON_NUM_THREADS"), "{text}");
+        for wrong in ["100000", "4x", "-1"] {
+            let out = pack_within(args, &[("RAYON_NUM_THREADS", wrong)], 60);
+            let text = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert!(out.status.code() == Some(2) && text.contains("RAYON_NUM_THREADS"), "{text}");
+        }
     }
 }
 

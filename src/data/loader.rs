@@ -27,8 +27,6 @@ pub struct Batch {
     pub targets: Targets,
     /// COCO image ids, for error messages.
     pub image_ids: Vec<i64>,
-    /// (width, height) of each image before padding, pixels.
-    pub sizes: Vec<(u32, u32)>,
 }
 
 /// Everything beside the dataset and the step that a batch depends on.
@@ -125,7 +123,7 @@ pub fn make_batch(
     if settings.device.is_cuda() {
         targets.page_lock()?;
     }
-    Ok(Batch { images, targets, image_ids, sizes })
+    Ok(Batch { images, targets, image_ids })
 }
 
 /// The sampler's settings for a dataset.
