@@ -133,7 +133,7 @@ fn legend(root: &Root, y: i32, score: f32) -> Result<()> {
     }
     text(
         root,
-        &format!("prediction, coloured by class, score above {score}"),
+        &format!("prediction, coloured by class, score {score} or more"),
         14,
         (x + 50, y + 4),
         WHITE,
