@@ -96,9 +96,29 @@ fn damaged_checkpoints_and_those_of_another_network_are_refused() {
     assert_fails(launch(0, "dw-eval").arg("/no/such"), 2, &["/no/such"]);
     let other = sandbox.path("coco");
     assert_fails(launch(0, "dw-eval").arg(&other), 2, &[&other, "no complete checkpoint", "hint:"]);
-    // The damaged checkpoint is skipped, and the run starts from step 1.
+    // An incomplete checkpoint is skipped, and the run starts from step 1.
     run(&mut train(&sandbox, &short("train.max_steps=2")));
     assert!(sandbox.steps("w").iter().all(|r| r["attempt"] == 2));
+}
+
+/// A damaged checkpoint is skipped where an older one is intact.
+#[test]
+fn a_run_continues_from_the_newest_intact_checkpoint() {
+    let sandbox = Sandbox::new();
+    let sets = |steps| ["checkpoint.every_steps=2", "eval.every_epochs=0", steps];
+    sandbox.train(0, "w", &sets("train.max_steps=4"));
+    let newest = sandbox.checkpoints("w").pop().unwrap();
+    // `checkpoints` as a link to another disk, as is usual on clusters.
+    let (inside, elsewhere) = (sandbox.path("w/checkpoints"), sandbox.path("scratch"));
+    std::fs::rename(&inside, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &inside).unwrap();
+    let mut manifest = std::fs::read(newest.join("manifest.json")).unwrap();
+    manifest[0] = 0xff;
+    std::fs::write(newest.join("manifest.json"), manifest).unwrap();
+    let log = stderr(&output(&mut train(&sandbox, &sets("train.max_steps=6"))));
+    assert_line_contains(&log, &["WARN", "skipping", "step-00000004"]);
+    assert_line_contains(&log, &["resuming from", "step-00000002"]);
+    assert_eq!(sandbox.steps("w").len(), 6, "rows of the steps before are kept");
 }
 
 /// Evaluation on data with other categories is refused; the first that differs is named.

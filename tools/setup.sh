@@ -47,7 +47,8 @@ has_command() { command -v "$1" >/dev/null; }
 has_open_mpi() { mpirun --version 2>/dev/null | grep -q 'Open MPI'; }
 has_mpicc() { has_open_mpi && has_command mpicc; }
 has_libclang() {
-  [ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib64/libclang.so*' >/dev/null
+  [ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib*/libclang.so*' >/dev/null ||
+    compgen -G '/usr/lib*/llvm*/lib/libclang.so*' >/dev/null
 }
 has g++ has_command g++ || packages+=(g++)
 has openmpi-bin has_open_mpi || packages+=(openmpi-bin)

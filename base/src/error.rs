@@ -153,7 +153,10 @@ impl Error {
 
 /// Whether a file operation failed because memory or file descriptors ran out.
 fn is_limit(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE))
+    // fs_err wraps the system's error in one with the path.
+    let inner = || e.get_ref()?.source()?.downcast_ref::<io::Error>()?.raw_os_error();
+    let code = e.raw_os_error().or_else(inner);
+    matches!(code, Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE))
 }
 
 fn hint_of_limits(e: &io::Error) -> String {
@@ -206,11 +209,21 @@ mod tests {
         assert!(text.contains("hint: "), "{text}");
     }
 
+    /// As `fs_err` wraps an error.
+    #[derive(Debug, thiserror::Error)]
+    #[error("failed to open f")]
+    struct Wrapper(#[source] io::Error);
+
     #[test]
     fn exhausted_system_limits_are_not_usage_errors() {
         let error = |code| io::Error::from_raw_os_error(code);
         let usage = |code| Error::system("cannot start mpirun", &error(code), Error::Usage);
         assert_eq!(usage(libc::ENOENT).exit_code(), exit::USAGE);
+        let file = |source| Error::io("cannot open", Path::new("f"))(source);
+        assert_eq!(file(error(libc::EMFILE)).exit_code(), exit::RESOURCES);
+        assert_eq!(file(error(libc::ENOENT)).exit_code(), exit::DATA);
+        let wrapped = io::Error::other(Wrapper(error(libc::EMFILE)));
+        assert_eq!(file(wrapped).exit_code(), exit::RESOURCES);
         assert!(matches!(usage(libc::ENOMEM), Error::OutOfMemory(_)));
         assert!(usage(libc::EAGAIN).is_out_of_resources());
     }

@@ -15,11 +15,13 @@ const MAX_PER_CORE: usize = 4;
 /// [`Error::Usage`] for a variable that is not a number, or for more than four threads per core.
 pub fn number((option, value): (&str, usize)) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (setting, threads) = match (value, of_environment()?) {
-        (0, 0) => return Ok(cores),
-        (0, threads) => (VARIABLE, threads),
-        (threads, _) => (option, threads),
+    let (setting, threads) = match value {
+        0 => (VARIABLE, of_environment()?),
+        threads => (option, threads),
     };
+    if threads == 0 {
+        return Ok(cores);
+    }
     let limit = cores.saturating_mul(MAX_PER_CORE);
     if threads > limit {
         return Err(Error::Usage(format!(

@@ -28,11 +28,11 @@ pub fn score(text: &str) -> std::result::Result<f64, String> {
 /// Smallest score without `--score`.
 pub const SCORE: f64 = 0.3;
 
-/// The smallest score, from `--score` or [`SCORE`]. Logs a warning where the option asks for
-/// detections that the network does not give; 0 asks for all that there are.
-pub fn smallest_score(option: Option<f64>, threshold: f64) -> f64 {
+/// The smallest score, from `--score` or [`SCORE`]. With `logs` it logs a warning where the option
+/// asks for detections that the network does not give; 0 asks for all that there are.
+pub fn smallest_score(option: Option<f64>, threshold: f64, logs: bool) -> f64 {
     let Some(score) = option else { return SCORE };
-    if score > 0.0 && score < threshold {
+    if logs && score > 0.0 && score < threshold {
         tracing::warn!(
             "--score {score}: there are no detections of a score below eval.score_threshold = \
              {threshold}"

@@ -46,7 +46,7 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
     let mine = match resume {
         _ if world.rank() > 0 => None,
         Resume::None => None,
-        Resume::Auto => checkpoint::newest(checkpoints)?,
+        Resume::Auto => checkpoint::newest(checkpoints).map_err(with_hint)?,
         Resume::Path(path) => Some(checkpoint::find(path)?),
     };
     let path = mine.as_ref().map(|c| c.path.as_os_str().as_encoded_bytes().to_vec());
@@ -61,6 +61,14 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
         std::thread::sleep(Duration::from_millis(200));
     }
     checkpoint::open(&path).map(Some)
+}
+
+/// Adds how to start again to the error of checkpoints that are all damaged.
+fn with_hint(e: Error) -> Error {
+    let Error::Data { path, place, problem } = e else { return e };
+    let hint =
+        "hint: choose another --work-dir, or remove these folders to start from the first step";
+    Error::Data { path, place, problem: format!("{problem}\n{hint}") }
 }
 
 /// Compares the run that wrote `c` (with the settings `saved`) with the requested settings, key by

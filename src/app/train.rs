@@ -121,7 +121,8 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
 /// Whether a checkpoint is one of a work directory.
 fn is_inside(checkpoint: &Path, work_dir: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    real(checkpoint).starts_with(real(work_dir))
+    // `checkpoints` may be a link to another disk.
+    checkpoint.parent().is_some_and(|p| real(p) == real(&work_dir.join("checkpoints")))
 }
 
 /// Number of CPU threads of this rank, checked against the machine.

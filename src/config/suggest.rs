@@ -28,7 +28,7 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
         &["grad_clip", "clip_grad", "max_norm", "gradient_clip_val", "clip_gradients"],
         "train.clip_norm",
     ),
-    (&["amp", "fp16", "bf16", "half", "mixed_precision", "dtype"], "train.precision"),
+    (&["amp", "autocast", "fp16", "bf16", "half", "mixed_precision", "dtype"], "train.precision"),
     (&["random_seed"], "train.seed"),
     (&["num_workers", "workers_per_gpu", "n_workers"], "data.workers"),
     (
@@ -40,6 +40,7 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["flip_prob", "flip_ratio", "fliplr"], "data.flip"),
     (&["pretrained", "weights", "load_from", "init_cfg"], "model.init"),
     (&["depth", "arch"], "model.backbone"),
+    (&["norm_eval"], "model.norm"),
     (&["score_thr", "score_thresh", "conf", "conf_thres"], "eval.score_threshold"),
     (&["iou_thr", "iou_thres", "iou_threshold", "nms_thresh"], "eval.nms_iou"),
     (&["max_per_img", "max_det", "max_dets", "detections_per_img"], "eval.per_image"),
@@ -98,8 +99,14 @@ pub(super) fn hint(key: &str, beside: &[String]) -> String {
     }
     if let Some(ours) = in_table(ELSEWHERE) {
         // `gamma` is another thing in [assign] than in [train].
-        let longer = |k: &&String| in_section(k) && last(k).starts_with(&name);
-        return match valid.iter().find(longer).filter(|_| !in_section(ours)) {
+        let alike = |k: &&String| {
+            let own = last(k);
+            in_section(k)
+                && (own.starts_with(&name)
+                    || own.ends_with(&format!("_{name}"))
+                    || name.starts_with(&format!("{own}_")))
+        };
+        return match valid.iter().find(alike).filter(|_| !in_section(ours)) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("the key here is `{ours}`"),
         };
@@ -155,6 +162,13 @@ mod tests {
             ("model.num_classes", "dw-pack info"),
             ("train.learning_rate", "`train.lr`"),
             ("train.accumulate", "not accumulated"),
+            ("assign.gamma", "`assign.gamma1`"),
+            ("eval.batch_size", "`eval.batch`"),
+            ("eval.flip_ratio", "`eval.flip`"),
+            ("checkpoint.steps", "`checkpoint.every_steps`"),
+            ("train.fliplr", "`data.flip`"),
+            ("model.norm_eval", "`model.norm`"),
+            ("train.autocast", "`train.precision`"),
         ] {
             assert!(hint(typed, &[]).contains(expected), "{typed}: {}", hint(typed, &[]));
         }

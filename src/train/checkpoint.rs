@@ -240,28 +240,31 @@ fn steps(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
 /// A folder or file that cannot be read, or checkpoints of which every complete one is damaged: a
 /// run must not start again from its first step and replace them.
 pub fn newest(dir: &Path) -> Result<Option<Checkpoint>> {
-    let mut damaged = None;
+    let mut damaged: Vec<String> = vec![];
     for (_, path) in steps(dir)? {
         match open(&path) {
             Ok(c) => return Ok(Some(c)),
-            Err(e @ Error::Io { .. }) if is_complete(&path) && !is_missing(&e) => return Err(e),
+            Err(e @ Error::Io { .. }) if is_complete(&path) && !is_damage(&e) => return Err(e),
             Err(e) => {
                 tracing::warn!("skipping a checkpoint: {e}");
                 if is_complete(&path) {
-                    damaged.get_or_insert(path);
+                    damaged.extend(path.file_name().map(|n| n.to_string_lossy().into_owned()));
                 }
             }
         }
     }
-    let Some(path) = damaged else { return Ok(None) };
-    let problem = "every complete checkpoint is damaged\n\
-                   hint: remove the folder to start from the first step, or choose another one";
-    Err(Error::data(&path, "", problem))
+    if damaged.is_empty() {
+        return Ok(None);
+    }
+    let problem = format!("every complete checkpoint is damaged: {}", damaged.join(", "));
+    Err(Error::data(dir, "", problem))
 }
 
-/// Whether an error says that there is no such file.
-fn is_missing(e: &Error) -> bool {
-    matches!(e, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+/// Whether an error of reading a file shows that the checkpoint is damaged: a file is missing or is
+/// not text.
+fn is_damage(e: &Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound};
+    matches!(e, Error::Io { source, .. } if matches!(source.kind(), NotFound | InvalidData))
 }
 
 /// The newest step with a complete checkpoint in `dir`; checksums are not verified. `None` if there

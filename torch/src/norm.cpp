@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <optional>
 #include <vector>
 
 #include "common.h"
@@ -60,8 +59,8 @@ extern "C" {
 Tensor *dw_norm(const Tensor *x) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
     const bool is_own = x->is_cpu() && x->scalar_type() == at::kFloat && x->is_contiguous();
-    if (is_own) return new Tensor(on_cpu(*x));
-    return new Tensor(at::linalg_vector_norm(*x, 2, std::nullopt, /*keepdim=*/false, at::kDouble));
+    // Elsewhere in the tensor's own kind: libtorch would first convert all numbers.
+    return new Tensor(is_own ? on_cpu(*x) : at::linalg_vector_norm(*x, 2).to(at::kDouble));
   });
 }
 }

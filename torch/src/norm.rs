@@ -9,8 +9,8 @@ unsafe extern "C" {
     fn dw_norm(x: *const torch_sys::C_tensor) -> *mut torch_sys::C_tensor;
 }
 
-/// L2 norm of all numbers of a tensor, summed in f64: a scalar f64 on its device. On a CPU it does
-/// not depend on the number of threads.
+/// L2 norm of all numbers of a tensor, a scalar f64 on its device. On a CPU it is summed in f64 and
+/// does not depend on the number of threads.
 ///
 /// # Errors
 /// Out of memory, or the device failed.

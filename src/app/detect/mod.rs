@@ -130,7 +130,8 @@ const ROUND: usize = 256;
 /// be read are an error at the end, after all others.
 pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>>) -> Result<()> {
     let saved = args.saved()?;
-    let score = inference::smallest_score(args.score, saved.config.eval.score_threshold);
+    let threshold = saved.config.eval.score_threshold;
+    let score = inference::smallest_score(args.score, threshold, topology.rank == 0);
     // Only rank 0 lists them: standard input is connected to it alone.
     let pictures = if topology.rank == 0 { inputs::list(&args.pictures)? } else { vec![] };
     if let (Some(folder), 0) = (&args.out, topology.rank) {

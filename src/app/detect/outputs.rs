@@ -1,13 +1,15 @@
 //! The folder of `dw-detect -o`: names of drawn pictures, and the file of all detections.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::Permissions;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use dw_base::file::check_folder;
 use dw_base::text::shown;
 use fs_err as fs;
+use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
@@ -73,23 +75,23 @@ pub fn names(pictures: &[PathBuf]) -> Vec<String> {
 
 /// The file of all detections. It has its name once it is complete.
 pub struct Lines {
-    file: BufWriter<File>,
-    temporary: PathBuf,
+    file: BufWriter<NamedTempFile>,
     path: PathBuf,
 }
 
 impl Lines {
-    /// Creates it in a folder. Until it is complete it has one fixed name, so that runs that were
-    /// killed leave no more than one file behind.
+    /// Creates it in a folder.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn create(folder: &Path) -> Result<Self> {
-        let temporary = folder.join(format!(".{LINES}.writing"));
-        // A link would be followed.
-        let _ = fs::remove_file(&temporary);
-        let file = File::create_new(&temporary).map_err(Error::io("cannot write", &temporary))?;
-        Ok(Self { file: BufWriter::new(file), temporary, path: folder.join(LINES) })
+        let path = folder.join(LINES);
+        let file = tempfile::Builder::new()
+            .prefix(".writing-")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)
+            .map_err(Error::io("cannot write", &path))?;
+        Ok(Self { file: BufWriter::new(file), path })
     }
 
     /// Appends a line.
@@ -104,18 +106,11 @@ impl Lines {
     ///
     /// # Errors
     /// As on a full disk.
-    pub fn finish(mut self) -> Result<()> {
-        let written = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
-        written
-            .and_then(|()| std::fs::rename(&self.temporary, &self.path))
-            .map_err(Error::io("cannot write", &self.path))
-    }
-}
-
-impl Drop for Lines {
-    fn drop(&mut self) {
-        // It is gone if the file was finished.
-        let _ = fs::remove_file(&self.temporary);
+    pub fn finish(self) -> Result<()> {
+        let problem = |e| Error::io("cannot write", &self.path)(e);
+        let file = self.file.into_inner().map_err(|e| problem(e.into_error()))?;
+        file.as_file().sync_all().map_err(problem)?;
+        file.persist(&self.path).map(drop).map_err(|e| problem(e.error))
     }
 }
 

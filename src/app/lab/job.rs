@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use dw_base::file::write_atomically;
 
 use super::outcome::{Outcome, Setup, measure, without_folder};
-use super::plan::{CONFIG, LabRun, WORK};
+use super::plan::{CONFIG, LabRun, WORK, check_interrupted};
 use crate::device::Choice;
 use crate::train::lock::Lock;
 use crate::train::log::jsonl;
@@ -70,6 +70,8 @@ impl Job {
             tracing::info!("{}: skipped: finished by another dw-lab", run.name());
             return Ok(None);
         }
+        // Another dw-lab may have begun it since.
+        check_interrupted(&run)?;
         let mut config = run.config.clone();
         if config.train.threads == 0 {
             config.train.threads = launch.threads;

@@ -119,7 +119,10 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
 
 /// Checks that a run that would continue from a checkpoint was started with the settings that are
 /// requested.
-fn check_interrupted(run: &LabRun) -> Result<()> {
+///
+/// # Errors
+/// The first setting that differs.
+pub fn check_interrupted(run: &LabRun) -> Result<()> {
     let file = run.folder().join(CONFIG);
     let Ok(text) = fs_err::read_to_string(&file) else { return Ok(()) };
     if checkpoint::newest_step(&run.folder().join(WORK).join("checkpoints")).is_none() {

@@ -24,13 +24,13 @@ pub struct Metrics {
     length: u64,
 }
 
-/// Empties the file of a run that starts from a checkpoint of another work directory: its rows are
-/// those of another run. A file with evaluations is kept under another name.
+/// Renames the file of a run that starts from a checkpoint of another work directory, because its
+/// rows are those of another run.
 ///
 /// # Errors
-/// A file that cannot be written.
+/// A file that cannot be renamed.
 pub fn start_over(path: &Path) -> Result<()> {
-    Metrics::open(path, 0, 0).map(drop)
+    if std::fs::metadata(path).is_ok_and(|m| m.len() > 0) { set_aside(path) } else { Ok(()) }
 }
 
 impl Metrics {
@@ -115,6 +115,11 @@ fn keep_evaluations(path: &Path) -> Result<()> {
     if !std::fs::read_to_string(path).is_ok_and(|text| text.contains("\"AP\":")) {
         return Ok(());
     }
+    set_aside(path)
+}
+
+/// Renames the file to the first free `metrics-N.jsonl`.
+fn set_aside(path: &Path) -> Result<()> {
     let name = |n| path.with_file_name(NAME.replace('.', &format!("-{n}.")));
     let mut n = 1;
     while name(n).exists() {
