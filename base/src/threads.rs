@@ -1,12 +1,12 @@
-//! Numbers of threads for rayon's pools, checked against the machine.
+//! The limit on threads per core, and numbers of threads for rayon's pools, checked against it.
 
 use crate::error::{Error, Result};
 use crate::program::print_message;
 
 /// Rayon's variable for the number of threads.
 pub const VARIABLE: &str = "RAYON_NUM_THREADS";
-/// Most threads per core.
-const MAX_PER_CORE: usize = 4;
+/// Most threads per core that a user may ask for.
+pub const MAX_PER_CORE: usize = 4;
 
 /// Number of threads of a pool: that of an option (its name and value, 0 if it was not given), or
 /// of [`VARIABLE`], or one per core. Prints a message if there are more than cores.

@@ -4,13 +4,12 @@
 use std::os::unix::process::CommandExt;
 use std::sync::mpsc;
 
+use dw_base::threads::MAX_PER_CORE;
 use dw_launch::Topology;
 
 use super::cpus;
 use crate::{Error, Result};
 
-/// Largest number of threads per core; more are refused.
-const MAX_PER_CORE: usize = 4;
 /// OpenMP's variable for the number of threads.
 const VARIABLE: &str = "OMP_NUM_THREADS";
 

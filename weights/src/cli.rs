@@ -111,8 +111,7 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
             "classes": weights.classes,
             "tensors": tensors,
         });
-        print_result(text::json(&listing.to_string()))?;
-        return Ok(());
+        return print_result(text::json(&listing.to_string()));
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -129,6 +128,5 @@ fn list(file: &Path, as_json: bool) -> Result<()> {
         weights.container,
         weights.origin(),
         weights.tensors.len()
-    ))?;
-    Ok(())
+    ))
 }

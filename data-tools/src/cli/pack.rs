@@ -45,8 +45,7 @@ pub(super) fn pack(a: &PackArgs) -> Result<()> {
             done.bytes as f64 / 1e6
         ))?;
     }
-    print_result(format_args!("packed into {}", shown(out.display())))?;
-    Ok(())
+    print_result(format_args!("packed into {}", shown(out.display())))
 }
 
 /// The splits to pack, and the output folder.

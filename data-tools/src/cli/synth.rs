@@ -19,6 +19,5 @@ pub(super) fn synth(dir: &Path, options: &Options) -> Result<()> {
     print_result(format_args!(
         "{}: {train} + {val} images of {classes} classes",
         shown(dir.display())
-    ))?;
-    Ok(())
+    ))
 }

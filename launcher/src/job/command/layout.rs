@@ -1,12 +1,10 @@
 //! Number and placement of the ranks.
 
+use dw_base::threads::MAX_PER_CORE;
 use dw_base::{Error, Result};
 
 use super::machine::Machine;
 use super::{Bind, JobSpec, Starter};
-
-/// Largest number of threads of a rank for each core of its node.
-const MOST_THREADS: usize = 4;
 
 /// Number and placement of a job's ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +136,7 @@ fn num_ranks(spec: &JobSpec, machine: &Machine, nodes: usize, slots: Option<&[us
 /// cores.
 ///
 /// # Errors
-/// No thread, or more than [`MOST_THREADS`] times the cores, which would reach the limits of the
+/// No thread, or more than [`MAX_PER_CORE`] times the cores, which would reach the limits of the
 /// machine. With `--hosts` the cores are not known, and there is only the warning.
 fn check_threads(spec: &JobSpec, machine: &Machine, per_node: usize) -> Result<Option<String>> {
     let Some(threads) = spec.threads else { return Ok(None) };
@@ -146,9 +144,9 @@ fn check_threads(spec: &JobSpec, machine: &Machine, per_node: usize) -> Result<O
     if threads == 0 {
         return Err(Error::Usage("--threads 0: expected at least one thread".into()));
     }
-    if threads > MOST_THREADS.saturating_mul(cores) && spec.hosts.is_none() {
+    if threads > MAX_PER_CORE.saturating_mul(cores) && spec.hosts.is_none() {
         return Err(Error::Usage(format!(
-            "--threads {threads}: expected at most {MOST_THREADS} times the {cores} cores of the \
+            "--threads {threads}: expected at most {MAX_PER_CORE} times the {cores} cores of the \
              node\nhint: without --threads each rank gets an equal share of the cores"
         )));
     }
