@@ -21,6 +21,8 @@ pub enum BadImages {
     Fail,
     /// Leave them out and count them.
     Skip,
+    /// Stop, but pack damaged JPEG files as far as they can be decoded, and count them.
+    Keep,
 }
 
 /// A folder of input files. Symbolic links that leave it are followed only if that is allowed; the

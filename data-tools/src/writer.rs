@@ -47,6 +47,12 @@ pub struct SplitWriter {
 pub struct ImageCounts {
     /// Images that were left out, with the reason.
     pub skipped: Vec<String>,
+    /// Damaged JPEG files that were packed as far as they could be decoded, with the damage.
+    #[serde(default)]
+    pub damaged: Vec<String>,
+    /// JPEG files with faults that leave all pixels intact.
+    #[serde(default)]
+    pub repaired: usize,
     /// Images with an EXIF rotation, which is ignored.
     pub rotated: usize,
     /// Images turned as their EXIF orientation says.

@@ -115,6 +115,10 @@ fn sets_without_splits_are_divided_by_the_names_of_their_images() {
     assert_eq!(all["b"], [("dog".to_owned(), [0.0, 0.0, 20.0, 6.0], true)]);
     let kept = notes(&[text(&set), "-o", text(&out), "--val", "0.35", "--difficult", "drop"]);
     assert!(kept.contains("left out"), "{kept}");
+    // COCO has no such mark: the option would do nothing.
+    let coco = whole_pixels();
+    let refused = fails(&[coco.path(), "--difficult", "keep"], 2);
+    assert!(refused.contains("--difficult: only Pascal VOC"), "{refused}");
     for share in ["0", "1", "x", "120%"] {
         assert!(fails(&[text(&set), "-o", text(&out), "--val", share], 2).contains("10%"));
     }

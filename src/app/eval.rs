@@ -272,11 +272,10 @@ fn check_outputs(args: &EvalArgs, topology: &Topology) -> Result<()> {
 fn without_truth(args: &EvalArgs, detector: &Detector, job: &Job) -> Result<()> {
     let data = job.data;
     let split = &data.split.meta.split;
-    let bootstrap = args.limits.bootstrap.is_some();
-    if args.report.is_some() || args.json || args.per_class || bootstrap {
+    if args.report.is_some() || args.json || args.per_class || args.limits.any() {
         return Err(Error::Usage(format!(
-            "--report, --json, --per-class and --bootstrap need ground truth: no image of split \
-             `{split}` has a box"
+            "no image of split `{split}` has a box: only --dt-out is possible, without --report, \
+             --json, --per-class, --bootstrap and limits of the metric"
         )));
     }
     let Some(path) = &args.dt_out else {

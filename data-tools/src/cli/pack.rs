@@ -64,6 +64,11 @@ fn find(a: &PackArgs) -> Result<(Vec<Source>, PathBuf)> {
         if matches!(a.format, Format::Voc | Format::Yolo) {
             return Err(Error::Usage("--annotations takes a COCO file".into()));
         }
+        if a.difficult.is_some() {
+            return Err(Error::Usage(
+                "--difficult is for Pascal VOC; --annotations takes a COCO file".into(),
+            ));
+        }
         return Ok((sources::coco::from_file(file, images, &search)?, out.clone()));
     }
     let Some(dir) = &a.dir else { return Err(Error::Usage("expected a data set folder".into())) };
@@ -93,12 +98,22 @@ fn notes(done: &Packed, a: &PackArgs) -> Vec<String> {
     notes.extend(done.counts.warnings(a.bad_boxes));
     let counts = &done.image_counts;
     notes.extend(counts.skipped.iter().take(5).map(|s| format!("left out: {s}")));
+    notes.extend(counts.damaged.iter().take(5).cloned());
     let mut count = |n: usize, text: &str| {
         if n > 0 {
             notes.push(format!("{n} {text}"));
         }
     };
     count(counts.skipped.len(), "images left out");
+    count(
+        counts.damaged.len(),
+        "damaged JPEG files were packed as far as they could be decoded: parts of them are grey or \
+         wrong",
+    );
+    count(
+        counts.repaired,
+        "JPEG files have no end marker, or needless bytes in the header; their pixels are complete",
+    );
     count(
         counts.rotated,
         "images have an EXIF rotation, which is ignored as in COCO's tools: boxes must be in \

@@ -117,8 +117,8 @@ fn start_writer(
     let fingerprint = options::fingerprint(checksum, options);
     let mut writer =
         SplitWriter::new(out, split, &fingerprint, options.shard_size, options.resume)?;
-    if options.bad_images == BadImages::Skip {
-        // Shards finished without `skip` have no image left out: they are the same with it.
+    if options.bad_images != BadImages::Fail {
+        // Shards finished under `fail` have no bad image: they are the same under any policy.
         let strict = Options { bad_images: BadImages::Fail, ..options.clone() };
         writer.load_finished(&options::fingerprint(checksum, &strict));
         writer.load_finished(&fingerprint);
@@ -134,7 +134,7 @@ fn start_writer(
 }
 
 /// Encodes the images of `range` on all threads and appends them in order. Returns the problems of
-/// unusable images under [`BadImages::Fail`].
+/// unusable images, except under [`BadImages::Skip`].
 fn pack_chunk(
     range: Range<usize>,
     coco: &Coco,
@@ -160,6 +160,8 @@ fn pack_chunk(
                 writer.push(i, &encoded.record, encoded.entry)?;
                 let is_dark = |h: u16| (1..=MAX_12_BIT).contains(&h);
                 let counts = &mut writer.image_counts;
+                counts.damaged.extend(encoded.damage);
+                counts.repaired += usize::from(encoded.repaired);
                 counts.rotated += usize::from(encoded.rotated);
                 counts.turned += usize::from(encoded.turned);
                 counts.alpha += usize::from(encoded.alpha);
@@ -167,8 +169,10 @@ fn pack_chunk(
                 counts.dark += usize::from(encoded.max_16_bit.is_some_and(is_dark));
             }
             Err(Unusable::Always(e)) => return Err(e),
-            Err(Unusable::Bad(e)) if options.bad_images == BadImages::Fail => failed.push(e),
-            Err(Unusable::Bad(e)) => writer.image_counts.skipped.push(e),
+            Err(Unusable::Bad(e)) if options.bad_images == BadImages::Skip => {
+                writer.image_counts.skipped.push(e);
+            }
+            Err(Unusable::Bad(e)) => failed.push(e),
         }
     }
     Ok(failed)
@@ -204,7 +208,8 @@ fn bad_images(
             shown(json.display())
         );
     }
-    text += "\nhint: `--bad-images skip` leaves such images out and counts them";
+    text += "\nhint: `--bad-images skip` leaves such images out and counts them; `keep` packs damaged \
+             JPEG files as far as they can be decoded, as OpenCV reads them";
     if finished > 0 {
         let kept =
             format!("; {finished} finished shards are kept: `--resume` continues after them");

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use dw_base::text::shown;
-use dw_base::{Error, Result, names};
+use dw_base::{Error, names};
 
 use super::options::Options;
 use crate::coco::{Coco, Image};
 use crate::format::{Annotations, Entry, GtBox, encode_record};
-use crate::input::{self, Folder};
+use crate::input::{self, BadImages, Folder};
 use crate::pixels::exif::{displayed, turn, turn_box};
-use crate::pixels::{self, Codec, Exif, ExifBoxes, Layout, Rgb, is_jpeg};
+use crate::pixels::{self, Codec, Decoded, Exif, ExifBoxes, Layout, Rgb, damaged, is_jpeg};
 
 const HINT: &str = "hint: `--allow-outside` packs images from outside the folder of the split too";
 
@@ -18,6 +18,10 @@ const HINT: &str = "hint: `--allow-outside` packs images from outside the folder
 pub(super) struct Encoded {
     pub(super) record: Vec<u8>,
     pub(super) entry: Entry,
+    /// The damage of a JPEG file that is packed nevertheless.
+    pub(super) damage: Option<String>,
+    /// Whether the file has faults that leave its pixels intact.
+    pub(super) repaired: bool,
     /// Whether it has an EXIF orientation other than 1 that is ignored.
     pub(super) rotated: bool,
     /// Whether it was turned as its EXIF orientation says.
@@ -43,7 +47,7 @@ pub(super) struct ImageFolder(Folder);
 ///
 /// # Errors
 /// The first one that is not a file name, or leaves the image folder without `--allow-outside`.
-pub(super) fn check_names(coco: &Coco, json: &Path, allow_outside: bool) -> Result<()> {
+pub(super) fn check_names(coco: &Coco, json: &Path, allow_outside: bool) -> dw_base::Result<()> {
     for (n, image) in coco.images.iter().enumerate() {
         let name = &image.file_name;
         let problem = match names::relative(name) {
@@ -81,7 +85,7 @@ impl ImageFolder {
     ///
     /// # Errors
     /// A folder that cannot be opened.
-    pub(super) fn new(folder: &Path, allow_outside: bool) -> Result<Self> {
+    pub(super) fn new(folder: &Path, allow_outside: bool) -> dw_base::Result<Self> {
         Folder::open(folder, allow_outside).map(Self)
     }
 
@@ -91,7 +95,7 @@ impl ImageFolder {
     }
 
     /// Reads the file of an image.
-    fn read(&self, image: &Image) -> std::result::Result<Vec<u8>, Unusable> {
+    fn read(&self, image: &Image) -> Result<Vec<u8>, Unusable> {
         let path = self.0.path().join(&image.file_name);
         let unreadable = |e: std::io::Error| {
             if input::is_of_machine(&e) {
@@ -118,14 +122,15 @@ impl ImageFolder {
         image: &Image,
         boxes: &[GtBox],
         o: &Options,
-    ) -> std::result::Result<Encoded, Unusable> {
+    ) -> Result<Encoded, Unusable> {
         let bytes = self.read(image)?;
-        let bad = |problem: String| {
+        let of_image = |problem: String| {
             let path = self.0.path().join(&image.file_name);
-            let path = shown(path.display());
-            Unusable::Bad(format!("{path}: image {} {problem}", image.id))
+            format!("{}: image {} {problem}", shown(path.display()), image.id)
         };
-        encode(image, bytes, boxes, o).map_err(bad)
+        let mut encoded = encode(image, bytes, boxes, o).map_err(|p| Unusable::Bad(of_image(p)))?;
+        encoded.damage = encoded.damage.map(of_image);
+        Ok(encoded)
     }
 }
 
@@ -157,12 +162,7 @@ struct Turn {
 
 /// Checks the size of an image, and decides how it is turned. `found`: its EXIF orientation;
 /// `stored`: size of its pixels.
-fn plan(
-    image: &Image,
-    found: u32,
-    stored: (usize, usize),
-    o: &Options,
-) -> std::result::Result<Turn, String> {
+fn plan(image: &Image, found: u32, stored: (usize, usize), o: &Options) -> Result<Turn, String> {
     let annotated = (image.width as usize, image.height as usize);
     let turn = |boxes| Ok(Turn { orientation: found, boxes });
     if o.exif == Exif::Ignore || !(2..=8).contains(&found) {
@@ -190,25 +190,18 @@ fn plan(
 ///
 /// # Errors
 /// The problem, worded to follow the name of the image.
-fn encode(
-    image: &Image,
-    bytes: Vec<u8>,
-    boxes: &[GtBox],
-    o: &Options,
-) -> std::result::Result<Encoded, String> {
-    let undecodable = |e: String| format!("cannot be decoded: {e}");
+fn encode(image: &Image, bytes: Vec<u8>, boxes: &[GtBox], o: &Options) -> Result<Encoded, String> {
     let stored = pixels::file_size(&bytes).map_err(undecodable)?;
     let found = pixels::orientation(&bytes).unwrap_or(1);
     let plan = plan(image, found, stored, o)?;
     let turned = plan.orientation != 1;
     let too_large = o.max_side > 0 && image.width.max(image.height) > o.max_side;
+    let as_it_is = o.codec == Codec::Jpeg && is_jpeg(&bytes) && !too_large && !turned;
+    let read = read_pixels(bytes, as_it_is, o.bad_images).map_err(undecodable)?;
     let (mut max_16_bit, mut alpha) = (None, false);
-    let (layout, size, pixels) =
-        if o.codec == Codec::Jpeg && is_jpeg(&bytes) && !too_large && !turned {
-            pixels::jpeg::check(&bytes).map_err(undecodable)?;
-            (Layout::Jpeg, stored, bytes)
-        } else {
-            let mut decoded = pixels::decode_source(&bytes).map_err(undecodable)?;
+    let (layout, size, pixels) = match read.pixels {
+        None => (Layout::Jpeg, stored, read.bytes),
+        Some(mut decoded) => {
             (max_16_bit, alpha) = (decoded.max_16_bit, decoded.alpha);
             if turned {
                 decoded.rgb = turn(decoded.rgb, plan.orientation)?;
@@ -217,12 +210,13 @@ fn encode(
                 decoded.rgb = resize(decoded.rgb, o.max_side)?;
             }
             // The planes of the file are those of the stored pixels.
-            let source = if turned || too_large { &[] } else { &bytes[..] };
+            let source = if turned || too_large { &[] } else { &read.bytes[..] };
             let rgb = decoded.rgb;
             let (layout, pixels) =
                 pixels::encode_zstd(source, &rgb, o.level).map_err(undecodable)?;
             (layout, (rgb.width, rgb.height), pixels)
-        };
+        }
+    };
     let boxes = turned_boxes(boxes, stored, plan);
     let crowd = boxes.iter().filter(|b| b.crowd).count() as u32;
     let original = displayed(stored, plan.orientation);
@@ -246,7 +240,48 @@ fn encode(
         .map_err(|e| format!("cannot be packed: {e}"))?;
     entry.crc = crc;
     let rotated = (2..=8).contains(&found) && !turned;
-    Ok(Encoded { record, entry, rotated, turned, alpha, max_16_bit })
+    let (damage, repaired) = (read.damage, read.repaired);
+    Ok(Encoded { record, entry, damage, repaired, rotated, turned, alpha, max_16_bit })
+}
+
+fn undecodable(problem: String) -> String {
+    format!("cannot be decoded: {problem}")
+}
+
+/// An image file that was read.
+struct Read {
+    /// The file, repaired if it needed to be.
+    bytes: Vec<u8>,
+    /// `None` for a JPEG file that is stored as it is.
+    pixels: Option<Decoded>,
+    repaired: bool,
+    damage: Option<String>,
+}
+
+/// Decodes an image file, or checks a JPEG file that will be stored as it is.
+///
+/// # Errors
+/// The message of the decoder.
+fn read_pixels(bytes: Vec<u8>, as_it_is: bool, bad: BadImages) -> Result<Read, String> {
+    let strict = |bytes: &[u8]| match as_it_is {
+        true => pixels::jpeg::check(bytes).map(|()| None),
+        false => pixels::decode_source(bytes).map(Some),
+    };
+    let problem = match strict(&bytes) {
+        Ok(pixels) => return Ok(Read { bytes, pixels, repaired: false, damage: None }),
+        Err(problem) => problem,
+    };
+    if let Some(mended) = damaged::repair(&bytes)
+        && let Ok(pixels) = strict(&mended)
+    {
+        return Ok(Read { bytes: mended, pixels, repaired: true, damage: None });
+    }
+    if bad != BadImages::Keep || !is_jpeg(&bytes) {
+        return Err(problem);
+    }
+    let (rgb, damage) = damaged::decode(&bytes)?;
+    let pixels = Some(Decoded { rgb, max_16_bit: None, alpha: false });
+    Ok(Read { bytes, pixels, repaired: false, damage: Some(format!("is damaged: {damage}")) })
 }
 
 /// The boxes of an image, turned where the plan says so.
@@ -262,7 +297,7 @@ fn turned_boxes(boxes: &[GtBox], stored: (usize, usize), plan: Turn) -> Vec<GtBo
 }
 
 /// Resizes to a longer side of `max_side` pixels with a triangle filter.
-fn resize(rgb: Rgb, max_side: u32) -> std::result::Result<Rgb, String> {
+fn resize(rgb: Rgb, max_side: u32) -> Result<Rgb, String> {
     let scale = f64::from(max_side) / rgb.width.max(rgb.height) as f64;
     let scaled = |n: usize| ((n as f64 * scale).round() as u32).max(1);
     let (w, h) = (scaled(rgb.width), scaled(rgb.height));

@@ -7,6 +7,7 @@ use image::DynamicImage::{
 };
 use image::{DynamicImage, ImageFormat, ImageReader, Limits};
 
+use super::damaged;
 use super::jpeg::{self, is_jpeg};
 use super::layout::{MAX_PIXELS, Rgb, check_size};
 
@@ -30,7 +31,7 @@ pub struct Decoded {
 /// Another format, or a damaged header.
 pub fn file_size(bytes: &[u8]) -> Result<(usize, usize), String> {
     if is_jpeg(bytes) {
-        return jpeg::header(bytes).map(|h| (h.width, h.height));
+        return damaged::size(bytes);
     }
     let size = reader(bytes)?.into_dimensions();
     size.map(|(w, h)| (w as usize, h as usize)).map_err(|e| e.to_string())

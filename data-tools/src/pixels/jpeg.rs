@@ -84,14 +84,15 @@ fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String> {
             turbojpeg::Image { pixels: &mut data[..], width, pitch: width * depth, height, format },
         )
     })?;
-    if depth == 4 {
-        // Adobe writes inverted CMYK: 255 means no ink.
-        data = data
-            .chunks_exact(4)
-            .flat_map(|p| [0, 1, 2].map(|c| ((p[c] as u32 * p[3] as u32 + 127) / 255) as u8))
-            .collect();
-    }
+    let data = if depth == 4 { cmyk_to_rgb(&data) } else { data };
     Ok(Rgb { width, height, data })
+}
+
+/// Converts inverted CMYK, which Adobe's programs write: 255 means no ink.
+pub(super) fn cmyk_to_rgb(cmyk: &[u8]) -> Vec<u8> {
+    cmyk.chunks_exact(4)
+        .flat_map(|p| [0, 1, 2].map(|c| ((p[c] as u32 * p[3] as u32 + 127) / 255) as u8))
+        .collect()
 }
 
 /// Checks a file by decoding it at an eighth of the size: all entropy-coded data is read, so that

@@ -8,6 +8,7 @@
 mod layout;
 
 pub mod color;
+pub mod damaged;
 pub mod exif;
 pub mod file;
 pub mod jpeg;

@@ -38,8 +38,9 @@ pub enum Format {
 }
 
 /// What becomes of VOC objects marked `difficult`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Difficult {
+    #[default]
     /// Not trained on and not counted by the metric, as a crowd region.
     Ignore,
     /// As any other object.
@@ -57,8 +58,8 @@ pub struct Search {
     pub only: Vec<String>,
     /// Share of the images that goes to the split `val`, for sets without splits.
     pub val: Option<f64>,
-    /// Treatment of VOC's difficult objects.
-    pub difficult: Difficult,
+    /// Treatment of VOC's difficult objects, if it was chosen.
+    pub difficult: Option<Difficult>,
     /// Treatment of images whose size cannot be read.
     pub bad_images: BadImages,
     /// Treatment of EXIF orientations, for YOLO, whose labels have no image size.
@@ -158,6 +159,13 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
         Format::Yolo => Layout::Yolo,
         Format::Auto => recognise(dir, search)?,
     };
+    if search.difficult.is_some() && !matches!(layout, Layout::Voc) {
+        return Err(Error::Usage(format!(
+            "--difficult: only Pascal VOC marks objects as difficult, and {} is not such a set\n\
+             hint: leave --difficult out",
+            shown(dir.display())
+        )));
+    }
     let sources = match layout {
         Layout::Coco => coco::find(dir, search),
         Layout::Roboflow => select(roboflow::find(dir, search)?, search, dir),

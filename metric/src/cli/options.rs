@@ -84,6 +84,15 @@ pub struct Limits {
 const REPLICATES: RangeInclusive<usize> = 100..=10_000;
 
 impl Limits {
+    /// Whether an option was given.
+    pub fn any(&self) -> bool {
+        self.max_dets.is_some()
+            || self.area_ranges.is_some()
+            || self.iou_thresholds.is_some()
+            || self.count_id_zero
+            || self.bootstrap.is_some()
+    }
+
     /// The configuration that the options describe.
     ///
     /// # Errors

@@ -108,6 +108,7 @@ fn source(
     search: &Search,
 ) -> Result<Source> {
     let label: HashMap<&str, i64> = classes.iter().map(String::as_str).zip(1..).collect();
+    let difficult = search.difficult.unwrap_or_default();
     let pictures = Pictures::new(a, search)?;
     let (mut coco, mut counts) = (Coco::default(), Counts::default());
     for id in ids {
@@ -120,7 +121,7 @@ fn source(
         coco.images.push(Image { id: image_id, file_name, width, height });
         for object in &file.objects {
             counts.difficult += usize::from(object.difficult);
-            if object.difficult && search.difficult == Difficult::Drop {
+            if object.difficult && difficult == Difficult::Drop {
                 continue;
             }
             let [x1, y1, x2, y2] = object.corners;
@@ -131,19 +132,19 @@ fn source(
                 category_id: label[object.name.as_str()],
                 bbox,
                 area: bbox[2] * bbox[3],
-                iscrowd: object.difficult && search.difficult == Difficult::Ignore,
+                iscrowd: object.difficult && difficult == Difficult::Ignore,
             });
         }
     }
     let category = |(name, id): (&String, i64)| Category { id, name: name.clone() };
     coco.categories = classes.iter().zip(1..).map(category).collect();
     let crc = ids.iter().fold(a.crc, |crc, id| crc32c::crc32c_append(crc, id.as_bytes()));
-    let checksum = format!("voc {crc:08x} {} difficult {:?}", ids.len(), search.difficult);
+    let checksum = format!("voc {crc:08x} {} difficult {difficult:?}", ids.len());
     Ok(Source {
         split: split.to_owned(),
         images_dir: a.images.clone(),
         annotations: a.folder.clone(),
-        notes: notes(&counts, search.difficult),
+        notes: notes(&counts, difficult),
         content: Content::Read { coco, checksum },
     })
 }

@@ -1,0 +1,137 @@
+//! JPEG files that libjpeg-turbo decodes with a warning. OpenCV and Pillow accept most of them.
+//!
+//! [`repair`] mends what leaves all pixels intact; [`decode`] takes what it can get from the rest.
+
+use std::ffi::CStr;
+
+use turbojpeg::raw;
+
+use super::jpeg::{cmyk_to_rgb, is_jpeg};
+use super::layout::{Rgb, check_size};
+
+/// Start of scan: entropy-coded data follows this segment.
+const SOS: u8 = 0xda;
+/// End of image.
+const EOI: [u8; 2] = [0xff, 0xd9];
+
+/// Beginnings of libjpeg-turbo's warnings about files (`JWRN_*` in its `jerror.h`); after any other
+/// message it has given up. Its error code cannot tell an error after a warning from a warning.
+const WARNINGS: [&str; 6] = [
+    "Corrupt JPEG data:",
+    "Premature end of JPEG file",
+    "Inconsistent progression sequence",
+    "Invalid SOS parameters for sequential JPEG",
+    "Unknown Adobe color transform code",
+    "Warning: unknown JFIF revision number",
+];
+
+/// The file without bytes between the segments of its header that belong to none, and with an
+/// end-of-image marker; `None` if neither is at fault. If the result is decoded without a warning,
+/// the pixels of the file are complete.
+pub fn repair(file: &[u8]) -> Option<Vec<u8>> {
+    if !is_jpeg(file) {
+        return None;
+    }
+    let mut mended = file[..2].to_vec();
+    let mut at = 2;
+    loop {
+        // As libjpeg: a marker is 0xff, repeated at will, and a byte other than 0 and 0xff.
+        at += file.get(at..)?.windows(2).position(|b| b[0] == 0xff && !matches!(b[1], 0 | 0xff))?;
+        let marker = file[at + 1];
+        if marker == EOI[1] {
+            return None;
+        }
+        let length = file.get(at + 2..at + 4)?;
+        let end = at + 2 + usize::from(u16::from_be_bytes([length[0], length[1]]));
+        mended.extend(file.get(at..end)?);
+        at = end;
+        if marker == SOS {
+            break;
+        }
+    }
+    mended.extend(&file[at..]);
+    if !mended.ends_with(&EOI) {
+        mended.extend(EOI);
+    }
+    (mended != file).then_some(mended)
+}
+
+/// Decodes a JPEG file despite warnings, and returns the first one; pixels that are lost are grey
+/// or wrong.
+///
+/// # Errors
+/// The message of libjpeg-turbo where it gives up, for example in the header.
+pub fn decode(file: &[u8]) -> Result<(Rgb, String), String> {
+    let decoder = Decoder::new()?;
+    let (width, height, cmyk) = decoder.header(file)?;
+    check_size(width, height)?;
+    let (format, depth) = if cmyk { (raw::TJPF_TJPF_CMYK, 4) } else { (raw::TJPF_TJPF_RGB, 3) };
+    let mut data = vec![0; width * height * depth];
+    // SAFETY: `data` holds the pixels of the size in the header, rows without padding (pitch 0).
+    let code = unsafe {
+        let (bytes, length) = (file.as_ptr(), file.len() as raw::size_t);
+        raw::tj3Decompress8(decoder.0, bytes, length, data.as_mut_ptr(), 0, format)
+    };
+    let warning = decoder.warning(code)?.unwrap_or_default();
+    let data = if cmyk { cmyk_to_rgb(&data) } else { data };
+    Ok((Rgb { width, height, data }, warning))
+}
+
+/// Size (width, height) in the header of a JPEG file, despite warnings.
+///
+/// # Errors
+/// The message of libjpeg-turbo.
+pub fn size(file: &[u8]) -> Result<(usize, usize), String> {
+    Decoder::new()?.header(file).map(|(width, height, _)| (width, height))
+}
+
+/// A decoder of libjpeg-turbo. The crate `turbojpeg` takes every warning for an error.
+struct Decoder(raw::tjhandle);
+
+impl Decoder {
+    fn new() -> Result<Self, String> {
+        // SAFETY: no requirements.
+        let handle = unsafe { raw::tj3Init(raw::TJINIT_TJINIT_DECOMPRESS as i32) };
+        if handle.is_null() { Err("no JPEG decoder".into()) } else { Ok(Self(handle)) }
+    }
+
+    /// Width, height and whether the file is CMYK.
+    fn header(&self, file: &[u8]) -> Result<(usize, usize, bool), String> {
+        // SAFETY: the handle is valid and `file` is readable.
+        let code =
+            unsafe { raw::tj3DecompressHeader(self.0, file.as_ptr(), file.len() as raw::size_t) };
+        let warning = self.warning(code)?;
+        // SAFETY: the handle is valid.
+        let get = |parameter: raw::TJPARAM| unsafe { raw::tj3Get(self.0, parameter as i32) };
+        let size = |parameter| usize::try_from(get(parameter)).unwrap_or(0);
+        let colours = get(raw::TJPARAM_TJPARAM_COLORSPACE) as raw::TJCS;
+        let [width, height] =
+            [raw::TJPARAM_TJPARAM_JPEGWIDTH, raw::TJPARAM_TJPARAM_JPEGHEIGHT].map(size);
+        if width == 0 || height == 0 {
+            return Err(warning.unwrap_or_else(|| "the file has no image".into()));
+        }
+        Ok((width, height, matches!(colours, raw::TJCS_TJCS_CMYK | raw::TJCS_TJCS_YCCK)))
+    }
+
+    /// The warning after a call that returned `code`, if there is one.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn warning(&self, code: i32) -> Result<Option<String>, String> {
+        if code == 0 {
+            return Ok(None);
+        }
+        // SAFETY: the handle is valid; the message is copied before the next call.
+        let message = unsafe { CStr::from_ptr(raw::tj3GetErrorStr(self.0)) };
+        let message = message.to_string_lossy().into_owned();
+        let goes_on = WARNINGS.iter().any(|w| message.starts_with(w));
+        if goes_on { Ok(Some(message)) } else { Err(message) }
+    }
+}
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        // SAFETY: the handle is valid and not used afterwards.
+        unsafe { raw::tj3Destroy(self.0) }
+    }
+}
