@@ -61,7 +61,7 @@ impl Grid {
         Tensor::cat(&levels, 0)
     }
 
-    /// Strides of the levels of all points, `[P]`, pixels.
+    /// Stride of the level of each point, `[P]`, pixels.
     pub fn strides(&self, kind: Kind, device: Device) -> Tensor {
         let level =
             |(&(h, w), &s): (&(i64, i64), &i64)| Tensor::full([h * w], s as f64, (kind, device));
@@ -78,8 +78,8 @@ impl Grid {
     }
 }
 
-/// Coordinates (x, y) of the points of one level, `[h * w, 2]`, pixels. `offset` is that of
-/// [`Grid`].
+/// Coordinates (x, y) of the points of one level, `[h * w, 2]`, pixels. See [`Grid::offset`] for
+/// `offset`.
 pub fn level_points(
     h: i64,
     w: i64,
@@ -136,15 +136,15 @@ pub const ANCHOR_STRIDES: f64 = 8.0;
 /// logarithm of the size.
 pub(crate) const DELTA_STD: (f64, f64) = (0.1, 0.2);
 
-/// Largest absolute value of the logarithm of a size relative to the anchor's.
+/// Upper bound of the absolute value of `ln(size / anchor size)`.
 pub(crate) fn most_log_size() -> f64 {
     (1000.0f64 / 16.0).ln()
 }
 
 /// Converts deltas (dx, dy, dw, dh) `[B, 4, h, w]` with respect to the square anchors of a level of
 /// `stride` pixels to distances (l, t, r, b) `[B, 4, h, w]`, pixels. A distance is negative if the
-/// box does not contain the point. Sizes are at most 1000 / 16 times the anchor's, and at least its
-/// 16 / 1000, as in mmdetection's `DeltaXYWHBBoxCoder`.
+/// point lies beyond that side of the box. A size is at most 1000 / 16 and at least 16 / 1000 times
+/// the anchor's, as in mmdetection's `DeltaXYWHBBoxCoder`.
 ///
 /// ```
 /// use dw::geometry::distances_of_deltas;
@@ -164,8 +164,8 @@ pub fn distances_of_deltas(deltas: &Tensor, stride: i64) -> Tensor {
     Tensor::cat(&[&half - &shift, half + shift], 1)
 }
 
-/// Number of values of the distribution of a distance: 0, 1, .., 16 strides (GFL; Li et al.,
-/// NeurIPS 2020, Sec. 3.2).
+/// Number of bins of the distribution of a distance; their values are 0, 1, .., 16 strides (GFL; Li
+/// et al., NeurIPS 2020, Sec. 3.2).
 pub const BINS: i64 = 17;
 
 /// Converts logits of distributions `[B, 4 * BINS, h, w]`, one for each of (l, t, r, b) on a level
@@ -191,9 +191,9 @@ pub fn distances_of_bins(logits: &Tensor, stride: i64) -> Tensor {
 /// common point, given by their distances (l, t, r, b) from it: `a` and `b` are `[4, N]` and not
 /// negative. Areas used as denominators are at least `eps`.
 ///
-/// With the sides in the first dimension each side is contiguous, and no box has to be decoded. The
-/// enclosing box has the larger of the two distances on each side, which is the sum of both less
-/// the smaller, so its size follows from the three sizes already computed. Batches have up to a
+/// With the sides in the first dimension each side is contiguous, and no box has to be decoded. On
+/// each side the enclosing box has the larger of the two distances, which is their sum minus the
+/// smaller one, so its size follows from the three sizes already computed. Batches have up to a
 /// million pairs, so the number of tensor operations matters.
 ///
 /// ```
@@ -211,14 +211,14 @@ pub fn iou_and_giou(a: &Tensor, b: &Tensor, eps: f64) -> (Tensor, Tensor) {
     pairwise(a, b, eps, |sides| sides)
 }
 
-/// As [`iou_and_giou`], also for boxes that do not contain the point (negative distances), which
-/// costs one operation more.
+/// Like [`iou_and_giou`], but also for boxes that do not contain the point (negative distances),
+/// which costs one more operation.
 ///
 /// ```
 /// use dw::geometry::iou_and_giou_of_any;
 /// use tch::Tensor;
 ///
-/// // The box of `a` lies left of the point and of `b`: from -4 to -2 and from -1 to 1. Hull 10.
+/// // `a` extends from -4 to -2 and `b` from -1 to 1 along x: no overlap, and a hull of area 10.
 /// let a = Tensor::from_slice(&[4.0, 1.0, -2.0, 1.0]).view([4, 1]);
 /// let b = Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0]).view([4, 1]);
 /// let (iou, giou) = iou_and_giou_of_any(&a, &b, 1e-6);
@@ -229,8 +229,8 @@ pub fn iou_and_giou_of_any(a: &Tensor, b: &Tensor, eps: f64) -> (Tensor, Tensor)
     pairwise(a, b, eps, |sides| sides.clamp_min(0.0))
 }
 
-/// IoU and GIoU. `overlap` converts the sides of the overlap `[2, N]`, negative for boxes that do
-/// not overlap, to those that its area is computed from.
+/// IoU and GIoU. `overlap` maps the width and height of the overlap `[2, N]`, which are negative
+/// for boxes that do not overlap, to those that its area is computed from.
 fn pairwise(
     a: &Tensor,
     b: &Tensor,
@@ -248,7 +248,7 @@ fn pairwise(
     let union = (area(&size_a) + area(&size_b) - &overlap).clamp_min(eps);
     let iou = overlap / &union;
     let hull = area(&(size_a + size_b - size_overlap)).clamp_min(eps);
-    // IoU - (hull - union) / hull, with one operation less.
+    // IoU - (hull - union) / hull, with one operation fewer.
     let giou = &iou - 1.0 + union / hull;
     (iou, giou)
 }

@@ -23,7 +23,7 @@ const SOURCES: [&str; 17] = [
 ];
 
 fn main() {
-    // Not the whole folder: a change of a Rust file compiles no C++.
+    // Only the C++ files, so that a change of a Rust file compiles no C++.
     for entry in std::fs::read_dir("src").into_iter().flatten().flatten() {
         let path = entry.path();
         if path.extension().is_some_and(|e| e == "cpp" || e == "h") {
@@ -42,7 +42,7 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
-        // Loops run on libtorch's threads, and round in the same way on every CPU.
+        // Loops run on libtorch's OpenMP threads, and round in the same way on every CPU.
         .flag("-fopenmp")
         .flag("-ffp-contract=off")
         .include(&include)

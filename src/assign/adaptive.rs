@@ -1,7 +1,7 @@
 //! The assignment of ATSS (Zhang et al., CVPR 2020, Algorithm 1), also used by other strategies:
 //! the positives of a box are those of its nearest anchors whose IoU reaches a per-box threshold.
 //!
-//! Each point has one square anchor of side 8 strides around it, used for the assignment alone. As
+//! Each point has one square anchor of side 8 strides around it, used only for the assignment. As
 //! in mmdetection the points are the upper left corners of the cells.
 
 use super::{ImageBoxes, Matcher, PointTargets, Targets};
@@ -54,8 +54,8 @@ impl AdaptiveThreshold {
         out
     }
 
-    /// The box that each point of an image is positive for, with the IoU of box and anchor: the box
-    /// of the largest IoU, the first one if several have it.
+    /// The box that each point of an image is positive for, with the IoU of box and anchor. Of
+    /// several boxes the one with the largest IoU is taken, the first one on a tie.
     fn owners(
         &self,
         grid: &Grid,
@@ -76,8 +76,8 @@ impl AdaptiveThreshold {
         owners
     }
 
-    /// The candidates of a box: on each level the `topk` valid anchors nearest to its centre. Of
-    /// equally near ones the first is taken.
+    /// The candidates of a box: on each level the `topk` valid anchors nearest to its centre, the
+    /// first ones on a tie.
     fn candidates(&self, grid: &Grid, valid: &[(i64, i64)], b: &[f32; 4]) -> Vec<Candidate> {
         let center = [f32::midpoint(b[0], b[2]), f32::midpoint(b[1], b[3])];
         let (mut found, mut first) = (vec![], 0);
@@ -134,7 +134,7 @@ impl Candidate {
     }
 }
 
-/// IoU of the square anchor around the point `[x, y]` of a level of `stride` pixels and a box.
+/// IoU of a box and the square anchor around the point `[x, y]` of a level of `stride` pixels.
 pub fn anchor_iou([x, y]: [f32; 2], stride: f32, &[x1, y1, x2, y2]: &[f32; 4]) -> f32 {
     let half = ANCHOR_STRIDES as f32 / 2.0 * stride;
     let side = |low: f32, high: f32, at: f32| (high.min(at + half) - low.max(at - half)).max(0.0);
@@ -143,8 +143,8 @@ pub fn anchor_iou([x, y]: [f32; 2], stride: f32, &[x1, y1, x2, y2]: &[f32; 4]) -
     overlap / union.max(AREA_EPS)
 }
 
-/// IoU from which a box's candidates can be positive: mean plus sample standard deviation over all
-/// candidates.
+/// IoU that a box's candidates must reach to be positive: mean plus sample standard deviation over
+/// all candidates.
 fn threshold(candidates: &[Candidate]) -> f32 {
     let n = candidates.len() as f64;
     let mean = candidates.iter().map(|c| f64::from(c.iou)).sum::<f64>() / n;
@@ -152,8 +152,8 @@ fn threshold(candidates: &[Candidate]) -> f32 {
     (mean + (squares / (n - 1.0)).sqrt()) as f32
 }
 
-/// Number of rows and columns of each level that belong to the image: the others are in the padding
-/// of the batch.
+/// Number of rows and columns of each level that belong to the image. The others are padding of the
+/// batch.
 pub fn valid_cells(grid: &Grid, image: &ImageBoxes) -> Vec<(i64, i64)> {
     let cells = |pixels: i64, stride: i64, most: i64| ((pixels + stride - 1) / stride).min(most);
     let level = |(&(h, w), &s): (&(i64, i64), &i64)| match image.padded {
@@ -177,8 +177,8 @@ mod tests {
         ImageBoxes { boxes: boxes.to_vec(), labels, padded: None }
     }
 
-    /// The window that is searched holds the nearest anchors, also on narrow maps and for boxes
-    /// beyond the image: the search over all anchors gives the same.
+    /// The search window contains the nearest anchors, also on narrow maps and for boxes beyond the
+    /// image: a search over all anchors finds the same ones.
     #[test]
     fn candidates_are_the_nearest_anchors_of_each_level() {
         let config = AdaptiveThreshold { topk: TOPK };

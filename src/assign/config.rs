@@ -112,7 +112,7 @@ impl AssignConfig {
     /// Checks that the head has what the strategy requires.
     ///
     /// # Errors
-    /// It has not. The text names the keys of both.
+    /// The head lacks something that the strategy requires. The text names the keys of both.
     pub fn check_head(&self, model: &ModelConfig) -> std::result::Result<(), String> {
         let (kind, towers) = self.towers();
         let refuse = |needs: &str, key: &str, found: &dyn Debug| {
@@ -159,8 +159,8 @@ impl AssignConfig {
         }
     }
 
-    /// `kind`, and the values of `model.quality_tower` that fit. A branch that the strategy does
-    /// not know would not be trained, and would multiply the scores.
+    /// Returns `kind` and the values of `model.quality_tower` that the strategy supports. A quality
+    /// branch that the strategy does not use would stay untrained and still multiply the scores.
     fn towers(&self) -> (&'static str, &'static [Tower]) {
         let branch = &[Tower::Reg, Tower::Cls];
         match self {
@@ -184,8 +184,8 @@ impl AssignConfig {
         matches!(self, Self::Dw(_) | Self::Weighting(_))
     }
 
-    /// A warning about valid settings that exclude whole boxes from training, or combine a strategy
-    /// with another head than its paper's.
+    /// A warning about valid settings that exclude whole boxes from training, or that combine a
+    /// strategy with a head other than its paper's.
     pub fn caution(&self, model: &ModelConfig) -> Option<String> {
         let text = match self {
             Self::Dw(c) => return c.caution(),

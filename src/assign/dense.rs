@@ -1,5 +1,5 @@
-//! Assignments over all points, which are computed from predictions on the device: at most one
-//! box a point.
+//! Assignments that are computed from the predictions at all points, on the device: at most one box
+//! per point.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes.
 
@@ -9,7 +9,7 @@ use super::{ImageBoxes, Matcher, PointTargets, PointTensors, Targets};
 use crate::geometry::{Grid, iou_and_giou_of_any};
 use crate::model::Predictions;
 
-/// A matcher that leaves everything to the criterion: its targets are the boxes.
+/// A matcher that leaves the assignment to the criterion: its targets are the boxes.
 #[derive(Debug)]
 pub struct BoxesOnly {
     /// Position of the points in their cells, see [`Grid::offset`].
@@ -46,7 +46,7 @@ pub(super) fn check(radius: f64, topk: usize) -> Result<(), String> {
 /// The box of each point.
 #[derive(Debug)]
 pub struct Assigned {
-    /// The box of each point `[B, P]`, `0..G`; any index where there is none.
+    /// The box of each point `[B, P]`, `0..G`; arbitrary for points without a box.
     pub gt: Tensor,
     /// 1 for a point that has a box, else 0, `[B, P]`.
     pub positive: Tensor,
@@ -66,8 +66,8 @@ impl Assigned {
         zeros.scatter(-1, &label_bp.unsqueeze(-1), &value_bp1)
     }
 
-    /// IoU and GIoU `[B, P]` of the predicted box and the box of each point. Areas used as
-    /// denominators are at least `eps` square pixels. Without boxes both are 0.
+    /// IoU and GIoU `[B, P]` of the predicted box and the ground-truth box of each point. Areas
+    /// used as denominators are at least `eps` square pixels. Both are 0 if the batch has no boxes.
     pub fn iou_and_giou(&self, p: &Predictions, t: &PointTensors, eps: f64) -> (Tensor, Tensor) {
         let size = self.gt.size();
         let found_4n = p.distances.reshape([-1, 4]).tr();

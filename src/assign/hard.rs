@@ -1,5 +1,6 @@
-//! A criterion for hard assigners: focal loss, box loss weighted by centre-ness, and centre-ness,
-//! as in FCOS (Tian et al., ICCV 2019, Sec. 3), ATSS, and their implementation in mmdetection.
+//! A criterion for hard assigners: focal loss, box loss weighted by centre-ness, and centre-ness
+//! loss, as in FCOS (Tian et al., ICCV 2019, Sec. 3), ATSS, and their implementation in
+//! mmdetection.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes of the batch, N positive points.
 
@@ -13,11 +14,11 @@ use crate::model::Predictions;
 
 const FOCAL_ALPHA: f64 = 0.25;
 const FOCAL_GAMMA: f64 = 2.0;
-/// Lower bound of the IoU in its logarithm.
+/// Lower bound of the IoU before its logarithm is taken.
 const EPS: f64 = 1e-6;
 
-/// Focal loss over all points but the ignored ones; box loss, weighted by centre-ness, and
-/// centre-ness over the positive ones.
+/// Focal loss over all points except the ignored ones; over the positive points, box loss weighted
+/// by centre-ness, and centre-ness loss.
 pub struct FocalAndCenterness {
     /// The box loss and its normaliser.
     pub bbox: BoxTerm,
@@ -37,7 +38,7 @@ pub struct BoxTerm {
     pub weight: f64,
     /// Lower bound of the sum of centre-ness.
     pub floor: f64,
-    /// Added to it after the bound is applied.
+    /// Added to the sum of centre-ness after the bound is applied.
     pub plus: f64,
 }
 
@@ -51,7 +52,7 @@ pub enum BoxLoss {
 }
 
 impl Criterion for FocalAndCenterness {
-    /// The probe records `label`: the class of each point `[B P]`, C for background.
+    /// The probe records `label`: the class of each point `[B * P]`, C for background.
     fn terms(
         &self,
         predicted: &Predictions,

@@ -1,5 +1,5 @@
-//! Losses by the custom CUDA kernels. The released formula of dual weighting is seven
-//! launches instead of more than 150, and one pass over the logits in each direction.
+//! Losses by the custom CUDA kernels. The released formula of dual weighting takes seven launches
+//! instead of more than 150, and one pass over the logits in forward and in backward.
 
 use dw_torch::DwLoss;
 use tch::Tensor;
@@ -9,10 +9,11 @@ use super::{PairTensors, Probe};
 use crate::model::{ClassOutput, Predictions};
 
 /// Sum and normaliser of the positive, localisation and negative terms of dual weighting in the
-/// released formula; `None` if there are no kernels for these predictions.
+/// released formula; `None` if there are no kernels for these predictions, or the kernels cannot be
+/// started.
 ///
-/// `settings` are beta, mu, gamma1, gamma2, and the value above which the hard prior is 1; negative
-/// for the soft prior.
+/// `settings` are beta, mu, gamma1, gamma2, and the value above which the hard prior is 1, which is
+/// negative for the soft prior.
 pub fn dual_weighting(
     settings: [f64; 5],
     prior: &CenterPrior,

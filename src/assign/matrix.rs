@@ -12,8 +12,8 @@ use crate::geometry::{self, Grid};
 /// `ltrb_bp4`. `image_g` is the image of each box. Areas used as denominators are at least `eps`
 /// square pixels. Without gradient.
 ///
-/// The matrix has millions of entries, and each pass over it takes milliseconds on a CPU: the sides
-/// are compared one by one, in place.
+/// The matrix has millions of entries, and each pass over it takes milliseconds on a CPU, so the
+/// sides are compared one by one, in place.
 pub fn iou(
     ltrb_bp4: &Tensor,
     grid: &Grid,
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
     use crate::geometry::{encode, iou_and_giou_of_any, level_sizes};
 
-    /// Against the IoU of pairs that the losses use, and the definition of being inside.
+    /// Compares with the pairwise IoU that the losses use, and with the definition of being inside.
     #[test]
     fn matrices_are_those_of_the_pairs() {
         tch::manual_seed(8);
@@ -94,7 +94,7 @@ mod tests {
             let target = encode(&points, &boxes_g4.get(g)).tr();
             let found = ltrb_bp4.get(image_g.int64_value(&[g])).tr();
             let (expected, _) = iou_and_giou_of_any(&found, &target, 1e-6);
-            // Predictions whose sides have changed places have no area to compare.
+            // Predictions with swapped sides (a negative width or height) have no area to compare.
             let size = found.view([2, 2, -1]).sum_dim_intlist(0, false, None);
             let is_box = size.amin([0], false).gt(0.0);
             let difference = (iou_gp.get(g) - expected).masked_select(&is_box).abs().max();

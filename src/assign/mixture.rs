@@ -1,9 +1,9 @@
 //! Mixtures of two one-dimensional Gaussians, fitted to many sets of samples at once.
 //!
 //! Follows scikit-learn's `GaussianMixture(2, covariance_type="diag")` with given initial values:
-//! expectation maximisation until the mean log-likelihood changes by less than 1e-3, at most 100
-//! rounds. Every set does all rounds, since the host does not know when one has converged; a set
-//! that has keeps its parameters.
+//! expectation maximisation until the mean log-likelihood changes by less than 1e-3, for at most
+//! 100 iterations. All sets go through all iterations, because the host does not know when one has
+//! converged; a converged set keeps its parameters.
 //!
 //! Shapes: G sets, S samples of a set (some of them masked), 2 components.
 
@@ -11,7 +11,7 @@ use std::f64::consts::TAU;
 
 use tch::{Kind, Tensor};
 
-/// Most rounds of a fit.
+/// Number of iterations of a fit.
 const ROUNDS: usize = 100;
 /// A fit has converged when the mean log-likelihood changes by less than this.
 const TOLERANCE: f64 = 1e-3;
@@ -30,9 +30,9 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// Fits mixtures to samples `[G, S]` where `mask` `[G, S]`, of the same kind, is 1 and not 0.
-    /// The components start with equal weights and variance 1 at the smallest and at the largest
-    /// sample.
+    /// Fits mixtures to the samples `[G, S]` whose `mask` `[G, S]`, of the same kind, is 1 rather
+    /// than 0. The components start with equal weights and variance 1, one at the smallest and one
+    /// at the largest sample.
     pub fn fit(samples_gs: &Tensor, mask_gs: &Tensor) -> Self {
         let (kind, device) = (samples_gs.kind(), samples_gs.device());
         let is_sample = mask_gs.gt(0.0);
@@ -42,7 +42,7 @@ impl Mixture {
         let mut fit =
             Self { weight: Tensor::full_like(&mean, 0.5), variance: mean.ones_like(), mean };
         let count_g = mask_gs.sum_dim_intlist(1, false, None).clamp_min(1.0);
-        // 0 for samples that do not exist, so that no mean depends on what stands there.
+        // Masked samples are set to 0, so that no mean depends on their values.
         let samples_gs = samples_gs.where_scalarother(&is_sample, 0.0);
         let mut bound_g = Tensor::full_like(&count_g, f64::NEG_INFINITY);
         let mut goes_on_g = Tensor::ones(count_g.size(), (Kind::Bool, device));
@@ -60,7 +60,8 @@ impl Mixture {
         fit
     }
 
-    /// The parameters of highest likelihood, given the share of each component in each sample.
+    /// The parameters of maximum likelihood, given the responsibility (share) of each component for
+    /// each sample.
     fn of_shares(samples_gs: &Tensor, share_gs2: &Tensor, epsilon: f64) -> Self {
         let sum = |t_gs2: &Tensor| t_gs2.sum_dim_intlist(1, false, None);
         let x_gs1 = samples_gs.unsqueeze(-1);
@@ -73,7 +74,8 @@ impl Mixture {
         Self { weight, mean, variance }
     }
 
-    /// The parameters of `next` for the sets `which_g1`, else these.
+    /// Takes the parameters of `next` for the sets where `which_g1` is true, and keeps those of the
+    /// others.
     fn replaced_by(&self, next: &Self, which_g1: &Tensor) -> Self {
         Self {
             weight: next.weight.where_self(which_g1, &self.weight),
@@ -82,8 +84,9 @@ impl Mixture {
         }
     }
 
-    /// Logarithm of weight times density of each component at each sample, `[G, S, 2]`; their
-    /// `logsumexp` is the log-likelihood, and the largest one is the sample's component.
+    /// Logarithm of weight times density of each component at each sample, `[G, S, 2]`. Its
+    /// `logsumexp` is the log-likelihood; the sample belongs to the component with the larger
+    /// value.
     pub fn log_joint(&self, samples_gs: &Tensor) -> Tensor {
         let of_set = |t: &Tensor| t.unsqueeze(1);
         let squared = (samples_gs.unsqueeze(-1) - of_set(&self.mean)).square();

@@ -90,8 +90,8 @@ pub struct ImageBoxes {
     pub boxes: Vec<[f32; 4]>,
     /// Class of each box, `0..C`.
     pub labels: Vec<i64>,
-    /// (height, width) of the image with its own padding to a multiple of 32, pixels, where the
-    /// batch may be larger; `None` if the image fills the batch.
+    /// (height, width) of the image, padded to a multiple of 32, pixels, if the batch may be
+    /// larger; `None` if the image fills the batch.
     pub padded: Option<(i64, i64)>,
 }
 
@@ -120,12 +120,12 @@ pub trait Matcher: Send + Sync {
 pub enum Targets {
     /// Soft assignment: the (point, box) pairs of all bags.
     Pairs(PairTensors),
-    /// Hard assignment: at most one box a point.
+    /// Hard assignment: at most one box per point.
     Points(PointTensors),
 }
 
 impl Targets {
-    /// Copies to `device`, with floats of `kind`; tensors that are there already are shared.
+    /// Copies to `device`, with floats of `kind`. Tensors that need no conversion are shared.
     #[must_use]
     pub fn to(&self, kind: Kind, device: Device) -> Self {
         let Ok(copy) = self.map(|t| {
@@ -144,7 +144,7 @@ impl Targets {
         Ok(())
     }
 
-    /// The result of `f` for every tensor.
+    /// Applies `f` to every tensor.
     fn map<E>(
         &self,
         f: impl Fn(&Tensor) -> std::result::Result<Tensor, E>,
@@ -224,7 +224,8 @@ pub trait Probe {
     /// Called with a tensor that carries no gradient.
     fn record(&mut self, name: &'static str, value: &Tensor);
 
-    /// Whether values are recorded at all, for values that take time to compute.
+    /// Whether values are recorded at all, so that a criterion can skip values that take time to
+    /// compute.
     fn is_active(&self) -> bool {
         true
     }

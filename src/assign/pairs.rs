@@ -67,7 +67,7 @@ pub struct PairTensors {
 }
 
 impl PairTensors {
-    /// The result of `f` for every tensor.
+    /// Applies `f` to every tensor.
     pub(super) fn map<E>(
         &self,
         f: impl Fn(&Tensor) -> std::result::Result<Tensor, E>,
@@ -122,9 +122,9 @@ impl PairTensors {
     }
 }
 
-/// Selects rows of a tensor `[R, C]` by `index_n` `[N]` and transposes them: `[C, N]`. One flat
-/// `index_select`, whose gradient is one flat addition; the gradient of selecting whole rows adds
-/// row by row, which is far slower.
+/// Selects rows of a tensor `[R, C]` by `index_n` `[N]` and transposes them: `[C, N]`. Uses one
+/// flat `index_select`, whose gradient is one flat addition; the gradient of selecting whole rows
+/// adds row by row, which is far slower.
 pub fn columns(rows: &Tensor, index_n: &Tensor) -> Tensor {
     let (num_rows, num_columns) = (rows.size()[0], rows.size()[1]);
     let offsets = Tensor::arange(num_columns, (index_n.kind(), index_n.device())) * num_rows;
@@ -186,7 +186,7 @@ struct Builder<'a> {
     /// Number of images added so far.
     num_images: i64,
     /// Covered logit of each point of the current image, P entries for each class in
-    /// `image_classes`; `NO_LOGIT` for a logit that is not covered so far.
+    /// `image_classes`; `NO_LOGIT` for a logit that is not covered yet.
     logits: Vec<u32>,
     /// Classes of the current image, in the order of their first box.
     image_classes: Vec<i64>,
@@ -229,8 +229,8 @@ impl Builder<'_> {
         stride: i64,
     ) -> Vec<InsidePoint> {
         let s = stride as f32;
-        // A range of cells that is certain to hold all inside points; the exact test, in f32 as in
-        // the reference, follows.
+        // A range of cells that is certain to contain all inside points. The exact test follows, in
+        // f32 as in the reference.
         let range = |low: f32, high: f32, n: i64| {
             let first = ((low / s - 1.5).floor() as i64).clamp(0, n);
             let last = ((high / s + 1.5).ceil() as i64).clamp(0, n);
@@ -255,7 +255,7 @@ impl Builder<'_> {
         found
     }
 
-    /// Index in `logits` of the first point's entry for a class.
+    /// Index in `logits` of the first point's entry for a class; adds the class if it is new.
     fn first_logit(&mut self, label: i64) -> usize {
         let num_points = self.out.num_points as usize;
         let known = self.image_classes.iter().position(|&class| class == label);

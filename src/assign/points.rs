@@ -1,7 +1,7 @@
-//! Targets of hard assigners: at most one box a point.
+//! Targets of hard assigners: at most one box per point.
 //!
-//! They hold indices and the unrounded boxes. What follows from them (distances, centre-ness) is
-//! computed by the criterion in its own kind.
+//! They hold indices and the unrounded boxes. The criterion computes the quantities that are
+//! derived from them (distances, centre-ness) in its own kind.
 //!
 //! Shapes: P points over all levels, G boxes of the batch, N positive points.
 
@@ -45,7 +45,8 @@ pub struct PointTensors {
 }
 
 impl PointTargets {
-    /// Adds image `index`, given the box of each of its points, if it has one.
+    /// Adds image `index`. `owners` is the box of each of its points; `None` for points without a
+    /// box.
     pub fn add_image(
         &mut self,
         index: usize,
@@ -97,7 +98,8 @@ impl PointTargets {
 }
 
 impl PointTensors {
-    /// Multiplies the rows of ignored points by 0: values `[B, P, C]` that are not finite stay so.
+    /// Multiplies the rows of ignored points by 0. Values `[B, P, C]` that are not finite become
+    /// NaN there, and are not hidden.
     pub fn without_ignored(&self, values_bpc: Tensor) -> Tensor {
         if self.ignored.numel() == 0 {
             return values_bpc;
@@ -108,7 +110,7 @@ impl PointTensors {
         values_bpc * kept.view([size[0], size[1], 1])
     }
 
-    /// The result of `f` for every tensor.
+    /// Applies `f` to every tensor.
     pub(super) fn map<E>(
         &self,
         f: impl Fn(&Tensor) -> std::result::Result<Tensor, E>,

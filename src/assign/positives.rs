@@ -1,4 +1,4 @@
-//! What criteria of hard assigners read at the positive points.
+//! Predictions and targets at the positive points, as the criteria of hard assigners read them.
 //!
 //! Shapes: B images, P points over all levels, C classes, N positive points.
 
@@ -11,7 +11,7 @@ use crate::model::Predictions;
 
 /// Lower bound of areas used as denominators.
 pub const AREA_EPS: f64 = 1e-6;
-/// mmdetection adds the f32 epsilon to the denominators.
+/// Added to denominators, as in mmdetection.
 pub const F32_EPSILON: f64 = f32::EPSILON as f64;
 
 /// The positive points of a batch.
@@ -48,7 +48,7 @@ impl<'a> Positives<'a> {
         zeros.index_copy(0, &self.logit, value_n).view_as(cls_bpc)
     }
 
-    /// IoU and GIoU of predicted box and box, `[N]`.
+    /// IoU and GIoU of predicted and ground-truth boxes, `[N]`.
     pub fn iou_and_giou(&self) -> (Tensor, Tensor) {
         iou_and_giou_of_any(&self.found, &self.target, AREA_EPS)
     }
@@ -63,7 +63,7 @@ impl<'a> Positives<'a> {
         values_bpk.flatten(0, 1).index_select(0, &self.targets.positive)
     }
 
-    /// A normaliser by the count of positive points.
+    /// A normaliser: the count of positive points, at least 1.
     pub fn by_count(&self, count: Count, predicted: &Predictions) -> Normaliser {
         let [batch, num_points] = [0, 1].map(|dim| predicted.cls.size()[dim]);
         let value = count.of(self.targets, batch, num_points, predicted.cls.kind());
@@ -71,12 +71,12 @@ impl<'a> Positives<'a> {
     }
 }
 
-/// What counts the positive points.
+/// How the positive points are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
     /// The number of positive points.
     Positives,
-    /// The same, where an image without positive points counts as one (ATSS).
+    /// The number of positive points, counted as 1 for an image without positive points (ATSS).
     AtLeastOneAnImage,
 }
 

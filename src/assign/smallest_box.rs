@@ -16,7 +16,7 @@ const UPPER: [f32; 5] = [64.0, 128.0, 256.0, 512.0, 1e8];
 /// Finds the box of each point: the smallest one that matches.
 #[derive(Debug)]
 pub struct SmallestBox {
-    /// The radius of centre sampling in strides, if there is any.
+    /// The radius of centre sampling in strides; `None` without centre sampling.
     pub radius: Option<f64>,
 }
 
@@ -97,8 +97,8 @@ fn lower(level: usize) -> f32 {
 }
 
 /// Indices of the boxes of an image that can match a point of a level. The largest distance of a
-/// point inside a box is between half its longer side and that side; a pixel is added at both ends
-/// for rounding.
+/// point inside a box is between half the longer side of the box and that side; one pixel is added
+/// at both ends for rounding.
 fn candidates(level: usize, image: &ImageBoxes) -> Vec<usize> {
     let longer = |&[x1, y1, x2, y2]: &[f32; 4]| (x2 - x1).max(y2 - y1);
     let fits = |side: f32| side + 1.0 > lower(level) && side / 2.0 - 1.0 <= UPPER[level];

@@ -1,4 +1,4 @@
-//! What soft assigners share: points inside boxes; scores, IoU and GIoU of the pairs; the centre
+//! Shared by the soft assigners: points inside boxes; scores, IoU and GIoU of the pairs; the centre
 //! prior.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes, N pairs.
@@ -50,7 +50,7 @@ pub struct SoftInputs<'a> {
 }
 
 impl<'a> SoftInputs<'a> {
-    /// Areas used as denominators are at least `area_eps` square pixels.
+    /// Prepares the predictions. Areas used as denominators are at least `area_eps` square pixels.
     pub fn new(predicted: &Predictions, pairs: &'a PairTensors, area_eps: f64) -> Self {
         let score = match &predicted.quality {
             Some(quality) => predicted.probabilities() * quality.sigmoid().unsqueeze(-1),
@@ -59,7 +59,7 @@ impl<'a> SoftInputs<'a> {
         // libtorch's cross entropy rejects NaN, on a GPU by a device-side assertion that aborts the
         // process. `invalid` makes the terms NaN instead.
         let score_bpc = score.nan_to_num(0.5, 1.0, 0.0);
-        // The area of a box with longer sides would overflow in f32.
+        // The bound keeps areas and their products finite in f32.
         let ltrb_bp4 = predicted.distances.nan_to_num(0.5, None, None).clamp_max(MAX_DISTANCE);
         // Predicted box and ground truth are distances from the same point, so neither is decoded.
         // (The reference decodes both, which rounds relative to the coordinates instead of the box

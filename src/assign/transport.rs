@@ -7,14 +7,14 @@ use tch::{Kind, Tensor};
 
 /// Strength of the regularisation.
 const GAMMA: f64 = 0.1;
-/// Number of rounds.
+/// Number of iterations.
 const ROUNDS: usize = 50;
-/// Added to supply and demand in their logarithms.
+/// Added to supply and demand before their logarithm is taken.
 const TINY: f64 = 1e-8;
 
-/// Logarithm of the plan `[R, P]` that carries the goods of the suppliers `supply_r` `[R]` to the
-/// points of their image, of which each demands 1, at the costs `cost_rp` `[R, P]`. `image_r` is
-/// the image of each supplier, of `batch` images. Follows OTA's implementation: 50 rounds,
+/// Logarithm of the transport plan `[R, P]` from the suppliers, with supplies `supply_r` `[R]`, to
+/// the points of their image, each of which demands 1, at the costs `cost_rp` `[R, P]`. `image_r`
+/// is the image of each supplier, of `batch` images. Follows OTA's implementation: 50 iterations,
 /// potentials that start at 1.
 pub fn log_plan(cost_rp: &Tensor, supply_r: &Tensor, image_r: &Tensor, batch: i64) -> Tensor {
     let num_points = cost_rp.size()[1];
@@ -52,9 +52,9 @@ fn logsumexp_per_image(
     Tensor::zeros(shape, options).index_add(0, image_r, &share_rp).log() + largest_bp
 }
 
-/// The supplier of each point `[B, P]`, an index of the R suppliers: the one with the largest value
-/// in `value_rp` of those of its image, the first one if several have it. Every image needs a
-/// supplier.
+/// The supplier of each point `[B, P]`, an index in `0..R`: of the suppliers of its image the one
+/// with the largest value in `value_rp`, the first one on a tie. The result is meaningless for
+/// images without a supplier.
 pub fn largest_supplier(value_rp: &Tensor, image_r: &Tensor, batch: i64) -> Tensor {
     let shape = [batch, value_rp.size()[1]];
     let options = (value_rp.kind(), value_rp.device());
@@ -66,7 +66,8 @@ pub fn largest_supplier(value_rp: &Tensor, image_r: &Tensor, batch: i64) -> Tens
     let index_rp = Tensor::arange(none, (Kind::Int64, value_rp.device()))
         .unsqueeze(1)
         .where_scalarother(&is_largest, none);
-    // With NaN among the values (predictions that are not finite) no supplier is the largest.
+    // With NaN among the values (predictions that are not finite) no supplier is the largest, and
+    // the index is clamped to the last supplier.
     Tensor::full(shape, none, (Kind::Int64, value_rp.device()))
         .internal_scatter_reduce(0, &image_rp, &index_rp, "amin", true)
         .clamp_max(none - 1)

@@ -5,25 +5,25 @@ use std::path::{Path, PathBuf};
 /// Mount point of control groups.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Of `ranks` ranks on this machine, the number that share this one's CPUs: all of them, or those
-/// that a launcher has bound to the same part of the CPUs that the job or container has, such as a
-/// NUMA node or a core.
+/// Of `ranks` ranks on this machine, the number that share the CPUs of this rank: all of them, or,
+/// if a launcher binds ranks to parts of the CPUs of the job or container (such as a NUMA node or a
+/// core), those that are bound to the same part.
 pub fn sharers(ranks: usize) -> usize {
     let whole = [of_process(1), of_cgroup()].into_iter().flatten().min();
     match (of_process(0), whole) {
         (Some(own), Some(whole)) => share_of(ranks, own, whole),
-        // The system does not say.
+        // The number of CPUs is not known.
         _ => ranks,
     }
 }
 
-/// The ranks on `own` of `whole` CPUs, if launchers distribute them evenly.
+/// Number of ranks on `own` of `whole` CPUs, if launchers distribute ranks evenly.
 fn share_of(ranks: usize, own: usize, whole: usize) -> usize {
     ((ranks * own + whole / 2) / whole.max(1)).clamp(1, ranks.max(1))
 }
 
-/// Number of CPUs on which a process may run (0: this one). Process 1 of a container has all of
-/// the container's.
+/// Number of CPUs on which a process may run (0: this one). Process 1 of a container may run on all
+/// of the container's.
 fn of_process(pid: libc::pid_t) -> Option<usize> {
     // SAFETY: an empty set is all zeros.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -39,8 +39,8 @@ fn of_cgroup() -> Option<usize> {
     files(&groups).iter().find_map(|file| count(&std::fs::read_to_string(file).ok()?))
 }
 
-/// Where the CPUs of a control group are listed, given `/proc/self/cgroup`: of the group itself, or
-/// the nearest one around it that has a list.
+/// Files that may list the CPUs of a control group, given the text of `/proc/self/cgroup`: of the
+/// group itself, then of the groups that contain it, from the innermost on.
 fn files(groups: &str) -> Vec<PathBuf> {
     let mut found = vec![];
     for line in groups.lines() {

@@ -67,8 +67,8 @@ fn check_device_kind(world: &World, device: Device) -> Result<()> {
     ))
 }
 
-/// From NCCL 2.30 on, ranks may share a GPU where this variable is 1. Meant for tests on machines
-/// with fewer GPUs than ranks.
+/// From NCCL 2.30 on, ranks may share a GPU if this variable is 1. Meant for tests on machines with
+/// fewer GPUs than ranks.
 const SHARING: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
 /// Checks that every rank has a GPU of its own. NCCL would fail later, with a message that does not
@@ -85,7 +85,7 @@ fn one_gpu_each(world: &World, index: usize) -> Result<()> {
         return Ok(());
     }
     // Host names do not identify a machine: containers on one machine can have different names, and
-    // two machines the same one. The id of its boot does.
+    // two machines the same one. The boot id does.
     let boot = dw_base::host::boot_id().unwrap_or_default();
     let gpu = format!("{boot} {}\n{}", cuda::pci_address(index)?, dw_base::host::name());
     agree_on(world, &gpu, "GPUs", shared_gpu)?.map_err(Error::Usage)
@@ -131,8 +131,9 @@ fn agree_on(
 /// Size of the self-test, 4 MiB of f32: enough to use every channel that NCCL opens.
 const NUM_TESTED: i64 = 1 << 20;
 
-/// All-reduces values whose sum is known, on the path of the gradients. A network, driver or
-/// environment that loses or changes data is found before the first step, and not by its loss.
+/// All-reduces values whose sum is known, in the same way as the gradients, so that a network,
+/// driver or environment that loses or changes data is found before the first step instead of
+/// through the loss.
 ///
 /// # Errors
 /// [`Error::Device`] with the ranks that got wrong sums, the same text on all ranks.
@@ -183,7 +184,8 @@ mod tests {
 
     use super::*;
 
-    /// Rank 0 of two, whose sums are what the second rank makes of them.
+    /// Rank 0 of two ranks. The second rank adds `second_adds` times the values of the first to
+    /// each sum.
     struct Two {
         second_adds: f64,
         gathered: fn(&[u8]) -> Vec<u8>,

@@ -1,6 +1,7 @@
-//! Custom CUDA kernels: compiled at start for the GPU at hand, by the compiler that
+//! Custom CUDA kernels. They are compiled at program start for the GPU in use, by the compiler that
 //! comes with libtorch's CUDA libraries (NVRTC), and compared with libtorch's operations on a small
-//! input. If anything is missing or differs, libtorch's operations are used, and a warning says so.
+//! input. If anything is missing or differs, a warning is logged and libtorch's operations are
+//! used.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::PathBuf;
@@ -86,13 +87,13 @@ unsafe fn function<T: Copy>(library: &Library, name: &CStr) -> std::result::Resu
     unsafe { library.get::<T>(name.to_bytes_with_nul()) }.map(|f| *f).map_err(|e| with_causes(&e))
 }
 
-/// Fails with `what` and a code other than 0.
+/// Returns an error that names `what` if `code` is not 0.
 fn expect_0(what: &str, code: c_int) -> Text {
     if code == 0 { Ok(()) } else { Err(format!("{what} failed with code {code}")) }
 }
 
-/// Opens a library by name, else beside one that is loaded: an installed libtorch has its CUDA
-/// libraries in one folder that only they themselves know.
+/// Opens a library by name or, if that fails, in the folder of a library that is loaded: libtorch
+/// installs its CUDA libraries in a folder that is not on the loader's search path.
 fn open(name: &str, beside: &[PathBuf]) -> std::result::Result<Library, String> {
     let paths = beside.iter().filter_map(|p| p.parent()).map(|folder| folder.join(name));
     let mut first = None;
@@ -160,7 +161,7 @@ fn compile(architecture: c_int, beside: &[PathBuf]) -> std::result::Result<Vec<u
         return Err(format!("NVRTC: code {code}: {}", text.trim_matches(['\0', '\n'])));
     }
     let out = bytes(size, get, program);
-    // The libraries and the program stay: the process compiles once.
+    // The libraries and the program are never freed: the process compiles only once.
     std::mem::forget((library, builtins));
     out
 }

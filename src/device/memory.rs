@@ -27,8 +27,8 @@ fn configures_malloc(device: Device) -> bool {
 }
 
 /// On the CPU, makes the C library return large blocks to the system when they are freed, until
-/// [`keep_freed`]: while a network is built its weights are copied, and the space of the first
-/// copies would stay occupied. No effect if the user has configured `malloc`.
+/// [`keep_freed`] is called: while a network is built its weights are copied, and the memory of the
+/// first copies would stay occupied. No effect if the user has configured `malloc`.
 pub fn return_freed(device: Device) {
     #[cfg(target_env = "gnu")]
     if configures_malloc(device) {

@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(kinds(Precision::F64), (Kind::Double, Kind::Double));
     }
 
-    /// libtorch's knowledge of the CPU against the kernel's.
+    /// Compares libtorch's knowledge of the CPU with that of the operating system.
     #[test]
     fn bf16_instructions_are_those_in_cpuinfo() {
         let text = std::fs::read_to_string("/proc/cpuinfo").unwrap();

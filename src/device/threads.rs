@@ -74,8 +74,8 @@ pub fn check(key: &str, configured: usize, topology: &Topology, dry_run: bool) -
     Ok(())
 }
 
-/// Number of threads for an evaluation: the configuration can be of another machine, so never more
-/// than one per core.
+/// Number of threads for an evaluation. The configuration can come from another machine, so this is
+/// never more than one thread per core.
 pub fn for_this_machine(configured: usize, topology: &Topology) -> usize {
     let share = share(topology);
     let (name, wanted) = match configured {
@@ -128,7 +128,7 @@ const WAITING: [&str; 3] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"
 ///
 /// By default they spin for milliseconds after each parallel region, which takes the cores from
 /// other ranks, loader threads and other jobs. libgomp reads its variables when it is loaded,
-/// before `main`; so the program executes itself once more with the variable set. To be called
+/// before `main`, so the program executes itself once more with the variable set. Must be called
 /// first in `main`, before MPI or any thread exists. Measurements: `docs/performance.md`.
 pub fn wait_passively() {
     if WAITING.iter().any(|name| std::env::var_os(name).is_some()) {

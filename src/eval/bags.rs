@@ -11,9 +11,9 @@ use crate::assign::figures::bags::{BagStatistics, BagWeights};
 use crate::assign::{ImageBoxes, Strategy};
 use crate::model::Detector;
 
-/// Statistics over the objects of `eval.bag_images` evenly spaced images of a split: a split can be
-/// sorted. `strategy` must have been built for this network, and have weights ([`BagWeights`]). The
-/// number of ranks changes the result by rounding.
+/// Statistics over the objects of `eval.bag_images` images of a split, evenly spaced because a
+/// split can be sorted. `strategy` must have been built for this network, and record weights
+/// ([`BagWeights`]). The number of ranks changes the result only by rounding.
 ///
 /// # Errors
 /// A damaged record, a lost peer, or a stop signal on any rank.

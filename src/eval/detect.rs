@@ -93,7 +93,7 @@ pub fn select(candidates: &[Detection], c: &EvalConfig, vote: bool) -> Vec<Detec
     kept.map(|d| Detection { bbox: voted(&d, candidates), ..d }).collect()
 }
 
-/// A candidate votes for boxes from this IoU.
+/// A candidate votes for a box if their IoU is above this.
 const VOTE_IOU: f32 = 0.01;
 /// Width of the weight `exp(-(1 - IoU)^2 / width)` of a vote.
 const VOTE_WIDTH: f32 = 0.025;

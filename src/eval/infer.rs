@@ -80,11 +80,11 @@ pub fn detect_records(
 }
 
 /// Runs the network on one batch of images and returns the detections of each image. `input`
-/// determines the size of the network input. Adds the time spent to `timings`, that of resizing to
+/// determines the size of the network input. Adds the time spent to `timings`; resizing counts as
 /// `decode_s`.
 ///
-/// With one image a batch, the detections of an image depend on nothing else; with several, also on
-/// their common padding and, by rounding, on their number.
+/// With one image per batch, its detections depend on nothing else. With several, they also depend
+/// on the common padding and, through rounding, on the number of images.
 ///
 /// # Errors
 /// A failure of libtorch.
@@ -196,10 +196,10 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// Results with the numbers of what they belong to.
+/// Results, each with the index of the image it belongs to.
 type Numbered<T> = Vec<(usize, T)>;
 
-/// Calls `work` with the network and the number of each batch of a range, on a CPU in several
+/// Calls `work` with the network and the number of each batch of a range; on a CPU in several
 /// threads. Returns the results in the order of the batches. Ends early when `stop` is set.
 ///
 /// On the CPU every batch is processed by a single thread: this is faster than many threads on one
@@ -229,7 +229,7 @@ pub fn run_batches<T: Send>(
             match work(shared.network(), batch, &mut timings) {
                 Ok(result) => results.push((batch, result)),
                 Err(e) => {
-                    // The other threads need not go on.
+                    // The other threads can stop.
                     next.store(usize::MAX / 2, Ordering::Relaxed);
                     return Err(e);
                 }
@@ -250,7 +250,7 @@ pub fn run_batches<T: Send>(
     Ok((all.into_iter().map(|(_, result)| result).collect(), timings))
 }
 
-/// The results of `f` in several threads.
+/// Runs `f` in several threads and returns their results.
 fn in_threads<R: Send>(threads: i32, f: impl Fn() -> Result<R> + Sync) -> Vec<Result<R>> {
     std::thread::scope(|scope| {
         let start = |_| std::thread::Builder::new().spawn_scoped(scope, &f);
@@ -265,8 +265,7 @@ fn in_threads<R: Send>(threads: i32, f: impl Fn() -> Result<R> + Sync) -> Vec<Re
 }
 
 /// Detections of a range of batches of `eval.batch` consecutive images, in the dataset's order,
-/// with the index of each image in the dataset.
-/// Ends early when `job.stop` is set.
+/// with the index of each image in the dataset. Ends early when `job.stop` is set.
 fn detect_range(
     detector: &Detector,
     job: &Job,
@@ -332,8 +331,8 @@ pub(super) fn stopped() -> Error {
     )
 }
 
-/// Numbers of one detection in the message to rank 0: image index, label, x, y, width, height,
-/// score.
+/// How many numbers describe one detection in the message to rank 0: image index, label, x, y,
+/// width, height, score.
 const ROW_LEN: usize = 7;
 
 /// The message of a rank to rank 0: the number of its images, then [`ROW_LEN`] numbers per

@@ -92,7 +92,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Logs a warning where an annotation has the id 0, whose match pycocotools drops.
+    /// Logs a warning if an annotation has the id 0: pycocotools drops its match.
     pub fn warn_of_id_zero(&self) {
         let problem = self.truth.problem(&self.detections);
         if let Some(text) = id_zero_warning(&problem, &self.evaluation) {
@@ -101,7 +101,7 @@ impl Report {
     }
 }
 
-/// Everything beside the network that an evaluation depends on.
+/// Everything besides the network that an evaluation depends on.
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
     /// The images.

@@ -29,13 +29,13 @@ pub struct Predictor {
 impl Predictor {
     /// Detections on one picture, by descending score; boxes are in pixels of the picture.
     ///
-    /// On the CPU they equal those of `dw-eval` and `dw-detect` with one picture a batch to the
-    /// last bit if libtorch uses one thread (`tch::set_num_threads(1)`), and otherwise up to
-    /// rounding. Sets this thread's CPU flag that rounds subnormal numbers to 0.
+    /// On the CPU they equal those of `dw-eval` and `dw-detect` with one picture per batch: bit for
+    /// bit if libtorch uses one thread (`tch::set_num_threads(1)`), else up to rounding. Sets this
+    /// thread's CPU flag that rounds subnormal numbers to 0.
     ///
     /// # Errors
-    /// A picture without pixels or with another number of bytes than its size requires, or a
-    /// failure of libtorch.
+    /// A picture without pixels or whose number of bytes does not fit its size, or a failure of
+    /// libtorch.
     pub fn detect(&self, picture: &Rgb) -> Result<Vec<Detection>> {
         let (width, height, bytes) = (picture.width, picture.height, picture.data.len());
         let expected = width.checked_mul(height).and_then(|n| n.checked_mul(3));

@@ -25,7 +25,7 @@ pub struct Graph {
 pub enum Dim<'a> {
     /// A fixed size.
     Fixed(i64),
-    /// A size that is known when the model runs, by its name.
+    /// Name of a size that is known only when the model runs.
     Named(&'a str),
 }
 
@@ -42,12 +42,12 @@ pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
     AttributeProto { ints: values.to_vec(), ..attribute(name, 7) }
 }
 
-/// An attribute that is a number.
+/// An attribute that is a float.
 pub fn float(name: &str, value: f32) -> AttributeProto {
     AttributeProto { f: Some(value), ..attribute(name, 1) }
 }
 
-/// An attribute that is a text.
+/// An attribute that is a string.
 pub fn text(name: &str, value: &str) -> AttributeProto {
     AttributeProto { s: Some(value.as_bytes().to_vec()), ..attribute(name, 3) }
 }
@@ -114,7 +114,7 @@ impl Graph {
         self.named(&name, values, dims)
     }
 
-    /// Adds a number, f32.
+    /// Adds a scalar constant, f32.
     pub fn number(&mut self, value: f64) -> String {
         self.floats(&[value], &[])
     }
@@ -125,7 +125,7 @@ impl Graph {
         self.integers_named(name, values, &[values.len() as i64])
     }
 
-    /// Adds an integer, i64.
+    /// Adds a scalar constant, i64.
     pub fn integer(&mut self, value: i64) -> String {
         let name = self.fresh("constant");
         self.integers_named(name, &[value], &[])
@@ -201,7 +201,7 @@ impl Graph {
         self.with("Gather", &[x, &indices], vec![int("axis", axis)])
     }
 
-    /// Values one after the other along an axis.
+    /// Concatenates values along an axis.
     pub fn concat(&mut self, parts: &[String], axis: i64) -> String {
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         self.with("Concat", &parts, vec![int("axis", axis)])

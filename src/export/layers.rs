@@ -1,6 +1,5 @@
 //! Convolutions, plain and deformable, and norm layers as ONNX operators. Weights are read from the
-//! network's parameters by name; batch norm becomes part of the convolution before it, computed in
-//! f64.
+//! network's parameters by name; batch norm is folded into the convolution before it, in f64.
 
 use std::collections::BTreeMap;
 
@@ -95,8 +94,8 @@ impl GroupNorm {
         })
     }
 
-    /// `GroupNormalization` has another meaning before operator set 21, so every group is
-    /// normalised as one channel.
+    /// Before operator set 21 `GroupNormalization` has a different definition, so every group is
+    /// normalised as one channel of `InstanceNormalization`.
     fn apply(&self, g: &mut Graph, x: &str) -> String {
         let shape = g.op("Shape", &[x]);
         let grouped = g.reshape(x, &[0, self.groups, -1]);
@@ -181,7 +180,7 @@ impl Layer {
         }
     }
 
-    /// As [`Layer::apply`], followed by ReLU.
+    /// Like [`Layer::apply`], followed by ReLU.
     pub fn relu(&self, g: &mut Graph, x: &str) -> String {
         let y = self.apply(g, x);
         g.op("Relu", &[&y])
@@ -202,7 +201,7 @@ impl Layer {
     }
 }
 
-/// Makes batch norm `norm` part of weight and bias.
+/// Folds batch norm `norm` into weight and bias.
 fn fold(
     source: &Source,
     norm: &str,

@@ -10,7 +10,7 @@ pub struct Level {
     pub stride: i64,
     /// h and w, if the size is fixed.
     size: Option<(i64, i64)>,
-    /// The vector (h, w), if it is not.
+    /// The vector (h, w), if the size is not fixed; else empty.
     hw: String,
     /// h and w as numbers, f32.
     counts: [String; 2],
@@ -81,8 +81,8 @@ impl Level {
         (&self.x, &self.y)
     }
 
-    /// Coordinates of the points for the sides x1, y1, x2, y2, `[1, 4, h, w]`, pixels. `offset` is
-    /// that of [`crate::geometry::Grid`].
+    /// Coordinates of the points for the sides x1, y1, x2, y2, `[1, 4, h, w]`, pixels. See
+    /// [`crate::geometry::Grid::offset`] for `offset`.
     pub fn points(&self, g: &mut Graph, offset: f64) -> String {
         let mut axis = |cells: &str, along: [f64; 4]| {
             let offset = g.number(offset);
@@ -95,7 +95,7 @@ impl Level {
         g.op("Add", &[&x, &y])
     }
 
-    /// Samples each channel of `maps` `[N, K, h, w]` bilinearly at its own places `x` and `y`
+    /// Samples each channel of `maps` `[N, K, h, w]` bilinearly at its own positions `x` and `y`
     /// `[N, K, h, w]`, in cells. Samples outside the map read zeros, corner by corner.
     pub fn sample(&self, g: &mut Graph, maps: &str, channels: i64, x: &str, y: &str) -> String {
         let mut places = vec![];

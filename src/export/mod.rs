@@ -28,7 +28,7 @@ use crate::{Error, Result};
 use graph::{Dim, Graph, IR_VERSION, OPSET};
 use proto::{INT64, ModelProto, OperatorSetIdProto, StringStringEntryProto, UINT8};
 
-/// The network, and what its metadata say.
+/// The network, and the contents of its metadata.
 #[derive(Debug, Clone, Copy)]
 pub struct Network<'a> {
     /// Weights and post-processing.
@@ -54,7 +54,7 @@ pub struct Form {
 
 /// Largest side of a fixed network input, pixels.
 const MAX_SIDE: i64 = 16384;
-/// A protobuf message is smaller than this, bytes.
+/// A protobuf message must be smaller than this, bytes.
 const MAX_BYTES: usize = 1 << 31;
 /// Default of `image_size`: no padding.
 const WHOLE: i64 = i32::MAX as i64;
@@ -117,7 +117,7 @@ fn inputs(g: &mut Graph, form: Form) -> (&'static str, &'static str) {
     ("images", "image_size")
 }
 
-/// Checks what cannot be exported.
+/// Rejects what cannot be exported.
 fn check(network: &Network, form: Form) -> Result<()> {
     let align = i64::from(ALIGN);
     if let Some((h, w)) = form.size

@@ -11,7 +11,7 @@ use crate::model::Rank;
 /// Predictions of one level, with its cells in one dimension, row by row.
 #[derive(Debug)]
 pub struct Flat {
-    /// Numbers to rank by `[N, h w, C]`.
+    /// Values to rank by `[N, h w, C]`.
     ranked: String,
     /// Factor of the final scores `[N, h w, 1]`; none where `ranked` is the final score.
     factor: Option<String>,
@@ -44,8 +44,8 @@ pub fn flat(g: &mut Graph, level: &Level, p: &Predicted, rank: Rank, offset: f64
     Flat { ranked, factor, boxes }
 }
 
-/// Outputs `boxes` `[N, P, 4]` and the final `scores` `[N, P, C]`; also `ranking` `[N, P, C]` where
-/// threshold and limits apply to other numbers than the final scores.
+/// Outputs `boxes` `[N, P, 4]` and the final `scores` `[N, P, C]`; also `ranking` `[N, P, C]` if
+/// threshold and limits apply to other values than the final scores.
 pub fn raw(g: &mut Graph, levels: &[Flat], points: Dim, classes: i64) {
     let all = |g: &mut Graph, parts: Vec<String>| g.concat(&parts, 1);
     let boxes = all(g, levels.iter().map(|l| l.boxes.clone()).collect());
@@ -121,8 +121,8 @@ fn clipped(g: &mut Graph, boxes: &str, images: &str, image_size: &str) -> String
     g.op("Max", &[&boxes, &zero])
 }
 
-/// Boxes moved apart by class, so that one NMS treats every class on its own: `label * (largest
-/// coordinate of a candidate + 1)`, as the program and mmcv do.
+/// Boxes shifted by class, so that one NMS treats every class separately. The shift is
+/// `label * (largest coordinate of a candidate + 1)`, as in [`crate::eval::detect`] and mmcv.
 fn moved_apart(g: &mut Graph, c: &Candidates) -> String {
     let zero = g.number(0.0);
     let is_candidate = g.op("GreaterOrEqual", &[&c.scores, &zero]);

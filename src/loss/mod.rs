@@ -33,7 +33,8 @@ pub struct Normaliser {
     pub value: Tensor,
     /// Lower bound of the sum over all ranks.
     pub floor: f64,
-    /// Lower bound that is added over the ranks, as the number of images is.
+    /// This rank's part of a lower bound that is summed over the ranks, such as its number of
+    /// images.
     pub at_least: f64,
     /// Added after the bounds are applied (mmdetection adds the f32 epsilon to some denominators).
     pub plus: f64,
@@ -58,10 +59,10 @@ pub struct Reduced {
     terms: Vec<TermSettings>,
 }
 
-/// How many numbers of a term are added over the ranks.
+/// Number of values per term that are summed over the ranks.
 const NUMBERS: usize = 3;
 
-/// What the host needs to know of a term to compute its value from the sums.
+/// Settings of a term that the host needs to compute its value from the sums.
 #[derive(Debug, Clone, Copy)]
 struct TermSettings {
     name: &'static str,
@@ -95,7 +96,7 @@ impl Loss {
 }
 
 impl Reduced {
-    /// Waits for the numbers.
+    /// Waits for the sums and computes the loss.
     ///
     /// # Errors
     /// The device failed.
@@ -103,7 +104,7 @@ impl Reduced {
         Ok(self.loss(&Readback::start(&self.sums)?.wait()?))
     }
 
-    /// The loss of `sums` that the host has read.
+    /// Computes the loss from `sums` that the host has read.
     pub fn loss(&self, sums: &[f64]) -> Loss {
         let (mut terms, mut denominators, mut without_positive) = (vec![], vec![], true);
         for (t, numbers) in self.terms.iter().zip(sums.chunks_exact(NUMBERS)) {
@@ -118,10 +119,10 @@ impl Reduced {
 }
 
 /// Reduces the terms of all ranks to the loss. Sums are f64. `stop` is this rank's vote to stop
-/// after the step. The host reads nothing: on a GPU it only enqueues.
+/// after the step. The host reads nothing back; on a GPU it only enqueues work.
 ///
-/// mmdetection clamps the mean of a normaliser over ranks, here the sum is clamped; results differ
-/// only for batches with fewer boxes than ranks.
+/// mmdetection clamps the mean of a normaliser over the ranks; here the sum is clamped. Results
+/// differ only for batches with fewer boxes than ranks.
 ///
 /// # Errors
 /// The connection to another rank is lost.

@@ -99,7 +99,8 @@ pub struct ModelConfig {
     /// (mmdetection's ATSS, PAA, GFL, TOOD, RetinaNet).
     #[serde(default = "on")]
     pub fpn_relu: bool,
-    /// The head. The keys below `channels` that shape its towers and branches are those of `fcos`.
+    /// The head. The keys that shape towers and branches (`dcn_last_conv`, `refine`, `distances`,
+    /// `quality_tower`, `head_norm`, `tower_bias`) apply to `fcos` only.
     #[serde(default)]
     pub head: HeadKind,
     /// Whether the last convolution of both towers of the head is deformable.
@@ -110,7 +111,7 @@ pub struct ModelConfig {
     /// Conversion of the regression branch's output to distances.
     #[serde(default)]
     pub distances: Distances,
-    /// Tower from which the quality is predicted, if it is.
+    /// Tower from which the quality is predicted, if any.
     #[serde(default)]
     pub quality_tower: Tower,
     /// Norm layers of the towers.
@@ -127,7 +128,7 @@ fn on() -> bool {
     true
 }
 
-/// `model.fpn_extra`: what P6 is a convolution of.
+/// `model.fpn_extra`: the feature map that P6 is a convolution of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FpnExtra {
@@ -171,8 +172,8 @@ pub enum Distances {
     Relu,
     /// `exp(x)` pixels (FCOS's plain head).
     Exp,
-    /// Those of the box that x, taken as deltas (dx, dy, dw, dh), makes of a square anchor of side
-    /// 8 strides around the point (ATSS). The box need not contain the point.
+    /// Distances to the sides of a box, where x are its deltas (dx, dy, dw, dh) from a square
+    /// anchor of side 8 strides around the point (ATSS). The box need not contain the point.
     Deltas,
     /// The means of distributions over 0, 1, .., 16 strides, whose logits are x (GFL).
     Distribution,
@@ -195,11 +196,10 @@ pub enum Tower {
 }
 
 impl ModelConfig {
-    /// Checks that the keys of the head of FCOS are not set for another one, which has no use for
-    /// them.
+    /// Checks that the keys that only the head of FCOS uses are not set for another head.
     ///
     /// # Errors
-    /// The text names the key, the expected value and the value found.
+    /// Such a key is set. The text names it, the expected value and the value found.
     pub(crate) fn check_head(&self) -> Result<(), String> {
         if self.head == HeadKind::Fcos {
             return Ok(());
@@ -224,7 +224,7 @@ impl ModelConfig {
         ))
     }
 
-    /// A warning that lists the settings in which the head differs from that of a system, which has
+    /// A warning that lists the settings in which the head differs from that of `system`, which has
     /// no box refinement; `None` if there are none.
     pub(crate) fn unlike(
         &self,

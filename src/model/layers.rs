@@ -69,7 +69,7 @@ impl Conv {
         Self { weight, rounded: None, bias, stride, padding: kernel / 2, groups }
     }
 
-    /// One convolution with the outputs of several, one after the other. They have the same input
+    /// One convolution that computes the outputs of several, concatenated. They have the same input
     /// channels, kernel, stride and padding, and all or none have a bias.
     pub fn merged(convs: &[&Self]) -> Self {
         let all = |tensors: Vec<&Tensor>| Tensor::cat(&tensors, 0);
@@ -96,8 +96,8 @@ impl Conv {
         dw_torch::convolution(x, &self.spec(Then::default()))
     }
 
-    /// As [`Conv::forward`], with output of `kind`. The bias is added in that kind: a large bias in
-    /// bf16 would leave few bits to what is added to it.
+    /// Like [`Conv::forward`], with output of `kind`. The bias is added in that kind: in bf16, a
+    /// large bias would leave few bits for the value that it is added to.
     pub fn forward_as(&self, x: &Tensor, kind: Kind) -> Tensor {
         match &self.bias {
             Some(bias) if x.kind() != kind => {
@@ -108,9 +108,9 @@ impl Conv {
         }
     }
 
-    /// The convolution followed by `norm` and `then`; in one call for batch norm with fixed
-    /// statistics, which becomes part of weight and bias. With `train`, batch norm uses and updates
-    /// the batch's statistics unless they are fixed.
+    /// The convolution followed by `norm` and `then`. Batch norm with fixed statistics is folded
+    /// into weight and bias, and everything runs in one call. With `train`, batch norm uses the
+    /// statistics of the batch and updates the running ones, unless they are fixed.
     pub fn normalised(&self, x: &Tensor, norm: &Norm, then: Then, train: bool) -> Tensor {
         match norm {
             Norm::Batch { weight, bias, mean, var, fixed }
@@ -125,8 +125,8 @@ impl Conv {
                 dw_torch::convolution(x, &spec)
             }
             Norm::Group { weight, bias, groups } if then.relu && then.residual.is_none() => {
-                // On a GPU group norm adds the bias, too: one pass over the tensor less. On a CPU
-                // the convolution adds it without one.
+                // On a GPU group norm also adds the bias, which saves a pass over the tensor. On a
+                // CPU the convolution adds it without an extra pass.
                 let (first, second) = match &self.bias {
                     bias if x.device().is_cuda() => (None, bias.as_ref()),
                     bias => (bias.as_ref(), None),
@@ -212,7 +212,7 @@ pub enum Norm {
         mean: Tensor,
         /// Running variance `[C]`.
         var: Tensor,
-        /// Whether training uses the running statistics, too, and never updates them.
+        /// Whether training also uses the running statistics, and never updates them.
         fixed: bool,
     },
     /// No norm.
@@ -229,7 +229,8 @@ pub enum Norm {
 }
 
 /// Number of groups of a group norm: 32 for 256 channels as in the paper's head; for narrower
-/// networks a divisor of the channels that leaves at least four channels a group, if there is one.
+/// networks a divisor of the channels that leaves at least four channels per group, if there is
+/// one.
 pub(crate) fn groups(channels: i64) -> i64 {
     let most = if channels % 32 == 0 && channels >= 256 { 32 } else { (channels / 4).clamp(1, 32) };
     (1..=most).rev().find(|g| channels % g == 0).unwrap_or(1)
@@ -259,8 +260,8 @@ impl Norm {
         Self::Batch { weight, bias, mean, var, fixed }
     }
 
-    /// Normalises `[B, C, H, W]`. With `train`, batch norm uses and updates the batch's statistics
-    /// unless they are fixed.
+    /// Normalises `[B, C, H, W]`. With `train`, batch norm uses the statistics of the batch and
+    /// updates the running ones, unless they are fixed.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         match self {
             Self::Batch { weight, bias, mean, var, fixed } => x.batch_norm(
@@ -275,7 +276,7 @@ impl Norm {
             ),
             Self::None => x.shallow_clone(),
             Self::Group { weight, bias, groups } if x.device().is_cuda() => {
-                // libtorch has group norm with parameters of another kind on the CPU only.
+                // On a GPU libtorch's group norm requires parameters of the input's kind.
                 let [weight, bias] = [weight, bias].map(|t| Some(t.to_kind(x.kind())));
                 x.group_norm(*groups, weight, bias, EPSILON, true)
             }

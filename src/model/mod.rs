@@ -54,7 +54,7 @@ impl Detector {
     /// Normalised images `[B, 3, H, W]`, H and W multiples of 32, to raw predictions. `train`
     /// selects the mode of the norm layers.
     pub fn forward(&self, images: &Tensor, train: bool) -> Outputs {
-        // Not as a temporary of the call: C2..C5 would live as long as the head computes.
+        // A statement of its own, so that C2..C5 are dropped before the head runs.
         let pyramid = self.features(images, train).1;
         self.head.forward(&pyramid, self.offset)
     }

@@ -22,13 +22,13 @@ pub enum Init {
     KaimingUniform,
 }
 
-/// Converts convolution weights to channels-last, the memory layout of the images; else libtorch
-/// would convert weights that are not trained in every step. (Trained ones get their layout from
-/// the flat buffers.)
+/// Converts convolution weights to channels-last, the memory layout of the images. Otherwise
+/// libtorch would convert frozen weights in every step. (Trained ones get their layout from the
+/// flat buffers.)
 fn channels_last(t: &Tensor) -> Tensor {
     let [o, i, h, w] = t.size()[..] else { return t.shallow_clone() };
-    // Not a view, such as a permutation of a contiguous tensor: a view keeps the memory of what it
-    // is a view of, even after its own data was replaced, as the flat buffers do.
+    // A new tensor instead of a permuted view: a view would keep the memory of its base alive even
+    // after the flat buffers have replaced its data.
     let mut out =
         Tensor::empty_strided([o, i, h, w], [h * w * i, 1, w * i, i], (t.kind(), t.device()));
     out.copy_(t);
@@ -143,13 +143,15 @@ impl Params {
         self.push(name.into(), &t, false, false, role)
     }
 
-    /// A constant that a layer computes with, on the network's device. It has no name and is not in
-    /// checkpoints. Made once: copies from the host would make it wait for a GPU.
+    /// A constant for the computations of a layer, on the network's device. It has no name and is
+    /// not in checkpoints. Create it once: a copy in every step would make the host wait for the
+    /// GPU.
     pub fn constant(&self, values: &[f32], shape: &[i64]) -> Tensor {
         Tensor::from_slice(values).to_kind(self.kind).to_device(self.device).view(shape)
     }
 
-    /// Adds an integer counter, 0 (batch norm's `num_batches_tracked`, see [`Role::Counter`]).
+    /// Adds an integer counter that is 0 (batch norm's `num_batches_tracked`, see
+    /// [`Role::Counter`]).
     pub fn counter(&mut self, name: impl Into<String>) -> Tensor {
         self.push(
             name.into(),

@@ -51,10 +51,10 @@ impl LoadReport {
         self.missing.is_empty() && self.reshaped.is_empty()
     }
 
-    /// The tensors of backbone, neck and head that the network lacks, which shows that the file is
-    /// of another network. Counters, constants and the state of a strategy (`is_state` of the name)
-    /// do not count: the output of a network does not depend on them, and programs differ in which
-    /// of them they save.
+    /// The tensors of the file that belong to backbone, neck or head but that the network lacks;
+    /// they show that the file is of another network. Counters, constants and the state of a
+    /// strategy (`is_state` of the name) do not count: the output of a network does not depend on
+    /// them, and programs differ in which of them they save.
     pub fn of_another_network(&self, is_state: impl Fn(&str) -> bool) -> Vec<&String> {
         let matters = |name: &&String| {
             PARTS.iter().any(|part| name.starts_with(&format!("{part}.")))

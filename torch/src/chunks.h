@@ -13,7 +13,7 @@ namespace dw {
 // f64 and in the same order for any number of threads.
 struct Chunks {
   static constexpr int64_t SIZE = 64;
-  // Numbers a thread should have at least.
+  // Minimum number of elements per thread.
   static constexpr int64_t GRAIN = 1 << 15;
 
   int64_t images, positions, channels, per_image;
@@ -26,8 +26,8 @@ struct Chunks {
 
   int64_t count() const { return images * per_image; }
 
-  // Calls `f(chunk, image, offset, positions)` for each chunk: its index, that of its image, its
-  // first number and its number of positions.
+  // Calls `f(chunk, image, offset, positions)` for each chunk: its index, the index of its image,
+  // the offset of its first element, and its number of positions.
   template <typename F>
   void for_each(const F &f) const {
     const int64_t grain = std::max<int64_t>(GRAIN / (SIZE * channels), 1);
@@ -40,7 +40,7 @@ struct Chunks {
     });
   }
 
-  // The sums of each image [B, n] from those of the chunks, n numbers each.
+  // Adds the sums of the chunks, n numbers each, to the sums of each image [B, n].
   std::vector<double> add(const std::vector<float> &partial, int64_t n) const {
     std::vector<double> sums(images * n);
     for (int64_t chunk = 0; chunk < count(); chunk++)

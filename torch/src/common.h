@@ -1,6 +1,6 @@
-// Shared by the C++ files of this folder. Their functions are called from Rust,
-// where a C++ exception must not arrive: every function body runs inside `guarded` or `status`, and
-// the caller reads the exception's text with `dw_last_error`.
+// Shared by the C++ files of this folder. Their functions are called from Rust, and a C++ exception
+// must not cross into Rust: every function body runs inside `guarded` or `status`, and the caller
+// reads the exception's text with `dw_last_error`.
 #pragma once
 
 #include <c10/core/MemoryFormat.h>
@@ -17,7 +17,8 @@ constexpr auto CHANNELS_LAST = c10::MemoryFormat::ChannelsLast;
 // Stores what `dw_last_error` and `dw_last_error_is_memory` return on this thread.
 void set_last_error(const char *what, bool out_of_memory = false) noexcept;
 
-// Whether this machine's CPU has an instruction set, by libtorch's name for it, as "avx512_bf16".
+// Whether this machine's CPU has an instruction set, by libtorch's name for it, such as
+// "avx512_bf16".
 bool cpu_has(const char *instructions);
 
 // Runs `f`; on an exception stores its text and returns `failed`.

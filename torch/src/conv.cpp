@@ -1,5 +1,5 @@
-// Convolution with a folded batch norm of fixed statistics, a residual and ReLU, as one node of the
-// autograd graph.
+// Convolution with a folded batch norm with fixed statistics, a residual and ReLU, as one node of
+// the autograd graph.
 //
 // Shapes: B images, C input and O output channels, G groups, H x W input and h x w output size.
 
@@ -47,8 +47,8 @@ struct Spec {
   bool relu;
 };
 
-// What enters a convolution. Undefined tensors are absent: no bias; no norm (its beta is `bias`);
-// no residual; no copy of the weight in the kind of x.
+// Inputs of a convolution. Undefined tensors are absent: no bias; no norm (its beta is `bias`); no
+// residual; no copy of the weight in the kind of x.
 struct Inputs {
   Tensor x, weight, bias, gamma, mean, var, residual, rounded;
 
@@ -61,7 +61,7 @@ struct Inputs {
   dw::Norm norm() const { return {gamma, gamma.defined() ? bias : Tensor(), mean, var}; }
 };
 
-// Weight and bias that include the norm.
+// Weight and bias with the norm folded in; without a norm, the weight in the kind of x.
 dw::Folded fold(const Inputs &in) {
   const auto kind = in.x.scalar_type();
   if (in.gamma.defined()) return dw::fold(in.weight, in.norm(), kind);
@@ -97,7 +97,7 @@ Tensor fused_on_cpu(const Inputs &in, const dw::Folded &f, const Spec &s) {
   const auto bias = rounded_bias(in, f);
   auto &dispatcher = c10::Dispatcher::singleton();
   if (in.residual.defined()) {
-    // Into a copy of the residual: the call with a new output first converts the residual to
+    // Writes into a copy of the residual: the call with a new output first converts the residual to
     // another memory layout, which takes several times as long (libtorch 2.11).
     static const auto op =
         dispatcher.findSchemaOrThrow("mkldnn::_convolution_pointwise_", "binary")
@@ -133,22 +133,22 @@ Tensor fused_on_gpu(const Inputs &in, const dw::Folded &f, const Spec &s) {
 
 bool is_channels_last(const Tensor &t) { return t.is_contiguous(dw::CHANNELS_LAST); }
 
-// Whether oneDNN has bf16 on this CPU.
+// Whether oneDNN supports bf16 on this CPU.
 bool bf16_in_onednn() {
   static const bool has =
       dw::cpu_has("avx512_bw") && dw::cpu_has("avx512_vl") && dw::cpu_has("avx512_dq");
   return has;
 }
 
-// Whether a library computes convolution, bias, residual and ReLU in one call. oneDNN has f32 and,
-// on CPUs with AVX-512, bf16. cuDNN's fused engines need channels in multiples of 8.
+// Whether a library computes convolution, bias, residual and ReLU in one call: oneDNN in f32 and,
+// on CPUs with AVX-512, in bf16; cuDNN with channels in multiples of 8.
 bool has_fused(const Inputs &in, const Spec &s) {
   const auto kind = in.x.scalar_type();
   if (!s.relu) return false;
   if (in.x.is_cuda())
     return kind == at::kBFloat16 && s.groups == 1 && in.weight.size(0) % 8 == 0 &&
            in.weight.size(1) % 8 == 0;
-  // libtorch passes other residuals to an operation that has no bf16.
+  // For other residuals libtorch uses an operation that does not support bf16.
   if (in.residual.defined() &&
       (s.groups > 1 || !is_channels_last(in.x) || !is_channels_last(in.residual)))
     return false;
@@ -194,7 +194,8 @@ Tensor compute(const Inputs &in, const dw::Folded &f, const Spec &s) {
   }
   const std::array stride{s.stride, s.stride}, padding{s.padding, s.padding};
   constexpr std::array<int64_t, 2> dilation{1, 1}, none{0, 0};
-  // libtorch adds it in the kind of the activations, in an operation of its own on a GPU.
+  // libtorch would add the bias in the kind of the activations and, on a GPU, in a separate
+  // operation.
   const auto own_bias = dw::kernels(in.x) ? bias_of(in, f) : Tensor();
   auto y = at::convolution(in.x, f.weight, own_bias.defined() ? std::nullopt : rounded_bias(in, f),
                            stride, padding, dilation, /*transposed=*/false, none, s.groups);
@@ -222,9 +223,10 @@ struct Conv : torch::autograd::Function<Conv> {
                     or_undefined(rounded)};
     const auto folded = fold(in);
     const auto y = compute(in, folded, s);
-    // On a CPU the folded or rounded weight is made again in backward: the copies of all layers
-    // would be alive at once, and one pass over the weights takes little time. On a GPU, where it
-    // would be a launch more for each layer, they are saved.
+    // On a CPU, backward computes the folded or rounded weight again unless the caller passed the
+    // rounded one: saved copies of all layers would be alive at once, and one pass over the weights
+    // takes little time. On a GPU it is saved, because computing it again would be one more launch
+    // for each layer.
     const bool saves_weight = !x.is_cpu() || in.rounded.defined();
     ctx->save_for_backward({x, weight, in.gamma, in.norm().beta, in.mean, folded.norm,
                             saves_weight ? folded.weight : Tensor(), s.relu ? y : Tensor()});
@@ -279,7 +281,7 @@ struct Conv : torch::autograd::Function<Conv> {
     if (with_bias) dbias = dbias.to(static_cast<at::ScalarType>(number("bias_kind")));
     const bool added = needs("weight") && dw::adds_gradients(weight, norm);
     if (added) {
-      // Nothing is left to do for the graph, so these entries stay undefined.
+      // The gradients are in their buffers, so these entries stay undefined.
       dw::add_gradients(weight, norm, folded.norm, dweight, dbias);
     } else if (with_weight) {
       dweight = dweight.to(weight.scalar_type());
@@ -340,9 +342,10 @@ Tensor or_undefined(const Tensor *t) { return t ? *t : Tensor(); }
 
 extern "C" {
 
-// x [B, C, H, W], weight [O, C / G, k, k], bias [O], the fixed batch norm's gamma, mean and var [O]
-// (its beta is `bias`), residual [B, O, h, w], `rounded` (the weight in x's kind, without gradient)
-// to a new tensor [B, O, h, w] of x's kind. All but x and weight may be null. Null on failure.
+// Convolves x [B, C, H, W] and returns a new tensor [B, O, h, w] of x's kind; null on failure.
+// weight [O, C / G, k, k]; bias [O]; gamma, mean and var [O] of the fixed batch norm (its beta is
+// `bias`); residual [B, O, h, w]; `rounded`: the weight in x's kind, without gradient. All but x
+// and weight may be null.
 Tensor *dw_conv(const Tensor *x, const Tensor *weight, const Tensor *bias, const Tensor *gamma,
                 const Tensor *mean, const Tensor *var, const Tensor *residual,
                 const Tensor *rounded, int64_t stride, int64_t padding, int64_t groups,
@@ -361,7 +364,7 @@ Tensor *dw_conv(const Tensor *x, const Tensor *weight, const Tensor *bias, const
       return new Tensor(Conv::apply(in.x, in.weight, if_defined(in.bias), if_defined(in.gamma),
                                     if_defined(in.mean), if_defined(in.var),
                                     if_defined(in.residual), if_defined(in.rounded), spec));
-    // No bookkeeping for frozen layers and evaluation.
+    // Frozen layers and evaluation need no node of the autograd graph.
     at::NoGradGuard no_grad;
     return new Tensor(compute(in, fold(in), spec));
   });

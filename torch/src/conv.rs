@@ -32,13 +32,13 @@ pub struct Convolution<'a> {
     pub weight: &'a Tensor,
     /// Bias `[O]`; with `norm` the bias (shift) of the norm.
     pub bias: Option<&'a Tensor>,
-    /// Weight (scale), mean and variance `[O]` of a batch norm with fixed statistics: the
-    /// convolution runs with weight and bias that include it.
+    /// Weight (scale), mean and variance `[O]` of a batch norm with fixed statistics, which is
+    /// folded into weight and bias.
     pub norm: Option<[&'a Tensor; 3]>,
     /// Added to the output before the ReLU, with the output's shape and kind.
     pub residual: Option<&'a Tensor>,
-    /// Copy of the weight in the input's kind, without gradient; only without `norm`. It is made
-    /// by the call if it is absent, so a weight that is used several times is rounded once.
+    /// Copy of the weight in the input's kind, without gradient; only without `norm`. If it is
+    /// absent, each call makes one: pass it to round a weight only once for several calls.
     pub rounded: Option<&'a Tensor>,
     /// Stride along both axes.
     pub stride: i64,
@@ -51,7 +51,7 @@ pub struct Convolution<'a> {
 }
 
 /// `[B, C, H, W]` to `[B, O, H', W']` of the same kind. Parameters may have another kind than `x`:
-/// their copies are rounded to that of `x`, their gradients have their own.
+/// they are rounded to the kind of `x`, and their gradients have their own kind.
 ///
 /// # Panics
 /// If the shapes do not match, memory runs out, or the device failed.
@@ -95,7 +95,7 @@ mod tests {
     use super::super::{on_gradient, set_grad};
     use super::*;
 
-    /// Numbers like random ones with mean 0 and variance 1, but the same in every run.
+    /// Pseudo-random numbers with mean 0 and variance 1, the same in every run.
     fn noise(shape: &[i64], seed: i64) -> Tensor {
         let count: i64 = shape.iter().product();
         let at = Tensor::arange(count, (Kind::Double, Device::Cpu)) + seed as f64 * 1e5;
@@ -153,8 +153,9 @@ mod tests {
         t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
     }
 
-    /// Calls `check` with output and gradients of both, for all combinations of what is present.
-    /// In half of them the parameters have buffers for their gradients, as in training.
+    /// Calls `check` with the outputs and gradients of both implementations, for all combinations
+    /// of settings and optional inputs. In half of them the parameters have buffers for their
+    /// gradients, as in training.
     fn compare(kind: Kind, reference: Kind, check: impl Fn(&str, &Tensor, &Tensor)) {
         for case in 0..128 {
             let on = |bit: i64| case >> bit & 1 == 1;
@@ -162,7 +163,7 @@ mod tests {
             let kernel = if on(6) { 1 } else { 3 };
             let inputs = tensors(reference, groups, stride, kernel);
             let run = |kind: Kind, fused: bool| {
-                // Only activations have another kind than the parameters.
+                // Only the activations have `kind`.
                 let copy = |(i, t): (usize, &Tensor)| {
                     let kind = if i == 0 || i == 4 { kind } else { reference };
                     t.detach().copy().to_kind(kind).set_requires_grad(t.requires_grad())

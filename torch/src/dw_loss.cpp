@@ -1,5 +1,5 @@
 // The loss of dual weighting in the released formula, by the kernels of
-// `src/device/kernels/dw_loss.cu`. Shapes: those of its first lines.
+// `src/device/kernels/dw_loss.cu`, whose first lines define the shapes.
 
 #include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
@@ -23,7 +23,7 @@ using dw::floats;
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
-// The structures of the kernels' source.
+// The structures of the kernels, with the same layout.
 struct Settings {
   float beta, mu, gamma1, gamma2, prior_above;
 };
@@ -58,12 +58,12 @@ Predictions predictions(const Tensor &cls, const Tensor &distances, const Tensor
           static_cast<int>(cls.numel() / classes), static_cast<int>(classes)};
 }
 
-// Number of blocks for `count` numbers.
+// Number of blocks for `count` elements.
 int64_t blocks(int64_t count) {
   return std::clamp<int64_t>((count + dw::THREADS - 1) / dw::THREADS, 1, 1024);
 }
 
-// 0-dimensional gradients may be absent.
+// The gradient of a scalar output, which may be absent.
 Tensor or_zero(const Tensor &gradient, const Tensor &like) {
   return gradient.defined() ? gradient.contiguous() : at::zeros({}, like.options());
 }
@@ -146,12 +146,12 @@ struct DwLoss : torch::autograd::Function<DwLoss> {
   }
 };
 
-// A tensor as the kernels read it.
+// A contiguous tensor, as the kernels require.
 Tensor plain(const Tensor *t) { return t->contiguous(); }
 
 std::atomic<bool> switched_on{false};
 
-// The kernels count logits, and go beyond the last by the number of threads, in 32 bits.
+// The kernels index logits in 32 bits, and pass the last one by up to the number of threads.
 constexpr int64_t MOST_LOGITS = (int64_t{1} << 31) - (1 << 20);
 
 }  // namespace
@@ -161,7 +161,8 @@ extern "C" {
 // Switches the kernels of the loss on or off.
 void dw_use_loss_kernels(int on) { switched_on = on != 0; }
 
-// Whether `dw_loss` can work on predictions like `cls`. It adds gradients in no fixed order.
+// Whether `dw_loss` supports predictions like `cls`. Not with deterministic algorithms: it adds
+// gradients in no fixed order.
 int dw_has_dw_loss(const Tensor *cls) {
   return switched_on && dw::kernels(*cls) && cls->scalar_type() == at::kFloat && cls->numel() > 0 &&
          cls->numel() < MOST_LOGITS &&

@@ -27,8 +27,8 @@ pub fn use_loss_kernels(on: bool) {
     unsafe { dw_use_loss_kernels(c_int::from(on)) }
 }
 
-/// Whether [`dw_loss`] can work on class logits like these: f32 on a GPU with the kernels, which
-/// are switched on, while no deterministic algorithms are requested.
+/// Whether [`dw_loss`] supports class logits like these: f32 on a GPU, with the kernels loaded and
+/// switched on, unless deterministic algorithms are requested.
 pub fn has_dw_loss(cls: &Tensor) -> bool {
     // SAFETY: the tensor lives through the call, which throws nothing.
     unsafe { dw_has_dw_loss(cls.as_ptr()) != 0 }
@@ -52,12 +52,12 @@ pub struct DwLoss {
 }
 
 /// The sums of the released formula for class logits `[B, P, C]`, distances `[B, P, 4]` in pixels
-/// and quality logits `[B, P]`. All three are NaN if a prediction is not finite.
+/// and quality logits `[B, P]`. The three loss sums are NaN if a prediction is not finite.
 ///
 /// `targets` are the pairs' point and box `[N]`, the boxes' class `[G]`, the pairs' targets
-/// `[4, N]` and stride `[N]`, mean and sigma of the prior `[C, 2]`, and of each covered logit its
-/// position and last pair `[U]`. `settings` are beta, mu, gamma1, gamma2 and the value above which
-/// the hard prior is 1, negative for the soft prior.
+/// `[4, N]` and stride `[N]`, mean and sigma of the prior `[C, 2]`, and the position and last pair
+/// of each covered logit `[U]`. `settings` are beta, mu, gamma1, gamma2 and the value above which
+/// the hard prior is 1, which is negative for the soft prior.
 ///
 /// # Errors
 /// Shapes do not match, memory runs out, or a kernel cannot be started.

@@ -1,5 +1,5 @@
-// A batch norm of fixed statistics as part of the convolution before it: on a GPU by the kernels of
-// `src/device/kernels/weights.cu`, on a CPU by the loops of `weights_cpu.cpp`, and where neither
+// Folds a batch norm with fixed statistics into the convolution before it: on a GPU by the kernels
+// of `src/device/kernels/weights.cu`, on a CPU by the loops of `weights_cpu.cpp`, and where neither
 // applies by operations of libtorch.
 
 #include "fold.h"
@@ -26,8 +26,8 @@ using dw::gradient_of;
 // Added to the variance, as in PyTorch's batch norm.
 constexpr double EPS = 1e-5;
 
-// Whether the norm's tensors that are defined have one number for each row of the weight, in its
-// kind.
+// Whether the norm's defined tensors have one element for each row of the weight, in its kind and
+// on its device.
 bool fits(const Tensor &weight, const dw::Norm &norm) {
   for (const auto *t : {&norm.gamma, &norm.beta, &norm.mean, &norm.var})
     if (t->defined() &&

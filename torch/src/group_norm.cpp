@@ -1,4 +1,4 @@
-// Group norm, followed by ReLU or not: with ReLU on a GPU by the kernels of
+// Group norm, optionally followed by ReLU: with ReLU on a GPU by the kernels of
 // `src/device/kernels/group_norm.cu`, on a CPU by the loops of `group_norm_cpu.cpp`, and where
 // neither applies by operations of libtorch.
 //
@@ -136,8 +136,8 @@ Tensor composed(const Tensor &x, const Tensor *bias, const Tensor &gamma, const 
 
 extern "C" {
 
-// x [B, C, H, W], bias (null: none), gamma and beta [C] to relu(group_norm(x + bias)), without
-// `relu` to group_norm(x + bias): a new tensor of x's shape and kind; null on failure.
+// Returns relu(group_norm(x + bias)) or, without `relu`, group_norm(x + bias) for x [B, C, H, W],
+// bias (null: none), gamma and beta [C]: a new tensor of x's shape and kind; null on failure.
 Tensor *dw_group_norm(const Tensor *x, const Tensor *bias, const Tensor *gamma, const Tensor *beta,
                       int64_t groups, int relu) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {

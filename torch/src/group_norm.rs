@@ -1,4 +1,4 @@
-//! Group norm, followed by ReLU or not.
+//! Group norm, optionally followed by ReLU.
 
 use std::ffi::c_int;
 use std::ptr::null;
@@ -19,8 +19,9 @@ unsafe extern "C" {
     ) -> *mut torch_sys::C_tensor;
 }
 
-/// `relu(group_norm(x + bias))` of `[B, C, H, W]`, in its shape and kind; channels-last, except in
-/// f64 and on a GPU without the kernels. `bias`, `gamma` and `beta` are `[C]`, f32 if `x` is bf16.
+/// `relu(group_norm(x + bias))` of `[B, C, H, W]`, in its shape and kind. The output is
+/// channels-last on a GPU with the kernels and on a CPU without `bias`, except in f64. `bias`,
+/// `gamma` and `beta` are `[C]`, f32 if `x` is bf16.
 ///
 /// # Panics
 /// If the shapes do not match, memory runs out, or the device failed.
@@ -77,8 +78,8 @@ mod tests {
 
     use super::*;
 
-    /// x `[2, C, H, W]`, gamma, beta, and a gradient of the output, as f64 with the values of bf16:
-    /// rounding would move numbers to the other side of the ReLU.
+    /// x `[2, C, H, W]`, gamma, beta, and a gradient of the output, as f64. x and the gradient are
+    /// exactly representable in bf16, so that rounding moves no value across the ReLU.
     fn tensors(channels: i64, (h, w): (i64, i64)) -> [Tensor; 4] {
         tch::manual_seed(3);
         let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
@@ -106,7 +107,8 @@ mod tests {
         [y.detach(), x.grad(), gamma.grad(), beta.grad()].map(|t| t.to_kind(Kind::Double)).into()
     }
 
-    /// Sizes of one chunk and of several, and channels that are no multiple of a vector's length.
+    /// Sizes of one chunk and of several, and channels that are not a multiple of a vector's
+    /// length.
     const CASES: [(i64, i64, (i64, i64)); 5] =
         [(256, 32, (9, 17)), (64, 16, (30, 20)), (24, 6, (8, 8)), (20, 5, (1, 1)), (8, 1, (13, 5))];
 
@@ -132,7 +134,7 @@ mod tests {
             let names = ["output", "dx", "dgamma", "dbeta"];
             for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 5e-3)] {
                 for ((name, e), f) in names.iter().zip(&expected).zip(fused(kind)) {
-                    // Of a group with few numbers the gradient nearly vanishes.
+                    // The gradient of a group with few elements is close to 0.
                     let off = ((f - e).norm() / (e.norm() + 1e-3)).double_value(&[]);
                     assert!(off < limit, "{kind:?}, {channels} x {size:?}, {name}: {off}");
                 }
@@ -152,7 +154,7 @@ mod tests {
         let [x, gamma, beta, _] = tensors(8, (4, 4)).map(|t| t.to_kind(Kind::Float));
         let _ = x.get(0).get(0).get(0).get(0).fill_(f64::NAN);
         let y = group_norm_relu(&x, None, &gamma, &beta, 2);
-        // The first group of the first image has it.
+        // Only the first group of the first image contains NaN.
         let count = |t: Tensor| t.isnan().sum(Kind::Int64).int64_value(&[]);
         assert_eq!((count(y.get(0).narrow(0, 0, 4)), count(y)), (64, 64));
     }

@@ -1,5 +1,5 @@
-// Group norm, followed by ReLU or not, on a CPU. libtorch's (2.11, channels-last, bf16) takes
-// several times as long as memory needs for the tensors.
+// Group norm, optionally followed by ReLU, on a CPU. libtorch's own (2.11, channels-last, bf16)
+// takes several times as long as reading and writing the tensors.
 //
 // Shapes: B images, P positions, C channels, G groups.
 
@@ -26,11 +26,11 @@ struct Shape : dw::Chunks {
   Shape(const Tensor &x, int64_t groups) : Chunks(x), groups(groups) {}
 
   int64_t group_of(int64_t channel) const { return channel / (channels / groups); }
-  // Numbers that are normalised together.
+  // Number of elements that are normalised together.
   double numbers() const { return static_cast<double>(positions * (channels / groups)); }
 };
 
-// Adds each channel's numbers to sums[C], and their squares to squares[C].
+// Adds each channel's values to sums[C], and their squares to squares[C].
 template <typename T>
 DW_FOR_EACH_CPU
 void add_moments(const T *__restrict x, int64_t positions, int64_t channels,
@@ -94,7 +94,7 @@ void gradient(const T *__restrict dy, const T *__restrict x, int64_t positions, 
     }
 }
 
-// Norm and parameters as one factor and one summand for each channel and image, [B, C] each.
+// Norm and parameters as one scale and one shift for each image and channel, [B, C] each.
 struct Affine {
   std::vector<float> scale, shift;
 
@@ -111,7 +111,7 @@ struct Affine {
   }
 };
 
-// Mean and inverse deviation of each group, to stats [B, G, 2].
+// Mean and inverse standard deviation of each group, to stats [B, G, 2].
 template <typename T>
 void moments(const T *x, const Shape &s, double eps, double *stats) {
   std::vector<float> partial(s.count() * 2 * s.channels);
@@ -147,7 +147,7 @@ void forward(const Tensor &x, const Tensor &gamma, const Tensor &beta, const Sha
   });
 }
 
-// The coefficients of x and 1 in dx, [B, C] each.
+// The coefficient of x and the constant term of dx, [B, C] each.
 struct Slopes {
   std::vector<float> slope, offset;
 

@@ -1,5 +1,5 @@
-// Group norm, followed by ReLU or not, of channels-last tensors [B, C, H, W] of f32 or bf16 on a
-// CPU.
+// Group norm, optionally followed by ReLU, of channels-last tensors [B, C, H, W] of f32 or bf16 on
+// a CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,8 +12,8 @@ namespace dw {
 // Whether the functions below can work on `x` with these parameters.
 bool has_group_norm_cpu(const at::Tensor &x, const at::Tensor &gamma, const at::Tensor &beta);
 
-// relu(group_norm(x)), without `relu` group_norm(x); and for backward the mean and the inverse
-// deviation of each group [B, G, 2], f64.
+// Returns relu(group_norm(x)) or, without `relu`, group_norm(x); and, for backward, the mean and
+// the inverse standard deviation of each group [B, G, 2], f64.
 std::pair<at::Tensor, at::Tensor> group_norm_cpu(const at::Tensor &x, const at::Tensor &gamma,
                                                  const at::Tensor &beta, int64_t groups,
                                                  double eps, bool relu);

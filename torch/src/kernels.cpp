@@ -1,5 +1,5 @@
-// Custom CUDA kernels: set by `src/device/kernels.rs`, used by `group_norm.cpp`,
-// `conv.cpp` and `fold.cpp`.
+// Custom CUDA kernels: set by `src/device/kernels.rs`, used by `conv.cpp`, `dw_loss.cpp`,
+// `fold.cpp` and `group_norm.cpp`.
 
 #include "kernels.h"
 
@@ -26,8 +26,8 @@ std::string dw::cuda_error(int code) {
 
 extern "C" {
 
-// Sets the kernels and the driver's cuLaunchKernel and cuGetErrorString; a launcher that is null
-// switches the kernels off. With `on_cpu` they are functions for tensors in host memory.
+// Sets the kernels and the driver's cuLaunchKernel and cuGetErrorString; a null launcher switches
+// the kernels off. With `on_cpu` they are functions for tensors in host memory.
 void dw_set_kernels(void *const *functions, void *launcher, void *describe, int on_cpu) {
   static_assert(sizeof(loaded) == 26 * sizeof(void *), "NUM_KERNELS in kernels.rs");
   if (launcher) std::copy_n(functions, sizeof(loaded) / sizeof(void *), &loaded.forward_sums[0]);

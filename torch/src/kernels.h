@@ -31,10 +31,11 @@ using Describe = int (*)(int code, const char **text);
 const Kernels *kernels(const at::Tensor &on);
 Launch launcher();
 
-// The driver's text for a code. As libtorch's: with it a failed GPU is told from a bug.
+// The driver's text for an error code, as in libtorch's errors: it distinguishes a failed GPU from
+// a bug.
 std::string cuda_error(int code);
 
-// Those of the kernels' source.
+// The same as in `src/device/kernels/common.cuh`.
 constexpr int THREADS = 256, WIDTH = 8;
 
 // The current stream of the device that `on` is on; null on a CPU.
@@ -55,12 +56,12 @@ void launch(void *kernel, const at::Tensor &on, int64_t grid_x, int64_t grid_y,
   TORCH_CHECK(code == 0, "CUDA error: ", cuda_error(code), " (launching a kernel)");
 }
 
-// The numbers of a contiguous f32 tensor, to read; null if it is undefined.
+// The data of a contiguous f32 tensor, to read; null if it is undefined.
 inline const float *floats(const at::Tensor &t) {
   return t.defined() ? t.const_data_ptr<float>() : nullptr;
 }
 
-// The numbers of a parameter's gradient buffer; null if the parameter is undefined.
+// The data of a parameter's gradient buffer; null if the parameter is undefined.
 inline float *gradient_of(const at::Tensor &param) {
   return param.defined() ? param.grad().mutable_data_ptr<float>() : nullptr;
 }

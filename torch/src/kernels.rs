@@ -29,7 +29,7 @@ pub struct Kernels {
     pub on_cpu: bool,
 }
 
-/// Sets the kernels; `None`: operations of libtorch are used instead. Must not be called while
+/// Sets the kernels; with `None`, operations of libtorch are used instead. Must not be called while
 /// another thread uses them.
 ///
 /// # Safety

@@ -1,4 +1,5 @@
-//! Functions of libtorch that the `tch` bindings lack: one subject a file, next to its C++ source.
+//! Functions of libtorch that the `tch` bindings lack: one subject per file, next to its C++
+//! source.
 //!
 //! C++ exceptions do not cross into Rust: the C++ functions return a status (or null) and store the
 //! exception, which is returned as an [`Error`](dw_base::Error).
@@ -46,7 +47,7 @@ unsafe extern "C" {
     fn dw_cpu_has(instructions: *const c_char) -> c_int;
 }
 
-/// Version of libtorch, as "2.11.0+cu130".
+/// Version of libtorch, such as "2.11.0+cu130".
 pub fn version() -> String {
     // SAFETY: a static string literal.
     unsafe { CStr::from_ptr(dw_torch_version()) }.to_string_lossy().into_owned()
@@ -85,7 +86,8 @@ pub fn has_cuda_hooks() -> bool {
     unsafe { dw_has_cuda_hooks() != 0 }
 }
 
-/// Whether this machine's CPU has an instruction set, by libtorch's name for it, as `avx512_bf16`.
+/// Whether this machine's CPU has an instruction set, by libtorch's name for it, such as
+/// `avx512_bf16`.
 pub fn cpu_has(instructions: &CStr) -> bool {
     // SAFETY: a C string that lives through the call.
     unsafe { dw_cpu_has(instructions.as_ptr()) != 0 }

@@ -48,8 +48,8 @@ pub fn page_locked(tensor: &Tensor) -> Result<Tensor> {
     owned(unsafe { dw_page_locked(tensor.as_ptr()) })
 }
 
-/// Copies a tensor to `device`; one that is there already is shared. The host does not wait if the
-/// tensor is in page-locked memory.
+/// Copies a tensor to `device`; a tensor that is already there is shared. The host does not wait if
+/// the tensor is in page-locked memory.
 pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
     tensor.to_device_(device, tensor.kind(), true, false)
 }

@@ -16,10 +16,10 @@ namespace {
 
 using at::Tensor;
 
-// Numbers in a part of the sum.
+// Number of elements in a partial sum.
 constexpr int64_t CHUNK = 1 << 14;
 
-// The sum of squares, in several numbers so that the compiler can use vector instructions.
+// The sum of squares, in several accumulators so that the compiler can use vector instructions.
 DW_FOR_EACH_CPU
 double sum_of_squares(const float *x, int64_t count) {
   constexpr int64_t LANES = 16;
@@ -36,9 +36,9 @@ double sum_of_squares(const float *x, int64_t count) {
   return sum;
 }
 
-// In f64: libtorch adds f32 numbers on a CPU in f32, one after the other. Of 32 million normally
-// distributed ones its norm is 0.2 % too low (libtorch 2.11). Parts are added in the same order for
-// any number of threads.
+// Sums in f64: libtorch sums f32 values on a CPU in f32, one after the other, and its norm of 32
+// million normally distributed values is 0.2 % too low (libtorch 2.11). Partial sums are added in
+// the same order for any number of threads.
 Tensor on_cpu(const Tensor &x) {
   const int64_t count = x.numel(), chunks = (count + CHUNK - 1) / CHUNK;
   std::vector<double> sums(chunks);
@@ -59,7 +59,7 @@ extern "C" {
 Tensor *dw_norm(const Tensor *x) {
   return dw::guarded(static_cast<Tensor *>(nullptr), [&] {
     const bool is_own = x->is_cpu() && x->scalar_type() == at::kFloat && x->is_contiguous();
-    // Elsewhere in the tensor's own kind: libtorch would first convert all numbers.
+    // Other tensors are summed in their own kind: libtorch would first convert all values.
     return new Tensor(is_own ? on_cpu(*x) : at::linalg_vector_norm(*x, 2).to(at::kDouble));
   });
 }

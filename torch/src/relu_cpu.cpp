@@ -22,7 +22,7 @@ void add_sums(const T *__restrict dy, int64_t positions, int64_t channels,
     for (int64_t c = 0; c < channels; c++) sums[c] += static_cast<float>(dy[c]);
 }
 
-// As libtorch's: dy where y is NaN.
+// As in libtorch, the gradient is dy where y is NaN.
 template <typename T>
 DW_FOR_EACH_CPU
 void relu_gradient(const T *__restrict dy, const T *__restrict y, int64_t positions,

@@ -11,7 +11,7 @@ namespace dw {
 bool has_relu_gradient_cpu(const at::Tensor &dy, const at::Tensor &y);
 
 // The gradient before the ReLU whose output is `y` (undefined: no ReLU, and `dy` itself), and its
-// sums [C], f32. libtorch takes two passes, and a third where the sums are those of oneDNN.
+// sums [C], f32. libtorch takes two passes, and a third if oneDNN computes the sums.
 std::pair<at::Tensor, at::Tensor> relu_gradient_cpu(const at::Tensor &dy, const at::Tensor &y);
 
 }  // namespace dw

@@ -21,7 +21,7 @@ unsafe extern "C" {
 
 /// Updates parameters by SGD in one pass over flat buffers of one shape, in place:
 /// `v <- momentum v + (g + weight_decay p)`, then `p <- p - lr v`. Nothing changes if `skip`, a
-/// scalar f32 on the same device, is 1: the host need not know.
+/// scalar f32 on the same device, is 1, so the host need not read it.
 ///
 /// # Errors
 /// Out of memory, or the device failed.

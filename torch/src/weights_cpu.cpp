@@ -1,5 +1,5 @@
-// A convolution's weight on a CPU: its copy for the convolution, and the gradient of that copy, in
-// one pass each over the weights of the network, where libtorch's operations take several.
+// A convolution's weight on a CPU: its copy for the convolution, and the gradient of that copy,
+// each in one pass over the weight, where libtorch's operations take several.
 //
 // Weights [O, C / G, k, k] in channels-last memory are O rows.
 
@@ -18,11 +18,11 @@ namespace {
 using at::Tensor;
 
 
-// Numbers a thread should have at least.
+// Minimum number of elements per thread.
 constexpr int64_t GRAIN = 1 << 15;
 
-// Calls `f(row, offset)` on libtorch's threads, with the index of each row of `weight` and that of
-// its first number.
+// Calls `f(row, offset)` on libtorch's threads, with the index of each row of `weight` and the
+// offset of its first element.
 template <typename F>
 void for_rows(const Tensor &weight, int64_t columns, const F &f) {
   const int64_t grain = std::max<int64_t>(GRAIN / columns, 1);
@@ -43,8 +43,8 @@ void add_row(const K *gradient, W *sum, int64_t count) {
   for (int64_t i = 0; i < count; i++) sum[i] += static_cast<W>(gradient[i]);
 }
 
-// As `add_row`, scaled; returns the sum of gradient times weight. It is accumulated in several
-// numbers, so that the compiler can use vector instructions.
+// Like `add_row`, scaled; returns the sum of gradient times weight, in several accumulators so that
+// the compiler can use vector instructions.
 template <typename W, typename K>
 DW_FOR_EACH_CPU
 W add_scaled_row(const K *gradient, const W *weight, W scale, W *sum, int64_t count) {

@@ -1,6 +1,7 @@
-//! Statistics of the weights that a strategy gives to the points of its bags: how many points
-//! count, and how positive and negative weights correlate. The DW paper argues that in earlier
-//! functions one follows from the other, and that its own separates them.
+//! Statistics of the weights that a strategy gives to the points of its bags: the number of
+//! candidates, and the correlation of positive and negative weights. The DW paper argues that in
+//! earlier weighting functions the negative weight follows from the positive one, and that DW
+//! decouples them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,8 +12,8 @@ use crate::assign::{ImageBoxes, PairTensors, Progress, Strategy, Targets};
 use crate::model::Predictions;
 use crate::{Error, Result};
 
-/// A point counts as a candidate if its share of the positive weight of its bag is above this. The
-/// sum over a bag is 1 in some strategies only.
+/// A point is a candidate if its share of the positive weight of its bag is above this. It is a
+/// share because the weights of a bag add up to 1 in some strategies only.
 const CANDIDATE: f64 = 0.01;
 
 /// The weights of the points in the bags of one image's boxes. N: number of (point, box) pairs.
@@ -108,7 +109,7 @@ impl BagStatistics {
         [self.boxes, self.candidates, self.correlation, self.correlated, self.unweighted]
     }
 
-    /// From [`BagStatistics::sums`].
+    /// Builds statistics from [`BagStatistics::sums`].
     pub fn from_sums(sums: [f64; 5]) -> Self {
         let [boxes, candidates, correlation, correlated, unweighted] = sums;
         Self { boxes, candidates, correlation, correlated, unweighted }
@@ -143,7 +144,7 @@ impl fmt::Display for BagStatistics {
     }
 }
 
-/// Spearman's rank correlation; `None` where one of the two is constant.
+/// Spearman's rank correlation; `None` if one of the two is constant.
 fn rank_correlation(a: &[f64], b: &[f64]) -> Option<f64> {
     let mean = (a.len() as f64 - 1.0) / 2.0;
     let centred = |values: &[f64]| ranks(values).into_iter().map(|r| r - mean).collect::<Vec<_>>();

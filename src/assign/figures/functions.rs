@@ -16,7 +16,8 @@ pub fn p_neg(iou: &[f64], gamma1: f64) -> Result<Vec<f64>> {
     numbers(&negative_probability(&Tensor::from_slice(iou), gamma1))
 }
 
-/// The weights of some anchors under one function, each divided by the largest of its sign.
+/// The weights of some anchors under one function. Positive and negative weights are each divided
+/// by their maximum.
 #[derive(Debug)]
 pub struct Weighted {
     /// Name of the function.
@@ -54,7 +55,7 @@ pub fn weighted(anchors: &[(f64, f64)]) -> Result<[Weighted; 3]> {
 mod tests {
     use super::*;
 
-    /// What the paper's Fig. 1 is about: with DW the negative weight does not follow from the
+    /// What Fig. 1 of the paper shows: with DW the negative weight does not follow from the
     /// positive one.
     #[test]
     fn dw_weighs_anchors_of_equal_iou_by_their_score() {

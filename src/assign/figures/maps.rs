@@ -1,7 +1,7 @@
 //! The weights that an object's points get under several functions, from a network's predictions on
-//! one image (Fig. 5 of the DW paper): under DW, GFL and VFL on one bag, the points inside the box,
-//! so that only the function differs; and under GFL and VFL at the positive points of ATSS, which
-//! these systems use, with 0 for all other points.
+//! one image (Fig. 5 of the DW paper). DW, GFL and VFL are computed on the same bag, all points
+//! inside the box, so that only the function differs. GFL and VFL are also computed as their
+//! systems use them: at the positive points of ATSS, with 0 for all other points.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ use crate::geometry::STRIDES;
 use crate::model::{Params, Predictions};
 use crate::{Error, Result};
 
-/// Points are near the centre of a box up to this distance, strides.
+/// Largest distance of a point that is near the centre of its box, strides.
 const NEAR: f64 = 1.5;
 /// Lower bound of areas used as denominators, square pixels.
 const AREA_EPS: f64 = 1e-6;
@@ -43,7 +43,7 @@ pub struct Maps {
 /// The weights of the points under one function.
 #[derive(Debug)]
 pub struct FunctionMaps {
-    /// Name of the function; with "ATSS", if it is that of the positive points of ATSS.
+    /// Name of the function; it ends in "ATSS" for weights at the positive points of ATSS.
     pub name: &'static str,
     /// Positive weights.
     pub positive: Vec<f64>,
@@ -53,9 +53,9 @@ pub struct FunctionMaps {
     pub near: f64,
 }
 
-/// Computes the maps of box `which` of an image, on the level that has most of DW's positive
-/// weight; of equal ones the finer level. `config` is that of the network: if it is DW's, the maps
-/// of DW have its settings.
+/// Computes the maps of box `which` of an image, on the level with the most of DW's positive
+/// weight, the finer level on a tie. `config` is the network's strategy: if it is DW, the DW maps
+/// use its settings, else the defaults.
 ///
 /// # Errors
 /// The image has no such box.
@@ -109,8 +109,8 @@ pub fn compute(
     })
 }
 
-/// The stride with the largest sum of weights, which belong to points of the strides `stride`; the
-/// smallest one of equal sums.
+/// The stride with the largest sum of `weights`, the smallest one on a tie. `stride` is the stride
+/// of the point of each weight.
 fn level_of_most(weights: &[f64], stride: &[f64]) -> f64 {
     let sum_of = |s: f64| -> f64 {
         weights.iter().zip(stride).filter(|(_, own)| **own == s).map(|(w, _)| w).sum()
@@ -127,7 +127,7 @@ fn level_of_most(weights: &[f64], stride: &[f64]) -> f64 {
 /// Positive and negative weights `[N]` of all pairs under a function with this name.
 type Named = (&'static str, Tensor, Tensor);
 
-/// All pairs of points and boxes, and their weights under each function, DW with the settings `dw`
+/// All (point, box) pairs and their weights under each function. DW, with the settings `dw`, comes
 /// first.
 fn weights(
     p: &Predictions,

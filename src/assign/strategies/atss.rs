@@ -1,5 +1,5 @@
 //! ATSS (Zhang et al., CVPR 2020): its assignment ([`crate::assign::adaptive`]) with focal loss,
-//! box loss and centre-ness.
+//! box loss and centre-ness loss.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! AutoAssign (Zhu et al., 2020): each box learns how much its points count, by a trained centre
-//! prior for each class and by their predictions.
+//! AutoAssign (Zhu et al., 2020): the weights of a box's points follow from their predictions and
+//! from a centre prior, which is trained for each class.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes, N (point, box) pairs.
 
@@ -28,7 +28,7 @@ pub struct AutoAssignConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Form {
-    /// The published one.
+    /// The published loss.
     #[default]
     Published,
     /// Positive weights carry no gradient.
@@ -113,7 +113,7 @@ impl Criterion for AutoAssign {
             needs_positives,
         };
         vec![
-            // A box without points adds a constant in two of the forms.
+            // Not 0 without positives: a box without points adds a constant in two of the forms.
             term("loss_pos", positive, x.num_boxes(), false),
             term("loss_neg", negative, prior_n.detach().sum(None), false),
             term("loss_center", center, batch, true),
@@ -143,7 +143,7 @@ impl AutoAssign {
             Form::Published | Form::Detach => {
                 let zeros_g = Tensor::zeros(pairs.labels.size(), (raw_n.kind(), raw_n.device()));
                 let sum_g = zeros_g.index_add(0, &pairs.gt, &(weight_n * confidence_n));
-                // The weights of a box add up to 1, but for rounding.
+                // The weights of a box add up to 1 except for rounding.
                 bce(&sum_g.clamp_max(1.0), 1.0)
             }
         };
@@ -177,9 +177,9 @@ impl AutoAssign {
     }
 }
 
-/// Negative weights of the covered logits `[U]`: 0 for the point of a box whose predicted box is
-/// the best of all, 1 for the worst. What counts is the largest IoU with any box of the image,
-/// which need not be the pair's.
+/// Negative weights of the covered logits `[U]`: in each bag 0 for the point with the best
+/// predicted box, 1 for the one with the worst. Boxes are compared by their largest IoU with any
+/// box of the image, which need not be the pair's.
 fn negative_weights(x: &SoftInputs, pairs: &PairTensors, grid: &Grid) -> Tensor {
     let size = x.ltrb_bp4.size();
     let (batch, num_points) = (size[0], size[1]);
@@ -192,13 +192,14 @@ fn negative_weights(x: &SoftInputs, pairs: &PairTensors, grid: &Grid) -> Tensor 
     let low_n = pairs.min_per_box(&f_n);
     let high_n = pairs.max_per_box(&f_n);
     let weight_n = -((f_n - &low_n + TINY) / (high_n - low_n + TINY)) + 1.0;
-    // Of several boxes that cover a logit the last one's value is used, as the reference's indexed
-    // assignment does on a CPU.
+    // If several boxes cover a logit, the value of the last one is used, as in the reference, whose
+    // indexed assignment does so on a CPU.
     weight_n.index_select(0, &pairs.logit_last_pair)
 }
 
 /// Sum of the centre loss, which keeps the prior wide, and the number of images. An image
-/// contributes its number of boxes over the sum of its priors, 0 if no point is inside a box.
+/// contributes its number of boxes divided by the sum of its priors, or 0 if no point is inside a
+/// box.
 fn center_loss(prior_n: &Tensor, pairs: &PairTensors, cls_bpc: &Tensor) -> (Tensor, Tensor) {
     let (batch, num_points) = (cls_bpc.size()[0], cls_bpc.size()[1]);
     let options = (prior_n.kind(), prior_n.device());

@@ -19,10 +19,10 @@ use crate::model::{Params, Predictions, Rank};
 
 /// Lower bound of areas used as denominators, square pixels: released formula.
 const AREA_EPS: f64 = 1e-6;
-/// The same for the paper's formula, which gives no value.
+/// The same for the paper's formula; the paper gives no value.
 const PAPER_AREA_EPS: f64 = 1e-9;
-/// EPS of the released code: lower bound of a bag's sum of weights, and in both parts of the
-/// fraction that stretches P_neg, so that 0 / 0 is 1.
+/// EPS of the released code: lower bound of a bag's sum of weights. It is also added to both parts
+/// of the fraction that rescales P_neg, so that 0 / 0 gives 1.
 const TINY: f64 = 1e-12;
 /// Factor of both positive terms in the released code.
 const POSITIVE_SCALE: f64 = 0.25;
@@ -49,8 +49,8 @@ impl DwConfig {
         Strategy { matcher, criterion, inference: Rank::Score.into() }
     }
 
-    /// Finds the pairs of a batch. The bag of a box holds all points inside it; with the paper's
-    /// formula and a `threshold` or `topk` prior only those with prior 1.
+    /// Finds the pairs of a batch. The bag of a box contains all points inside it; with the paper's
+    /// formula and a `threshold` or `topk` prior, only those with prior 1.
     pub fn pairs(&self, grid: &Grid, classes: i64, images: &[ImageBoxes]) -> Pairs {
         Pairs::new(grid, classes, images, &|points, stride| self.filter_bag(points, stride))
     }
@@ -66,7 +66,7 @@ impl DwConfig {
         if self.prior == Prior::Threshold {
             points.retain(|p| radius(p.1) <= self.prior_value);
         } else {
-            // The sort is stable: of equally distant points the one with the lower index comes
+            // The sort is stable: of equally distant points, the one with the lower index comes
             // first.
             points.sort_by(|a, b| radius(a.1).total_cmp(&radius(b.1)));
             points.truncate(self.prior_value as usize);
@@ -94,7 +94,7 @@ struct DualWeighting {
 }
 
 impl DualWeighting {
-    /// As [`kernels::dual_weighting`] takes them.
+    /// The settings in the form that [`kernels::dual_weighting`] takes.
     fn settings(&self) -> [f64; 5] {
         let c = &self.config;
         let hard_above = if c.prior == Prior::Soft { -1.0 } else { c.prior_value };
@@ -107,7 +107,7 @@ struct Inputs<'a> {
     config: &'a DwConfig,
     prior: &'a CenterPrior,
     pairs: &'a PairTensors,
-    /// Scores are s of the paper.
+    /// Its scores are s of the paper.
     soft: SoftInputs<'a>,
 }
 
@@ -150,8 +150,8 @@ impl Criterion for DualWeighting {
     }
 }
 
-/// The terms of the loss from sum and normaliser of each: positive classification, localisation,
-/// negative classification. The sums of the first two are 0 only without positive weights.
+/// Builds the terms of the loss from the sum and normaliser of each: positive classification,
+/// localisation, negative classification. The first two sums are 0 only without positive weights.
 fn terms([cls_pos, loc, cls_neg]: [(Tensor, Tensor); 3]) -> Vec<Term> {
     let term = |name, (sum, value), needs_positives| Term {
         name,
@@ -203,15 +203,15 @@ fn released_w_pos(x: &Inputs, p_n: &Tensor) -> Tensor {
     } else {
         prior_n.gt(c.prior_value).to_kind(p_n.kind())
     };
-    // The exponents differ in the released code: 5 above and 3 below the fraction at mu = 5.
+    // In the released code numerator and denominator have different exponents: 5 and 3 at mu = 5.
     let (above, below) = ((p_n * c.mu).exp(), (p_n * (c.mu * 0.6)).exp());
     let with_prior = p_n * prior_n;
     let (above, below) = (above * &with_prior, below * with_prior);
     above / pairs.sum_per_box(&below).clamp_min(TINY)
 }
 
-/// P_neg of each covered logit `[U]`: `(1 - IoU^gamma1) / (1 - 0.5^gamma1)`, stretched to the range
-/// of the box's own pairs, and 1 below IoU 0.5.
+/// P_neg of each covered logit `[U]`: `(1 - IoU^gamma1) / (1 - 0.5^gamma1)`, rescaled by its
+/// minimum and maximum (at most 1) over the pairs of the box, and 1 below IoU 0.5.
 fn released_p_neg(x: &Inputs) -> Tensor {
     let (gamma1, pairs) = (x.config.gamma1, x.pairs);
     let f_n = (-x.soft.iou_n.pow_tensor_scalar(gamma1) + 1.0) / (1.0 - NEGATIVE_IOU.powf(gamma1));
@@ -219,8 +219,8 @@ fn released_p_neg(x: &Inputs) -> Tensor {
     let high_n = pairs.max_per_box(&f_n).clamp_max(1.0);
     let ramp_n = (f_n - &low_n + TINY) / (high_n - low_n + TINY);
     let p_neg_n = ramp_n.masked_fill(&x.soft.iou_n.lt(NEGATIVE_IOU), 1.0);
-    // Of several boxes that cover a logit the last one's value is used, as the reference's indexed
-    // assignment does on a CPU.
+    // If several boxes cover a logit, the value of the last one is used, as in the reference, whose
+    // indexed assignment does so on a CPU.
     p_neg_n.index_select(0, &pairs.logit_last_pair)
 }
 
@@ -272,7 +272,7 @@ pub fn consistency_weight(score: &Tensor, iou: &Tensor, beta: f64, mu: f64) -> T
     (&t * mu).exp() * t
 }
 
-/// P_neg of IoUs (Eq. 5 and 6): 1 below IoU 0.5 and 0 above 0.95, and falling between.
+/// P_neg of IoUs (Eq. 5 and 6): 1 below IoU 0.5, 0 above 0.95, and decreasing in between.
 pub fn negative_probability(iou: &Tensor, gamma1: f64) -> Tensor {
     let (low, high) = (NEGATIVE_IOU.powf(gamma1), POSITIVE_IOU.powf(gamma1));
     let ramp = (-iou.pow_tensor_scalar(gamma1) + high) / (high - low);

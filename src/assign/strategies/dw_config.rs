@@ -19,7 +19,7 @@ pub enum Formula {
 pub enum Prior {
     /// A Gaussian of the distance from the box's centre.
     Soft,
-    /// 1 near the box's centre, else 0; `prior_value` is the limit.
+    /// 1 near the box's centre, else 0; `prior_value` is the threshold.
     Threshold,
     /// 1 for the `prior_value` points of each level nearest to the box's centre, else 0 (paper's
     /// formula only).
@@ -46,7 +46,7 @@ pub enum NegWeight {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DwConfig {
-    /// Which of the two formulas.
+    /// Which of the two formulas is used.
     pub formula: Formula,
     /// Exponent of IoU in the consistency t (Eq. 3), and weight of the regression loss.
     pub beta: f64,
@@ -96,7 +96,7 @@ impl DwConfig {
                 return Err(format!("`assign.{key}`: expected a number above 0; found {value}"));
             }
         }
-        // Beyond them exp(mu p) and 1 / (1 - 0.5^gamma1) are not finite in f32.
+        // These limits keep exp(mu p) finite and 1 - IoU^gamma1 accurate in f32.
         if self.mu > 80.0 {
             return Err(format!("`assign.mu`: expected at most 80; found {}", self.mu));
         }
@@ -181,8 +181,8 @@ impl DwConfig {
     }
 }
 
-/// Largest `prior_value` of `prior = "threshold"` with the paper's formula, strides: more than any
-/// image has.
+/// Largest `prior_value` of `prior = "threshold"` with the paper's formula, strides: larger than
+/// any image.
 const MAX_RADIUS: f64 = 1000.0;
 /// Largest `prior_value` of `prior = "topk"`, points.
 const MAX_POINTS: f64 = 10_000.0;

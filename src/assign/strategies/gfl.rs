@@ -1,6 +1,6 @@
-//! GFL (Li et al., NeurIPS 2020) and GFLv2 (Li et al., CVPR 2021), which differ in the head: ATSS's
-//! assignment, the IoU of the predicted box as the target of its class score, and distances
-//! predicted as distributions.
+//! GFL (Li et al., NeurIPS 2020) and GFLv2 (Li et al., CVPR 2021): ATSS's assignment, the IoU of
+//! the predicted box as the target of its class score, and distances predicted as distributions.
+//! The two differ only in the head.
 //!
 //! Shapes: B images, P points over all levels, C classes, N positive points.
 
@@ -31,9 +31,9 @@ pub struct GflConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Assignment {
-    /// That of ATSS, as published.
+    /// The assignment of ATSS, as published.
     Atss,
-    /// That of FCOS with centre sampling.
+    /// The assignment of FCOS with centre sampling.
     Fcos,
 }
 
@@ -48,14 +48,14 @@ impl Default for GflConfig {
 /// latter.
 const BOX_WEIGHT: f64 = 2.0 / (1.0 + F32_EPSILON);
 const DFL_WEIGHT: f64 = 0.25 / (4.0 + F32_EPSILON);
-/// Distance of the largest target of a distribution from the largest value, strides.
+/// Difference between the largest value of a distribution and the largest target, strides.
 const DFL_MARGIN: f64 = 0.1;
 
 impl GflConfig {
     /// Checks the settings.
     ///
     /// # Errors
-    /// `topk` is out of range.
+    /// `topk` is out of range, or set for the assignment of FCOS.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.assignment == Assignment::Fcos && self.topk != TOPK {
             return Err(format!(
@@ -69,7 +69,7 @@ impl GflConfig {
 
     /// A warning if the head is not the one that GFL was published with.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
-        // GFL and GFLv2 differ in the quality alone.
+        // GFL and GFLv2 differ only in the quality.
         let quality = match model.quality_tower {
             Tower::Distribution => Tower::Distribution,
             _ => Tower::None,
@@ -141,8 +141,9 @@ impl Criterion for GeneralizedFocal {
     }
 }
 
-/// Distribution focal loss (Eq. 6), the sum over the four sides, `[N]`: cross entropy with the two
-/// values next to the distance to the side, in strides, weighted by its nearness to them.
+/// Distribution focal loss (Eq. 6) `[N]`, the sum over the four sides: cross entropy with the two
+/// bins on either side of the target distance in strides, each weighted by how close the target is
+/// to it.
 fn distribution_focal(positive: &Positives, predicted: &Predictions) -> Tensor {
     let log_p_n4k = positive.rows(predicted.bins()).view([-1, 4, BINS]).log_softmax(-1, None);
     let (kind, device) = (log_p_n4k.kind(), log_p_n4k.device());

@@ -1,4 +1,4 @@
-//! OTA (Ge et al., CVPR 2021): the assignment of points to boxes as a problem of optimal transport.
+//! OTA (Ge et al., CVPR 2021): the assignment of points to boxes as an optimal transport problem.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes, R = G + B suppliers: the boxes,
 //! then the background of each image.
@@ -20,9 +20,10 @@ use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OtaConfig {
-    /// Half the side of the square around a box's centre whose points cost no extra, strides.
+    /// Half the side of the square around a box's centre outside which points have an extra cost,
+    /// strides.
     pub radius: f64,
-    /// A box supplies as many points as the IoUs of its best predictions add up to; of this many.
+    /// Number of the largest IoUs of a box whose sum, rounded down, is its supply.
     pub topk: usize,
 }
 
@@ -34,15 +35,16 @@ impl Default for OtaConfig {
 
 const FOCAL_ALPHA: f64 = 0.25;
 const FOCAL_GAMMA: f64 = 2.0;
-/// Weight of the box loss in the cost, and of the terms.
+/// Weight of the box loss in the cost, and weights of the terms.
 const COST_BOX_WEIGHT: f64 = 1.5;
 const BOX_WEIGHT: f64 = 2.0;
 const IOU_WEIGHT: f64 = 0.5;
-/// Cost of a point outside the square around the centre.
+/// Added to the cost of a point outside the box or the square around its centre.
 const OUTSIDE: f64 = 1e6;
 /// A point inside a box is farther than this from its sides, pixels.
 const MARGIN: f64 = 0.01;
-/// Lower bound of areas used as denominators and of the IoU in its logarithm (cvpods).
+/// Lower bound of areas used as denominators, and of the IoU before its logarithm is taken
+/// (cvpods).
 const EPS: f64 = f32::EPSILON as f64;
 
 impl OtaConfig {
@@ -75,7 +77,7 @@ impl OtaConfig {
     }
 }
 
-/// Focal loss over all points; box loss and prediction of the IoU over the positive ones.
+/// Focal loss over all points; box loss and loss of the predicted IoU over the positive ones.
 struct Transport {
     config: OtaConfig,
 }
@@ -130,8 +132,9 @@ impl Transport {
         let topk = (self.config.topk as i64).min(num_points);
         let (best_gk, _) = (iou_gp * near_gp).topk(topk, 1, true, false);
         let supply_g = best_gk.sum_dim_intlist(1, false, None).trunc().clamp_min(1.0);
-        // The boxes of a crowded image can supply more than it has points, which has no solution:
-        // then each supplies the same share less, and one point is left for the background.
+        // The boxes of a crowded image can supply more points than it has, and then the problem has
+        // no solution. Their supplies are scaled down by a common factor that leaves one point for
+        // the background.
         let zeros_b = Tensor::zeros([batch], (kind, device));
         let total_b = zeros_b.index_add(0, &t.image, &supply_g);
         let share_b =
@@ -151,8 +154,8 @@ impl Transport {
     }
 }
 
-/// Focal loss of each point, summed over the classes: as the class of each box `[G, P]`, and as
-/// background `[B, P]`.
+/// Focal loss of each point, summed over the classes: with the class of each box as its target
+/// `[G, P]`, and with background as its target `[B, P]`.
 fn class_costs(p: &Predictions, t: &PointTensors) -> (Tensor, Tensor) {
     let as_negative = focal(&p.cls, &p.cls.zeros_like(), FOCAL_ALPHA, FOCAL_GAMMA);
     let as_positive = focal(&p.cls, &p.cls.ones_like(), FOCAL_ALPHA, FOCAL_GAMMA);

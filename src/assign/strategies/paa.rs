@@ -1,5 +1,5 @@
-//! PAA (Kim and Lee, ECCV 2020): of the anchors that overlap a box, those are positive whose losses
-//! belong to the better part of a mixture of two Gaussians.
+//! PAA (Kim and Lee, ECCV 2020): a mixture of two Gaussians is fitted to the losses of the anchors
+//! that overlap a box, and those in the component of lower loss are positive.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes, N potential positives, S samples
 //! of a box.
@@ -24,11 +24,13 @@ use crate::model::{Distances, Inference, ModelConfig, Predictions, Rank, Tower};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PaaConfig {
-    /// Samples of a box: its potential positives of least loss, at most this many a level.
+    /// Samples of a box: its potential positives with the lowest losses, at most this many per
+    /// level.
     pub topk: usize,
-    /// IoU from which an anchor is a potential positive of a box.
+    /// An anchor with at least this IoU with a box is a potential positive of the box.
     pub iou: f64,
-    /// Whether every detection gets the mean of all candidates around it (score voting).
+    /// Whether each detected box is replaced by the weighted mean of the candidates around it
+    /// (score voting).
     pub vote: bool,
 }
 
@@ -43,7 +45,7 @@ const FOCAL_GAMMA: f64 = 2.0;
 /// Weights of the terms.
 const BOX_WEIGHT: f64 = 1.3;
 const IOU_WEIGHT: f64 = 0.5;
-/// Lower bound of the IoU as the weight of a box loss.
+/// Lower bound of the IoU where it is the weight of a box loss.
 const SMALLEST_IOU: f64 = 1e-12;
 
 impl PaaConfig {
@@ -84,8 +86,8 @@ impl PaaConfig {
     }
 }
 
-/// Finds the potential positives: the points whose anchor overlaps a box, and for every box those
-/// of the largest IoU with it, however small that is.
+/// Finds the potential positives: the points whose anchor has an IoU of at least `iou` with a box,
+/// and for every box also the points with the largest IoU, however small that is.
 struct Overlapping {
     iou: f32,
 }
@@ -212,11 +214,12 @@ impl Probabilistic {
         let point_n = t.positive.remainder(grid.num_points());
         let group_n = &t.gt * levels + grid.levels(loss_n.device()).index_select(0, &point_n);
         let is_sample_n = rank_in_group(&group_n, num_gt * levels, loss_n).lt(self.topk);
-        // Samples come first in the order of their box.
+        // Within each box the samples come first.
         let order_n = loss_n.where_scalarother(&is_sample_n, f64::INFINITY);
         let rank_n = rank_in_group(&t.gt, num_gt, &order_n);
 
-        // Sample of each box by ascending loss, `[G, S]`; the last place takes what is no sample.
+        // Samples of each box by ascending loss, `[G, S]`. Potential positives that are no samples
+        // go to an extra entry at the end.
         let none = num_gt * most;
         let place_n = (&t.gt * most + &rank_n).where_scalarother(&is_sample_n, none);
         let zeros = || Tensor::zeros([none + 1], (loss_n.kind(), loss_n.device()));
@@ -230,18 +233,18 @@ impl Probabilistic {
 }
 
 /// Which samples are positive `[G, S]`, 1 or 0: those of the first component of the mixture, up to
-/// the one of the highest likelihood. Samples are by ascending loss. Boxes of less than two samples
-/// have none.
+/// the one of the highest likelihood. Samples are in order of ascending loss. Boxes with fewer than
+/// two samples have no positives.
 fn better_part(loss_gs: &Tensor, mask_gs: &Tensor) -> Tensor {
     let kind = loss_gs.kind();
     let joint_gs2 = Mixture::fit(loss_gs, mask_gs).log_joint(loss_gs);
-    // Of equal components the first.
+    // The first component on a tie.
     let is_first = joint_gs2.select(-1, 0).ge_tensor(&joint_gs2.select(-1, 1));
     let is_first = is_first.logical_and(&mask_gs.gt(0.0));
     let likelihood = joint_gs2.logsumexp([-1i64], false);
     let likelihood = likelihood.where_scalarother(&is_first, f64::NEG_INFINITY);
-    // The first of the largest ones: the position, not `argmax`, whose choice among equal numbers
-    // is not defined.
+    // The first of the largest ones, found by position: which of equal values `argmax` returns is
+    // not defined.
     let position = Tensor::arange(loss_gs.size()[1], (Kind::Int64, loss_gs.device()));
     let is_largest = likelihood.eq_tensor(&likelihood.amax([1], true));
     let last = position.where_scalarother(&is_largest, i64::MAX).amin([1], true);
@@ -249,8 +252,8 @@ fn better_part(loss_gs: &Tensor, mask_gs: &Tensor) -> Tensor {
     is_first.logical_and(&position.le_tensor(&last)).logical_and(&enough).to_kind(kind)
 }
 
-/// Rank of each of N values within its group by ascending value, from 0, `[N]`; equal values in
-/// the order given. Groups are `0..num_groups`.
+/// Rank of each of N values within its group by ascending value, from 0, `[N]`; equal values keep
+/// their order. Groups are `0..num_groups`.
 fn rank_in_group(group_n: &Tensor, num_groups: i64, value_n: &Tensor) -> Tensor {
     let by_value = value_n.argsort_stable(true, 0, false);
     let by_group = group_n.index_select(0, &by_value).argsort_stable(true, 0, false);

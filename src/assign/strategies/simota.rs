@@ -1,5 +1,5 @@
-//! SimOTA (YOLOX; Ge et al., 2021, Sec. 2): each box is assigned its k
-//! points of least cost, where k is the sum of the IoUs of its best predictions.
+//! SimOTA (YOLOX; Ge et al., 2021, Sec. 2): each box is assigned its k points of lowest cost, where
+//! k is the sum of the IoUs of its best predictions.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes, K candidates of a box.
 
@@ -22,7 +22,8 @@ use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
 pub struct SimotaConfig {
     /// Half the side of the square around a box's centre whose points are candidates, strides.
     pub radius: f64,
-    /// A box takes as many points as the IoUs of its best predictions add up to; of this many.
+    /// Number of the largest IoUs of a box whose sum, rounded down, is the number of points it
+    /// takes.
     pub topk: usize,
 }
 
@@ -35,11 +36,11 @@ impl Default for SimotaConfig {
 /// Weight of the IoU in the cost, and of the box loss.
 const COST_BOX_WEIGHT: f64 = 3.0;
 const BOX_WEIGHT: f64 = 5.0;
-/// Cost of a candidate that is not both inside the box and near its centre.
+/// Added to the cost of a candidate that is not both inside the box and near its centre.
 const OUTSIDE: f64 = 1e5;
-/// Cost of a point that is no candidate: more than any candidate's.
+/// Cost of a point that is not a candidate: more than any candidate's.
 const NEVER: f64 = 1e9;
-/// Added to the IoU in its logarithm.
+/// Added to the IoU before its logarithm is taken.
 const TINY: f64 = 1e-8;
 /// Lower bound of areas used as denominators, square pixels.
 const AREA_EPS: f64 = 1e-6;
@@ -55,7 +56,7 @@ impl SimotaConfig {
         dense::check(self.radius, self.topk)
     }
 
-    /// A warning if the head is not the one that is meant.
+    /// A warning if the head is not the one of `simota_r50_fpn_1x`.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
         model.unlike("simota_r50_fpn_1x", Distances::Relu, Tower::Reg, true)
     }
@@ -76,7 +77,7 @@ impl SimotaConfig {
     }
 }
 
-/// Objectness over all points; class and box loss over the positive ones.
+/// Objectness loss over all points; class and box loss over the positive ones.
 struct SimplifiedTransport {
     config: SimotaConfig,
 }
@@ -143,8 +144,8 @@ impl SimplifiedTransport {
             .index_add(0, &row_gk.view([-1]), &takes_gk.view([-1]))
             .view([batch, num_points]);
 
-        // A point that one box takes is that box's; of several boxes, or of all others that it
-        // could be cheaper for, the least cost over all boxes decides.
+        // A point that one box takes is assigned to that box. A point that several boxes take is
+        // assigned to the box of lowest cost, which can also be one that did not take it.
         let gt_gk = Tensor::arange(num_gt, (Kind::Int64, device)).unsqueeze(1).expand_as(&row_gk);
         let taken_by = Tensor::zeros([batch * num_points], (Kind::Int64, device))
             .index_add(
@@ -173,14 +174,14 @@ impl SimplifiedTransport {
     }
 }
 
-/// The box of least cost for each point `[B, P]`, the first one if several have it; G for the
-/// points of an image without boxes.
+/// The box of lowest cost for each point `[B, P]`, the first one on a tie; meaningless for images
+/// without boxes.
 fn cheapest_box(cost_gp: &Tensor, image_g: &Tensor, batch: i64) -> Tensor {
     transport::largest_supplier(&-cost_gp, image_g, batch)
 }
 
 /// Binary cross entropy of each point's class probabilities with the class of each box, summed over
-/// the classes, `[G, P]`. The probability is the root of class probability times objectness.
+/// the classes, `[G, P]`. A probability is the square root of class probability times objectness.
 fn class_costs(p: &Predictions, t: &PointTensors) -> Tensor {
     let score_bpc = p.cls.sigmoid() * p.quality().sigmoid().unsqueeze(-1);
     let p_bpc = score_bpc.sqrt();
@@ -199,8 +200,8 @@ mod tests {
     use crate::model::ClassOutput;
     use tch::Device;
 
-    /// Boxes and predictions that do not overlap: every box gets one point, nearest to its centre
-    /// or not, and boxes that want the same point share none.
+    /// No prediction overlaps a box: every box still gets one point, and of boxes that want the
+    /// same point only the first one gets it.
     #[test]
     fn every_box_gets_a_point_without_any_overlap() {
         let options = (Kind::Double, Device::Cpu);

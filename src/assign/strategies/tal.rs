@@ -1,5 +1,5 @@
-//! Task alignment learning (TOOD; Feng et al., ICCV 2021, Sec. 3.2): a box takes the points whose
-//! prediction has the best class score and IoU with it. The first epochs use ATSS's assignment.
+//! Task alignment learning (TOOD; Feng et al., ICCV 2021, Sec. 3.2): a box takes the points with
+//! the best combination of class score and IoU with it. The first epochs use ATSS's assignment.
 //!
 //! Shapes: B images, P points over all levels, C classes, G boxes of the batch, K candidates of a
 //! box, N = G K.
@@ -43,7 +43,7 @@ const BOX_WEIGHT: f64 = 2.0 / (1.0 + F32_EPSILON);
 const CLASS_WEIGHT: f64 = 1.0 / (1.0 + F32_EPSILON);
 /// Weight of positive entries in the focal loss of the first epochs.
 const FOCAL_ALPHA: f64 = 0.25;
-/// Added to the largest alignment of a box as a denominator.
+/// Added to the largest alignment of a box where it is a denominator.
 const TINY: f64 = 1e-7;
 
 impl TalConfig {
@@ -65,7 +65,7 @@ impl TalConfig {
         within("beta", power(self.beta), "an exponent, 0 to 100", self.beta)
     }
 
-    /// A warning if the head is not the one of the published numbers.
+    /// A warning if the head is not the one of the published results.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
         if model.head == HeadKind::Tood {
             return None;
@@ -113,8 +113,7 @@ impl Criterion for TaskAligned {
     }
 }
 
-/// The terms from the sum of the class loss, its normaliser, that of the box loss, and its
-/// normaliser.
+/// Builds the terms from sum and normaliser of the class loss and of the box loss.
 fn terms(class: (Tensor, Tensor), boxes: (Tensor, Tensor)) -> Vec<Term> {
     let term = |name, (sum, by), weight: f64, needs_positives| Term {
         name,
@@ -139,8 +138,8 @@ fn first_epochs(predicted: &Predictions, targets: &Targets) -> Vec<Term> {
     terms((loss_cls, ones_n.sum(None)), (loss_bbox, center_n.sum(None)))
 }
 
-/// Sum over the points that are not ignored of binary cross entropy with the targets, times the
-/// squared difference of score and target, times `weight_bpc`.
+/// Sum of the class loss over the points that are not ignored: binary cross entropy with the
+/// targets, times the squared difference of score and target, times `weight_bpc`.
 fn class_loss(
     predicted: &Predictions,
     target_bpc: &Tensor,
@@ -161,7 +160,7 @@ struct Candidates {
     /// Row of the candidate's point, `image * P + point`.
     row: Tensor,
     /// The target: 0 for candidates that the box does not own, else the alignment, scaled so that
-    /// the largest of a box is the largest IoU of its points.
+    /// the largest alignment of a box becomes the largest IoU of its points.
     target: Tensor,
     /// Whether the box owns the point, 0 or 1.
     owned: Tensor,
@@ -170,8 +169,8 @@ struct Candidates {
 }
 
 impl TaskAligned {
-    /// The losses after the first epochs. The probe records for each point `[B P]` its box of the
-    /// batch from 1 (`gt_index`), 0 for none, and its target (`target`).
+    /// The losses after the first epochs. The probe records for each point `[B * P]` the index of
+    /// its box in the batch, from 1 (`gt_index`; 0 for none), and its target (`target`).
     fn aligned(&self, p: &Predictions, t: &PointTensors, probe: &mut dyn Probe) -> Vec<Term> {
         let found = tch::no_grad(|| self.candidates(p, t));
         let (num_rows, classes) = (p.cls.size()[0] * p.cls.size()[1], p.cls.size()[2]);
@@ -226,8 +225,8 @@ impl TaskAligned {
     }
 }
 
-/// Which claims of boxes on points hold, `[G, K]`: a point belongs to the box of the largest IoU,
-/// to the first one if several have it. `row_gk` are the points, in `0..num_rows`; a box claims a
+/// Which claims of boxes on points are granted, `[G, K]`: a point goes to the claiming box with the
+/// largest IoU, the first one on a tie. `row_gk` are the points, in `0..num_rows`; a box claims a
 /// point at most once.
 fn owned(claims_gk: &Tensor, iou_gk: &Tensor, row_gk: &Tensor, num_rows: i64) -> Tensor {
     let row_n = row_gk.reshape([-1]);

@@ -33,7 +33,7 @@ impl Default for VflConfig {
 const BOX_WEIGHT: f64 = 2.0;
 /// Weight of the loss of the boxes before refinement.
 const FIRST_WEIGHT: f64 = 1.5;
-/// Lower bound of the IoU as a target: a positive point is not a negative one.
+/// Lower bound of the IoU as a target: the loss takes a target of 0 as a negative.
 const SMALLEST_IOU: f64 = 1e-6;
 
 impl VflConfig {
@@ -45,7 +45,7 @@ impl VflConfig {
         check_topk(self.topk)
     }
 
-    /// A warning if the head is not the one of the published numbers.
+    /// A warning if the head is not the one of the published results.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
         if model.head == HeadKind::Vfnet {
             return None;
@@ -68,7 +68,7 @@ impl VflConfig {
     }
 }
 
-/// Varifocal loss over all points, those in the padding included as in VarifocalNet; box loss over
+/// Varifocal loss over all points, including those in the padding as in VarifocalNet; box loss over
 /// the positive ones, weighted by the IoU of the predicted box.
 struct Varifocal;
 

@@ -66,11 +66,11 @@ impl Function {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Norm {
-    /// That of DW: weights add up to 1 over a bag, terms are divided by the number of boxes and by
-    /// the sum of 1 - P_neg.
+    /// Normalisation of DW: weights add up to 1 over a bag, and terms are divided by the number of
+    /// boxes or by the sum of 1 - P_neg.
     #[default]
     Dw,
-    /// That of the systems: weights as they are, terms divided by the sum of t.
+    /// Normalisation of the systems: weights as they are, terms divided by the sum of t.
     Native,
 }
 
@@ -96,7 +96,7 @@ const NATIVE_BOX_WEIGHT: f64 = 2.0;
 const TOOD_BETA: f64 = 6.0;
 /// Lower bound of a bag's sum of weights.
 const TINY: f64 = 1e-12;
-/// Added to the largest alignment of a bag as a denominator.
+/// Added to the largest alignment of a bag where it is a denominator.
 const ALIGNMENT_TINY: f64 = 1e-7;
 /// Lower bound of areas used as denominators, square pixels.
 const AREA_EPS: f64 = 1e-6;
@@ -158,9 +158,9 @@ struct Weighting {
 struct Weights {
     /// t of the function.
     t: Tensor,
-    /// Of the classes, not normalised. Carries a gradient.
+    /// Positive weights of the class loss, before normalisation. Carries a gradient.
     positive: Tensor,
-    /// Of the boxes, not normalised, without gradient.
+    /// Weights of the box loss, before normalisation, without gradient.
     boxes: Tensor,
     /// Probability of being negative, without gradient.
     p_neg: Tensor,
@@ -186,11 +186,11 @@ impl Criterion for Weighting {
         let cls_pos = (&w_pos_n * bce(&score_n, 1.0)).sum(None);
         let loc = (&w_reg_n * &x.giou_loss_n).sum(None);
 
-        // Of several boxes that cover a logit the last one counts, as in DW.
+        // If several boxes cover a logit, the last one counts, as in DW.
         let last = |t: &Tensor| t.index_select(0, &pairs.logit_last_pair);
         let (p_neg_u, importance_u) = (last(&w.p_neg), last(&w.importance));
         let w_neg_u = &p_neg_u * importance_u;
-        // Outside the bags a point is certainly negative.
+        // Outside the bags P_neg is 1, and the importance is s^2.
         let w_neg_bpc = x
             .score_bpc
             .square()
@@ -262,8 +262,8 @@ impl Weighting {
         Weights { t, positive, boxes, p_neg, importance }
     }
 
-    /// The positive weights of classes and boxes with prior, normalised over each bag where that
-    /// is DW's way.
+    /// The weights of class and box loss times the prior; with [`Norm::Dw`] they are normalised
+    /// over each bag.
     fn normalised(&self, w: &Weights, prior_n: &Tensor, pairs: &PairTensors) -> (Tensor, Tensor) {
         let with_prior = |weight: &Tensor| {
             let weight = weight * prior_n;

@@ -1,5 +1,5 @@
-// The bias of a convolution, and what its gradient needs: libtorch's own operations take several
-// times as long on channels-last tensors. Shapes: those of common.cuh.
+// The bias of a convolution and its gradient: libtorch's own operations take several times as long
+// on channels-last tensors. Shapes are those of common.cuh.
 
 // x += bias, in place.
 template <typename T>
@@ -15,8 +15,8 @@ __device__ void add_bias(T *x, const float *bias, int positions, int channels) {
   }
 }
 
-// The gradient g before the ReLU whose output is y, where y is not null, and its sums over the
-// positions of each chunk [B, K, C]. Without y, g is dy and is not written.
+// The gradient g before the ReLU whose output is y, and its sums over the positions of each chunk
+// [B, K, C]. If y is null there is no ReLU: g is dy and is not written.
 template <typename T>
 __device__ void bias_sums(const T *dy, const T *y, T *g, float *partial, int positions,
                           int channels) {

@@ -8,7 +8,7 @@ use crate::Result;
 /// A function of five tensors: input, three parameters of the channels, and a weight.
 type Function = fn(&[Tensor; 5]) -> Result<Tensor>;
 
-/// What is compared.
+/// An operation that is compared.
 struct Case {
     name: &'static str,
     function: Function,
@@ -77,8 +77,8 @@ fn convolution(
 }
 
 /// Output and gradients of `function`, in f64; 0 for an input that it does not use. The last input
-/// is the gradient of the output. With `buffers` parameters have buffers for their gradients, as in
-/// training, which hold 1 before.
+/// is the gradient of the output. With `buffers`, the gradients of the parameters are added to
+/// buffers, as in training, which hold 1 initially.
 fn outputs(inputs: &[Tensor; 6], function: Function, buffers: bool) -> Result<Vec<Tensor>> {
     let has_buffer = |i: usize| buffers && i > 0;
     let leaf = |i: usize| {
@@ -142,8 +142,8 @@ fn differences(inputs: &[Tensor; 6], function: Function) -> Result<Vec<(String, 
     Ok(off)
 }
 
-/// Norm of the difference of two tensors, relative to that of `expected` unless that is 0; NaN if a
-/// number of either is.
+/// Norm of the difference of two tensors, relative to that of `expected` unless that is 0; NaN if
+/// either tensor contains NaN.
 pub fn relative_difference(found: &Tensor, expected: &Tensor) -> f64 {
     let norm = |t: &Tensor| f64::try_from(t.norm()).unwrap_or(f64::NAN);
     match norm(expected) {
@@ -154,7 +154,7 @@ pub fn relative_difference(found: &Tensor, expected: &Tensor) -> f64 {
 
 /// Random inputs of a [`Function`], and a gradient of its output.
 fn inputs(device: Device, channels: i64, kind: Kind) -> [Tensor; 6] {
-    // Parameters that bf16 represents: rounding them would move values across the ReLU.
+    // Parameters that bf16 represents exactly: rounding them would move values across the ReLU.
     let normal = |shape: &[i64]| {
         Tensor::randn(shape, (Kind::Float, device)).to_kind(kind).to_kind(Kind::Float)
     };

@@ -1,6 +1,6 @@
-// What all kernels on channels-last tensors share: [B, P, C] with B images, P positions (height x
-// width) and C channels, in f32 or bf16. Kernels over positions are launched as grid (K, B) with
-// THREADS threads: each block has a chunk of an image's positions, each thread WIDTH channels of
+// Shared by all kernels on channels-last tensors [B, P, C]: B images, P positions (height x width)
+// and C channels, in f32 or bf16. Kernels over positions are launched as grid (K, B) with THREADS
+// threads: each block processes a chunk of an image's positions, and each thread WIDTH channels of
 // some of them.
 
 #define THREADS 256
@@ -30,7 +30,7 @@ __device__ inline void load(const bf16 *p, float v[WIDTH]) {
   }
 }
 
-// Two numbers rounded to bf16, `low` in the lower half.
+// Two values rounded to bf16, `low` in the lower half.
 __device__ inline unsigned rounded(float low, float high) {
   unsigned both;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));

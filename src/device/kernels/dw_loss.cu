@@ -37,7 +37,7 @@ __device__ inline float dw_power(float x, float exponent) {
 
 __device__ inline float dw_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// -ln(p), at most 100, and its derivative as libtorch has it.
+// -ln(p), at most 100, and its derivative, as in libtorch.
 __device__ inline float dw_cross_entropy(float p) { return -fmaxf(logf(p), -100.0f); }
 __device__ inline float dw_cross_entropy_slope(float p) {
   return (p - 1.0f) / fmaxf((1.0f - p) * p, DW_TINY);
@@ -107,7 +107,7 @@ struct DwOverlap {
     for (int i = 0; i < 4; ++i) {
       const int axis = i % 2, other = 1 - axis;
       const float p = predicted[i], t = target[i];
-      // The slope of min(p, t), of which libtorch gives each a half where they are equal.
+      // The derivative of min(p, t) by p. Where both are equal, libtorch gives each a half.
       const float inside = p < t ? 1.0f : p == t ? 0.5f : 0.0f;
       const float overlap_slope = o[axis] >= 0.0f ? fmaxf(o[other], 0.0f) * inside : 0.0f;
       const float slope = by_joined * a[other] + by_overlap * overlap_slope +
@@ -116,7 +116,7 @@ struct DwOverlap {
     }
   }
 
-  // exp(-beta (1 - GIoU)), which rounding could put above 1.
+  // exp(-beta (1 - GIoU)), at most 1: rounding could exceed it.
   __device__ float localisation(float beta) const {
     return fminf(expf((giou - 1.0f) * beta), 1.0f);
   }
@@ -210,8 +210,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0) sums[2 * box] = positive, sums[2 * box + 1] = located;
 }
 
-// The negative loss of all logits with P_neg = 1, in blocks [K, 2]; the second sum is NaN if a
-// prediction is not finite. Launched as grid (K, 1).
+// The negative loss of all logits with P_neg = 1, summed for each block [K, 2]; the second sum is
+// 0, or NaN if a prediction is not finite. Launched as grid (K, 1).
 extern "C" __global__ void __launch_bounds__(THREADS)
     dw_negatives(DwPredictions x, DwSettings s, double *sums) {
   const int step = gridDim.x * THREADS, first = blockIdx.x * THREADS + threadIdx.x;
@@ -231,8 +231,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0) sums[2 * blockIdx.x] = negative, sums[2 * blockIdx.x + 1] = any;
 }
 
-// P_neg of the covered logits [U], in blocks [K, 2] what it changes of the negative loss, and the
-// sum of 1 - P_neg. Launched as grid (K, 1).
+// P_neg of the covered logits [U]; and, summed for each block [K, 2], by how much it changes the
+// negative loss, and 1 - P_neg. Launched as grid (K, 1).
 extern "C" __global__ void __launch_bounds__(THREADS)
     dw_covered(DwPredictions x, DwSettings s, const float *p_neg_of_pair, const long long *index,
                const long long *last_pair, int count, float *p_neg, double *sums) {
@@ -271,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // The gradient of the negative loss with P_neg = 1 by the logits, and zeros for the distances. Each
-// 32 threads of a block have a row. Launched as grid (K, 1).
+// group of 32 threads of a block processes one row. Launched as grid (K, 1).
 extern "C" __global__ void __launch_bounds__(THREADS)
     dw_negatives_backward(DwPredictions x, DwSettings s, const float *dnegative, float *dcls,
                           float *dquality, float *ddistances) {
@@ -299,7 +299,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// Corrects that gradient at the covered logits. Launched as grid (K, 1).
+// Corrects the gradient of dw_negatives_backward at the covered logits. Launched as grid (K, 1).
 extern "C" __global__ void __launch_bounds__(THREADS)
     dw_covered_backward(DwPredictions x, DwSettings s, const float *dnegative, const float *p_neg,
                         const long long *index, int count, float *dcls, float *dquality) {
@@ -326,7 +326,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (dquality) atomicAdd(dquality + row, by_score * score.by_quality());
     const DwOverlap o(x, pairs, n);
     const float p = o.localisation(s.beta);
-    // No gradient where p was limited.
+    // No gradient where p was clamped to 1.
     if (expf((o.giou - 1.0f) * s.beta) > 1.0f) continue;
     const float by_giou = *dlocated * weight * dw_cross_entropy_slope(p) * s.beta * p;
     float slopes[4];

@@ -4,9 +4,9 @@
 // kernels read and write the layout of the convolutions around them, and add the bias of the
 // convolution before them.
 //
-// Shapes, beside those of common.cuh: G groups of D channels. Tensors x, y, dy, dx are [B, P, C];
-// bias, gamma and beta [C]; partial sums [B, K, C, n]; stats [B, G, 2]: mean and inverse standard
-// deviation. The sums over chunks are launched as grid (G, B).
+// Shapes, in addition to those of common.cuh: G groups of D channels. Tensors x, y, dy, dx are
+// [B, P, C]; bias, gamma and beta [C]; partial sums [B, K, C, n]; stats [B, G, 2]: mean and inverse
+// standard deviation. The kernels that sum over chunks are launched as grid (G, B).
 //
 // With u = x + bias, h = (u - mean) * rstd and z = gamma * h + beta: y = max(z, 0).
 
@@ -30,8 +30,8 @@ struct Affine {
   __device__ float z(int i, float h) const { return gamma[i] * h + beta[i]; }
 };
 
-// Adds partial sums over chunks: N sums of each channel of the block's group, in f64. Valid for
-// threads below D; all threads take part.
+// Adds partial sums over chunks: N sums of each channel of the block's group, in f64. The result is
+// valid in threads below D; all threads must take part.
 template <int N>
 __device__ void sum_chunks(const float *partial, int chunks, int channels, int per_group,
                            double out[N]) {
@@ -96,7 +96,7 @@ __device__ void forward(const T *x, const float *bias, const float *gamma, const
   }
 }
 
-// Sums of g, g h and h, where g is dy behind the ReLU.
+// Sums of g, g h and h, where g is the gradient before the ReLU.
 template <typename T>
 __device__ void backward_sums(const T *x, const T *dy, const float *bias, const float *gamma,
                               const float *beta, const float *stats, float *partial, int positions,

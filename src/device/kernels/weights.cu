@@ -1,10 +1,10 @@
-// A convolution's weight [O, K], f32, and a batch norm of fixed statistics behind it. Launched as
-// grid (O, 1): each block has one row.
+// A convolution's weight [O, K], f32, followed by a batch norm with fixed statistics. Launched as
+// grid (O, 1): each block processes one row.
 //
-// `norm` [3, O] has the bias that includes the norm, the inverse deviation, and its product with
-// gamma: the scale of the rows.
+// `norm` [3, O] contains the bias with the norm folded in, the inverse standard deviation, and its
+// product with gamma, which is the scale of the rows.
 
-// The weight times scale, and norm with its bias rounded.
+// Computes the weight times scale, `norm`, and its bias rounded to T.
 template <typename T>
 __device__ void fold(const float *weight, const float *gamma, const float *beta, const float *mean,
                      const float *var, T *folded, T *bias, float *norm, int columns, float eps) {
@@ -22,7 +22,7 @@ __device__ void fold(const float *weight, const float *gamma, const float *beta,
 }
 
 // Adds the gradients of weight, gamma and beta to their sums, from those of the folded weight and
-// of the bias. Without norm (null) only that of the weight.
+// of the bias. Without norm (null) adds only that of the weight.
 template <typename T>
 __device__ void add_gradients(const T *dfolded, const float *dbias, const float *weight,
                               const float *mean, const float *norm, float *weight_sum,

@@ -21,7 +21,7 @@ pub struct Predicted {
     pub quality: Option<String>,
 }
 
-/// Features of each level to raw predictions. `offset` is that of [`crate::geometry::Grid`].
+/// Features of each level to raw predictions. See [`crate::geometry::Grid::offset`] for `offset`.
 ///
 /// # Errors
 /// See [`Source::read`].

@@ -9,7 +9,7 @@ use crate::export::proto::FLOAT;
 use crate::model::ModelConfig;
 use crate::model::heads::tood::LAYERS;
 
-/// Features of each level to raw predictions. `offset` is that of [`crate::geometry::Grid`].
+/// Features of each level to raw predictions. See [`crate::geometry::Grid::offset`] for `offset`.
 ///
 /// # Errors
 /// See [`Source::read`].

@@ -65,8 +65,8 @@ impl DeformConv {
 /// whatever the image's size.
 const CHUNK: i64 = 1 << 24;
 
-/// Deformable convolution as torchvision's `deform_conv2d`, padded to keep the size at stride 1,
-/// one offset group.
+/// Deformable convolution like torchvision's `deform_conv2d`, with one offset group, padded to keep
+/// the size at stride 1.
 ///
 /// Arguments: `x` `[B, Cin, H, W]`; `offset` `[B, 2 K, H', W']`, in cells of the input, as (dy, dx)
 /// for each of the K taps; `mask` `[B, K, H', W']`; `weight` `[Cout, Cin / groups, k, k]`. Returns
@@ -105,7 +105,7 @@ impl AnyConv {
         }
     }
 
-    /// See [`Conv::rounded`]; `None` for a deformable convolution, which has no such form.
+    /// See [`Conv::rounded`]; `None` for a deformable convolution, which does not support it.
     pub fn rounded(&self, kind: Kind) -> Option<Self> {
         match self {
             Self::Plain(c) => Some(Self::Plain(c.rounded(kind))),
@@ -129,9 +129,9 @@ mod tests {
     use super::*;
     use crate::model::weights;
 
-    /// Values and all gradients of torchvision's operator (`tests/data/deform/make.py`) for various
-    /// strides and groups, offsets far outside, and a kernel of one tap; whole and in chunks of one
-    /// row.
+    /// Compares values and all gradients with torchvision's operator (`tests/data/deform/make.py`)
+    /// for various strides and groups, offsets far outside, and a kernel of one tap; whole and in
+    /// chunks of one row.
     #[test]
     fn equals_torchvision() {
         let cases = weights::read(
@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// Also, frozen weights get no gradient.
+    /// Also checks that frozen weights get no gradient.
     #[test]
     fn zero_offsets_and_a_mask_of_one_give_a_plain_convolution() {
         tch::manual_seed(2);

@@ -64,7 +64,7 @@ impl BlockSpec {
 #[derive(Debug)]
 struct Block {
     convs: Vec<(AnyConv, Norm)>,
-    /// 1x1 convolution of the shortcut; the identity without.
+    /// 1x1 convolution of the shortcut; `None` for the identity.
     shortcut: Option<(Conv, Norm)>,
 }
 
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
     use tch::{Device, Kind};
 
-    /// Published multiply-adds of the classifiers at 224 x 224, whose last layer has 2048 x 1000.
+    /// Published multiply-adds of the classifiers at 224 x 224, whose last layer adds 2048 x 1000.
     #[test]
     fn cost_equals_the_published_one() {
         for (backbone, giga) in [
@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    /// Parameters of torchvision's and timm's classifiers, whose last layer has 2049 x 1000.
+    /// Parameters of torchvision's and timm's classifiers, whose last layer adds 2049 x 1000.
     #[test]
     fn number_of_parameters_equals_the_published_one() {
         for (backbone, count) in [

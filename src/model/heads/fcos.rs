@@ -78,12 +78,12 @@ fn tower(p: &mut Params, config: &ModelConfig, name: &str) -> Vec<(AnyConv, Norm
 /// A tower for the levels of one forward pass.
 struct Pass<'a> {
     layers: &'a [(AnyConv, Norm)],
-    /// The convolutions with their weights rounded once for all levels, where they have that form.
+    /// The convolutions with their weights rounded once for all levels; `None` for deformable ones.
     rounded: Vec<Option<AnyConv>>,
 }
 
 impl<'a> Pass<'a> {
-    /// `kind` is that of the features.
+    /// Prepares the tower for features of `kind`.
     fn new(layers: &'a [(AnyConv, Norm)], kind: Kind) -> Self {
         Self { layers, rounded: layers.iter().map(|(conv, _)| conv.rounded(kind)).collect() }
     }
@@ -105,7 +105,7 @@ impl Head {
             Conv::new(p, &format!("bbox_head.{name}"), spec, true)
         };
         let score_bias = score_bias(INITIAL_SCORE);
-        // With a bias of 0 half the distances would be negative before the ReLU and have no
+        // With a bias of 0, half of the distances would be negative before the ReLU and get no
         // gradient.
         let distance_bias = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
         let num_sides = if config.distances == Distances::Distribution { 4 * BINS } else { 4 };
@@ -129,8 +129,8 @@ impl Head {
         }
     }
 
-    /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. `offset` is that of
-    /// [`crate::geometry::Grid`].
+    /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. See
+    /// [`crate::geometry::Grid::offset`] for `offset`.
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
         let mut out = Outputs::empty(ClassOutput::Logit, offset);
         // The branches on the regression tower run as one convolution: its gradient is one map of
@@ -195,8 +195,8 @@ impl Head {
     }
 }
 
-/// Constants of the box refinement for the sides x1, y1, x2, y2, each `[1, 4, 1, 1]`. Made once:
-/// copies from the host would make it wait for a GPU.
+/// Constants of the box refinement for the sides x1, y1, x2, y2, each `[1, 4, 1, 1]`. Created once:
+/// a copy in every step would make the host wait for the GPU.
 #[derive(Debug)]
 struct Sides {
     /// Direction from the point to the side.
@@ -259,7 +259,7 @@ mod tests {
         (params, head)
     }
 
-    /// FCOS's plain head against the default one, also in the biases of the towers.
+    /// Compares FCOS's plain head with the default one, including the biases of the towers.
     #[test]
     fn plain_head_has_exponential_distances_and_quality_from_the_class_tower() {
         let plain = ModelConfig {
@@ -299,7 +299,7 @@ mod tests {
         }
     }
 
-    /// Of mmdetection's ATSSHead, GFLHead and FCOSHead.
+    /// The names are those of mmdetection's ATSSHead, GFLHead and FCOSHead.
     #[test]
     fn branches_have_the_names_of_the_systems() {
         for (distances, quality_tower, expected) in [

@@ -1,11 +1,12 @@
-//! Heads: pyramid features P3..P7 to raw predictions, and what post-processing reads of them.
+//! Heads: pyramid features P3..P7 to raw predictions, and these to scores and boxes for
+//! post-processing.
 //!
 //! * [`fcos`]: FCOS's head with its variants and DW's box refinement; [`quality`]: the predictor of
 //!   GFLv2
 //! * [`tood`]: TOOD's task-aligned head
 //! * [`vfnet`]: VarifocalNet's head
-//! * [`parts`]: what several heads are made of
-//! * [`sampling`]: what the refinements of boxes of DW and TOOD share
+//! * [`parts`]: building blocks of several heads
+//! * [`sampling`]: sampling of maps for the box refinements of DW and TOOD
 
 pub mod fcos;
 pub mod parts;
@@ -27,12 +28,13 @@ use crate::model::params::Params;
 pub struct Outputs {
     /// Class logits or probabilities `[B, C, h, w]`.
     pub cls: Vec<Tensor>,
-    /// Which of them.
+    /// Whether `cls` are logits or probabilities.
     pub cls_is: ClassOutput,
     /// Distances (l, t, r, b) `[B, 4, h, w]`, pixels; not negative, except for `Distances::Deltas`
     /// and TOOD's head.
     pub distances: Vec<Tensor>,
-    /// Distances before refinement, likewise, if the head has a loss for them; else empty.
+    /// Distances before refinement `[B, 4, h, w]`, pixels, if the head has a loss for them; else
+    /// empty.
     pub first: Vec<Tensor>,
     /// Quality logits `[B, 1, h, w]`: objectness in DW (without a target of its own), centre-ness
     /// in FCOS. Empty without a quality branch.
@@ -49,12 +51,12 @@ pub struct Outputs {
 pub struct Predictions {
     /// Class logits or probabilities `[B, P, C]`.
     pub cls: Tensor,
-    /// Which of them.
+    /// Whether `cls` are logits or probabilities.
     pub cls_is: ClassOutput,
     /// Distances (l, t, r, b) `[B, P, 4]`, pixels; not negative, except for `Distances::Deltas` and
     /// TOOD's head.
     pub distances: Tensor,
-    /// Distances before refinement, likewise, if the head has a loss for them.
+    /// Distances before refinement `[B, P, 4]`, pixels, if the head has a loss for them.
     pub first: Option<Tensor>,
     /// Quality logits `[B, P]`, if the head has a quality branch.
     pub quality: Option<Tensor>,
@@ -79,7 +81,8 @@ pub enum ClassOutput {
 pub struct Inference {
     /// How predictions are ranked.
     pub rank: Rank,
-    /// Whether every detection gets the mean of all candidates around it (PAA's score voting).
+    /// Whether each detected box is replaced by the weighted mean of the candidates around it
+    /// (PAA's score voting).
     pub vote: bool,
 }
 
@@ -93,7 +96,7 @@ impl From<Rank> for Inference {
 /// How post-processing ranks predictions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Rank {
-    /// The score threshold and the limit of candidates a level apply to the score: class
+    /// The score threshold and the limit of candidates per level apply to the score: class
     /// probability times quality.
     #[default]
     Score,
@@ -124,8 +127,8 @@ impl Head {
         }
     }
 
-    /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. `offset` is that of
-    /// [`Grid`].
+    /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions. See
+    /// [`Grid::offset`] for `offset`.
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
         match self {
             Self::Fcos(head) => head.forward(pyramid, offset),
@@ -145,7 +148,7 @@ impl Head {
 }
 
 impl Outputs {
-    /// Outputs of no level yet.
+    /// Outputs without any level.
     pub fn empty(cls_is: ClassOutput, offset: f64) -> Self {
         Self {
             cls: vec![],
@@ -158,7 +161,7 @@ impl Outputs {
         }
     }
 
-    /// Concatenates the levels, each row by row.
+    /// Concatenates the points of all levels, each level row by row.
     pub fn flatten(&self) -> Predictions {
         let rows = |levels: &[Tensor]| {
             let flat: Vec<Tensor> =
@@ -221,8 +224,8 @@ impl Predictions {
     }
 
     /// 0, or NaN if any of these tensors holds NaN or infinity. Without gradient. Every strategy
-    /// adds it to a term, because most read some predictions at the positive points only, and
-    /// because the score of an infinite logit is an ordinary number.
+    /// adds it to a term, because most of them read some predictions at the positive points only,
+    /// and because the score of an infinite logit is finite.
     pub fn nan_if_invalid(&self) -> Tensor {
         let of = |t: &Tensor| {
             let (least, most) = t.detach().aminmax(None, false);
@@ -236,7 +239,7 @@ impl Predictions {
 /// Scores and boxes of all points, in f32: the input of post-processing.
 #[derive(Debug)]
 pub struct Scored {
-    /// Numbers to rank by `[B, P, C]`: class probabilities ([`Rank::Class`]) or the scores.
+    /// Values to rank by `[B, P, C]`: class probabilities ([`Rank::Class`]) or the scores.
     pub ranked: Tensor,
     /// Quality `[B, P]` by which class probabilities are multiplied after ranking; `None`
     /// unless [`Rank::Class`], and without a quality branch.

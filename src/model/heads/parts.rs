@@ -1,4 +1,4 @@
-//! What several heads are made of. Names of tensors start with `bbox_head.`.
+//! Building blocks of several heads. Names of tensors start with `bbox_head.`.
 
 use tch::Tensor;
 
@@ -9,13 +9,13 @@ use crate::model::params::{Init, Params};
 /// Standard deviation of the initial weights of a head's convolutions, unless stated otherwise.
 pub const DEVIATION: f64 = 0.01;
 
-/// Bias of class logits for the initial class probability `score`. A low one keeps the loss of the
-/// many negative points small in the first steps.
+/// Bias of class logits for the initial class probability `score`. A low probability keeps the loss
+/// of the many negative points small in the first steps.
 pub fn score_bias(score: f64) -> f64 {
     -((1.0 - score) / score).ln()
 }
 
-/// A factor for each level, scalars, initially 1.
+/// One trained scalar factor for each level, initially 1.
 pub fn scales(p: &mut Params, name: &str) -> Vec<Tensor> {
     let scale =
         |i| p.param(format!("bbox_head.{name}.{i}.scale"), &[], Init::Const(1.0), true, true);

@@ -7,7 +7,7 @@ use crate::geometry::BINS;
 use crate::model::layers::{Conv, ConvSpec, Size, Then};
 use crate::model::params::{Init, Params};
 
-/// The largest probabilities of a distribution that are read; their mean is one more number.
+/// Number of the largest probabilities of a distribution that are read, in addition to their mean.
 pub(crate) const TOP: i64 = 4;
 /// Channels of the hidden layer.
 const HIDDEN: i64 = 64;

@@ -1,9 +1,9 @@
-//! Bilinear sampling of maps of boxes, each channel at places of its own.
+//! Bilinear sampling of maps of boxes, each channel at its own positions.
 
 use tch::Tensor;
 
-/// Samples the channels of `maps` `[B, K, h, w]`, each at its own places `x` and `y` `[B, K, h, w]`
-/// in cells. Samples outside the map read zeros, corner by corner.
+/// Samples the channels of `maps` `[B, K, h, w]`, each at its own positions `x` and `y`
+/// `[B, K, h, w]` in cells. Samples outside the map read zeros, corner by corner.
 pub fn sample(maps: &Tensor, x: Tensor, y: Tensor) -> Tensor {
     let size = maps.size();
     let (b, k, h, w) = (size[0], size[1], size[2], size[3]);

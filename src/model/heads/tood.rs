@@ -1,6 +1,6 @@
 //! The task-aligned head of TOOD (Feng et al., ICCV 2021, Sec. 3.1): both tasks read the features
-//! of all layers of one tower, each with weights of its own for the layers; scores and boxes are
-//! then aligned by maps that are predicted from all of them.
+//! of all layers of one tower, each with its own weights for the layers. Scores and boxes are then
+//! aligned by maps that are predicted from the features of all layers.
 //!
 //! Shapes: B images, L layers, F channels of a layer, h x w size of a level in cells.
 
@@ -16,13 +16,13 @@ use crate::model::params::Params;
 
 /// Number of layers.
 pub(crate) const LAYERS: i64 = 6;
-/// The hidden layer of the layers' weights has one channel for this many of a layer.
+/// The hidden layer that predicts the layers' weights has `channels / SQUEEZE` channels.
 const SQUEEZE: i64 = 8;
-/// The hidden layers of the alignment maps have one channel for this many of a layer.
+/// The hidden layers that predict the alignment maps have `channels / NARROW` channels.
 const NARROW: i64 = 4;
 /// Initial class probability, and initial value of the map that it is multiplied by.
 const INITIAL_SCORE: f64 = 0.01;
-/// Deviation of the initial weights of convolutions that start with little effect.
+/// Standard deviation of the initial weights of convolutions that start with little effect.
 const SMALL: f64 = 0.001;
 
 /// The task-aligned head.
@@ -41,7 +41,8 @@ pub struct Head {
     scales: Vec<Tensor>,
 }
 
-/// A 1x1 convolution and a 3x3 convolution on all layers: a map of `output` channels.
+/// A 1x1 and a 3x3 convolution that predict a map of `output` channels from the features of all
+/// layers.
 fn map(p: &mut Params, name: &str, width: i64, output: i64, init: (f64, f64)) -> [Conv; 2] {
     let hidden = (width / NARROW).max(1);
     let (deviation, bias) = init;
@@ -76,7 +77,8 @@ impl Head {
     }
 
     /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions: class
-    /// probabilities, and distances that can be negative. `offset` is that of [`geometry::Grid`].
+    /// probabilities, and distances that can be negative. See [`geometry::Grid::offset`] for
+    /// `offset`.
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
         let mut out = Outputs::empty(ClassOutput::Probability, offset);
         for (level, x) in pyramid.iter().enumerate() {
@@ -139,7 +141,8 @@ impl Decomposition {
         let weights = self.attention[1].forward(&hidden).sigmoid();
         let size = all.size();
         let (b, h, w) = (size[0], size[2], size[3]);
-        // The layers' weights are applied to the convolution's, which are fewer than the features.
+        // The layers' weights are multiplied into the convolution's, which are fewer than the
+        // features.
         let (conv, norm) = &self.reduction;
         let kernel = conv.weight().to_kind(all.kind()).view([1, self.width, LAYERS, self.width]);
         let kernel = (kernel * weights.view([b, 1, LAYERS, 1])).view([b, self.width, -1]);
@@ -149,7 +152,7 @@ impl Decomposition {
 }
 
 /// Alignment of the boxes: each coordinate is sampled again from the map of predicted boxes, at its
-/// own cell plus an offset. Boxes whose sides change places that way stay as they are.
+/// own cell plus an offset. A box whose opposite sides would swap stays as it is.
 ///
 /// `distances` `[B, 4, h, w]` in strides; `offsets` `[B, 8, h, w]` in cells. Returns distances in
 /// pixels.

@@ -1,6 +1,6 @@
 //! The head of VarifocalNet (Zhang et al., CVPR 2021, Sec. 3.3 and 3.4): a first box is predicted,
-//! then features are sampled at nine places of that box (a star) to predict the class scores and a
-//! factor for each of its distances.
+//! then features are sampled at nine positions of that box (a star) to predict the class scores and
+//! a factor for each of its distances.
 //!
 //! Shapes: B images, h x w size of a level in cells.
 
@@ -18,7 +18,7 @@ use crate::model::params::{Init, Params};
 pub(crate) const TOWER_CONVS: usize = 3;
 /// Initial class probability.
 const INITIAL_SCORE: f64 = 0.01;
-/// Factor of the gradient that the first box gets from the places of the star.
+/// Factor of the gradient that reaches the first box through the positions of the star.
 const STAR_GRADIENT: f64 = 0.1;
 /// The first distances are predicted as multiples of this many strides.
 pub(crate) const UNIT: f64 = 8.0;
@@ -28,7 +28,7 @@ pub(crate) const UNIT: f64 = 8.0;
 pub struct Head {
     cls_tower: Vec<(Conv, Norm)>,
     reg_tower: Vec<(Conv, Norm)>,
-    /// One more layer for the first box alone.
+    /// One more layer, only for the first box.
     first_layer: (Conv, Norm),
     first: Conv,
     first_scales: Vec<Tensor>,
@@ -65,7 +65,7 @@ impl Head {
     }
 
     /// Features `[P3, .., P7]`, each `[B, channels, h, w]`, to raw predictions with the first
-    /// boxes. `offset` is that of [`crate::geometry::Grid`].
+    /// boxes. See [`crate::geometry::Grid::offset`] for `offset`.
     pub fn forward(&self, pyramid: &[Tensor], offset: f64) -> Outputs {
         let mut out = Outputs::empty(ClassOutput::Logit, offset);
         for (level, x) in pyramid.iter().enumerate() {
@@ -104,7 +104,7 @@ impl Head {
     }
 }
 
-/// A deformable 3x3 convolution whose taps are the star of a box, and ReLU.
+/// A deformable 3x3 convolution whose taps sample the star of a box, followed by ReLU.
 #[derive(Debug)]
 struct Star {
     weight: Tensor,
@@ -116,7 +116,7 @@ impl Star {
         Self { weight: p.param(name, &[width, width, 3, 3], Init::KaimingUniform, true, true) }
     }
 
-    /// `[B, F, h, w]` to the same shape and kind; computed in the parameters' kind, as all
+    /// `[B, F, h, w]` to the same shape and kind; computed in the parameters' kind, like all
     /// deformable convolutions.
     fn forward(&self, x: &Tensor, places: &Tensor) -> Tensor {
         let (kind, x) = (x.kind(), x.to_kind(self.weight.kind()));
@@ -127,7 +127,8 @@ impl Star {
     }
 }
 
-/// Constants that make a star of a box: its centre point, the middles of its sides, its corners.
+/// Constants that compute the star of a box: its anchor point, the projections of the point onto
+/// the sides, and the corners.
 #[derive(Debug)]
 struct Places {
     /// `[18, 4]`: (dy, dx) of each tap from the distances (l, t, r, b).
@@ -173,7 +174,8 @@ mod tests {
 
     use super::*;
 
-    /// A box of one stride to each side samples where a plain convolution does.
+    /// The star of a box that extends one stride to each side samples where a plain convolution
+    /// does.
     #[test]
     fn the_star_of_a_box_of_one_cell_is_a_plain_convolution() {
         tch::manual_seed(4);
@@ -189,7 +191,7 @@ mod tests {
         assert!(found.allclose(&expected, 1e-12, 1e-12, false));
     }
 
-    /// Corners and middles of the sides of a box that is not symmetric.
+    /// Corners of a box that is not symmetric, and projections of the point onto its sides.
     #[test]
     fn places_are_those_of_the_box() {
         let options = (Kind::Double, Device::Cpu);
@@ -222,8 +224,8 @@ mod tests {
         Tensor::rand([1, 4, 3, 4], (Kind::Double, Device::Cpu)) * 22.0 + 1.0
     }
 
-    /// The sum over the nine places of a box, each sampled by bilinear interpolation with zeros
-    /// around the map, written out.
+    /// Compares with the sum over the nine positions of a box, each sampled by bilinear
+    /// interpolation with zeros around the map, written out.
     #[test]
     fn a_star_is_the_sum_over_its_places() {
         let options = (Kind::Double, Device::Cpu);
