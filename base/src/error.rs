@@ -209,7 +209,7 @@ mod tests {
         assert!(text.contains("hint: "), "{text}");
     }
 
-    /// As `fs_err` wraps an error.
+    /// Wraps an error as `fs_err` does.
     #[derive(Debug, thiserror::Error)]
     #[error("failed to open f")]
     struct Wrapper(#[source] io::Error);

@@ -69,8 +69,9 @@ pub enum Clock {
     Off,
 }
 
-/// The log filter of a value of [`LOG_VARIABLE`], or that of `level` if it is absent or empty. A
-/// wrong value is reported: a misspelt level would be taken for the name of a module.
+/// The log filter for a value of [`LOG_VARIABLE`], or for `level` if the value is absent or empty.
+/// An invalid value is reported and replaced by `level`: a misspelt level would otherwise be
+/// interpreted as the name of a module.
 fn filter(value: Option<&str>, level: &str) -> EnvFilter {
     let Some(value) = value.map(str::trim).filter(|v| !v.is_empty()) else { return level.into() };
     let is_known = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();

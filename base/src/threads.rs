@@ -1,15 +1,17 @@
-//! The limit on threads per core, and numbers of threads for rayon's pools, checked against it.
+//! The limit on threads per core, and the number of threads of rayon's pools, which is checked
+//! against it.
 
 use crate::error::{Error, Result};
 use crate::program::print_message;
 
 /// Rayon's variable for the number of threads.
 pub const VARIABLE: &str = "RAYON_NUM_THREADS";
-/// Most threads per core that a user may ask for.
+/// Maximum number of threads per core that a user may request.
 pub const MAX_PER_CORE: usize = 4;
 
-/// Number of threads of a pool: that of an option (its name and value, 0 if it was not given), or
-/// of [`VARIABLE`], or one per core. Prints a message if there are more than cores.
+/// Number of threads of a pool: the value of an option (passed as name and value, 0 if it was not
+/// given), else that of [`VARIABLE`], else one per core. Prints a message if there are more threads
+/// than cores.
 ///
 /// # Errors
 /// [`Error::Usage`] for a variable that is not a number, or for more than four threads per core.

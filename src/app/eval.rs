@@ -1,4 +1,4 @@
-//! `dw-eval` with a network: a checkpoint on a split, or two of them side by side.
+//! `dw-eval` with a network: evaluates a checkpoint on a split, or compares two checkpoints.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub struct EvalArgs {
     /// Checkpoint folder, work directory (its newest checkpoint), or weight file
     #[arg(required_unless_present = "compare")]
     pub checkpoint: Option<PathBuf>,
-    /// Compare two of these
+    /// Compare two checkpoints, work directories or weight files
     #[arg(long, num_args = 2, value_names = ["A", "B"],
           conflicts_with_all = ["checkpoint", "dt_out"])]
     pub compare: Vec<PathBuf>,
@@ -203,8 +203,8 @@ fn log_weights(saved: &Saved, detector: &Detector, job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Prints the numbers and writes the files that were asked for. The numbers are printed first:
-/// neither file can cost them, nor one file the other.
+/// Prints the numbers and writes the requested files. The numbers are printed first, and a failure
+/// to write one file does not prevent writing the other.
 fn print_and_write(
     args: &EvalArgs,
     paths: &[&PathBuf],
@@ -268,7 +268,7 @@ fn check_outputs(args: &EvalArgs, topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// A split without boxes, as test-dev: only the results file can be written.
+/// Handles a split without boxes, such as test-dev: only the results file can be written.
 fn without_truth(args: &EvalArgs, detector: &Detector, job: &Job) -> Result<()> {
     let data = job.data;
     let split = &data.split.meta.split;
@@ -352,7 +352,7 @@ fn page(
     Ok(())
 }
 
-/// How it was detected.
+/// Weights, network, input and post-processing, as (name, value) for the report.
 fn facts(saved: &Saved, c: &Config) -> Vec<(String, String)> {
     let e = &c.eval;
     let weights = saved.path().display().to_string();

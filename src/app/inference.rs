@@ -28,8 +28,9 @@ pub fn score(text: &str) -> std::result::Result<f64, String> {
 /// Smallest score without `--score`.
 pub const SCORE: f64 = 0.3;
 
-/// The smallest score, from `--score` or [`SCORE`]. With `logs` it logs a warning where the option
-/// asks for detections that the network does not give; 0 asks for all that there are.
+/// The smallest score, from `--score` or [`SCORE`]. With `logs` it logs a warning if the option is
+/// below `threshold` (`eval.score_threshold`), since the network returns no such detections; 0
+/// selects all detections and is not warned about.
 pub fn smallest_score(option: Option<f64>, threshold: f64, logs: bool) -> f64 {
     let Some(score) = option else { return SCORE };
     if logs && score > 0.0 && score < threshold {
@@ -51,7 +52,7 @@ pub fn apply(config: &mut Config, batch: Option<usize>, scale: Option<(u32, u32)
 }
 
 /// Logs the speed and the share of each part of the work. `what`: the images, as "8 images of
-/// val2017"; `rest`: more parts, as text.
+/// val2017"; `rest`: further parts of the work, as text to append.
 pub fn log_speed(what: &str, count: usize, timings: &Timings, rest: &str, seconds: f64) {
     let Timings { decode_s, network_s, nms_s } = *timings;
     let share = |s: f64| 100.0 * s / (decode_s + network_s + nms_s).max(1e-9);

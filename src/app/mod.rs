@@ -1,8 +1,9 @@
-//! What the programs do: start-up and its order, errors to exit codes, and the commands themselves.
+//! The programs: start-up in the required order, conversion of errors to exit codes, and the
+//! commands themselves.
 //!
 //! * [`mod@train`] and [`resume`] are `dw-train`
 //! * [`eval`] is `dw-eval` with a network
-//! * [`detect`] is `dw-detect`; [`inference`] is what it shares with `dw-eval`
+//! * [`detect`] is `dw-detect`; [`inference`] is what it shares with `dw-eval` and `dw-show`
 //! * [`export`] is `dw-export`
 //! * [`show`] is `dw-show`
 //! * [`lab`] is `dw-lab`
@@ -32,7 +33,8 @@ use crate::device::{self, Choice, threads};
 use crate::{Error, Result};
 
 /// The text of `--version`. The libraries it names are opened in the order that training opens
-/// them: an NCCL loaded before libtorch's CUDA half would replace the one that belongs to it.
+/// them: an NCCL loaded before libtorch's CUDA libraries would be used instead of the one that
+/// belongs to them.
 fn version() -> String {
     #[cfg(feature = "mpi")]
     let mpi = dw_launch::mpi::library_version();
@@ -77,12 +79,14 @@ pub struct Start {
 /// every rank. `main` stores the communicator in its second argument as soon as it exists.
 pub fn run(start: Start, main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -> Result<()>) -> ! {
     threads::wait_passively();
-    // `dw-detect ... | head`: as other tools, a program that only prints ends with its reader. A
-    // run that trains goes on without one, and so do ranks, whose peers would be lost.
+    // A program that only prints ends when its reader does, as in `dw-detect ... | head`. Training
+    // continues without a reader, and so do jobs of several ranks: a rank that ended would be lost
+    // to its peers.
     if !start.catch_signals && Topology::from_env().world_size == 1 {
         end_on_closed_pipe();
     }
-    // Before any library starts a thread, which would inherit the signals' default action.
+    // Before any library is opened: until the handlers are installed, USR1 and TERM end the
+    // process.
     let signals = if start.catch_signals {
         dw_launch::signals::listen()
             .map(drop)
@@ -93,7 +97,7 @@ pub fn run(start: Start, main: impl FnOnce(&Topology, &mut Option<Arc<World>>) -
     dw_launch::prepare();
     device::open(start.device);
     let topology = Topology::from_env();
-    // Messages of rank 0 stand for all; of the others only warnings and errors are of interest.
+    // Rank 0 logs for all ranks; the other ranks log only warnings and errors.
     if topology.rank == 0 {
         log_to_stderr("info", Clock::On);
     } else {
@@ -152,7 +156,7 @@ fn report_delay(e: &Error, joined: bool) -> Duration {
     })
 }
 
-/// This rank's device; on the CPU libtorch is given `num_threads` threads.
+/// Selects this rank's device and sets libtorch's number of CPU threads to `num_threads`.
 ///
 /// # Errors
 /// CUDA was requested and is not available; the machine refuses that many threads.

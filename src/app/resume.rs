@@ -34,8 +34,8 @@ impl std::str::FromStr for Resume {
     }
 }
 
-/// How long another rank waits for its file system to show the checkpoint that rank 0 sees. NFS
-/// caches attributes for up to a minute.
+/// How long a rank other than 0 waits for its file system to show the checkpoint that rank 0 sees.
+/// NFS caches attributes for up to a minute.
 const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The checkpoint to resume from, which rank 0 chooses for all ranks.
@@ -63,7 +63,7 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
     checkpoint::open(&path).map(Some)
 }
 
-/// Adds how to start again to the error of checkpoints that are all damaged.
+/// Adds a hint on how to start again to the error that all checkpoints are damaged.
 fn with_hint(e: Error) -> Error {
     let Error::Data { path, place, problem } = e else { return e };
     let hint =
@@ -109,8 +109,9 @@ pub fn check(
     Ok(batch)
 }
 
-/// The global batch (images) to continue with. An unchanged `images_per_rank` on another number of
-/// ranks keeps the run's global batch; anything else is a change.
+/// The global batch (images) to continue with. The run's global batch is kept if `images_per_rank`
+/// is unchanged, on any number of ranks, or if the requested global batch is equal; anything else
+/// is added to `determining`.
 fn global_batch(
     c: &Checkpoint,
     saved: &Config,

@@ -34,7 +34,7 @@ impl Saved {
     /// the name of its configuration. `sets`: `key.path=value`, applied to the configuration.
     ///
     /// # Errors
-    /// None of these, a weight file without a configuration, or a checkpoint with one.
+    /// A path that is neither, a weight file without `config`, or a checkpoint with it.
     pub fn find(path: &Path, config: Option<&str>, sets: &[String]) -> Result<Self> {
         if !path.exists() {
             return Err(Error::Usage(format!(
@@ -115,7 +115,7 @@ impl Saved {
     }
 
     /// Builds the network with these weights, ready to detect on any pictures. A checkpoint has the
-    /// categories of its training data; of a weight file with class names the category ids count
+    /// categories of its training data; for the class names in a weight file, category ids count
     /// from 1.
     ///
     /// # Errors
@@ -167,7 +167,7 @@ impl Saved {
         strategy
     }
 
-    /// The network in the precision of its run.
+    /// Builds the network in the precision of its run (see [`Precision::for_evaluation`]).
     fn build(&self, file: &Weights, classes: usize, device: Device) -> Result<Detector> {
         let precision = self.config.train.precision.for_evaluation(device);
         precision.apply(device)?;
@@ -197,7 +197,7 @@ impl Saved {
                 shown(other[0])
             )));
         }
-        // A count of batches that nothing reads; files of older programs lack it.
+        // A count of batches that is never read; files of older programs lack it.
         report.missing.retain(|name| !name.ends_with(".num_batches_tracked"));
         if !report.complete() {
             return Err(Error::Usage(format!(
@@ -211,8 +211,8 @@ impl Saved {
     }
 }
 
-/// Checks that options leave the network of a checkpoint as it is. Its tensors would fit some other
-/// networks as well, which would compute something else.
+/// Checks that the options do not change the network of a checkpoint. Its tensors may also fit
+/// another network, which would compute something else.
 fn check_network(own: &Config, requested: &Config, path: &Path) -> Result<()> {
     let (changes, _) = config::identity::changes(own, requested);
     let fixed = |key: &str| key.starts_with("model.") || key == "assign.kind";

@@ -118,7 +118,7 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
         .train()
 }
 
-/// Whether a checkpoint is one of a work directory.
+/// Whether a checkpoint belongs to a work directory.
 fn is_inside(checkpoint: &Path, work_dir: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     // `checkpoints` may be a link to another disk.
@@ -131,8 +131,9 @@ fn num_threads(config: &Config, topology: &Topology, dry_run: bool) -> Result<us
     threads::resolve(config.train.threads, topology, dry_run)
 }
 
-/// Selects this rank's device and applies the run's precision and determinism to it;
-/// `train.precision` is replaced by what `auto` means on the device. A dry run starts no threads.
+/// Selects this rank's device and applies the run's precision and determinism to it; `auto` in
+/// `train.precision` is replaced by the precision that it selects on the device. A dry run starts
+/// no threads.
 fn select_device(
     args: &TrainArgs,
     config: &mut Config,
@@ -166,7 +167,7 @@ const COCO_SIZE: (usize, usize, usize) = (117_266, 5_000, 80);
 /// The splits of a run.
 pub(super) struct Data {
     pub(super) train: Arc<Dataset>,
-    /// A run without evaluation has none.
+    /// `None` for a run without evaluation.
     pub(super) val: Option<Dataset>,
 }
 
@@ -207,7 +208,8 @@ fn starting_point(
     world: &World,
 ) -> Result<(Option<Checkpoint>, usize)> {
     let checkpoints = work_dir.join("checkpoints");
-    // The command line is that of the first start: what it says holds until there is a checkpoint.
+    // After a restart the command line is still that of the first start: its `--resume` applies
+    // only until there is a checkpoint.
     let again = restart::restarted() && checkpoint::newest_step(&checkpoints).is_some();
     let requested = if again { &Resume::Auto } else { &args.resume };
     let from = resume::choose(requested, &checkpoints, world)?;
@@ -221,7 +223,7 @@ fn starting_point(
                 config.model.init
             );
         }
-        // The run's files keep the value that it started with.
+        // The run's files keep the value with which it was started.
         config.model.init.clone_from(&saved.model.init);
     }
     let start = from.as_ref().map_or(0, |c| c.state.step);
@@ -237,7 +239,7 @@ fn starting_point(
     Ok((from, global_batch))
 }
 
-/// Builds the network with its starting weights or those of a checkpoint.
+/// Builds the network with its initial weights or those of a checkpoint.
 fn build_step(
     config: &Config,
     plan: &Plan,
@@ -313,8 +315,8 @@ fn dry_run_without_data(
     print_settings(&config, &Plan::new(inputs, config.run(), &world)?)
 }
 
-/// Checks that every rank has the same settings, data and starting step: a node with a work
-/// directory or data of its own would train something else.
+/// Checks that every rank has the same settings, data and starting step: a node with its own work
+/// directory or data would train a different network.
 fn check_agreement(config: &Config, train: &Dataset, start: usize, world: &World) -> Result<()> {
     let (data, images) = (train.split.fingerprint(), train.len());
     let mine = format!("step {start}, data {data:08x} ({images} images), settings {config:?}");
@@ -330,8 +332,8 @@ fn check_agreement(config: &Config, train: &Dataset, start: usize, world: &World
     )))
 }
 
-/// Removes unfinished checkpoints, logs the settings, and stores them in the work directory unless
-/// no step is left. Returns the number of this start, from 1.
+/// Removes temporary folders of interrupted checkpoints, logs the settings, and stores them in the
+/// work directory unless no step is left. Returns the number of this attempt, from 1.
 fn prepare_work_dir(
     dir: &Path,
     start: usize,

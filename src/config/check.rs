@@ -7,7 +7,7 @@ use crate::data::config::MAX_SIDE;
 use crate::model::{Distances, HeadNorm, Tower};
 use crate::{Error, Result};
 
-/// Most images of a batch.
+/// Maximum number of images in a batch.
 const MAX_IMAGES: usize = 1 << 20;
 
 /// Checks that every number of the merged configuration is finite.
@@ -42,7 +42,7 @@ pub(super) fn ranges(c: &Config) -> Result<()> {
     strategy.map_err(|e| Error::Usage(format!("configuration: {e}")))
 }
 
-/// An error that names `key` and the expected range, unless `ok`.
+/// Returns an error that names `key` and the expected range, unless `ok`.
 fn must(ok: bool, key: &str, expected: &str) -> Result<()> {
     if ok {
         Ok(())

@@ -27,7 +27,7 @@ const MAY_CHANGE: [&str; 14] = [
 /// A key whose value differs between two configurations.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
-    /// Key, as `train.lr`.
+    /// Key, such as `train.lr`.
     pub key: String,
     /// Value in the run that is resumed.
     pub old: String,

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// The section whose key `kind` determines its other keys.
 const ASSIGN: &str = "assign";
 
-/// Most levels of `base`; more are taken for a cycle.
+/// Maximum number of `base` levels; a longer chain is assumed to be a cycle.
 const MAX_BASES: usize = 8;
 
 /// The defaults with the configuration `name` (built-in, or a path) merged over them. With `root`,
@@ -53,7 +53,7 @@ pub(super) fn apply_sets(merged: &mut Table, sets: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The layer of one option; `merged`: what it is applied to.
+/// The layer of one `--set` option; `merged`: the table that it is applied to.
 fn layer_of<'a>(set: &'a String, merged: &Table) -> Result<(&'a str, Table)> {
     let (key, text) = set.split_once('=').ok_or_else(|| {
         Error::Usage(format!("--set {set}: expected key.path=value, found no `=`"))
@@ -133,7 +133,7 @@ struct ConfigFile {
     row: Option<Row>,
     /// How errors name it.
     origin: String,
-    /// Where relative paths in it start; `None` for a built-in configuration.
+    /// Folder that relative paths in it are resolved against; `None` for a built-in configuration.
     folder: Option<PathBuf>,
 }
 
@@ -153,7 +153,7 @@ fn chain(name: &str) -> Result<Vec<ConfigFile>> {
     Ok(files)
 }
 
-/// Reads a configuration; a relative path starts at `folder`.
+/// Reads a configuration; a relative path is resolved against `folder`.
 fn read(name: &str, folder: Option<&Path>) -> Result<ConfigFile> {
     let built_in = BUILT_IN.iter().find(|(n, _)| *n == name);
     let (text, origin, folder) = if let Some((_, text)) = built_in {
@@ -218,7 +218,7 @@ fn overlay(under: &mut Table, layer: &Table, prefix: &str, origin: &str) -> Resu
 /// The error for a key that `under` does not have, with the nearest valid one.
 fn unknown_key(under: &Table, prefix: &str, key: &str, value: &Value, origin: &str) -> Error {
     let full = format!("{prefix}{key}");
-    // In an unknown section the first key inside tells which one was meant.
+    // In an unknown section, the first key indicates which section was meant.
     let inside = value.as_table().and_then(|t| t.keys().next());
     let inside = inside.map_or_else(String::new, |k| format!(".{k}"));
     let valid: Vec<String> = under.keys().map(|k| format!("{prefix}{k}")).collect();
@@ -240,7 +240,7 @@ fn type_name(v: &Value) -> &'static str {
     }
 }
 
-/// All valid keys, as `train.lr`; for `[assign]` those of every kind.
+/// All valid keys, such as `train.lr`; for `[assign]` those of every kind.
 pub fn keys() -> Vec<String> {
     fn walk(t: &Table, prefix: &str, out: &mut Vec<String>) {
         for (k, v) in t {

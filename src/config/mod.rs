@@ -2,7 +2,7 @@
 //!
 //! Every key of every layer is checked against the defaults, so that an error names the file, the
 //! key and the nearest valid one. The struct of each section is defined beside the code that reads
-//! it; this module composes them, and no module below sees the whole.
+//! it; this module composes them, and no section depends on the whole configuration.
 
 mod built_in;
 mod check;
@@ -31,7 +31,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Network and starting weights.
+    /// Network and initial weights.
     pub model: ModelConfig,
     /// Images and their preparation.
     pub data: DataConfig,
@@ -167,7 +167,7 @@ mod tests {
             e.contains("unknown key `assign.beta`") && e.contains("another `assign.kind`"),
             "{e}"
         );
-        // Every variant is in the list: serde names the ones that there are.
+        // Every variant is in the list: the error of serde names all variants.
         let serde = toml::from_str::<AssignConfig>("kind = \"none\"").unwrap_err().to_string();
         for c in AssignConfig::all() {
             assert!(
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(serde.matches('`').count() / 2 - 1, AssignConfig::all().len(), "{serde}");
         let e = load(&["assign.kind=atss2"]).unwrap_err().to_string();
         assert!(e.contains("\"dw\", \"fcos\"") && e.contains("atss2"), "{e}");
-        // Naming the kind that is there brings its defaults back.
+        // Setting the current kind again restores its defaults.
         let changed =
             with_sets(&load(&["assign.beta=3"]).unwrap(), &["assign.kind=dw".to_owned()]).unwrap();
         assert_eq!(changed, load(&[]).unwrap());
@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    /// A checkpoint of a version that did not know some keys yet goes on as the same run.
+    /// A checkpoint of an older version, which lacks some keys, can be resumed as the same run.
     #[test]
     fn saved_configurations_of_older_versions() {
         let now = load("dw_r50_fpn_1x", &["train.precision=f32".to_owned()]).unwrap();

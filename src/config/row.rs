@@ -1,5 +1,5 @@
-//! `[row]` of a configuration: what it is called in a table of results, and the published numbers.
-//! Training does not depend on it.
+//! `[row]` of a configuration: its title in a table of results, and the published numbers. Training
+//! does not depend on it.
 
 use serde::{Deserialize, Serialize};
 

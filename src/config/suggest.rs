@@ -78,11 +78,11 @@ const NO_KEY: &[(&[&str], &str)] = &[
     (&["resume", "resume_from"], "use the option --resume"),
 ];
 
-/// Similarity (1: equal) from which a key is taken for a typing error.
+/// Minimum similarity (1: equal) at which a key is considered a typing error.
 const NEAR: f64 = 0.75;
 
-/// The hint for an unknown key, as `train.learning_rate`. `beside`: the valid keys of its table
-/// (fewer than [`keys`] has for a section whose keys depend on its kind).
+/// The hint for an unknown key, such as `train.learning_rate`. `beside`: the valid keys of its
+/// table (fewer than [`keys`] has for a section whose keys depend on its kind).
 pub(super) fn hint(key: &str, beside: &[String]) -> String {
     let section = key.split('.').next().unwrap_or_default();
     let in_section = |k: &str| k.split('.').next() == Some(section);
@@ -98,7 +98,7 @@ pub(super) fn hint(key: &str, beside: &[String]) -> String {
         return text.to_owned();
     }
     if let Some(ours) = in_table(ELSEWHERE) {
-        // `gamma` is another thing in [assign] than in [train].
+        // `gamma` means something else in [assign] than in [train].
         let alike = |k: &&String| {
             let own = last(k);
             in_section(k)
@@ -135,7 +135,8 @@ fn nearest(key: &str, valid: &[String]) -> Option<String> {
     let alike = strsim::normalized_damerau_levenshtein;
     let section = |k: &str| k.split('.').next().unwrap_or_default().to_owned();
     let score = |k: &str| {
-        // The same name in another section counts as much as a typing error in the same one.
+        // The bonus lets a slightly misspelt name in the same section win over an equal one
+        // elsewhere.
         let bonus = if section(k) == section(key) { 0.05 } else { 0.0 };
         alike(last(k), last(key))
             + if alike(&section(k), &section(key)) < NEAR { 0.0 } else { bonus + 0.01 }

@@ -5,7 +5,7 @@ use crate::data::DataConfig;
 use crate::model::{Detector, ModelConfig};
 use crate::train::Plan;
 
-/// The settings of a run as a table for people.
+/// The settings of a run as a human-readable table.
 pub fn settings(config: &Config, plan: &Plan, detector: &Detector) -> String {
     let mut rows = network(config, plan, detector);
     rows.extend(data(config, plan));

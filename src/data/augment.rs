@@ -65,8 +65,9 @@ impl Transform {
     }
 
     /// Boxes `[x1, y1, x2, y2]` in pixels of the network input, and their labels. Crowd boxes and
-    /// boxes narrower or lower than one pixel are dropped, the others are clipped to the image.
-    /// `original` is the (width, height) of the image in whose pixels `boxes` are given.
+    /// boxes whose width or height is below one original pixel are dropped; the others are clipped
+    /// to the image, and dropped if nothing is left. `original` is the (width, height) of the image
+    /// in whose pixels `boxes` are given.
     pub fn boxes(&self, boxes: &[GtBox], original: (u32, u32)) -> (Vec<[f32; 4]>, Vec<i64>) {
         let (sx, sy) = (
             f64::from(self.width) / f64::from(original.0),

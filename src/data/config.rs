@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest side of a resized image, pixels.
+/// Maximum length of a side of a resized image, pixels.
 pub const MAX_SIDE: u32 = 8192;
 
 /// `[data]`
@@ -37,8 +37,9 @@ pub struct DataConfig {
     /// Decode JPEG images at a fraction of their size where the network input is smaller. Faster,
     /// but the pixels differ from those of OpenCV. No effect on shards of the `zstd` codec.
     pub scaled_decode: bool,
-    /// Number of parts of the data; each node reads its own parts only (1: every node reads all),
-    /// which saves reads and page cache. The order depends on this number, not on the nodes.
+    /// Number of parts of the data; each node reads only its own parts (1: every node reads all),
+    /// which saves reads and page cache. The order of the images depends on this number, not on the
+    /// number of nodes.
     pub canonical_nodes: usize,
     /// Loader threads of a rank (0: as many as its CPU threads).
     pub workers: usize,

@@ -107,7 +107,7 @@ pub fn choose_split(
 /// classes and AP would be close to 0 without any error.
 ///
 /// # Errors
-/// Names the first label whose categories differ.
+/// The categories differ; the error names the first label for which they do.
 pub fn same_categories(a: &[Category], b: &[Category], what_a: &str, what_b: &str) -> Result<()> {
     let text = |c: Option<&Category>| {
         c.map_or_else(|| "nothing".to_owned(), |c| format!("{} `{}`", c.id, shown(&c.name)))

@@ -1,7 +1,7 @@
 //! The images of a batch: 8-bit pixels in host memory, normalised on the device that uses them.
 //!
-//! A GPU's bus carries a quarter of the bytes that f32 would need, and the loader's threads write a
-//! quarter.
+//! 8-bit pixels need a quarter of the bytes of f32, both for the writes of the loader threads and
+//! for the transfer to a GPU.
 
 use tch::{Device, Kind, Tensor};
 
@@ -52,8 +52,8 @@ impl Images {
     }
 }
 
-/// Mean and scale of the pixels on one device, made once: copies from the host would make it wait
-/// for a GPU.
+/// Mean and scale of the pixels on one device. Created once: copying them for every batch would
+/// make the host wait for the GPU.
 #[derive(Debug)]
 pub struct Normalisation {
     mean: Tensor,
@@ -61,7 +61,7 @@ pub struct Normalisation {
 }
 
 impl Normalisation {
-    /// ImageNet's.
+    /// Normalisation with ImageNet's mean and standard deviation.
     pub fn new(device: Device) -> Self {
         let there = |v: [f32; 3]| Tensor::from_slice(&v).to_device(device);
         Self { mean: there(MEAN), scale: there(STD.map(|s| 1.0 / s)) }
@@ -91,8 +91,8 @@ impl Normalisation {
 mod tests {
     use super::*;
 
-    /// Against the same arithmetic on the host, number by number; the padding is 0, whatever its
-    /// bytes are.
+    /// Compares with the same arithmetic on the host, value by value; the padding is 0 even where
+    /// its bytes are not.
     #[test]
     fn normalised_pixels_are_those_of_the_host_to_the_last_bit() {
         let sizes = [(5, 3), (4, 7)];

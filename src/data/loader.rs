@@ -29,7 +29,7 @@ pub struct Batch {
     pub image_ids: Vec<i64>,
 }
 
-/// Everything beside the dataset and the step that a batch depends on.
+/// Everything that a batch depends on, except the dataset and the step.
 #[derive(Clone)]
 pub struct BatchSettings {
     /// The section `[data]` of the configuration.
@@ -156,13 +156,13 @@ struct State {
     closed: bool,
 }
 
-/// What the threads and the consumer share.
+/// State shared by the threads and the consumer.
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     /// One past the last step.
     end: usize,
-    /// Most steps between the consumer and the threads.
+    /// Maximum number of steps that the threads are ahead of the consumer.
     ahead: usize,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use rand_xoshiro::{SplitMix64, Xoshiro256PlusPlus};
 
-/// Everything beside seed and epoch that the order of the images depends on.
+/// Everything that the order of the images depends on, except seed and epoch.
 #[derive(Debug, Clone)]
 pub struct SamplerSettings {
     /// Number of images of the dataset.
@@ -18,8 +18,8 @@ pub struct SamplerSettings {
     pub nodes: usize,
     /// Number of consecutive positions that share a padded shape (`data.group`).
     pub group: usize,
-    /// For each image whether it is higher than wide, if groups shall hold images of one
-    /// orientation (`data.aspect_grouping`).
+    /// Whether each image is taller than wide; `None` unless groups hold images of one orientation
+    /// (`data.aspect_grouping`).
     pub portrait: Option<Arc<Vec<bool>>>,
 }
 

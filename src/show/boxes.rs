@@ -24,7 +24,7 @@ pub struct Style {
 }
 
 impl Style {
-    /// The smallest that can be read.
+    /// The smallest legible style.
     pub const SMALL: Self = Self { font: 13, stroke: 2 };
 
     /// A style that remains visible when an image of `size` (w, h) is viewed as a whole.
@@ -48,8 +48,8 @@ pub fn text(root: &Root, text: &str, size: i32, at: (i32, i32), color: RGBColor)
     root.draw_text(text, &style, at).map_err(drawing_error)
 }
 
-/// Corners in a drawing of a box `[x1, y1, x2, y2]` in pixels of the original image; `scale`:
-/// pixels of the drawing per pixel of that image, (x, y).
+/// Converts a box `[x1, y1, x2, y2]` in pixels of the original image to its corners in a drawing;
+/// `scale`: pixels of the drawing per pixel of that image, (x, y).
 pub fn corners([x1, y1, x2, y2]: [f64; 4], scale: (f64, f64)) -> [(i32, i32); 2] {
     // An annotation may reach far outside its image; the library draws every pixel of an edge.
     let pixel = |v: f64| v.clamp(-10_000.0, 100_000.0) as i32;

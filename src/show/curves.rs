@@ -61,7 +61,7 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
     save_png(out, WIDTH, HEIGHT, &pixels)
 }
 
-/// The values of the named fields over the steps; of repeated steps the last value.
+/// The values of the named fields over the steps; the last value if a step is repeated.
 fn series(rows: &[Map<String, Value>], names: &[&str]) -> Series {
     names
         .iter()

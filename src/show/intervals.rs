@@ -14,7 +14,7 @@ const ROW: u32 = 34;
 const FRAME: u32 = 86;
 /// Width of the titles of the rows, pixels.
 const TITLES: u32 = 250;
-/// Light grey of the line of reference.
+/// Light grey for the reference line.
 const GREY: RGBColor = RGBColor(150, 150, 150);
 
 /// A row of a panel.
@@ -22,7 +22,7 @@ const GREY: RGBColor = RGBColor(150, 150, 150);
 pub struct Interval {
     /// Name of the row.
     pub title: String,
-    /// Single values, drawn as small circles.
+    /// Individual values, drawn as small circles.
     pub values: Vec<f64>,
     /// Their mean.
     pub mean: f64,
@@ -30,8 +30,8 @@ pub struct Interval {
     pub half: Option<f64>,
 }
 
-/// Draws rows as one panel of an SVG image: `reference` is a vertical line, `x_name` the name of
-/// the horizontal axis.
+/// Draws rows as one panel of an SVG image: `reference` is the position of a vertical line,
+/// `x_name` the name of the horizontal axis.
 ///
 /// # Errors
 /// The plot cannot be drawn.
@@ -105,7 +105,7 @@ type Chart<'a> = ChartContext<
     Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
 >;
 
-/// Draws single values, the interval and the mean at height `y`.
+/// Draws the individual values, the interval and the mean at height `y`.
 fn draw_row(chart: &mut Chart, row: &Interval, y: f64) -> Result<()> {
     let color = COLORS[6];
     if let Some(half) = row.half {

@@ -43,7 +43,7 @@ pub struct View<'a> {
     pub input: &'a DataConfig,
     /// Post-processing.
     pub eval: &'a EvalConfig,
-    /// Detections with a score of at most this are not drawn.
+    /// Detections with a lower score are not drawn.
     pub score: f32,
 }
 

@@ -40,11 +40,11 @@ pub struct Cost {
     pub hidden: Option<f64>,
 }
 
-/// What the gradient hooks share.
+/// State shared by the gradient hooks.
 struct Shared {
     world: Arc<World>,
     compression: GradCompression,
-    /// Range (start, end) of each bucket in the flat buffer, in numbers.
+    /// Range (start, end) of each bucket in the flat buffer, in elements.
     ranges: Vec<(i64, i64)>,
     /// Number of parameters in each bucket.
     num_params: Vec<usize>,
@@ -68,9 +68,10 @@ struct State {
     error: Option<Error>,
 }
 
-/// Divides a buffer of `total` numbers into buckets. `ends` holds the end of each parameter; a
-/// bucket ends at the first of them where it holds at least `size` numbers, the first bucket
-/// `first`: a small one, so that communication starts early. The last bucket may hold fewer.
+/// Divides a buffer of `total` elements into buckets. `ends` holds the end offset of each
+/// parameter. A bucket ends with the parameter that fills it to at least `size` elements, or
+/// `first` for the first bucket, which is small so that communication starts early. The last bucket
+/// may be smaller.
 fn bucket_ranges(ends: &[i64], total: i64, first: i64, size: i64) -> Vec<(i64, i64)> {
     let (mut out, mut start) = (vec![], 0);
     for &end in ends {
@@ -171,7 +172,7 @@ impl Buckets {
             self.shared.world.barrier("all-reduce measurement")?;
         }
         let began = Instant::now();
-        // An error in a hook, whose communicator is not used again.
+        // A hook failed: the communicator is not used again.
         if let Some(e) = s.error.take() {
             return Err(e);
         }
@@ -287,7 +288,7 @@ mod tests {
         .unwrap();
         let x = Tensor::ones([1, 3, 8, 8], (Kind::Float, Device::Cpu));
         for round in 1..=3 {
-            // Two uses, like those of the head's weights on every level.
+            // The weight is used twice, as the head's weights are used on every level.
             let y = x.conv2d::<Tensor>(&w, None, [1, 1], [1, 1], [1, 1], 1).sum(Kind::Float)
                 + x.conv2d::<Tensor>(&w, None, [2, 2], [1, 1], [1, 1], 1).sum(Kind::Float);
             y.backward();

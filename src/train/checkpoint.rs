@@ -43,8 +43,9 @@ fn folder_name(step: usize) -> String {
     format!("step-{step:08}")
 }
 
-/// A tensor in host memory as the safetensors crate writes it. Its bytes are copied when they are
-/// written, one tensor at a time: most weights are not contiguous in the order of the file.
+/// Adapter through which the safetensors crate writes a tensor in host memory. The bytes are copied
+/// only when they are written, one tensor at a time, because the memory layout of most weights
+/// differs from the order in the file.
 struct InFile<'a> {
     tensor: &'a Tensor,
     dtype: Dtype,
@@ -237,8 +238,8 @@ fn steps(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
 /// The newest complete checkpoint in `dir`; incomplete and damaged ones are skipped with a warning.
 ///
 /// # Errors
-/// A folder or file that cannot be read, or checkpoints of which every complete one is damaged: a
-/// run must not start again from its first step and replace them.
+/// A folder or file cannot be read, or every complete checkpoint is damaged: a run must not start
+/// again from its first step and replace them.
 pub fn newest(dir: &Path) -> Result<Option<Checkpoint>> {
     let mut damaged: Vec<String> = vec![];
     for (_, path) in steps(dir)? {
@@ -260,8 +261,7 @@ pub fn newest(dir: &Path) -> Result<Option<Checkpoint>> {
     Err(Error::data(dir, "", problem))
 }
 
-/// Whether an error of reading a file shows that the checkpoint is damaged: a file is missing or is
-/// not text.
+/// Whether a read error means that the checkpoint is damaged: a file is missing or is not text.
 fn is_damage(e: &Error) -> bool {
     use io::ErrorKind::{InvalidData, NotFound};
     matches!(e, Error::Io { source, .. } if matches!(source.kind(), NotFound | InvalidData))
@@ -302,9 +302,10 @@ fn warn_if_not_removed(path: &Path, result: std::io::Result<()>) {
     }
 }
 
-/// Removes checkpoints except the newest `keep` and the best: the first that exists of the steps
-/// `best`, since one may not have been written (a full disk). Checkpoints of steps after
-/// `last`, the one just written, are ignored. One that cannot be removed stays, with a warning.
+/// Removes all checkpoints except the newest `keep` and the best one: the first step in `best` that
+/// has a checkpoint, because the write of a better one may have failed (a full disk). Checkpoints
+/// of steps after `last`, the one just written, are ignored. A checkpoint that cannot be removed
+/// stays, with a warning.
 pub fn prune(dir: &Path, last: usize, keep: usize, best: &[usize]) {
     let all = match steps(dir) {
         Ok(all) => all,
@@ -354,7 +355,7 @@ impl Checkpoint {
                         let problem = format!("expected shape {expected:?}, found {found:?}");
                         return Err(Error::data(&self.path.join(MOMENTUM), name, problem));
                     }
-                    // It was not trained before: with other `model.frozen_stages`.
+                    // The parameter was frozen before, by another value of `model.frozen_stages`.
                     None => without.push(name),
                 }
             }

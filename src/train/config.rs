@@ -1,4 +1,4 @@
-//! `[train]` and `[checkpoint]`: optimisation, communication and what is kept of a run.
+//! `[train]` and `[checkpoint]`: optimisation, communication and checkpoints.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,11 +20,11 @@ pub enum LrScaling {
 pub struct TrainConfig {
     /// Number of passes over the training split.
     pub epochs: usize,
-    /// Number of steps of the run, whatever `epochs` is (0: those of `epochs`).
+    /// Number of steps of the run; overrides `epochs` (0: computed from `epochs`).
     pub max_steps: usize,
     /// Images per rank and step.
     pub images_per_rank: usize,
-    /// Seed of weights, order and augmentation.
+    /// Seed of the initial weights, the order of the images and the augmentation.
     pub seed: u64,
     /// Learning rate at `base_batch` images.
     pub lr: f64,
@@ -38,13 +38,13 @@ pub struct TrainConfig {
     pub lr_decay: f64,
     /// Number of steps of linear warm-up.
     pub warmup_steps: usize,
-    /// Fraction of the rate at the first step of the warm-up.
+    /// Learning rate of the first step, as a fraction of the rate without warm-up.
     pub warmup_ratio: f64,
     /// SGD momentum.
     pub momentum: f64,
     /// Weight decay (not applied to norm layers).
     pub weight_decay: f64,
-    /// Gradients with a larger norm are scaled down to it (0: no clipping).
+    /// Maximum norm of the gradient; a larger gradient is scaled down to it (0: no clipping).
     pub clip_norm: f64,
     /// CPU threads of a rank (0: `OMP_NUM_THREADS`, else the node's cores divided by its ranks).
     pub threads: usize,
@@ -56,7 +56,7 @@ pub struct TrainConfig {
     pub deterministic: bool,
     /// Encoding of gradients in the all-reduce.
     pub grad_compression: GradCompression,
-    /// Size of a gradient bucket, which is all-reduced while backward runs, MiB.
+    /// Size of a gradient bucket, MiB; buckets are all-reduced while backward runs.
     pub bucket_mib: f64,
     /// Size of the first bucket, MiB: small, so that communication starts early.
     pub first_bucket_mib: f64,

@@ -31,7 +31,7 @@ pub struct Due {
 }
 
 impl Intervals {
-    /// Those of a plan; `evaluates`: whether the run has a validation split.
+    /// The intervals of a plan; `evaluates`: whether the run has a validation split.
     pub fn new(plan: &Plan, evaluates: bool) -> Self {
         let checkpoint = &plan.config.checkpoint;
         let writes = plan.rank == 0 && checkpoint.every_minutes > 0.0;
@@ -48,8 +48,8 @@ impl Intervals {
         }
     }
 
-    /// What is due after `steps_done` steps. `age`: time since the last checkpoint was started, or
-    /// since the start of the run.
+    /// What is due after `steps_done` steps. `age`: time since the last checkpoint was started or
+    /// skipped, or since the start of the run.
     pub fn after(&self, steps_done: usize, age: Duration) -> Due {
         let end = steps_done == self.total_steps;
         let epochs = steps_done / self.steps_per_epoch;
@@ -67,7 +67,8 @@ impl Intervals {
 }
 
 impl Due {
-    /// Whether all ranks complete their steps, because the network is saved or evaluated.
+    /// Whether all ranks must complete their enqueued steps, because the network is saved or
+    /// evaluated.
     pub fn on_all_ranks(self) -> bool {
         self.end || self.evaluation || self.by_steps
     }
@@ -100,8 +101,8 @@ mod tests {
         assert!((0..=70).all(|s| !none.after(s, Duration::ZERO).evaluation));
     }
 
-    /// Only rank 0 knows the age of the last checkpoint: another rank that took the time for
-    /// elapsed would wait for its device after every step.
+    /// Only rank 0 knows the age of the last checkpoint. On any other rank the interval would seem
+    /// to have elapsed, and the rank would wait for its device after every step.
     #[test]
     fn the_interval_of_time_concerns_only_the_rank_that_writes() {
         let after = |rank, minutes| intervals(rank).after(3, Duration::from_mins(minutes));

@@ -19,7 +19,7 @@ pub struct Slot {
     /// State-dict key.
     pub name: String,
     shape: Vec<i64>,
-    /// Index of its first number.
+    /// Index of its first element.
     offset: i64,
     numel: i64,
 }
@@ -33,7 +33,7 @@ pub struct Flat {
     pub grads: Tensor,
     /// Momentum of SGD.
     pub momentum: Tensor,
-    /// Length of the front part, to which weight decay applies, in numbers.
+    /// Number of elements at the front of the buffers, to which weight decay applies.
     pub decayed: i64,
     /// Positions of the trained parameters, in the order of the buffers.
     pub slots: Vec<Slot>,
@@ -58,7 +58,7 @@ pub fn named_views<'a>(
 }
 
 impl Slot {
-    /// Range of the parameter in the buffers, in numbers.
+    /// Range of the parameter in the buffers, in elements.
     pub fn range(&self) -> std::ops::Range<i64> {
         self.offset..self.offset + self.numel
     }

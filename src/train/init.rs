@@ -76,12 +76,12 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     Ok(())
 }
 
-/// Checks that all ranks have the same weights. Ranks that start from other weights would train
-/// other networks, since only gradients are reduced; an evaluation would mix two networks.
-/// Collective: called by every rank.
+/// Checks that all ranks have the same weights. Only gradients are reduced, so ranks that start
+/// from different weights would train different networks, and an evaluation would mix their
+/// detections. Collective: called by every rank.
 ///
 /// # Errors
-/// Ranks whose weights differ, which are named.
+/// The weights of some ranks differ from those of rank 0; the error names these ranks.
 pub fn check_agreement(params: &Params, world: &World) -> Result<()> {
     if world.size() == 1 {
         return Ok(());
@@ -144,9 +144,10 @@ fn check_frozen(
     )))
 }
 
-/// For each part its name, the number of loaded tensors and the number of all tensors. Without
-/// counters, which have no effect, and without the offsets of deformable convolutions that the file
-/// lacks: they start at 0, where the convolution is the file's ordinary one.
+/// For each part of the network: its name, the number of loaded tensors and the number of all
+/// tensors. Excludes counters, which have no effect, and offsets of deformable convolutions that
+/// the file lacks: they start at 0, which makes the convolution equal to the ordinary one in the
+/// file.
 fn counts(params: &Params, report: &LoadReport) -> Vec<(&'static str, usize, usize)> {
     let absent = absent(report);
     let count = |part: &'static str| {

@@ -1,5 +1,5 @@
-//! Compares the loss by the custom kernels with the loss by tensor operations, at start, on the
-//! device in use.
+//! Compares the loss computed by the custom kernels with that computed by tensor operations, at
+//! start, on the device in use.
 
 use tch::{Device, Kind, Tensor};
 
@@ -11,15 +11,15 @@ use crate::model::{ClassOutput, Predictions};
 /// Largest difference that is accepted, relative to the norm.
 const TOLERANCE: f64 = 1e-3;
 
-/// Decides whether the loss of a network of `classes` classes is computed by the kernels, if they
-/// are loaded: only if both results are equal on a small batch. A difference is logged.
+/// Enables the kernels for the loss of a network of `classes` classes if they are loaded and agree
+/// with the tensor operations on a small batch, within `TOLERANCE`. A larger difference is logged.
 pub fn prepare(strategy: &Strategy, classes: i64, device: Device) {
     if !dw_torch::has_kernels() || !strategy.criterion.has_kernels() {
         return;
     }
     let off = difference(strategy, classes, device, 256);
     let right = off <= TOLERANCE;
-    // They are switched off after a launch that failed.
+    // A failed launch disables the kernels.
     let usable = dw_torch::has_dw_loss(&Tensor::zeros([1], (Kind::Float, device)));
     dw_torch::use_loss_kernels(right && usable);
     if !right {
@@ -30,8 +30,9 @@ pub fn prepare(strategy: &Strategy, classes: i64, device: Device) {
     }
 }
 
-/// Largest difference between the two, relative to the norm of each term, normaliser and gradient,
-/// for images of `side` x `side` pixels; NaN if a result is. Leaves the kernels switched on.
+/// Largest difference between the results of the kernels and of tensor operations, relative to the
+/// norm of each term, normaliser and gradient, for images of `side` x `side` pixels; NaN if any
+/// result is NaN. Leaves the kernels enabled.
 pub fn difference(strategy: &Strategy, classes: i64, device: Device, side: i64) -> f64 {
     let by = |kernels: bool| {
         dw_torch::use_loss_kernels(kernels);
@@ -47,7 +48,7 @@ pub fn difference(strategy: &Strategy, classes: i64, device: Device, side: i64) 
 fn results(strategy: &Strategy, classes: i64, device: Device, side: i64) -> Vec<Tensor> {
     let sizes = level_sizes(side, side);
     let grid = Grid { offset: strategy.matcher.offset(), ..Grid::centers(&sizes) };
-    // Boxes for a side of 64 pixels.
+    // The boxes below are given for images with a side of 64 pixels.
     let scaled = |b: [f32; 4]| b.map(|v| v * side as f32 / 64.0);
     let image = |boxes: &[([f32; 4], i64)]| ImageBoxes {
         boxes: boxes.iter().map(|b| scaled(b.0)).collect(),
@@ -62,7 +63,7 @@ fn results(strategy: &Strategy, classes: i64, device: Device, side: i64) -> Vec<
     let predicted = sample(&grid, images.len() as i64, classes, side as f64, device);
     let targets = strategy.matcher.targets(&grid, &images).to(Kind::Float, device);
     let terms = strategy.criterion.terms(&predicted, &targets, &Progress::default(), &mut ());
-    // The terms count differently.
+    // Each term has a different weight.
     let weighted = terms.iter().zip([1.0, -0.7, 0.3, 0.6, -1.2]).map(|(t, w)| &t.sum * w);
     weighted.reduce(|a, b| a + b).expect("a term").backward();
     let mut out: Vec<Tensor> = terms.iter().map(|t| t.sum.detach()).collect();
@@ -72,7 +73,7 @@ fn results(strategy: &Strategy, classes: i64, device: Device, side: i64) -> Vec<
     out.into_iter().map(|t| t.to_device(Device::Cpu).to_kind(Kind::Double)).collect()
 }
 
-/// Predictions of a batch whose boxes overlap the ground truth to any degree.
+/// Predictions of a batch whose boxes overlap the ground truth to varying degrees.
 fn sample(grid: &Grid, images: i64, classes: i64, side: f64, device: Device) -> Predictions {
     let points = grid.num_points();
     let leaf = |t: Tensor| t.to_device(device).set_requires_grad(true);
@@ -87,8 +88,9 @@ fn sample(grid: &Grid, images: i64, classes: i64, side: f64, device: Device) -> 
     }
 }
 
-/// Numbers like random ones from -1 to 1, but the same in every run, f32: the run's own random
-/// numbers do not depend on whether there are kernels.
+/// Pseudo-random f32 numbers from -1 to 1, the same in every run. The global random number
+/// generator is not used, so that a run's random numbers do not depend on whether the kernels are
+/// loaded.
 fn noise(shape: &[i64], seed: i64) -> Tensor {
     let count: i64 = shape.iter().product();
     let at = Tensor::arange(count, (Kind::Double, Device::Cpu)) + seed as f64 * 1e5;

@@ -25,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Owner {
     host: String,
-    /// Id of the machine's boot, which containers on the machine share.
+    /// Id of the machine's current boot; containers on the same machine share it.
     #[serde(default)]
     boot: Option<String>,
     pid: u32,
@@ -120,8 +120,8 @@ impl Lock {
         }
     }
 
-    /// Locks the folder `dir`, which must exist. If another process holds the lock, returns which
-    /// one as text, with a hint if only the user can tell whether it is still running.
+    /// Locks the folder `dir`, which must exist. If another process holds the lock, returns a
+    /// description of it, with a hint if only the user can tell whether it is still running.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -158,7 +158,7 @@ impl Lock {
                 }
             };
             if !locked && !is_at(&file, &path) {
-                // The previous owner has removed the file after it was opened here.
+                // The previous owner removed the file after this process had opened it.
                 continue;
             }
             let owner = read(&file);
@@ -189,11 +189,11 @@ impl Drop for Lock {
     }
 }
 
-/// Whether the owner of a file that is not locked with `flock`, which the file system may not
-/// support, may still be running.
+/// Whether the owner named in a lock file may still be running although its `flock` was not found.
+/// `supported`: whether the file system supports `flock`.
 fn is_in_use(owner: &Owner, supported: bool) -> bool {
     let me = Owner::this_process();
-    // The same kernel would show its lock, also that of a process in another container.
+    // A lock held by a process on the same kernel would be visible, even from another container.
     if supported && owner.boot.is_some() && owner.boot == me.boot {
         return false;
     }

@@ -1,8 +1,8 @@
 //! Training: [`run`] is the loop, [`step`] is one step, [`queue`] holds the steps in progress,
 //! [`due`] is what happens after a step.
 //!
-//! * [`config`]: `[train]` and `[checkpoint]`; [`plan`]: the numbers of a run; [`init`]: initial
-//!   weights; [`lock`], [`work_dir`]: the work directory
+//! * [`config`]: `[train]` and `[checkpoint]`; [`plan`]: the resolved settings of a run; [`init`]:
+//!   initial weights; [`lock`], [`work_dir`]: the work directory
 //! * [`flat`]: flat buffers; [`buckets`]: all-reduce of gradients; [`sgd`]: the update;
 //!   [`schedule`]: the learning rate; [`kernels`]: compares the loss by custom kernels at start
 //! * [`validation`]: evaluations during training

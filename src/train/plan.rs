@@ -1,4 +1,4 @@
-//! The numbers of a run, resolved from configuration, communicator and data.
+//! The settings of a run, resolved from configuration, communicator and data.
 
 use dw_launch::World;
 use tch::Device;
@@ -10,7 +10,7 @@ use crate::data::sampler::steps_per_epoch;
 use crate::eval::EvalConfig;
 use crate::{Error, Result};
 
-/// Most batches that are prepared ahead with up to three loader threads.
+/// Maximum number of batches prepared ahead with up to three loader threads.
 const MAX_AHEAD: usize = 4;
 
 /// The sections of a configuration that the training loop reads.
@@ -36,8 +36,9 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// As many batches as `data.prefetch_mib` has room for: at least 2, and at most one more than
-    /// there are loader threads (or [`MAX_AHEAD`]). `images`: images per rank and step.
+    /// As many batches as fit into `data.prefetch_mib`, but at least 2, and at most the number of
+    /// loader threads plus one (or [`MAX_AHEAD`] if that is larger). `images`: images per rank and
+    /// step.
     fn new(data: &DataConfig, images: usize, workers: usize, device: Device) -> Self {
         // A batch can hold a landscape and a portrait image: both padded sides are then long.
         let side = data.long_side.next_multiple_of(32) as usize;
@@ -50,7 +51,7 @@ impl Prefetch {
     }
 }
 
-/// What a [`Plan`] is resolved from, beside the configuration.
+/// What a [`Plan`] is resolved from, besides the configuration.
 #[derive(Debug, Clone)]
 pub struct RunInputs {
     /// Name of the configuration.
@@ -59,9 +60,9 @@ pub struct RunInputs {
     pub toml: String,
     /// Number of classes.
     pub classes: usize,
-    /// Images of the training split in use.
+    /// Number of images used from the training split.
     pub train_images: usize,
-    /// Images of the validation split in use.
+    /// Number of images used from the validation split.
     pub val_images: usize,
     /// This rank's device.
     pub device: Device,

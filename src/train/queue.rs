@@ -90,7 +90,7 @@ pub struct Queue {
     /// The steps.
     pub running: VecDeque<Running>,
     /// Largest number of steps left in the queue while the next one is prepared: 1 on a GPU, which
-    /// then never waits for the host. On a CPU nothing would be gained.
+    /// then never waits for the host. On a CPU a queue gains nothing, so it is 0.
     pub depth: usize,
     /// When the latest step was completed.
     pub completed: Instant,
@@ -105,7 +105,8 @@ impl Queue {
         Self { running: VecDeque::new(), depth, completed: Instant::now(), stop: None }
     }
 
-    /// Removes the oldest step, if there is one to complete: any (`all`), or one beyond the depth.
+    /// Removes and returns the oldest step if it must be completed now: always with `all`, else
+    /// only if the queue is longer than its depth.
     pub fn next(&mut self, all: bool) -> Option<Running> {
         let keep = if all { 0 } else { self.depth };
         if self.running.len() > keep { self.running.pop_front() } else { None }

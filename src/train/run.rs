@@ -137,7 +137,7 @@ impl Run<'_> {
             *step <= self.start && checkpoint::exists(&self.checkpoints(), *step)
         };
         let mut all: Vec<_> = evaluations.filter(candidate).collect();
-        // Stable: of equal AP the earlier one is the best, as during training.
+        // The sort is stable: among equal APs the earlier one is the best, as during training.
         all.sort_by(|a, b| b.0.total_cmp(&a.0));
         Ok(all)
     }
@@ -160,7 +160,7 @@ impl Run<'_> {
             self.start
         );
         self.evaluate(self.start, outputs, stop)?;
-        // For the first step, which includes warm-up.
+        // The first step includes warm-up and needs the longer deadline.
         self.set_deadline(self.plan.config.train.start_deadline_s);
         Ok(())
     }
@@ -200,8 +200,8 @@ impl Run<'_> {
             let result = enqueued.wait(&self.world)?;
             if !result.is_finite {
                 let error = self.not_finite(step, &image_ids, &result);
-                // Completes a pending checkpoint, from which the run can be resumed. Its own error
-                // is dropped: this one is the cause.
+                // Completes a pending checkpoint, from which the run can be resumed. An error of
+                // that write is ignored: the loss or gradient that is not finite is the cause.
                 let _ = outputs.saver.finish();
                 return Err(error);
             }
@@ -289,7 +289,8 @@ impl Run<'_> {
         if self.plan.rank > 0 || !(required || due.by_steps || due.by_time) {
             return Ok(());
         }
-        // The other ranks wait in the next step meanwhile, no longer than its deadline.
+        // While rank 0 waits for a pending write, the other ranks wait in the next step, at most
+        // until its deadline.
         let may_wait = self.plan.config.checkpoint.on_error == OnError::Stop && due.by_steps;
         if let Some(log) = &outputs.log {
             log.sync(&mut outputs.saver)?;
@@ -353,7 +354,7 @@ impl Run<'_> {
         let (Some(record), Some(log)) = (record, &mut outputs.log) else { return Ok(()) };
         log.evaluation(&record, &mut outputs.saver)?;
         let ap = record.number("AP");
-        // Of equal ones the first is the best.
+        // Among equal APs the first one is the best.
         let at = outputs.best.partition_point(|best| best.0 >= ap);
         outputs.best.insert(at, (ap, steps_done));
         Ok(())

@@ -60,14 +60,14 @@ impl Saver {
         Self { dir, keep, on_error, pending: None, last_save: Instant::now(), failures: vec![] }
     }
 
-    /// Time since the last checkpoint was started, or since the start of the run.
+    /// Time since the last checkpoint was started or skipped, or since the start of the run.
     pub fn age(&self) -> Duration {
         self.last_save.elapsed()
     }
 
-    /// Starts to write a checkpoint; checkpoints that are no longer needed are removed afterwards,
-    /// except that of step `best`. Waits for a pending write first, or skips this checkpoint if
-    /// `may_skip`.
+    /// Starts to write a checkpoint. Checkpoints that are no longer needed are removed afterwards;
+    /// `best` lists the evaluated steps by descending AP, for [`checkpoint::prune`]. Waits for a
+    /// pending write first, or skips this checkpoint if `may_skip`.
     ///
     /// # Errors
     /// The previous write failed and `checkpoint.on_error = "stop"`, the snapshot failed, or the

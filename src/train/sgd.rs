@@ -1,5 +1,5 @@
-//! SGD with momentum m and weight decay wd on the flat buffers: v <- m v + (g + wd p); p <- p - lr
-//! v.
+//! SGD with momentum m and weight decay wd on the flat buffers: `v <- m v + (g + wd p)`,
+//! `p <- p - lr v`.
 
 use tch::Tensor;
 
@@ -20,8 +20,8 @@ pub fn step(
 ) -> Result<()> {
     tch::no_grad(|| {
         let Flat { params, grads, momentum: velocity, decayed, .. } = flat;
-        // The fused kernel reads each buffer once, not once per operation: they do not fit into a
-        // cache.
+        // The fused kernel reads each buffer once instead of once per operation: the buffers do not
+        // fit into a cache.
         let total = params.size()[0];
         for (start, len, decay) in [(0, *decayed, weight_decay), (*decayed, total - *decayed, 0.0)]
         {

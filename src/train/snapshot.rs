@@ -11,7 +11,7 @@ use crate::Result;
 use crate::model::Params;
 use crate::model::params::Entry;
 
-/// What a run needs to resume, beside tensors and configuration.
+/// What a run needs to resume, besides tensors and configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Number of completed steps.

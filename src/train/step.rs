@@ -22,7 +22,7 @@ use crate::loss::{self, Reduced};
 use crate::model::params::Role;
 use crate::model::{Detector, Outputs};
 
-/// The network and everything beside the batch that a step reads or changes.
+/// The network and everything else that a step reads or changes, except the batch.
 pub struct Step {
     /// The network.
     pub detector: Detector,
@@ -94,7 +94,7 @@ impl Step {
         let flat = Flat::new(&mut detector.params)?;
         let buckets = Buckets::new(&detector.params, &flat, config, world)?;
         let (device, train) = (detector.params.device, config.clone());
-        // They compute in f32.
+        // The kernels compute in f32.
         if detector.params.kind == Kind::Float {
             kernels::prepare(&strategy, detector.classes, device);
         }
@@ -142,9 +142,9 @@ impl Step {
         Ok(cost)
     }
 
-    /// Clips and applies the gradients if loss and norm are finite, and sets them to zero.
-    /// Returns their L2 norm before clipping, and 1 if they were not applied, else 0; scalars f64
-    /// on the device.
+    /// Clips and applies the gradients if loss and norm are finite, and sets them to zero. Returns
+    /// their L2 norm before clipping, and 1 if they were not applied, else 0, as f64 scalars on the
+    /// device.
     ///
     /// # Errors
     /// A failed device, or memory that cannot be allocated.
@@ -319,14 +319,14 @@ mod tests {
         let (f32, bf16) = (gradient(Kind::Float), gradient(Kind::BFloat16));
         assert!(!bf16.allclose(&f32, 0.0, 0.0, false), "bf16 rounds");
         let cosine = (f32.dot(&bf16) / (f32.norm() * bf16.norm())).double_value(&[]);
-        // Rounding moves some activations to the other side of a ReLU. That alone turns the
-        // gradients of the towers' first convolutions to a cosine of about 0.995, those of the
-        // branches to 0.9999.
+        // Rounding moves some activations to the other side of a ReLU. That alone lowers the cosine
+        // to about 0.995 for the gradients of the towers' first convolutions, and to 0.9999 for
+        // those of the branches.
         assert!(cosine > 0.995, "cosine {cosine}");
     }
 
-    /// A step that is not finite changes nothing, and says so; clipping bounds the update. The host
-    /// reads nothing inside a step.
+    /// A step whose loss or gradient is not finite changes nothing and reports that; clipping
+    /// bounds the update. The host reads nothing inside a step.
     #[test]
     fn a_step_that_is_not_finite_is_skipped_on_the_device() {
         tch::manual_seed(2);

@@ -31,7 +31,7 @@ impl Validation {
     }
 
     /// Evaluates the network after `steps_done` steps on all ranks; returns the metrics on rank 0
-    /// and `None` on the others. Abandoned when `stop` is set.
+    /// and `None` on the others. The evaluation is abandoned when `stop` is set.
     ///
     /// # Errors
     /// Bad data, a lost peer, or a stop signal.

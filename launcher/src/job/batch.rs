@@ -196,7 +196,7 @@ fn program_on_device(program: &[String], gpus: usize) -> Vec<String> {
 /// job) is replaced only with `overwrite`.
 ///
 /// # Errors
-/// Such a file without `overwrite`; a path that is no regular file; a folder that cannot be
+/// Such a file without `overwrite`; a path that is not a regular file; a folder that cannot be
 /// written.
 pub fn write(path: &Path, text: &str, overwrite: bool) -> Result<()> {
     let shown = path.display();
@@ -212,7 +212,7 @@ pub fn write(path: &Path, text: &str, overwrite: bool) -> Result<()> {
              to submit the existing file: sbatch {}",
             quote(&path.to_string_lossy())?
         ))),
-        // A missing file or one to replace; any other problem is an error of the write.
+        // The file is missing or is to be replaced; any other problem is reported by the write.
         _ => dw_base::file::write_atomically(path, |file| file.write_all(text.as_bytes())),
     }
 }
@@ -236,7 +236,7 @@ pub fn submit(path: &Path) -> Result<String> {
     })?;
     let text = |b: &[u8]| String::from_utf8_lossy(b).trim().to_owned();
     if out.status.success() {
-        // Such as the partition's notes.
+        // Notes that sbatch prints on success, such as those of the partition.
         if !out.stderr.is_empty() {
             print_message(&text(&out.stderr));
         }

@@ -1,6 +1,6 @@
-//! Server for the status reports of the ranks. A connection that closes is a process that has
-//! exited, and the order of these events shows which one was first; a connection without reports is
-//! a process that was stopped.
+//! Server for the status reports of the ranks. A closed connection means that a process has exited,
+//! and the order of these events shows which process was the first; an open connection without
+//! reports means that a process was stopped.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read};

@@ -84,7 +84,7 @@ fn copy(
             report.code = report.code.or(code);
         }
         let (mark, start) = match split_rank(&text).filter(|_| !continued && !raw) {
-            // What comes before the rest is ASCII, so that its length is that of the bytes.
+            // The prefix is ASCII, so its length in `text` is its length in `line`.
             Some((rank, rest)) => (format!("[{rank}] "), text.len() - rest.len()),
             None => (String::new(), 0),
         };

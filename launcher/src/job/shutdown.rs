@@ -49,13 +49,15 @@ pub(crate) struct Shutdown {
     grace: Duration,
     /// Time for the launcher to exit after SIGTERM or a rank's failure.
     tear_down: Duration,
-    /// Requests that were handled. `None`: stop requests have no effect any more.
+    /// Number of checkpoint requests that were handled.
     checkpoints: usize,
+    /// Number of stop requests that were handled; `None` once they no longer have an effect.
     stops: Option<usize>,
 }
 
 impl Shutdown {
-    /// For a job that is running. Requests that arrived while it was started count.
+    /// The state for a running job. Requests that arrived while the job was being started are
+    /// handled, too.
     pub(crate) fn new(grace: Duration, tear_down: Duration) -> Self {
         Self { stage: Stage::Running, grace, tear_down, checkpoints: 0, stops: Some(0) }
     }

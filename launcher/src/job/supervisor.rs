@@ -34,7 +34,7 @@ pub struct Options {
     pub grace: Duration,
     /// Time for the launcher to exit after a rank's failure.
     pub tear_down: Duration,
-    /// Pass output on unchanged, without the ranks.
+    /// Pass output on unchanged, without the rank before each line.
     pub raw_stdout: bool,
 }
 
@@ -53,7 +53,7 @@ impl Signals {
         let s = Self::default();
         let all =
             [(SIGUSR1, &s.checkpoint), (SIGINT, &s.stop), (SIGTERM, &s.stop), (SIGHUP, &s.hangup)];
-        // nohup ignores SIGHUP, and a shell SIGINT for a job in the background of a script.
+        // nohup makes a job ignore SIGHUP; a shell script makes its background jobs ignore SIGINT.
         let handled = |signal| ![SIGINT, SIGHUP].contains(&signal) || !signals::is_ignored(signal);
         for (signal, counter) in all.into_iter().filter(|(signal, _)| handled(*signal)) {
             let counter = counter.clone();
@@ -218,7 +218,7 @@ fn watch(
             .try_wait()
             .map_err(|e| Error::system("cannot wait for the launcher", &e, Error::Usage))?;
         if let Some(status) = status {
-            // The last reports may still be on their way.
+            // The last reports may still be in flight.
             std::thread::sleep(POLL);
             monitor.poll();
             return Ok((status, failure.or_else(|| FirstFailure::find(&monitor.ranks, None))));
@@ -288,7 +288,8 @@ mod tests {
         }
     }
 
-    /// As an ssh of mpirun to a host that is gone, which keeps the launcher's output open.
+    /// Like an ssh process of mpirun to a host that is gone, which keeps the launcher's output
+    /// open.
     #[test]
     fn output_that_stays_open_is_not_waited_for() {
         let command = command(&["sh", "-c", "setsid sleep 30 & exit 3"]);

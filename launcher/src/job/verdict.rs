@@ -41,9 +41,9 @@ pub(crate) struct FirstFailure {
 
 impl FirstFailure {
     /// Finds the rank that was the first to report a non-zero exit code, or whose connection closed
-    /// without a report and was not reopened. Only failures up to the time `until` count. A
-    /// reported exit outranks a dropped connection ([`RECONNECT`] later): ranks that the launcher
-    /// kills do not report.
+    /// without a report and was not reopened. Only failures up to the time `until` count. A closed
+    /// connection counts as a failure only [`RECONNECT`] later, so that a reported exit code takes
+    /// precedence: ranks that the launcher kills do not report one.
     pub(crate) fn find(ranks: &Ranks, until: Option<Instant>) -> Option<Self> {
         let failed = |last: &LastStatus| match &last.status.end {
             Some((exit::OK, _)) => None,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rank::{Buffer, Memory, Number, Op, World};
 
-/// Sizes of the all-reduces in bytes, from the loss's to a large bucket.
+/// Sizes of the all-reduces in bytes, from that of the loss to that of a large bucket.
 const SIZES: [usize; 8] = [64, 1 << 10, 16 << 10, 128 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20];
 /// Repetitions of each size, of which the median is taken.
 const REPEATS: usize = 15;

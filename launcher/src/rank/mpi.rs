@@ -61,7 +61,7 @@ impl Mpi {
         // SAFETY: the function has the signature of `MPI_User_function`, is commutative, and never
         // unwinds.
         let code = unsafe { ffi::MPI_Op_create(Some(add_bf16), 1, &raw mut sum_bf16) };
-        // A setup that cannot work: no restart helps.
+        // The setup cannot work, and a restart would not help.
         check(code, "MPI_Op_create").map_err(|e| Error::Usage(e.to_string()))?;
         Ok(Self {
             world,

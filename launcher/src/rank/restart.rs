@@ -2,7 +2,7 @@
 
 /// Environment variable with the number of restarts of the job by `dw-launch`.
 pub const VARIABLE: &str = "DW_RESTARTS";
-/// Those by SLURM, of a job that was requeued.
+/// Environment variable with the number of restarts by SLURM, of a job that was requeued.
 const SLURM: &str = "SLURM_RESTART_COUNT";
 
 /// Whether the job runs again after a failure or preemption, so that its command line is that of

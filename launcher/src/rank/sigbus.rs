@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dw_base::exit;
 
-/// Folder of the shared memory that libraries use between processes. A container's limit of it is
-/// often low; exceeding it is exit code 5.
+/// Folder of the shared memory that libraries use between processes. A container's limit on it is
+/// often low; if it is exceeded, the exit code is 5.
 const SHARED_MEMORY: &[u8] = b"/dev/shm/";
 
 static RANK: AtomicUsize = AtomicUsize::new(0);

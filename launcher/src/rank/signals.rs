@@ -16,7 +16,8 @@ struct Flags {
 
 static FLAGS: OnceLock<Flags> = OnceLock::new();
 
-/// Installs the handlers, once for the process; returns the flag that both signals set.
+/// Installs the handlers of SIGUSR1 and SIGTERM, once for the process; returns the flag that they
+/// set.
 ///
 /// # Errors
 /// The system refuses a handler.
@@ -32,8 +33,9 @@ pub fn listen() -> std::io::Result<Arc<AtomicBool>> {
     Ok(FLAGS.get_or_init(|| flags).stop.clone())
 }
 
-/// From now on the first SIGINT (Ctrl-C) sets the flag of [`listen`], and the second one ends the
-/// process. Before that SIGINT has its default action: a program that is starting ends at once.
+/// Makes the first SIGINT (Ctrl-C) set the flag of [`listen`], and the second one end the process.
+/// Until this is called, SIGINT has its default action, so that a program that is starting ends at
+/// once.
 ///
 /// # Errors
 /// The system refuses a handler.

@@ -38,7 +38,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// State without a watchdog; see [`start`].
+    /// State for a watchdog that has not been started; see [`start`].
     pub fn new(rank: usize, calls: &Arc<CallLog>, deadline: Duration) -> Self {
         Self {
             deadline_ms: AtomicU64::new(deadline.as_millis() as u64),

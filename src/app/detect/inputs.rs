@@ -11,8 +11,9 @@ use fs_err as fs;
 
 use crate::{Error, Result};
 
-/// All pictures, in the order of the arguments: a picture, the pictures of a folder by name, or for
-/// `-` those that standard input lists. Only folders are read; a picture may not exist.
+/// All pictures, in the order of the arguments: a picture, the pictures of a folder sorted by name,
+/// or for `-` the pictures that standard input lists. Only folders are read; whether a picture
+/// exists is not checked.
 ///
 /// # Errors
 /// A folder without pictures or that cannot be read, or no picture at all.
@@ -54,8 +55,7 @@ fn lines(text: &[u8]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The pictures of a folder, sorted by name; logs what else is in it. Folders in it are not
-/// entered.
+/// The pictures of a folder, sorted by name; logs what else is in it. Subfolders are not entered.
 fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     let problem = |e| Error::io("cannot read", folder)(e);
     let (mut pictures, mut files, mut folders) = (vec![], 0, 0);
@@ -65,7 +65,7 @@ fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
         if path.is_dir() {
             folders += 1;
         } else if path.file_name().is_some_and(|n| n.as_bytes().starts_with(b".")) {
-            // Such as `._a.jpg`, which macOS writes beside `a.jpg`.
+            // Such as `._a.jpg`, which macOS writes next to `a.jpg`.
             files += 1;
         } else if ending.is_some_and(|e| EXTENSIONS.contains(&e.as_str())) {
             pictures.push(path);

@@ -120,19 +120,19 @@ fn class_names(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Pictures of each rank between two gatherings of detections on rank 0, which then prints them.
+/// Number of pictures that each rank processes before rank 0 gathers and prints the detections.
 const ROUND: usize = 256;
 
 /// Detects on all ranks; rank 0 prints and writes the detections in the order of the pictures.
 ///
 /// # Errors
 /// Weights that cannot be used, outputs that cannot be written, a lost peer. Pictures that cannot
-/// be read are an error at the end, after all others.
+/// be read are reported as an error at the end, after all others are done.
 pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>>) -> Result<()> {
     let saved = args.saved()?;
     let threshold = saved.config.eval.score_threshold;
     let score = inference::smallest_score(args.score, threshold, topology.rank == 0);
-    // Only rank 0 lists them: standard input is connected to it alone.
+    // Only rank 0 lists the pictures: standard input is connected to it alone.
     let pictures = if topology.rank == 0 { inputs::list(&args.pictures)? } else { vec![] };
     if let (Some(folder), 0) = (&args.out, topology.rank) {
         outputs::check(folder, &pictures)?;
@@ -168,12 +168,12 @@ pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>
     report.finish(&timings, began.elapsed().as_secs_f64())
 }
 
-/// Everything beside the network that detection needs.
+/// Everything that detection needs, except the network.
 struct Job<'a> {
     pictures: &'a [PathBuf],
     /// Names of the drawn pictures.
     names: &'a [String],
-    /// Where they are written.
+    /// Folder of the drawn pictures; `None` if none are drawn.
     folder: Option<&'a Path>,
     /// Smallest score.
     score: f64,
@@ -252,7 +252,7 @@ fn detect_batch(
 /// A picture that was read.
 struct Picture {
     pixels: Rgb,
-    /// Whether it has an EXIF orientation by which viewers turn it.
+    /// Whether it has an EXIF orientation, so that viewers rotate or mirror it.
     is_turned: bool,
 }
 

@@ -28,7 +28,7 @@ pub fn check(folder: &Path, pictures: &[PathBuf]) -> Result<()> {
         return Ok(());
     }
     let place = fs::canonicalize(folder).map_err(problem)?;
-    // A picture's own folder, and that of the file that a symbolic link names.
+    // Compares the folder of the picture and, if it is a symbolic link, the folder of its target.
     let is_inside = |p: &&PathBuf| {
         let near = p.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::canonicalize(near).is_ok_and(|f| f == place)
@@ -58,7 +58,7 @@ pub fn check(folder: &Path, pictures: &[PathBuf]) -> Result<()> {
 /// Names of the drawn pictures, all different: `a.jpg` becomes `a.png`; if an earlier picture has
 /// that name, `a.jpg.png`; if that is taken as well, `a.jpg-2.png` and so on.
 pub fn names(pictures: &[PathBuf]) -> Vec<String> {
-    // In lower case: some file systems do not distinguish it.
+    // In lower case, because some file systems are case-insensitive.
     let mut taken = HashSet::new();
     let text = |part: Option<&std::ffi::OsStr>| {
         part.map_or_else(|| "picture".to_owned(), |p| p.to_string_lossy().into_owned())
@@ -73,14 +73,14 @@ pub fn names(pictures: &[PathBuf]) -> Vec<String> {
     pictures.iter().map(&mut name).collect()
 }
 
-/// The file of all detections. It has its name once it is complete.
+/// The file of all detections. It gets its final name once it is complete.
 pub struct Lines {
     file: BufWriter<NamedTempFile>,
     path: PathBuf,
 }
 
 impl Lines {
-    /// Creates it in a folder.
+    /// Creates the file in a folder.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -97,7 +97,7 @@ impl Lines {
     /// Appends a line.
     ///
     /// # Errors
-    /// As on a full disk.
+    /// The file cannot be written, for example because the disk is full.
     pub fn add(&mut self, line: &str) -> Result<()> {
         writeln!(self.file, "{line}").map_err(Error::io("cannot write", &self.path))
     }
@@ -105,7 +105,7 @@ impl Lines {
     /// Gives the file its name.
     ///
     /// # Errors
-    /// As on a full disk.
+    /// The file cannot be written, for example because the disk is full.
     pub fn finish(self) -> Result<()> {
         let problem = |e| Error::io("cannot write", &self.path)(e);
         let file = self.file.into_inner().map_err(|e| problem(e.into_error()))?;

@@ -32,7 +32,7 @@ pub struct Found {
     size: (usize, usize),
     /// Box `[x, y, width, height]` in pixels of the picture, score and label, by descending score.
     detections: Vec<([f64; 4], f64, usize)>,
-    /// Whether it has an EXIF orientation by which viewers turn it.
+    /// Whether it has an EXIF orientation, so that viewers rotate or mirror it.
     pub is_turned: bool,
     /// Seconds spent on drawing and writing it.
     pub drawing_s: f64,
@@ -105,7 +105,7 @@ pub struct Report<'a> {
     drawing_s: f64,
 }
 
-/// Unreadable pictures that the error at the end names; all are named in warnings.
+/// Maximum number of unreadable pictures that the final error names; warnings name all of them.
 const NAMED: usize = 20;
 
 impl<'a> Report<'a> {

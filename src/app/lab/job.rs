@@ -17,23 +17,23 @@ use crate::train::lock::Lock;
 use crate::train::log::jsonl;
 use crate::{Error, Result};
 
-/// Where `dw-train` reports, in the folder of a run.
+/// File name of the log of `dw-train`, in the folder of a run.
 const LOG: &str = "train.log";
 
-/// The signal that asks a run for a checkpoint and its end. Launchers forward it to the ranks; on
-/// SIGTERM mpirun would end them before their checkpoint.
+/// The signal that makes a run write a checkpoint and exit. Launchers forward it to the ranks; on
+/// SIGTERM, mpirun would end them before they have written it.
 const STOP: libc::c_int = libc::SIGUSR1;
 
 /// How runs are started.
 #[derive(Debug, Clone)]
 pub struct Launch {
-    /// Words in front of `dw-train`, as `mpirun -n 8`.
+    /// Words in front of `dw-train`, such as `mpirun -n 8`.
     pub launcher: Vec<String>,
     /// Device.
     pub device: Choice,
     /// The GPU of each slot, as in CUDA_VISIBLE_DEVICES; empty if a run sees all of them.
     pub gpus: Vec<String>,
-    /// Threads of a run whose configuration leaves them open; 0 leaves them to `dw-train`.
+    /// `train.threads` for runs whose configuration does not set it; 0: `dw-train` chooses.
     pub threads: usize,
 }
 
@@ -42,10 +42,10 @@ pub struct Launch {
 pub struct Job {
     /// What it runs.
     pub run: LabRun,
-    /// Its place among the jobs that run at the same time.
+    /// Index of its slot among the concurrent jobs.
     pub slot: usize,
     child: Child,
-    // Held while the run goes on, so that another `dw-lab` leaves it alone.
+    // Held while the run is in progress, so that another `dw-lab` skips it.
     _lock: Lock,
 }
 
@@ -65,12 +65,12 @@ impl Job {
                 return Ok(None);
             }
         };
-        // Finished since the plan was made.
+        // Another dw-lab may have finished the run since the plan was made.
         if run.result.exists() {
             tracing::info!("{}: skipped: finished by another dw-lab", run.name());
             return Ok(None);
         }
-        // Another dw-lab may have begun it since.
+        // Another dw-lab may have started it since.
         check_interrupted(&run)?;
         let mut config = run.config.clone();
         if config.train.threads == 0 {
@@ -100,7 +100,7 @@ impl Job {
         self.child.try_wait().map_err(Error::io("cannot wait for the process of", &log))
     }
 
-    /// Asks the process for a checkpoint and its end.
+    /// Asks the process to write a checkpoint and exit.
     pub fn stop(&self) {
         // SAFETY: a signal to a child that has not been waited for.
         unsafe { libc::kill(self.child.id() as libc::pid_t, STOP) };
@@ -111,7 +111,7 @@ impl Job {
         self.run.folder().join(LOG)
     }
 
-    /// Reads and writes the result of a process that has ended well.
+    /// Writes the result of a process that has exited successfully, from its metrics.
     ///
     /// # Errors
     /// Metrics that are missing or damaged, a file that cannot be written.
@@ -147,7 +147,8 @@ fn command(config: &Path, work: &Path, slot: usize, launch: &Launch) -> Result<C
     if let Some(gpu) = launch.gpus.get(slot) {
         command.env("CUDA_VISIBLE_DEVICES", gpu);
     }
-    // Ctrl-C reaches this program alone, and its end asks the run for a checkpoint.
+    // With a process group of its own, the run does not receive Ctrl-C. If this program dies, the
+    // system sends the run the signal to write a checkpoint and exit.
     command.process_group(0);
     // SAFETY: prctl is async-signal-safe and does not touch memory.
     unsafe {

@@ -25,8 +25,8 @@ pub struct Outcome {
     pub info: Row,
     /// `train.seed`.
     pub seed: u64,
-    /// Metrics of the last evaluation by name: AP and AR from 0 to 1, and the statistics of
-    /// weights that `eval.bag_images` asks for.
+    /// Metrics of the last evaluation by name: AP and AR from 0 to 1, and the statistics of weights
+    /// that `eval.bag_images` enables.
     pub metrics: BTreeMap<String, f64>,
     /// Cost of the run.
     pub cost: Cost,
@@ -62,7 +62,7 @@ pub struct Setup {
     pub set: Vec<String>,
     /// `--launcher`
     pub launcher: Option<String>,
-    /// Number of runs at a time on the machine.
+    /// Number of concurrent runs on the machine.
     pub jobs: usize,
     /// Version and revision of the program.
     pub version: String,
@@ -81,7 +81,7 @@ pub struct Data {
 }
 
 impl Outcome {
-    /// The file of a row with a seed.
+    /// Path of the result of a row with a seed.
     pub fn path(folder: &Path, row: &str, seed: u64) -> PathBuf {
         folder.join(format!("{row}-seed{seed}.json"))
     }
@@ -109,7 +109,7 @@ impl Outcome {
         write_atomically(path, |file| writeln!(file, "{text}"))
     }
 
-    /// Checks that a finished run is the one that is wanted: same settings, same data.
+    /// Checks that a finished run has the requested settings and data.
     ///
     /// # Errors
     /// The first difference, with the file.
@@ -127,7 +127,7 @@ impl Outcome {
     }
 }
 
-/// The first setting in which two configurations differ, of those that rows to be compared must
+/// The first difference between two configurations, among the settings that compared rows must
 /// share.
 pub fn difference(run: &Config, requested: &Config) -> Option<Change> {
     let (changes, may_change) = identity::changes(run, requested);

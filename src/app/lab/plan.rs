@@ -35,9 +35,9 @@ pub struct Request {
     pub seeds: u64,
 }
 
-/// The configuration of a run, in its folder.
+/// File name of the configuration of a run, in its folder.
 pub const CONFIG: &str = "config.toml";
-/// The work directory of `dw-train`, likewise.
+/// Name of the work directory of `dw-train`, in the folder of a run.
 pub const WORK: &str = "work";
 
 /// A row with a seed.
@@ -72,10 +72,10 @@ impl LabRun {
 pub struct LabPlan {
     /// Name of the table.
     pub table: String,
-    /// Those that are left to do: all rows with the first seed, then all with the next one, so that
-    /// an incomplete table can be compared.
+    /// Runs that are not finished: all rows with the first seed, then all with the next one, so
+    /// that the rows of an incomplete table can be compared.
     pub open: Vec<LabRun>,
-    /// Those that are finished.
+    /// Results of the finished runs.
     pub finished: Vec<Outcome>,
 }
 
@@ -117,8 +117,7 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
     Ok(LabPlan { table: table.name, open, finished })
 }
 
-/// Checks that a run that would continue from a checkpoint was started with the settings that are
-/// requested.
+/// Checks that an interrupted run with a checkpoint was started with the requested settings.
 ///
 /// # Errors
 /// The first setting that differs.

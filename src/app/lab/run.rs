@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// How often the processes are polled.
 const POLL: Duration = Duration::from_millis(200);
-/// Last lines of the log of a failed run in the message about it.
+/// Number of last lines of the log in the message about a failed run.
 const TAIL: usize = 6;
 
 /// How `dw-lab run` runs.
@@ -41,7 +41,7 @@ fn jobs(text: &str) -> std::result::Result<usize, String> {
     jobs.ok_or_else(|| "expected 1 to 1024".into())
 }
 
-/// Runs what is left of a request.
+/// Executes the unfinished runs of a request.
 ///
 /// # Errors
 /// A mistake in the request; after all other runs, the first one that failed; preemption.
@@ -81,7 +81,8 @@ pub fn run(request: &Request, how: &Execution, topology: &Topology) -> Result<()
     let (launch, machine) = launch(how, topology)?;
     let setup = Setup {
         base: request.base.clone(),
-        // Where the data is differs from machine to machine; `Outcome::data` tells which it is.
+        // The path of the data differs from machine to machine; `Outcome::data` identifies the
+        // data.
         set: request.set.iter().filter(|s| !s.starts_with("data.shards")).cloned().collect(),
         launcher: how.launcher.clone(),
         jobs: how.jobs,
@@ -118,7 +119,7 @@ fn launch(how: &Execution, topology: &Topology) -> Result<(Launch, String)> {
                 how.jobs
             );
         }
-        // Each run takes all cores by itself; a launcher's ranks divide them among themselves.
+        // By default a run uses all cores. The ranks of a launcher divide them among themselves.
         let share = if how.jobs > 1 && launcher.is_empty() { cores / how.jobs } else { 0 };
         return Ok((Launch { launcher, device: how.device, gpus: vec![], threads: share }, cpu));
     };
@@ -159,7 +160,7 @@ fn cpu_name() -> String {
     line.and_then(|l| l.split_once(':')).map_or_else(|| "CPU".into(), |(_, n)| n.trim().into())
 }
 
-/// The runs that go on.
+/// State of `dw-lab run`: the running jobs and the failures.
 struct Lab {
     launch: Launch,
     setup: Setup,
@@ -245,7 +246,8 @@ impl Lab {
                     }
                 }
             } else if !stopping {
-                // Without a code a signal ended it, as that of a kernel short of memory.
+                // Without an exit code, the process was ended by a signal, such as that of the OOM
+                // killer.
                 let code = status.code().unwrap_or(dw_base::exit::PEER);
                 tracing::error!("{name}: failed, {status}; the last lines of {}", tail(&job));
                 self.failures.push((name, code));
@@ -255,7 +257,7 @@ impl Lab {
         Ok(done)
     }
 
-    /// The end of a request whose runs have all ended.
+    /// The result of a request whose runs have all ended.
     fn verdict(self, total: usize) -> Result<()> {
         if self.left_alone > 0 {
             tracing::warn!("{} of {total} runs were taken by another dw-lab", self.left_alone);

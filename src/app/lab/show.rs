@@ -88,7 +88,7 @@ pub fn show(table: &str, out: &Path, file: Option<&Path>) -> Result<()> {
     }
 }
 
-/// The table as Markdown, with a plot that is a file.
+/// The table as Markdown; `plot` is the name of an image file to include.
 fn markdown(summary: &Summary, plot: Option<&str>) -> String {
     let mut text = format!("# {}\n\n", summary.name);
     for fact in summary.facts() {
@@ -112,10 +112,10 @@ fn markdown(summary: &Summary, plot: Option<&str>) -> String {
     text
 }
 
-/// Text in which Markdown finds no table, emphasis, link or HTML.
+/// Escapes the characters that mark tables, emphasis, links and HTML in Markdown.
 fn escaped(text: &str) -> String {
     let mut out = String::new();
-    // Titles and names of machines come from files.
+    // Titles and names of machines come from files: control characters are escaped, too.
     for c in shown(text).to_string().chars() {
         if "\\|*_`<>[]".contains(c) {
             out.push('\\');

@@ -44,7 +44,7 @@ impl SummaryRow {
         Estimate::of(&self.values(metric))
     }
 
-    /// Differences of a metric to another row, percent, of the seeds that both have.
+    /// Differences of a metric to another row, percent, for the seeds that both rows have.
     pub fn differences(&self, metric: &str, other: &Self) -> Vec<f64> {
         let value = |o: &Outcome| o.metrics.get(metric).copied().filter(|v| *v >= 0.0);
         let pairs = self.runs.iter().filter_map(|(seed, run)| Some((run, other.runs.get(seed)?)));
@@ -126,7 +126,7 @@ fn row(row: &TableRow, folder: &Path) -> Result<SummaryRow> {
     Ok(SummaryRow { title, paper: row.info.paper, note, runs })
 }
 
-/// The seeds of the files of a row; none if there is no folder.
+/// The seeds for which a row has result files; none if there is no folder.
 fn seeds(row: &str, folder: &Path) -> Vec<u64> {
     let prefix = format!("{row}-seed");
     let Ok(entries) = std::fs::read_dir(folder) else { return vec![] };

@@ -8,7 +8,7 @@ use crate::config::row::Row;
 use crate::config::{self, BUILT_IN};
 use crate::{Error, Result};
 
-/// Where the names of rows of built-in tables start.
+/// Prefix of the configuration names of the rows of built-in tables.
 const PREFIX: &str = "tables/";
 
 /// A table.
@@ -42,7 +42,8 @@ impl Table {
     /// Finds a built-in table by name, or a folder of configurations.
     ///
     /// # Errors
-    /// Neither of them, a folder without configurations, or a configuration that cannot be read.
+    /// No such table or folder, a folder without configurations, or a configuration that cannot be
+    /// read.
     pub fn find(name: &str) -> Result<Self> {
         let prefix = format!("{PREFIX}{name}/");
         let built_in = BUILT_IN.iter().filter(|(n, _)| n.starts_with(&prefix));
@@ -96,7 +97,8 @@ impl TableRow {
     }
 }
 
-/// The last component of a path, a name for a folder of results: of `..` that of the folder itself.
+/// A name for the folder of results: the last component of the path, or, for a path such as `..`,
+/// that of the folder that it resolves to.
 fn folder_name(path: &str) -> Result<String> {
     let path = Path::new(path);
     if let Some(name) = path.file_name() {

@@ -23,14 +23,14 @@ const TEXT: i32 = 22;
 const BAR: i32 = 90;
 /// Height of the heading and of the explanation at the bottom, pixels.
 const HEADING: i32 = 34;
-/// Share of a cell's colour over the image.
+/// Opacity of a cell's colour over the image.
 const ALPHA: f64 = 0.6;
-/// The image is shown this far beyond the box, as a share of the box.
+/// Margin of the shown image around the box, as a fraction of the size of the box.
 const MARGIN: f64 = 0.2;
 
 type Root<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
-/// What a picture shows beside the maps.
+/// What a picture shows besides the maps.
 #[derive(Debug)]
 pub struct Scene<'a> {
     /// The stored image.
@@ -64,7 +64,7 @@ impl Crop {
         Self { area, size: (MAP_WIDTH as i32, height as i32) }
     }
 
-    /// The place in a map at `at` of a point of the network input.
+    /// Converts a point of the network input to a pixel in a map whose upper left corner is `at`.
     fn place(&self, (x, y): (f64, f64), at: (i32, i32)) -> (i32, i32) {
         let [x1, y1, x2, y2] = self.area;
         let (u, v) = ((x - x1) / (x2 - x1), (y - y1) / (y2 - y1));
@@ -110,7 +110,7 @@ pub fn draw(maps: &Maps, scene: &Scene, out: &Path) -> Result<()> {
 struct Panel<'a> {
     title: String,
     values: &'a [f64],
-    /// The value of the top of the colour bar.
+    /// The value at the top of the colour bar.
     most: f64,
     /// Numbers below the map.
     below: String,

@@ -28,7 +28,7 @@ struct Window {
     images: usize,
     step_s: f64,
     loss: f64,
-    /// In the order of the terms.
+    /// Sum of each term of the loss, in the order of the terms.
     terms: Vec<f64>,
 }
 
@@ -65,7 +65,7 @@ impl Sink for Console {
         }
         self.last_message = Some(Instant::now());
         let window = std::mem::take(&mut self.window);
-        // With evaluations and checkpoints, unlike the speed.
+        // Includes evaluations and checkpoints, unlike the speed.
         let each = self.began.elapsed().as_secs_f64() / (r.step - self.start) as f64;
         let remaining = Duration::from_secs_f64(each * (self.total - r.step) as f64);
         let terms = r.loss.terms.iter().zip(&window.terms);

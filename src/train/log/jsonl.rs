@@ -24,8 +24,8 @@ pub struct Metrics {
     length: u64,
 }
 
-/// Renames the file of a run that starts from a checkpoint of another work directory, because its
-/// rows are those of another run.
+/// Renames an existing metrics file, for a run that starts from a checkpoint of another work
+/// directory: the rows in the file belong to another run.
 ///
 /// # Errors
 /// A file that cannot be renamed.
@@ -61,7 +61,8 @@ impl Metrics {
         let written = self.file.write_all(line.as_bytes());
         match written {
             Ok(()) => self.length += line.len() as u64,
-            // An error is ignored: the first one is reported, and resuming truncates the file, too.
+            // An error of the truncation is ignored: the write error is reported, and resuming
+            // truncates the file as well.
             Err(_) => drop(self.file.set_len(self.length)),
         }
         written.map_err(Error::io("cannot write", &self.path))
@@ -108,10 +109,10 @@ impl Sink for Metrics {
     }
 }
 
-/// Renames a file that has rows of evaluations to the first free `metrics-N.jsonl`: whoever removes
-/// the checkpoints of a run and starts it again may still want its results.
+/// Renames a file that has rows of evaluations to the first free `metrics-N.jsonl`: a user who
+/// removes the checkpoints of a run and starts it again may still need its results.
 fn keep_evaluations(path: &Path) -> Result<()> {
-    // A file that cannot be read is reported by whoever opens it next.
+    // If the file cannot be read, the caller reports that when it opens the file.
     if !std::fs::read_to_string(path).is_ok_and(|text| text.contains("\"AP\":")) {
         return Ok(());
     }

@@ -47,7 +47,7 @@ pub struct EvalRecord {
     pub step: usize,
     /// Epoch, from 1.
     pub epoch: usize,
-    /// COCO metrics by name, AP first, and the statistics of weights that were asked for
+    /// COCO metrics by name, AP first, followed by the requested statistics of weights
     /// ([`BagStatistics::means`](crate::assign::figures::bags::BagStatistics::means)).
     pub numbers: Vec<(&'static str, f64)>,
     /// Seconds of the evaluation.
@@ -77,8 +77,8 @@ pub trait Sink {
     /// The record cannot be written.
     fn evaluation(&mut self, record: &EvalRecord) -> Result<()>;
 
-    /// Forces written records to disk. Called before a checkpoint is written, which must not
-    /// survive a crash without the records of its steps.
+    /// Forces written records to disk. Called before a checkpoint is written: after a crash, no
+    /// checkpoint may exist without the records of its steps.
     ///
     /// # Errors
     /// The records cannot be written.
@@ -114,7 +114,7 @@ impl Log {
     /// Writes the record of a step to all sinks, and warns about steps without positive weights.
     ///
     /// # Errors
-    /// A failure of a sink, unless `saver` drops it (`checkpoint.on_error`).
+    /// A sink failed and `checkpoint.on_error = "stop"`.
     pub fn step(&mut self, record: &StepRecord, saver: &mut Saver) -> Result<()> {
         saver.handle_write(
             Output::Metrics,

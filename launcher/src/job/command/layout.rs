@@ -9,7 +9,7 @@ use super::{Bind, JobSpec, Starter};
 /// Number and placement of a job's ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Layout {
-    /// Whether srun starts the ranks, and not mpirun.
+    /// Whether srun rather than mpirun starts the ranks.
     pub(super) srun: bool,
     /// Number of ranks.
     pub(super) ranks: usize,
@@ -97,10 +97,10 @@ fn num_nodes(spec: &JobSpec, machine: &Machine, srun: bool) -> Result<usize> {
     Ok(nodes)
 }
 
-/// The ranks of each host of `--hosts`, 1 where none are given.
+/// Number of ranks on each host of `--hosts`; 1 for a host without a number.
 ///
 /// # Errors
-/// A number of ranks that is none, or a number of hosts that is not that of `--nodes`.
+/// A number of ranks that is not valid, or a number of hosts that differs from `--nodes`.
 fn slots(hosts: &str, nodes: Option<usize>) -> Result<Vec<usize>> {
     let of = |host: &str| match host.split_once(':') {
         None if !host.is_empty() => Some(1),
@@ -124,7 +124,8 @@ fn slots(hosts: &str, nodes: Option<usize>) -> Result<Vec<usize>> {
     }
 }
 
-/// The number given, else that of `--hosts`, of the allocation's tasks, or of the GPUs.
+/// The requested number of ranks, else that of `--hosts`, else the allocation's tasks, else the
+/// GPUs.
 fn num_ranks(spec: &JobSpec, machine: &Machine, nodes: usize, slots: Option<&[usize]>) -> usize {
     spec.ranks
         .or_else(|| Some(slots?.iter().sum()))

@@ -34,11 +34,11 @@ pub enum Bind {
     None,
     /// One NUMA node for each rank.
     Numa,
-    /// An own set of cores for each rank.
+    /// A separate set of cores for each rank.
     Core,
 }
 
-/// The job that the user asked for.
+/// The job that the user requested.
 #[derive(Debug, Clone)]
 pub struct JobSpec {
     /// Number of ranks; by default one for each task or GPU.
@@ -53,7 +53,7 @@ pub struct JobSpec {
     pub bind: Bind,
     /// Threads of a rank; by default an equal share of the node's cores.
     pub threads: Option<usize>,
-    /// Whether the output is passed on unchanged, without the ranks.
+    /// Whether the output is passed on unchanged, without the rank before each line.
     pub raw: bool,
     /// Program of the ranks and its arguments.
     pub program: Vec<String>,
@@ -84,7 +84,7 @@ const THREADS: &str = "OMP_NUM_THREADS";
 pub struct LaunchCommand {
     /// Number of ranks.
     pub ranks: usize,
-    /// Whether the command is srun, and not mpirun.
+    /// Whether the command is srun rather than mpirun.
     pub srun: bool,
     /// Whether ranks may run on other machines.
     pub remote: bool,
@@ -105,7 +105,8 @@ impl LaunchCommand {
     /// Options that contradict each other or the machine, or a program that does not exist.
     pub fn new(spec: &JobSpec, machine: &Machine) -> Result<Self> {
         let layout = Layout::new(spec, machine)?;
-        // Without it the ranks divide the cores of their own node, which may be another machine.
+        // Without `--threads` the ranks divide the cores of their own node, which may be another
+        // machine.
         let threads = spec.threads.map(|n| (THREADS.to_owned(), n.to_string()));
         let mut env: Vec<_> = threads.into_iter().collect();
         let words = if layout.srun {
@@ -137,7 +138,7 @@ impl LaunchCommand {
     }
 
     /// Whether the program reads a list from standard input, which is connected to rank 0: one of
-    /// its arguments is `-`. Otherwise a job would take the input of the script that starts it.
+    /// its arguments is `-`. Any other job must not consume the input of the script that starts it.
     pub(crate) fn reads_stdin(&self) -> bool {
         self.argv.iter().any(|word| word == "-") && !std::io::stdin().is_terminal()
     }
@@ -163,14 +164,15 @@ fn srun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<String>
     // to the same work directory.
     let mut words: Vec<String> =
         ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--unbuffered"].map(String::from).into();
-    // Not with `raw`: srun marks parts of a long line, too, and mpirun each part that it reads.
+    // Not with `raw`: srun also labels the parts of a long line, and mpirun each part that it
+    // reads.
     if !spec.raw {
         words.push("--label".to_owned());
     }
     words.push(format!("--ntasks={}", layout.ranks));
     words.push(format!("--nodes={}", layout.nodes));
     words.push("--export=ALL".to_owned());
-    // Not to all tasks, as is the default.
+    // Standard input goes to task 0; by default srun copies it to all tasks.
     words.push("--input=0".to_owned());
     words.extend(layout.cpu_bind.map(|how| format!("--cpu-bind={how}")));
     let fits = |tasks: Option<usize>| tasks.is_some_and(|tasks| layout.ranks <= tasks);
@@ -224,8 +226,8 @@ pub(crate) fn quote(word: &str) -> Result<String> {
     }
 }
 
-/// Finds a program: in the folder of this one (our own programs), else as the shell does on the
-/// machine that runs it.
+/// Finds a program: in the folder of this executable, which contains the other `dw` programs, else
+/// as a shell on the machine that runs it does.
 fn locate(program: &str, remote: bool) -> Result<OsString> {
     let is_path = program.contains('/');
     let own = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(program)));

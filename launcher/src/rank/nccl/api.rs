@@ -9,7 +9,7 @@ use dw_base::text::with_causes;
 use dw_base::{Error, Result};
 use libloading::os::unix::{Library as Dynamic, RTLD_NOW};
 
-/// Soname of the library, on which libtorch's CUDA half depends.
+/// Soname of the library, on which libtorch's CUDA libraries depend.
 pub(super) const LIBRARY: &str = "libnccl.so.2";
 
 /// Oldest supported version, as `ncclGetVersion` returns it: the first with all fields of
@@ -137,14 +137,15 @@ fn file_of(function: *const c_void) -> Option<PathBuf> {
     Some(path.canonicalize().unwrap_or_else(|_| path.to_owned()))
 }
 
-/// The NCCL library that is in this process already. Does not load one: an NCCL opened by name
-/// before libtorch's CUDA half would replace that half's own, whatever its version.
+/// The NCCL library that is already loaded into this process. Does not load one: an NCCL opened by
+/// name before libtorch's CUDA libraries would be used instead of their own, even if the versions
+/// differ.
 fn already_loaded() -> Option<Dynamic> {
     // SAFETY: with RTLD_NOLOAD no initialisers run.
     unsafe { Dynamic::open(Some(LIBRARY), RTLD_NOW | libc::RTLD_NOLOAD) }.ok()
 }
 
-/// Version and file of the NCCL library that is in this process already.
+/// Version and file of the NCCL library that is already loaded into this process.
 pub(super) fn origin_of_loaded() -> Option<Origin> {
     Origin::of(&already_loaded()?, LIBRARY).ok()
 }
@@ -171,7 +172,7 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// The library that libtorch's CUDA half has loaded as its dependency.
+    /// The library that was loaded as a dependency of libtorch's CUDA libraries.
     pub(super) fn loaded() -> Result<Self> {
         let library = already_loaded().ok_or_else(|| {
             Error::Usage(format!("libtorch's CUDA half has not loaded {LIBRARY}\n{HINT}"))
@@ -238,7 +239,8 @@ impl Api {
         let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
         let text = format!("NCCL: {doing} failed with code {code}: {text}{detail}");
         Err(match Error::from_library(&text) {
-            // What is not about this machine is about its peers or the network between them.
+            // An error that is not about this machine is about its peers or the network between
+            // them.
             Error::Bug(text) => Error::Peer(format!("{text}\nhint: NCCL_DEBUG=INFO logs details")),
             e => e,
         })

@@ -1,5 +1,5 @@
-//! Backend for device memory over NCCL. It uses the NCCL library that libtorch's CUDA half has
-//! loaded, found at run time: a build needs no CUDA, and one binary serves machines with and
+//! Backend for device memory over NCCL. It uses the NCCL library that libtorch's CUDA libraries
+//! have loaded, found at run time: a build needs no CUDA, and one binary serves machines with and
 //! without GPUs. Host memory is reduced by a second backend (MPI), which also broadcasts NCCL's id.
 //!
 //! The communicator is non-blocking: no call waits inside the library for a peer, and every wait
@@ -29,7 +29,7 @@ const SPIN: Duration = Duration::from_millis(5);
 /// Time that [`Nccl::leave`] waits for another thread's call. The watchdog's takes microseconds.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The NCCL library that libtorch's CUDA half has loaded into this process. Displayed as
+/// The NCCL library that libtorch's CUDA libraries have loaded into this process. Displayed as
 /// "2.28.9 (/path/libnccl.so.2)".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
@@ -45,8 +45,8 @@ impl fmt::Display for Loaded {
     }
 }
 
-/// The NCCL library in this process; `None` if libtorch's CUDA half has not been opened yet, or
-/// does not use NCCL. Loads nothing.
+/// The NCCL library in this process; `None` if libtorch's CUDA libraries have not been opened yet,
+/// or do not use NCCL. Loads nothing.
 pub fn loaded() -> Option<Loaded> {
     let origin = api::origin_of_loaded()?;
     Some(Loaded { version: origin.version(), path: origin.path })
@@ -86,9 +86,9 @@ impl Library {
         Api::open(path).map(Self)
     }
 
-    /// Opens the library that libtorch's CUDA half has loaded, on all ranks of `base` or on none:
-    /// if a single rank failed, the others would wait for it. To be called after that half has
-    /// been opened.
+    /// Opens the library that libtorch's CUDA libraries have loaded, on all ranks of `base` or on
+    /// none: if a single rank failed, the others would wait for it. To be called after libtorch's
+    /// CUDA libraries have been opened.
     ///
     /// # Errors
     /// Some ranks have no NCCL, or one older than 2.18. Every rank gets the same text, which lists
