@@ -12,8 +12,8 @@ use super::matching::{BLOCK, Scenes, flags};
 use super::ranking::Ranked;
 use super::types::Problem;
 
-/// A detection that is a true positive or ignored at some threshold, or that is tied (same image,
-/// equal score) with such a detection.
+/// A detection that is a true positive at some threshold, that counts at only some thresholds, or
+/// that is tied (same image, equal score) with such a detection.
 struct Event {
     image: u32,
     /// Thresholds at which it is a true positive, one bit each.
