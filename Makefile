@@ -46,8 +46,8 @@ deps: ## check licences, sources and bans of dependencies, and the spelling
 audit: deps ## deps, and known vulnerabilities (downloads the advisory database)
 	@cargo deny check --hide-inclusion-graph advisories
 
-# Test processes run side by side. OpenMP's idle threads would spin and take the cores from the
-# other process: two such tests at once took three times as long.
+# Test processes run in parallel. Idle OpenMP threads would spin and take cores from the other
+# processes: two such tests at once took three times as long.
 test test-golden test-shared: export OMP_WAIT_POLICY ?= passive
 
 test: test-setup lint build ## run all tests that need only this clone

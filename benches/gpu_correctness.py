@@ -27,7 +27,7 @@ NCCL_TRIALS = (
     "nccl_abort_ends",
     "stream_order_of_two_ranks",
 )
-# The only trial where the device cannot be used: it fails and says why.
+# The only trial if the device cannot be used: it fails with the reason.
 NO_DEVICE = "the_device"
 # The libtorch that the binaries were built for.
 TORCH = "2.11.0"
@@ -77,7 +77,7 @@ def libtorch_version(part):
 
 def libraries(part, text, needed):
     """The libraries that a process had loaded, from its lines `loaded: PATH`: each once."""
-    # The line may stand behind a test's name that has no end of line yet.
+    # The text may follow the name of a test on the same line.
     paths = sorted(set(re.findall(r"loaded: (/.*)", text)))
     names = [pathlib.Path(p).name for p in paths]
     lacking = [n for n in needed if not any(name.startswith(n) for name in names)]
@@ -234,9 +234,9 @@ def training():
     """Losses, exit codes, and a run that is interrupted ten times."""
     follow("f32", 1e-3, 0.02)
     if GPU:
-        # 10 bits of mantissa in products, and what 30 steps make of that.
+        # tf32 has 10 bits of mantissa in products; the errors grow over 30 steps.
         follow("tf32", 1e-2, 0.05)
-        # 8 bits of mantissa in all activations.
+        # bf16 has 7 bits of mantissa in all activations.
         follow("bf16", 2e-2, 0.05)
     else:
         row(TRAIN, "losses against the CPU's, tf32", None, why="DEVICE=cpu has no tf32")
@@ -290,7 +290,7 @@ def interruptions():
     """USR1 ten times, from before the first step until late; then the run goes on to its end."""
     began = time.monotonic()
     last = 400 if GPU else 60
-    # Every start goes on from the last one's checkpoint: the later steps here lie ahead of it.
+    # Every start resumes from the previous checkpoint, and each of these steps lies after it.
     moments = [0.0, 0.1, *(int(last * f) for f in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8))]
     command = train_command("interrupted", f"train.max_steps={last}")
     metrics = WORK / "interrupted" / "metrics.jsonl"

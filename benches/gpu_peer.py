@@ -23,7 +23,7 @@ ROUNDS = 3
 CLASSES, BOXES = 80, 8
 BEGAN = time.monotonic()
 SECONDS = float(os.environ.get("PART_SECONDS", "330"))
-# Compiling is bounded on its own; without a GPU it is left out unless seconds are given.
+# Compilation has its own time limit. Without a GPU it is skipped unless COMPILE_SECONDS is set.
 COMPILE_SECONDS = float(os.environ.get("COMPILE_SECONDS", "75" if GPU else "0"))
 
 try:
@@ -187,7 +187,7 @@ def in_turns(sides, rounds=ROUNDS):
             try:
                 results[name].append(measure())
                 print(f"round {n + 1}: {name}: {results[name][-1]}", flush=True)
-            except Exception as e:  # one side's failure is a row, whatever it is
+            except Exception as e:  # any failure of one side becomes a row
                 errors[name] = " ".join(f"{type(e).__name__}: {e}".split())[:200]
                 print(f"round {n + 1}: {name}: {e}", flush=True)
     return results, errors
@@ -251,7 +251,7 @@ def built(size):
     """The peer at one size; None, with a row, where it cannot be had."""
     try:
         return Peer(*size)
-    except Exception as e:  # ours is measured whatever is wrong with it
+    except Exception as e:  # our side is measured even if this fails
         name = " x ".join(map(str, size))
         row(STEP, f"{name}, torchvision FCOS", False, why=" ".join(str(e).split())[:200])
         return None
@@ -263,7 +263,7 @@ def eager(size, modes):
     sides = {f"ours {m}": lambda m=m: ours(size, m, steps) for m in modes}
     peer = None if MISSING else built(size)
     if peer:
-        # Theirs is bf16 by autocast.
+        # torchvision uses bf16 through autocast.
         sides |= {f"theirs {m}": lambda m=m: peer.measure(m, steps) for m in modes}
     report(size, *in_turns(sides))
 
@@ -285,7 +285,7 @@ def compiled(size, mode):
     try:
         with limited(min(COMPILE_SECONDS, left() - 15)):
             peer.measure(mode, 1)
-    except Exception as e:  # whatever a compiler raises
+    except Exception as e:  # compilation can raise any exception
         row(STEP, name, None, time.monotonic() - began, why=f"compiling: {e}"[:200])
         return
     print(f"compiled for {mode} in {time.monotonic() - began:.1f} s", flush=True)

@@ -20,7 +20,7 @@ DEVICE = os.environ.get("DEVICE", "cuda")
 GPU = DEVICE == "cuda"
 BIN = KIT / "bin"
 
-# The end of a part's time reaches the programs that it has started, too (`read_to_end`).
+# When the time of a part is up, the program that it is running is killed too (`read_to_end`).
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
@@ -51,7 +51,7 @@ def run(command, limit, **env):
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     lines = []
     try:
-        # A group of its own: what it has started ends with it.
+        # In its own process group, so that its child processes are killed with it.
         job = subprocess.Popen(
             command, env=everything, errors="replace", start_new_session=True, **pipes
         )

@@ -11,7 +11,7 @@ import gpu_trace
 from gpu_correctness import losses, train_command
 from gpu_rows import BIN, DEVICE, GPU, KIT, OUT, WORK, ending, json_line, row, run
 
-# Traces above this size are not kept.
+# Traces above this size in bytes are not kept.
 FILE_LIMIT = 15 << 20
 
 
@@ -204,7 +204,7 @@ def evaluation():
     if why:
         row(part, "weights to evaluate", False, why=why)
         return
-    # A network of 30 steps has no score above the usual threshold.
+    # After 30 steps the network has no score above the default threshold.
     sets = ["--set", "eval.score_threshold=0.0"]
     expected, there, cpu_rate, seconds, why = evaluate(work, "cpu", *sets)
     row(

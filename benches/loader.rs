@@ -1,5 +1,5 @@
-//! The data loader without training, from the records of a packed split to network inputs. Prints
-//! one JSON line.
+//! Measures the data loader without training, from the records of a packed split to network inputs.
+//! Prints one JSON line.
 #![expect(clippy::print_stdout, reason = "the result is a JSON line")]
 
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ fn main() {
         world_size: 1,
         device: Device::Cpu,
     };
-    // Of each pass: images per second, images per CPU second, seconds to the first batch.
+    // For each pass: images per second, images per CPU second, seconds to the first batch.
     let mut rates = vec![];
     for _ in 0..3 {
         let (start, cpu) = (Instant::now(), cpu_s());
@@ -82,7 +82,7 @@ fn main() {
     println!("{row}");
 }
 
-/// CPU time of this process so far, seconds.
+/// CPU time of this process so far in seconds.
 fn cpu_s() -> f64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the call fills the structure; all zeros is a valid value of it.

@@ -1,5 +1,6 @@
-//! The loss of a strategy without a network, forward and backward, on random predictions for two
-//! images of 800 x 1333. Prints one JSON line with time and memory for each number of boxes.
+//! Measures the loss of a strategy without a network, forward and backward, on random predictions
+//! for two images of 800 x 1333. Prints one JSON line with time and memory for each number of
+//! boxes.
 //!
 //! Box sizes are sampled from the annotations of real photos (`--annotations`), else log-uniformly.
 #![expect(clippy::print_stdout, reason = "the results are JSON lines")]
@@ -189,13 +190,13 @@ fn measure(count: usize, shapes: &[(f64, f64)], config: &Config, steps: usize) -
     })
 }
 
-/// Resets the peak of the resident memory of this process; returns the memory resident now, MiB.
+/// Resets the peak resident memory of this process; returns the current resident memory in MiB.
 fn reset_peak_mib() -> u64 {
     std::fs::write("/proc/self/clear_refs", "5").expect("a Linux kernel");
     host_peak_mib()
 }
 
-/// Peak of the resident memory of this process, MiB.
+/// Peak resident memory of this process in MiB.
 fn host_peak_mib() -> u64 {
     device::peak_mib(Device::Cpu).expect("the CPU") as u64
 }

@@ -167,7 +167,7 @@ for boxes in 7 40 300; do
     "peak $(field peak_mib <"$out/loss-$boxes.jsonl" | sort -n | tail -n 1) MiB above its inputs"
 done
 
-# Every strategy on the outputs of its head, beside DW in the same run.
+# The loss of every strategy on the outputs of its head, compared with DW in the same run.
 strategies=dw_r50_fpn_worefine_1x,fcos_r50_fpn_1x,atss_r50_fpn_1x,gfl_r50_fpn_1x,vfl_r50_fpn_1x
 strategies+=,tal_r50_fpn_1x,autoassign_r50_fpn_1x,paa_r50_fpn_1x,ota_r50_fpn_1x,simota_r50_fpn_1x
 strategies+=,vfnet_r50_fpn_1x,tood_r50_fpn_1x,dw_tood_r50_fpn_1x
@@ -196,7 +196,7 @@ done
 row "dw-eval, the validation split, small network" \
   "$(cut -d' ' -f1 "$out/eval.all" | median) s" \
   "peak $(cut -d' ' -f2 "$out/eval.cost") MiB"
-# The same network, size and images in both programs; NMS included.
+# The same network, image size and number of images in both programs; NMS included.
 onnx=$(ls -d "$cache"/onnx-*-onnxruntime-*/bin/python 2>/dev/null | tail -n 1 || true)
 if [ -n "$onnx" ]; then
   "$bin/dw-pack" synth "$out/416" --images 16 --val 1 --side 416 >/dev/null

@@ -1,8 +1,8 @@
-//! One training step on prepared images: forward, loss, backward with its all-reduce, SGD. Prints
-//! one JSON line.
+//! Measures a training step on prepared images: forward, loss, backward with its all-reduce, SGD.
+//! Prints one JSON line.
 //!
-//! The network, the image size and the number of boxes are those of the PyTorch detector that it is
-//! compared with (`benches/run.sh`, `benches/gpu_speed.py`). Under mpirun the ranks reduce their
+//! The network, the image size and the number of boxes match those of the PyTorch detector that it
+//! is compared with (`benches/run.sh`, `benches/gpu_peer.py`). Under mpirun the ranks reduce their
 //! gradients as in training; with `--apart` they only start and end together.
 #![expect(clippy::print_stdout, reason = "the result is a JSON line")]
 
@@ -46,13 +46,13 @@ struct Args {
     warmup: usize,
     #[arg(long, default_value_t = 2)]
     threads: i32,
-    /// Precision: auto, f32, tf32 or f64
+    /// Precision: auto, f32, tf32, bf16 or f64
     #[arg(long, default_value = "auto", value_parser = precision)]
     precision: Precision,
     /// Device: auto, cpu or cuda
     #[arg(long, value_enum, default_value = "cpu")]
     device: Choice,
-    /// Do not reduce gradients: measures what several processes cost each other without
+    /// Do not reduce gradients: measures how much several processes slow each other down without
     /// communication
     #[arg(long)]
     apart: bool,
@@ -84,7 +84,7 @@ struct Repeated {
     device: Device,
 }
 
-/// Times of the measured steps, seconds.
+/// Times of the measured steps in seconds.
 struct Measured {
     /// Median of whole steps.
     step_s: f64,
@@ -188,7 +188,7 @@ impl Repeated {
         Self { step, world: world.clone(), images, targets, device }
     }
 
-    /// The time, after the device has finished all enqueued work.
+    /// Waits until the device has finished all enqueued work, and returns the time.
     fn mark(device: Device) -> Instant {
         if let Device::Cuda(index) = device {
             tch::Cuda::synchronize(index as i64);
@@ -218,8 +218,8 @@ impl Repeated {
         (marks, self.wait(step))
     }
 
-    /// Runs steps as the trainer does, which reads a step's numbers on a GPU after it has enqueued
-    /// the next one. Returns the seconds from one step's end to the next one's.
+    /// Runs steps as in training, where the numbers of a step on a GPU are read after the next step
+    /// has been enqueued. Returns the seconds between the ends of consecutive steps.
     fn stream(&mut self, steps: usize) -> Vec<f64> {
         let (mut times, mut last) = (vec![], Self::mark(self.device));
         let mut pending = None;
@@ -245,9 +245,10 @@ impl Repeated {
                 *p += (m[1] - m[0]).as_secs_f64() / steps as f64;
             }
         }
-        // On a CPU the marks cost nothing.
+        // On a CPU the marks do not delay the steps, so the times above are used.
         if self.device.is_cuda() {
-            // The first ends after two are enqueued, the last while none is.
+            // The first time covers the enqueueing of two steps and the last that of none, so both
+            // are dropped.
             times = self.stream(3 * steps + 2)[1..=3 * steps].to_vec();
         }
         let (step_s, exposed_s) = (median(&mut times), median(&mut exposed));
@@ -300,7 +301,7 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// Seconds of an all-reduce of the whole gradient buffer, without other work: the median of five.
+/// Median time in seconds of five all-reduces of the whole gradient buffer, without other work.
 fn bare_all_reduce(grads: &Tensor, world: &World) -> f64 {
     let mut times = vec![];
     for _ in 0..5 {
@@ -313,7 +314,7 @@ fn bare_all_reduce(grads: &Tensor, world: &World) -> f64 {
     median(&mut times)
 }
 
-/// Peak of the resident memory of this process, MiB.
+/// Peak resident memory of this process in MiB.
 fn host_peak_mib() -> u64 {
     device::peak_mib(Device::Cpu).expect("the CPU") as u64
 }

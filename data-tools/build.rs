@@ -1,4 +1,4 @@
-//! Passes the git revision to the compiler, for `--version`.
+//! Build script: exports the git revision for `--version`.
 
 include!("../tools/git_revision.rs");
 

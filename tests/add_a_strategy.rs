@@ -1,4 +1,5 @@
-//! The worked example of `docs/add-a-strategy.md` compiles and trains, and the page shows it.
+//! The worked example of `docs/add-a-strategy.md` compiles and trains, and its code on the page is
+//! current.
 
 #[path = "../docs/center.rs"]
 mod center;

@@ -19,7 +19,7 @@ fn collect(dir: &Path, endings: &[&str], out: &mut Vec<PathBuf>) {
     }
 }
 
-/// Path relative to the repository, and text, of every file below `dir` with one of the endings.
+/// Path (relative to the repository) and text of every file below `dir` with one of the extensions.
 fn files(dir: &str, endings: &[&str]) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = vec![];
@@ -38,8 +38,8 @@ fn without_tests(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text)
 }
 
-/// The paths below `crate::` that a text uses, with nested `{...}` lists expanded to their first
-/// two components, as `data::dataset`.
+/// The paths below `crate::` that a text uses, cut to their first two components, such as
+/// `data::dataset`. Nested `{...}` lists are expanded.
 fn used_paths(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (at, start) in text.match_indices("crate::") {
@@ -153,7 +153,7 @@ fn dependencies(text: &str, own: &[String]) -> BTreeSet<Vec<String>> {
     found
 }
 
-/// In every folder of every crate, the modules beside each other use each other in one direction.
+/// Sibling modules, in every folder of every crate, have no cyclic dependencies.
 #[test]
 fn modules_beside_each_other_form_no_circle() {
     for sources in SOURCES {
@@ -185,7 +185,7 @@ fn modules_beside_each_other_form_no_circle() {
     }
 }
 
-/// A path along `edges` from `start` back to it.
+/// A cycle along `edges` through `start`.
 fn path_back(
     start: &[String],
     edges: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>,
@@ -207,7 +207,7 @@ fn path_back(
     None
 }
 
-/// A strategy is a file of its own: no other strategy uses it, and code outside `assign` uses none.
+/// A strategy is a separate file: no other strategy uses it, and code outside `assign` uses none.
 #[test]
 fn only_the_list_of_strategies_names_them() {
     let own: Vec<(String, String)> = rust_files("src/assign/strategies");
@@ -221,7 +221,7 @@ fn only_the_list_of_strategies_names_them() {
             assert!(!text.contains(&format!("{other}::")), "{file} uses the strategy `{other}`");
         }
     }
-    // `FcosConfig` of `fcos.rs` and the like, which only `assign` may name.
+    // Names such as `FcosConfig` of `fcos.rs`, which only `assign` may use.
     let camel = |n: &str| n.split('_').map(|p| p[..1].to_uppercase() + &p[1..]).collect::<String>();
     let files = names.iter().filter(|n| **n != "mod" && !n.ends_with("_config"));
     let mut forbidden: Vec<String> = files.map(|n| format!("{}Config", camel(n))).collect();
@@ -251,13 +251,14 @@ fn model_and_assignment_never_communicate() {
     }
 }
 
-/// A host that reads a tensor, or copies one from pageable memory, waits for the GPU. The numbers
-/// of a step pass through `dw_torch::Readback`, and targets through page-locked memory.
+/// The host waits for the GPU when it reads a tensor or copies one from pageable memory. Therefore
+/// the numbers of a step are read through `dw_torch::Readback`, and targets are copied from
+/// page-locked memory.
 #[test]
 fn the_step_never_waits_for_the_device() {
     let reads = ["double_value(", "int64_value(", "f64::try_from(", "f32::try_from("];
     let copies = [">::try_from(", "nonzero", "masked_select", "Device::Cpu", ".to_device("];
-    // Start-up (parameters, files of weights, constants), and pictures.
+    // Code for start-up (parameters, weight files, constants) and for figures may wait.
     let start = ["src/model/params.rs", "src/model/weights", "src/assign/figures"];
     for dir in ["src/model", "src/assign", "src/loss", "src/train"] {
         for (file, text) in rust_files(dir) {
@@ -276,7 +277,8 @@ fn the_step_never_waits_for_the_device() {
     }
 }
 
-/// Of the project's crates, those below `dw` use `dw-base` alone; only `dw-torch` uses libtorch.
+/// The crates below `dw` use no other crate of the project than `dw-base`, and only `dw-torch` uses
+/// libtorch.
 #[test]
 fn crates_use_only_those_below_them() {
     let all = ["dw", "dw_shards", "dw_launch", "dw_metric", "dw_weights", "dw_torch", "tch"];
@@ -348,9 +350,9 @@ fn functions_fit_on_a_screen() {
     }
 }
 
-/// libtorch looks for its CUDA half once, at the first call that may need an accelerator. So every
-/// program that can compute on a GPU calls `device::open` before anything else that uses libtorch;
-/// `app::run` does so for the binaries.
+/// libtorch looks for its CUDA library once, at the first call that may need an accelerator.
+/// Therefore every program that can compute on a GPU calls `device::open` before any other use of
+/// libtorch; `app::run` does this for the binaries.
 #[test]
 fn every_program_opens_the_device_first() {
     let mut checked = 0;

@@ -1,4 +1,4 @@
-//! Properties of every label-assignment strategy, on its own head and in f64.
+//! Properties of every label-assignment strategy, on its own head, in f64 unless stated otherwise.
 
 use dw::assign::figures::bags::BagWeights;
 use dw::assign::{AssignConfig, ImageBoxes, Progress, Strategy};
@@ -10,7 +10,7 @@ use dw::train::step::loss_of;
 use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
-/// Every strategy with the settings of its head. `tal` is in its second phase from the start.
+/// Every strategy with the settings of its head. `tal` starts in its second phase.
 const STRATEGIES: [&[&str]; 23] = [
     &["assign.kind=dw", "model.head_norm=none", "model.fpn_extra=on_input", "model.refine=false"],
     &["assign.kind=vfl", "model.head=vfnet", "model.refine=false", "model.quality_tower=none"],
@@ -90,8 +90,8 @@ impl Fixture {
             let noise = e.tensor.randn_like() * 0.02;
             tch::no_grad(|| drop(e.tensor.g_add_(&noise)));
             if e.name == "bbox_head.conv_reg.bias" && config.model.refine {
-                // Boxes of 8 strides, as at the start, leave the map of the last level, where
-                // refinement samples zeros.
+                // The initial boxes, 8 strides wide, extend beyond the map of the last level, where
+                // refinement would sample zeros.
                 tch::no_grad(|| drop(e.tensor.fill_(1.0)));
             }
         }
@@ -152,7 +152,7 @@ fn any_boxes_give_a_finite_loss_and_gradients() {
                 loss.total().is_finite() && loss.total() > 0.0,
                 "{settings:?}, {what}: {loss:?}"
             );
-            // A box may be left without positive point, but there is none without a box.
+            // A box may have no positive point, but without boxes there is no positive point.
             assert!(loss.without_positive() || !boxes.is_empty(), "{settings:?}, {what}");
             for e in fixture.net.params.entries.iter().filter(|e| e.trainable) {
                 let grad = e.tensor.grad();
@@ -185,8 +185,7 @@ fn a_gradient_reaches_every_trainable_parameter() {
     }
 }
 
-/// NaN or infinity among the predictions makes the loss NaN or infinite, wherever it is, and
-/// nothing aborts.
+/// NaN or infinity anywhere in the predictions makes the loss NaN or infinite, and nothing aborts.
 #[test]
 fn predictions_that_are_not_finite_are_found() {
     for settings in STRATEGIES {

@@ -1,5 +1,5 @@
-//! User errors: each ends with the right exit code, names the key, file and value, and destroys
-//! nothing.
+//! User errors: each ends with the right exit code, names the key, file and value, and does not
+//! damage existing files.
 
 mod support;
 
@@ -11,7 +11,8 @@ use support::{
     has_word, last_error, launch, output, run, run_failing, stderr,
 };
 
-/// Settings of a run without evaluation that ends after `steps`, as `train.max_steps=2`.
+/// Settings of a run without evaluation; `steps` limits its length, for example
+/// `train.max_steps=2`.
 fn short(steps: &str) -> [&str; 2] {
     ["eval.every_epochs=0", steps]
 }
@@ -88,7 +89,7 @@ fn damaged_checkpoints_and_those_of_another_network_are_refused() {
     };
     flip_bit(&folder.join("model.safetensors"));
     assert_fails(&mut eval(), 3, &["model.safetensors", "expected", "found"]);
-    // A run does not start again from step 1 over a checkpoint that was complete.
+    // A run does not restart from step 1 over a damaged checkpoint that had been complete.
     let mut again = train(&sandbox, &short("train.max_steps=2"));
     assert_fails(&mut again, 3, &["step-", "damaged", "hint:", "remove"]);
     std::fs::remove_file(folder.join("DONE")).unwrap();
@@ -101,7 +102,7 @@ fn damaged_checkpoints_and_those_of_another_network_are_refused() {
     assert!(sandbox.steps("w").iter().all(|r| r["attempt"] == 2));
 }
 
-/// A damaged checkpoint is skipped where an older one is intact.
+/// A damaged checkpoint is skipped if an older one is intact.
 #[test]
 fn a_run_continues_from_the_newest_intact_checkpoint() {
     let sandbox = Sandbox::new();
@@ -121,7 +122,7 @@ fn a_run_continues_from_the_newest_intact_checkpoint() {
     assert_eq!(sandbox.steps("w").len(), 6, "rows of the steps before are kept");
 }
 
-/// Evaluation on data with other categories is refused; the first that differs is named.
+/// Evaluation on data with other categories is refused; the error names the first that differs.
 #[test]
 fn data_with_other_categories_is_refused() {
     let sandbox = Sandbox::new();
@@ -212,7 +213,7 @@ fn settings_of_the_data_order_must_not_change() {
     assert!(has_word(error, "3") && has_word(error, "2"), "value and global batch: {error}");
 }
 
-/// More than four threads a core are refused before any is started; a dry run only warns.
+/// More than four threads per core are refused before any thread is started; a dry run only warns.
 #[test]
 fn too_many_threads_are_refused() {
     let sandbox = Sandbox::new();
@@ -235,7 +236,8 @@ fn too_many_threads_are_refused() {
     run(launch(0, "dw-eval").args([&sandbox.path("w"), "--set", "train.threads=4000"]));
 }
 
-/// `OMP_NUM_THREADS`, which `dw-launch --threads` sets, counts where the configuration sets none.
+/// `OMP_NUM_THREADS`, which `dw-launch --threads` sets, applies if the configuration sets no number
+/// of threads.
 #[test]
 fn the_environment_sets_the_threads_that_the_configuration_leaves_open() {
     let sandbox = Sandbox::new();
@@ -248,7 +250,7 @@ fn the_environment_sets_the_threads_that_the_configuration_leaves_open() {
     assert_fails(many.env("OMP_NUM_THREADS", "4000"), 2, &["OMP_NUM_THREADS = 4000", "hint:"]);
 }
 
-/// A thread that the system does not start is an error with exit code 5, and the process exits.
+/// If the system cannot start a thread, the process exits with an error and code 5.
 #[test]
 fn threads_that_cannot_be_started_end_the_run() {
     let sandbox = Sandbox::new();
@@ -261,8 +263,8 @@ fn threads_that_cannot_be_started_end_the_run() {
     assert_contains(&log, &["thread", "hint:"]);
 }
 
-/// Splits with other names are used where there is only one choice, and listed in the error where
-/// there are several.
+/// Splits with other names are used if there is only one choice; if there are several, the error
+/// lists them.
 #[test]
 fn splits_with_other_names_are_used_if_unambiguous() {
     let sandbox = Sandbox::new();
@@ -298,12 +300,12 @@ fn invalid_numbers_are_refused_with_their_key() {
     refused(&["checkpoint.every_minutes=1e18"], &["`checkpoint.every_minutes`"]);
     refused(&["assign.mu=1e6"], &["`assign.mu`", "at most"]);
     refused(&["assign.gamma1=1e-20"], &["`assign.gamma1`", "at least"]);
-    // A name that looks like a number is a name.
+    // A split name that looks like a number is accepted as a name.
     refused(&["data.train_split=2017"], &["`2017`", "train"]);
 }
 
-/// With a threshold that no point passes, each step is marked in the metrics, and a warning follows
-/// after 50 of them.
+/// If no point passes the threshold, each step is marked in the metrics, and a warning is logged
+/// after 50 such steps.
 #[test]
 fn a_threshold_that_excludes_every_point_is_reported() {
     let sandbox = Sandbox::new();
@@ -334,6 +336,6 @@ fn an_unwritable_results_file_is_reported_before_the_evaluation() {
     c.args([&sandbox.path("w"), "--dt-out", &sandbox.path("no/such/dt.json")]);
     let log = run_failing(&mut c, 2);
     assert_contains(&log, &["--dt-out", "no/such/dt.json", "hint:"]);
-    // An evaluation logs its speed.
+    // An evaluation would have logged its speed.
     assert!(!log.contains("images/s"), "{log}");
 }

@@ -1,4 +1,4 @@
-//! Training in bf16: losses close to those in f32, and resuming to the last bit.
+//! Training in bf16: losses are close to those in f32, and a resumed run is bit-exact.
 
 mod support;
 
@@ -11,7 +11,7 @@ fn losses(sandbox: &Sandbox, precision: &str, seed: usize) -> Vec<f64> {
     let work = format!("{precision}-{seed}");
     let (steps, seed) = (format!("train.max_steps={STEPS}"), format!("train.seed={seed}"));
     let precision = format!("train.precision={precision}");
-    // With the learning rate of `smoke` every rounding grows to 3 % within 30 steps.
+    // With the learning rate of `smoke`, any rounding error grows to 3 % within 30 steps.
     let slow = ["eval.every_epochs=0", "train.lr=0.008", "train.warmup_steps=100"];
     sandbox.train(0, &work, &[&slow[..], &[&steps, &seed, &precision]].concat());
     let losses: Vec<f64> =
@@ -20,8 +20,8 @@ fn losses(sandbox: &Sandbox, precision: &str, seed: usize) -> Vec<f64> {
     losses
 }
 
-/// Over windows of five steps, bf16 differs from f32 with the same seed by less than f32 differs
-/// between three seeds.
+/// For means over windows of five steps, bf16 differs from f32 with the same seed by less than f32
+/// varies between three seeds.
 #[test]
 fn losses_differ_less_than_those_of_other_seeds() {
     let sandbox = Sandbox::new();
@@ -38,8 +38,8 @@ fn losses_differ_less_than_those_of_other_seeds() {
     }
 }
 
-/// Checkpoints hold f32 parameters and momentum, so a run on two ranks that broke off continues
-/// exactly; it is evaluated in bf16, too.
+/// Checkpoints hold parameters and momentum in f32, so an interrupted run on two ranks continues
+/// exactly. Its evaluation is in bf16 too.
 #[test]
 fn a_resumed_run_continues_to_the_last_bit() {
     let sandbox = Sandbox::new();

@@ -49,7 +49,8 @@ fn fake_libraries() -> TempDir {
     dir
 }
 
-/// Makes a command find the fake libraries: `LD_LIBRARY_PATH` precedes libtorch's own search path.
+/// Makes a command load the fake libraries. `LD_LIBRARY_PATH` is searched before libtorch's own
+/// path.
 fn with_fake<'a>(command: &'a mut Command, fake: &TempDir) -> &'a mut Command {
     command.env("LD_LIBRARY_PATH", fake.path()).env("CUDA_VISIBLE_DEVICES", "")
 }
@@ -61,7 +62,7 @@ fn assert_order(log: &str, texts: &[&str]) {
     assert!(all && places.is_sorted(), "expected {texts:?} in this order: {log}");
 }
 
-/// The fake library aborts when it is unloaded: exit code 0 also shows that it never is.
+/// The fake library aborts when it is unloaded, so exit code 0 also shows that this never happens.
 #[test]
 fn cuda_is_opened_before_libtorch_looks_for_it_and_before_nccl() {
     let (fake, sandbox) = (fake_libraries(), Sandbox::with_images(4, 2));
@@ -103,7 +104,7 @@ fn a_gpu_that_cannot_be_used_is_an_error_with_the_reason() {
             .envs(vars.iter().copied());
         assert_fails(&mut command, code, keys);
     };
-    // SLURM has allocated a GPU, and the runtime finds none.
+    // SLURM has allocated a GPU, but the runtime finds none.
     let keys = ["--device auto", "SLURM_JOB_GPUS=0", "CUDA error 100: no CUDA-capable device"];
     train("auto", &[("SLURM_JOB_GPUS", "0")], 2, &keys);
     train("auto", &[("SLURM_JOB_GPUS", "0")], 2, &["hint:", "--device cpu"]);

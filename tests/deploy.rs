@@ -1,5 +1,5 @@
-//! `dw-export`: a trained network and its exported form detect the same, on the program of
-//! `docs/deploy.md` as well; NMS in the model; what is refused.
+//! `dw-export`: an exported network gives the same detections as the trained one, also in the
+//! programs of `docs/deploy.md`; NMS in the model; requests that are refused.
 #![allow(clippy::print_stdout, reason = "measured differences, with --nocapture")]
 
 mod support;
@@ -42,8 +42,9 @@ fn iou(a: &[f32; 4], b: &[f32; 4]) -> f64 {
     overlap / (area(a) + area(b) - overlap)
 }
 
-/// Asserts that each detection has one of the same class within 0.01 pixel and 1e-4 of score in the
-/// other list, except within 1e-4 of a threshold. Returns the number of exceptions.
+/// Asserts that each detection has a counterpart in the other list: the same class, a box within
+/// 0.01 pixels and a score within 1e-4. A detection within 1e-4 of a threshold may lack one.
+/// Returns the number of such exceptions.
 fn matched(what: &str, found: &[Detection], expected: &[Detection], c: &EvalConfig) -> usize {
     let near = |a: f64, b: f64| (a - b).abs() < 1e-4;
     let mut exceptions = 0;
@@ -69,11 +70,12 @@ fn matched(what: &str, found: &[Detection], expected: &[Detection], c: &EvalConf
     exceptions
 }
 
-/// Detections of networks with random weights against the program's post-processing.
+/// Compares NMS in exported networks with random weights with the program's own post-processing.
 #[test]
 fn nms_in_the_model_is_that_of_the_program() {
     let small = ["model.width=0.25", "model.channels=32", "model.init=random", "eval.per_level=50"];
-    // Few candidates, many, and thresholds on another number than the final score.
+    // Few candidates, many candidates, and networks whose threshold does not apply to the final
+    // score.
     for (name, threshold, size) in [
         ("dw_r50_fpn_1x", "eval.score_threshold=0.008", None),
         ("dw_r50_fpn_1x", "eval.score_threshold=0.9", Some((96, 160))),
@@ -249,7 +251,7 @@ fn cpp_program(folder: &Path, include: &str) -> std::path::PathBuf {
     let is_library = |n: &str| n.starts_with("libonnxruntime.so");
     let mut names = packages.read_dir().unwrap().map(|e| e.unwrap().file_name());
     let library = names.find(|n| is_library(n.to_str().unwrap())).unwrap();
-    // The name that programs ask for.
+    // The name under which programs look for the library.
     let link = folder.join("libonnxruntime.so.1");
     std::os::unix::fs::symlink(packages.join(library), &link).unwrap();
     let (source, program) = (folder.join("detect.cpp"), folder.join("detect"));

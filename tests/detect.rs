@@ -1,4 +1,4 @@
-//! `dw-detect`: equality with `dw-eval`, its outputs, and inputs that it refuses.
+//! `dw-detect`: the same detections as `dw-eval`, output files, and inputs that are refused.
 
 mod support;
 
@@ -18,7 +18,7 @@ use support::{
     stderr,
 };
 
-/// A few steps of training: the network detects more than 100 boxes of low scores on each image.
+/// Trains for a few steps. The network detects more than 100 boxes with low scores on each image.
 fn trained() -> Sandbox {
     let sandbox = Sandbox::with_images(8, 7);
     let sets = ["train.max_steps=3", "eval.every_epochs=0", "eval.score_threshold=0.005"];
@@ -113,7 +113,7 @@ fn the_page_shows_the_example_and_it_gives_the_same_detections() {
     assert!(read_picture(Path::new("nowhere.jpg")).is_err());
 }
 
-/// As `dw-detect ... | head`: a reader that has seen enough is no error.
+/// As in `dw-detect ... | head`, where the reader closes the pipe early: this is not an error.
 #[test]
 fn a_closed_pipe_ends_the_program_quietly() {
     let sandbox = trained();
@@ -219,7 +219,7 @@ fn wrong_arguments_are_usage_errors() {
     let mut c = launch(0, "dw-detect");
     c.args([&work, "-", "--device", "cpu"]).stdin(File::open(&list).unwrap());
     assert_fails(&mut c, 2, &["NUL", "-print0"]);
-    // A link to a picture would be replaced, too.
+    // The output would also replace a link to a picture.
     let links = sandbox.path("links");
     std::fs::create_dir(&links).unwrap();
     std::os::unix::fs::symlink(good, format!("{links}/a.png")).unwrap();
@@ -239,7 +239,7 @@ fn wrong_arguments_are_usage_errors() {
     fails(&[&[weights, good][..], &config].concat(), 2, &["number of classes"]);
     std::fs::write(&classes, "\n").unwrap();
     fails(&[&[weights, good][..], &config].concat(), 3, &["classes.txt", "one per line"]);
-    // The same detections with the classes of a file or of the pack.
+    // Class names from a file or from the packed data give the same detections.
     std::fs::write(&classes, "one\ntwo\nthree\n").unwrap();
     let shards = sandbox.shards();
     let all = ["--score", "0", "--json", "--set", "eval.score_threshold=0.005"];

@@ -10,7 +10,7 @@ use support::{
     Sandbox, assert_contains, assert_fails, assert_line_contains, bin, launch, output, run, stderr,
 };
 
-/// A run long enough to detect some of the objects.
+/// Trains long enough to detect some of the objects.
 fn trained() -> Sandbox {
     let sandbox = Sandbox::with_images(40, 7);
     sandbox.train(2, "w", &["train.epochs=8", "eval.every_epochs=0", "eval.score_threshold=0.01"]);
@@ -24,7 +24,7 @@ fn eval(sandbox: &Sandbox, ranks: usize, options: &[&str]) -> Value {
     serde_json::from_str(&out).unwrap()
 }
 
-/// Batches, mirrored images and other sizes change the metrics; the number of ranks does not.
+/// Batch size, flipping and other image sizes change the metrics; the number of ranks does not.
 #[test]
 fn options_give_the_same_metrics_on_any_number_of_ranks() {
     let sandbox = trained();
@@ -111,8 +111,8 @@ fn help_lists_the_options_of_both_forms() {
     assert_contains(&help, &["--gt", "--count-id-zero", "--iou-thresholds", "Examples:"]);
 }
 
-/// Each rank looks for the newest checkpoint itself: while a run writes one they could find
-/// different ones.
+/// Each rank looks for the newest checkpoint itself, so ranks could find different ones while a run
+/// is writing checkpoints.
 #[test]
 fn ranks_with_different_weights_are_refused() {
     let sandbox = Sandbox::new();

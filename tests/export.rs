@@ -1,4 +1,4 @@
-//! Exported models, run with onnxruntime, against the program's own networks.
+//! Compares exported models, run with onnxruntime, with the program's own networks.
 #![allow(clippy::print_stdout, reason = "measured differences, with --nocapture")]
 
 mod support;
@@ -33,7 +33,7 @@ fn compare(name: &str, sets: &[&str], (h, w): (i64, i64), fixed: bool) {
             None => ranked.shallow_clone(),
         };
         let score = off(&ran.output(i, "scores"), &scores);
-        // Of boxes beyond 1000 pixels, relative to their coordinates.
+        // Coordinates above 1000 pixels are compared by their relative error.
         let scale = (boxes.abs() / 1000.0).clamp_min(1.0);
         let pixels = off(&(ran.output(i, "boxes") / &scale), &(&boxes / &scale));
         if factor.is_some() {
@@ -67,7 +67,7 @@ fn check_description(ran: &Ran, network: &Exported, size: Option<(i64, i64)>) {
     assert_eq!(*ran.inputs(), expected);
 }
 
-/// Small networks have the structure of large ones.
+/// Settings of small networks with the structure of large ones.
 const SMALL: [&str; 3] = ["model.width=0.25", "model.channels=32", "model.init=random"];
 
 #[test]
@@ -136,7 +136,7 @@ fn fields_are_those_of_onnx() {
             };
         } else if let Some(options) = line.strip_prefix("#[prost(") {
             let number = options.split('"').rev().nth(1).unwrap();
-            // The numbers of types in descriptors.
+            // Type numbers in protobuf descriptors.
             let kind = match options.split([',', ' ']).next().unwrap() {
                 "float" => 2,
                 "int64" => 3,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use support::{Job, Sandbox, assert_contains, dw_launch, files_in, launch, processes, rounds};
 
-/// Limit from the fault to the exit of the last process.
+/// Maximum time from the fault to the exit of the last process.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
 /// `train.step_deadline_s` of these tests.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -21,7 +21,7 @@ struct Fault {
     dw_launch_code: i32,
     /// The rank that the report of dw-launch names first; `None` where all ranks fail together.
     reported_rank: Option<usize>,
-    /// What the log under dw-launch must contain.
+    /// Texts that the log under dw-launch must contain.
     keys: &'static [&'static str],
 }
 

@@ -1,4 +1,4 @@
-//! Tests of a device: results equal to the CPU's, the order of work on two streams, exit codes.
+//! Tests of a device: agreement with the CPU, the order of work on two streams, exit codes.
 //! `DW_DEVICE` selects the device (`cuda` or `cpu`); without it the tests use a GPU if there is
 //! one, else the CPU. `DW_LOADED=1` prints the loaded libraries after each trial as `loaded: PATH`.
 #![expect(clippy::print_stdout, reason = "lines `loaded: PATH` for scripts")]
@@ -32,7 +32,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Set in a child process of this program that calls `abort`.
 const ABORT: &str = "DW_GPU_ABORT";
-/// Set in a child process that uses the custom CUDA kernels for tensors in host memory.
+/// Set in a child process that runs the custom CUDA kernels on tensors in host memory.
 const KERNELS: &str = "DW_KERNELS";
 
 fn main() {
@@ -45,7 +45,7 @@ fn main() {
     device::open(choice);
     let device = match device::pick(choice, &Topology::from_env()) {
         Ok(device) => device,
-        // As with the CPU build of libtorch on a machine with a GPU.
+        // For example, the CPU build of libtorch on a machine with a GPU.
         Err(_) if !required => Device::Cpu,
         Err(e) => {
             let trials = vec![Trial::test("the_device", move || Err(e.to_string().into()))];
@@ -133,14 +133,15 @@ fn detector(device: Device, kind: Kind) -> Detector {
     for (to, from) in net.params.entries.iter().zip(&source.params.entries) {
         tch::no_grad(|| to.tensor.shallow_clone().copy_(&from.tensor));
     }
-    // The generators of the devices are in different states by now.
+    // The random generators of the devices are in different states by now.
     tch::manual_seed(4);
     net
 }
 
 /// The gradient of the small network with bf16 activations on the device. Rounding moves some
-/// activations to the other side of a ReLU, and some samples of the box refinement, which lie near
-/// the centres of cells at the start, to the other side of these, where its gradient jumps.
+/// activations across the kink of a ReLU. It also moves some sampling points of the box refinement,
+/// which initially lie near the centres of cells, across these centres, where the gradient is
+/// discontinuous.
 fn bf16(device: Device) {
     let (_, expected) = gradients(Device::Cpu, Kind::Float, Kind::Float);
     let (_, found) = gradients(device, Kind::Float, Kind::BFloat16);
@@ -213,8 +214,8 @@ fn abort_exits(device: Device) {
     assert!(began.elapsed() < Duration::from_mins(1));
 }
 
-/// Two ranks with the same gradients, whose sums take far longer than backward: the reduced
-/// gradients must be exactly twice what backward wrote into each bucket.
+/// Two ranks with the same gradients, and sums that take far longer than backward. The reduced
+/// gradients must be exactly twice those that backward wrote into each bucket.
 fn stream_order(device: Device) {
     for compression in [GradCompression::None, GradCompression::Bf16] {
         let mut net = detector(device, Kind::Float);
@@ -233,7 +234,7 @@ fn stream_order(device: Device) {
             let p = net.forward(&images, true).flatten();
             p.cls.square().mean(None) + p.distances.mean(None) + p.quality().square().mean(None)
         };
-        // Outside of `Buckets::backward` the hooks start no sum.
+        // Outside `Buckets::backward` the hooks start no sum.
         loss(&net).backward();
         let own = flat.grads.copy();
         // The first step is a warm-up and the second reduces after backward; from the third on,
@@ -304,8 +305,8 @@ fn training(device: Device, ranks: usize) {
     let other = if device.is_cuda() { losses("cuda", ranks) } else { cpu.clone() };
     assert_eq!(other.len(), 20);
     for (step, (a, b)) in cpu.iter().zip(&other).enumerate() {
-        // At a low learning rate rounding errors hardly grow in 20 steps; a gradient that is wrong
-        // by a factor exceeds the tolerance.
+        // At a low learning rate, rounding errors hardly grow in 20 steps, while a gradient with a
+        // wrong scale exceeds the tolerance.
         let tolerance = if step == 0 { 1e-3 } else { 0.02 };
         assert!(
             (a - b).abs() <= tolerance * a,

@@ -31,7 +31,7 @@ fn lock_owner(sandbox: &Sandbox) -> Value {
     serde_json::from_str(&text(sandbox, "run.lock")).unwrap()
 }
 
-/// Level of the log entry that contains `key`, as `WARN`.
+/// Level, such as `WARN`, of the log entry that contains `key`.
 fn level_of<'a>(log: &'a str, key: &str) -> Option<&'a str> {
     let words = log[..log.find(key)?].split_whitespace();
     words.rev().find(|w| ["ERROR", "WARN", "INFO"].contains(w))
@@ -57,8 +57,9 @@ fn a_second_run_in_the_same_work_directory_is_refused() {
     assert!(!Path::new(&(sandbox.path("w") + "/run.lock")).exists());
 }
 
-/// The lock of a killed run is taken over, also from another container on the machine. A lock of
-/// another machine is refused, with the file to remove.
+/// The lock of a killed run is taken over, even if the run was in another container on the same
+/// machine. If the lock is from another machine, the run is refused, and the error names the file
+/// to remove.
 #[test]
 fn stale_locks_are_taken_over_unless_from_another_machine() {
     let sandbox = Sandbox::new();
@@ -124,12 +125,13 @@ fn changed_settings_are_accepted_with_the_option() {
     let attempts: Vec<u64> =
         sandbox.rows("w").iter().map(|r| r["attempt"].as_u64().unwrap()).collect();
     assert_eq!(attempts, [1, 1, 1, 1, 2, 2, 2, 2]);
-    // The changed settings are now the run's own. No step is left, so no settings are written.
+    // The changed settings now belong to the run. No step is left to train, so no settings are
+    // written.
     run(&mut train(&sandbox, &changed, &[]));
     assert!(!Path::new(&(sandbox.path("w") + "/config-3.toml")).exists());
 }
 
-/// Another data set in the same work directory is refused, with the option that avoids it.
+/// Another data set in the same work directory is refused, with a hint to `--work-dir`.
 #[test]
 fn another_data_set_in_the_same_work_directory_is_refused() {
     let (sandbox, other) = (Sandbox::new(), Sandbox::with_images(9, 3));
@@ -140,7 +142,8 @@ fn another_data_set_in_the_same_work_directory_is_refused() {
     assert_contains(&error, &["fingerprint", " -> ", "hint:", "--work-dir"]);
 }
 
-/// Another number of ranks keeps the global batch, also when the same command is repeated.
+/// The global batch size is kept on another number of ranks, also when the same command is
+/// repeated.
 #[test]
 fn the_global_batch_is_kept_on_another_number_of_ranks() {
     let sandbox = Sandbox::new();
@@ -253,7 +256,7 @@ fn precision_is_part_of_the_run() {
     assert_contains(&error, &["train.precision: \"f32\" -> \"f64\""]);
 }
 
-/// On a CPU a run is deterministic anyway.
+/// On a CPU, a run is deterministic without this setting.
 #[test]
 fn deterministic_algorithms_change_nothing_on_a_cpu() {
     let sandbox = Sandbox::new();

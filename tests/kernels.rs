@@ -1,6 +1,6 @@
-//! The custom CUDA kernels, compiled as C++ for the CPU: they pass the checks that run at
-//! start on a GPU, and with a mistake in any of them they do not; a whole network has the gradients
-//! that it has without them. (The golden tests run the kernels of the loss, too.)
+//! The custom CUDA kernels, compiled as C++ for the CPU. They pass the checks that run at start-up
+//! on a GPU, and fail them with a mistake in any kernel. A whole network has the same gradients as
+//! without the kernels. (The golden tests run the kernels of the loss, too.)
 
 #[path = "support/kernels.rs"]
 mod support;
@@ -18,7 +18,7 @@ use dw_launch::World;
 use support::use_on_cpu;
 use tch::{Device, Kind, Tensor};
 
-/// Mistakes in the kernels of the network: text of the source, and what replaces it.
+/// Mistakes in the kernels of the network: text of the source and its replacement.
 const IN_NETWORK: [(&str, &str); 13] = [
     ("sums[1][i] += u * u;", "sums[1][i] += u;"),
     ("relu(affine.z(i, affine.h(i, v[i])))", "affine.z(i, affine.h(i, v[i]))"),
@@ -53,7 +53,7 @@ const IN_LOSS: [(&str, &str); 12] = [
     ("  __syncthreads();\n  return all[0];", "  return all[0];"),
 ];
 
-/// One test: the kernels are those of the whole process.
+/// All checks are one test, because kernels are set for the whole process.
 #[test]
 fn the_kernels_equal_the_operations_of_libtorch() {
     let without = [gradient(Kind::Double, Kind::Double), gradient(Kind::Float, Kind::BFloat16)];
@@ -88,15 +88,15 @@ fn the_kernels_equal_the_operations_of_libtorch() {
     }
 }
 
-/// Largest difference between the loss by kernels and by tensor operations. It is not 0: both
-/// round.
+/// Largest difference between the loss computed by kernels and by tensor operations. It is not 0,
+/// because both round.
 fn loss_difference(config: &DwConfig, classes: i64, side: i64) -> f64 {
     let mut params = Params::new(Kind::Float, Device::Cpu);
     let strategy = AssignConfig::Dw(config.clone()).build(&mut params, classes);
     difference(&strategy, classes, Device::Cpu, side)
 }
 
-/// NaN or infinity in any prediction makes all sums NaN, also where no box is.
+/// NaN or infinity in any prediction makes all sums NaN, also in a batch without boxes.
 fn predictions_that_are_not_finite() {
     let (grid, options) = (Grid::centers(&level_sizes(64, 64)), (Kind::Float, Device::Cpu));
     let mut params = Params::new(Kind::Float, Device::Cpu);
@@ -131,7 +131,7 @@ fn predictions_that_are_not_finite() {
     }
 }
 
-/// A ReLU keeps NaN, and passes a gradient where its input is NaN, as in libtorch.
+/// A ReLU passes NaN on, as in libtorch.
 fn not_a_number_passes_the_relu() {
     let x = Tensor::ones([1, 8, 2, 2], (Kind::Float, Device::Cpu));
     let _ = x.get(0).get(0).get(0).get(0).fill_(f64::NAN);
@@ -143,13 +143,14 @@ fn not_a_number_passes_the_relu() {
     assert_eq!(y.isnan().sum(Kind::Int64).int64_value(&[]), 32);
 }
 
-/// Gradients of the small network, with batch norm of fixed statistics in the backbone and group
-/// norm in the head: those by the kernels against those without, in f64 and in bf16.
+/// Compares gradients of the small network, with frozen batch norm in the backbone and group norm
+/// in the head: with kernels in f32 and bf16, and without kernels in f64 and bf16.
 fn whole_network([in_f64, in_bf16]: &[Tensor; 2]) {
     let in_f32 = gradient(Kind::Float, Kind::Float);
     let off = ((&in_f32 - in_f64).norm() / in_f64.norm()).double_value(&[]);
     assert!(off < 1e-3, "f32: {off} of the norm");
-    // As far from f64 as without kernels: roundings move activations across a ReLU.
+    // In bf16, rounding moves activations across the kink of a ReLU, so the distance from f64 is
+    // compared with that without kernels.
     let cosine = |t: &Tensor| (t.dot(in_f64) / (t.norm() * in_f64.norm())).double_value(&[]);
     let (found, expected) = (cosine(&gradient(Kind::Float, Kind::BFloat16)), cosine(in_bf16));
     assert!((found - expected).abs() < 0.05, "bf16: cosine {found}, without kernels {expected}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use support::{Job, Sandbox, assert_contains, assert_fails, bin, files_in, output, run, stderr};
 
-/// Writes the folder of a table, one configuration a row: file name and text.
+/// Writes the folder of a table. Each row is one configuration: file name and text.
 fn table(sandbox: &Sandbox, rows: &[(&str, &str)]) -> String {
     let folder = sandbox.path("mine");
     let _ = std::fs::remove_dir_all(&folder);
@@ -69,7 +69,7 @@ fn a_table_is_run_once_and_shown() {
         std::fs::read(sandbox.path("lab/mine/dw-seed1/work/metrics.jsonl")).unwrap()
     );
 
-    // Finished runs are left as they are, and a result can stand alone.
+    // Finished runs are not repeated, even if only the result file is left.
     std::fs::remove_dir_all(sandbox.path("lab/mine/dw-seed0")).unwrap();
     let again = stderr(&output(&mut lab(&sandbox, &mine, &["--seeds", "2"])));
     assert_contains(&again, &["4 of 4"]);
@@ -116,7 +116,7 @@ fn an_interrupted_table_goes_on_with_its_checkpoint() {
     assert_eq!(code, Some(75), "{log}");
     assert!(results(&sandbox).is_empty());
     assert!(support::processes(&sandbox.path(work)).is_empty(), "the run has ended, too");
-    // Its checkpoint is not used for a run of other settings.
+    // The checkpoint is not used for a run with other settings.
     let other = ["--set", "train.epochs=30", "--set", "checkpoint.every_steps=7"];
     let keys = ["dw seed 0", "train.epochs: 60 -> 30", "hint:"];
     assert_fails(&mut lab(&sandbox, &mine, &other), 2, &keys);
@@ -131,7 +131,7 @@ fn a_row_that_fails_does_not_stop_the_others() {
     let diverges = ("1_diverges.toml", "base = \"dw_r50_fpn_1x\"\n[train]\nlr = 1e30\n");
     let mine = table(&sandbox, &[diverges, FCOS]);
     let keys = ["diverges seed 0", "1 of 2", "train.log", "hint:"];
-    // `smoke` sets no clipping or rate of its own that would hide the row's.
+    // Disables the clipping and warm-up of `smoke`, which would hide the row's learning rate.
     let sets = ["--set", "train.clip_norm=0", "--set", "train.warmup_steps=0"];
     assert_fails(&mut lab(&sandbox, &mine, &sets), 3, &keys);
     let names: Vec<_> = results(&sandbox).into_iter().map(|r| r.0).collect();
@@ -147,7 +147,7 @@ fn two_at_once_share_a_table() {
     first.wait_until("the first run", || {
         Path::new(&sandbox.path("lab/mine/dw-seed0/work")).exists()
     });
-    // The first one is at `dw`; this one takes `fcos`.
+    // The first process is running `dw`; this one takes `fcos`.
     let log = stderr(&output(&mut lab(&sandbox, &mine, &sets)));
     assert_contains(&log, &["dw seed 0", "another dw-lab"]);
     let (code, log) = first.wait(Duration::from_mins(8));

@@ -1,4 +1,4 @@
-//! `dw-launch` with real jobs: restarts, signals, output, errors before the start.
+//! `dw-launch` with real jobs: restarts, signals, output, errors before the job starts.
 
 mod support;
 
@@ -26,7 +26,7 @@ fn a_job_restarts_after_a_lost_rank_with_the_same_result() {
     sandbox.train(2, "whole", &settings(&steps));
     let mut command = dw_launch(2, &["--max-restarts", "3", "--restart-delay", "0.1"], "dw-train");
     let job = Job::start(command.args(sandbox.train_args("w", &settings(&steps))));
-    // The newest and the oldest process of that name: rank 1, then rank 0.
+    // Kills the newest process of that name (rank 1), then the oldest (rank 0).
     for (round, selection) in ["-n", "-o"].into_iter().enumerate() {
         job.wait_until("checkpoints", || sandbox.newest_step("w") >= 16 * (round + 1));
         let pattern = format!("^{}.*{}", bin("dw-train").display(), sandbox.path("w"));
@@ -39,7 +39,7 @@ fn a_job_restarts_after_a_lost_rank_with_the_same_result() {
     assert_contains(&log, &["signal 9", "1 of 3", "2 of 3"]);
     let attempts: Vec<u64> =
         sandbox.rows("w").iter().map(|r| r["attempt"].as_u64().unwrap()).collect();
-    // Rows of the first start are left: the others resumed from its checkpoints.
+    // Rows of the first start are kept, because the later starts resumed from its checkpoints.
     assert_eq!((attempts.first(), attempts.last()), (Some(&1), Some(&3)), "{log}");
     assert_eq!(sandbox.losses("w"), sandbox.losses("whole"));
     assert!(weights(&sandbox, "w") == weights(&sandbox, "whole"), "the weights differ");
@@ -61,7 +61,8 @@ fn restarts_are_limited_and_usage_errors_are_not_retried() {
     assert_eq!(log.matches("`train.epochs`").count(), 1, "{log}");
 }
 
-/// Until there is a checkpoint, a restarted job starts where the command says; then it resumes.
+/// A restarted job starts from the checkpoint given on the command line until it has one of its
+/// own.
 #[test]
 fn a_restart_keeps_the_starting_point_until_there_is_a_checkpoint() {
     let sandbox = Sandbox::new();
@@ -141,7 +142,7 @@ fn output_lines_are_prefixed_with_the_rank_unless_stdout_is_raw() {
     assert!(raw["AP"].is_number());
 }
 
-/// Idle OpenMP threads sleep unless the environment already sets how they wait.
+/// Idle OpenMP threads sleep unless the environment already sets a wait policy.
 #[test]
 fn openmp_waits_passively_unless_the_environment_sets_it() {
     let sandbox = Sandbox::new();
@@ -188,7 +189,7 @@ fn plan_covers_a_range_of_gpus() {
     assert_contains(&plan(&[]), &["4096", "exposed"]);
 }
 
-/// mpirun marks each part of a line that it reads; a line of JSON can be longer.
+/// mpirun adds a prefix to each chunk that it reads, and a line of JSON can be longer than a chunk.
 #[test]
 fn raw_output_is_passed_on_unchanged() {
     let script = "head -c 100000 /dev/zero | tr '\\0' x; printf '\\377\\n'";
@@ -197,7 +198,7 @@ fn raw_output_is_passed_on_unchanged() {
     assert_eq!(out.stdout, [&b"x".repeat(100_000)[..], b"\xff\n"].concat());
 }
 
-/// As `nohup dw-launch ... &`: the terminal that closes does not end the job.
+/// As with `nohup dw-launch ... &`, closing the terminal does not end the job.
 #[test]
 fn a_hangup_that_is_ignored_does_not_stop_a_job() {
     let launch = bin("dw-launch").to_str().unwrap().to_owned();
@@ -214,7 +215,7 @@ fn a_hangup_that_is_ignored_does_not_stop_a_job() {
     assert!(child.wait().unwrap().success());
 }
 
-/// A full disk is an error of the output, not a bug of the program.
+/// A full disk is reported as an output error, not as a bug of the program.
 #[test]
 fn results_that_cannot_be_printed_are_an_error() {
     for program in ["dw-launch", "dw-weights"] {

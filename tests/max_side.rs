@@ -48,7 +48,7 @@ fn results_are_in_pixels_of_the_original_image() {
     let rows: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(&dt).unwrap()).unwrap();
     let right = |r: &Value| r["bbox"][0].as_f64().unwrap() + r["bbox"][2].as_f64().unwrap();
     assert!(rows.iter().map(right).fold(0.0, f64::max) > 70.0, "beyond the 64 stored pixels");
-    // Training on it works, too.
+    // Training on the smaller images works too.
     let mut c = launch(0, "dw-train");
     let args = [
         "smoke",

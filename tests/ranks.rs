@@ -82,8 +82,8 @@ fn resume_is_bit_exact() {
     }
 }
 
-/// A global batch gives the same loss on one rank as divided among several, if the padded shapes
-/// are equal.
+/// A global batch gives the same loss on one rank as when divided among several, if the padded
+/// shapes are equal.
 #[test]
 fn losses_do_not_depend_on_the_number_of_ranks() {
     let sandbox = Sandbox::with_images(24, 5);
@@ -115,8 +115,8 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
-/// A rank whose batch has no boxes takes part in the normalisation: the losses are those of one
-/// rank, and no rank waits for ever.
+/// A rank whose batch has no boxes takes part in the normalisation: the losses equal those of a
+/// single rank, and there is no deadlock.
 #[test]
 fn images_without_boxes_are_part_of_the_batch() {
     let sandbox = Sandbox::new();
@@ -139,8 +139,8 @@ fn images_without_boxes_are_part_of_the_batch() {
     assert_eq!(sandbox.steps("2").len(), 14);
 }
 
-/// Gradients that are reduced as bf16 differ only by rounding. After one step the momentum is the
-/// gradient itself.
+/// Gradients reduced in bf16 differ only by rounding. After one step, the momentum equals the
+/// gradient.
 #[test]
 fn bf16_gradients_differ_only_by_rounding() {
     let sandbox = Sandbox::new();
@@ -229,7 +229,7 @@ fn a_damaged_shard_stops_the_job() {
     assert_fails(launch(2, "dw-train").args(args), 3, &keys);
 }
 
-/// Every image is evaluated once on any number of ranks: the numbers are the same to the last
+/// Every image is evaluated once on any number of ranks: the metrics are identical to the last
 /// digit, and so are those computed from the results file.
 #[test]
 fn evaluation_does_not_depend_on_the_number_of_ranks() {
@@ -272,7 +272,7 @@ fn dw_show_draws_predictions_and_curves() {
     }
 }
 
-/// The best checkpoint is kept besides the newest one, also after a resume.
+/// The best checkpoint is kept in addition to the newest one, also after a resume.
 #[test]
 fn the_best_checkpoint_is_kept() {
     let sandbox = Sandbox::new();

@@ -1,4 +1,5 @@
-//! Checkpoints survive kills, full disks and read-only folders. `DW_KILLS`: the number of kills.
+//! Checkpoints survive kills, full disks and read-only folders. `DW_KILLS` sets the number of
+//! kills.
 
 mod support;
 
@@ -7,9 +8,9 @@ use std::time::Duration;
 
 use support::{Job, Sandbox, assert_contains, bin, last_error, launch, processes, rounds, stderr};
 
-/// Kills the whole job with SIGKILL at moments spread over a run that writes checkpoints all the
-/// time. Each start resumes from the newest checkpoint, and the losses are those of an undisturbed
-/// run, bit for bit.
+/// Kills the whole job with SIGKILL at moments spread over a run that writes a checkpoint after
+/// every step. Each start resumes from the newest checkpoint, and the losses equal those of an
+/// undisturbed run, bit for bit.
 #[test]
 fn kills_at_any_moment_lose_nothing() {
     let sandbox = Sandbox::new();
@@ -46,8 +47,8 @@ fn kills_at_any_moment_lose_nothing() {
     assert_eq!(sandbox.losses("w"), sandbox.losses("whole"));
 }
 
-/// An evaluation that was due but that a kill or a signal prevented is run by the next start, with
-/// the same result, and only once.
+/// An evaluation that was due, but was prevented by a kill or a signal, is run once by the next
+/// start, with the same result.
 #[test]
 fn a_missed_evaluation_is_run_by_the_next_start() {
     let sandbox = Sandbox::with_images(14, 300);
@@ -77,7 +78,7 @@ fn a_missed_evaluation_is_run_by_the_next_start() {
     assert_eq!(evaluations, 1);
 }
 
-/// Runs a shell line in its own mount namespace; `None` where the system does not allow that.
+/// Runs a shell line in its own mount namespace; `None` if the system does not allow this.
 fn run_with_own_mounts(line: &str) -> Option<std::process::Output> {
     let options = ["-rm", "-m"]
         .into_iter()

@@ -1,5 +1,5 @@
-//! Tests on the photos in the folder `DW_DATA` (`coco128`, `bccd`, `neu-det`); without it there are
-//! none.
+//! Tests on the photos in the folder `DW_DATA` (`coco128`, `bccd`, `neu-det`). Without it, there
+//! are no tests.
 
 mod support;
 
@@ -173,8 +173,8 @@ fn coco_and_voc_forms_agree(data: &Path) {
     }
 }
 
-/// The boxes of these sets have whole pixels, which VOC holds exactly, and YOLO up to the rounding
-/// that reading undoes.
+/// The boxes of these data sets have integer coordinates. VOC stores them exactly; YOLO rounds
+/// them, which is undone on reading.
 fn exported_forms_agree(data: &Path) {
     for (set, splits) in
         [("bccd", &["train2017", "val2017", "test2017"][..]), ("neu-det", &["val2017"])]

@@ -106,7 +106,7 @@ fn every_strategy_resumes_exactly_and_evaluates() {
                 .unwrap()
         };
         assert!(model("whole") == model("parts"), "{strategy:?}");
-        // After so few steps scores are low; the threshold must leave detections.
+        // Scores are low after so few steps, so a low threshold is needed to keep detections.
         let eval = |more: &[&str]| -> serde_json::Value {
             let mut c = launch(0, "dw-eval");
             c.arg(sandbox.path("whole"))
@@ -167,7 +167,8 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
-/// An evaluation during training summarises the weights of the objects, for any number of ranks.
+/// An evaluation during training summarises the weights of the objects, with the same numbers on
+/// any number of ranks.
 #[test]
 fn weights_are_summarised_where_there_are_any() {
     let sandbox = Sandbox::new();
@@ -235,7 +236,7 @@ fn another_strategy_cannot_resume_a_run() {
     assert_fails(&mut c, 2, &["assign.kind: \"dw\" -> \"fcos\"", "hint:"]);
 }
 
-/// The boxes of an image can ask OTA for more points than the image has.
+/// In OTA, the boxes of an image can request more points than the image has.
 #[test]
 fn ota_has_positives_on_crowded_images() {
     let sandbox = Sandbox::with_images(4, 2);

@@ -15,7 +15,7 @@ use support::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// A small file of `weights/tests/data`, as torch writes it.
+/// A small file of `weights/tests/data`, written by torch.
 fn data_file(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/tests/data");
     folder.join(name).to_str().unwrap().to_owned()
@@ -36,7 +36,7 @@ fn checkpoint(sandbox: &Sandbox, work: &str) -> PathBuf {
     sandbox.checkpoints(work)[0].clone()
 }
 
-/// Settings of a run that saves its starting weights: its only step changes nothing.
+/// Settings of a run that saves its starting weights, because its only step changes nothing.
 const UNCHANGED: [&str; 4] =
     ["train.max_steps=1", "eval.every_epochs=0", "train.lr=0", "train.weight_decay=0"];
 
@@ -133,7 +133,8 @@ fn imagenet_weights_come_from_the_cache_or_the_network() {
     // A file with another checksum is refused.
     let server = serve(b"another file".to_vec());
     assert_fails(&mut imagenet(2, "w", &server), 2, &["sha256", "f37072fd"]);
-    // A file that is already in the cache is used. As in torchvision's, its names have no prefix.
+    // A file that is already in the cache is used. Its names have no prefix, as in torchvision's
+    // files.
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::copy(data_file("resnet18_part.pth"), folder + "/resnet18-f37072fd.pth").unwrap();
     let log = stderr(&output(&mut imagenet(0, "w", offline)));
@@ -144,7 +145,7 @@ fn imagenet_weights_come_from_the_cache_or_the_network() {
     assert_fails(&mut narrow, 2, &["model.width", "hint:", "--init random"]);
 }
 
-/// A weight file with its configuration gives the numbers of its checkpoint.
+/// A weight file with its configuration gives the same metrics as its checkpoint.
 #[test]
 fn a_weight_file_can_be_evaluated() {
     let sandbox = Sandbox::new();
@@ -163,7 +164,7 @@ fn a_weight_file_can_be_evaluated() {
     assert_fails(&mut without_config, 2, &[file, "hint:", "--config dw_r50_fpn_1x"]);
     let mut other_network = eval(&[file, "--config", "demo", "--data", &shards]);
     assert_fails(&mut other_network, 2, &[file, "shape", "hint:", "--config"]);
-    // All tensors of the network are in the file, and others.
+    // The file has all tensors of the network, and others as well.
     let smaller = ["--config", "smoke", "--set", "model.refine=false", "--data", &shards];
     let keys = [file, "another network", "bbox_head.", "hint:", "--config"];
     assert_fails(&mut eval(&[&[file][..], &smaller].concat()), 2, &keys);
@@ -180,8 +181,8 @@ fn a_weight_file_can_be_evaluated() {
     assert_contains(&strict, &["\"AP\":0.0"]);
 }
 
-/// Built-in configuration, its parameters (trained, all) and another value of its settings. The
-/// parameters of are the sums over the state dicts of the golden cases.
+/// Built-in configuration, number of parameters (trained, all), and another text of the dry run.
+/// The numbers of are sums over the state dicts of the golden cases.
 const CONFIGURATIONS: [(&str, [&str; 2], &str); 11] = [
     ("dw_r50_fpn_1x", ["32090466", "32315810"], "215.1 GFLOPs"),
     ("dw_r50_fpn_worefine_1x", ["32072026", "32297370"], "214.7 GFLOPs"),
@@ -209,8 +210,8 @@ fn dry_run_of_every_configuration_prints_its_parameters() {
     }
 }
 
-/// The golden state dict lists every tensor of the reference: the configuration of the same network
-/// has as many parameters.
+/// The golden state dict lists every tensor of the reference. It has as many parameters as the
+/// configuration of the same network.
 #[test]
 fn the_number_of_parameters_is_the_reference_s() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -259,8 +260,8 @@ fn other_backbones_train_and_resume() {
     assert_fails(&mut c, 2, &["`model.dcn_stages`", "bottlenecks"]);
 }
 
-/// Weights of another network: an error where a frozen tensor would keep random values, else a
-/// warning that counts the tensors of each part.
+/// Weights of another network are an error if a frozen tensor would keep random values. Otherwise a
+/// warning counts the tensors of each part.
 #[test]
 fn weights_that_fit_in_part_are_reported() {
     let sandbox = Sandbox::new();
@@ -289,7 +290,8 @@ fn weights_that_fit_in_part_are_reported() {
     assert!(!Path::new(&sandbox.path("c/config.toml")).exists(), "checked before the first write");
 }
 
-/// torchvision's ResNet-50 takes the `backbone.` part of a checkpoint, and computes the same maps.
+/// torchvision's ResNet-50 loads the `backbone.` part of a checkpoint and computes the same feature
+/// maps.
 #[test]
 #[ignore = "requires DW_TORCHVISION, a Python with torch, torchvision and safetensors (make soak)"]
 fn torchvision_reads_the_backbone_of_a_checkpoint() {

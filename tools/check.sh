@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 changed=$({ git diff --name-only HEAD; git ls-files --others --exclude-standard; } | sort -u)
-# A shallow clone has no commit before the last: then all files.
+# A shallow clone may lack the commit before the last; then all files count as changed.
 [ -n "$changed" ] || changed=$(git diff --name-only HEAD~1 HEAD 2>/dev/null || git ls-files)
 
 packages=()

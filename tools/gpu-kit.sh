@@ -19,10 +19,10 @@ trap 'rm -rf "$scratch"' EXIT
 }
 rm -rf "$kit"
 mkdir -p "$kit/bin" "$kit/goldens"
-# Only folders of this script are removed.
+# Marks the folder as created by this script, which removes no other folder.
 touch "$kit/.dw-gpu-kit"
 
-# Same features as the tests without MPI in .ci/run, which therefore compile nothing twice.
+# The same features as the tests without MPI in .ci/run, so that nothing is compiled twice.
 say "compiling without MPI"
 cargo build --locked --release --workspace --no-default-features --target-dir target/no-mpi --bins \
   --test golden --test gpu --bench step --bench loader \

@@ -39,7 +39,8 @@ command -v python3 >/dev/null || die "Python 3 is missing (used only to download
 
 # libclang is for the MPI bindings, cmake and nasm for the SIMD code of libjpeg-turbo.
 packages=()
-# By package or by program: a cluster has some of them as modules.
+# Whether a package is installed or a command succeeds. Clusters provide some of the programs as
+# modules.
 has() { # PACKAGE COMMAND...
   dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' || "${@:2}"
 }
@@ -144,7 +145,7 @@ fi
 [ -f "$torch/include/ATen/core/Tensor.h" ] || die "no libtorch headers in $torch" \
   "remove that folder and run tools/setup.sh again, or correct LIBTORCH"
 
-# Makes plain `cargo build` use the same libtorch, and clones share the compiled dependencies.
+# Makes plain `cargo build` use the same libtorch, and lets clones share the compiled dependencies.
 mkdir -p .cargo
 config=$(printf '%s\n' "# Written by tools/setup.sh." "[env]" "LIBTORCH = \"$torch\"" "" \
   "[build]" "build-dir = \"$cache/build\"")
@@ -186,7 +187,7 @@ if [ "${1:-}" = tests ]; then
   if [ ! -f "$folder/.complete" ]; then
     say "installing onnx $ONNX, onnxruntime $ONNXRUNTIME and OpenCV $OPENCV for the tests (400 MB)"
     rm -rf "$folder"
-    # Without pip in it, which Debian has in another package.
+    # Without pip, which requires another package on Debian.
     python3 -m venv --without-pip "$folder" || die "cannot create a virtual environment" \
       "python3 -m venv --without-pip $folder"
     pip --python "$folder/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \

@@ -24,11 +24,11 @@ pub enum BadBoxes {
 /// Counts of boxes and images of one split.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
-    /// Boxes that are kept, without crowd regions.
+    /// Boxes that are kept, excluding crowd regions.
     pub boxes: u64,
     /// Crowd regions that are kept.
     pub crowd: u64,
-    /// Images without boxes and crowd regions.
+    /// Images with neither boxes nor crowd regions.
     pub empty_images: u64,
     /// Boxes of zero, negative or infinite size: left out.
     pub without_area: u64,
@@ -36,7 +36,7 @@ pub struct Counts {
     pub outside: u64,
     /// Boxes that extend beyond the edge of their image.
     pub over_edge: u64,
-    /// Boxes whose `area` is negative or not finite: replaced by width x height.
+    /// Boxes whose `area` is negative or not finite; the area is replaced by width x height.
     pub bad_area: u64,
 }
 
@@ -146,8 +146,9 @@ fn apply_policy(
                 counts.without_area += 1;
                 return Ok(None);
             }
-            // The area of a segmentation stays, since it is inside the image. Formats without
-            // segmentations have the area of the box.
+            // The area of a segmentation is kept, because the segmentation lies inside the image.
+            // An area equal to that of the box comes from a format without segmentations and is
+            // clipped with the box.
             if (area - bw * bh).abs() <= 1e-6 * area {
                 area = bbox[2] * bbox[3];
             }
@@ -229,7 +230,7 @@ mod tests {
         boxes_by_image(c, Path::new("f.json"), policy)
     }
 
-    /// Boxes without area give NaN in a loss; a negative area is in no size range of the metric.
+    /// Boxes without area make a loss NaN; a negative area falls into no size range of the metric.
     #[test]
     fn bad_boxes_are_treated_by_the_policy() {
         for (bbox, field) in [
@@ -256,7 +257,7 @@ mod tests {
             run(&c, BadBoxes::Clip).unwrap().0[0][0]
         };
         assert_eq!(clipped(1.0).bbox, [6.0, 5.0, 4.0, 3.0]);
-        // The area of a segmentation stays; that of the whole box becomes that of its visible part.
+        // The area of a segmentation is kept; the area of a box becomes that of the clipped box.
         assert_eq!([1.0, 81.0, -1.0].map(|area| clipped(area).area), [1.0, 12.0, 12.0]);
     }
 

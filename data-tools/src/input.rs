@@ -1,6 +1,6 @@
 //! Input files: only regular files, of a limited size, inside a given folder.
 //!
-//! Opening a named pipe blocks and a device may have no end, so both are rejected.
+//! Named pipes and devices are rejected: opening a pipe blocks, and reading a device may never end.
 
 use std::fs::{File, FileType, Metadata};
 use std::io::{self, Read};
@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use dw_base::{Error, Result};
 
-/// Most bytes of an image file.
+/// Maximum size of an image file in bytes.
 pub const MAX_IMAGE_BYTES: u64 = 512 << 20;
-/// Most bytes of a text file: the annotations of one image, a list of images, class names.
+/// Maximum size in bytes of a text file: the annotations of one image, a list of images, class
+/// names.
 pub const MAX_TEXT_BYTES: u64 = 64 << 20;
 
 /// Policy for images that are missing, damaged or whose size is not the annotated one.
@@ -25,8 +26,8 @@ pub enum BadImages {
     Keep,
 }
 
-/// A folder of input files. Symbolic links that leave it are followed only if that is allowed; the
-/// folder may itself be a link.
+/// A folder of input files. Symbolic links that lead out of it are followed only with
+/// `allow_outside`; the folder itself may be a link.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -113,18 +114,18 @@ impl Folder {
 /// Opens a regular file for reading; symbolic links are followed.
 ///
 /// # Errors
-/// `InvalidInput` with the kind of file for anything but a regular file; errors of the system.
+/// `InvalidInput` with the kind of file for anything but a regular file; other I/O errors.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Checked before opening, which can have side effects on devices, and again afterwards in case
-    // the file was replaced in between.
+    // Checked before opening, because opening a device can have side effects, and again afterwards
+    // in case the file was replaced in between.
     check_regular(&std::fs::metadata(path)?)?;
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     check_regular(&file.metadata()?)?;
     Ok(file)
 }
 
-/// Whether the machine or the connection to its storage failed, and not the file: trying again may
-/// help, and leaving the file out would lose it.
+/// Whether an error comes from the machine or the connection to its storage rather than from the
+/// file. Such an error may be temporary, so the file must not be skipped as damaged.
 pub fn is_of_machine(e: &io::Error) -> bool {
     let codes =
         [libc::EIO, libc::ESTALE, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ETIMEDOUT];
@@ -134,7 +135,7 @@ pub fn is_of_machine(e: &io::Error) -> bool {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`open`], and a longer file.
+/// As [`open`]; a file longer than `limit`.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let too_long = |n: u64| {
@@ -157,7 +158,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// resolved already.
 ///
 /// # Errors
-/// Errors of the system.
+/// I/O errors.
 pub fn resolve_inside(root: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
     let real = std::fs::canonicalize(path)?;
     Ok(real.starts_with(root).then_some(real))

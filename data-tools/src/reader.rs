@@ -45,9 +45,9 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// Decodes the pixels for an image that will be resized to `width` x `height`: a JPEG is
-    /// decoded at the smallest multiple of 1/8 of its size that is not smaller, which is faster but
-    /// gives other pixels than [`Record::decode`].
+    /// Decodes the pixels of an image that will be resized to `width` x `height`. A JPEG is decoded
+    /// at the smallest multiple of 1/8 of its size that is at least `width` x `height`: this is
+    /// faster, but the pixels differ from those of [`Record::decode`] after resizing.
     ///
     /// # Errors
     /// As [`Record::decode`].
@@ -124,7 +124,7 @@ pub fn split_names(dir: &Path) -> Result<Vec<String>> {
     let mut names: Vec<String> = files
         .flatten()
         .filter_map(|f| Some(f.file_name().to_str()?.strip_suffix(".dwindex")?.to_owned()))
-        // Such as macOS leaves beside copied files.
+        // macOS leaves hidden files (`._NAME`) next to copied files.
         .filter(|name| !name.starts_with('.'))
         .collect();
     names.sort();
@@ -146,7 +146,7 @@ pub fn open_all(dir: &Path) -> Result<Vec<Split>> {
     split_names(dir)?.iter().map(|name| Split::open(dir, name)).collect()
 }
 
-/// Maps a shard and checks that its length and its header are those in the index.
+/// Maps a shard and checks its length and header against the index.
 fn open_shard(path: PathBuf, shard: u32, expected: u64) -> Result<(PathBuf, Mmap)> {
     let bytes = map(&path)?;
     if bytes.len() as u64 != expected {
@@ -168,7 +168,7 @@ fn open_shard(path: PathBuf, shard: u32, expected: u64) -> Result<(PathBuf, Mmap
 }
 
 impl Split {
-    /// Opens one split, checks its index and that its shards have the expected length.
+    /// Opens one split and checks its index and the length and header of each shard.
     ///
     /// # Errors
     /// An unknown split (the message lists the existing ones), a damaged index, a missing or
@@ -236,7 +236,8 @@ impl Split {
         &self.meta.categories
     }
 
-    /// Checksum of the index, which contains the checksums of all records: identifies the data.
+    /// Checksum of the index. It identifies the data, because the index contains the checksums of
+    /// all records.
     pub fn fingerprint(&self) -> u32 {
         self.header.body_crc
     }
@@ -277,7 +278,7 @@ impl Split {
     /// If `i` is not below [`Split::len`].
     ///
     /// # Errors
-    /// A damaged record or an invalid box, with shard, record and offset.
+    /// A damaged record or an invalid box; the error names shard, record and offset.
     pub fn record(&self, i: usize) -> Result<Record<'_>> {
         let entry = self.entry(i);
         let Some((path, shard)) = self.shards.get(entry.shard as usize) else {

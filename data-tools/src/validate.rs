@@ -1,4 +1,4 @@
-//! Checks of the contents of a pack, whose checksums can be valid while its values are not.
+//! Checks of the contents of a pack: its checksums can be valid while its values are not.
 //!
 //! These checks are cheap: they run whenever a pack is opened ([`meta`], [`entry`]) or a record is
 //! read ([`annotations`]).
@@ -11,13 +11,13 @@ use crate::pixels;
 
 /// Longest suffix, in bytes, that is appended to the name of a split to make a file name.
 const MAX_SUFFIX: usize = 30;
-/// Folders of a COCO data set that cannot be a split.
+/// Folder names with a fixed meaning in a data set, which cannot be names of splits.
 const RESERVED: [&str; 2] = ["annotations", "shards"];
 
 /// Checks the name of a split, which becomes part of file and folder names.
 ///
 /// # Errors
-/// The problem, worded to follow the name.
+/// The problem, as a phrase that follows the name in a message.
 pub fn split_name(name: &str) -> Result<(), String> {
     if RESERVED.contains(&name) {
         return Err("is a reserved folder name".into());

@@ -1,5 +1,4 @@
-//! Full verification of a split, as `dw-pack verify` does: every byte, and the contents of every
-//! record.
+//! Full verification of a split for `dw-pack verify`: every byte, and the contents of every record.
 
 use std::collections::HashSet;
 
@@ -13,9 +12,8 @@ use crate::reader::Split;
 
 impl Split {
     /// Checks every byte of every shard on all cores, and the boxes, labels, names and sizes of all
-    /// records. Format and size of the pixels are checked from their headers, without decoding
-    /// them. Returns the first problem of the index and of each shard; `tick` is called after each
-    /// record.
+    /// records. The format and size of the pixels are read from their headers, without decoding.
+    /// Returns the first problem of the index and of each shard; `tick` is called for each record.
     pub fn verify(&self, tick: impl Fn() + Sync) -> Vec<Error> {
         let mut by_shard: Vec<Vec<usize>> = vec![vec![]; self.shards.len()];
         for (i, e) in self.entries().enumerate() {
@@ -45,8 +43,8 @@ impl Split {
         Ok(())
     }
 
-    /// Checks that the records of shard `s` follow each other without gaps up to its end, its
-    /// header, and each of its records.
+    /// Checks the header of shard `s`, each of its records, and that the records follow one another
+    /// without gaps up to the end of the file.
     fn verify_shard(&self, s: usize, records: &[usize], tick: &(impl Fn() + Sync)) -> Result<()> {
         let (path, bytes) = &self.shards[s];
         let mut at = HEADER as u64;

@@ -1,8 +1,8 @@
 //! Writes the shards and the index of one split.
 //!
-//! Files are written to `.SPLIT.writing` in the output folder, synced and renamed, the index last:
-//! the previous pack stays valid until the new one is complete, whenever packing is interrupted.
-//! Beside every finished shard, `NNNNN.done` holds what is needed to resume after it.
+//! Files are written to `.SPLIT.writing` in the output folder, synced and renamed, the index last.
+//! Whenever packing is interrupted, the previous pack stays valid until the new one is complete.
+//! Next to every finished shard, `NNNNN.done` holds what is needed to resume after it.
 
 use std::fs::{File, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
@@ -26,7 +26,7 @@ pub struct SplitWriter {
     temporary: PathBuf,
     split: String,
     source: String,
-    /// Whether shards of an interrupted pack may be taken over.
+    /// Whether finished shards of an interrupted pack may be reused.
     resume: bool,
     shard_size: u64,
     current: Option<OpenShard>,
@@ -34,7 +34,7 @@ pub struct SplitWriter {
     entries: Vec<Entry>,
     /// Counts of images with special properties so far.
     pub image_counts: ImageCounts,
-    /// First image of the annotation file that is not packed yet.
+    /// First image of the annotation file that is not in a finished shard.
     pub next_image: usize,
     /// Whether the index is in place.
     complete: bool,
@@ -55,7 +55,7 @@ pub struct ImageCounts {
     pub repaired: usize,
     /// Images with an EXIF rotation, which is ignored.
     pub rotated: usize,
-    /// Images turned as their EXIF orientation says.
+    /// Images rotated or mirrored according to their EXIF orientation.
     #[serde(default)]
     pub turned: usize,
     /// Images whose alpha channel was dropped.
@@ -64,7 +64,8 @@ pub struct ImageCounts {
     /// Files with 16 bits per sample, scaled to 8.
     #[serde(rename = "deep")]
     pub sixteen_bit: usize,
-    /// Those of them whose values are all below 4096: nearly black after scaling.
+    /// The 16-bit files among these with no value above 4095 (but not all 0), nearly black after
+    /// scaling.
     pub dark: usize,
 }
 
@@ -152,7 +153,7 @@ impl SplitWriter {
         self.shards.len()
     }
 
-    /// Number of shards of an interrupted pack that were finished and not taken over.
+    /// Number of finished shards of an interrupted pack that are not reused.
     pub fn unused(&self) -> usize {
         let mut n = self.shards.len();
         while self.temporary.join(format!("{n:05}.done")).exists() {
@@ -161,8 +162,8 @@ impl SplitWriter {
         n - self.shards.len()
     }
 
-    /// Takes over further finished shards of an interrupted pack of `source`. No effect without
-    /// `resume`, and once a record was written.
+    /// Reuses further finished shards of an interrupted pack of `source`. Has no effect without
+    /// `resume` or after a record was written.
     pub fn load_finished(&mut self, source: &str) {
         if !self.resume || self.current.is_some() {
             return;
@@ -270,7 +271,7 @@ impl SplitWriter {
 
     /// Moves the shards into the output folder, then the index, and removes the shards of the
     /// previous pack of this split. `images` is the number of images of the annotation file.
-    /// Returns the bytes of all shards.
+    /// Returns the total size of the shards in bytes.
     ///
     /// # Errors
     /// A failed write or rename.
@@ -279,8 +280,8 @@ impl SplitWriter {
         let (header, body) = self.index(meta, codec)?;
         let names: Vec<String> =
             (0..self.shards.len()).map(|i| shard_name(&self.split, header.tag, i as u32)).collect();
-        // In the temporary folder and before the first rename: if it fails, on a full disk for
-        // example, the output folder is unchanged and the finished shards are kept.
+        // The index is written to the temporary folder before the first rename. If that fails, for
+        // example on a full disk, the output folder is unchanged and the finished shards are kept.
         let index = self.temporary.join("index");
         let mut file = create(&index)?;
         file.write_all(&header.to_bytes())
@@ -329,7 +330,7 @@ impl SplitWriter {
 
 impl Drop for SplitWriter {
     fn drop(&mut self) {
-        // Of a failed pack only the finished shards are kept, for `--resume`.
+        // After a failure, only the finished shards are kept, for `--resume`.
         if !self.complete && self.shards.is_empty() {
             let _ = fs::remove_dir_all(&self.temporary);
         } else if let Some(open) = self.current.take() {

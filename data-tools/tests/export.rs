@@ -22,7 +22,7 @@ fn images_with_the_same_name_are_renamed() {
         ["a.jpg", "a.png", "./a.jpg", "a.png", "a_2.png", "x//b.jpg", "x/b.jpg", "x/./b.png"];
     let mut pack = TestPack::new(&names);
     for (n, image) in pack.images.iter_mut().enumerate() {
-        // The images differ, so that a lost one is found.
+        // The images differ, so that a lost or exchanged image is found.
         let mut rgb = pattern(WIDTH, HEIGHT);
         rgb.data[0] = n as u8;
         (image.layout, image.pixels) = pixels::encode_zstd(b"", &rgb, 1).unwrap();
@@ -166,7 +166,7 @@ fn boxes_of_resized_images_are_exported_in_pixels_of_the_exported_image() {
     }
 }
 
-/// A YOLO set has one list of classes, and one list of folders for each kind of split.
+/// A YOLO data set has one list of classes, and one list of folders for each kind of split.
 #[test]
 fn yolo_sets_have_the_same_classes_in_all_splits() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! `dw-pack` on data sets in the layouts of Pascal VOC, YOLO, Roboflow and on COCO files anywhere.
+//! `dw-pack` on data sets in the layouts of Pascal VOC, YOLO and Roboflow, and on single COCO
+//! files.
 
 mod support;
 
@@ -34,7 +35,7 @@ fn text(p: &Path) -> &str {
     p.to_str().unwrap()
 }
 
-/// A synthetic set whose boxes have whole pixels, in COCO's layout and as shards.
+/// A synthetic data set with integer box coordinates, in COCO's layout and as shards.
 fn whole_pixels() -> Set {
     let set = Set::new();
     for split in ["train2017", "val2017"] {
@@ -122,7 +123,7 @@ fn sets_without_splits_are_divided_by_the_names_of_their_images() {
     for share in ["0", "1", "x", "120%"] {
         assert!(fails(&[text(&set), "-o", text(&out), "--val", share], 2).contains("10%"));
     }
-    // A set with splits has nothing to divide.
+    // `--val` is rejected for a data set that has splits.
     fs::create_dir_all(set.join("ImageSets/Main")).unwrap();
     fs::write(set.join("ImageSets/Main/train.txt"), "a\nb\n").unwrap();
     fs::write(set.join("ImageSets/Main/dog_train.txt"), "a 1\nb -1\n").unwrap();
@@ -149,7 +150,7 @@ fn lists_of_voc_may_have_the_names_or_paths_of_images() {
     let said = notes(&[text(&set), "-o", text(&out)]);
     assert!(said.contains("`test` is left out"), "{said}");
     assert_eq!((boxes(&out, "train").len(), boxes(&out, "val").len()), (2, 1));
-    // A mistake in a split that is not asked for does not matter.
+    // A mistake in a split that is not selected does not matter.
     list("val.txt", "c\nz\n").unwrap();
     ok(&[text(&set), "-o", text(&dir.path().join("one")), "--split", "train"]);
     assert!(fails(&[text(&set), "-o", text(&out)], 3).contains("val.txt: line 2"));
@@ -158,7 +159,7 @@ fn lists_of_voc_may_have_the_names_or_paths_of_images() {
     }
     let problem = fails(&[text(&set), "-o", text(&out)], 3);
     assert!(problem.contains("line 1") && problem.contains(".xml"), "{problem}");
-    // Images beside the set's folders of images belong to no split.
+    // The split of annotation files next to the folders of the splits is unknown.
     let flat = dir.path().join("flat");
     for folder in ["", "extra"] {
         fs::create_dir_all(flat.join(folder)).unwrap();
@@ -171,7 +172,7 @@ fn lists_of_voc_may_have_the_names_or_paths_of_images() {
     assert!(problem.contains("`extra`") && problem.contains("hint:"), "{problem}");
 }
 
-/// A YOLO set of one picture and what `data.yaml` says about it.
+/// A YOLO data set of four images, two of them with a label file, and the given `data.yaml`.
 fn yolo(dir: &Path, yaml: &str) {
     for folder in ["train/images", "train/labels"] {
         fs::create_dir_all(dir.join(folder)).unwrap();
@@ -209,7 +210,8 @@ fn yolo_exports_of_other_places_are_read() {
         assert!(problem.contains(word), "{problem}");
         fs::write(set.join(name), before).unwrap();
     }
-    // Absolute paths inside the set; other tools' YAML files; class names are part of a pack.
+    // Absolute paths inside the data set and unreadable YAML files of other tools are accepted.
+    // With other class names, `--resume` packs again.
     let images = fs::canonicalize(set.join("train/images")).unwrap();
     fs::write(set.join("list.txt"), format!("{}\n", text(&images.join("a.png")))).unwrap();
     fs::write(set.join("._x.yaml"), [0xff, 0xfe]).unwrap();
@@ -222,7 +224,7 @@ fn yolo_exports_of_other_places_are_read() {
     fs::write(set.join("data.yaml"), yaml.replace("[cat, dog]", "[dog, cat]")).unwrap();
     ok(&[text(&set), "-o", text(&again), "--resume"]);
     assert_eq!(boxes(&again, "train")["a"][0].0, "cat");
-    // Images for a server, without labels.
+    // A test set without labels.
     fs::create_dir_all(set.join("test/images")).unwrap();
     fs::copy(set.join("train/images/a.png"), set.join("test/images/t.png")).unwrap();
     fs::write(set.join("data.yaml"), format!("{yaml}test: test/images\n")).unwrap();
@@ -298,7 +300,7 @@ fn names_that_differ_only_in_case_stay_apart() {
     ok(&[set.path(), "--split", "train2017"]);
     let packed = boxes(&shards, "train2017");
     assert!(packed["dog"] != packed["DOG"], "{packed:?}");
-    // On file systems that ignore case the second would replace the first.
+    // On case-insensitive file systems, the second file would replace the first.
     for format in ["coco", "voc", "yolo"] {
         let form = set.file(format);
         let said = notes(&["export", text(&shards), text(&form), "--format", format]);
@@ -306,7 +308,7 @@ fn names_that_differ_only_in_case_stay_apart() {
         let found = walk(&form);
         let lower: BTreeSet<String> = found.iter().map(|n| n.to_lowercase()).collect();
         assert_eq!(lower.len(), found.len(), "{found:?}");
-        // Both images, and both annotation files where there is one an image.
+        // Both images, and both annotation files in formats with one per image.
         let files = lower.iter().filter(|n| n.contains("/dog")).count();
         assert_eq!(files, if format == "coco" { 2 } else { 4 }, "{found:?}");
     }
@@ -331,7 +333,7 @@ fn line_breaks_and_escapes_in_names_are_packed_but_not_printed() {
     ok(&[text(&set), "-o", text(&out), "--val", "0.35"]);
     let all: Boxes = boxes(&out, "train").into_iter().chain(boxes(&out, "val")).collect();
     assert_eq!(all[odd].len(), 1);
-    // A list of VOC has a name a line; an error shows the name without its control characters.
+    // VOC lists have one name per line. The error shows the name without its control characters.
     let problem = fails(&["export", text(&out), text(&dir.path().join("x")), "--format", "voc"], 3);
     assert!(problem.contains("line break") && !problem.contains('\u{1b}'), "{problem:?}");
     assert!(problem.trim_end().lines().all(|l| !l.starts_with('b')), "{problem:?}");

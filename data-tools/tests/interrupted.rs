@@ -1,4 +1,4 @@
-//! `dw-pack` that fails, is killed, or is run again.
+//! Runs of `dw-pack` that fail, are killed, or are repeated.
 
 mod support;
 
@@ -136,7 +136,7 @@ fn finished_shards_are_kept_when_images_are_skipped_from_then_on() {
     let text = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(text.contains("shards kept") && text.contains("1 images left out"), "{text}");
     assert_eq!(dw_shards::Split::open(&set.file("shards"), "train2017").unwrap().len(), 8);
-    // The finished shards of other options are not used, which is said.
+    // Finished shards of a run with other options are not used, and a message says so.
     fails(&args, 3);
     let other = ["--resume", "--bad-images", "skip", "--level", "9"];
     let done = pack(&[&args[..], &other].concat());
@@ -144,7 +144,7 @@ fn finished_shards_are_kept_when_images_are_skipped_from_then_on() {
     assert!(text.contains("are not used") && !text.contains("shards kept"), "{text}");
 }
 
-/// Shards of the run without `skip` and of the first one with it are kept.
+/// Shards of the run without `skip` and of the first run with it are kept.
 #[test]
 fn shards_of_two_interrupted_runs_are_kept() {
     let set = Set::new();

@@ -81,7 +81,7 @@ fn split_names_that_leave_the_folder_are_rejected() {
         assert_eq!(folder.read().unwrap_err().exit_code(), 3, "{name}");
     }
     assert!(!dir.path().join("absolute").exists());
-    // Names that come from the file name too.
+    // The name in the metadata equals the file name, but is not valid.
     for stem in ["annotations", "shards", "a\u{1b}[2J"] {
         let mut pack = TestPack::one();
         stem.clone_into(&mut pack.stem);
@@ -147,7 +147,7 @@ fn pixels_of_another_layout_or_size_are_rejected() {
     assert!(record.decode().is_err() && record.decode_at_least(2, 2).is_err());
     pack.images[0].pixels = jpeg(WIDTH, HEIGHT + 1);
     Folder::new(&pack).assert_rejected(&["record 0", "expected 20 x 16 pixels, found 20 x 17"]);
-    // Planes of another length, two frames, no frame.
+    // Planes of another length, two frames, or no frame.
     let (layout, planes) = pixels::encode_zstd(b"", &pattern(WIDTH, HEIGHT - 1), 1).unwrap();
     pack.images[0].layout = layout;
     for (bytes, word) in [

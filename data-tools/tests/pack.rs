@@ -65,7 +65,7 @@ fn info_prints_counts() {
     assert_eq!((&info["version"], &train["shrunken"]), (&json!(2), &json!(0)));
 }
 
-/// Every byte of every file is under a checksum.
+/// Every byte of every file is covered by a checksum.
 #[test]
 fn verify_finds_flipped_bytes_and_truncated_files() {
     let set = Set::new();
@@ -123,7 +123,7 @@ impl Random {
     }
 }
 
-/// A COCO folder with the split `s` of six random images, with boxes at random.
+/// A COCO folder with the split `s` of six random images with random boxes.
 struct RandomSet {
     dir: tempfile::TempDir,
     categories: Vec<i64>,

@@ -106,17 +106,17 @@ fn exif_orientation_turns_pixels_and_boxes_of_the_stored_size() {
         let text = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(done.status.success() && text.contains("1 images were turned"), "{text}");
     };
-    // Annotated size as stored: pixels and boxes turn.
+    // The annotated size is the stored one: pixels and boxes are turned.
     annotate((48, 32), [2.0, 3.0, 10.0, 4.0]);
     run(&[]);
     assert_eq!(first(&set), ((32, 48), turned.clone(), [25.0, 2.0, 4.0, 10.0]));
-    // Annotated size as displayed: only the pixels turn.
+    // The annotated size is the displayed one: only the pixels are turned.
     annotate((32, 48), [25.0, 2.0, 4.0, 10.0]);
     run(&[]);
     assert_eq!(first(&set), ((32, 48), turned, [25.0, 2.0, 4.0, 10.0]));
     let ignored = fails(&[set.path(), "--split", "train2017"], 3);
     assert!(ignored.contains("--exif apply"), "{ignored}");
-    // Both sizes are the same: the choice must be made.
+    // Both sizes are the same, so `--exif-boxes` is required.
     std::fs::write(set.first_image(), with_orientation(&plain, 3)).unwrap();
     annotate((48, 32), [2.0, 3.0, 10.0, 4.0]);
     let asked = fails(&[&[set.path()], &apply[..]].concat(), 3);
@@ -128,12 +128,12 @@ fn exif_orientation_turns_pixels_and_boxes_of_the_stored_size() {
     assert!(fails(&[set.path(), "--exif-boxes", "stored"], 2).contains("--exif apply"));
 }
 
-/// Files written by another library: palettes, CMYK, one bit a pixel, LZW.
+/// Files written by another library: palettes, CMYK, one bit per pixel, LZW.
 #[test]
 fn unusual_files_are_decoded() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/pictures/");
     let read = |name: &str| std::fs::read(format!("{folder}{name}")).unwrap();
-    // What the decoder does not know is refused, and not read as something else.
+    // A format that the decoder does not support is rejected rather than decoded wrongly.
     assert!(pixels::decode_file(&read("palette.tiff")).unwrap_err().contains("Palette"));
     let decode = |name: &str| {
         let bytes = read(name);

@@ -1,4 +1,4 @@
-//! Limits of threads, control characters in output, concurrent processes.
+//! Thread limits, control characters in output, concurrent processes.
 
 mod support;
 
@@ -63,7 +63,7 @@ fn a_split_that_another_process_packs_is_locked() {
     ok(&["verify", set.file("shards").to_str().unwrap()]);
 }
 
-/// Whether the text contains no unsafe characters but line breaks.
+/// Whether the text contains no unsafe characters except line breaks.
 fn is_plain(text: &[u8]) -> bool {
     let text = std::str::from_utf8(text).unwrap();
     !text.chars().any(|c| c != '\n' && dw_base::text::is_unsafe(c))
@@ -85,7 +85,7 @@ fn control_characters_in_names_are_escaped() {
     assert!(text.contains(r"e\u{1b}]0;title") && !text.contains("\nerror:"), "{text}");
     let skipped = pack(&[&train[..], &["--bad-images", "skip"]].concat());
     assert!(skipped.status.success() && is_plain(&skipped.stderr) && is_plain(&skipped.stdout));
-    // JSON has escapes of its own.
+    // JSON has its own escapes.
     let json = ok(&["info", set.file("shards").to_str().unwrap(), "--json"]);
     assert!(is_plain(json.as_bytes()), "{json:?}");
     let info: Value = serde_json::from_str(&json).unwrap();

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let size = pixels::file_size(data);
     let _ = pixels::orientation(data);
-    // Larger images are valid, but take the fuzzer's time and memory.
+    // Larger images are valid, but would cost the fuzzer too much time and memory.
     if size.as_ref().is_ok_and(|(w, h)| w.saturating_mul(*h) > 1 << 22) {
         return;
     }

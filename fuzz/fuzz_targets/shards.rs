@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use dw_shards::Split;
 use libfuzzer_sys::fuzz_target;
 
-/// Split of the packs in the corpus; a pack is rejected under another name.
+/// Name of the split in the packs of the corpus; a pack under another name is rejected.
 const SPLIT: &str = "train2017";
 
 static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
     if index.len() < 128 || shard.len() < 64 {
         return;
     }
-    // The first record, at the offset in the first entry.
+    // Correct the checksum of the first record, at the offset in the first entry.
     let number =
         |at: usize| u64::from_le_bytes(index[at..at + 8].try_into().unwrap_or_default()) as usize;
     let (offset, length) = (number(64), number(72));

@@ -1,5 +1,6 @@
-//! `metric GT DT`: evaluates two COCO files and prints the cost as JSON: wall and CPU seconds of
-//! reading and of the metric, CPU seconds of the process, peak memory in MB.
+//! `metric GT DT`: evaluates a results file against a ground-truth file and prints the cost as
+//! JSON: wall and CPU seconds of reading and of the metric, CPU seconds of the process, peak memory
+//! in MB.
 #![expect(clippy::print_stdout, reason = "the result")]
 
 use std::path::Path;

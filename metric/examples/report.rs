@@ -1,4 +1,4 @@
-//! A report of synthetic detections:
+//! Writes a report of synthetic detections:
 //! `cargo run --release -p dw-metric --example report -- GT.json FOLDER_OF_IMAGES OUT [--compare]`.
 //!
 //! The detections are the ground truth with shifts, wrong classes, duplicates, misses and false

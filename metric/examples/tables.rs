@@ -1,6 +1,6 @@
-//! `tables` with the options of `dw-eval coco`: writes all tables to standard output as
-//! little-endian f64, for comparison with other implementations: precision, recall, scores, the
-//! 12 numbers, AP of each class.
+//! Writes all tables of an evaluation (precision, recall, scores, the 12 numbers, AP of each class)
+//! to standard output as little-endian f64, for comparison with other implementations. Takes the
+//! options of `dw-eval coco`.
 
 use std::io::Write;
 

@@ -1,5 +1,6 @@
-//! Images of a ground-truth file, for the report. File names come from that file: by default they
-//! must not point outside the folder that the user gave. What is no regular image file is skipped.
+//! Images of a ground-truth file, for the report. File names come from that file, so by default
+//! they must not point outside the folder that the user gave. Anything that is not a regular image
+//! file is skipped.
 
 use std::cell::RefCell;
 use std::fs;
@@ -12,10 +13,10 @@ use image::{ImageReader, RgbImage};
 
 use crate::json::Image;
 
-/// Limit on the size of an image file, bytes.
+/// Maximum size of an image file in bytes.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Longest side of an image in a size that is taken from the ground truth.
+/// Maximum side length in pixels to which an image is resized to match the ground truth.
 const MAX_SIDE: u32 = 1 << 14;
 
 /// A folder of images.
@@ -41,8 +42,8 @@ impl Pictures {
         Ok(Self { root, allow_outside, failed: RefCell::default() })
     }
 
-    /// The image of an entry of `images`, in the size that the entry states, to which its boxes
-    /// refer; `None` if it cannot be read, which is counted.
+    /// The image of an entry of `images`, resized to the size that the entry states, because the
+    /// boxes refer to that size. `None` if it cannot be read; such failures are counted.
     pub(crate) fn get(&self, entry: &Image) -> Option<RgbImage> {
         let name = entry.file_name.as_deref();
         let found = name.ok_or_else(|| "the ground truth has no `file_name`".to_owned());
@@ -72,7 +73,8 @@ impl Pictures {
         if !meta.is_file() || meta.len() > MAX_BYTES {
             return Err(format!("expected a regular file of at most {MAX_BYTES} bytes"));
         }
-        // By content, as `dw-pack` does: names with the ending of another format are common.
+        // The format is detected from the content, as in `dw-pack`, because wrong extensions are
+        // common.
         let reader = ImageReader::open(&path).and_then(ImageReader::with_guessed_format);
         let image = reader.map_err(|e| e.to_string())?.decode();
         image.map(|image| image.to_rgb8()).map_err(|e| e.to_string())
@@ -89,7 +91,7 @@ impl Pictures {
 /// Resizes an image to the size that the ground truth states, if any.
 ///
 /// # Errors
-/// Another ratio of the sides: it is not a smaller or larger copy.
+/// A different aspect ratio, because the image is then not a resized copy.
 fn sized(image: RgbImage, entry: &Image) -> std::result::Result<RgbImage, String> {
     let (Some(width), Some(height)) = (entry.width, entry.height) else { return Ok(image) };
     let found = (f64::from(image.width()), f64::from(image.height()));

@@ -5,12 +5,12 @@ use std::error::Error as _;
 use dw_base::threads::{VARIABLE, number};
 use dw_base::{Error, Result};
 
-/// Starts rayon's global pool, unless it is running already, with `RAYON_NUM_THREADS` threads or
-/// one per core.
+/// Starts rayon's global pool with `RAYON_NUM_THREADS` threads or one per core, unless the pool is
+/// already running.
 ///
 /// # Errors
-/// [`Error::Usage`] for a variable that is not a number or more than four threads per core, before
-/// any is started; [`Error::OutOfResources`] for threads that cannot be started.
+/// [`Error::Usage`] for a variable that is not a number or exceeds four threads per core, before
+/// any thread is started; [`Error::OutOfResources`] for threads that cannot be started.
 pub(crate) fn start() -> Result<()> {
     let threads = number((VARIABLE, 0))?;
     match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {

@@ -1,4 +1,4 @@
-//! Invalid files: an error that names the item, or a warning with a count.
+//! Invalid files cause an error that names the item, or a warning with a count.
 
 mod coco_support;
 
@@ -6,7 +6,8 @@ use coco_support::{Files, results, truth};
 use dw_metric::{MetricConfig, json};
 use serde_json::{Value, json};
 
-/// A value as text with strings such as `"NaN"` unquoted, which is not JSON but what Python writes.
+/// A value as text with strings such as `"NaN"` unquoted, as Python writes them, although this is
+/// not valid JSON.
 fn python_json(value: &Value) -> String {
     value
         .to_string()
@@ -166,7 +167,7 @@ fn evaluated(truth: &str, results: &str) -> (f64, Vec<String>) {
     (e.summary().ap, warnings)
 }
 
-/// Whether AP is that of a perfect result, which rounding puts slightly below 1.
+/// Whether AP is that of a perfect result, which is slightly below 1 due to rounding.
 fn perfect(ap: f64) -> bool {
     (ap - 1.0).abs() < 1e-9
 }

@@ -7,7 +7,7 @@ use dw_metric::{Bootstrap, Detection, GroundTruth, MetricConfig, Problem, bootst
 
 const SETTINGS: Bootstrap = Bootstrap { replicates: 6, seed: 5 };
 
-/// Images literally repeated as often as drawn: the copies of an image have adjacent ids.
+/// A set with each image repeated as often as drawn. The copies of an image have adjacent ids.
 fn repeated(set: &Set, counts: &[u32]) -> Set {
     let mut ids = set.images.clone();
     ids.sort_unstable();

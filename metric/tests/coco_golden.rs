@@ -1,6 +1,5 @@
-//! Comparison with pycocotools' tables: the cases in `tests/golden`, and those in the folder
-//! `coco` of
-//! `DW_GOLDENS` if that is set.
+//! Comparison with pycocotools' tables: the cases in `tests/golden`, and those in the folder `coco`
+//! of `DW_GOLDENS` if that is set.
 
 #[path = "coco_support/golden.rs"]
 mod golden;

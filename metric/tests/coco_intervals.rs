@@ -58,7 +58,8 @@ fn intervals_as_text() {
     let class = text.lines().find(|l| l.trim().starts_with("c4")).unwrap();
     assert!(class.contains('['), "{class}");
     assert!(text.contains("100 samples of the images with replacement, seed 0"), "{text}");
-    // The same on two threads; another with another seed; the numbers as without intervals.
+    // Two threads give the same output, another seed gives another. The numbers are those without
+    // intervals.
     let options = ["--bootstrap", "100", "--per-class", "--bootstrap-seed"];
     let seed =
         |s: &str, threads: &str| stdout(&program(&files, &[&options[..], &[s]].concat(), threads));
@@ -115,7 +116,7 @@ fn differences_and_whether_they_exclude_zero() {
     assert_eq!(ap["excludes_zero"], true, "two thirds of the detections are missing: {ap}");
     assert!(json["a"]["bootstrap"]["AP"][0].is_number());
     assert!(json["bootstrap"]["per_class"]["c7"]["excludes_zero"].is_boolean());
-    // With the same samples of both, equal files have no difference in any.
+    // Both files use the same samples, so equal files have no difference in any sample.
     let json: Value = serde_json::from_str(&compare(&same, &["--json"])).unwrap();
     assert_eq!(json["bootstrap"]["AP"]["interval"], json!([0.0, 0.0]));
     assert_eq!(json["bootstrap"]["AP"]["excludes_zero"], false);

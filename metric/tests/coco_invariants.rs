@@ -50,7 +50,7 @@ fn results_do_not_depend_on_the_order_of_categories_and_images() {
     assert!((other.summary().ap - e.summary().ap).abs() < 1e-14);
 }
 
-/// More thresholds than fit into one block of flags.
+/// Uses more thresholds than fit into one block of flags.
 #[test]
 fn many_thresholds_equal_each_one_alone() {
     let set = Set::random(3, 40, 3);

@@ -43,7 +43,7 @@ fn exit_codes() {
     assert_eq!(program(&files, &["--no-such-option"]).status.code(), Some(2));
 }
 
-/// A pipe has no random access, so it is read as a whole.
+/// A pipe has no random access, so it is read into memory as a whole.
 #[test]
 fn results_from_a_pipe() {
     let files = Files::new(truth().to_string(), results().to_string());
@@ -88,7 +88,8 @@ fn stderr(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
 }
 
-/// JSON escapes control characters, so that names stay the same and a terminal is safe.
+/// Control characters are escaped in JSON, so that names are unchanged and cannot affect a
+/// terminal.
 #[test]
 fn json_and_warnings_hold_no_raw_control_characters() {
     let class = "cat\u{1b}[2J\u{9b}31m\u{7f}\u{202e}";

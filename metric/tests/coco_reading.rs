@@ -1,5 +1,5 @@
-//! Results files larger than one piece are parsed correctly, whatever looks like the border of two
-//! detections in them.
+//! Results files larger than one piece are parsed correctly, even if text within a detection looks
+//! like the border between two detections.
 
 mod coco_support;
 
@@ -69,7 +69,7 @@ fn apparent_borders_inside_detections() {
             "",
         ],
     ));
-    // A task sees only apparent borders.
+    // The range of a task contains only apparent borders.
     let nested = format!(r#""a":[{}{{}}],"#, "{},".repeat(5000));
     check(&text(3, 6 << 20, &[&nested]));
 }

@@ -1,4 +1,5 @@
-//! The report page: well-formed for any data, text from the data is escaped, written atomically.
+//! The report page is well-formed for any data, escapes text from the data, and is written
+//! atomically.
 
 mod report_support;
 
@@ -190,7 +191,7 @@ fn likely_label_errors_are_listed_with_their_images() {
         assert!(section.contains(text), "{text}: {section}");
     }
     assert_eq!(section.matches("<use href=\"#photo-").count(), 2);
-    // Long lists are cut, and say so.
+    // Long lists are truncated, with a note.
     let many = Data { truth: vec![], ..Data::new(60, 2, 0.0) };
     let confident = many.found.iter().filter(|d| d.score >= 0.5).count();
     let many = self::page(&many);

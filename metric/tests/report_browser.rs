@@ -1,5 +1,5 @@
-//! The report page in a headless Chromium, if installed: sorting, filtering, curves of a class, no
-//! errors, no requests.
+//! Tests the report page in a headless Chromium, if installed: sorting, filtering, curves of a
+//! class, no errors, no requests.
 
 mod report_support;
 

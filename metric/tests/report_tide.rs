@@ -1,6 +1,6 @@
 //! Comparison of the error breakdown with the authors' `tidecv` 1.0.1 (foreground 0.5, background
-//! 0.1, 100 detections per image, crowds as ignore regions). The m cases are in the folder of
-//! `DW_GOLDENS`.
+//! 0.1, 100 detections per image, crowds as ignore regions). The cases whose names begin with m are
+//! in the folder of `DW_GOLDENS`.
 //!
 //! COCO's AP50 of the same cases is 29.784, 26.288, 28.574, 42.067 and 44.593; the differences
 //! between the two are listed in `analysis::tide`.

@@ -1,4 +1,4 @@
-//! The files of a case, the fill formula of its inputs, and comparisons.
+//! The files of a case, the formula that fills its inputs, and comparisons.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ impl Case {
         Self::read(&self.path.join(relative))
     }
 
-    /// A whole number of `case.json`; 0 where it is missing.
+    /// An integer in `case.json`; 0 if it is missing.
     pub fn int(&self, key: &str) -> i64 {
         self.json[key].as_i64().unwrap_or_default()
     }
@@ -97,7 +97,7 @@ impl Case {
     }
 }
 
-/// A number of a JSON value; NaN where it is none.
+/// A JSON value as a number; NaN if it is not a number.
 pub fn number(v: &Value) -> f64 {
     v.as_f64().unwrap_or(f64::NAN)
 }
@@ -117,7 +117,7 @@ pub fn max_abs(t: &Tensor) -> f64 {
     if t.numel() == 0 { 0.0 } else { host(t).abs().max().double_value(&[]) }
 }
 
-/// Largest absolute difference of two tensors; an error where the shapes differ.
+/// Largest absolute difference of two tensors; an error if the shapes differ.
 pub fn difference(what: &str, found: &Tensor, expected: &Tensor) -> Result<f64, String> {
     if found.size() != expected.size() {
         return Err(format!(
@@ -139,8 +139,8 @@ pub fn within(what: &str, found: &Tensor, expected: &Tensor, absolute: f64) -> R
     }
 }
 
-/// An error unless all pairs (found, expected) are equal within a tolerance that is relative to the
-/// largest absolute value expected in the group.
+/// An error unless all pairs (found, expected) are equal within a tolerance relative to the largest
+/// absolute value expected in the group.
 pub fn group_within(what: &str, pairs: &[(Tensor, Tensor)], relative: f64) -> Result<(), String> {
     let scale = pairs.iter().map(|p| max_abs(&p.1)).fold(0.0, f64::max);
     for (level, (found, expected)) in pairs.iter().enumerate() {

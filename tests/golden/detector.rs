@@ -174,8 +174,9 @@ fn reference_schedule() -> Schedule {
     }
 }
 
-/// Loss terms of a later step, with a tolerance relative to the whole loss: rounding errors grow
-/// about sixfold a step (ReLUs change sign), while single terms become small.
+/// Compares the loss terms of a later step, with a tolerance relative to the total loss. Rounding
+/// errors grow about sixfold per step (inputs of ReLUs change sign), while single terms become
+/// small.
 fn later_losses(
     step: usize,
     terms: &[(&str, f64)],

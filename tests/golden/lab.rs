@@ -17,7 +17,7 @@ use tch::{Kind, Tensor};
 
 use crate::case::{Case, close, device, group_within, host, number, within};
 
-/// FCOS in both forms.
+/// Compares the losses of both forms of FCOS and the class of every point.
 pub fn both_forms_of_fcos(case: &Case, kind: Kind) -> Result<(), String> {
     let plain = case.json["variant"] == "plain";
     let config = FcosConfig {
@@ -30,26 +30,27 @@ pub fn both_forms_of_fcos(case: &Case, kind: Kind) -> Result<(), String> {
     labels(case, &probed["label"])
 }
 
-/// ATSS.
+/// Compares ATSS's losses and assignment.
 pub fn atss(case: &Case, kind: Kind) -> Result<(), String> {
     let config = AssignConfig::Atss(AtssConfig::default());
     let found = compare(case, kind, &config, distances_of_deltas)?;
     assigned(case, &found.targets)
 }
 
-/// GFLv2's loss, which is GFL's on probabilities.
+/// Compares GFLv2's losses, which are GFL's on probabilities.
 pub fn gflv2(case: &Case, kind: Kind) -> Result<(), String> {
     gfl(case, kind)
 }
 
-/// GFL.
+/// Compares GFL's losses and assignment.
 pub fn gfl(case: &Case, kind: Kind) -> Result<(), String> {
     let config = AssignConfig::Gfl(GflConfig::default());
     let found = compare(case, kind, &config, distances_of_bins)?;
     assigned(case, &found.targets)
 }
 
-/// The loss of VarifocalNet, whose inputs are the boxes before and after refinement.
+/// Compares VarifocalNet's losses and assignment. The inputs are the boxes before and after
+/// refinement.
 pub fn vfnet(case: &Case, kind: Kind) -> Result<(), String> {
     let leaves = |name: &str| -> Vec<Tensor> {
         let levels = case.levels(&format!("input.{name}"), kind);
@@ -68,7 +69,8 @@ pub fn vfnet(case: &Case, kind: Kind) -> Result<(), String> {
     gradients(case, kind, "bbox_preds", &outputs.first)
 }
 
-/// The loss of TOOD: scores are probabilities, boxes are in units of the stride.
+/// Compares TOOD's losses and assignment. Scores are probabilities, and boxes are in units of the
+/// stride.
 pub fn tood(case: &Case, kind: Kind) -> Result<(), String> {
     let config = AssignConfig::Tal(TalConfig::default());
     let found = compare(case, kind, &config, |boxes, s| {
@@ -98,7 +100,7 @@ pub fn tood(case: &Case, kind: Kind) -> Result<(), String> {
     Ok(())
 }
 
-/// AutoAssign and its variants.
+/// Compares the losses of AutoAssign and its variants.
 pub fn autoassign(case: &Case, kind: Kind) -> Result<(), String> {
     let form = match case.json["settings"]["variant"].as_str() {
         Some("detach") => Form::Detach,
@@ -109,7 +111,7 @@ pub fn autoassign(case: &Case, kind: Kind) -> Result<(), String> {
     compare(case, kind, &config, |boxes, _| boxes.shallow_clone()).map(drop)
 }
 
-/// The weighting functions of Table 1.
+/// Compares the losses with the weighting functions of Table 1.
 pub fn weighting(case: &Case, kind: Kind) -> Result<(), String> {
     let mut settings = case.json["settings"].clone();
     settings["kind"] = "weighting".into();
@@ -118,7 +120,7 @@ pub fn weighting(case: &Case, kind: Kind) -> Result<(), String> {
     compare(case, kind, &config, |boxes, _| boxes.shallow_clone()).map(drop)
 }
 
-/// OTA.
+/// Compares OTA's losses and the class of every point.
 pub fn ota(case: &Case, kind: Kind) -> Result<(), String> {
     let config = AssignConfig::Ota(OtaConfig::default());
     let found = compare(case, kind, &config, |boxes, _| boxes.shallow_clone())?;
@@ -137,7 +139,7 @@ fn labels(case: &Case, found: &Tensor) -> Result<(), String> {
     Ok(())
 }
 
-/// PAA. The first assignment and the selection of the mixtures are compared, too.
+/// Compares PAA's losses, its initial assignment, and the points selected by the mixture models.
 pub fn paa(case: &Case, kind: Kind) -> Result<(), String> {
     let config = AssignConfig::Paa(PaaConfig::default());
     let found = compare(case, kind, &config, distances_of_deltas)?;
@@ -151,7 +153,7 @@ pub fn paa(case: &Case, kind: Kind) -> Result<(), String> {
         .map(|i| case.tensors[&format!("final_label.{i}")].to_kind(Kind::Int64).view([-1]))
         .collect();
     let expected = Tensor::cat(&expected, 0);
-    // Points in the padding have the background's class there, too.
+    // In the expected tensors, points in the padding have the background's class as well.
     let background = Tensor::full_like(&expected, classes);
     if background.index_copy(0, &rows, &labels) == expected {
         return Ok(());
@@ -159,8 +161,8 @@ pub fn paa(case: &Case, kind: Kind) -> Result<(), String> {
     Err("the positive points differ from the reference's".into())
 }
 
-/// Compares the assignment of every point: `gt_index.I` is the box of a point of image I from 1, 0
-/// for background, and -1 for a point in the padding.
+/// Compares the assignment of every point. For each point of image I, `gt_index.I` is the number of
+/// its box, counted from 1, or 0 for background, or -1 in the padding.
 pub fn assigned(case: &Case, targets: &Targets) -> Result<(), String> {
     let (t, images) = (targets.points(), case.int("batch"));
     let indices: Vec<Tensor> = (0..images)
@@ -178,7 +180,7 @@ pub fn assigned(case: &Case, targets: &Targets) -> Result<(), String> {
     Err("the boxes of points differ from the reference's".into())
 }
 
-/// What the losses of a case were computed from.
+/// Targets and intermediate values of the losses of a case.
 pub struct Compared {
     probed: BTreeMap<&'static str, Tensor>,
     pub targets: Targets,
@@ -291,8 +293,8 @@ pub fn tolerance(case: &Case, kind: Kind) -> f64 {
     if kind == Kind::Double { 1e-7 } else { (4.0 * observed).max(2e-5) }
 }
 
-/// Compares the gradients of one input. The tolerance in f32 follows from the rounding error that
-/// was observed in f32 runs of the reference.
+/// Compares the gradients of one input. The tolerance in f32 is derived from the rounding error
+/// observed in f32 runs of the reference.
 pub fn gradients(case: &Case, kind: Kind, name: &str, levels: &[Tensor]) -> Result<(), String> {
     let grad = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
     let expected = case.levels(&format!("grad.{name}"), kind);

@@ -121,8 +121,8 @@ fn dense_negative(run: &Run, images: i64, classes: i64, rest: f64) -> Tensor {
 
 /// The formula of the released code: losses, gradients and weights.
 pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
-    // Sigmoids that saturate in f32: the tensors of such a case come from the reference in f32
-    // (FORMAT.md, section 7). In f64 these logits do not saturate, so only scalars are compared.
+    // If sigmoids saturate in f32, the tensors of the case come from the reference in f32
+    // (FORMAT.md, section 7). In f64 the same logits do not saturate, so only scalars are compared.
     let extreme = case.json["tensor_source"] == "f32";
     let classes = case.int("num_classes");
     let soft = case.json["soft_prior"].as_bool().unwrap_or(true);
@@ -140,7 +140,7 @@ pub fn released(case: &Case, kind: Kind) -> Result<(), String> {
     let run = run(case, leaves(case, kind), &rule, (&mean, &sigma))?;
     let expected =
         &case.json["expected"][if extreme && kind == Kind::Float { "f32" } else { "f64" }];
-    // Tensors are stored as f32, also those computed in f64.
+    // Tensors are stored as f32, even those computed in f64.
     let (scalar, tensor) = match (extreme, kind) {
         (_, Kind::Double) => (1e-10, 1e-6),
         (true, _) => (1e-4, 1e-4),

@@ -33,7 +33,7 @@ use find::Found;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tch::{Device, Kind};
 
-/// Environment variable: the custom CUDA kernels are used, for tensors in host memory.
+/// Environment variable that makes tensors in host memory use the custom CUDA kernels.
 const KERNELS: &str = "DW_KERNELS";
 
 /// The cases of one kind that have a test.
@@ -139,7 +139,8 @@ fn main() {
     finish(&args, trials);
 }
 
-/// Runs the cases of the loss by the custom CUDA kernels, which are set for a whole process.
+/// Runs the cases of the loss with the custom CUDA kernels, in a child process because kernels are
+/// set for a whole process.
 fn loss_by_kernels() -> Result<(), Failed> {
     let out = Command::new(std::env::current_exe()?)
         .args(["loss/", "--test-threads", "1"])

@@ -1,5 +1,5 @@
-//! The head of a detector: outputs, losses, gradients of every parameter; and comparisons that
-//! heads and whole detectors share.
+//! The head of a detector: outputs, losses and gradients of every parameter. Also the comparisons
+//! shared by heads and whole detectors.
 
 use std::collections::BTreeMap;
 
@@ -161,7 +161,7 @@ fn prior(params: &Params, name: &str) -> Result<Tensor, String> {
         .ok_or("no centre prior".into())
 }
 
-/// Features P3 to P7 of a case of a head alone.
+/// Features P3 to P7 of a case that tests only a head.
 pub fn features(case: &Case, kind: Kind) -> Vec<Tensor> {
     let size = |l: usize, i: usize| case.json["level_hw"][l][i].as_i64().unwrap_or(0);
     let level = |l| {

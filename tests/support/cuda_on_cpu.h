@@ -51,7 +51,7 @@ inline float atomicAdd(float *at, float v) {
   return old;
 }
 
-// A thread of a block. It is started once, and then runs one kernel after the other.
+// A thread of a block. It is started once and then runs one kernel after another.
 struct Context {
   std::vector<char> stack;
   jmp_buf position;
@@ -61,8 +61,8 @@ struct Context {
 static jmp_buf scheduler;
 static std::vector<Context> contexts;
 
-// Returns to the scheduler until it resumes this thread. (`swapcontext` would call the system each
-// time.)
+// Returns to the scheduler until it resumes this thread. (`swapcontext` would make a system call
+// each time.)
 inline void __syncthreads() {
   if (_setjmp(contexts[threadIdx.x].position) == 0) _longjmp(scheduler, 1);
 }

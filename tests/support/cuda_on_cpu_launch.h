@@ -48,8 +48,8 @@ static void resume(unsigned thread) {
   setcontext(&start);
 }
 
-// The order of the threads changes with every launch: in one order a missing barrier may have no
-// effect.
+// The order of the threads alternates between launches, because in one of the orders a missing
+// barrier may have no effect.
 static bool descending = false;
 
 // Runs the threads of a block; false if some end while others wait at a barrier.

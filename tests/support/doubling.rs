@@ -1,4 +1,4 @@
-//! A backend that simulates two ranks with equal gradients: each sum doubles its buffer after a
+//! A backend that simulates two ranks with equal gradients. Each sum doubles its buffer after a
 //! delay, on a side stream (on the CPU: in a thread).
 
 use std::sync::Mutex;
@@ -10,7 +10,8 @@ use dw_launch::nccl::SideStream;
 use dw_launch::{Buffer, Collectives, Number, Op, Result};
 use tch::{Device, Kind, Tensor};
 
-/// Multiplications of [`Doubling::delay_tensor`] before a sum: milliseconds on a GPU.
+/// Number of multiplications of [`Doubling::delay_tensor`] before a sum, which take milliseconds on
+/// a GPU.
 const DELAY: usize = 40;
 
 pub struct Doubling {
@@ -53,8 +54,8 @@ impl Doubling {
         }
     }
 
-    /// Delays the compute stream, so that a sum that does not wait for it reads gradients that are
-    /// not written yet.
+    /// Delays the compute stream, so that a sum that does not wait for it reads gradients before
+    /// they are written.
     pub fn delay_compute(&self) {
         self.delay();
     }

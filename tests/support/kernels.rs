@@ -10,7 +10,8 @@ use dw::device::kernels::{NAMES, SOURCE};
 use dw_torch::{Kernels, set_kernels};
 use libloading::os::unix::Library;
 
-/// Compiles the kernels' source, with `from` replaced by `to`, and uses it from now on.
+/// Compiles the source of the kernels, with `from` replaced by `to`, and uses the result from now
+/// on.
 pub fn use_on_cpu(from: &str, to: &str) {
     let dir = tempfile::tempdir().unwrap();
     let mut text = source().replace(from, to);
@@ -46,7 +47,7 @@ pub fn use_on_cpu(from: &str, to: &str) {
     std::mem::forget(library);
 }
 
-/// The kernels' source, with the one instruction of GPUs in it replaced.
+/// The source of the kernels, with its only GPU instruction replaced.
 fn source() -> String {
     let source = SOURCE.to_str().unwrap();
     let start = source.find("  asm(\"cvt.rn.bf16x2").unwrap();

@@ -166,7 +166,7 @@ impl Job {
         Self { child, stderr, reader }
     }
 
-    /// Environment of the process, one `NAME=VALUE` a line.
+    /// Environment of the process, one `NAME=VALUE` per line.
     pub fn environment(&self) -> String {
         let bytes = std::fs::read(format!("/proc/{}/environ", self.child.id())).unwrap();
         String::from_utf8_lossy(&bytes).replace('\0', "\n")
@@ -251,8 +251,8 @@ pub fn stderr(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
 }
 
-/// Asserts that a text contains every key: option and field names, paths, values. Sentences of
-/// messages are not keys.
+/// Asserts that a text contains every key. Keys are names of options and fields, paths and values,
+/// not sentences of messages.
 pub fn assert_contains(text: &str, keys: &[&str]) {
     for key in keys {
         assert!(text.contains(key), "expected `{key}` in: {text}");

@@ -10,10 +10,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::onnx::Batch;
 
-/// Weights that give every layer an effect. The initial ones make all residual branches 0, and
-/// scores and distances almost the same everywhere.
+/// Sets weights with which every layer has an effect. With the initial weights, all residual
+/// branches are 0, and scores and distances are almost the same everywhere.
 fn randomise(params: &mut Params, channels: i64) {
-    // Branches of narrow towers have the spread of those with 256 channels.
+    // Gives the outputs of narrow towers the same spread as those with 256 channels.
     let spread = 0.05 * (256.0 / channels as f64).sqrt();
     tch::no_grad(|| {
         for e in &mut params.entries {

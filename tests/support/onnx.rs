@@ -43,7 +43,7 @@ pub fn script(name: &str) -> PathBuf {
 pub struct Batch {
     /// RGB `[N, 3, H, W]`, u8.
     pub images: Tensor,
-    /// (height, width) of each image without padding; `None`: not given to the model.
+    /// (height, width) of each image without padding. If `None`, the model gets no sizes.
     pub sizes: Option<Vec<[i64; 2]>>,
 }
 
@@ -81,7 +81,7 @@ impl Ran {
         self.result["metadata"].as_object().unwrap()
     }
 
-    /// Names and shapes of the inputs without default.
+    /// Names and shapes of the inputs that have no default value.
     pub fn inputs(&self) -> &Value {
         &self.result["inputs"]
     }

@@ -11,7 +11,7 @@ use crate::classes;
 use crate::file::{Tensor, Weights};
 use crate::output::write_atomically;
 
-/// Maximum header size accepted by readers of the format, bytes.
+/// Maximum header size accepted by readers of the format, in bytes.
 const MAX_HEADER: usize = 100_000_000;
 
 /// Writes `weights` to the file `out` atomically, one tensor at a time. Class names and the

@@ -1,7 +1,7 @@
 //! Download of pretrained ImageNet weights.
 //!
-//! The file names end in the first eight hexadecimal digits of the file's SHA-256, against which
-//! downloads, and existing files in [`Pinned::fetch`], are checked.
+//! File names end in the first eight hexadecimal digits of the file's SHA-256. Downloads, and
+//! existing files in [`Pinned::fetch`], are checked against them.
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Read, Write};
@@ -39,7 +39,7 @@ pub const PINNED: [Pinned; 6] = [
     Pinned { name: "resnext101_64x4d", stem: "resnext101_64x4d-ee2c6f71", folder: OPEN_MMLAB },
 ];
 
-/// Maximum size of a download, bytes; the largest pinned file has 335 MB.
+/// Maximum size of a download in bytes; the largest pinned file has 335 MB.
 const MAX_BYTES: u64 = 1 << 30;
 
 /// Environment variable with the URL of a mirror folder, used instead of [`Pinned::folder`].

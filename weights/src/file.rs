@@ -97,7 +97,7 @@ impl Weights {
         let length = file.metadata().map_err(Error::io("cannot read", &path))?.len();
         let mut start = [0u8; 16];
         let read = read_start(&mut file, &mut start).map_err(Error::io("cannot read", &path))?;
-        // First, because the length at the start of the file may look like another format.
+        // Checked first, because the length at the start of the file may look like another format.
         let is_safetensors = start[8] == b'{'
             && u64::from_le_bytes(start[..8].try_into().unwrap_or_default()) <= length;
         let weights = if is_safetensors {
@@ -226,8 +226,8 @@ impl Weights {
         Ok(bytes)
     }
 
-    /// Describes what was removed from the file's names, and which part of the file was read.
-    /// Empty if neither applies.
+    /// Describes which part of the file was read and what was removed from the names. Empty if
+    /// neither applies.
     pub fn origin(&self) -> String {
         let mut text = self.wrapper.map_or_else(String::new, |w| format!(", key `{w}`"));
         if self.parallel {

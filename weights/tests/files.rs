@@ -310,7 +310,7 @@ fn control_characters_in_names_are_escaped() {
     assert!(json["tensors"][name].is_object(), "{json}");
 }
 
-/// The converted files are read with the `safetensors` crate, too.
+/// The converted files can also be read with the `safetensors` crate.
 #[test]
 fn converted_files_keep_class_names() {
     let dir = tempfile::tempdir().unwrap();
@@ -328,7 +328,8 @@ fn converted_files_keep_class_names() {
     }
 }
 
-/// The length at the start of a file can be the code of `<`, with which an HTML page begins.
+/// The header length at the start of a file can equal bytes that identify another format, such as
+/// the `<` of an HTML page.
 #[test]
 fn a_header_of_any_length_is_recognised() {
     let dir = tempfile::tempdir().unwrap();
@@ -343,7 +344,7 @@ fn a_header_of_any_length_is_recognised() {
     }
 }
 
-/// What is removed from the names is said, and metadata of the input is kept.
+/// The output names the prefix that was removed, and metadata of the input is kept.
 #[test]
 fn conversion_says_what_it_changes() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `dw-pack`: packs a COCO folder into shards and inspects packed data.
+//! `dw-pack`: packs a detection data set into shards, and inspects and exports packed data.
 
 use std::process::ExitCode;
 

@@ -47,7 +47,7 @@ pub struct Cli {
     pub(super) pack: PackArgs,
 }
 
-/// Arguments of packing, the command without a subcommand.
+/// Arguments of `dw-pack` without a subcommand, which packs a data set.
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
     /// Folder of the data set

@@ -14,7 +14,7 @@ use crate::coco::Category;
 use crate::export;
 use crate::reader::{Split, open_all, split_names};
 
-/// Most names of categories that `info` prints.
+/// Maximum number of category names that `info` prints.
 const LISTED: usize = 100;
 
 /// Prints JSON without control characters.
@@ -39,7 +39,7 @@ fn row(s: &Split) -> (Value, u32) {
     (row, longest)
 }
 
-/// Warns where the splits differ in their categories, of which `info` prints those of the first.
+/// Warns about splits whose categories differ from those of the first split, which `info` prints.
 fn warn_of_categories(splits: &[Split]) {
     let Some(first) = splits.first() else { return };
     for s in splits.iter().filter(|s| s.categories() != first.categories()) {
@@ -171,8 +171,8 @@ pub(super) fn export(out: &Path, dir: &Path, format: export::Format) -> Result<(
     Ok(())
 }
 
-/// Prints the single-core throughput of reading and decoding the first 512 images of each split:
-/// median of three runs.
+/// Prints the single-core throughput of reading and decoding the first 512 images of each split,
+/// the median of three runs.
 pub(super) fn bench(out: &Path, as_json: bool) -> Result<()> {
     for split in open_all(out)? {
         let mut times = vec![];

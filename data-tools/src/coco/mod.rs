@@ -22,7 +22,8 @@ pub use entries::{Annotation, Category, Coco, Image};
 use parser::Sections;
 use position::Position;
 
-/// Prefix of annotation files that list images without annotations, as COCO's test sets.
+/// Prefix of annotation files that list images without annotations, such as those of COCO's test
+/// sets.
 pub const IMAGES_ONLY_PREFIX: &str = "image_info_";
 
 /// Opens an annotation file.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de::{Deserializer, Error, Visitor};
 
-/// 2^53: up to here every integer is exact as `f64`.
+/// 2^53: every integer up to this magnitude is exact as `f64`.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Visitor of an integer; holds the name of the field.

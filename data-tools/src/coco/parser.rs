@@ -24,7 +24,7 @@ struct AnnotationText<'t> {
     area: Option<f64>,
     #[serde(default, deserialize_with = "numbers::iscrowd")]
     iscrowd: bool,
-    /// Not parsed. Most of the file; its address is the position of the parser.
+    /// Not parsed, although it makes up most of the file. Its address tells the parser's position.
     #[serde(borrow, default)]
     segmentation: Option<&'t RawValue>,
 }

@@ -6,7 +6,7 @@ use std::fmt;
 
 use memmap2::{Mmap, UncheckedAdvice};
 
-/// Bytes of parsed text that stay in memory at most.
+/// Parsed text is released from memory once this many bytes have accumulated.
 const WINDOW: usize = 32 << 20;
 
 /// The position of the parser. Its [`Display`](fmt::Display) is the entry, as `images[3]`.

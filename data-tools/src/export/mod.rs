@@ -29,11 +29,11 @@ mod yolo;
 /// Format of the exported annotations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// COCO: one JSON file a split.
+    /// COCO: one JSON file per split.
     Coco,
-    /// Pascal VOC: one XML file an image.
+    /// Pascal VOC: one XML file per image.
     Voc,
-    /// YOLO: one text file an image.
+    /// YOLO: one text file per image.
     Yolo,
 }
 
@@ -62,7 +62,7 @@ struct Image {
     boxes: Vec<GtBox>,
 }
 
-/// Checks that a YOLO set has one list of classes, to which all of its labels refer.
+/// Checks that all splits have the same class names: a YOLO data set has one list for all splits.
 fn check_classes(splits: &[Split]) -> Result<()> {
     let names = |s: &Split| s.categories().iter().map(|c| c.name.clone()).collect::<Vec<_>>();
     let Some((first, others)) = splits.split_first() else { return Ok(()) };
@@ -99,7 +99,7 @@ pub fn prepare(dir: &Path, splits: &[Split], format: Format) -> Result<()> {
 pub struct Target {
     dir: PathBuf,
     format: Format,
-    /// Names in use, where all splits share a folder.
+    /// Names already used in the image folder. For VOC, all splits share one.
     taken: HashSet<String>,
 }
 
@@ -112,7 +112,7 @@ impl Target {
     /// Writes the images and annotations of a split. `tick` is called after each image.
     ///
     /// # Errors
-    /// A damaged record, a name that leaves the folder, an existing file, a failed write, a text
+    /// A damaged record, a name that leaves the folder, an existing file, a failed write, or text
     /// that the format cannot express.
     pub fn export_split(&mut self, split: &Split, tick: impl Fn() + Sync) -> Result<Exported> {
         let name = &split.meta.split;
@@ -127,7 +127,7 @@ impl Target {
             Format::Voc => create(&images_dir)?,
             Format::Coco | Format::Yolo => {
                 create(images_dir.parent().unwrap_or(dir))?;
-                // Fails if the folder exists: nothing is added to files of others.
+                // Fails if the folder exists, so that nothing is added to files from elsewhere.
                 fs::create_dir(&images_dir)
                     .map_err(Error::io("cannot create folder", &images_dir))?;
                 self.taken.clear();

@@ -18,7 +18,7 @@ use crate::sources::listing::stem;
 /// Names that differ only in case are the same file on macOS and Windows and collide too.
 /// The first image keeps the name; the image id is appended to the names of the others. With
 /// `by_stem`, names that differ only in the extension collide too, as their annotation files would.
-/// `taken`: names or stems already in use.
+/// `taken` holds the names or stems already in use.
 pub(super) fn file_names(
     split: &Split,
     by_stem: bool,
@@ -47,7 +47,8 @@ fn file_name(record: &Record) -> Result<String> {
 
 /// What must be unique about a name.
 fn key(name: &str, by_stem: bool) -> String {
-    // As the annotation files are named: `a.b` of a JPEG without a usual extension stays whole.
+    // VOC annotation files are named by this stem. A name without a usual extension, such as `a.b`,
+    // is its own stem.
     let stem = if by_stem { stem(name, &EXTENSIONS).unwrap_or(name) } else { name };
     stem.to_lowercase()
 }

@@ -64,7 +64,7 @@ fn xml(split: &Split, image: &Image) -> Result<String> {
     Ok(out)
 }
 
-/// Appends an object: pixels counted from 1, both ends included.
+/// Appends an object. Its corners count pixels from 1, and both ends are inclusive.
 fn object(out: &mut String, name: &str, b: &GtBox) {
     let [x, y, w, h] = b.bbox;
     // Writing to a string does not fail.
@@ -81,7 +81,7 @@ fn object(out: &mut String, name: &str, b: &GtBox) {
     );
 }
 
-/// Text as the content of an element; `None` if XML has no way to write it.
+/// Escapes text for the content of an element; `None` if XML cannot represent it.
 fn escaped(text: &str) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

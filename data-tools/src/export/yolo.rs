@@ -12,7 +12,7 @@ use super::Image;
 use crate::reader::Split;
 use crate::sources::listing;
 
-/// Writes the label files of a split and the description of the set. Crowd regions are left out:
+/// Writes the label files of a split and `data.yaml`. Crowd regions are left out, because YOLO
 /// labels cannot mark them.
 pub(super) fn write(split: &Split, images: &[Image], dir: &Path) -> Result<()> {
     let folder = dir.join("labels").join(&split.meta.split);
@@ -47,7 +47,7 @@ fn describe(split: &Split, dir: &Path) -> Result<()> {
     let path = dir.join("data.yaml");
     let names: Vec<&str> = split.categories().iter().map(|c| c.name.as_str()).collect();
     let mut text = String::new();
-    // Splits of the same kind (train2017, train_extra) are a list.
+    // Several splits of the same kind (train2017, train_extra) become a list under one key.
     let mut keys: Vec<(String, Vec<String>)> = vec![];
     for found in listing::folders(&dir.join("images"))? {
         let key = ["train", "val", "test"].into_iter().find(|k| found.starts_with(k));

@@ -8,7 +8,7 @@ use crate::coco::Category;
 /// Bytes of an index entry.
 pub const ENTRY: usize = 64;
 
-/// Index entry: position of a record, and what is needed without reading the record.
+/// Index entry: the position of a record, and the fields that must be known without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Offset from the start of the shard in bytes.
@@ -23,7 +23,7 @@ pub struct Entry {
     pub width: u32,
     /// Height of the stored pixels.
     pub height: u32,
-    /// Number of boxes, without crowd regions.
+    /// Number of boxes, excluding crowd regions.
     pub boxes: u32,
     /// Number of crowd regions.
     pub crowd: u32,
@@ -58,8 +58,8 @@ impl Entry {
         e
     }
 
-    /// Parses the bytes of one entry of an index of `version`, which are under the index's
-    /// checksum. In version 1 the original size is the stored size.
+    /// Parses one entry of an index of `version`; the checksum of the index has been verified. In
+    /// version 1 the original size is the stored size.
     pub fn from_bytes(e: &[u8], version: u32) -> Self {
         let (width, height) = (u32_at(e, 28), u32_at(e, 32));
         let (original_width, original_height) =

@@ -1,4 +1,4 @@
-//! Headers of index and shard files, each under a CRC-32C of its own.
+//! Headers of index and shard files, each with its own CRC-32C.
 
 use std::ops::RangeInclusive;
 
@@ -7,7 +7,7 @@ use super::entry::ENTRY;
 
 /// Version of the index that is written. Version 1, which has no original sizes, can be read too.
 pub const VERSION: u32 = 2;
-/// Version of the shards, which are the same for both versions of the index.
+/// Version of the shard files, which is the same for both versions of the index.
 pub const SHARD_VERSION: u32 = 1;
 /// Bytes of the header of an index or a shard.
 pub const HEADER: usize = 64;
@@ -55,8 +55,8 @@ fn check_header(
 pub struct IndexHeader {
     /// Format version, 1 or [`VERSION`].
     pub version: u32,
-    /// [`crate::pixels::Codec::code`] the pack was made with. Single records may differ, as a PNG
-    /// in a `jpeg` pack.
+    /// [`crate::pixels::Codec::code`] the pack was made with. Individual records may be stored
+    /// differently, such as a PNG in a `jpeg` pack.
     pub codec: u32,
     /// Tag in the file names of the shards.
     pub tag: u32,

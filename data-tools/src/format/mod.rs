@@ -6,8 +6,9 @@
 //! record                   header 32 | annotations (zstd frame) | pixels | zeros to 8 bytes
 //! ```
 //!
-//! Every byte is under a CRC-32C: a header under its own, the body of the index under the one in
-//! its header, a record with its padding under the record's, which the index entry repeats.
+//! Every byte is covered by a CRC-32C: each header by its own, the body of the index by the one in
+//! its header, and each record, including padding, by the one in the record, which is repeated in
+//! the index entry.
 
 mod bytes;
 mod entry;

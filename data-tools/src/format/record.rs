@@ -9,10 +9,10 @@ use super::entry::Entry;
 pub const RECORD_HEADER: usize = 32;
 /// Bytes of a box.
 const BOX: usize = 56;
-/// Most bytes of the annotations of a record before compression: a few million boxes.
+/// Maximum size in bytes of the annotations of a record before compression: a few million boxes.
 const MAX_ANNOTATION_BYTES: usize = 256 << 20;
 
-/// A ground-truth box as in COCO's annotations.
+/// A ground-truth box, with the fields of a COCO annotation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GtBox {
     /// COCO annotation id.
@@ -21,7 +21,7 @@ pub struct GtBox {
     pub bbox: [f64; 4],
     /// Mask area in square pixels of the original image.
     pub area: f64,
-    /// Position of the category, `0..C`.
+    /// Index of the category, `0..C`.
     pub label: u32,
     /// Whether this is a crowd region: not trained on, and ignored by the metric.
     pub crowd: bool,
@@ -143,7 +143,7 @@ pub fn decode_record<'a>(
         return Err("image id or lengths in the record header do not match the index".into());
     }
     let frame = &record[RECORD_HEADER..RECORD_HEADER + ann_len];
-    // Before decompression, so that a short damaged frame cannot cause a large allocation.
+    // Checked before decompression, so that a short damaged frame cannot cause a large allocation.
     let content_size = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten();
     if raw_len > MAX_ANNOTATION_BYTES || content_size != Some(raw_len as u64) {
         return Err(format!(

@@ -38,9 +38,9 @@ pub struct Packed {
     pub counts: Counts,
     /// Counts of images with special properties.
     pub image_counts: ImageCounts,
-    /// What was decided about the annotations.
+    /// Messages about how the annotations were interpreted.
     pub notes: Vec<String>,
-    /// Bytes of all shards.
+    /// Total size of the shards in bytes.
     pub bytes: u64,
     /// Wall-clock seconds.
     pub seconds: f64,
@@ -106,7 +106,8 @@ pub fn pack_split(
     Ok(Packed { images, counts, image_counts, notes, bytes, seconds, reused, kept: false })
 }
 
-/// Starts the shards of a split, with `--resume` after those that an interrupted run has finished.
+/// Creates the writer of a split. With `--resume` it continues after the shards that an interrupted
+/// run has finished.
 fn start_writer(
     out: &Path,
     split: &str,
@@ -153,10 +154,12 @@ fn pack_chunk(
     let mut failed = vec![];
     for (i, record) in range.zip(encoded) {
         match record {
-            // Nothing is written after an unusable image: finished shards must not skip one.
+            // Nothing is written after an unusable image, because a finished shard must not lack
+            // one.
             Ok(_) if !failed.is_empty() => {}
             Ok(encoded) => {
-                // First, because it may finish a shard, which saves the counts of its images.
+                // Before the counts are updated: this may finish the previous shard, whose saved
+                // counts must not include this image.
                 writer.push(i, &encoded.record, encoded.entry)?;
                 let is_dark = |h: u16| (1..=MAX_12_BIT).contains(&h);
                 let counts = &mut writer.image_counts;

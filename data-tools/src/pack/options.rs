@@ -21,7 +21,7 @@ pub struct Options {
     pub bad_images: BadImages,
     /// Treatment of EXIF orientations.
     pub exif: Exif,
-    /// What boxes refer to where the annotated size does not tell; with [`Exif::Apply`] only.
+    /// What boxes refer to where the annotated size is ambiguous; only with [`Exif::Apply`].
     pub exif_boxes: Option<ExifBoxes>,
     /// Keep splits and shards that a previous run finished from the same input.
     pub resume: bool,
@@ -29,8 +29,8 @@ pub struct Options {
     pub allow_outside: bool,
 }
 
-/// Identifies the annotations and the options that change the contents of a pack. `annotations`: a
-/// checksum of the annotations. Does not cover the bytes of the images.
+/// Identifies the annotations, by their checksum `annotations`, and the options that change the
+/// contents of a pack. The bytes of the images are not included.
 pub(super) fn fingerprint(annotations: &str, o: &Options) -> String {
     let outside = if o.allow_outside { " allow-outside" } else { "" };
     let exif = match o.exif {

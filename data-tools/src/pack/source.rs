@@ -24,7 +24,7 @@ pub(super) struct Encoded {
     pub(super) repaired: bool,
     /// Whether it has an EXIF orientation other than 1 that is ignored.
     pub(super) rotated: bool,
-    /// Whether it was turned as its EXIF orientation says.
+    /// Whether it was rotated or mirrored according to its EXIF orientation.
     pub(super) turned: bool,
     /// Whether its alpha channel was dropped.
     pub(super) alpha: bool,
@@ -34,9 +34,9 @@ pub(super) struct Encoded {
 
 /// Why an image cannot be packed.
 pub(super) enum Unusable {
-    /// Missing, damaged or of another size: subject to `--bad-images`.
+    /// Missing, damaged or not of the annotated size: `--bad-images` applies.
     Bad(String),
-    /// Outside the image folder, or the machine failed: an error under every policy.
+    /// Outside the image folder, or an error of the machine: an error under every policy.
     Always(Error),
 }
 
@@ -62,8 +62,8 @@ pub(super) fn check_names(coco: &Coco, json: &Path, allow_outside: bool) -> dw_b
     Ok(())
 }
 
-/// The file name stored in a pack: without the components that leave the image folder
-/// (`--allow-outside`), so that stored names never do. `None` if nothing remains.
+/// The file name stored in a pack. Components that lead out of the image folder (`--allow-outside`)
+/// are removed, so that stored names never do. `None` if nothing remains.
 fn stored_name(name: &str) -> Option<String> {
     if names::relative(name).is_ok() {
         return Some(name.to_owned());
@@ -151,7 +151,7 @@ fn size_problem(image: &Image, orientation: u32, (w, h): (usize, usize)) -> Stri
     )
 }
 
-/// How an image is turned.
+/// How an image is rotated or mirrored.
 #[derive(Clone, Copy)]
 struct Turn {
     /// EXIF orientation, 1 to 8; 1 leaves the image as it is.
@@ -160,8 +160,8 @@ struct Turn {
     boxes: bool,
 }
 
-/// Checks the size of an image, and decides how it is turned. `found`: its EXIF orientation;
-/// `stored`: size of its pixels.
+/// Checks the size of an image and decides how it is turned. `found` is its EXIF orientation,
+/// `stored` its size before turning.
 fn plan(image: &Image, found: u32, stored: (usize, usize), o: &Options) -> Result<Turn, String> {
     let annotated = (image.width as usize, image.height as usize);
     let turn = |boxes| Ok(Turn { orientation: found, boxes });
@@ -189,7 +189,7 @@ fn plan(image: &Image, found: u32, stored: (usize, usize), o: &Options) -> Resul
 /// Checks and encodes an image.
 ///
 /// # Errors
-/// The problem, worded to follow the name of the image.
+/// The problem, as a phrase that follows the name of the image in a message.
 fn encode(image: &Image, bytes: Vec<u8>, boxes: &[GtBox], o: &Options) -> Result<Encoded, String> {
     let stored = pixels::file_size(&bytes).map_err(undecodable)?;
     let found = pixels::orientation(&bytes).unwrap_or(1);
@@ -209,7 +209,7 @@ fn encode(image: &Image, bytes: Vec<u8>, boxes: &[GtBox], o: &Options) -> Result
             if too_large {
                 decoded.rgb = resize(decoded.rgb, o.max_side)?;
             }
-            // The planes of the file are those of the stored pixels.
+            // The planes in the file can be used only if the pixels are unchanged.
             let source = if turned || too_large { &[] } else { &read.bytes[..] };
             let rgb = decoded.rgb;
             let (layout, pixels) =
@@ -284,7 +284,7 @@ fn read_pixels(bytes: Vec<u8>, as_it_is: bool, bad: BadImages) -> Result<Read, S
     Ok(Read { bytes, pixels, repaired: false, damage: Some(format!("is damaged: {damage}")) })
 }
 
-/// The boxes of an image, turned where the plan says so.
+/// The boxes of an image, turned if `plan.boxes` is set.
 fn turned_boxes(boxes: &[GtBox], stored: (usize, usize), plan: Turn) -> Vec<GtBox> {
     let size = (stored.0 as f64, stored.1 as f64);
     let mut boxes = boxes.to_vec();

@@ -1,8 +1,9 @@
 //! Conversion between planes and interleaved RGB.
 //!
-//! Y, Cb and Cr planes give the RGB that libjpeg-turbo gives, bit for bit: its fixed-point
-//! conversion (JFIF, 16 fractional bits) and its "fancy" upsampling of chroma, where each output
-//! sample is 3/4 of the nearer and 1/4 of the farther input sample along each axis.
+//! The conversion of Y, Cb and Cr planes equals that of libjpeg-turbo bit for bit. It uses the same
+//! fixed-point arithmetic (JFIF, 16 fractional bits) and the same "fancy" upsampling of chroma,
+//! where each output sample is 3/4 of the nearer and 1/4 of the farther input sample along each
+//! axis.
 
 use multiversion::multiversion;
 
@@ -63,7 +64,8 @@ pub fn to_rgb(layout: Layout, planes: &[u8], size: (usize, usize), out: &mut [u8
                 convert(first_plane, &wide[0][..w], &wide[1][..w], line);
             }
             Layout::Ycc420 => {
-                // `far` is the row on the other side of the pixel; at the edges `near` is repeated.
+                // `far` is the next nearest chroma row, on the other side of `y`; at the edges it
+                // is `near`.
                 let near = y / 2;
                 let far =
                     if y % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(chroma.1 - 1) };

@@ -5,16 +5,16 @@ use image::metadata::Orientation;
 
 use super::layout::Rgb;
 
-/// What happens to images with an EXIF orientation.
+/// Treatment of images with an EXIF orientation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Exif {
     /// Use the stored pixels, as COCO's tools do.
     Ignore,
-    /// Turn the pixels as the orientation says.
+    /// Rotate or mirror the pixels according to the orientation.
     Apply,
 }
 
-/// What the boxes of a turned image refer to, where its annotated size does not tell.
+/// What the boxes of a turned image refer to where its annotated size is ambiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExifBoxes {
     /// The stored pixels: the boxes are turned too.
@@ -23,12 +23,12 @@ pub enum ExifBoxes {
     Displayed,
 }
 
-/// Size on display of an image whose stored size is (width, height).
+/// Displayed size of an image whose stored size is (width, height).
 pub fn displayed<T>((width, height): (T, T), orientation: u32) -> (T, T) {
     if (5..=8).contains(&orientation) { (height, width) } else { (width, height) }
 }
 
-/// Turns an image as `orientation` (1 to 8) says.
+/// Rotates or mirrors an image according to `orientation` (1 to 8).
 ///
 /// # Errors
 /// An orientation outside 1 to 8, or pixels that are not 3 x width x height bytes.
@@ -45,7 +45,8 @@ pub fn turn(rgb: Rgb, orientation: u32) -> Result<Rgb, String> {
     Ok(Rgb { width, height, data: image.into_rgb8().into_raw() })
 }
 
-/// Turns a box `[x, y, w, h]` of an image whose stored size is (width, height), pixels.
+/// Rotates or mirrors a box `[x, y, w, h]` of an image whose stored size is (width, height) in
+/// pixels.
 pub fn turn_box(b: [f64; 4], (width, height): (f64, f64), orientation: u32) -> [f64; 4] {
     let [x, y, w, h] = b;
     let (right, below) = (width - x - w, height - y - h);
@@ -65,7 +66,8 @@ pub fn turn_box(b: [f64; 4], (width, height): (f64, f64), orientation: u32) -> [
 mod tests {
     use super::*;
 
-    /// A marked rectangle is found again where its turned box says, for every orientation.
+    /// For every orientation, the pixels of a marked rectangle are exactly those inside the turned
+    /// box.
     #[test]
     fn boxes_turn_with_the_pixels() {
         let (width, height) = (7, 5);

@@ -11,7 +11,8 @@ use super::damaged;
 use super::jpeg::{self, is_jpeg};
 use super::layout::{MAX_PIXELS, Rgb, check_size};
 
-/// Extensions of the files that are taken for images where no annotation names them, lower case.
+/// Extensions (in lower case) of files that count as images where the annotations do not name the
+/// image files.
 pub const EXTENSIONS: [&str; 7] = ["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
 
 /// A decoded source image.
@@ -37,8 +38,9 @@ pub fn file_size(bytes: &[u8]) -> Result<(usize, usize), String> {
     size.map(|(w, h)| (w as usize, h as usize)).map_err(|e| e.to_string())
 }
 
-/// EXIF orientation of an image file, 1 to 8: 1 is as stored, 5 to 8 exchange width and height on
-/// display. [`decode_file`] ignores it, as COCO's tools do. `None` if the file has none.
+/// EXIF orientation of an image file, `None` if it has none. 1 means displayed as stored; 5 to 8
+/// swap width and height on display; values outside 1 to 8 are invalid. [`decode_file`] ignores the
+/// orientation, as COCO's tools do.
 pub fn orientation(bytes: &[u8]) -> Option<u32> {
     let exif = exif::Reader::new().read_from_container(&mut Cursor::new(bytes)).ok()?;
     exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0)
@@ -53,7 +55,7 @@ pub fn decode_file(bytes: &[u8]) -> Result<Rgb, String> {
     decode_source(bytes).map(|decoded| decoded.rgb)
 }
 
-/// As [`decode_file`], with what was lost in the conversion.
+/// As [`decode_file`], and reports what was lost in the conversion.
 ///
 /// # Errors
 /// The message of the decoder.
@@ -84,7 +86,7 @@ fn max_16_bit_sample(image: &DynamicImage) -> Option<u16> {
     samples.chunks_exact(channels).flat_map(|pixel| &pixel[..colours]).copied().max()
 }
 
-/// A reader for the format that the first bytes of a file show.
+/// A reader for the format recognised by the first bytes of the file.
 fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
     use ImageFormat::{Bmp, Png, Tiff, WebP};
     let format = image::guess_format(bytes).ok();
@@ -93,7 +95,7 @@ fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
     let format = format
         .ok_or_else(|| format!("expected a JPEG, PNG, WebP, BMP or TIFF image, found {found}"))?;
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    // Room for the largest image with 16 bits a sample; the default is less.
+    // Enough for the largest image with four samples of 16 bits per pixel; the default is lower.
     let mut limits = Limits::default();
     limits.max_alloc = Some(8 * MAX_PIXELS as u64);
     reader.limits(limits);

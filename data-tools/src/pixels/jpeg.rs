@@ -14,7 +14,7 @@ thread_local! {
 }
 
 /// Runs `f` with the decoder of this thread, and resets the scaling factor afterwards. After an
-/// error the decoder is dropped: libjpeg-turbo leaves it in the middle of the damaged file, where
+/// error the decoder is dropped: libjpeg-turbo leaves it in the state of the damaged file, in which
 /// it would reject the next file or report the size of an earlier one.
 fn with_decoder<T>(f: impl FnOnce(&mut Decompressor) -> turbojpeg::Result<T>) -> Result<T, String> {
     DECODER.with_borrow_mut(|slot| {
@@ -40,8 +40,8 @@ pub fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
-/// Reads size, colour space and subsampling, with a new decoder: one that was used before would
-/// give the values of the previous file where this one ends before its own.
+/// Reads size, colour space and subsampling with a new decoder. If the file is truncated before
+/// these values, a decoder that was used before would return those of the previous file.
 ///
 /// # Errors
 /// A damaged or incomplete header.
@@ -95,8 +95,8 @@ pub(super) fn cmyk_to_rgb(cmyk: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-/// Checks a file by decoding it at an eighth of the size: all entropy-coded data is read, so that
-/// the damage [`decode`] would find is found in less time.
+/// Checks a file by decoding it at 1/8 of its size. All entropy-coded data is read, so this finds
+/// the same damage as [`decode`] in less time.
 ///
 /// # Errors
 /// The message of libjpeg-turbo.

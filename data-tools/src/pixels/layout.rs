@@ -39,12 +39,12 @@ impl Codec {
 /// How the pixels of one record are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// Planes red - green, green, blue - green: for sources that are not JPEG or whose subsampling
-    /// has no layout.
+    /// Planes red - green, green, blue - green. For sources that are not JPEG, and for JPEG files
+    /// whose colour space or subsampling has no layout.
     Rgb,
     /// The bytes of a JPEG file.
     Jpeg,
-    /// Y, Cb and Cr planes of the full size (4:4:4).
+    /// Y, Cb and Cr planes, all of full size (4:4:4).
     Ycc444,
     /// Chroma planes of half the width (4:2:2).
     Ycc422,
@@ -86,7 +86,7 @@ impl Layout {
         }
     }
 
-    /// Bytes of all planes of an image of `size`.
+    /// Total size in bytes of the planes of an image of `size`.
     pub fn plane_bytes(self, size: (usize, usize)) -> usize {
         self.plane_sizes(size).iter().map(|(w, h)| w * h).sum()
     }
@@ -103,7 +103,7 @@ pub struct Rgb {
     pub data: Vec<u8>,
 }
 
-/// Most pixels of an image.
+/// Maximum number of pixels of an image.
 pub(crate) const MAX_PIXELS: usize = 1 << 28;
 
 /// Checks a size before memory is allocated for it: 1 to 2^28 pixels.

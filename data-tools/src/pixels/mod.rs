@@ -2,8 +2,8 @@
 //!
 //! * `jpeg`: the bytes of the source file, decoded by libjpeg-turbo ([`jpeg`]).
 //! * `zstd`: decoded planes, row-differenced and compressed with zstd ([`planes`]). For a JPEG
-//!   these are the luma and chroma planes stored in the file, which [`color`] converts to exactly
-//!   the RGB that libjpeg-turbo gives.
+//!   these are the luma and chroma planes stored in the file, which [`color`] converts to RGB
+//!   exactly as libjpeg-turbo does.
 
 mod layout;
 
@@ -20,8 +20,8 @@ pub use jpeg::{encode_jpeg, is_jpeg};
 pub(crate) use layout::check_size;
 pub use layout::{Codec, Layout, Rgb};
 
-/// Encodes an image with the `zstd` codec: the planes of a JPEG file where they give `image` back
-/// exactly, otherwise RGB. `bytes` is the source file; empty if there is none.
+/// Encodes an image with the `zstd` codec: as the planes of a JPEG file if these reproduce `image`
+/// exactly, otherwise as RGB. `bytes` is the source file, or empty if its planes cannot be used.
 ///
 /// # Errors
 /// An error of zstd.

@@ -44,7 +44,7 @@ fn add_row(here: &mut [u8], above: &[u8]) {
     }
 }
 
-/// Compresses the planes of an image of `size` into one zstd frame. `planes` are changed in place.
+/// Compresses the planes of an image of `size` into one zstd frame.
 ///
 /// # Errors
 /// An error of zstd.
@@ -89,7 +89,7 @@ pub fn decode<T>(
     (width, height): (usize, usize),
     convert: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, String> {
-    // Before the allocation: a short frame must not cause memory to be reserved for a large image.
+    // Checked before the allocation, so that a short frame cannot cause a large one.
     check(layout, bytes, width, height)?;
     let size = (width, height);
     let expected = layout.plane_bytes(size);

@@ -12,8 +12,8 @@ use super::{Content, Search, Source};
 use crate::coco;
 use crate::validate::split_name;
 
-/// Prefixes of annotation files: with boxes, and image lists without (COCO's test sets), which are
-/// packed only if named.
+/// Prefixes of annotation files: those with boxes, and lists of images without boxes (COCO's test
+/// sets), which are packed only if selected with `--split`.
 const PREFIXES: [&str; 2] = ["instances_", coco::IMAGES_ONLY_PREFIX];
 
 /// The annotation file of a split.
@@ -22,7 +22,7 @@ fn annotation_file(dir: &Path, split: &str) -> PathBuf {
     PREFIXES.map(path).into_iter().find(|p| p.exists()).unwrap_or_else(|| path(PREFIXES[0]))
 }
 
-/// What was found, if the folder has annotation files of COCO.
+/// A description of what was found, if the folder has COCO annotation files.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -36,8 +36,8 @@ pub fn recognise(dir: &Path) -> Result<Option<String>> {
     Ok(files.into_iter().find(is_json).map(|f| format!("annotations/{} (COCO)", shown(f))))
 }
 
-/// The splits of a COCO folder: all with `annotations/instances_NAME.json`, or those that were
-/// asked for (`image_info_NAME.json` too).
+/// The splits of a COCO folder: all that have `annotations/instances_NAME.json`, or those in
+/// `search.only`, for which `image_info_NAME.json` counts too.
 ///
 /// # Errors
 /// No annotation file, a split that has none, no image folder.
@@ -57,8 +57,8 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
     names.into_iter().map(source).collect()
 }
 
-/// One annotation file anywhere, with its image folder: one split named after the file or as
-/// `--split` says, or with `--val` the splits `train` and `val`.
+/// An annotation file outside the usual layout, with its image folder: one split, named by
+/// `--split` or after the file, or the splits `train` and `val` with `--val`.
 ///
 /// # Errors
 /// No such folder, a name that cannot be that of a split.
@@ -161,8 +161,8 @@ pub(super) fn checksum(path: &Path) -> Result<(u32, u64)> {
     }
 }
 
-/// Image folder of a split: `DIR/SPLIT`, or that of a base name (`val2017` for `val2017_crowd`,
-/// `test2017` for `test-dev2017`).
+/// Image folder of a split: `DIR/SPLIT`, or the folder of a base name (`val2017` for
+/// `val2017_crowd`, `test2017` for `test-dev2017`).
 ///
 /// # Errors
 /// No such folder.

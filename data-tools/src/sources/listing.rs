@@ -10,7 +10,7 @@ use fs_err as fs;
 use crate::coco::Coco;
 use crate::pixels::EXTENSIONS;
 
-/// Share of the images that goes to `val` if nothing else is asked for.
+/// Fraction of the images that goes to `val` by default.
 pub const DEFAULT_VAL: f64 = 0.1;
 
 /// A part of a set that has no splits.
@@ -35,14 +35,15 @@ impl Part {
     }
 }
 
-/// The part an image belongs to: a pure function of its file name, so that it is the same on every
-/// machine, and stays when other images come or go. `val` is the share of [`Part::Val`].
+/// The part an image belongs to. It depends only on the file name and on `val`, the fraction of
+/// [`Part::Val`], so that it is the same on every machine and does not change when other images are
+/// added or removed.
 pub fn part(file_name: &str, val: f64) -> Part {
     let position = f64::from(crc32c::crc32c(file_name.as_bytes())) / (f64::from(u32::MAX) + 1.0);
     if position < val { Part::Val } else { Part::Train }
 }
 
-/// The sentence that tells how a set without splits was divided.
+/// The message about how a data set without splits was divided.
 pub fn note(val: f64) -> String {
     format!(
         "the set has no splits: {val:.4} of the images go to `val`, the others to `train`, by a \
@@ -50,7 +51,7 @@ pub fn note(val: f64) -> String {
     )
 }
 
-/// What is said about images that are left out: the first ones with the reason, and their number.
+/// Messages about images that are left out: the first five with the reason, and the total number.
 pub fn left_out(problems: &[String]) -> Vec<String> {
     let mut notes: Vec<String> =
         problems.iter().take(5).map(|s| format!("left out: {s}")).collect();
@@ -79,8 +80,8 @@ pub fn take_part(mut coco: Coco, wanted: Part, val: f64, file: &Path) -> Result<
     Ok(coco)
 }
 
-/// Sorted names of the entries of a folder. Those that are not UTF-8 get replacement characters, so
-/// that they are reported and not ignored.
+/// Sorted names of the entries of a folder. Bytes that are not UTF-8 become replacement characters,
+/// so that such names are reported rather than ignored.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -94,7 +95,7 @@ pub fn entries(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Sorted names of the folders in `dir`, links to folders included, hidden ones not.
+/// Sorted names of the folders in `dir`, including links to folders but not hidden folders.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -104,7 +105,8 @@ pub fn folders(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The stem of a name with one of the lower-case `extensions`, in any case.
+/// The stem of a name that has one of `extensions`, which are in lower case; the case in the name
+/// does not matter.
 pub fn stem<'a>(name: &'a str, extensions: &[&str]) -> Option<&'a str> {
     let (stem, extension) = name.rsplit_once('.')?;
     let matches = extensions.contains(&extension.to_ascii_lowercase().as_str());
@@ -117,11 +119,12 @@ pub fn has(dir: &Path, extensions: &[&str]) -> bool {
     entries.flatten().any(|e| stem(&e.file_name().to_string_lossy(), extensions).is_some())
 }
 
-/// Most levels of folders below an image folder.
+/// Maximum depth of folders below an image folder.
 const MAX_DEPTH: usize = 16;
 
-/// Sorted paths, relative to `dir`, of the files with one of the lower-case `extensions`, in `dir`
-/// and its folders. Links to folders are not followed: they can lead out of `dir` or in a circle.
+/// Sorted paths, relative to `dir`, of the files in `dir` and its subfolders that have one of
+/// `extensions` ([`stem`]). Links to folders are not followed, because they can lead out of `dir`
+/// or form a cycle.
 ///
 /// # Errors
 /// A folder that cannot be listed, names that are not UTF-8, folders deeper than 16 levels.
@@ -132,7 +135,7 @@ pub fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Adds the files of the folder `below` `dir` to `found`.
+/// Adds the files in the subfolder `below` of `dir`, at any depth, to `found`.
 fn walk(
     dir: &Path,
     below: &str,
@@ -167,7 +170,7 @@ fn walk(
     Ok(())
 }
 
-/// Sorted paths of the images in a folder and its folders, relative to it.
+/// Sorted paths of the images in a folder and its subfolders, relative to the folder.
 ///
 /// # Errors
 /// As [`files`].
@@ -186,7 +189,7 @@ mod tests {
             let count = names.iter().filter(|n| part(n, val) == Part::Val).count() as f64;
             assert!((count / 1e4 - val).abs() < 0.02, "{val}: {count}");
         }
-        // A larger share keeps every image of the smaller one.
+        // A larger fraction keeps every image of a smaller one in `val`.
         assert!(names.iter().all(|n| part(n, 0.1) == Part::Train || part(n, 0.25) == Part::Val));
         assert_eq!((part("a", 0.0), part("a", 1.0)), (Part::Train, Part::Val));
     }

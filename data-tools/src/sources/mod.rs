@@ -1,10 +1,10 @@
 //! Data sets on disk: their layout is recognised by content, and every split becomes a [`Source`].
 //!
-//! * [`coco`]: `annotations/instances_SPLIT.json`, or one JSON file anywhere
+//! * [`coco`]: `annotations/instances_SPLIT.json`, or a single JSON file at any path
 //! * [`roboflow`]: COCO files of Roboflow, `SPLIT/_annotations.coco.json`
-//! * [`voc`]: Pascal VOC, one XML file an image
-//! * [`yolo`]: one text file an image, class names in `data.yaml` or `classes.txt`
-//! * [`listing`]: names of files, and the division of a set that has no splits
+//! * [`voc`]: Pascal VOC, one XML file per image
+//! * [`yolo`]: one text file per image, class names in `data.yaml` or `classes.txt`
+//! * [`listing`]: names of files, and the division of a data set that has no splits
 
 use std::path::{Path, PathBuf};
 
@@ -37,34 +37,34 @@ pub enum Format {
     Yolo,
 }
 
-/// What becomes of VOC objects marked `difficult`.
+/// Treatment of VOC objects marked `difficult`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Difficult {
     #[default]
     /// Not trained on and not counted by the metric, as a crowd region.
     Ignore,
-    /// As any other object.
+    /// Treated like any other object.
     Keep,
     /// Left out.
     Drop,
 }
 
-/// How a data set is looked for and read.
+/// How a data set is found and read.
 #[derive(Debug, Clone)]
 pub struct Search {
     /// Expected format.
     pub format: Format,
     /// Splits to read; empty for all.
     pub only: Vec<String>,
-    /// Share of the images that goes to the split `val`, for sets without splits.
+    /// Fraction of the images that goes to the split `val`, for data sets without splits.
     pub val: Option<f64>,
     /// Treatment of VOC's difficult objects, if it was chosen.
     pub difficult: Option<Difficult>,
     /// Treatment of images whose size cannot be read.
     pub bad_images: BadImages,
-    /// Treatment of EXIF orientations, for YOLO, whose labels have no image size.
+    /// Treatment of EXIF orientations of images whose size is not annotated, as in YOLO.
     pub exif: Exif,
-    /// What YOLO labels of turned images refer to.
+    /// What the boxes of such images refer to if the EXIF orientation is applied.
     pub exif_boxes: Option<ExifBoxes>,
     /// Follow symbolic links that leave the folders of images and labels.
     pub allow_outside: bool,
@@ -79,7 +79,7 @@ pub struct Source {
     pub images_dir: PathBuf,
     /// File or folder of the annotations, named in errors.
     pub annotations: PathBuf,
-    /// What was decided about the annotations.
+    /// Messages about how the annotations were interpreted.
     pub notes: Vec<String>,
     content: Content,
 }
@@ -94,7 +94,7 @@ enum Content {
 }
 
 impl Source {
-    /// A split that was not asked for, which is named in messages only.
+    /// A split that is not selected and is only named in messages.
     fn unread(split: String, images_dir: &Path, annotations: &Path) -> Self {
         Self {
             split,
@@ -105,7 +105,7 @@ impl Source {
         }
     }
 
-    /// A checksum of the annotations, with the choices that change them.
+    /// A checksum of the annotations, with the options that change them.
     ///
     /// # Errors
     /// A file that cannot be read.
@@ -142,7 +142,7 @@ impl Source {
     }
 }
 
-/// The splits of the data set in `dir`, in the format that is asked for or recognised.
+/// The splits of the data set in `dir`, in the requested format or the one recognised.
 ///
 /// # Errors
 /// No data set or more than one in the folder, a missing split, invalid annotations.
@@ -193,7 +193,7 @@ enum Layout {
 /// The layout of a folder.
 ///
 /// # Errors
-/// A folder that has none or several, with what was found.
+/// A folder that has none or several; the error lists what was found.
 fn recognise(dir: &Path, search: &Search) -> Result<Layout> {
     let all = [
         (Layout::Coco, coco::recognise(dir)?),
@@ -247,7 +247,7 @@ fn check_requested(only: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The requested ones of all splits, in the order of the request.
+/// The splits in `search.only`, in that order, or all if it is empty.
 fn select(mut all: Vec<Source>, search: &Search, dir: &Path) -> Result<Vec<Source>> {
     for source in &all {
         if let Err(problem) = split_name(&source.split) {
@@ -275,7 +275,7 @@ fn select(mut all: Vec<Source>, search: &Search, dir: &Path) -> Result<Vec<Sourc
     search.only.iter().map(take).collect()
 }
 
-/// Refuses `--val` for a set that has splits of its own.
+/// Rejects `--val` for a data set that has splits of its own.
 fn refuse_val(search: &Search, dir: &Path) -> Result<()> {
     if search.val.is_none() {
         return Ok(());

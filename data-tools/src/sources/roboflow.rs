@@ -1,4 +1,4 @@
-//! COCO exports of Roboflow: `SPLIT/_annotations.coco.json` beside the images of the split.
+//! COCO exports of Roboflow: `SPLIT/_annotations.coco.json` next to the images of the split.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn splits(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What was found, if the folder has splits of Roboflow.
+/// A description of what was found, if the folder has splits of Roboflow.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -25,8 +25,8 @@ pub fn recognise(dir: &Path) -> Result<Option<String>> {
     Ok(splits(dir)?.first().map(|n| format!("{}/{FILE} (Roboflow)", shown(n))))
 }
 
-/// The splits. Category 0 of such exports is the name of the project; where no split has a box of
-/// it, it is left out.
+/// The splits. Category 0 of such exports is the name of the project; it is left out if no split
+/// has a box of this category.
 ///
 /// # Errors
 /// Splits with different categories, invalid annotations.

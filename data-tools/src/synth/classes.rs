@@ -3,7 +3,7 @@
 /// Shapes, in the order of the classes.
 pub(super) const SHAPES: [&str; 8] =
     ["disc", "square", "triangle", "star", "ring", "cross", "moon", "zigzag"];
-/// Styles: each shape is a class in every style.
+/// Styles. Each combination of shape and style is a class.
 const STYLES: [&str; 4] = ["plain", "striped", "dotted", "hollow"];
 /// Highest number of classes.
 pub(super) const MAX_CLASSES: usize = SHAPES.len() * STYLES.len();

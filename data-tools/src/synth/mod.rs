@@ -75,7 +75,7 @@ pub fn write(dir: &Path, o: &Options, tick: impl Fn() + Sync) -> Result<()> {
     Ok(())
 }
 
-/// The annotation file and the folder of images of a split.
+/// Paths of the annotation file and the image folder of a split.
 fn paths(dir: &Path, split: &str) -> (PathBuf, PathBuf) {
     (dir.join("annotations").join(format!("instances_{split}.json")), dir.join(split))
 }

@@ -56,11 +56,12 @@ impl Scene {
         (self.pixmap.width(), self.pixmap.height())
     }
 
-    /// Draws one object of a random class at a place where it covers at most 30% of another one.
+    /// Draws one object of a random class so that its overlap with any other box is at most 30% of
+    /// the smaller of the two. Draws nothing if 12 random positions do not satisfy this.
     fn place(&mut self, rng: &mut impl Rng, num_classes: usize) {
         let (w, h) = (self.pixmap.width() as f32, self.pixmap.height() as f32);
         for _ in 0..12 {
-            // One third each of COCO's small, medium and large objects.
+            // About one third each are small, medium and large by COCO's definition.
             let side = match rng.random_range(0..3) {
                 0 => rng.random_range(14.0..32.0),
                 1 => rng.random_range(32.0..96.0f32),

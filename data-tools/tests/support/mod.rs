@@ -1,4 +1,4 @@
-//! Helpers of the tests of `dw-pack`: running it, a synthetic data set, reading folders.
+//! Helpers for the tests of `dw-pack`: running it, a synthetic data set, reading folders.
 #![allow(dead_code, reason = "each test binary uses only some of these")]
 
 pub mod test_pack;

@@ -41,7 +41,7 @@ pub fn jpeg(width: u32, height: u32) -> Vec<u8> {
 }
 
 impl TestPack {
-    /// A valid pack of version 1 with an image for each name, stored as JPEG, with one box each.
+    /// A valid pack of version 1 with one image per name, stored as JPEG, with one box each.
     pub fn new(names: &[&str]) -> Self {
         let category = |id: i64| Category { id, name: format!("class {id}") };
         let image = |(n, name): (usize, &&str)| TestImage {

@@ -1,9 +1,9 @@
 //! Confusion matrix at one score threshold and IoU 0.5.
 //!
 //! True positives are on the diagonal. Each remaining detection, in order of descending score, is
-//! matched with the unmatched ground-truth box of another class with the highest IoU (at least
-//! 0.5). Detections without such a box are in the background row, unmatched boxes in the
-//! background column. Detections on crowds of their class are not counted.
+//! matched with the ground-truth box of highest IoU (at least 0.5) among the unmatched boxes of
+//! other classes. Detections without such a box are counted in the background row, unmatched boxes
+//! in the background column. Detections on crowds of their class are not counted.
 
 use super::scene::{FOREGROUND, Fate, Scene};
 
@@ -17,8 +17,8 @@ pub struct Confusion {
 }
 
 impl Confusion {
-    /// Number of boxes of class `truth` detected as `found`; [`Self::classes`] is background in
-    /// both.
+    /// Number of boxes of class `truth` detected as `found`. [`Self::classes`] stands for
+    /// background in both arguments.
     pub fn get(&self, truth: usize, found: usize) -> usize {
         self.counts[truth * (self.classes + 1) + found]
     }
@@ -36,7 +36,7 @@ impl Confusion {
             .filter(|(t, f)| t != f);
         let mut out: Vec<_> =
             places.map(|(t, f)| (t, f, self.get(t, f))).filter(|p| p.2 > 0).collect();
-        // Ties by the larger share of the true class.
+        // Equal counts are ordered by their fraction of the true class, the larger first.
         let sums: Vec<usize> = (0..self.classes).map(|t| self.row_sum(t)).collect();
         out.sort_by_key(|p| (std::cmp::Reverse(p.2), sums[p.0]));
         out

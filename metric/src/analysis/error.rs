@@ -1,8 +1,8 @@
-//! TIDE's kinds of errors, and the kind of each error of an image.
+//! TIDE's kinds of errors, and the classification of the errors of an image.
 
 use super::scene::{FOREGROUND, Fate, Found, Scene};
 
-/// IoU up to which a detection is on background.
+/// A detection whose IoU with every box is at most this value is on background.
 pub const BACKGROUND: f64 = 0.1;
 
 /// Kind of an error.
@@ -78,7 +78,7 @@ pub(super) struct DetectionError {
     pub class: usize,
     /// Score of the detection; 0 for a missed box.
     pub score: f64,
-    /// Whether it is a false positive: not so for missed boxes and detections on crowds.
+    /// Whether it is a false positive; `false` for missed boxes and detections on crowds.
     pub false_positive: bool,
     /// What correcting it does.
     pub correction: Correction,
@@ -96,8 +96,8 @@ fn best_overlap(ious: &[f64], filter: impl Fn(usize) -> bool) -> (usize, f64) {
     best
 }
 
-/// Kind and correction of a detection that is no hit. `corrected`: boxes that a correction has
-/// already turned into a hit.
+/// Kind and correction of a detection that is not a hit. `corrected` marks the boxes that the
+/// correction of an earlier error has already turned into a hit.
 fn kind_of(s: &Scene, f: &Found, corrected: &mut [bool]) -> (Kind, Correction) {
     let ious: Vec<f64> = s.overlaps(&f.bbox).collect();
     let same = best_overlap(&ious, |g| s.truth[g].class == f.class);
@@ -128,7 +128,7 @@ fn kind_of(s: &Scene, f: &Found, corrected: &mut [bool]) -> (Kind, Correction) {
     (kind, Correction::Remove)
 }
 
-/// Appends the errors of an image: each detection that is no hit, then each missed box.
+/// Appends the errors of an image: each detection that is not a hit, then each missed box.
 pub(super) fn append_errors(s: &Scene, errors: &mut Vec<DetectionError>) {
     let mut corrected = vec![false; s.truth.len()];
     for f in s.found.iter().filter(|f| !matches!(f.fate, Fate::Hit(_))) {

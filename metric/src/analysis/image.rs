@@ -23,7 +23,7 @@ impl ImageScore {
         self.false_positives + self.missed
     }
 
-    /// F1; `None` without ground truth and detections above the threshold.
+    /// F1; `None` if there are neither ground-truth boxes nor detections above the threshold.
     pub fn f1(&self) -> Option<f64> {
         let all = 2 * self.hits + self.errors();
         (all > 0).then(|| 2.0 * self.hits as f64 / all as f64)
@@ -41,12 +41,13 @@ pub fn image_scores(scenes: &[Scene], score: f64) -> Vec<ImageScore> {
     scenes.iter().enumerate().map(one).collect()
 }
 
-/// Order of ascending F1, undefined ones first.
+/// Orders by ascending F1, undefined values first.
 fn by_f1(a: &ImageScore, b: &ImageScore) -> Ordering {
     a.f1().unwrap_or(-1.0).total_cmp(&b.f1().unwrap_or(-1.0))
 }
 
-/// The `n` images with the lowest F1, ties by more errors; images without errors are excluded.
+/// The `n` images with the lowest F1; of equal ones, those with more errors come first. Images
+/// without errors are excluded.
 pub fn worst(scores: &[ImageScore], n: usize) -> Vec<ImageScore> {
     let mut out: Vec<ImageScore> = scores.iter().filter(|s| s.errors() > 0).copied().collect();
     out.sort_by(|a, b| by_f1(a, b).then(b.errors().cmp(&a.errors())));
@@ -54,7 +55,8 @@ pub fn worst(scores: &[ImageScore], n: usize) -> Vec<ImageScore> {
     out
 }
 
-/// The `n` images with the highest F1, ties by more hits; images without hits are excluded.
+/// The `n` images with the highest F1; of equal ones, those with more hits come first. Images
+/// without hits are excluded.
 pub fn best(scores: &[ImageScore], n: usize) -> Vec<ImageScore> {
     let mut out: Vec<ImageScore> = scores.iter().filter(|s| s.hits > 0).copied().collect();
     out.sort_by(|a, b| by_f1(b, a).then(b.hits.cmp(&a.hits)));
@@ -62,8 +64,9 @@ pub fn best(scores: &[ImageScore], n: usize) -> Vec<ImageScore> {
     out
 }
 
-/// The `n` pairs of the same image in two runs whose F1 differ most, ties by the difference in
-/// errors. An undefined F1 counts as 1. `pairs`: indices into `a` and `b`.
+/// The `n` images whose F1 differs most between two runs; of equal differences, those with the
+/// larger difference in the number of errors come first. An undefined F1 counts as 1. `pairs` are
+/// the indices of the same image in `a` and `b`.
 pub fn most_different(
     a: &[ImageScore],
     b: &[ImageScore],

@@ -3,7 +3,7 @@
 use super::error::BACKGROUND;
 use super::scene::{FOREGROUND, Scene, best_first, overlap};
 
-/// Lowest score of a detection that suggests an object without a box.
+/// Minimum score of a detection that suggests an object without a box.
 pub const CONFIDENT: f64 = 0.5;
 
 /// A box that may be an error of the annotation.
@@ -13,7 +13,7 @@ pub struct Suspect {
     pub scene: usize,
     /// Index in the scene's detections or ground truth.
     pub index: usize,
-    /// Highest IoU with any box that it was compared with; 0 without any.
+    /// Highest IoU with the boxes that it was compared with; 0 if there were none.
     pub iou: f64,
 }
 

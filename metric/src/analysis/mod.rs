@@ -34,7 +34,8 @@ pub struct Analysis {
     pub calibration: score::Calibration,
     /// Score thresholds with the best F1.
     pub cuts: score::Cuts,
-    /// Score threshold of the fields below: the best F1 over all classes, else 0.5.
+    /// Score threshold of the fields below: the one with the best F1 over all classes, or 0.5 if
+    /// there is no true positive.
     pub threshold: f64,
     /// Confusion matrix.
     pub confusion: confusion::Confusion,
@@ -47,7 +48,8 @@ pub struct Analysis {
 }
 
 impl Analysis {
-    /// Analyses a problem. The largest limit of `config` applies to each image over all classes.
+    /// Analyses a problem. The largest detection limit of `config` applies per image over all
+    /// classes.
     pub fn new(problem: &Problem, config: &MetricConfig) -> Self {
         let num_classes = problem.categories.len();
         let limit = config.max_dets.iter().copied().max().unwrap_or(100);

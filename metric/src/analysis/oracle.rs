@@ -21,8 +21,8 @@ impl Points {
         self.lists[class].push((score, hit));
     }
 
-    /// The list with the errors that `which` selects corrected. Errors come before hits, which is
-    /// the order in which tidecv breaks ties.
+    /// The points after correcting the errors that `which` selects. Errors come before hits, as in
+    /// tidecv, which decides the order of equal scores.
     pub(super) fn corrected(
         &self,
         errors: &[DetectionError],
@@ -44,7 +44,7 @@ impl Points {
         out
     }
 
-    /// The list with all false positives ranked below all hits.
+    /// The points with all false positives ranked below all hits.
     pub(super) fn false_positives_last(&self) -> Points {
         let mut out = self.clone();
         for p in out.lists.iter_mut().flatten() {
@@ -53,7 +53,7 @@ impl Points {
         out
     }
 
-    /// The list without unmatched ground truth, whose number per class is `unmatched`.
+    /// The points without the unmatched ground truth, whose number per class is `unmatched`.
     pub(super) fn without_unmatched(
         &self,
         errors: &[DetectionError],
@@ -67,7 +67,7 @@ impl Points {
     }
 }
 
-/// Mean AP in points of 0..100 over the classes with ground truth or detections; -1 without any.
+/// Mean AP, from 0 to 100, over the classes with ground truth or detections; -1 if there are none.
 pub(super) fn mean_ap(points: &Points) -> f64 {
     let (mut sum, mut classes) = (0.0, 0);
     for (list, &positives) in points.lists.iter().zip(&points.positives) {
@@ -79,7 +79,7 @@ pub(super) fn mean_ap(points: &Points) -> f64 {
     if classes == 0 { -1.0 } else { sum / f64::from(classes) }
 }
 
-/// AP of one class in points of 0..100: interpolated precision, averaged over 101 recall points.
+/// AP of one class, from 0 to 100: interpolated precision, averaged over 101 recall points.
 fn ap(mut list: Vec<(f64, bool)>, positives: usize) -> f64 {
     if positives == 0 {
         return 0.0;

@@ -1,8 +1,8 @@
 //! The boxes of each image, matched at one IoU threshold: the input of all other analyses.
 //!
-//! Matching is greedy within a class in order of descending score, as in COCO and TIDE, so the
-//! outcome of a detection does not depend on detections with lower scores: raising a score
-//! threshold later only drops the tail.
+//! Matching is greedy within a class in order of descending score, as in COCO and TIDE. The outcome
+//! of a detection therefore does not depend on detections with lower scores, and a score threshold
+//! can be applied after matching.
 
 use std::collections::HashMap;
 

@@ -21,11 +21,13 @@ pub struct Bin {
 pub struct Calibration {
     /// [`BINS`] ranges of equal width over 0..1.
     pub bins: Vec<Bin>,
-    /// Expected calibration error: difference of mean score and precision, averaged over the bins
-    /// weighted by count; `None` without detections. Guo, Pleiss, Sun, Weinberger: "On Calibration
-    /// of Modern Neural Networks", ICML 2017, here over detections instead of images.
+    /// Expected calibration error: the absolute difference between mean score and precision,
+    /// averaged over the bins weighted by count; `None` without detections. Guo, Pleiss, Sun,
+    /// Weinberger: "On Calibration of Modern Neural Networks", ICML 2017, here over detections
+    /// instead of images.
     pub error: Option<f64>,
-    /// Detections whose score is NaN or outside 0..1; they are in the first and last bin.
+    /// Number of detections whose score is NaN or outside 0..1. They are counted in the first or
+    /// last bin.
     pub outside: usize,
 }
 
@@ -92,7 +94,7 @@ pub fn cuts(scenes: &[Scene], classes: usize) -> Cuts {
     };
     let steps_of_all = steps(&mut all, total);
     let curve = (0..=100).map(|i| f64::from(i) / 100.0).map(|score| {
-        // The last step whose threshold is not below this one.
+        // The last step whose score is at least this threshold.
         let kept = steps_of_all.partition_point(|c| c.score >= score);
         let nothing = Cut { score, precision: f64::NAN, recall: 0.0, f1: 0.0 };
         kept.checked_sub(1).map_or(nothing, |i| Cut { score, ..steps_of_all[i] })
@@ -102,7 +104,7 @@ pub fn cuts(scenes: &[Scene], classes: usize) -> Cuts {
     Cuts { all: best(steps_of_all), classes, curve }
 }
 
-/// One cut at each distinct score, descending.
+/// One cut for each distinct score, in descending order.
 fn steps(list: &mut [(f64, bool)], positives: usize) -> Vec<Cut> {
     best_first(list, |p| p.0);
     let mut out: Vec<Cut> = vec![];

@@ -25,7 +25,7 @@ impl SizeBin {
     }
 }
 
-/// Bin edges in pixels; the borders of the area ranges are added.
+/// Bin edges in pixels. The borders of the area ranges are added to these.
 const EDGES: [f64; 12] = [0., 8., 16., 24., 32., 48., 64., 96., 128., 192., 256., 384.];
 
 /// Square roots of the borders between area ranges in pixels, ascending.

@@ -6,21 +6,21 @@
 //! errors of that kind. Results equal those of the authors' `tidecv` 1.0.1, which differs from
 //! COCO:
 //!
-//! * at most 100 detections per image over all classes (COCO: per image and class);
+//! * the detection limit (100 by default) applies per image over all classes (COCO: per image and
+//!   class);
 //! * classes with detections but without ground truth count as AP 0 (COCO: excluded);
-//! * a detection on a crowd is not a false positive, but has a kind, and correcting it can make
-//!   it a
-//!   hit;
-//! * of detections with equal scores, the AP after correction ranks errors before hits.
+//! * a detection on a crowd is not a false positive, but has a kind of error, and correcting it can
+//!   make it a hit;
+//! * among equal scores, the AP after a correction ranks errors before hits.
 
 use super::error::{DetectionError, Kind, append_errors};
 use super::oracle::{Points, mean_ap};
 use super::scene::{Fate, Scene};
 
-/// Number and cost of the errors. AP and gains are in points of 0..100.
+/// Number and cost of the errors. AP and gains are on a scale of 0 to 100.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tide {
-    /// AP at IoU 0.5 under TIDE's conventions; -1 without any class.
+    /// AP at IoU 0.5 by TIDE's conventions; -1 if no class has ground truth or detections.
     pub ap: f64,
     /// AP gained by correcting all errors of a kind, in the order of [`Kind::ALL`].
     pub gains: [f64; 6],
@@ -28,7 +28,8 @@ pub struct Tide {
     pub counts: [usize; 6],
     /// Number of errors by class (of the detection, or of the missed box) and kind.
     pub class_counts: Vec<[usize; 6]>,
-    /// Number of false positives. An error on a crowd region has a kind, but is not one of them.
+    /// Number of false positives. A detection on a crowd region has a kind of error, but is not a
+    /// false positive.
     pub num_false_positives: usize,
     /// AP gained if every false positive had the lowest score.
     pub false_positives: f64,
@@ -97,8 +98,8 @@ mod tests {
         assert_eq!(t.class_counts, [[0, 1, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1]]);
         // Class 1: 1 hit of 4, at rank 1: 26 of 101 recall points. Class 2: AP 0.
         assert!((t.ap - 50.0 * 26.0 / 101.0).abs() < 1e-9, "{}", t.ap);
-        // Class 2's error becomes a hit of class 1 ranked below a duplicate and a localisation
-        // error: precision 1/1, 2/4.
+        // The error of class 2 becomes a hit of class 1, ranked below a duplicate and a
+        // localisation error: precision 1/1, then 2/4.
         assert!((t.gains[0] - 50.0 * 25.0 * 0.5 / 101.0).abs() < 1e-9, "{:?}", t.gains);
         // The localisation error becomes a hit: 1/1, then 2/3.
         assert!((t.gains[1] - 50.0 * 25.0 * (2.0 / 3.0) / 101.0).abs() < 1e-9, "{:?}", t.gains);

@@ -1,6 +1,6 @@
-//! `dw-eval`: `coco` evaluates results files in this process; everything else is run by
-//! `dw-eval-network`, which has the network. Loading libtorch costs more time and memory than the
-//! whole metric, so this program does not link it.
+//! `dw-eval`: `coco` evaluates results files in this process. Everything else needs the network and
+//! is run by `dw-eval-network`. Loading libtorch costs more time and memory than the metric itself,
+//! so this program does not link it.
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;

@@ -8,7 +8,7 @@ use crate::coco::evaluation::Evaluation;
 /// Heading of a column of intervals.
 pub(super) const HEADING: &str = "95 % interval";
 
-/// What the intervals are.
+/// Describes how the intervals were computed.
 pub(super) fn description(settings: Bootstrap) -> String {
     let Bootstrap { replicates, seed } = settings;
     format!(

@@ -108,8 +108,8 @@ pub fn today() -> String {
     String::from_utf8_lossy(&text[..n]).into_owned()
 }
 
-/// A warning with the effect of annotation id 0 on AP. Evaluates a second time only where there is
-/// such an annotation.
+/// A warning about the effect of annotation id 0 on AP. A second evaluation takes place only if
+/// there is such an annotation.
 pub fn id_zero_warning(problem: &Problem, evaluation: &Evaluation) -> Option<String> {
     if problem.truth.iter().all(|g| g.id != 0) {
         return None;

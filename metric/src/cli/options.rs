@@ -79,8 +79,8 @@ pub struct Limits {
     pub bootstrap_seed: Option<u64>,
 }
 
-/// Number of bootstrap samples: with fewer, too few are beyond the ends of an interval; with more,
-/// they take memory without changing it.
+/// Allowed number of bootstrap samples. With fewer, too few samples lie outside an interval to
+/// determine its ends; more only cost memory without improving it.
 const REPLICATES: RangeInclusive<usize> = 100..=10_000;
 
 impl Limits {
@@ -113,7 +113,7 @@ impl Limits {
         Ok(config)
     }
 
-    /// The bootstrap that the options describe, `None` without one.
+    /// The bootstrap that the options describe; `None` if it is off.
     ///
     /// # Errors
     /// [`Error::Usage`] for a number of samples that is out of range.
@@ -133,7 +133,7 @@ impl Limits {
         Ok(Some(Bootstrap { replicates, seed: self.bootstrap_seed.unwrap_or(0) }))
     }
 
-    /// The samples of each problem; empty without `--bootstrap`. Logs what is done.
+    /// The samples of each problem; empty without `--bootstrap`. Logs settings and duration.
     ///
     /// # Errors
     /// [`Error::Usage`] for an invalid option.
@@ -158,7 +158,7 @@ fn number(text: &str, option: &str) -> Result<f64> {
         .ok_or_else(|| Error::Usage(format!("{option}: expected a number, found `{text}`")))
 }
 
-/// Limit on the values of one `LOW:HIGH:STEP`.
+/// Maximum number of values of one `LOW:HIGH:STEP`.
 const MAX_THRESHOLDS: f64 = 1000.0;
 
 /// Parses `--iou-thresholds`: a list `0.5,0.75`, or `LOW:HIGH:STEP` with both ends included.
@@ -206,7 +206,7 @@ fn max_dets(text: &str) -> Result<Vec<usize>> {
 /// and added where it is missing.
 ///
 /// # Errors
-/// Another form, a duplicate name, a high end below the low one.
+/// A malformed or unnamed range, a duplicate name, a high end below the low end.
 fn area_ranges(text: &str) -> Result<Vec<Area>> {
     const OPTION: &str = "--area-ranges";
     let bad = |found: &str, expected: &str| {

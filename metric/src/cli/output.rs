@@ -51,8 +51,8 @@ pub fn labels(names: &[String], categories: &[i64]) -> Vec<String> {
     names.iter().zip(categories).map(label).collect()
 }
 
-/// The numbers and AP of each class; floats in the shortest form that parses to the same value.
-/// With `samples` their intervals, as key `bootstrap`.
+/// The numbers and the AP of each class, as floats in the shortest form that parses to the same
+/// value. With `samples`, the key `bootstrap` holds their intervals.
 pub fn as_json(evaluation: &Evaluation, samples: Option<&Samples>, names: &[String]) -> Value {
     let mut out: Map<String, Value> =
         evaluation.named().into_iter().map(|(name, value)| (name, json!(value))).collect();
@@ -82,7 +82,8 @@ fn both_as_json(
     out
 }
 
-/// The numbers, and with `per_class` a table of all classes; with `samples` their intervals.
+/// The numbers, with `per_class` followed by a table of all classes, and with `samples` with their
+/// intervals.
 pub fn as_text(
     evaluation: &Evaluation,
     samples: Option<&Samples>,

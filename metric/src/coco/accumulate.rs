@@ -1,7 +1,7 @@
 //! Precision and recall of one category from its matches.
 //!
-//! Precision and recall rise only at true positives, so each curve is stored at these alone; the
-//! result is bit-identical to going through every detection.
+//! Precision and recall rise only at true positives, so each curve is stored only at these. The
+//! result is bit-identical to that of a pass over every detection.
 
 use super::config::{Area, RECALLS, recall_point};
 use super::matching::Flags;
@@ -31,21 +31,22 @@ pub(crate) struct Block<'a> {
     pub(crate) area: &'a Area,
     /// Ground truth that is not ignored.
     pub(crate) positives: usize,
-    /// At most 32, the bits of a flag.
+    /// At most 32, because each threshold is one bit of a flag.
     pub(crate) num_thresholds: usize,
 }
 
 /// Precision at a true positive, and its score.
 type Point = (f64, f64);
 
-/// Counters of the detections that are within one limit but beyond the next smaller one; the true
-/// positives are those of all detections within the limit.
+/// Counters for one detection limit. `fp_every` and `num_detections` count only the detections
+/// beyond the next smaller limit; `fp` and `points` cover all detections within the limit.
 struct Tally {
-    /// False positives at some thresholds only, of all detections within the limit; `[T]`.
+    /// False positives at each threshold, except those counted by `fp_every`; `[T]`.
     fp: Vec<u32>,
-    /// False positives at every threshold: a separate count, because most detections are such.
+    /// Detections that are false positives at every threshold. They are counted once because most
+    /// detections are of this kind.
     fp_every: u32,
-    /// Detections.
+    /// Number of detections.
     num_detections: u32,
     /// True positives, `[T]`.
     points: Vec<Vec<Point>>,
@@ -108,7 +109,7 @@ fn tallies(block: &Block, num_limits: usize) -> Vec<Tally> {
     tallies
 }
 
-/// One bit for each of `num_thresholds` thresholds, at least one.
+/// A mask with one bit for each of `num_thresholds` (at least one) thresholds.
 pub(crate) fn all_bits(num_thresholds: usize) -> u32 {
     u32::MAX >> (u32::BITS as usize - num_thresholds)
 }
@@ -134,8 +135,8 @@ pub(crate) fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Appends the curve of one threshold. `first_score` is the highest score of all detections, 0
-/// without detections.
+/// Appends the curve of one threshold. `first_score` is the highest score of all detections, or 0
+/// if there are none.
 fn append_curve(points: &mut [Point], positives: f64, first_score: f64, out: &mut Curves) {
     for i in (1..points.len()).rev() {
         if points[i].0 > points[i - 1].0 {
@@ -151,7 +152,7 @@ fn append_curve(points: &mut [Point], positives: f64, first_score: f64, out: &mu
         }
         let (precision, score) = points.get(at).copied().unwrap_or((0.0, 0.0));
         out.precision.push(precision);
-        // Recall 0 is reached by the very first detection, true or false positive.
+        // Recall 0 is reached by the first detection, whether a true or a false positive.
         out.score.push(if r == 0 { first_score } else { score });
     }
 }

@@ -1,7 +1,7 @@
 //! Bootstrap over images: AP of random samples of the images, and confidence intervals from them.
 //!
-//! B. Efron, R. Tibshirani: "An Introduction to the Bootstrap", 1993; intervals are those of the
-//! percentile method. Objects of one image are not independent of each other, so whole images are
+//! B. Efron, R. Tibshirani: "An Introduction to the Bootstrap", 1993; intervals are computed by the
+//! percentile method. Objects in one image are not independent of each other, so whole images are
 //! drawn.
 
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
@@ -28,14 +28,14 @@ pub struct Bootstrap {
 }
 
 impl Bootstrap {
-    /// Draws `num_images` images with replacement; returns how often each was drawn. A pure
-    /// function of the seed and the index of the sample.
+    /// Draws `num_images` images with replacement; returns how often each was drawn. The result
+    /// depends only on the arguments and the seed.
     pub fn draw(&self, num_images: usize, replicate: usize) -> Vec<u32> {
         let seed = SplitMix64::seed_from_u64(self.seed).next_u64() ^ replicate as u64;
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut counts = vec![0; num_images];
         for _ in 0..num_images {
-            // The high half of the product is uniform below the number of images, to 2^-64.
+            // The high half of the product is uniform over the images, up to a bias of 2^-64.
             let product = u128::from(random.next_u64()) * num_images as u128;
             counts[(product >> u64::BITS) as usize] += 1;
         }
@@ -48,8 +48,8 @@ impl Bootstrap {
 pub struct Samples {
     /// How the samples were drawn.
     pub settings: Bootstrap,
-    /// COCO's name, as `AP50`, and the value in each sample. A sample's mean is over the categories
-    /// that have ground truth in it.
+    /// Name as in COCO, such as `AP50`, and the value in each sample: the mean over the categories
+    /// that have ground truth in that sample.
     pub numbers: Vec<(String, Vec<f64>)>,
     /// AP of each category over all thresholds and areas, in each sample.
     pub categories: Vec<Vec<f64>>,
@@ -138,13 +138,14 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// The interval of samples of a number; -1 is left out. `None` if no sample is left.
+    /// The interval of a number from its samples, except those that are -1. `None` if none are
+    /// left.
     pub fn of(samples: &[f64]) -> Option<Self> {
         Self::between(samples.iter().copied().filter(|&v| v > -1.0).collect())
     }
 
-    /// The interval of the difference `b - a` of paired samples; pairs with a -1 are left out.
-    /// `None` if no pair is left.
+    /// The interval of the difference `b - a` of paired samples, except pairs with a -1. `None` if
+    /// none are left.
     pub fn of_difference(a: &[f64], b: &[f64]) -> Option<Self> {
         let pairs = a.iter().zip(b).filter(|(a, b)| **a > -1.0 && **b > -1.0);
         Self::between(pairs.map(|(a, b)| b - a).collect())
@@ -162,7 +163,8 @@ impl Interval {
     }
 }
 
-/// numpy's default percentile of ascending values: linear between the two nearest.
+/// Percentile of ascending values by numpy's default method: linear interpolation between the two
+/// nearest values.
 fn percentile(values: &[f64], fraction: f64) -> Option<f64> {
     let at = fraction * values.len().checked_sub(1)? as f64;
     let (low, part) = (values[at as usize], at.fract());

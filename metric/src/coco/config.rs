@@ -58,7 +58,7 @@ impl Default for MetricConfig {
     }
 }
 
-/// Number of recall points of a precision curve: 0, 0.01, ..., 1.
+/// Number of recall points (0, 0.01, ..., 1) of a precision curve.
 pub const RECALLS: usize = 101;
 
 /// Recall point `i`, bit-identical to numpy's `linspace(0, 1, 101)`.

@@ -32,7 +32,7 @@ pub struct AreaCounts {
 pub(crate) struct ClassArea {
     /// Ground truth that is not ignored.
     pub(crate) positives: usize,
-    /// One per limit. Without positives only their counts are defined.
+    /// One per limit. If there are no positives, only the counts are defined.
     pub(crate) curves: Vec<Curves>,
 }
 

@@ -26,7 +26,8 @@ impl Positions {
     pub(crate) fn new(ids: &[i64]) -> Self {
         let (low, high) =
             (ids.iter().min().copied().unwrap_or(0), ids.iter().max().copied().unwrap_or(0));
-        // COCO's image ids span about a hundred times their number: a table of a few megabytes.
+        // The range of COCO's image ids is about a hundred times their number, which still needs a
+        // table of only a few megabytes.
         let span = high.abs_diff(low);
         if span >= 1 << 20 && span >= 8 * ids.len() as u64 {
             let mut map = HashMap::with_capacity(ids.len());

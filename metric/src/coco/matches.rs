@@ -64,7 +64,8 @@ pub fn matches(problem: &Problem, config: &MetricConfig, iou: f64) -> Matches {
             let d = ranked.detection[position as usize];
             out.detections[d as usize] =
                 if ignored { Fate::Ignored(Some(g)) } else { Fate::Hit(g) };
-            // The pairs of an image are ordered by score, so a crowd keeps the best.
+            // The pairs of an image are ordered by score, so a crowd keeps the detection with the
+            // highest score.
             out.truth[g as usize].get_or_insert(d);
         }
     }

@@ -130,7 +130,8 @@ impl Scratch {
                     if self.taken[n as usize] && !crowd {
                         continue;
                     }
-                    // A match that counts is never replaced by an ignored one; those come last.
+                    // A match that counts is never replaced by an ignored one. Ignored boxes come
+                    // last.
                     if ignored && partner.is_some_and(|p| !p.1) {
                         break;
                     }
@@ -157,7 +158,7 @@ fn lowest_match(threshold: f64) -> f64 {
 /// Outcome of a category's detections by ranking position, one bit per threshold of a block.
 #[derive(Debug, Clone)]
 pub(crate) struct Flags {
-    /// Matched.
+    /// Matched; with annotation id 0 only if `count_id_zero` is set.
     pub(crate) hit: Vec<u32>,
     /// Matched with ignored ground truth.
     pub(crate) ignored: Vec<u32>,
@@ -171,7 +172,7 @@ struct Flag {
     ignored: u32,
 }
 
-/// Scenes per task, so that scheduling costs little.
+/// Number of scenes per task, large enough to make the cost of scheduling small.
 const SCENES_PER_TASK: usize = 64;
 
 /// Matches at a block of thresholds; returns the flags of each area range.

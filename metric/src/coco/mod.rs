@@ -1,4 +1,5 @@
-//! The COCO metric: order of ties, crowds and ignored areas exactly as in pycocotools.
+//! The COCO metric. The order of ties and the treatment of crowds and ignored areas are exactly
+//! those of pycocotools.
 //!
 //! Detections are matched per (category, image) and accumulated per category. Results do not depend
 //! on the number of threads. Modules in dependency order:

@@ -1,12 +1,12 @@
 //! Detections of one category ordered by descending score, then image, then position in the input.
 //!
-//! This order is equivalent to pycocotools' three stable sorts: within an image, by score and input
-//! position; across images, the stable sort of the images' concatenated lists.
+//! This order is equivalent to that of pycocotools, which sorts stably by score, first within each
+//! image and then the concatenated lists of all images.
 
 use super::types::Detection;
 
-/// Detections of a category by descending score, without those beyond the largest limit of their
-/// image. All fields are parallel.
+/// Detections of a category by descending score, without those beyond the largest limit per image.
+/// All fields have one element per detection.
 #[derive(Debug, Default)]
 pub(crate) struct Ranked {
     /// Index into the problem's detections.
@@ -71,7 +71,7 @@ impl Ranked {
         out
     }
 
-    /// Number of detections from `start` on that have the same image and an equal score.
+    /// Number of consecutive detections from `start` on with the same image and score as that one.
     pub(crate) fn tied(&self, start: usize) -> usize {
         let place = |i: usize| (descending(self.score[i]), self.image[i]);
         (start..self.len()).take_while(|&i| place(i) == place(start)).count()

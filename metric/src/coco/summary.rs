@@ -123,7 +123,7 @@ pub(crate) fn mean_precisions(config: &MetricConfig) -> Vec<MeanPrecision> {
     over_all.filter(|n| n.name == "AP" || !n.thresholds.is_empty()).chain(ranges).collect()
 }
 
-/// What COCO appends to the names of numbers for an area range.
+/// The suffix that COCO appends to the names of numbers for an area range.
 fn suffix(area: &str) -> String {
     match area {
         "small" | "medium" | "large" => area[..1].to_string(),
@@ -132,8 +132,8 @@ fn suffix(area: &str) -> String {
 }
 
 impl Evaluation {
-    /// AP at the largest limit, in area range `area`: at one IoU threshold or the mean over all, of
-    /// one category (index) or the mean over all; -1 if undefined.
+    /// AP at the largest limit in area range `area`, at one IoU threshold or averaged over all, for
+    /// one category (by index) or averaged over all; -1 if undefined.
     pub fn ap(&self, iou: Option<f64>, area: usize, category: Option<usize>) -> f64 {
         self.mean_precision(&thresholds(&self.config, iou), area, category)
     }
@@ -213,8 +213,7 @@ impl Evaluation {
 
     /// All numbers of the configuration with COCO's names: `AP`; `AP50` and `AP75` if these are
     /// thresholds; `APs` (small), `APm`, `APl`, `AP_<name>` for other areas; `AR<n>` for each
-    /// limit;
-    /// `ARs`, ..., `AR_<name>`. With the default configuration equal to [`Summary::named`].
+    /// limit; `ARs`, ..., `AR_<name>`. For the default configuration they equal [`Summary::named`].
     pub fn named(&self) -> Vec<(String, f64)> {
         let p = &self.config;
         let last = p.max_dets.len() - 1;

@@ -11,9 +11,11 @@ pub struct GroundTruth {
     pub category_id: i64,
     /// `[x, y, w, h]` in pixels.
     pub bbox: [f64; 4],
-    /// Area in square pixels that selects the area range (in COCO files the mask's, not w * h).
+    /// Area in square pixels, which determines the area ranges (in COCO files that of the mask, not
+    /// w * h).
     pub area: f64,
-    /// A crowd region: it matches any number of detections, all of which are ignored.
+    /// Whether this is a crowd region, which matches any number of detections, all of which are
+    /// ignored.
     pub crowd: bool,
 }
 

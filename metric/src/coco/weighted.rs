@@ -1,8 +1,9 @@
-//! Precision at the recall points with each image counted as often as it was drawn.
+//! Precision at the recall points, with each image counted as often as it was drawn.
 //!
-//! The matches of an image do not depend on other images, so they are computed once. A drawn image
-//! counts like that many images with adjacent ids: of equal scores, all detections of its first
-//! copy precede those of its second one. The result is bit-identical to evaluating these images.
+//! The matches of an image do not depend on other images, so they are computed once. An image drawn
+//! n times counts like n images with adjacent ids: among equal scores, all detections of the first
+//! copy precede those of the second. The result is bit-identical to that of evaluating these
+//! copies.
 
 use super::accumulate::{Block, all_bits, bits, outcome};
 use super::config::{Area, MetricConfig, RECALLS, recall_point};
@@ -11,16 +12,18 @@ use super::matching::{BLOCK, Scenes, flags};
 use super::ranking::Ranked;
 use super::types::Problem;
 
-/// A detection that is a true positive at some threshold, or that counts at some thresholds only.
+/// A detection that is a true positive at some threshold, that counts at only some thresholds, or
+/// that is tied (same image, equal score) with such a detection.
 struct Event {
     image: u32,
     /// Thresholds at which it is a true positive, one bit each.
     right: u32,
     /// Thresholds at which it is a false positive, one bit each.
     wrong: u32,
-    /// Number of [`Steps::false_images`] that are ranked before it.
+    /// Number of [`Steps::false_images`] ranked before it.
     before: u32,
-    /// Number of events of this image with this score, at the first of them; 0 at the others.
+    /// For the first event of an image with this score, the number of such events; 0 for the
+    /// others.
     tied: u32,
 }
 
@@ -28,8 +31,8 @@ struct Event {
 struct Steps {
     num_thresholds: usize,
     events: Vec<Event>,
-    /// Images of the detections that are false positives at every threshold: most are, and only
-    /// their sum counts.
+    /// Images of the detections that are false positives at every threshold. Most detections are,
+    /// and only their number matters.
     false_images: Vec<u32>,
 }
 
@@ -65,13 +68,14 @@ impl Steps {
             }
             start = end;
         }
-        // False positives after the last event change no precision.
+        // False positives after the last event do not affect precision.
         false_images.truncate(events.last().map_or(0, |e| e.before as usize));
         false_images.shrink_to_fit();
         Self { num_thresholds, events, false_images }
     }
 
-    /// Precision `[T, R]` of this block. `needed`: true positives that reach each recall point.
+    /// Precision `[T, R]` of this block. `needed` is the number of true positives at which each
+    /// recall point is reached.
     fn precision(&self, weights: &[u32], needed: &[u32; RECALLS], out: &mut [f64]) {
         out.fill(0.0);
         let mut counts = Counts::default();
@@ -95,7 +99,8 @@ impl Steps {
                 }
             }
         }
-        // Precision at a recall point is the highest at this or a higher recall.
+        // Interpolated precision at a recall point is the highest precision at this or a higher
+        // recall.
         for curve in out.chunks_exact_mut(RECALLS) {
             for r in (1..RECALLS).rev() {
                 if curve[r] > curve[r - 1] {
@@ -106,7 +111,7 @@ impl Steps {
     }
 }
 
-/// Counts while going through the detections, by threshold.
+/// Running counts over the ranked detections, for each threshold.
 #[derive(Default)]
 struct Counts {
     fp_every: u32,
@@ -117,14 +122,16 @@ struct Counts {
 }
 
 impl Counts {
-    /// Counts a detection `weight` times, and keeps the highest precision between recall points.
+    /// Counts a detection `weight` times, and stores the highest precision at the last recall point
+    /// reached.
     fn add(&mut self, e: &Event, weight: u32, needed: &[u32; RECALLS], out: &mut [f64]) {
         for t in bits(e.wrong) {
             self.fp[t] += weight;
         }
         for t in bits(e.right) {
             self.tp[t] += weight;
-            // Precision rises with each copy of a true positive, so that of the last suffices.
+            // Precision rises with each copy of a true positive, so only that of the last copy is
+            // needed.
             let (tp, fp) = (f64::from(self.tp[t]), f64::from(self.fp[t] + self.fp_every));
             let precision = tp / (fp + tp + f64::EPSILON);
             let reached = &mut self.reached[t];
@@ -145,7 +152,7 @@ fn needed(positives: u32) -> [u32; RECALLS] {
     std::array::from_fn(|r| {
         let (recall, all) = (recall_point(r), f64::from(positives));
         let reaches = |n: u32| f64::from(n) / all >= recall;
-        // The product can be off by rounding.
+        // Rounding can make the product inexact.
         let mut n = ((recall * all).ceil() as u32).max(1);
         while n > 1 && reaches(n - 1) {
             n -= 1;
@@ -158,8 +165,9 @@ fn needed(positives: u32) -> [u32; RECALLS] {
 }
 
 impl Weighted {
-    /// Precision `[T, R]` with the ground truth and detections of each image counted as often as
-    /// `weights` says, by rank of the image id; all -1 without ground truth that is not ignored.
+    /// Precision `[T, R]`, with the ground truth and detections of each image counted as often as
+    /// given in `weights`, which is indexed by the rank of the image id. All -1 without ground
+    /// truth that is not ignored.
     pub(crate) fn precision(&self, weights: &[u32], out: &mut [f64]) {
         let positives = self.truth.iter().map(|&(image, n)| weights[image as usize] * n).sum();
         if positives == 0 {

@@ -1,4 +1,4 @@
-//! A JSON parser that builds no tree: strict about the format, with correctly rounded numbers.
+//! A strict JSON parser that builds no tree and rounds numbers correctly.
 
 use std::borrow::Cow;
 
@@ -57,7 +57,7 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// A fault at this position: what was expected, and what is here instead.
+    /// A fault at this position that names what was expected and what was found.
     pub(crate) fn bad<T>(&self, expected: &str) -> Parse<T> {
         Err(match self.found() {
             None => Fault::End,
@@ -148,7 +148,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// Parses the value of field `name`, which faults are attributed to.
+    /// Parses the value of field `name`, and attributes faults to this field.
     pub(crate) fn field<T>(
         &mut self,
         name: &'static str,
@@ -216,8 +216,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Scans digits from `i` on; returns their end and `value` with them appended (wraps on
-    /// overflow).
+    /// Scans digits from index `i` on; returns the index of their end, and `value` with the digits
+    /// appended (wrapping on overflow).
     fn digits(&self, mut i: usize, mut value: u64) -> (usize, u64) {
         while let Some(d) = self.bytes.get(i).map(|b| b.wrapping_sub(b'0')).filter(|d| *d < 10) {
             value = value.wrapping_mul(10).wrapping_add(u64::from(d));
@@ -270,7 +270,7 @@ impl<'a> Cursor<'a> {
         Ok(value)
     }
 
-    /// Parses an integer, also in the form 1.0.
+    /// Parses an integer; forms such as `1.0` are accepted too.
     pub(crate) fn id(&mut self) -> Parse<i64> {
         const EXPECTED: &str = "an integer";
         let minus = self.peek()? == b'-';
@@ -284,7 +284,7 @@ impl<'a> Cursor<'a> {
                 self.at = end;
                 return Ok(if minus { -(value as i64) } else { value as i64 });
             }
-            // More digits than `digits` keeps, such as those of 64-bit hashes.
+            // 19 digits, as in 64-bit hashes, may not fit in an `i64`.
             Some(_) if end - first == 19 && self.bytes[first] != b'0' => {
                 let text = str::from_utf8(&self.bytes[self.at..end]).unwrap_or_default();
                 let Ok(value) = text.parse() else { return self.bad(EXPECTED) };

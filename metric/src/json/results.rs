@@ -1,8 +1,8 @@
 //! Results: a list of detections, parsed in pieces by several threads.
 //!
-//! Each task gets a range of the file and starts at the first apparent border of two detections in
-//! it. The border is real if the previous task ends exactly there; otherwise the range is parsed
-//! again from where that task ended.
+//! Each task gets a range of the file and starts at the first apparent border between two
+//! detections in it. The border is real if the previous task ends exactly there. Otherwise, the
+//! range is parsed again from the end of the previous task.
 
 use std::ops::Range;
 use std::path::Path;
@@ -18,14 +18,14 @@ use super::truth::Truth;
 use crate::coco::Positions;
 use crate::coco::types::Detection;
 
-/// Size of a task's range, bytes.
+/// Size of a task's range in bytes.
 const RANGE: u64 = 1 << 20;
-/// Bytes read beyond a range, for its last detection.
+/// Number of bytes read beyond a range, for its last detection.
 const MARGIN: usize = 1 << 12;
 /// Tasks per thread in one round.
 const TASKS_PER_THREAD: usize = 2;
 
-/// What errors about the file as a whole call it.
+/// Name of the contents in errors about the whole file.
 const WHOLE: &str = "results";
 
 /// Ids of the ground truth.
@@ -106,8 +106,8 @@ fn border(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Parses detections from `start`, or from the first border in `range`, up to the first that ends
-/// at or beyond the end of `range`.
+/// Parses detections from `start`, or from the first border in `range`, up to and including the
+/// first that ends beyond the end of `range`.
 fn read_piece(
     source: &Source,
     known: &Known,
@@ -163,8 +163,8 @@ fn open_list(c: &mut Cursor) -> Parse<bool> {
 /// Reads a results file for the given ground truth; appends to `warnings`.
 ///
 /// # Errors
-/// Not a list, an unknown image, a missing field or one of the wrong type, a score or box that is
-/// not finite.
+/// Contents that are not a list, an unknown image, a missing field, a field of the wrong type, a
+/// score or box that is not finite.
 pub fn results(path: &Path, truth: &Truth, warnings: &mut Vec<String>) -> Result<Vec<Detection>> {
     let source = Source::open(path, WHOLE)?;
     let known = Known {

@@ -1,4 +1,4 @@
-//! Random access to a file, so that it is never in memory as a whole.
+//! Random access to a file, so that it is never held in memory as a whole.
 
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -22,8 +22,8 @@ impl Source {
     /// Opens a file, or reads a pipe to its end.
     ///
     /// # Errors
-    /// [`Error::Usage`] that names the file as the `what`: cannot be read, a device, a pipe with
-    /// more than 8 GiB.
+    /// [`Error::Usage`], which names the contents by `what`, for a file that cannot be read, a
+    /// device, or a pipe with 8 GiB or more.
     pub(crate) fn open(path: &Path, what: &'static str) -> Result<Self> {
         Self::read(path).map_err(|e| Error::Usage(format!("cannot read the {what}: {e}")))
     }

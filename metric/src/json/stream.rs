@@ -1,5 +1,5 @@
-//! A source as a stream of JSON values. A window moves over the source; a value cut by its end is
-//! parsed again after the window has been extended.
+//! A source as a stream of JSON values. A window moves over the source; a value that is cut off at
+//! the end of the window is parsed again after the window has been extended.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::source::Source;
 /// Result of reading an item of a file: a fault comes with the item's name, as `results[3]`.
 pub(crate) type ItemResult<T> = Result<T, (String, Fault)>;
 
-/// Least number of bytes read at a time.
+/// Minimum number of bytes by which the window is extended.
 const STEP: usize = 1 << 18;
 
 /// A window that moves over a source.
@@ -26,7 +26,8 @@ pub(crate) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// A stream from byte `offset` on, with a first window of `first` bytes in the buffer `window`.
+    /// A stream from byte `offset` on, whose first window has `first` bytes. `window` is the
+    /// buffer.
     pub(crate) fn new(
         source: &'a Source,
         offset: u64,
@@ -59,7 +60,8 @@ impl<'a> Stream<'a> {
         self.at += n;
     }
 
-    /// Parses one value. `read` is called again from the start of a value that the window cuts.
+    /// Parses one value. If the value is cut off at the end of the window, `read` is called again
+    /// from its start.
     #[inline]
     pub(crate) fn next<T>(&mut self, mut read: impl FnMut(&mut Cursor) -> Parse<T>) -> Parse<T> {
         loop {

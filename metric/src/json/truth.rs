@@ -52,10 +52,10 @@ impl Truth {
     }
 }
 
-/// Size of a file's first window, bytes.
+/// Size of a file's first window in bytes.
 const WINDOW: usize = 1 << 18;
 
-/// What errors about the file as a whole call it.
+/// Name of the contents in errors about the whole file.
 const WHOLE: &str = "ground truth";
 
 /// Expected contents of a file.
@@ -132,7 +132,7 @@ struct Sections {
     images: Option<Vec<Image>>,
     categories: Option<Vec<(i64, String)>>,
     annotations: Option<Vec<GroundTruth>>,
-    /// Number of annotations without `area` and without `iscrowd`.
+    /// Number of annotations without `area`, and of those without `iscrowd`.
     lacking: [usize; 2],
 }
 
@@ -237,7 +237,7 @@ fn check_unique_ids(path: &Path, boxes: &[GroundTruth]) -> Result<()> {
     }
 }
 
-/// Ids and names sorted by id; of a duplicate id, the first name.
+/// Ids and names sorted by id. A duplicate id keeps the first name.
 fn by_id(mut categories: Vec<(i64, String)>) -> (Vec<i64>, Vec<String>) {
     categories.sort_by_key(|c| c.0);
     categories.dedup_by_key(|c| c.0);

@@ -1,4 +1,4 @@
-//! Plots as SVG text. The page's stylesheet replaces these colours by those of its light or dark
+//! Plots as SVG text. The page's stylesheet replaces these colours with those of its light or dark
 //! scheme.
 
 use std::ops::Range;
@@ -20,16 +20,15 @@ const INK: RGBColor = RGBColor(0, 0, 0);
 /// Grid lines.
 const GRID: RGBColor = RGBColor(221, 221, 221);
 
-/// Units per pixel; more than one, because plotters rounds coordinates to integers.
+/// SVG units per pixel. More than one, because plotters rounds coordinates to integers.
 const FINE: f64 = 4.0;
 
-/// Pixels in units.
+/// Converts pixels to units.
 fn fine(pixels: f64) -> i32 {
     (pixels * FINE) as i32
 }
 
-/// Registers the built-in font, with which plotters measures text; the browser uses a font of its
-/// own.
+/// Registers the built-in font, which plotters uses to measure text. The browser uses its own font.
 fn font() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -57,10 +56,10 @@ pub(super) struct Axes<'a> {
 
 /// A line.
 pub(super) struct Line {
-    /// In coordinates of the axes.
+    /// Points in coordinates of the axes.
     pub points: Vec<(f64, f64)>,
     pub color: RGBColor,
-    /// Drawn dashed.
+    /// Whether the line is dashed.
     pub dashed: bool,
 }
 
@@ -90,7 +89,8 @@ pub(super) struct Plot {
 /// Error of plotters.
 type DrawingError = DrawingAreaErrorKind<std::io::Error>;
 
-/// Draws bars, then lines, then notes. `svg` is empty if plotters fails.
+/// Draws bars, then lines, then notes. If plotters fails, a warning is logged and the plot is
+/// incomplete.
 pub(super) fn plot(axes: &Axes, bars: &[Bar], lines: &[Line], notes: &[Note]) -> Plot {
     font();
     let (width, height) = (fine(520.0) as u32, fine(320.0) as u32);
@@ -184,7 +184,7 @@ fn finish_svg(svg: &str, alt: &str, lines: &[Line]) -> String {
     out
 }
 
-/// `n` evenly spaced hues from blue over violet to orange, legible on white and on black.
+/// `n` evenly spaced hues from blue through violet to orange, legible on white and on black.
 pub(super) fn ramp(n: usize) -> Vec<RGBColor> {
     let tone = |i: usize| {
         let hue = (0.60 + 0.48 * i as f64 / n.max(2).saturating_sub(1) as f64) % 1.0;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-/// A unique name for each category: a missing or empty name is replaced, a duplicate one gets the
-/// category id appended.
+/// A unique name for each category: a missing or empty name is replaced, and the category id is
+/// appended to a duplicate name.
 pub(super) fn labels(categories: &[i64], names: &[String]) -> Vec<String> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for n in names {

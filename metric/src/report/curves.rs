@@ -13,8 +13,8 @@ use crate::coco::evaluation::Evaluation;
 
 /// Maximum number of curves of a single run.
 const MAX_LINES: usize = 10;
-/// Number of classes up to which the page has all curves of each class; beyond it, only those at
-/// the thresholds of [`few`].
+/// Maximum number of classes for which the page contains the curves of each class at all shown
+/// thresholds. With more classes, it contains only those at the thresholds of [`few`].
 const MAX_FULL: usize = 150;
 
 /// Precision-recall curves, and those of each class for the page's script.
@@ -69,8 +69,8 @@ pub(super) fn recall(runs: &[Run], classes: &[Class]) -> Recall {
     Recall { figure, classes: classes.iter().map(|c| c.name.clone()).collect(), data }
 }
 
-/// Indices of the IoU thresholds 0.5, 0.75 and 0.9; of three others if fewer than two of them were
-/// evaluated.
+/// Indices of the IoU thresholds 0.5, 0.75 and 0.9, or of three evenly spaced ones if fewer than
+/// two of these were evaluated.
 fn few(e: &Evaluation) -> Vec<usize> {
     let iou = &e.config.iou;
     let index = |v: &f64| iou.iter().position(|t| (t - v).abs() < 1e-9);

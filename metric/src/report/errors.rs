@@ -12,7 +12,7 @@ pub(super) struct Share {
     /// Number of errors; empty if not counted.
     pub count: String,
     pub gain: String,
-    /// Length of the bar, percent of the longest.
+    /// Length of the bar in percent of the longest.
     pub width: f64,
 }
 
@@ -91,7 +91,8 @@ fn line(
     Line { name, meaning, runs: tides.iter().map(share).collect(), delta, total: false }
 }
 
-/// TIDE's AP50 and the most expensive kind of error of a run; empty if no kind costs AP.
+/// A sentence with TIDE's AP50 and the kind of error that costs the most AP; empty if none costs
+/// any.
 fn sentence(r: &Run) -> String {
     let t = &r.analysis.tide;
     let worst = Kind::ALL

@@ -1,4 +1,4 @@
-//! A plot with heading, legend and a table of its numbers.
+//! A plot with a heading, a legend and a table of its numbers.
 
 use askama::Template;
 use plotters::style::RGBColor;

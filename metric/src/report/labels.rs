@@ -6,7 +6,7 @@ use super::run::Run;
 use crate::analysis::label::Suspect;
 use crate::analysis::scene::Scene;
 
-/// Entries of a list: of a single run, and of each of two.
+/// Maximum number of entries per list: for a single run, and for each run of a comparison.
 const NUM_ENTRIES: [usize; 2] = [50, 25];
 
 /// One box that may be an error of the annotation.

@@ -13,7 +13,7 @@ pub(super) struct Fact {
     pub values: Vec<String>,
 }
 
-/// A row of the header: its name, and how to get its value.
+/// A row of the header: its name, and the function that returns its value.
 type FactOf = (&'static str, fn(&Input) -> String);
 
 /// The rows of the header.

@@ -19,19 +19,19 @@ use super::{format, scores, sizes};
 use crate::analysis::image::{best, most_different, worst};
 use crate::analysis::label::CONFIDENT;
 
-/// Images per gallery: of a single run, and of each of two.
+/// Number of images per gallery: for a single run, and for a comparison of two.
 const NUM_IMAGES: [usize; 2] = [9, 6];
 
 /// A titled list of images.
 struct Gallery {
     title: String,
     note: &'static str,
-    /// Images; where two runs are compared, each group has the image of both.
+    /// Groups of one image, or of the same image in both runs.
     groups: Vec<Vec<Entry>>,
 }
 
 impl Gallery {
-    /// Whether groups have the images of two runs.
+    /// Whether the groups show the same image in two runs.
     fn twins(&self) -> bool {
         self.groups.iter().any(|g| g.len() > 1)
     }
@@ -82,7 +82,7 @@ fn page<'a>(runs: &'a [Run<'a>]) -> Page<'a> {
     let classes = classes::merge(&of_runs);
     let mut album = Album::default();
     let galleries = galleries(runs, &mut album);
-    // After the galleries: the size of all images together is limited.
+    // After the galleries, which take precedence, because the total size of the images is limited.
     let labels = labels::listings(runs, &mut album);
     let each = |f: fn(&Run, usize) -> Figure| runs.iter().enumerate().map(move |(i, r)| f(r, i));
     Page {

@@ -12,15 +12,16 @@ use super::run::Run;
 use crate::analysis::image::ImageScore;
 use crate::analysis::scene::{Fate, Scene};
 
-/// Longest side of a stored image, pixels.
+/// Maximum side length of a stored image in pixels.
 const SIDE: u32 = 520;
 /// JPEG quality of a stored image.
 const QUALITY: u8 = 76;
-/// Limit on the bytes of all images as base64; once it is reached, images are only listed.
+/// Limit on the total size of all images in base64, in bytes. Once it is reached, further images
+/// are only listed.
 const MAX_BYTES: usize = 8_000_000;
-/// Approximate width of an image on the page in pixels: of a single run, and of two side by side.
+/// Approximate width of an image on the page in pixels: for a single run, and for two side by side.
 const SHOWN: [f64; 2] = [360.0, 280.0];
-/// Font size of labels at that width, pixels.
+/// Font size of labels at that width in pixels.
 const FONT: f64 = 11.5;
 
 /// A stored image, which figures refer to.
@@ -40,7 +41,7 @@ pub(super) struct Album {
     pub photos: Vec<Photo>,
     /// Index of the photo by image id; `None` if the image is missing or the limit is reached.
     known: HashMap<i64, Option<usize>>,
-    /// Size of all photos as base64.
+    /// Total size of all photos in base64, in bytes.
     bytes: usize,
 }
 
@@ -105,7 +106,7 @@ pub(super) struct Shot {
     pub photo: usize,
     pub width: u32,
     pub height: u32,
-    /// Font size of the labels, pixels of the photo.
+    /// Font size of the labels in pixels of the photo.
     pub font: f64,
     pub shapes: Vec<Shape>,
     pub labels: Vec<Label>,
@@ -149,7 +150,7 @@ pub(super) fn entry(album: &mut Album, runs: &[Run], run: usize, score: ImageSco
     }
 }
 
-/// Name of an image, its id without one.
+/// Name of an image, or its id if it has none.
 pub(super) fn image_name(r: &Run, image: i64) -> String {
     r.input.image_names.and_then(|n| n(image)).unwrap_or_else(|| format!("image {image}"))
 }
@@ -171,7 +172,7 @@ pub(super) struct Drawn {
     pub text: String,
 }
 
-/// Draws boxes; `shown` is the width of the photo on the page, pixels.
+/// Draws boxes. `shown` is the width of the photo on the page in pixels.
 fn draw(photo: &Photo, mut boxes: Vec<Drawn>, shown: f64) -> Shot {
     let rank = |layer: &str| ["truth", "hit", "missed", "false"].iter().position(|l| *l == layer);
     boxes.sort_by_key(|b| rank(b.layer));

@@ -26,7 +26,7 @@ pub struct Input<'a> {
     pub names: &'a [String],
     /// File name of an image id.
     pub image_names: Option<&'a dyn Fn(i64) -> Option<String>>,
-    /// Image of an image id; without it the page lists names only.
+    /// Image of an image id. Without this function the page lists only names.
     pub pictures: Option<&'a dyn Fn(i64) -> Option<RgbImage>>,
 }
 

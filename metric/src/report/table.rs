@@ -35,7 +35,7 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// A table; the first column has the names of the rows.
+/// A table whose first column contains the names of the rows.
 #[derive(Debug, Clone, Template)]
 #[template(path = "table.html")]
 pub(super) struct Table {

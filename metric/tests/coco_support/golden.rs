@@ -1,5 +1,5 @@
-//! Comparison with pycocotools on one golden case: every bit of precision, recall and scores, the
-//! 12 numbers, those of each class, and the counts.
+//! Comparison with pycocotools on one golden case: precision, recall and scores bit by bit, the 12
+//! numbers, the numbers of each class, and the counts.
 #![allow(dead_code, reason = "not every test that shares this folder checks golden cases")]
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! From annotation files of Pascal VOC to images, boxes and categories.
+//! Converts annotation files of Pascal VOC to images, boxes and categories.
 
 use std::collections::HashMap;
 
@@ -16,8 +16,8 @@ use crate::sources::{Content, yolo};
 const PIXELS: &str = "VOC's boxes count pixels from 1 and include both ends: x = xmin - 1, width = \
                       xmax - xmin + 1";
 
-/// A split with the images of a list. `None` if no image of it has annotations, as in VOC's test
-/// sets.
+/// A split with the images of a list. `None` if none of them has annotations, as in VOC's test
+/// sets, unless the split was selected with `--split`.
 pub(super) fn listed(
     a: &Annotations,
     classes: &[String],
@@ -49,9 +49,9 @@ pub(super) fn listed(
     Ok(Some(source))
 }
 
-/// The id that a line of a list means: the name of an annotation file without its ending. Lists of
-/// single classes have a second column with 1, 0 or -1, and some tools write the names or paths of
-/// images.
+/// The id that a line of a list refers to: the name of an annotation file without its extension.
+/// Lists of single classes have a second column with 1, 0 or -1, and some tools write the names or
+/// paths of images.
 fn id_of<'a>(line: &str, a: &'a Annotations) -> Option<&'a str> {
     let word = line.split_whitespace().next().unwrap_or(line);
     let forms = [line, word].into_iter().flat_map(|text| {
@@ -91,7 +91,7 @@ pub(super) fn divided(a: &Annotations, classes: &[String], search: &Search) -> R
         .collect()
 }
 
-/// What was decided for the images of a split.
+/// Counts of special cases among the images of a split.
 #[derive(Default)]
 struct Counts {
     difficult: usize,
@@ -185,8 +185,8 @@ impl Pictures {
         Ok(Self { folder: Folder::open(&a.images, search.allow_outside)?, by_stem })
     }
 
-    /// The file name of an image: the file with the name of its annotation file. `filename` only
-    /// decides between several.
+    /// The file name of an image: the image file with the same stem as the annotation file.
+    /// `filename` is used only to choose between several such files.
     fn name(&self, a: &Annotations, id: &str, file: &File) -> Result<String> {
         match self.by_stem.get(id).map_or(&[][..], Vec::as_slice) {
             [] => Ok(format!("{id}.jpg")),

@@ -1,5 +1,5 @@
-//! Pascal VOC: one XML file an image in `Annotations`, images in `JPEGImages`, splits listed in
-//! `ImageSets/Main`; or XML files beside the images, in one folder a split.
+//! Pascal VOC: one XML file per image in `Annotations`, images in `JPEGImages`, splits listed in
+//! `ImageSets/Main`; or XML files next to the images, in one folder per split.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -30,12 +30,13 @@ struct Annotations {
     crc: u32,
 }
 
-/// The folder of XML files, of the usual layout.
+/// The folder of XML files in the usual layout.
 fn annotations_folder(dir: &Path) -> Option<PathBuf> {
     ANNOTATIONS.map(|n| dir.join(n)).into_iter().find(|d| listing::has(d, &["xml"]))
 }
 
-/// Folders with XML files beside the images; the set itself counts as one of them.
+/// Names of the folders with XML files next to the images. The data set folder itself is the empty
+/// name.
 fn flat_folders(dir: &Path) -> Result<Vec<String>> {
     let mut names = listing::folders(dir)?;
     names.retain(|n| !ANNOTATIONS.contains(&n.as_str()) && listing::has(&dir.join(n), &["xml"]));
@@ -45,7 +46,7 @@ fn flat_folders(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What was found, if the folder has annotation files of Pascal VOC.
+/// A description of what was found, if the folder has annotation files of Pascal VOC.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -63,7 +64,7 @@ pub fn recognise(dir: &Path) -> Result<Option<String>> {
 /// The splits.
 ///
 /// # Errors
-/// No annotation files, invalid ones, lists of images that have none.
+/// No annotation files, invalid annotation files, or lists of images without annotation files.
 pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
     if let Some(folder) = annotations_folder(dir) {
         let images = IMAGES.map(|n| dir.join(n)).into_iter().find(|d| d.is_dir());
@@ -107,8 +108,8 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
     names.iter().zip(&all).map(|(name, a)| build::whole(a, &classes, name, search)).collect()
 }
 
-/// The splits of lists. Those whose images have no annotations, as in VOC's test sets, are left out
-/// with a note.
+/// The splits given by lists. Splits whose images have no annotations, as in VOC's test sets, are
+/// left out with a message.
 fn of_lists(
     a: &Annotations,
     classes: &[String],
@@ -118,7 +119,7 @@ fn of_lists(
     let (mut sources, mut without, mut example) = (vec![], vec![], None);
     for list in lists {
         if !search.only.is_empty() && !search.only.contains(&list.split) {
-            // Named in messages only; a mistake in its list does not matter.
+            // Only named in messages, so a mistake in its list does not matter.
             sources.push(Source::unread(list.split, &a.images, &a.folder));
         } else if let Some(source) = build::listed(a, classes, &list, search)? {
             sources.push(source);
@@ -163,8 +164,8 @@ fn read(folder: PathBuf, images: PathBuf, search: &Search) -> Result<Annotations
     Ok(Annotations { folder, images, files, crc })
 }
 
-/// Names of all classes, sorted. Taken from all annotation files, so that labels do not depend on
-/// which splits are packed.
+/// Names of all classes, sorted. They are taken from all annotation files, so that labels do not
+/// depend on which splits are packed.
 fn classes(all: &[Annotations]) -> Vec<String> {
     let files = all.iter().flat_map(|a| a.files.values());
     let names: BTreeSet<&String> = files.flat_map(|f| f.objects.iter().map(|o| &o.name)).collect();
@@ -175,13 +176,13 @@ fn classes(all: &[Annotations]) -> Vec<String> {
 struct List {
     split: String,
     path: PathBuf,
-    /// Lines that are not empty, with their numbers from 1.
+    /// Non-empty lines with their line numbers, from 1.
     lines: Vec<(usize, String)>,
     notes: Vec<String>,
 }
 
-/// The lists in `ImageSets/Main`, without those of single classes (`dog_train.txt`); `trainval`
-/// only if it is asked for or is not made of `train` and `val`. `None` if there are none.
+/// The lists in `ImageSets/Main`, except those of single classes (`dog_train.txt`). `trainval` is
+/// left out if no split is selected and both `train` and `val` exist. `None` if there are no lists.
 fn lists(dir: &Path, classes: &[String], search: &Search) -> Result<Option<Vec<List>>> {
     let folder = dir.join(LISTS);
     if !folder.is_dir() {

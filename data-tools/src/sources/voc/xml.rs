@@ -2,7 +2,7 @@
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-/// Most nodes of an annotation file: about 100,000 objects.
+/// Maximum number of XML nodes of an annotation file: about 100,000 objects.
 const MAX_NODES: u32 = 2_000_000;
 
 /// The contents of an annotation file.
@@ -23,16 +23,17 @@ pub struct Object {
     pub name: String,
     /// Whether it is marked as difficult.
     pub difficult: bool,
-    /// `[xmin, ymin, xmax, ymax]` as written: pixels counted from 1, both ends included.
+    /// `[xmin, ymin, xmax, ymax]` as written: pixels counted from 1, both ends inclusive.
     pub corners: [f64; 4],
 }
 
 /// Parses an annotation file.
 ///
 /// # Errors
-/// Malformed XML, entities, a missing or invalid field: the line and the problem.
+/// Malformed XML, a document type, a missing or invalid field; the message contains the problem
+/// and, where known, the line.
 pub fn parse(text: &str) -> Result<File, String> {
-    // A document type could define entities that expand to any size.
+    // Entities defined in a document type could expand to any size.
     let options =
         ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options).map_err(|e| e.to_string())?;
@@ -50,7 +51,7 @@ pub fn parse(text: &str) -> Result<File, String> {
     })
 }
 
-/// The place of a node.
+/// The line of a node, for messages.
 fn line(document: &Document, node: Node) -> String {
     format!("line {}", document.text_pos_at(node.range().start).row)
 }

@@ -1,18 +1,18 @@
-//! One label file of YOLO: a line an object, `class cx cy w h` in shares of the image's size.
+//! One YOLO label file: one line `class cx cy w h` per object, as fractions of the image's size.
 
-/// An object: its class from 0, and its box `[x, y, w, h]` in pixels.
+/// One object of a label file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Object {
     /// Class, from 0.
     pub class: usize,
     /// `[x, y, w, h]` in pixels.
     pub bbox: [f64; 4],
-    /// Whether the line is a polygon, of which this is the bounding box.
+    /// Whether the line is a polygon; `bbox` is then its bounding box.
     pub polygon: bool,
 }
 
-/// Parses a label file of an image of `size` (width, height) pixels and a data set of `classes`
-/// classes. With `keypoints` each box is followed by that many numbers, which are ignored.
+/// Parses the label file of an image of `size` (width, height) in a data set with `classes`
+/// classes. With `keypoints`, each box is followed by that many numbers, which are ignored.
 ///
 /// # Errors
 /// The line, what was expected and what was found.
@@ -86,11 +86,12 @@ fn class(word: &str, classes: usize) -> Result<usize, String> {
     })
 }
 
-/// Undoes the rounding of a division by the image's size: most whole and half pixels have no exact
-/// share. Values further than 1e-9 pixels from one are kept.
+/// Undoes the rounding from the division by the image's size, after which most integer and
+/// half-integer coordinates are no longer exact. Values that are 1e-9 pixels or more away from one
+/// are kept.
 fn nearest_half(v: f64) -> f64 {
     let half = (2.0 * v).round() / 2.0;
-    // Without a negative zero.
+    // Adding 0 turns -0 into 0.
     if (v - half).abs() < 1e-9 { half + 0.0 } else { v }
 }
 
@@ -98,7 +99,8 @@ fn nearest_half(v: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// Every box of whole and half pixels survives the way through shares of the size.
+    /// Boxes with integer and half-integer coordinates survive the conversion to fractions and
+    /// back.
     #[test]
     fn whole_and_half_pixels_are_exact() {
         for (width, height) in [(200u32, 200u32), (640, 480), (1333, 797), (37, 8191)] {

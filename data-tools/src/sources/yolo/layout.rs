@@ -1,4 +1,4 @@
-//! Where the images and labels of a YOLO set are.
+//! Finds the images and labels of a YOLO data set.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use super::names::{Description, parse_list, parse_yaml};
 use crate::input::Folder;
 use crate::sources::{Search, listing};
 
-/// Files with class names, a line each, where they are looked for.
+/// Paths at which a file with one class name per line is looked for.
 const NAME_LISTS: [&str; 4] = ["classes.txt", "labels/classes.txt", "classes.names", "obj.names"];
 
-/// The description of a set and the file that it is in; `None` if the folder has none.
+/// The description of a data set and the path of its file; `None` if the folder has none.
 ///
 /// # Errors
 /// Several YAML files with class names, an invalid description.
@@ -29,8 +29,8 @@ pub(super) fn description(
     }
     let mut found = vec![];
     for name in yaml {
-        // Other tools keep YAML files of other contents beside the data; whether they can be read
-        // does not matter.
+        // Other tools keep unrelated YAML files next to the data; it does not matter whether these
+        // can be read.
         match folder.text(name) {
             Ok(text) if name == "data.yaml" || text.lines().any(|l| l.starts_with("names:")) => {
                 found.push((dir.join(name), text));
@@ -80,10 +80,11 @@ impl Group {
     }
 }
 
-/// The groups that the description names, or those of the usual folders.
+/// The groups that the description names, or else those of the usual folders.
 ///
 /// # Errors
-/// Paths outside `dir` or without a folder, no images.
+/// Paths that do not exist inside `dir` (except those of `test`), unreadable folders, invalid
+/// lists.
 pub(super) fn groups(
     dir: &Path,
     file: &Path,
@@ -114,7 +115,7 @@ pub(super) fn groups(
     Ok(groups)
 }
 
-/// One split of a description; `None` if none of its paths exists.
+/// One split of a description; `None` if any of its paths does not exist.
 fn described(
     dir: &Path,
     file: &Path,
@@ -154,8 +155,9 @@ fn described(
     Ok(Some(Group { split: Some(split.to_owned()), images_dir, labels_dir, files, notes }))
 }
 
-/// The existing path, relative to `dir`, that an entry of the description means. Exports are
-/// written for another place: leading `..` and a `path` that does not exist here are passed over.
+/// The existing path, relative to `dir`, that an entry of the description refers to. Exported data
+/// sets often contain paths of another machine, so a leading `..` and a `path` that does not exist
+/// here are ignored.
 fn locate(dir: &Path, base: Option<&str>, entry: &str) -> Option<PathBuf> {
     let clean = |p: &str| -> PathBuf {
         let parts = Path::new(p).components();
@@ -207,8 +209,8 @@ fn list(dir: &Path, file: &Path, name: &str, search: &Search) -> Result<Vec<Stri
     Ok(images)
 }
 
-/// A folder of images as a split, with its labels in the folder whose path has `labels` in place of
-/// the last `images`, or beside the images.
+/// A folder of images as a split. Its labels are in the folder whose path has `labels` in place of
+/// the last `images`, or next to the images.
 fn folder(images_dir: PathBuf, split: Option<String>, notes: Vec<String>) -> Result<Group> {
     let labels_dir = replaced(&images_dir).filter(|d| d.is_dir()).unwrap_or(images_dir.clone());
     let names = listing::pictures(&images_dir)?;
@@ -224,7 +226,7 @@ fn replaced(path: &Path) -> Option<PathBuf> {
     Some(parts.into_iter().enumerate().map(part).collect())
 }
 
-/// The label file of an image named relative to the set.
+/// The label file of an image; both paths are relative to the data set.
 fn label(image: &str) -> String {
     let path = replaced(Path::new(image)).unwrap_or_else(|| image.into());
     with_txt(&path.to_string_lossy())

@@ -1,4 +1,4 @@
-//! YOLO: a text file an image, class names in `data.yaml` or `classes.txt`.
+//! YOLO: one text file per image, class names in `data.yaml` or `classes.txt`.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use labels::Object;
 use layout::Group;
 use names::Description;
 
-/// What was found, if the folder has the class names of a YOLO set.
+/// A description of what was found, if the folder has the class names of a YOLO data set.
 ///
 /// # Errors
 /// A folder that cannot be listed; an invalid description.
@@ -36,7 +36,7 @@ pub fn recognise(dir: &Path, search: &Search) -> Result<Option<String>> {
 /// The splits.
 ///
 /// # Errors
-/// No class names, no images or labels, invalid ones.
+/// No class names, no images or labels, or invalid labels.
 pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
     let Some((file, description)) = layout::description(dir, search.allow_outside)? else {
         return Err(Error::Usage(format!(
@@ -48,7 +48,7 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
     let (mut sources, mut without) = (vec![], vec![]);
     for group in groups {
         let wanted = |s: &String| search.only.is_empty() || search.only.contains(s);
-        // Pictures of a split that is not asked for need not be read.
+        // Images of a split that is not selected need not be read.
         if group.split.as_ref().is_some_and(|s| !wanted(s)) {
             let split = group.split.clone().unwrap_or_default();
             sources.push(Source::unread(split, &group.images_dir, &group.labels_dir));
@@ -92,7 +92,8 @@ fn divided(source: Source, search: &Search) -> Result<Vec<Source>> {
     Part::ALL.into_iter().map(part).collect()
 }
 
-/// An image with its size and objects; the text of the label file is `None` if there is none.
+/// The size and objects of an image, and the text of its label file; `None` if there is no such
+/// file.
 type Labelled = ((u32, u32), Vec<Object>, Option<String>);
 
 /// Reads the labels and the sizes of the images of a group, on all threads.
@@ -125,7 +126,7 @@ fn read(group: &Group, description: &Description, search: &Search) -> Result<Sou
     assemble(group, &description.names, all)
 }
 
-/// What was decided for the images of a split.
+/// Counts of special cases among the images of a split.
 #[derive(Default)]
 struct Counts {
     empty: usize,
@@ -205,11 +206,11 @@ fn assemble(
     })
 }
 
-/// Bytes at the beginning of a file that usually have its size.
+/// Number of bytes at the beginning of an image file that usually contain its size.
 const HEAD: u64 = 1 << 18;
 
-/// The size of an image file, which is not annotated: that of the image on display if its boxes
-/// refer to that. The problem names the file.
+/// The size of an image for which none is annotated: its displayed size if the boxes refer to that,
+/// otherwise its stored size. The error names the file.
 pub(super) fn picture_size(
     folder: &Folder,
     name: &str,

@@ -1,4 +1,4 @@
-//! The description of a YOLO set: `data.yaml`, or class names alone, a line each.
+//! The description of a YOLO data set: `data.yaml`, or only class names, one per line.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,9 @@ pub struct Description {
     pub names: Vec<String>,
     /// Folder that the paths of the splits are relative to.
     pub path: Option<String>,
-    /// Numbers of keypoints that follow each box, of a set for pose estimation.
+    /// Count of keypoint values that follow each box, in data sets for pose estimation.
     pub keypoints: Option<usize>,
-    /// Split and its paths: folders of images or lists of image files.
+    /// Splits and their paths: folders of images or lists of image files.
     pub splits: Vec<(&'static str, Vec<String>)>,
 }
 
@@ -35,7 +35,7 @@ enum Names {
     Map(BTreeMap<i64, Scalar>),
 }
 
-/// A name as written; YAML takes `1` and `on` for other types.
+/// A class name as written. YAML parses names such as `1` and `true` as other types.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Scalar {
@@ -66,7 +66,8 @@ impl Scalar {
 /// Parses `data.yaml`.
 ///
 /// # Errors
-/// Malformed YAML, missing names, numbers of classes that are not 0, 1, 2, ...
+/// Malformed YAML, missing or repeated names, class numbers that are not 0, 1, 2, ..., a wrong
+/// `nc`.
 pub fn parse_yaml(text: &str) -> Result<Description, String> {
     let yaml: Yaml = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
     let names: Vec<String> = match yaml.names {
@@ -92,10 +93,10 @@ pub fn parse_yaml(text: &str) -> Result<Description, String> {
     Ok(Description { names, path: yaml.path, keypoints, splits: splits.collect() })
 }
 
-/// Parses class names, a line each.
+/// Parses class names, one per line.
 ///
 /// # Errors
-/// No names, or one name twice.
+/// No names, an empty name, or a repeated name.
 pub fn parse_list(text: &str) -> Result<Description, String> {
     let names: Vec<String> = text.trim_end().lines().map(|l| l.trim().to_owned()).collect();
     check(&names)?;
