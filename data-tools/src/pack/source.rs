@@ -244,6 +244,7 @@ fn encode(image: &Image, bytes: Vec<u8>, boxes: &[GtBox], o: &Options) -> Result
     Ok(Encoded { record, entry, damage, repaired, rotated, turned, alpha, max_16_bit })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn undecodable(problem: String) -> String {
     format!("cannot be decoded: {problem}")
 }
@@ -263,9 +264,11 @@ struct Read {
 /// # Errors
 /// The message of the decoder.
 fn read_pixels(bytes: Vec<u8>, as_it_is: bool, bad: BadImages) -> Result<Read, String> {
-    let strict = |bytes: &[u8]| match as_it_is {
-        true => pixels::jpeg::check(bytes).map(|()| None),
-        false => pixels::decode_source(bytes).map(Some),
+    let strict = |bytes: &[u8]| {
+        if as_it_is {
+            return pixels::jpeg::check(bytes).map(|()| None);
+        }
+        pixels::decode_source(bytes).map(Some)
     };
     let problem = match strict(&bytes) {
         Ok(pixels) => return Ok(Read { bytes, pixels, repaired: false, damage: None }),

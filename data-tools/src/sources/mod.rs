@@ -40,8 +40,8 @@ pub enum Format {
 /// Treatment of VOC objects marked `difficult`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Difficult {
+    /// Neither trained on nor counted by the metric, like crowd regions.
     #[default]
-    /// Not trained on and not counted by the metric, as a crowd region.
     Ignore,
     /// Treated like any other object.
     Keep,
