@@ -63,7 +63,7 @@ fn damaged_files_are_refused_unless_asked_for() {
     let expected = pixels::decode_file(&file).unwrap();
     let row = expected.width * 3;
     let (scan, end) = (scan(&file), file.len() - 2);
-    let half = (scan + end) / 2;
+    let half = usize::midpoint(scan, end);
     let damages: [&[&[u8]]; 3] = [
         &[&file[..half]],
         &[&file[..end], b"\x55\x55\x55\x55\x55\x55\x55\x55\x55", &file[end..]],
