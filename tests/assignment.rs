@@ -194,16 +194,26 @@ fn predictions_that_are_not_finite_are_found() {
         let outputs = tch::no_grad(|| fixture.outputs());
         let Outputs { cls, distances, quality, first, bins, .. } = &outputs;
         for levels in [cls, distances, quality, first, bins] {
-            // The last cell of the second image, in the smallest level.
-            let Some(last) = levels.get(4) else { continue };
-            let cell = last.get(1).get(0).get(1).get(1);
-            let original = cell.copy();
-            for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-                drop(cell.shallow_clone().fill_(value));
-                let loss = tch::no_grad(|| fixture.forward(&outputs, &truth).read().unwrap());
-                assert!(!loss.total().is_finite(), "{settings:?}, {value}: {loss:?}");
+            let [Some(first_level), Some(last)] = [levels.first(), levels.get(4)] else { continue };
+            let cell =
+                |level: &Tensor, image: i64, at: i64| level.get(image).get(0).get(at).get(at);
+            let places = [
+                // The last cell of the image without boxes, in the smallest level.
+                ("a cell outside", cell(last, 1, 1)),
+                ("a cell in the box", cell(first_level, 0, 15)),
+                ("all cells of a level", first_level.shallow_clone()),
+                ("all cells of the last level", last.shallow_clone()),
+            ];
+            for (place, cells) in places {
+                let original = cells.copy();
+                for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                    drop(cells.shallow_clone().fill_(value));
+                    let loss = tch::no_grad(|| fixture.forward(&outputs, &truth).read().unwrap());
+                    let finite = loss.total().is_finite();
+                    assert!(!finite, "{settings:?}, {place}, {value}: {loss:?}");
+                }
+                cells.shallow_clone().copy_(&original);
             }
-            cell.shallow_clone().copy_(&original);
         }
     }
 }

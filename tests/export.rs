@@ -109,6 +109,9 @@ fn heads_of_a_fixed_size() {
     }
     let other = ["model.head_norm=none", "model.fpn_extra=on_input", "model.fpn_relu=false"];
     compare("dw_r50_fpn_1x", &[&SMALL[..], &other].concat(), (96, 96), true);
+    // Refinement with points at the corners of cells.
+    let corners = [&SMALL[..], &["model.refine=true"]].concat();
+    compare("autoassign_r50_fpn_1x", &corners, (96, 128), false);
     let basic = [&SMALL[..], &["model.backbone=resnet18", "model.norm=gn"]].concat();
     compare("dw_r50_fpn_1x", &basic, (160, 96), false);
     compare("tood_r50_fpn_1x", &basic, (160, 96), false);

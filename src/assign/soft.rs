@@ -10,7 +10,7 @@ use super::{ImageBoxes, Matcher, PairTensors, Pairs, Targets};
 use crate::geometry::{Grid, iou_and_giou_of_any};
 use crate::model::Predictions;
 
-/// Upper bound of the predicted distances in the loss, pixels.
+/// Largest magnitude of predicted distances in the loss, pixels.
 const MAX_DISTANCE: f64 = 1e9;
 
 /// Finds the points inside each box.
@@ -60,7 +60,8 @@ impl<'a> SoftInputs<'a> {
         // process. `invalid` makes the terms NaN instead.
         let score_bpc = score.nan_to_num(0.5, 1.0, 0.0);
         // The bound keeps areas and their products finite in f32.
-        let ltrb_bp4 = predicted.distances.nan_to_num(0.5, None, None).clamp_max(MAX_DISTANCE);
+        let ltrb_bp4 =
+            predicted.distances.nan_to_num(0.5, None, None).clamp(-MAX_DISTANCE, MAX_DISTANCE);
         // Predicted box and ground truth are distances from the same point, so neither is decoded.
         // (The reference decodes both, which rounds relative to the coordinates instead of the box
         // size.)

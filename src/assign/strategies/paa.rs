@@ -45,6 +45,8 @@ const FOCAL_GAMMA: f64 = 2.0;
 /// Weights of the terms.
 const BOX_WEIGHT: f64 = 1.3;
 const IOU_WEIGHT: f64 = 0.5;
+/// Stands for losses that are not finite in the order of the samples.
+const LARGEST: f64 = 1e30;
 /// Lower bound of the IoU where it is the weight of a box loss.
 const SMALLEST_IOU: f64 = 1e-12;
 
@@ -210,6 +212,9 @@ impl Probabilistic {
     /// Which potential positives are positive `[N]`, 1 or 0.
     fn selected(&self, positive: &Positives, grid: &Grid, loss_n: &Tensor) -> Tensor {
         let (t, levels) = (positive.targets, STRIDES.len() as i64);
+        // Sorting puts NaN behind infinity, where those that are no samples are. The term is NaN
+        // all the same.
+        let loss_n = &loss_n.nan_to_num(LARGEST, LARGEST, -LARGEST);
         let (num_gt, most) = (t.labels.size()[0], self.topk * levels);
         let point_n = t.positive.remainder(grid.num_points());
         let group_n = &t.gt * levels + grid.levels(loss_n.device()).index_select(0, &point_n);

@@ -10,7 +10,7 @@ use crate::model::heads::fcos::{TOWER_CONVS, branch_prefix};
 use crate::model::heads::quality::TOP;
 use crate::model::{Distances, ModelConfig, Tower};
 
-/// Features of each level to raw predictions.
+/// Features of each level to raw predictions. See [`crate::geometry::Grid::offset`] for `offset`.
 ///
 /// # Errors
 /// See [`Source::read`].
@@ -19,6 +19,7 @@ pub fn predict(
     source: &Source,
     config: &ModelConfig,
     pyramid: &[(Level, String)],
+    offset: f64,
 ) -> Result<Vec<Predicted>> {
     let prefix = branch_prefix(config.distances);
     let towers = ["cls_convs", "reg_convs"].map(|name| tower(g, source, name, TOWER_CONVS));
@@ -45,7 +46,7 @@ pub fn predict(
         let mut distances = distances(g, config.distances, level, &scaled);
         if let Some(offsets) = &offsets {
             let offsets = offsets.apply(g, &reg);
-            distances = refine(g, level, &distances, &offsets);
+            distances = refine(g, level, offset, &distances, &offsets);
         }
         let logits = cls_branch.apply(g, &cls);
         let mut probabilities = g.op("Sigmoid", &[&logits]);
@@ -124,8 +125,8 @@ fn distribution_quality(
 
 /// DW's box refinement; see `refine` of the head. `offsets` `[N, 8, h, w]`, cells, as (dy, dx) for
 /// each of x1, y1, x2, y2.
-fn refine(g: &mut Graph, level: &Level, distances: &str, offsets: &str) -> String {
-    let points = level.points(g, 0.5);
+fn refine(g: &mut Graph, level: &Level, offset: f64, distances: &str, offsets: &str) -> String {
+    let points = level.points(g, offset);
     let boxes = decode(g, &points, distances);
     let directions = directions(g);
     let signed = g.op("Mul", &[distances, &directions]);

@@ -33,7 +33,7 @@ pub fn predict(
     offset: f64,
 ) -> Result<Vec<Predicted>> {
     match config.head {
-        HeadKind::Fcos => fcos::predict(g, source, config, pyramid),
+        HeadKind::Fcos => fcos::predict(g, source, config, pyramid, offset),
         HeadKind::Tood => tood::predict(g, source, config, pyramid, offset),
         HeadKind::Vfnet => vfnet::predict(g, source, pyramid),
     }

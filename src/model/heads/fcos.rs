@@ -161,7 +161,10 @@ impl Head {
             };
             let distances = match &self.offset {
                 None => raw,
-                Some(_) => refine(&raw, &regression.narrow(1, num_sides, 8), stride, &self.sides),
+                Some(_) => {
+                    let offsets = regression.narrow(1, num_sides, 8);
+                    refine(&raw, &offsets, stride, offset, &self.sides)
+                }
             };
             out.cls.push(branch(&cls_branch, &cls));
             out.distances.push(distances);
@@ -222,13 +225,14 @@ impl Sides {
 /// map of predicted boxes, at the midpoint of the predicted side plus a learned offset.
 ///
 /// `ltrb` `[B, 4, h, w]` are the distances in pixels, `offsets` `[B, 8, h, w]` the offsets in cells
-/// as (dy, dx) for each of x1, y1, x2, y2. Returns refined distances `[B, 4, h, w]`, pixels.
-/// Samples outside the map read zeros, corner by corner, as in the released code.
-fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64, sides: &Sides) -> Tensor {
+/// as (dy, dx) for each of x1, y1, x2, y2, `offset` that of the points. Returns refined distances
+/// `[B, 4, h, w]`, pixels. Samples outside the map read zeros, corner by corner, as in the released
+/// code.
+fn refine(ltrb: &Tensor, offsets: &Tensor, stride: i64, offset: f64, sides: &Sides) -> Tensor {
     let size = ltrb.size();
     let (b, h, w) = (size[0], size[2], size[3]);
     let (kind, device) = (ltrb.kind(), ltrb.device());
-    let points_1hw2 = geometry::level_points(h, w, stride, 0.5, kind, device).view([1, h, w, 2]);
+    let points_1hw2 = geometry::level_points(h, w, stride, offset, kind, device).view([1, h, w, 2]);
     let boxes_b4hw =
         geometry::decode(&points_1hw2, &ltrb.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]);
     // Shift from the point to the midpoint of the side, in cells: of x1 and x2 along x, of y1 and
@@ -296,6 +300,21 @@ mod tests {
             let expected =
                 if config.distances == Distances::Exp { before.square() } else { before * 2.0 };
             assert!(after.allclose(&expected, 1e-12, 0.0, false), "{:?}", config.distances);
+        }
+    }
+
+    /// A side whose midpoint is outside the map reads the coordinate 0, wherever the points are.
+    #[test]
+    fn refinement_outside_the_map_gives_the_border_of_the_image() {
+        let (_, head) = head(&ModelConfig::default());
+        for offset in [0.0, 0.5] {
+            let ltrb = Tensor::full([1, 4, 5, 6], 400.0, (Kind::Double, Device::Cpu));
+            let still = ltrb.zeros_like().repeat([1, 2, 1, 1]);
+            let refined = refine(&ltrb, &still, 8, offset, &head.sides);
+            for column in 0..6 {
+                let left = refined.double_value(&[0, 0, 3, column]);
+                assert!((left - (column as f64 + offset) * 8.0).abs() < 1e-12, "{offset}: {left}");
+            }
         }
     }
 

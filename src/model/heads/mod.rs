@@ -199,10 +199,11 @@ impl Predictions {
     pub fn class_bce(&self, target_bpc: &Tensor) -> Tensor {
         match self.cls_is {
             ClassOutput::Logit => bce_with_logits(&self.cls, target_bpc),
-            // libtorch aborts on NaN here.
+            // libtorch aborts on NaN here, in the targets too, which may come from predictions.
             ClassOutput::Probability => {
                 let p = self.cls.nan_to_num(0.5, 1.0, 0.0);
-                p.binary_cross_entropy::<Tensor>(target_bpc, None, Reduction::None)
+                let target_bpc = target_bpc.nan_to_num(0.0, 1.0, 0.0).clamp(0.0, 1.0);
+                p.binary_cross_entropy::<Tensor>(&target_bpc, None, Reduction::None)
             }
         }
     }
