@@ -125,15 +125,6 @@ impl Error {
         }
     }
 
-    /// Whether this machine ran out of memory, threads, processes or file descriptors.
-    pub fn is_out_of_resources(&self) -> bool {
-        match self {
-            Self::OutOfMemory(_) | Self::OutOfResources(_) => true,
-            Self::Io { source, .. } => is_limit(source),
-            _ => false,
-        }
-    }
-
     /// The exit code of a program that ends with this error, one of [`exit`].
     pub fn exit_code(&self) -> i32 {
         match self {
@@ -153,10 +144,7 @@ impl Error {
 
 /// Whether a file operation failed because memory or file descriptors ran out.
 fn is_limit(e: &io::Error) -> bool {
-    // fs_err wraps the system's error in one with the path.
-    let inner = || e.get_ref()?.source()?.downcast_ref::<io::Error>()?.raw_os_error();
-    let code = e.raw_os_error().or_else(inner);
-    matches!(code, Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE))
+    matches!(e.raw_os_error(), Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE))
 }
 
 fn hint_of_limits(e: &io::Error) -> String {
@@ -209,11 +197,6 @@ mod tests {
         assert!(text.contains("hint: "), "{text}");
     }
 
-    /// Wraps an error as `fs_err` does.
-    #[derive(Debug, thiserror::Error)]
-    #[error("failed to open f")]
-    struct Wrapper(#[source] io::Error);
-
     #[test]
     fn exhausted_system_limits_are_not_usage_errors() {
         let error = |code| io::Error::from_raw_os_error(code);
@@ -222,9 +205,7 @@ mod tests {
         let file = |source| Error::io("cannot open", Path::new("f"))(source);
         assert_eq!(file(error(libc::EMFILE)).exit_code(), exit::RESOURCES);
         assert_eq!(file(error(libc::ENOENT)).exit_code(), exit::DATA);
-        let wrapped = io::Error::other(Wrapper(error(libc::EMFILE)));
-        assert_eq!(file(wrapped).exit_code(), exit::RESOURCES);
         assert!(matches!(usage(libc::ENOMEM), Error::OutOfMemory(_)));
-        assert!(usage(libc::EAGAIN).is_out_of_resources());
+        assert_eq!(usage(libc::EAGAIN).exit_code(), exit::RESOURCES);
     }
 }

@@ -116,14 +116,14 @@ mod tests {
             Err(io::Error::other("disk full"))
         });
         assert!(failed.is_err());
-        assert_eq!(fs_err::read(&path).unwrap(), b"old");
-        assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let plain = dir.path().join("b");
-        fs_err::write(&plain, "").unwrap();
-        let mode = |p: &Path| fs_err::metadata(p).unwrap().permissions().mode();
+        std::fs::write(&plain, "").unwrap();
+        let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode();
         let (inner, below) = (dir.path().join("x/y"), plain.join("z"));
         assert!(check_folder(&inner).is_ok() && check_folder(&below).is_err());
-        assert_eq!(fs_err::read_dir(&inner).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 0);
         assert_eq!(mode(&path), mode(&plain), "permissions of a regular new file");
     }
 
@@ -131,15 +131,15 @@ mod tests {
     fn links_are_followed_and_devices_are_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let [file, link, pipe] = ["a", "b", "c"].map(|name| dir.path().join(name));
-        fs_err::write(&file, "old").unwrap();
+        std::fs::write(&file, "old").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         write_atomically(&link, |f| f.write_all(b"new")).unwrap();
         assert!(link.is_symlink());
-        assert_eq!(fs_err::read(&file).unwrap(), b"new");
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
         let _socket = std::os::unix::net::UnixListener::bind(&pipe).unwrap();
         let e = write_atomically(&pipe, |f| f.write_all(b"new")).unwrap_err();
         assert!(e.to_string().contains("regular file"), "{e}");
-        assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 3);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]
@@ -155,9 +155,9 @@ mod tests {
             Err(Error::Usage("stopped".into()))
         });
         assert!(failed.is_err());
-        assert_eq!(fs_err::read(path.join("a")).unwrap(), b"old");
+        assert_eq!(std::fs::read(path.join("a")).unwrap(), b"old");
         write_folder_atomically(&path, with("new")).unwrap();
-        assert_eq!(fs_err::read(path.join("a")).unwrap(), b"new");
-        assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read(path.join("a")).unwrap(), b"new");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -199,7 +199,7 @@ mod tests {
     fn only_regular_files_of_a_limited_size_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a");
-        fs_err::write(&file, "12345").unwrap();
+        std::fs::write(&file, "12345").unwrap();
         assert_eq!(read(&file, 5).unwrap(), b"12345");
         assert!(read(&file, 4).unwrap_err().to_string().contains("5 bytes"));
         let fifo = dir.path().join("fifo");

@@ -120,7 +120,7 @@ pub fn split_names(dir: &Path) -> Result<Vec<String>> {
             shown(dir.display())
         )));
     }
-    let files = fs_err::read_dir(dir).map_err(Error::io("cannot list", dir))?;
+    let files = std::fs::read_dir(dir).map_err(Error::io("cannot list", dir))?;
     let mut names: Vec<String> = files
         .flatten()
         .filter_map(|f| Some(f.file_name().to_str()?.strip_suffix(".dwindex")?.to_owned()))

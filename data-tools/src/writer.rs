@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use dw_base::file::{sync_folder, write_atomically};
 use dw_base::text::shown;
 use dw_base::{Error, Result};
-use fs_err as fs;
 use serde::{Deserialize, Serialize};
+use std::fs;
 
 use crate::format::{
     ENTRY, Entry, HEADER, IndexHeader, Meta, ShardHeader, VERSION, index_name, shard_name,

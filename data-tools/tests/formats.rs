@@ -8,8 +8,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use dw_shards::Split;
-use fs_err as fs;
 use serde_json::Value;
+use std::fs;
 use support::{Set, fails, ok, pack};
 
 /// Boxes of every image of a split: class name and `[x, y, w, h]`, by the stem of the file name.

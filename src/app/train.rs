@@ -153,7 +153,7 @@ fn lock(work_dir: &Path, dry_run: bool, world: &World) -> Result<Option<Lock>> {
     if dry_run || world.rank() > 0 {
         return Ok(None);
     }
-    fs_err::create_dir_all(work_dir)
+    std::fs::create_dir_all(work_dir)
         .map_err(Error::io("cannot create the work directory", work_dir))?;
     Lock::take(work_dir).map(Some)
 }

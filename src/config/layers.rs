@@ -160,9 +160,11 @@ fn read(name: &str, folder: Option<&Path>) -> Result<ConfigFile> {
         ((*text).to_owned(), format!("built-in configuration `{name}`"), None)
     } else {
         let path = folder.map_or_else(|| PathBuf::from(name), |d| d.join(name));
-        let text = fs_err::read_to_string(&path).map_err(|e| {
+        let text = std::fs::read_to_string(&path).map_err(|e| {
             Error::Usage(format!(
-                "configuration `{name}` is neither built in nor a file: {e}\nhint: built in are {}",
+                "configuration `{name}` is neither built in nor a file: cannot read {}: {e}\n\
+                 hint: built in are {}",
+                path.display(),
                 names().join(", ")
             ))
         })?;

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use dw_base::file::write_folder_atomically;
 use dw_weights::Weights;
-use fs_err as fs;
 use safetensors::{Dtype, View};
+use std::fs;
 use tch::{Kind, Tensor};
 
 use super::flat::Flat;

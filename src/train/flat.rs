@@ -168,7 +168,7 @@ mod tests {
 
     /// Resident memory of this process, bytes.
     fn resident() -> f64 {
-        let status = fs_err::read_to_string("/proc/self/status").unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
         line.split_whitespace().next().unwrap().parse::<f64>().unwrap() * 1024.0
     }

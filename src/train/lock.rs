@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     fn write_lock(dir: &Path, owner: &Owner) {
-        fs_err::write(dir.join(NAME), serde_json::to_string(owner).unwrap()).unwrap();
+        std::fs::write(dir.join(NAME), serde_json::to_string(owner).unwrap()).unwrap();
     }
 
     #[test]
@@ -286,7 +286,7 @@ mod tests {
         // A container that was started again: another host name on the same machine.
         write_lock(dir.path(), &Owner { host: "container".into(), ..me });
         drop(Lock::take(dir.path()).unwrap());
-        fs_err::write(dir.path().join(NAME), "{\"host\": \"nod").unwrap();
+        std::fs::write(dir.path().join(NAME), "{\"host\": \"nod").unwrap();
         Lock::take(dir.path()).unwrap();
     }
 }

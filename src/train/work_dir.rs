@@ -42,7 +42,7 @@ pub fn record(dir: &Path, config: &str, table: &str) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use fs_err as fs;
+    use std::fs;
 
     use super::*;
 

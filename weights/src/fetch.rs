@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dw_base::{Error, Result};
-use fs_err as fs;
 use sha2::{Digest, Sha256};
+use std::fs;
 
 use crate::output::write_atomically;
 

@@ -7,10 +7,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use dw_base::{Error, Result};
-use fs_err as fs;
 use pytorch_reader::{DType, FileFormat, PytorchReader};
 pub use safetensors::Dtype;
 use safetensors::SafeTensors;
+use std::fs;
 
 use crate::classes;
 

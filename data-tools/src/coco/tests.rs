@@ -5,7 +5,7 @@ use super::*;
 fn parse(text: &str) -> Result<Coco> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("instances_x.json");
-    fs_err::write(&path, text).unwrap();
+    std::fs::write(&path, text).unwrap();
     read(&path)
 }
 
@@ -84,7 +84,7 @@ fn byte_order_marks_are_accepted_and_repeated_sections_rejected() {
     let path = dir.path().join("utf16.json");
     let utf16: Vec<u8> =
         format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
-    fs_err::write(&path, utf16).unwrap();
+    std::fs::write(&path, utf16).unwrap();
     assert!(read(&path).unwrap_err().to_string().contains("UTF-16"));
     let e = parse(&text.replace("annotations", "images")).unwrap_err().to_string();
     assert!(e.contains("`images`") && e.contains("second"), "{e}");

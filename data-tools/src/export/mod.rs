@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
 use dw_base::{Error, Result};
-use fs_err as fs;
 use image::ImageEncoder;
 use rayon::prelude::*;
+use std::fs;
 
 use crate::format::{Entry, GtBox};
 use crate::input;

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use dw_base::text::shown;
 use dw_base::{Error, Result};
-use fs_err as fs;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
+use std::fs;
 
 use crate::boxes::{Counts, boxes_by_image};
 use crate::coco::Coco;

@@ -182,7 +182,7 @@ fn image_dir(dir: &Path, split: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use fs_err as fs;
+    use std::fs;
 
     use super::*;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use dw_base::text::shown;
 use dw_base::{Error, Result};
-use fs_err as fs;
+use std::fs;
 
 use crate::coco::Coco;
 use crate::pixels::EXTENSIONS;

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use dw_base::file::write_atomically;
 use dw_base::text::shown;
 use dw_base::{Error, Result};
-use fs_err as fs;
 use rand::SeedableRng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rayon::prelude::*;
 use serde_json::{Value, json};
+use std::fs;
 
 use crate::pixels::encode_jpeg;
 

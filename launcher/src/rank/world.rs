@@ -29,10 +29,8 @@ impl World {
     /// A communicator with a watchdog.
     ///
     /// # Errors
-    /// The watchdog's thread cannot be started (see [`Error::is_out_of_resources`]). The rank must
-    /// then exit; its launcher ends the peers.
-    ///
-    /// [`Error::is_out_of_resources`]: dw_base::Error::is_out_of_resources
+    /// The watchdog's thread cannot be started. The rank must then exit; its launcher ends the
+    /// peers.
     pub fn new(backend: Arc<dyn Collectives>) -> Result<Self> {
         let world = Self::without_watchdog(backend);
         if let Err(e) = watchdog::start(&world.watch, &world.backend) {

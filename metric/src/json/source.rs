@@ -25,29 +25,26 @@ impl Source {
     /// [`Error::Usage`], which names the contents by `what`, for a file that cannot be read, a
     /// device, or a pipe with 8 GiB or more.
     pub(crate) fn open(path: &Path, what: &'static str) -> Result<Self> {
-        Self::read(path).map_err(|e| Error::Usage(format!("cannot read the {what}: {e}")))
+        let at = path.display();
+        Self::read(path).map_err(|e| Error::Usage(format!("cannot read the {what} {at}: {e}")))
     }
 
     fn read(path: &Path) -> io::Result<Self> {
-        let mut file = fs_err::File::open(path)?;
+        let mut file = std::fs::File::open(path)?;
         let meta = file.metadata()?;
         if meta.is_file() {
-            return Ok(Self::File(file.into_file(), meta.len()));
+            return Ok(Self::File(file, meta.len()));
         }
         let kind = meta.file_type();
         if kind.is_char_device() || kind.is_block_device() {
-            return Err(io::Error::other(format!(
-                "{}: expected a file or a pipe, found a device",
-                path.display()
-            )));
+            return Err(io::Error::other("expected a file or a pipe, found a device"));
         }
         let mut bytes = vec![];
         (&mut file).take(MAX_PIPE).read_to_end(&mut bytes)?;
         if bytes.len() as u64 == MAX_PIPE {
             let text = format!(
-                "{}: expected less than {MAX_PIPE} bytes from a pipe, found more\n\
-                 hint: write them to a file",
-                path.display()
+                "expected less than {MAX_PIPE} bytes from a pipe, found more\n\
+                 hint: write them to a file"
             );
             return Err(io::Error::other(text));
         }

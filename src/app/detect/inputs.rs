@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
 use dw_shards::pixels::EXTENSIONS;
-use fs_err as fs;
+use std::fs;
 
 use crate::{Error, Result};
 

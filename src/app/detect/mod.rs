@@ -18,7 +18,7 @@ use dw_launch::{Op, Topology, World};
 use dw_shards::coco::Category;
 use dw_shards::input::{self, MAX_IMAGE_BYTES};
 use dw_shards::pixels::{Rgb, decode_file, orientation};
-use fs_err as fs;
+use std::fs;
 use tch::Device;
 
 use super::inference;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use dw_base::file::check_folder;
 use dw_base::text::shown;
-use fs_err as fs;
+use std::fs;
 use tempfile::NamedTempFile;
 
 use crate::{Error, Result};

@@ -57,7 +57,7 @@ impl Job {
     /// A folder that cannot be written, a program that cannot be started.
     pub fn start(run: LabRun, slot: usize, launch: &Launch) -> Result<Option<Self>> {
         let folder = run.folder();
-        fs_err::create_dir_all(&folder).map_err(Error::io("cannot create", &folder))?;
+        std::fs::create_dir_all(&folder).map_err(Error::io("cannot create", &folder))?;
         let lock = match Lock::try_take(&folder)? {
             Ok(lock) => lock,
             Err(owner) => {

@@ -91,7 +91,7 @@ impl Outcome {
     /// # Errors
     /// A file that is not a result.
     pub fn read(path: &Path) -> Result<Option<Self>> {
-        let text = match fs_err::read_to_string(path) {
+        let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("cannot read", path)(e)),
@@ -200,7 +200,7 @@ mod tests {
         let config = load(&["data.shards=/some/where"]);
         let result = outcome(&config);
         result.write(&path).unwrap();
-        assert!(!fs_err::read_to_string(&path).unwrap().contains("/some/where"));
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("/some/where"));
         let read = Outcome::read(&path).unwrap().unwrap();
         assert_eq!(read, result);
         read.check(&path, &load(&["data.shards=/else", "data.workers=3"]), &result.data).unwrap();
@@ -218,11 +218,11 @@ mod tests {
         let file = dir.path().join("metrics.jsonl");
         let rows = "{\"step\":1,\"step_s\":2.0}\n{\"step\":1,\"AP\":0.1,\"eval_s\":1.0,\
                     \"peak_memory_mib\":70.0}\n{\"step\":2,\"step_s\":3.0}\n";
-        fs_err::write(&file, rows).unwrap();
+        std::fs::write(&file, rows).unwrap();
         assert!(measure(&file).unwrap_err().to_string().contains("after the last step"));
         let last = "{\"step\":2,\"AP\":0.2,\"bag_correlation\":-0.3,\"eval_s\":1.5,\
                     \"peak_memory_mib\":60.0}\n";
-        fs_err::write(&file, format!("{rows}{last}")).unwrap();
+        std::fs::write(&file, format!("{rows}{last}")).unwrap();
         let (metrics, cost) = measure(&file).unwrap();
         assert_eq!((metrics["AP"], metrics["bag_correlation"], metrics.len()), (0.2, -0.3, 2));
         let expected = Cost { steps: 2, train_s: 5.0, eval_s: 2.5, peak_memory_mib: 70.0 };

@@ -123,7 +123,7 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
 /// The first setting that differs.
 pub fn check_interrupted(run: &LabRun) -> Result<()> {
     let file = run.folder().join(CONFIG);
-    let Ok(text) = fs_err::read_to_string(&file) else { return Ok(()) };
+    let Ok(text) = std::fs::read_to_string(&file) else { return Ok(()) };
     if checkpoint::newest_step(&run.folder().join(WORK).join("checkpoints")).is_none() {
         return Ok(());
     }

@@ -104,7 +104,7 @@ fn folder_name(path: &str) -> Result<String> {
     if let Some(name) = path.file_name() {
         return Ok(name.to_string_lossy().into_owned());
     }
-    let absolute = fs_err::canonicalize(path).map_err(Error::io("cannot find", path))?;
+    let absolute = std::fs::canonicalize(path).map_err(Error::io("cannot find", path))?;
     let name = absolute.file_name().map(|n| n.to_string_lossy().into_owned());
     name.ok_or_else(|| {
         Error::Usage(format!("{}: expected a folder with a name", absolute.display()))
@@ -114,7 +114,7 @@ fn folder_name(path: &str) -> Result<String> {
 /// The paths of the TOML files of a folder, sorted.
 fn configurations(folder: &Path) -> Result<Vec<String>> {
     let mut paths = vec![];
-    for entry in fs_err::read_dir(folder).map_err(Error::io("cannot read", folder))? {
+    for entry in std::fs::read_dir(folder).map_err(Error::io("cannot read", folder))? {
         let path = entry.map_err(Error::io("cannot read", folder))?.path();
         if path.extension().is_some_and(|e| e == "toml") {
             paths.push(path.to_string_lossy().into_owned());
@@ -159,10 +159,10 @@ mod tests {
     fn a_folder_is_a_table_and_its_base_can_be_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("mine");
-        fs_err::create_dir(&folder).unwrap();
-        fs_err::write(folder.join("2_b.toml"), "base = \"atss_r50_fpn_1x\"").unwrap();
-        fs_err::write(folder.join("1_a.toml"), "[assign]\nbeta = 4").unwrap();
-        fs_err::write(folder.join("notes.txt"), "").unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("2_b.toml"), "base = \"atss_r50_fpn_1x\"").unwrap();
+        std::fs::write(folder.join("1_a.toml"), "[assign]\nbeta = 4").unwrap();
+        std::fs::write(folder.join("notes.txt"), "").unwrap();
         let table = Table::find(folder.to_str().unwrap()).unwrap();
         assert_eq!((table.name.as_str(), table.rows.len()), ("mine", 2));
         assert_eq!((table.rows[0].name.as_str(), table.rows[1].name.as_str()), ("a", "b"));
@@ -176,7 +176,7 @@ mod tests {
         let parent = dir.path().file_name().unwrap().to_string_lossy().into_owned();
         assert_eq!(folder_name(&inside).unwrap(), parent, "results stay in their folder");
         assert!(folder_name("/").is_err());
-        fs_err::write(folder.join("3_c.toml"), "[row]\ntitle = \"c\"\nAP = 3").unwrap();
+        std::fs::write(folder.join("3_c.toml"), "[row]\ntitle = \"c\"\nAP = 3").unwrap();
         let e = Table::find(folder.to_str().unwrap()).unwrap_err().to_string();
         assert!(e.contains("3_c.toml") && e.contains("`row`") && e.contains("AP"), "{e}");
     }

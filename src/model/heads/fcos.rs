@@ -159,12 +159,11 @@ impl Head {
                 Distances::Distribution => geometry::distances_of_bins(&scaled, stride),
                 Distances::Deltas => geometry::distances_of_deltas(&scaled, stride),
             };
-            let distances = match &self.offset {
-                None => raw,
-                Some(_) => {
-                    let offsets = regression.narrow(1, num_sides, 8);
-                    refine(&raw, &offsets, stride, offset, &self.sides)
-                }
+            let distances = if self.offset.is_some() {
+                let offsets = regression.narrow(1, num_sides, 8);
+                refine(&raw, &offsets, stride, offset, &self.sides)
+            } else {
+                raw
             };
             out.cls.push(branch(&cls_branch, &cls));
             out.distances.push(distances);

@@ -155,8 +155,8 @@ fn parse(path: &Path, n: usize, line: &str) -> Result<Map<String, Value>> {
 /// # Errors
 /// A file that cannot be read, or a line that is not a JSON object.
 pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let text = fs_err::read_to_string(path)
-        .map_err(|e| Error::Usage(format!("cannot read metrics: {e}")))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::Usage(format!("cannot read metrics {}: {e}", path.display())))?;
     let complete = text.rfind('\n').map_or("", |at| &text[..at]);
     complete.lines().enumerate().map(|(n, line)| parse(path, n, line)).collect()
 }
@@ -194,8 +194,8 @@ mod tests {
         let mut m = Metrics::open(&path, 0, 1).unwrap();
         (1..=5).for_each(|step| m.append(row(step)).unwrap());
         m.append(serde_json::json!({"step": 5, "AP": 0.1}).as_object().unwrap().clone()).unwrap();
-        let incomplete = fs_err::read_to_string(&path).unwrap() + "{\"st";
-        fs_err::write(&path, incomplete).unwrap();
+        let incomplete = std::fs::read_to_string(&path).unwrap() + "{\"st";
+        std::fs::write(&path, incomplete).unwrap();
         assert_eq!(read(&path).unwrap().len(), 6);
         let steps =
             || read(&path).unwrap().iter().map(|r| r["step"].as_u64().unwrap()).collect::<Vec<_>>();
@@ -206,6 +206,6 @@ mod tests {
         assert_eq!(steps(), [1, 2, 3, 4]);
         assert_eq!(read(&path).unwrap()[3]["attempt"], 3);
         drop(Metrics::open(&path, 0, 1).unwrap());
-        assert_eq!(fs_err::read_to_string(&path).unwrap(), "");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
     }
 }

@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn paths_of_a_description_never_leave_the_set() {
         let dir = tempfile::tempdir().unwrap();
-        fs_err::create_dir_all(dir.path().join("train/images")).unwrap();
+        std::fs::create_dir_all(dir.path().join("train/images")).unwrap();
         let found = |base, entry| locate(dir.path(), base, entry);
         assert_eq!(found(None, "../train/images"), Some("train/images".into()));
         assert_eq!(found(Some("../datasets/x"), "train/images"), Some("train/images".into()));
