@@ -13,8 +13,8 @@ limit_mib=48
 say() { echo "gpu-kit: $*"; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-[ -z "$(ls -A "$kit" 2>/dev/null)" ] || [ -f "$kit/kit.tar.xz" ] || [ -f "$kit/.dw-gpu-kit" ] || {
-  say "error: $kit is not a folder of this script: it is not removed" >&2
+[ -z "$(ls -A "$kit" 2>/dev/null)" ] || [ -f "$kit/.dw-gpu-kit" ] || {
+  say "error: $kit is not empty and was not made by this script" >&2
   exit 2
 }
 rm -rf "$kit"
@@ -84,6 +84,7 @@ size=$(du -sm "$kit" | cut -f1)
 python3 tools/gpu_kit.py compress "$kit" "$scratch/kit.tar.xz"
 rm -rf "$kit"
 mkdir -p "$kit"
+touch "$kit/.dw-gpu-kit"
 mv "$scratch/kit.tar.xz" "$kit/"
 packed=$(du -m "$kit/kit.tar.xz" | cut -f1)
 say "$kit, $packed MiB ($size MiB unpacked), revision $revision"

@@ -51,11 +51,6 @@ impl Folder {
         &self.path
     }
 
-    /// The path with symbolic links resolved.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// Reads a file of at most `limit` bytes; `None` if it is outside the folder.
     ///
     /// # Errors
@@ -90,6 +85,16 @@ impl Folder {
         Ok(Some(bytes))
     }
 
+    /// The error for a file that is outside the folder.
+    pub fn outside(&self, name: &str) -> Error {
+        let root = dw_base::text::shown(self.root.display());
+        let problem = format!(
+            "is a symbolic link to a file outside {root}\n\
+             hint: `--allow-outside` reads files outside the folder too"
+        );
+        Error::data(&self.path.join(name), "", problem)
+    }
+
     /// Reads a text file of at most [`MAX_TEXT_BYTES`], without a byte order mark.
     ///
     /// # Errors
@@ -97,14 +102,7 @@ impl Folder {
     pub fn text(&self, name: &str) -> Result<String> {
         let path = self.path.join(name);
         let bytes = self.read(name, MAX_TEXT_BYTES).map_err(Error::io("cannot read", &path))?;
-        let Some(bytes) = bytes else {
-            let root = dw_base::text::shown(self.root.display());
-            let problem = format!(
-                "is a symbolic link to a file outside {root}\n\
-                 hint: `--allow-outside` reads files outside the folder too"
-            );
-            return Err(Error::data(&path, "", problem));
-        };
+        let bytes = bytes.ok_or_else(|| self.outside(name))?;
         let text = String::from_utf8(bytes)
             .map_err(|_| Error::data(&path, "", "expected text in UTF-8, found other bytes"))?;
         Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))

@@ -354,3 +354,19 @@ fn empty_picture_files_are_errors_or_left_out() {
     assert!(said.contains("c.png"), "{said}");
     assert_eq!(boxes(&out, "train").len() + boxes(&out, "val").len(), 2);
 }
+
+/// The sizes of YOLO's images are read from the files, where `skip` must not leave out more than
+/// unusable images.
+#[test]
+fn links_out_of_a_yolo_set_are_errors_also_with_skip() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = dir.path().join("yolo");
+    yolo(&set, "train: train/images\nval: train/images\nnames: [cat, dog]\n");
+    fs::rename(set.join("train/images/a.png"), dir.path().join("a.png")).unwrap();
+    symlink(dir.path().join("a.png"), set.join("train/images/a.png")).unwrap();
+    for more in [&[][..], &["--bad-images", "skip"]] {
+        let problem = fails(&[&[text(&set)], more].concat(), 3);
+        assert!(problem.contains("a.png") && problem.contains("--allow-outside"), "{problem}");
+    }
+    ok(&[text(&set), "--allow-outside"]);
+}

@@ -174,7 +174,10 @@ impl Lock {
                 return Ok(Attempt::Locked(Self { path, file }));
             }
             let other = other.cloned();
-            let same_host = other.as_ref().is_none_or(|o| o.host == dw_base::host::name());
+            let same_host = other.as_ref().is_none_or(|o| {
+                let me = Owner::this_process();
+                o.host == me.host || (o.boot.is_some() && o.boot == me.boot)
+            });
             return Ok(Attempt::InUse { owner: other, same_host });
         }
     }

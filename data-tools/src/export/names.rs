@@ -8,9 +8,8 @@ use dw_base::names::relative;
 use dw_base::text::shown;
 use rayon::prelude::*;
 
-use crate::pixels::{EXTENSIONS, Layout};
+use crate::pixels::Layout;
 use crate::reader::{Record, Split};
-use crate::sources::listing::stem;
 
 /// The file name of every image, in the order of the records, and the number of renamed ones.
 ///
@@ -47,10 +46,8 @@ fn file_name(record: &Record) -> Result<String> {
 
 /// What must be unique about a name.
 fn key(name: &str, by_stem: bool) -> String {
-    // VOC annotation files are named by this stem. A name without a usual extension, such as `a.b`,
-    // is its own stem.
-    let stem = if by_stem { stem(name, &EXTENSIONS).unwrap_or(name) } else { name };
-    stem.to_lowercase()
+    let stem = if by_stem { Path::new(name).with_extension("") } else { name.into() };
+    stem.to_string_lossy().to_lowercase()
 }
 
 /// Makes names unique; returns them with the number of changed ones. `names` come with image ids.
@@ -107,6 +104,9 @@ mod tests {
         let stems = [("a.jpg".to_owned(), 1), ("a.png".to_owned(), 2)];
         assert_eq!(unique(&stems, true, &mut HashSet::new()).0, ["a.jpg", "a_2.png"]);
         assert_eq!(unique(&stems, true, &mut HashSet::from(["a".to_owned()])).1, 2);
+        // As YOLO's readers name the labels, whatever the extension is.
+        let odd = [("cat.0".to_owned(), 1), ("cat.jpg".to_owned(), 2)];
+        assert_eq!(unique(&odd, true, &mut HashSet::new()).0, ["cat.0", "cat_2.jpg"]);
         let cases = [("A.png".to_owned(), 1), ("a.PNG".to_owned(), 2), ("a_2.png".to_owned(), 3)];
         assert_eq!(unique(&cases, false, &mut HashSet::new()).0, ["A.png", "a_2_2.PNG", "a_2.png"]);
     }

@@ -105,12 +105,7 @@ impl ImageFolder {
             Unusable::Bad(format!("{path}: image {} cannot be read: {e}", image.id))
         };
         let bytes = self.0.read(&image.file_name, input::MAX_IMAGE_BYTES).map_err(unreadable)?;
-        bytes.ok_or_else(|| {
-            let root = shown(self.0.root().display());
-            let problem = format!("is a symbolic link to a file outside {root}\n{HINT}");
-            let place = format!("image {}", image.id);
-            Unusable::Always(Error::data(&path, place, problem))
-        })
+        bytes.ok_or_else(|| Unusable::Always(self.0.outside(&image.file_name)))
     }
 
     /// Reads, checks and encodes an image.

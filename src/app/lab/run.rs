@@ -188,7 +188,11 @@ impl Lab {
             }
             while !stopping && self.jobs.len() < self.setup.jobs {
                 let Some(run) = waiting.next() else { break };
-                self.start(run)?;
+                let name = run.name();
+                if let Err(e) = self.start(run) {
+                    tracing::error!("{name}: not started: {e}");
+                    self.failures.push((name, e.exit_code()));
+                }
             }
             if self.jobs.is_empty() {
                 break;

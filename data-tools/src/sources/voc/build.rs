@@ -215,7 +215,7 @@ impl Pictures {
             return Ok(file.size);
         }
         counts.without_size += 1;
-        match yolo::picture_size(&self.folder, file_name, search) {
+        match yolo::picture_size(&self.folder, file_name, search)? {
             Ok(size) => Ok(Some(size)),
             Err(problem) if search.bad_images == BadImages::Skip => {
                 counts.unreadable.push(problem);

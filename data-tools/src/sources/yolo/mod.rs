@@ -105,7 +105,7 @@ fn read(group: &Group, description: &Description, search: &Search) -> Result<Sou
     let images = Folder::open(&group.images_dir, search.allow_outside)?;
     let labels = Folder::open(&group.labels_dir, search.allow_outside)?;
     let one = |(image, label): &(String, String)| -> Result<std::result::Result<Labelled, String>> {
-        let size = match picture_size(&images, image, search) {
+        let size = match picture_size(&images, image, search)? {
             Ok(size) => size,
             Err(problem) if search.bad_images == BadImages::Skip => return Ok(Err(problem)),
             Err(problem) => {
@@ -210,42 +210,56 @@ fn assemble(
 const HEAD: u64 = 1 << 18;
 
 /// The size of an image for which none is annotated: its displayed size if the boxes refer to that,
-/// otherwise its stored size. The error names the file.
+/// otherwise its stored size. The inner error is the problem of an unusable image, with the name of
+/// the file.
+///
+/// # Errors
+/// A link out of the folder, or a failure of the machine: errors under every policy.
 pub(super) fn picture_size(
     folder: &Folder,
     name: &str,
     search: &Search,
-) -> std::result::Result<(u32, u32), String> {
+) -> Result<std::result::Result<(u32, u32), String>> {
     let path = folder.path().join(name);
     let named = |e: String| format!("{}: {e}", shown(path.display()));
-    let outside = || {
-        let root = shown(folder.root().display());
-        named(format!(
-            "is a symbolic link to a file outside {root}\n\
-             hint: `--allow-outside` reads files outside the folder too"
-        ))
+    let read = |bytes: std::io::Result<Option<Vec<u8>>>| match bytes {
+        Ok(Some(bytes)) => Ok(Ok(bytes)),
+        Ok(None) => Err(folder.outside(name)),
+        Err(e) if input::is_of_machine(&e) => Err(Error::io("cannot read", &path)(e)),
+        Err(e) => Ok(Err(named(format!("cannot be read: {e}")))),
     };
-    let unread = |e: std::io::Error| named(format!("cannot be read: {e}"));
     if search.exif == Exif::Ignore {
-        let head = folder.head(name, HEAD).map_err(unread)?.ok_or_else(outside)?;
-        if let Ok((w, h)) = pixels::file_size(&head) {
-            return Ok((w as u32, h as u32));
+        match read(folder.head(name, HEAD))? {
+            Ok(head) => {
+                if let Ok((w, h)) = pixels::file_size(&head) {
+                    return Ok(Ok((w as u32, h as u32)));
+                }
+            }
+            Err(problem) => return Ok(Err(problem)),
         }
     }
-    let bytes = folder.read(name, input::MAX_IMAGE_BYTES).map_err(unread)?.ok_or_else(outside)?;
-    let (w, h) = pixels::file_size(&bytes).map_err(|e| named(format!("cannot be decoded: {e}")))?;
+    let bytes = match read(folder.read(name, input::MAX_IMAGE_BYTES))? {
+        Ok(bytes) => bytes,
+        Err(problem) => return Ok(Err(problem)),
+    };
+    Ok(size_of(&bytes, search).map_err(named))
+}
+
+/// The size of an image file; see [`picture_size`].
+fn size_of(bytes: &[u8], search: &Search) -> std::result::Result<(u32, u32), String> {
+    let (w, h) = pixels::file_size(bytes).map_err(|e| format!("cannot be decoded: {e}"))?;
     let size = (w as u32, h as u32);
-    let orientation = pixels::orientation(&bytes).unwrap_or(1);
+    let orientation = pixels::orientation(bytes).unwrap_or(1);
     if search.exif == Exif::Ignore || !(2..=8).contains(&orientation) {
         return Ok(size);
     }
     match search.exif_boxes {
         Some(ExifBoxes::Stored) => Ok(size),
         Some(ExifBoxes::Displayed) => Ok(displayed(size, orientation)),
-        None => Err(named(format!(
+        None => Err(format!(
             "has the EXIF orientation {orientation}, and its annotations have no image size to \
              tell what the boxes refer to\n\
              hint: say it with `--exif-boxes stored` or `--exif-boxes displayed`"
-        ))),
+        )),
     }
 }
