@@ -71,6 +71,11 @@ fn model(c: &Config) -> Result<()> {
         "\"distribution\" for model.quality_tower = \"distribution\"",
     )?;
     must(
+        m.initial_quality > 0.0 && m.initial_quality < 1.0,
+        "model.initial_quality",
+        "a number between 0 and 1, exclusive",
+    )?;
+    must(
         m.head_norm != HeadNorm::None || m.tower_bias,
         "model.tower_bias",
         "true for model.head_norm = \"none\": no norm layer adds a bias",

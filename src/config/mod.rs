@@ -224,6 +224,7 @@ mod tests {
             ("model", "head_norm"),
             ("model", "distances"),
             ("model", "quality_tower"),
+            ("model", "initial_quality"),
             ("model", "tower_bias"),
             ("train", "deterministic"),
         ];

@@ -122,7 +122,7 @@ impl Reduced {
 /// after the step. The host reads nothing back; on a GPU it only enqueues work.
 ///
 /// mmdetection clamps the mean of a normaliser over the ranks; here the sum is clamped. Results
-/// differ only for batches with fewer boxes than ranks.
+/// differ only in steps in which that sum is smaller than the number of ranks.
 ///
 /// # Errors
 /// The connection to another rank is lost.

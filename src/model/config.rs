@@ -100,7 +100,7 @@ pub struct ModelConfig {
     #[serde(default = "on")]
     pub fpn_relu: bool,
     /// The head. The keys that shape towers and branches (`dcn_last_conv`, `refine`, `distances`,
-    /// `quality_tower`, `head_norm`, `tower_bias`) apply to `fcos` only.
+    /// `quality_tower`, `initial_quality`, `head_norm`, `tower_bias`) apply to `fcos` only.
     #[serde(default)]
     pub head: HeadKind,
     /// Whether the last convolution of both towers of the head is deformable.
@@ -114,6 +114,10 @@ pub struct ModelConfig {
     /// Tower from which the quality is predicted, if any.
     #[serde(default)]
     pub quality_tower: Tower,
+    /// Initial probability of the quality branch. Low where the branch is trained on all points
+    /// (SimOTA), of which few are positive.
+    #[serde(default = "half")]
+    pub initial_quality: f64,
     /// Norm layers of the towers.
     #[serde(default)]
     pub head_norm: HeadNorm,
@@ -126,6 +130,10 @@ pub struct ModelConfig {
 
 fn on() -> bool {
     true
+}
+
+fn half() -> f64 {
+    0.5
 }
 
 /// `model.fpn_extra`: the feature map that P6 is a convolution of.
@@ -205,11 +213,12 @@ impl ModelConfig {
             return Ok(());
         }
         let Self { refine, distances, quality_tower, .. } = self;
-        let Self { tower_bias, head_norm, dcn_last_conv, .. } = self;
+        let Self { tower_bias, head_norm, dcn_last_conv, initial_quality, .. } = self;
         let name = format!("{:?}", self.head).to_lowercase();
-        let keys: [(&str, bool, &str, &dyn std::fmt::Debug); 6] = [
+        let keys: [(&str, bool, &str, &dyn std::fmt::Debug); 7] = [
             ("refine", !refine, "false", refine),
             ("quality_tower", *quality_tower == Tower::None, "none", quality_tower),
+            ("initial_quality", *initial_quality == half(), "the default, 0.5,", initial_quality),
             ("distances", *distances == Distances::Relu, "the default, relu,", distances),
             ("tower_bias", *tower_bias, "the default, true,", tower_bias),
             ("head_norm", *head_norm == HeadNorm::Gn, "gn", head_norm),
@@ -271,6 +280,7 @@ impl Default for ModelConfig {
             distances: Distances::Relu,
             quality_tower: Tower::Reg,
             head_norm: HeadNorm::Gn,
+            initial_quality: half(),
             tower_bias: true,
             init: "imagenet".into(),
         }

@@ -58,7 +58,16 @@ impl SimotaConfig {
 
     /// A warning if the head is not the one of `simota_r50_fpn_1x`.
     pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
-        model.unlike("simota_r50_fpn_1x", Distances::Relu, Tower::Reg, true)
+        let unlike = model.unlike("simota_r50_fpn_1x", Distances::Relu, Tower::Reg, true);
+        let quality = (model.initial_quality > 0.1).then(|| {
+            format!(
+                "the quality branch is trained on all points, of which few are positive, and \
+                 starts at {}: simota_r50_fpn_1x sets model.initial_quality = 0.01",
+                model.initial_quality
+            )
+        });
+        let list: Vec<String> = unlike.into_iter().chain(quality).collect();
+        (!list.is_empty()).then(|| list.join("; "))
     }
 
     /// The settings on one line, for the table of settings in the log.

@@ -104,7 +104,9 @@ impl Head {
             let spec = conv_spec(config.channels, output, Some(bias));
             Conv::new(p, &format!("bbox_head.{name}"), spec, true)
         };
-        let score_bias = score_bias(INITIAL_SCORE);
+        // -0 + 0 is 0: the bias of the score 0.5.
+        let [class_bias, quality_bias] =
+            [INITIAL_SCORE, config.initial_quality].map(|score| score_bias(score) + 0.0);
         // With a bias of 0, half of the distances would be negative before the ReLU and get no
         // gradient.
         let distance_bias = if config.distances == Distances::Relu { 4.0 } else { 0.0 };
@@ -119,9 +121,9 @@ impl Head {
             quality_tower: config.quality_tower,
             cls_tower: tower(p, config, "cls_convs"),
             reg_tower: tower(p, config, "reg_convs"),
-            cls: conv(p, &name("cls"), classes, score_bias),
+            cls: conv(p, &name("cls"), classes, class_bias),
             reg: conv(p, &name("reg"), num_sides, distance_bias),
-            quality: has_quality.then(|| conv(p, &name("centerness"), 1, 0.0)),
+            quality: has_quality.then(|| conv(p, &name("centerness"), 1, quality_bias)),
             predictor: has_predictor.then(|| QualityPredictor::new(p)),
             offset: config.refine.then(|| conv(p, "reg_offset", 8, 0.0)),
             scales: scales(p, "scales"),
@@ -314,6 +316,17 @@ mod tests {
                 let left = refined.double_value(&[0, 0, 3, column]);
                 assert!((left - (column as f64 + offset) * 8.0).abs() < 1e-12, "{offset}: {left}");
             }
+        }
+    }
+
+    #[test]
+    fn quality_starts_at_the_configured_probability() {
+        for (initial_quality, expected) in [(0.5, 0.0), (0.01, -99f64.ln())] {
+            let (params, _) = head(&ModelConfig { initial_quality, ..ModelConfig::default() });
+            let name = "bbox_head.conv_centerness.bias";
+            let bias = &params.entries.iter().find(|e| e.name == name).unwrap().tensor;
+            assert!((bias.double_value(&[0]) - expected).abs() < 1e-12);
+            assert!(bias.double_value(&[0]).is_sign_negative() == (expected < 0.0));
         }
     }
 
