@@ -80,6 +80,17 @@ fn stale_locks_are_taken_over_unless_from_another_machine() {
     std::fs::write(&lock, owner.to_string()).unwrap();
     let refused = run_failing(&mut train(&sandbox, &[], &[]), 2);
     assert_contains(&refused, &["node17", "hint:", &lock, "--work-dir"]);
+    // A job that SLURM has requeued on another node goes on; another job does not.
+    owner["slurm_job"] = "7".into();
+    let text = owner.to_string();
+    std::fs::write(&lock, &text).unwrap();
+    for job in [None, Some("8")] {
+        let mut other = train(&sandbox, &[], &[]);
+        other.env_remove("SLURM_JOB_ID").envs(job.map(|id| ("SLURM_JOB_ID", id)));
+        assert_contains(&run_failing(&mut other, 2), &["node17"]);
+        assert_eq!(std::fs::read_to_string(&lock).unwrap(), text);
+    }
+    output(train(&sandbox, &[], &[]).env("SLURM_JOB_ID", "7"));
 }
 
 /// Settings that differ from the checkpoint's are refused and listed key by key, whether the run

@@ -115,6 +115,30 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
+/// The running statistics of batch norm are those of the whole batch, however many ranks share it:
+/// the mean of a channel is the mean of the means of two images of one size.
+#[test]
+fn running_statistics_of_batch_norm_are_averaged_over_the_ranks() {
+    let sandbox = Sandbox::new();
+    let sets = |images| {
+        let all = ["model.norm=bn", "model.init=random", "train.precision=f64", "data.group=2"];
+        [&all[..], &["train.max_steps=1", "eval.every_epochs=0", "data.flip=0.0", images]]
+            .concat()
+    };
+    sandbox.train(1, "1", &sets("train.images_per_rank=2"));
+    sandbox.train(2, "2", &sets("train.images_per_rank=1"));
+    let means = |work: &str| {
+        let file = sandbox.checkpoints(work)[0].join("model.safetensors");
+        let tensors = tch::Tensor::read_safetensors(file).unwrap();
+        let of = |name: &str| tensors.iter().find(|t| t.0 == name).unwrap().1.shallow_clone();
+        of("backbone.bn1.running_mean").to_kind(tch::Kind::Double)
+    };
+    let [whole, shared] = ["1", "2"].map(means);
+    assert!(whole.abs().max().double_value(&[]) > 1e-3, "as at the start");
+    let off = (whole - shared).abs().max().double_value(&[]);
+    assert!(off < 1e-12, "{off}");
+}
+
 /// A rank whose batch has no boxes takes part in the normalisation: the losses equal those of a
 /// single rank, and there is no deadlock.
 #[test]

@@ -97,4 +97,24 @@ mod tests {
             assert!(known, "{key} is not a key");
         }
     }
+
+    /// A key that is added to the list by mistake lets runs mix settings silently.
+    #[test]
+    fn the_settings_that_may_change_are_those_of_the_documentation() {
+        let page = include_str!("../../docs/training.md");
+        let (_, list) = page.split_once("**Other settings may change**").unwrap();
+        let (list, _) = list.split_once("`--work-dir`").unwrap();
+        let mut documented: Vec<String> = list
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(|k| k.strip_prefix('[').map_or(k.to_owned(), |s| s.replace(']', ".")))
+            .collect();
+        // Compared as the global batch.
+        documented.push("train.images_per_rank".to_owned());
+        documented.sort();
+        let mut listed = MAY_CHANGE.to_vec();
+        listed.sort_unstable();
+        assert_eq!(documented, listed);
+    }
 }

@@ -155,6 +155,18 @@ mod tests {
     }
 
     #[test]
+    fn boxes_are_scaled_to_the_network_input_and_then_mirrored() {
+        let b = |x, w| GtBox { id: 1, bbox: [x, 0., w, 1.], area: 1.0, label: 2, crowd: false };
+        let t = Transform { width: 20, height: 5, flip: true };
+        assert_eq!(t.boxes(&[b(1., 1.)], (4, 2)).0, [[10., 0., 15., 2.5]]);
+        // The limit of one pixel is in pixels of the original.
+        let enlarged = Transform { width: 80, height: 40, flip: false };
+        assert!(enlarged.boxes(&[b(1., 0.9)], (40, 20)).0.is_empty());
+        let reduced = Transform { width: 10, height: 5, flip: false };
+        assert_eq!(reduced.boxes(&[b(4., 2.)], (40, 20)).0, [[1., 0., 1.5, 0.25]]);
+    }
+
+    #[test]
     fn multi_scale_is_in_range_and_reproducible() {
         let c = DataConfig { multi_scale: vec![480, 960], ..DataConfig::default() };
         let of = |p| Transform::train(1000, 500, &c, 3, 1, p);

@@ -112,6 +112,11 @@ pub fn close(what: &str, found: f64, expected: f64, relative: f64) -> Result<(),
     }
 }
 
+/// Whether two numbers are equal within an absolute tolerance, and neither is NaN.
+pub fn near(found: f64, expected: f64, absolute: f64) -> bool {
+    (found - expected).abs() <= absolute
+}
+
 /// Largest absolute value; 0 for an empty tensor.
 pub fn max_abs(t: &Tensor) -> f64 {
     if t.numel() == 0 { 0.0 } else { host(t).abs().max().double_value(&[]) }

@@ -6,7 +6,7 @@ use dw::model::{Outputs, Rank, heads};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use crate::case::{Case, host, number};
+use crate::case::{Case, host, near, number};
 
 pub fn check(case: &Case, kind: Kind) -> Result<(), String> {
     let of = |name: &str| case.levels(&format!("input.{name}"), kind);
@@ -71,11 +71,11 @@ fn same_detections(found: &[(u32, f32, [f32; 4])], expected: &Value) -> Result<(
         if row("labels").as_u64() != Some((*label).into()) {
             return Err(format!("detection {n}: expected label {}, found {label}", row("labels")));
         }
-        if (number(row("scores")) - f64::from(*score)).abs() > 1e-6 {
+        if !near(f64::from(*score), number(row("scores")), 1e-6) {
             return Err(format!("detection {n}: expected score {}, found {score}", row("scores")));
         }
         for (k, side) in bbox.iter().enumerate() {
-            if (number(&row("boxes")[k]) - f64::from(*side)).abs() > 1e-4 {
+            if !near(f64::from(*side), number(&row("boxes")[k]), 1e-4) {
                 return Err(format!(
                     "detection {n}: expected box {}, found {bbox:?}",
                     row("boxes")

@@ -13,7 +13,7 @@ use dw_launch::World;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use crate::case::{Case, close, device, fill, host, max_abs, number, within};
+use crate::case::{Case, close, device, fill, host, max_abs, near, number, within};
 use crate::network::{entries, fill_state, gradients, losses, outputs, rule};
 
 /// Compares shape, mean, norm and sampled entries of feature maps. `relative`: tolerance relative
@@ -36,7 +36,7 @@ fn digests(what: &str, found: &[Tensor], expected: &Value, relative: f64) -> Res
             relative,
         )?;
         let (mean, expected) = (t.mean(Kind::Double).double_value(&[]), number(&row["mean"]));
-        if (mean - expected).abs() > allowed {
+        if !near(mean, expected, allowed) {
             return Err(format!("mean of {what}: expected {expected:e}, found {mean:e}"));
         }
         entries(&what, &t, row, "val", allowed)?;
@@ -69,7 +69,7 @@ fn after_updates(
             norm_tolerance,
         )?;
         let moved = (own - host(start).to_kind(Kind::Double)).norm().double_value(&[]);
-        if (moved - delta).abs() > change.0 * delta + change.1 * norm {
+        if !near(moved, delta, change.0 * delta + change.1 * norm) {
             return Err(format!("change of {}: expected {delta:e}, found {moved:e}", e.name));
         }
     }

@@ -9,7 +9,7 @@ use dw::model::{ModelConfig, Outputs, Params, heads};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use crate::case::{Case, close, device, fill, host, max_abs, number, within};
+use crate::case::{Case, close, device, fill, host, max_abs, near, number, within};
 use crate::loss;
 
 /// Fills every tensor of a network by the rules of the case. Names and shapes must be those of the
@@ -78,7 +78,7 @@ fn gradient(what: &str, found: &Tensor, expected: &Value, relative: f64) -> Resu
     let norm = number(&expected["l2_f64"]);
     let found = host(found).to_kind(Kind::Double).contiguous().view([-1]);
     let own = found.norm().double_value(&[]);
-    if (own - norm).abs() > relative * norm + 1e-9 {
+    if !near(own, norm, relative * norm + 1e-9) {
         return Err(format!("gradient of {what}: expected norm {norm:e}, found {own:e}"));
     }
     entries(
@@ -99,10 +99,14 @@ pub fn entries(
     absolute: f64,
 ) -> Result<(), String> {
     let list = |key: &str| expected[key].as_array().cloned().unwrap_or_default();
-    for (i, value) in list("idx").iter().zip(list(values)) {
+    let (indices, values) = (list("idx"), list(values));
+    if indices.is_empty() || indices.len() != values.len() {
+        return Err(format!("{what}: the case has no entries to compare"));
+    }
+    for (i, value) in indices.iter().zip(values) {
         let (i, value) = (i.as_i64().unwrap_or(-1), number(&value));
         let own = found.double_value(&[i]);
-        if (own - value).abs() > absolute {
+        if !near(own, value, absolute) {
             return Err(format!(
                 "{what}, entry {i}: expected {value:e}, found {own:e}, \
                  allowed difference {absolute:e}"
