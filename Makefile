@@ -60,7 +60,9 @@ test-golden: build ## run the golden tests on DW_GOLDENS (and DW_GOLDENS_MORE), 
 
 test-shared: test-setup build ## run the tests on golden data and photos in ../shared, if present
 	@if [ -d "$(DW_GOLDENS)" ]; then \
-	  DW_GOLDENS="$(GOLDENS)" cargo nextest run --locked --release --test golden; \
+	  DW_GOLDENS="$(GOLDENS)" cargo nextest run --locked --release --test golden && \
+	  DW_GOLDENS="$(abspath $(DW_GOLDENS))" cargo nextest run --locked --release -p dw-metric \
+	    --test coco_golden --test report_tide; \
 	else echo "test-shared: skipped, no golden data in $(DW_GOLDENS)"; fi
 	@if [ -d "$(DW_DATA)" ]; then \
 	  DW_DATA="$(abspath $(DW_DATA))" cargo nextest run --locked --release --test shared; \

@@ -122,8 +122,7 @@ fn running_statistics_of_batch_norm_are_averaged_over_the_ranks() {
     let sandbox = Sandbox::new();
     let sets = |images| {
         let all = ["model.norm=bn", "model.init=random", "train.precision=f64", "data.group=2"];
-        [&all[..], &["train.max_steps=1", "eval.every_epochs=0", "data.flip=0.0", images]]
-            .concat()
+        [&all[..], &["train.max_steps=1", "eval.every_epochs=0", "data.flip=0.0", images]].concat()
     };
     sandbox.train(1, "1", &sets("train.images_per_rank=2"));
     sandbox.train(2, "2", &sets("train.images_per_rank=1"));

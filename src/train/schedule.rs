@@ -53,4 +53,28 @@ mod tests {
         let tiny = Schedule { steps_per_epoch: 100, drops: vec![2], ..s };
         assert!(tiny.lr(250) < 0.00026, "decay applies during the warm-up, too");
     }
+
+    /// Rates of mmcv's hook for 12 and 24 epochs, and for epochs shorter than the warm-up.
+    #[test]
+    fn rates_are_those_of_mmcv() {
+        let text = include_str!("../../tests/golden/data/lr_table.json");
+        let tables: Vec<serde_json::Value> = serde_json::from_str(text).unwrap();
+        assert_eq!(tables.len(), 3);
+        for table in tables {
+            let number = |key: &str| table[key].as_f64().unwrap();
+            let integer = |v: &serde_json::Value| v.as_u64().unwrap() as usize;
+            let s = Schedule {
+                lr: number("base_lr"),
+                steps_per_epoch: integer(&table["iters_per_epoch"]),
+                drops: table["step"].as_array().unwrap().iter().map(integer).collect(),
+                decay: number("gamma"),
+                warmup_steps: integer(&table["warmup_iters"]),
+                warmup_ratio: number("warmup_ratio"),
+            };
+            for row in table["rows"].as_array().unwrap() {
+                let (found, expected) = (s.lr(integer(&row["iter"])), row["lr"].as_f64().unwrap());
+                assert!((found - expected).abs() <= 1e-15 * expected, "{row}: {found}");
+            }
+        }
+    }
 }

@@ -123,12 +123,25 @@ impl Sandbox {
     }
 }
 
+/// A command without those variables of the caller that programs of this project read: tests may be
+/// started inside a job of SLURM, or with a log filter.
+fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut c = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("SLURM_") || text.starts_with("DW_") || text == "OMP_NUM_THREADS" {
+            c.env_remove(name);
+        }
+    }
+    c
+}
+
 /// The command that starts a binary on `ranks` processes; 0: without mpirun.
 pub fn launch(ranks: usize, name: &str) -> Command {
     if ranks == 0 {
-        return Command::new(bin(name));
+        return command(bin(name));
     }
-    let mut c = Command::new("mpirun");
+    let mut c = command("mpirun");
     c.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     c.args(["-n", &ranks.to_string(), "--oversubscribe", "--bind-to", "none"]).arg(bin(name));
     c
@@ -136,16 +149,35 @@ pub fn launch(ranks: usize, name: &str) -> Command {
 
 /// `dw-launch OPTIONS -n RANKS -- NAME`; arguments of the program may be appended.
 pub fn dw_launch(ranks: usize, options: &[&str], name: &str) -> Command {
-    let mut c = Command::new(bin("dw-launch"));
+    let mut c = command(bin("dw-launch"));
     c.args(options).args(["-n", &ranks.to_string(), "--", name]);
     c
 }
 
-/// A running process whose standard error is collected.
+/// A running process whose standard error is collected. Dropped before it has ended, as by a failed
+/// assertion, it is killed with all its descendants, which would disturb other tests.
 pub struct Job {
     child: Child,
     stderr: Arc<Mutex<String>>,
-    reader: JoinHandle<()>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_some()) {
+            return;
+        }
+        let mut family = vec![self.child.id().to_string()];
+        let mut at = 0;
+        while at < family.len() {
+            let children = Command::new("pgrep").args(["-P", &family[at]]).output();
+            let children = children.map(|out| out.stdout).unwrap_or_default();
+            family.extend(String::from_utf8_lossy(&children).lines().map(str::to_owned));
+            at += 1;
+        }
+        let _ = Command::new("kill").arg("-KILL").args(&family).output();
+        let _ = self.child.wait();
+    }
 }
 
 impl Job {
@@ -163,7 +195,7 @@ impl Job {
                 *collected.lock().unwrap() += &(String::from_utf8_lossy(&line).into_owned() + "\n");
             }
         });
-        Self { child, stderr, reader }
+        Self { child, stderr, reader: Some(reader) }
     }
 
     /// Environment of the process, one `NAME=VALUE` per line.
@@ -200,13 +232,11 @@ impl Job {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            if began.elapsed() > timeout {
-                let _ = self.child.kill();
-                panic!("the job did not exit within {timeout:?}: {}", self.stderr());
-            }
+            let in_time = began.elapsed() <= timeout;
+            assert!(in_time, "the job did not exit within {timeout:?}: {}", self.stderr());
             std::thread::sleep(Duration::from_millis(20));
         };
-        self.reader.join().unwrap();
+        self.reader.take().unwrap().join().unwrap();
         let text = self.stderr.lock().unwrap().clone();
         (status.code(), text)
     }
