@@ -18,14 +18,8 @@ peers=${PEERS:-pycocotools faster_coco_eval vernier hotcoco ultrafast}
   echo "coco.sh: skipped: no $scripts/coco_bench.py (DW_PEERS names the folder that has it)" >&2
   exit 0
 }
-if [ ! -f "$venv/.complete-1" ]; then
-  echo "coco.sh: installing Python packages into $venv" >&2
-  rm -rf "$venv"
-  python3 -m venv "$venv"
-  "$venv/bin/pip" install --quiet --disable-pip-version-check numpy==2.4.6 pycocotools==2.0.11 \
-    faster-coco-eval==1.8.0 vernier==0.5.4 hotcoco==1.3.0 ultrafast-pycocotools==0.1.14
-  touch "$venv/.complete-1"
-fi
+tools/setup.sh venv "$venv" numpy==2.4.6 pycocotools==2.0.11 faster-coco-eval==1.8.0 \
+  vernier==0.5.4 hotcoco==1.3.0 ultrafast-pycocotools==0.1.14 >&2
 python="$venv/bin/python"
 if [ $# -ge 2 ]; then
   gt=$1 dt=$2

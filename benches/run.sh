@@ -14,23 +14,22 @@ threads=$(nproc)
 out=bench-out
 rm -rf "$out"
 mkdir -p "$out"
+failed() {
+  echo "run.sh: failed; the end of $out/log:" >&2
+  tail -n 20 "$out/log" >&2
+}
+trap '[ $? = 0 ] || failed' EXIT
 
 python="$cache/peers/bin/python"
-if [ -f "$peer" ] && [ ! -f "$cache/peers/.complete-2" ]; then
-  echo "bench: installing Python packages into $cache/peers (a few minutes)"
-  rm -rf "$cache/peers"
-  python3 -m venv "$cache/peers"
-  "$cache/peers/bin/pip" install --quiet --disable-pip-version-check torch==2.11.0 \
-    torchvision==0.26.0 numpy webdataset==1.0.2 pillow psutil simplejpeg msgspec
-  touch "$cache/peers/.complete-2"
-fi
-cargo bench --locked --no-run --bench step --bench loss --bench loader --bench nms 2>/dev/null
+[ ! -f "$peer" ] || tools/setup.sh venv "$cache/peers" torch==2.11.0 torchvision==0.26.0 numpy \
+  webdataset==1.0.2 pillow psutil simplejpeg msgspec
+cargo bench --locked --no-run --bench step --bench loss --bench loader --bench nms 2>>"$out/log"
 
 field() { sed "s/.*\"$1\": *\([0-9.eE+-]*\).*/\1/"; } # KEY: its number in each JSON line
 row() { printf '%-58s %12s  %s\n' "$1" "$2" "$3"; } # NAME VALUE DETAILS
 median() { sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 value() { field "$2" <"$out/$1" | cut -c1-5; } # FILE KEY: five characters are precise enough
-bench() { cargo bench --locked --bench "$@" 2>/dev/null; }
+bench() { cargo bench --locked --bench "$@" 2>>"$out/log"; }
 load() { cut -d' ' -f1 /proc/loadavg; }
 # Runs a command; writes its wall time (s) and peak memory (MiB) to $out/NAME.cost.
 measured() { # NAME COMMAND...
@@ -50,7 +49,8 @@ PY
 }
 
 cpu=$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)
-echo "bench: $(git rev-parse --short HEAD), $(date +%F), $threads cores, $cpu, load $(load) before"
+changes=$([ -z "$(git status --porcelain --untracked-files=no)" ] || echo " with changes")
+echo "bench: $(git rev-parse --short HEAD)$changes, $(date +%F), $threads cores, $cpu, load $(load) before"
 
 pack_and_read() { # CODEC
   local codec=$1 n seconds
@@ -120,30 +120,46 @@ if [ -f "$data_peer" ] && [ -n "${DW_BENCH_JSON:-}" ]; then
     "peak $(field peak_mib <"$out/json.jsonl" | head -n 1) MiB"
 fi
 
-# The programs take turns, so that changes in machine speed affect all of them.
+# torchvision's program in three forms: as it is, channels-last, and channels-last with the fused
+# optimiser, as ours has.
+[ ! -f "$peer" ] || sed 's/foreach=True/fused=True/' "$peer" >"$out/fused.py"
 size=(--batch 2 --height 320 --width 416 --steps 5 --threads "$threads")
+peer_step() { # FORM PRECISION
+  case $1 in
+    default) "$python" "$peer" "${size[@]}" --dtype "$2" ;;
+    channels-last) "$python" "$peer" "${size[@]}" --dtype "$2" --channels-last ;;
+    fused) "$python" "$out/fused.py" "${size[@]}" --dtype "$2" --channels-last ;;
+  esac 2>>"$out/log"
+}
+if [ -f "$peer" ]; then
+  row "torch and torchvision, imported" "$("$python" -c 'import resource, torch, torchvision
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)' 2>>"$out/log") MiB" \
+    "part of the peaks of torchvision below"
+fi
+
+# The programs take turns, so that changes in machine speed affect all of them.
 steps() { # PRECISION ROUNDS: the step of both sides
-  local precision=$1 n p ours range theirs name
+  local precision=$1 n form ours range theirs
   local files="$out/$precision"
   for n in $(seq "$2"); do
     bench step -- --steps 5 --threads "$threads" --precision "$precision" | grep '"dw step' \
       >>"$files-step.jsonl"
     [ -f "$peer" ] || continue
-    for p in "" --channels-last; do
-      "$python" "$peer" "${size[@]}" --dtype "$precision" $p 2>/dev/null >>"$files-peer$p.jsonl"
+    for form in default channels-last fused; do
+      peer_step $form "$precision" >>"$files-$form.jsonl"
     done
   done
   ours=$(field step_s_median <"$files-step.jsonl" | median)
   range=$(field step_s_median <"$files-step.jsonl" | sort -g |
     awk '{ v[NR] = $1 } END { printf "%.3f..%.3f s", v[1], v[NR] }')
   row "training step, R-50, 2 x 320 x 416, refinement, $precision" "$(printf %.3f "$ours") s" \
-    "runs $range, peak $(field peak_mib <"$files-step.jsonl" | head -n 1) MiB"
-  for p in "" --channels-last; do
-    [ -f "$files-peer$p.jsonl" ] || continue
-    theirs=$(field step_s_median <"$files-peer$p.jsonl" | median)
-    name="torchvision FCOS R-50, the same size, $precision${p:+, channels-last}"
-    row "$name" "$(printf %.3f "$theirs") s" \
-      "peak $(field peak_mib <"$files-peer$p.jsonl" | head -n 1) MiB; theirs / ours = \
+    "runs $range, peak $(field peak_mib <"$files-step.jsonl" | head -n 1) MiB, \
+$(field start_mib <"$files-step.jsonl" | head -n 1) of them at the start"
+  for form in default channels-last fused; do
+    [ -f "$files-$form.jsonl" ] || continue
+    theirs=$(field step_s_median <"$files-$form.jsonl" | median)
+    row "torchvision FCOS R-50, the same size, $precision, $form" "$(printf %.3f "$theirs") s" \
+      "peak $(field peak_mib <"$files-$form.jsonl" | head -n 1) MiB; theirs / ours = \
 $(awk "BEGIN { printf \"%.2f\", $theirs / $ours }")"
   done
 }
@@ -188,9 +204,9 @@ done
 
 measured train "$bin/dw-train" smoke --device cpu --data "$PWD/$out/shards-zstd" \
   --work-dir "$out/run" --set train.max_steps=2 --set eval.every_epochs=0 \
-  --set checkpoint.every_steps=2 2>/dev/null
+  --set checkpoint.every_steps=2 2>>"$out/log"
 for _ in 1 2 3; do
-  measured eval "$bin/dw-eval" "$out/run" --device cpu --json 2>/dev/null
+  measured eval "$bin/dw-eval" "$out/run" --device cpu --json 2>>"$out/log"
   cat "$out/eval.cost" >>"$out/eval.all"
 done
 row "dw-eval, the validation split, small network" \

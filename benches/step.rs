@@ -104,6 +104,8 @@ fn main() {
     let a = Args::parse();
     let (device, precision) = set_up(&a);
     let job = join(device, &mut None).expect("the other ranks");
+    // Libraries and the connections to the other ranks.
+    let start_mib = host_peak_mib();
     let world = if a.apart { Arc::new(World::solo()) } else { job.clone() };
     let mut step = Repeated::new(&a, precision, device, &world);
     job.barrier("start").expect("peers");
@@ -142,6 +144,7 @@ fn main() {
             "backward_s": parts[2],
             "sgd_s": parts[3],
             "peak_mib": host_peak_mib(),
+            "start_mib": start_mib,
             "device_peak_mib": device_peak,
             "syncs_per_step": syncs,
             "trace_steps": a.trace.is_some().then_some(TRACED),

@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # Installs the build dependencies: Debian packages, libtorch, crates; with the argument `tests` also
 # the test runner, NCCL, NVRTC and onnxruntime, with `deps` the tools that check dependencies and
-# spelling. Safe to run again: complete installs are kept, partial ones replaced.
+# spelling. Safe to run again: complete installs are kept, partial ones replaced. Runs in other
+# clones wait for each other.
 #
+#   tools/setup.sh [tests|deps]
+#   tools/setup.sh venv FOLDER PACKAGE...     a virtual environment, for benchmarks
+#
+# PYTHON: the Python that downloads packages, 3.10 or later, for `tests` 3.11 [python3].
 # DW_CUDA=1 installs libtorch with CUDA (4.7 GB) even without an NVIDIA driver, for example on the
 # login node of a cluster. DW_CUDA=0 forces the CPU install (1.3 GB). A clone keeps the CUDA install
 # until DW_CUDA=0.
@@ -27,15 +32,49 @@ die() { # MESSAGE [HINT]
   [ $# -lt 2 ] || echo "setup: hint: $2" >&2
   exit 1
 }
-pip() { PIP_ROOT_USER_ACTION=ignore python3 -m pip "$@"; }
+python=${PYTHON:-python3}
+pip() { PIP_ROOT_USER_ACTION=ignore "$python" -m pip "$@"; }
+need_python() { # MINOR: at least Python 3.MINOR
+  "$python" -c "import sys; sys.exit(sys.version_info < (3, $1))" ||
+    die "$("$python" --version) is too old: expected 3.$1 or later" \
+      "set PYTHON to a newer one, for example PYTHON=python3.12"
+}
+# A virtual environment without a pip of its own, which requires another package on Debian.
+venv() { # FOLDER PACKAGE...
+  local folder=$1
+  shift
+  [ "$(cat "$folder/.complete" 2>/dev/null)" != "$*" ] || return 0
+  pip --version | awk '{ split($2, v, "."); exit v[1] + v[2] / 100 < 22.03 }' ||
+    die "pip is too old: expected 22.3 or later" "$python -m pip install --user --upgrade pip"
+  say "installing into $folder: $*"
+  rm -rf "$folder"
+  "$python" -m venv --without-pip "$folder" || die "cannot create a virtual environment" \
+    "$python -m venv --without-pip $folder"
+  pip --python "$folder/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \
+    "$@" || die "cannot download $*" "check the network"
+  echo "$*" >"$folder/.complete"
+}
 
 cuda=${DW_CUDA:-}
 [[ $cuda =~ ^[01]?$ ]] || die "DW_CUDA=$cuda: expected 1 or 0" \
   "1: libtorch with CUDA, 0: CPU only; by default it depends on the NVIDIA driver of this machine"
 
 command -v cargo >/dev/null || die "Rust is missing" "install it from https://rustup.rs"
-command -v python3 >/dev/null || die "Python 3 is missing (used only to download libtorch)" \
-  "apt-get install python3 python3-pip"
+command -v "$python" >/dev/null || die "Python 3 is missing (used only to download libtorch)" \
+  "apt-get install python3 python3-pip, or set PYTHON"
+need_python 10
+[ "${1:-}" != tests ] || need_python 11
+
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock -n 9 || {
+  say "waiting for another tools/setup.sh"
+  flock 9
+}
+if [ "${1:-}" = venv ]; then
+  venv "${@:2}"
+  exit
+fi
 
 # libclang is for the MPI bindings, cmake and nasm for the SIMD code of libjpeg-turbo.
 packages=()
@@ -58,7 +97,7 @@ has libclang-dev has_libclang || packages+=(libclang-dev)
 has cmake has_command cmake || packages+=(cmake)
 has nasm has_command nasm || packages+=(nasm)
 has procps has_command pgrep || packages+=(procps)
-python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 if [ ${#packages[@]} -gt 0 ]; then
   line="apt-get install --no-install-recommends -y ${packages[*]}"
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -70,8 +109,11 @@ if [ ${#packages[@]} -gt 0 ]; then
       die "cannot install Debian packages" "$line"
     }
     rm -f "$log"
-  else
+  elif command -v apt-get >/dev/null; then
     die "missing Debian packages: ${packages[*]}" "sudo $line"
+  else
+    die "missing programs, by the names of their Debian packages: ${packages[*]}" \
+      "install them or load them as modules; LIBCLANG_PATH names the folder of libclang.so"
   fi
 fi
 
@@ -130,17 +172,12 @@ if [ -n "${LIBTORCH:-}" ]; then
 else
   root="$cache/libtorch-$TORCH-$kind"
   torch="$root/torch"
-  mkdir -p "$cache"
-  # Concurrent runs in other clones wait for the download.
-  exec 9>"$cache/lock"
-  flock 9
   if [ ! -f "$root/.complete" ] && [ -f "$torch/lib/libtorch_cpu.so" ] &&
     [ -f "$root/torch-$TORCH.dist-info/RECORD" ]; then
     touch "$root/.complete"
   fi
   # Not `||`, which would disable `set -e` in the function.
   if [ ! -f "$root/.complete" ]; then install_libtorch; fi
-  flock -u 9
 fi
 [ -f "$torch/include/ATen/core/Tensor.h" ] || die "no libtorch headers in $torch" \
   "remove that folder and run tools/setup.sh again, or correct LIBTORCH"
@@ -183,20 +220,8 @@ if [ "${1:-}" = tests ] && [ $kind = cpu ]; then
 fi
 # The tests of dw-export run the exported models. Without these packages they fail.
 if [ "${1:-}" = tests ]; then
-  folder="$cache/onnx-$ONNX-onnxruntime-$ONNXRUNTIME"
-  if [ ! -f "$folder/.complete" ]; then
-    say "installing onnx $ONNX, onnxruntime $ONNXRUNTIME and OpenCV $OPENCV for the tests (400 MB)"
-    rm -rf "$folder"
-    # Without pip, which requires another package on Debian.
-    python3 -m venv --without-pip "$folder" || die "cannot create a virtual environment" \
-      "python3 -m venv --without-pip $folder"
-    pip --python "$folder/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \
-      "onnx==$ONNX" "onnxruntime==$ONNXRUNTIME" \
-      "opencv-python-headless==$OPENCV" ||
-      die "cannot download onnx, onnxruntime and OpenCV from the Python package index" \
-        "check the network"
-    touch "$folder/.complete"
-  fi
+  venv "$cache/onnx-$ONNX-onnxruntime-$ONNXRUNTIME" "onnx==$ONNX" "onnxruntime==$ONNXRUNTIME" \
+    "opencv-python-headless==$OPENCV"
 fi
 # Tools of `make deps`.
 if [ "${1:-}" = deps ]; then
@@ -205,6 +230,8 @@ if [ "${1:-}" = deps ]; then
     cargo install --locked --quiet --root "$cache/tools" --version "$DENY" cargo-deny ||
       die "cannot install cargo-deny" "cargo install --locked cargo-deny"
   fi
+  cargo fetch --locked --quiet --manifest-path fuzz/Cargo.toml 2>/dev/null ||
+    die "cannot download the crates of fuzz/" "check the network"
   if ! typos --version >/dev/null 2>&1; then
     say "installing the spell checker typos $TYPOS"
     rm -rf "$cache/typos-$TYPOS"

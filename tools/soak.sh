@@ -110,14 +110,7 @@ kills() {
 
 backbone() {
   local venv="$cache/torchvision-0.26.0"
-  if [ ! -f "$venv/.complete" ]; then
-    echo "soak: installing torchvision into $venv (a few minutes)"
-    rm -rf "$venv"
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir torch==2.11.0 \
-      torchvision==0.26.0 numpy==2.4.6 safetensors==0.8.0 || die "cannot install torchvision"
-    touch "$venv/.complete"
-  fi
+  tools/setup.sh venv "$venv" torch==2.11.0 torchvision==0.26.0 numpy==2.4.6 safetensors==0.8.0
   export DW_TORCHVISION="$venv/bin/python"
   rounds weights torchvision_reads_the_backbone_of_a_checkpoint \
     "torchvision's ResNet-50 with the backbone of a checkpoint"
