@@ -176,7 +176,8 @@ fn dry_run_prints_the_settings_and_writes_nothing() {
 
 #[test]
 fn every_binary_has_help_with_examples_and_a_version() {
-    for name in ["dw-weights", "dw-pack", "dw-train", "dw-eval", "dw-show", "dw-lab"] {
+    let all = ["dw-weights", "dw-pack", "dw-train", "dw-eval", "dw-detect", "dw-export"];
+    for name in all.into_iter().chain(["dw-show", "dw-lab", "dw-launch"]) {
         assert_contains(&run(Command::new(bin(name)).arg("--help")), &["Examples:", name]);
         assert_contains(&run(Command::new(bin(name)).arg("--version")), &[name, "("]);
     }

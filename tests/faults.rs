@@ -4,9 +4,13 @@
 
 mod support;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Job, Sandbox, assert_contains, dw_launch, files_in, launch, processes, rounds};
+use support::{
+    Job, Sandbox, assert_contains, dw_launch, files_in, launch, process_of_rank, processes, rounds,
+    run,
+};
 
 /// Maximum time from the fault to the exit of the last process.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
@@ -154,5 +158,41 @@ fn a_truncated_shard_file_is_named() {
     let (code, log) = job.wait(EXIT_LIMIT);
     assert_eq!(code, Some(3), "{log}");
     assert_contains(&log, &["error: ", shard.to_str().unwrap(), "hint:", "dw-pack verify"]);
+    assert!(processes(&sandbox.path("w")).is_empty());
+}
+
+/// Sends a signal to a rank of the jobs in `sandbox`, once it runs.
+fn signal_rank(job: &Job, sandbox: &Sandbox, work: &str, rank: usize, signal: &str) {
+    let find = || process_of_rank(&sandbox.path(work), rank);
+    job.wait_until("the rank's process", || find().is_some());
+    run(Command::new("kill").args([&format!("-{signal}"), &find().unwrap()]));
+}
+
+/// Outside of training steps the deadline is `train.start_deadline_s`.
+#[test]
+fn a_rank_that_hangs_in_an_evaluation_ends_the_job() {
+    let sandbox = Sandbox::with_images(8, 600);
+    let sets = ["train.epochs=1", "train.start_deadline_s=4", "train.step_deadline_s=100"];
+    let job = Job::start(dw_launch(2, &[], "dw-train").args(sandbox.train_args("w", &sets)));
+    job.wait_until("the checkpoint before the evaluation", || sandbox.newest_step("w") > 0);
+    assert!(sandbox.rows_so_far("w").iter().all(|r| !r.contains_key("AP")), "evaluated too fast");
+    signal_rank(&job, &sandbox, "w", 1, "STOP");
+    let (code, log) = job.wait(Duration::from_secs(4) + EXIT_LIMIT);
+    assert_eq!(code, Some(4), "{log}");
+    assert_contains(&log, &["rank 1"]);
+    assert!(processes(&sandbox.path("w")).is_empty());
+    // The evaluation is made up for.
+    sandbox.train(2, "w", &sets);
+    assert!(sandbox.rows("w").iter().any(|r| r.contains_key("AP")));
+}
+
+#[test]
+fn a_killed_rank_ends_an_evaluation_by_dw_eval() {
+    let sandbox = Sandbox::with_images(8, 600);
+    sandbox.train(0, "w", &["train.max_steps=2", "eval.every_epochs=0"]);
+    let job = Job::start(launch(2, "dw-eval").args([&sandbox.path("w"), "--device", "cpu"]));
+    signal_rank(&job, &sandbox, "w", 1, "KILL");
+    let (code, log) = job.wait(EXIT_LIMIT);
+    assert!(code == Some(137) || code == Some(4), "{code:?}: {log}");
     assert!(processes(&sandbox.path("w")).is_empty());
 }

@@ -248,6 +248,15 @@ pub fn processes(text: &str) -> Vec<String> {
     String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
 }
 
+/// The process of a rank of Open MPI among those whose command line matches `text`.
+pub fn process_of_rank(text: &str, rank: usize) -> Option<String> {
+    let variable = format!("OMPI_COMM_WORLD_RANK={rank}");
+    processes(text).into_iter().find(|pid| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|b| *b == 0).any(|v| v == variable.as_bytes())
+    })
+}
+
 /// A number of repetitions from the environment: a few in CI, many in `make soak`.
 pub fn rounds(variable: &str, default: usize) -> usize {
     std::env::var(variable)
