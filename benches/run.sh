@@ -122,7 +122,10 @@ fi
 
 # torchvision's program in three forms: as it is, channels-last, and channels-last with the fused
 # optimiser, as ours has.
-[ ! -f "$peer" ] || sed 's/foreach=True/fused=True/' "$peer" >"$out/fused.py"
+[ ! -f "$peer" ] || {
+  grep -q 'foreach=True' "$peer" || { echo "run.sh: $peer has no \`foreach=True\`" >&2; exit 1; }
+  sed 's/foreach=True/fused=True/' "$peer" >"$out/fused.py"
+}
 size=(--batch 2 --height 320 --width 416 --steps 5 --threads "$threads")
 peer_step() { # FORM PRECISION
   case $1 in

@@ -8,7 +8,7 @@ use dw_shards::pixels::{self, Rgb};
 use serde_json::{Value, json};
 
 /// Packs images of these sizes as split `train2017`, each with what `annotate` gives for its index.
-fn pack(dir: &Path, sizes: &[(u32, u32)], annotations: Value, codec: &str) {
+fn pack(dir: &Path, sizes: &[(u32, u32)], annotations: &[Value], codec: &str) {
     let images = dir.join("train2017");
     std::fs::create_dir_all(&images).unwrap();
     std::fs::create_dir_all(dir.join("annotations")).unwrap();
@@ -43,7 +43,7 @@ fn images_without_boxes_and_small_images_are_filtered() {
     let sizes = [(64, 64), (64, 64), (64, 64), (31, 200), (32, 32)];
     let boxes = [(0, false), (2, true), (3, false), (4, false)];
     let boxes = boxes.iter().zip(1..).map(|(&(image, crowd), id)| annotation(id, image, crowd));
-    pack(dir.path(), &sizes, boxes.collect(), "zstd");
+    pack(dir.path(), &sizes, &boxes.collect::<Vec<_>>(), "zstd");
     let selected = |limit, filter| {
         Dataset::open(&dir.path().join("shards"), "train2017", limit, filter).unwrap().records
     };
@@ -58,7 +58,7 @@ fn images_without_boxes_and_small_images_are_filtered() {
 fn scaled_decoding_is_never_below_the_wanted_size() {
     for codec in ["jpeg", "zstd"] {
         let dir = tempfile::tempdir().unwrap();
-        pack(dir.path(), &[(512, 384)], [annotation(1, 0, false)].into_iter().collect(), codec);
+        pack(dir.path(), &[(512, 384)], &[annotation(1, 0, false)], codec);
         let data = Dataset::open(&dir.path().join("shards"), "train2017", 0, false).unwrap();
         let record = data.split.record(0).unwrap();
         let whole = record.decode().unwrap();

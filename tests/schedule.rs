@@ -53,13 +53,23 @@ fn the_rate_is_scaled_warmed_up_and_dropped() {
     unscaled.push("train.lr_scaling=none");
     sandbox.train(0, "unscaled", &unscaled);
     assert_rates(&rates(&sandbox, "unscaled"), 0.04);
-    // The same over a stop in the second epoch.
-    let args = sandbox.train_args("stopped", &SETTINGS);
+    // The same over a stop in the second epoch, of a run that would go on for long.
+    let mut long = SETTINGS.to_vec();
+    long[0] = "train.epochs=1000";
+    let args = sandbox.train_args("stopped", &long);
     let job = Job::start(launch(0, "dw-train").args(&args));
     job.wait_until("the second epoch", || sandbox.rows_so_far("stopped").len() > 7);
     job.signal("USR1");
     let (code, log) = job.wait(Duration::from_mins(1));
-    assert!(code == Some(75) || code == Some(0), "{code:?}: {log}");
-    sandbox.train(0, "stopped", &SETTINGS);
-    assert_eq!(rates(&sandbox, "stopped"), scaled);
+    assert_eq!(code, Some(75), "{log}");
+    let stopped = sandbox.steps("stopped").len();
+    let goes_on = format!("train.max_steps={}", stopped + 5);
+    sandbox.train(0, "stopped", &[&long[..], &[&goes_on]].concat());
+    let found = rates(&sandbox, "stopped");
+    assert_eq!(found.len(), stopped + 5);
+    for (step, (epoch, rate)) in found.iter().enumerate().skip(2) {
+        let drops = (epoch - found[0].0).min(2) as i32;
+        let expected = 0.02 * 0.1f64.powi(drops);
+        assert!((rate - expected).abs() < 1e-15, "step {step}: {rate}, expected {expected}");
+    }
 }

@@ -13,7 +13,9 @@ limit_mib=48
 say() { echo "gpu-kit: $*"; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-[ -z "$(ls -A "$kit" 2>/dev/null)" ] || [ -f "$kit/.dw-gpu-kit" ] || {
+# Earlier versions left only the archive.
+[ -z "$(ls -A "$kit" 2>/dev/null)" ] || [ -f "$kit/.dw-gpu-kit" ] ||
+  [ "$(ls -A "$kit")" = kit.tar.xz ] || {
   say "error: $kit is not empty and was not made by this script" >&2
   exit 2
 }

@@ -7,7 +7,7 @@
 #   tools/setup.sh [tests|deps]
 #   tools/setup.sh venv FOLDER PACKAGE...     a virtual environment, for benchmarks
 #
-# PYTHON: the Python that downloads packages, 3.10 or later, for `tests` 3.11 [python3].
+# PYTHON: the Python that downloads packages, 3.10 or later, 3.11 for `tests` and `venv` [python3].
 # DW_CUDA=1 installs libtorch with CUDA (4.7 GB) even without an NVIDIA driver, for example on the
 # login node of a cluster. DW_CUDA=0 forces the CPU install (1.3 GB). A clone keeps the CUDA install
 # until DW_CUDA=0.
@@ -35,6 +35,8 @@ die() { # MESSAGE [HINT]
 python=${PYTHON:-python3}
 pip() { PIP_ROOT_USER_ACTION=ignore "$python" -m pip "$@"; }
 need_python() { # MINOR: at least Python 3.MINOR
+  command -v "$python" >/dev/null || die "Python 3 is missing (used only to download packages)" \
+    "apt-get install python3 python3-pip, or set PYTHON"
   "$python" -c "import sys; sys.exit(sys.version_info < (3, $1))" ||
     die "$("$python" --version) is too old: expected 3.$1 or later" \
       "set PYTHON to a newer one, for example PYTHON=python3.12"
@@ -44,6 +46,7 @@ venv() { # FOLDER PACKAGE...
   local folder=$1
   shift
   [ "$(cat "$folder/.complete" 2>/dev/null)" != "$*" ] || return 0
+  need_python 11
   pip --version | awk '{ split($2, v, "."); exit v[1] + v[2] / 100 < 22.03 }' ||
     die "pip is too old: expected 22.3 or later" "$python -m pip install --user --upgrade pip"
   say "installing into $folder: $*"
@@ -60,20 +63,14 @@ cuda=${DW_CUDA:-}
   "1: libtorch with CUDA, 0: CPU only; by default it depends on the NVIDIA driver of this machine"
 
 command -v cargo >/dev/null || die "Rust is missing" "install it from https://rustup.rs"
-command -v "$python" >/dev/null || die "Python 3 is missing (used only to download libtorch)" \
-  "apt-get install python3 python3-pip, or set PYTHON"
-need_python 10
-[ "${1:-}" != tests ] || need_python 11
-
+# Runs in other clones wait. A file system without locks has no protection against them.
 mkdir -p "$cache"
 exec 9>"$cache/lock"
-flock -n 9 || {
+locked=0
+flock -n 9 2>/dev/null || locked=$?
+if [ $locked = 1 ]; then
   say "waiting for another tools/setup.sh"
   flock 9
-}
-if [ "${1:-}" = venv ]; then
-  venv "${@:2}"
-  exit
 fi
 
 # libclang is for the MPI bindings, cmake and nasm for the SIMD code of libjpeg-turbo.
@@ -117,6 +114,11 @@ if [ ${#packages[@]} -gt 0 ]; then
   fi
 fi
 
+if [ "${1:-}" = venv ]; then
+  venv "${@:2}"
+  exit
+fi
+
 driver_version() {
   command -v nvidia-smi >/dev/null || return 0
   nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true
@@ -145,6 +147,7 @@ install_libtorch() { # into $root
   local size wheels=("torch==$TORCH") options=() log
   [ $kind = cpu ] && size="1.3 GB, about half a minute" || size="4.7 GB, a few minutes"
   say "installing libtorch $TORCH ($kind, $size) into $root"
+  need_python 10
   rm -rf "$root" "$root.part"
   if [ $kind = cpu ]; then
     wheels+=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
@@ -197,7 +200,7 @@ fi
 if [ "${1:-}" = tests ] && ! cargo nextest --version >/dev/null 2>&1 &&
   [ ! -x "$cache/tools/bin/cargo-nextest" ]; then
   say "installing the test runner cargo-nextest $NEXTEST (about 5 minutes)"
-  cargo install --locked --quiet --root "$cache/tools" --version "$NEXTEST" cargo-nextest ||
+  cargo install --locked --quiet --root "$cache/tools" --version "$NEXTEST" cargo-nextest 9>&- ||
     die "cannot install cargo-nextest" "cargo install --locked cargo-nextest"
 fi
 # The CPU install of libtorch has neither NCCL nor NVRTC; their tests on machines without a GPU need
@@ -227,7 +230,7 @@ fi
 if [ "${1:-}" = deps ]; then
   if ! cargo deny --version >/dev/null 2>&1; then
     say "installing cargo-deny $DENY (about 5 minutes)"
-    cargo install --locked --quiet --root "$cache/tools" --version "$DENY" cargo-deny ||
+    cargo install --locked --quiet --root "$cache/tools" --version "$DENY" cargo-deny 9>&- ||
       die "cannot install cargo-deny" "cargo install --locked cargo-deny"
   fi
   cargo fetch --locked --quiet --manifest-path fuzz/Cargo.toml 2>/dev/null ||

@@ -156,15 +156,20 @@ fn apply_policy(
     }
     if !area.is_finite() || area < 0.0 {
         counts.bad_area += 1;
-        if policy == BadBoxes::Fail {
-            return Err(format!(
-                "expected an `area` of at least 0, found {area}\n\
-                 hint: `--bad-boxes drop` or `clip` uses width x height"
-            ));
-        }
-        area = bbox[2] * bbox[3];
+        area = corrected_area(area, bbox, policy)?;
     }
     Ok(Some(GtBox { id: a.id, bbox, area, label, crowd: a.iscrowd }))
+}
+
+/// The area that replaces an invalid one.
+fn corrected_area(area: f64, bbox: [f64; 4], policy: BadBoxes) -> std::result::Result<f64, String> {
+    if policy == BadBoxes::Fail {
+        return Err(format!(
+            "expected an `area` of at least 0, found {area}\n\
+             hint: `--bad-boxes drop` or `clip` uses width x height"
+        ));
+    }
+    Ok(bbox[2] * bbox[3])
 }
 
 fn check_unique(file: &Path, section: &str, ids: impl Iterator<Item = i64>) -> Result<()> {

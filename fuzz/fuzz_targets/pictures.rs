@@ -2,7 +2,7 @@
 //! a panic; a decoded image has the size of the header.
 #![no_main]
 
-use dw_shards::pixels;
+use dw_shards::pixels::{self, damaged};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -11,6 +11,10 @@ fuzz_target!(|data: &[u8]| {
     // Larger images are valid, but would cost the fuzzer too much time and memory.
     if size.as_ref().is_ok_and(|(w, h)| w.saturating_mul(*h) > 1 << 22) {
         return;
+    }
+    let _ = damaged::repair(data);
+    if let Ok((rgb, _)) = damaged::decode(data) {
+        assert_eq!(rgb.data.len(), 3 * rgb.width * rgb.height);
     }
     if let Ok(rgb) = pixels::decode_file(data) {
         assert_eq!(size, Ok((rgb.width, rgb.height)));

@@ -327,7 +327,8 @@ fn check_agreement(config: &Config, train: &Dataset, start: usize, world: &World
     let first = String::from_utf8_lossy(&first);
     Err(Error::Usage(format!(
         "rank {} and rank 0 have different settings\nrank 0: {first}\nhere:   {mine}\n\
-         hint: data, configuration and work directory must be on storage that all nodes share",
+         hint: the work directory must be on storage that all nodes share, and data and \
+         configuration be the same on all of them",
         world.rank()
     )))
 }

@@ -4,7 +4,7 @@ use toml::{Table, Value};
 
 use super::Config;
 use crate::data::config::MAX_SIDE;
-use crate::model::{Distances, HeadNorm, Tower};
+use crate::model::{Distances, HeadNorm, ModelConfig, Tower};
 use crate::{Error, Result};
 
 /// Maximum number of images in a batch.
@@ -69,6 +69,12 @@ fn model(c: &Config) -> Result<()> {
         m.quality_tower != Tower::Distribution || m.distances == Distances::Distribution,
         "model.distances",
         "\"distribution\" for model.quality_tower = \"distribution\"",
+    )?;
+    must(
+        m.initial_quality == ModelConfig::default().initial_quality
+            || matches!(m.quality_tower, Tower::Reg | Tower::Cls),
+        "model.initial_quality",
+        "the default, 0.5, for a network without a quality branch",
     )?;
     must(
         m.initial_quality > 0.0 && m.initial_quality < 1.0,

@@ -161,12 +161,13 @@ fn read(name: &str, folder: Option<&Path>) -> Result<ConfigFile> {
     } else {
         let path = folder.map_or_else(|| PathBuf::from(name), |d| d.join(name));
         let text = std::fs::read_to_string(&path).map_err(|e| {
-            Error::Usage(format!(
-                "configuration `{name}` is neither built in nor a file: cannot read {}: {e}\n\
-                 hint: built in are {}",
-                path.display(),
-                names().join(", ")
-            ))
+            let doing = format!(
+                "configuration `{name}` is neither built in nor a file: cannot read {}",
+                path.display()
+            );
+            Error::system(&doing, &e, |text| {
+                Error::Usage(format!("{text}\nhint: built in are {}", names().join(", ")))
+            })
         })?;
         (text, path.display().to_string(), path.parent().map(Path::to_owned))
     };

@@ -176,7 +176,7 @@ impl Lock {
             let other = other.cloned();
             let same_host = other.as_ref().is_none_or(|o| {
                 let me = Owner::this_process();
-                o.host == me.host || (o.boot.is_some() && o.boot == me.boot)
+                o.host == me.host || (supported && o.boot.is_some() && o.boot == me.boot)
             });
             return Ok(Attempt::InUse { owner: other, same_host });
         }

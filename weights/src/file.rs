@@ -92,7 +92,8 @@ impl Weights {
             )));
         }
         let mut file = std::fs::File::open(&path).map_err(|e| {
-            Error::Usage(format!("cannot open the weights {}: {e}", path.display()))
+            let doing = format!("cannot open the weights {}", path.display());
+            Error::system(&doing, &e, Error::Usage)
         })?;
         let length = file.metadata().map_err(Error::io("cannot read", &path))?.len();
         let mut start = [0u8; 16];

@@ -69,8 +69,8 @@ pub(super) struct PackArgs {
     /// sets without splits, for example 10% or 0.1 [default: 10%]
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     pub(super) val: Option<f64>,
-    /// Objects marked `difficult`, of Pascal VOC only: neither train on nor count them, keep them, or
-    /// drop them [default: ignore]
+    /// Objects marked `difficult`, in Pascal VOC only: neither train on nor count them, keep them,
+    /// or drop them [default: ignore]
     #[arg(long, value_enum)]
     pub(super) difficult: Option<Difficult>,
     /// Pack only this split (can be repeated)

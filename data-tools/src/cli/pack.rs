@@ -112,7 +112,7 @@ fn notes(done: &Packed, a: &PackArgs) -> Vec<String> {
     );
     count(
         counts.repaired,
-        "JPEG files have no end marker, or needless bytes in the header; their pixels are complete",
+        "JPEG files have faults in the header or no end marker; their pixels are complete",
     );
     count(
         counts.rotated,

@@ -1,6 +1,6 @@
 //! Exports shards as a COCO, Pascal VOC or YOLO folder for other tools. Pixels stored as JPEG give
-//! the original file, pixels stored as zstd a PNG file. Segmentations are not packed, so they are
-//! not exported.
+//! the original file (repaired, if packing had to), pixels stored as zstd a PNG file. Segmentations
+//! are not packed, so they are not exported.
 //!
 //! The folder must be empty, files are never overwritten, and no file name in a pack can leave it.
 
@@ -133,8 +133,12 @@ impl Target {
                 self.taken.clear();
             }
         }
-        let by_stem = self.format != Format::Coco;
-        let (names, renamed) = names::file_names(split, by_stem, &mut self.taken)?;
+        let key = match self.format {
+            Format::Coco => names::whole,
+            Format::Voc => names::voc_stem,
+            Format::Yolo => names::yolo_stem,
+        };
+        let (names, renamed) = names::file_names(split, key, &mut self.taken)?;
         create_folders(&images_dir, &names)?;
         let write = |(i, file_name): (usize, &String)| {
             let done = export_image(split, i, &images_dir, file_name);

@@ -37,9 +37,11 @@ pub(super) fn fingerprint(annotations: &str, o: &Options) -> String {
         Exif::Ignore => String::new(),
         Exif::Apply => format!(" exif {:?}", o.exif_boxes),
     };
+    // Earlier versions left out files that are repaired now.
+    let rule = if o.bad_images == BadImages::Skip { " repairing" } else { "" };
     format!(
         "{annotations}; pixels {} level {} shard-size {} max-side {} bad-boxes {:?} \
-         bad-images {:?}{outside}{exif}",
+         bad-images {:?}{rule}{outside}{exif}",
         o.codec.name(),
         o.level,
         o.shard_size,

@@ -259,26 +259,31 @@ struct Read {
 /// # Errors
 /// The message of the decoder.
 fn read_pixels(bytes: Vec<u8>, as_it_is: bool, bad: BadImages) -> Result<Read, String> {
-    let strict = |bytes: &[u8]| {
-        if as_it_is {
-            return pixels::jpeg::check(bytes).map(|()| None);
-        }
-        pixels::decode_source(bytes).map(Some)
+    let read = if as_it_is {
+        pixels::jpeg::check(&bytes).map(|()| None)
+    } else {
+        pixels::decode_source(&bytes).map(Some)
     };
-    let problem = match strict(&bytes) {
-        Ok(pixels) => return Ok(Read { bytes, pixels, repaired: false, damage: None }),
+    let intact = |bytes, pixels, repaired| Read { bytes, pixels, repaired, damage: None };
+    let problem = match read {
+        Ok(Some(decoded)) if decoded.repaired => {
+            let mended = damaged::repair(&bytes).unwrap_or(bytes);
+            return Ok(intact(mended, Some(decoded), true));
+        }
+        Ok(pixels) => return Ok(intact(bytes, pixels, false)),
         Err(problem) => problem,
     };
-    if let Some(mended) = damaged::repair(&bytes)
-        && let Ok(pixels) = strict(&mended)
+    if as_it_is
+        && let Some(mended) = damaged::repair(&bytes)
+        && pixels::jpeg::check(&mended).is_ok()
     {
-        return Ok(Read { bytes: mended, pixels, repaired: true, damage: None });
+        return Ok(intact(mended, None, true));
     }
     if bad != BadImages::Keep || !is_jpeg(&bytes) {
         return Err(problem);
     }
     let (rgb, damage) = damaged::decode(&bytes)?;
-    let pixels = Some(Decoded { rgb, max_16_bit: None, alpha: false });
+    let pixels = Some(Decoded { rgb, max_16_bit: None, alpha: false, repaired: false });
     Ok(Read { bytes, pixels, repaired: false, damage: Some(format!("is damaged: {damage}")) })
 }
 

@@ -9,8 +9,13 @@ use turbojpeg::raw;
 use super::jpeg::{cmyk_to_rgb, is_jpeg};
 use super::layout::{Rgb, check_size};
 
+/// Start of a sequential frame with Huffman codes: baseline and extended.
+const SOF0: u8 = 0xc0;
+const SOF1: u8 = 0xc1;
 /// Start of scan: entropy-coded data follows this segment.
 const SOS: u8 = 0xda;
+/// Application data, among others colour profiles.
+const APP2: u8 = 0xe2;
 /// End of image.
 const EOI: [u8; 2] = [0xff, 0xd9];
 
@@ -25,16 +30,24 @@ const WARNINGS: [&str; 6] = [
     "Warning: unknown JFIF revision number",
 ];
 
-/// The file without bytes between the segments of its header that belong to none, and with an
-/// end-of-image marker; `None` if neither is at fault. If the result is decoded without a warning,
-/// the pixels of the file are complete.
+/// Beginning of an APP2 segment with a part of a colour profile.
+const ICC: &[u8] = b"ICC_PROFILE\0";
+
+/// The file without bytes between the segments of its header that belong to none, without colour
+/// profile (which is not used), and with an end-of-image marker; `None` if nothing of this changes
+/// it. If the result is decoded without a warning, the pixels of the file are complete.
+///
+/// The marker is added only to files with a single scan: the end of another one may lack whole
+/// scans, which would go unnoticed.
 pub fn repair(file: &[u8]) -> Option<Vec<u8>> {
     if !is_jpeg(file) {
         return None;
     }
     let mut mended = file[..2].to_vec();
     let mut at = 2;
-    loop {
+    // Components of a sequential frame.
+    let mut sequential = None;
+    let single_scan = loop {
         // As libjpeg: a marker is 0xff, repeated at will, and a byte other than 0 and 0xff.
         at += file.get(at..)?.windows(2).position(|b| b[0] == 0xff && !matches!(b[1], 0 | 0xff))?;
         let marker = file[at + 1];
@@ -43,14 +56,23 @@ pub fn repair(file: &[u8]) -> Option<Vec<u8>> {
         }
         let length = file.get(at + 2..at + 4)?;
         let end = at + 2 + usize::from(u16::from_be_bytes([length[0], length[1]]));
-        mended.extend(file.get(at..end)?);
-        at = end;
-        if marker == SOS {
-            break;
+        let segment = file.get(at..end)?;
+        if matches!(marker, SOF0 | SOF1) {
+            sequential = Some(*segment.get(9)?);
         }
-    }
+        at = end;
+        if marker != APP2 || !segment.get(4..)?.starts_with(ICC) {
+            mended.extend(segment);
+        }
+        if marker == SOS {
+            break sequential == Some(*segment.get(4)?);
+        }
+    };
     mended.extend(&file[at..]);
     if !mended.ends_with(&EOI) {
+        if !single_scan {
+            return None;
+        }
         mended.extend(EOI);
     }
     (mended != file).then_some(mended)
@@ -63,7 +85,8 @@ pub fn repair(file: &[u8]) -> Option<Vec<u8>> {
 /// The message of libjpeg-turbo where it gives up, for example in the header.
 pub fn decode(file: &[u8]) -> Result<(Rgb, String), String> {
     let decoder = Decoder::new()?;
-    let (width, height, cmyk) = decoder.header(file)?;
+    let header = decoder.header(file)?;
+    let Header { width, height, cmyk, .. } = header;
     check_size(width, height)?;
     let (format, depth) = if cmyk { (raw::TJPF_TJPF_CMYK, 4) } else { (raw::TJPF_TJPF_RGB, 3) };
     let mut data = vec![0; width * height * depth];
@@ -72,7 +95,7 @@ pub fn decode(file: &[u8]) -> Result<(Rgb, String), String> {
         let (bytes, length) = (file.as_ptr(), file.len() as raw::size_t);
         raw::tj3Decompress8(decoder.0, bytes, length, data.as_mut_ptr(), 0, format)
     };
-    let warning = decoder.warning(code)?.unwrap_or_default();
+    let warning = decoder.warning(code)?.or(header.warning).unwrap_or_default();
     let data = if cmyk { cmyk_to_rgb(&data) } else { data };
     Ok((Rgb { width, height, data }, warning))
 }
@@ -82,7 +105,15 @@ pub fn decode(file: &[u8]) -> Result<(Rgb, String), String> {
 /// # Errors
 /// The message of libjpeg-turbo.
 pub fn size(file: &[u8]) -> Result<(usize, usize), String> {
-    Decoder::new()?.header(file).map(|(width, height, _)| (width, height))
+    Decoder::new()?.header(file).map(|h| (h.width, h.height))
+}
+
+/// What a file's header says.
+struct Header {
+    width: usize,
+    height: usize,
+    cmyk: bool,
+    warning: Option<String>,
 }
 
 /// A decoder of libjpeg-turbo. The crate `turbojpeg` takes every warning for an error.
@@ -95,8 +126,8 @@ impl Decoder {
         if handle.is_null() { Err("no JPEG decoder".into()) } else { Ok(Self(handle)) }
     }
 
-    /// Width, height and whether the file is CMYK.
-    fn header(&self, file: &[u8]) -> Result<(usize, usize, bool), String> {
+    /// Reads a file's header.
+    fn header(&self, file: &[u8]) -> Result<Header, String> {
         // SAFETY: the handle is valid and `file` is readable.
         let code =
             unsafe { raw::tj3DecompressHeader(self.0, file.as_ptr(), file.len() as raw::size_t) };
@@ -110,7 +141,8 @@ impl Decoder {
         if width == 0 || height == 0 {
             return Err(warning.unwrap_or_else(|| "the file has no image".into()));
         }
-        Ok((width, height, matches!(colours, raw::TJCS_TJCS_CMYK | raw::TJCS_TJCS_YCCK)))
+        let cmyk = matches!(colours, raw::TJCS_TJCS_CMYK | raw::TJCS_TJCS_YCCK);
+        Ok(Header { width, height, cmyk, warning })
     }
 
     /// The warning after a call that returned `code`, if there is one.

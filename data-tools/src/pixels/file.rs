@@ -24,6 +24,8 @@ pub struct Decoded {
     pub max_16_bit: Option<u16>,
     /// Whether the file has an alpha channel, which is dropped.
     pub alpha: bool,
+    /// Whether it is a JPEG file with faults that leave its pixels intact ([`damaged::repair`]).
+    pub repaired: bool,
 }
 
 /// Size (width, height) of an image file, read from its header.
@@ -61,7 +63,11 @@ pub fn decode_file(bytes: &[u8]) -> Result<Rgb, String> {
 /// The message of the decoder.
 pub fn decode_source(bytes: &[u8]) -> Result<Decoded, String> {
     if is_jpeg(bytes) {
-        return jpeg::decode(bytes).map(|rgb| Decoded { rgb, max_16_bit: None, alpha: false });
+        let of = |rgb, repaired| Decoded { rgb, max_16_bit: None, alpha: false, repaired };
+        return jpeg::decode(bytes).map(|rgb| of(rgb, false)).or_else(|problem| {
+            let mended = damaged::repair(bytes).and_then(|file| jpeg::decode(&file).ok());
+            mended.map(|rgb| of(rgb, true)).ok_or(problem)
+        });
     }
     let (width, height) = file_size(bytes)?;
     check_size(width, height)?;
@@ -71,7 +77,7 @@ pub fn decode_source(bytes: &[u8]) -> Result<Decoded, String> {
     }
     let (max_16_bit, alpha) = (max_16_bit_sample(&image), image.color().has_alpha());
     let rgb = Rgb { width, height, data: image.into_rgb8().into_raw() };
-    Ok(Decoded { rgb, max_16_bit, alpha })
+    Ok(Decoded { rgb, max_16_bit, alpha, repaired: false })
 }
 
 /// Highest colour sample of a 16-bit image; `None` for other depths.

@@ -25,8 +25,8 @@ impl Source {
     /// [`Error::Usage`], which names the contents by `what`, for a file that cannot be read, a
     /// device, or a pipe with 8 GiB or more.
     pub(crate) fn open(path: &Path, what: &'static str) -> Result<Self> {
-        let at = path.display();
-        Self::read(path).map_err(|e| Error::Usage(format!("cannot read the {what} {at}: {e}")))
+        let doing = format!("cannot read the {what} {}", path.display());
+        Self::read(path).map_err(|e| Error::system(&doing, &e, Error::Usage))
     }
 
     fn read(path: &Path) -> io::Result<Self> {

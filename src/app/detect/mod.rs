@@ -242,11 +242,17 @@ fn detect_batch(
                 }
                 Ok(outcome)
             }
+            Err(e) if is_of_machine(&e) => return Err(e),
             Err(e) => Err(e.to_string()),
         };
         outcomes.push(Outcome { index, result });
     }
     Ok(outcomes)
+}
+
+/// Whether an error may be temporary, so that a picture must not be left out for it.
+fn is_of_machine(e: &Error) -> bool {
+    matches!(e, Error::Io { source, .. } if input::is_of_machine(source))
 }
 
 /// A picture that was read.

@@ -86,7 +86,8 @@ impl Job {
         command.stdin(Stdio::null());
         command.stderr(output.try_clone().map_err(Error::io("cannot open", &log))?).stdout(output);
         let child = command.spawn().map_err(|e| {
-            Error::Usage(format!("cannot start {}: {e}", command.get_program().to_string_lossy()))
+            let doing = format!("cannot start {}", command.get_program().to_string_lossy());
+            Error::system(&doing, &e, Error::Usage)
         })?;
         Ok(Some(Self { run, slot, child, _lock: lock }))
     }

@@ -61,8 +61,8 @@ impl SimotaConfig {
         let unlike = model.unlike("simota_r50_fpn_1x", Distances::Relu, Tower::Reg, true);
         let quality = (model.initial_quality > 0.1).then(|| {
             format!(
-                "the quality branch is trained on all points, of which few are positive, and \
-                 starts at {}: simota_r50_fpn_1x sets model.initial_quality = 0.01",
+                "the quality branch is trained on all points, of which few are positive: \
+                 simota_r50_fpn_1x starts it at model.initial_quality = 0.01 instead of {}",
                 model.initial_quality
             )
         });

@@ -156,7 +156,7 @@ fn parse(path: &Path, n: usize, line: &str) -> Result<Map<String, Value>> {
 /// A file that cannot be read, or a line that is not a JSON object.
 pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::Usage(format!("cannot read metrics {}: {e}", path.display())))?;
+        .map_err(|e| Error::system(&format!("cannot read {}", path.display()), &e, Error::Usage))?;
     let complete = text.rfind('\n').map_or("", |at| &text[..at]);
     complete.lines().enumerate().map(|(n, line)| parse(path, n, line)).collect()
 }
