@@ -49,8 +49,9 @@ PY
 }
 
 cpu=$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)
-changes=$([ -z "$(git status --porcelain --untracked-files=no)" ] || echo " with changes")
-echo "bench: $(git rev-parse --short HEAD)$changes, $(date +%F), $threads cores, $cpu, load $(load) before"
+revision=$(git rev-parse --short HEAD)
+[ -z "$(git status --porcelain --untracked-files=no)" ] || revision+=" with changes"
+echo "bench: $revision, $(date +%F), $threads cores, $cpu, load $(load) before"
 
 pack_and_read() { # CODEC
   local codec=$1 n seconds

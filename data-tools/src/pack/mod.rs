@@ -211,8 +211,8 @@ fn bad_images(
             shown(json.display())
         );
     }
-    text += "\nhint: `--bad-images skip` leaves such images out and counts them; `keep` packs damaged \
-             JPEG files as far as they can be decoded, as OpenCV reads them";
+    text += "\nhint: `--bad-images skip` leaves such images out and counts them; `keep` packs \
+             damaged JPEG files as far as they can be decoded, as OpenCV reads them";
     if finished > 0 {
         let kept =
             format!("; {finished} finished shards are kept: `--resume` continues after them");
