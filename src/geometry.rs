@@ -187,9 +187,9 @@ pub fn distances_of_bins(logits: &Tensor, stride: i64) -> Tensor {
     (p * value.view([1, 1, BINS, 1, 1])).sum_dim_intlist(2, false, None)
 }
 
-/// IoU and GIoU (Rezatofighi et al., CVPR 2019), each `[N]`, of pairs of boxes that contain a
-/// common point, given by their distances (l, t, r, b) from it: `a` and `b` are `[4, N]` and not
-/// negative. Areas used as denominators are at least `eps`.
+/// IoU and GIoU (Rezatofighi et al., CVPR 2019), each `[N]`, of pairs of boxes given by their
+/// distances (l, t, r, b) from a common point, `[4, N]`; a distance is negative for a side that the
+/// point lies beyond. Areas used as denominators are at least `eps`.
 ///
 /// With the sides in the first dimension each side is contiguous, and no box has to be decoded. On
 /// each side the enclosing box has the larger of the two distances, which is their sum minus the
@@ -200,43 +200,18 @@ pub fn distances_of_bins(logits: &Tensor, stride: i64) -> Tensor {
 /// use dw::geometry::iou_and_giou;
 /// use tch::Tensor;
 ///
-/// // A 2 x 2 and a 4 x 2 box around one point: the intersection is 4 square pixels, the union 8,
-/// // and the enclosing box is the larger box.
-/// let a = Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0]).view([4, 1]);
-/// let b = Tensor::from_slice(&[1.0, 1.0, 3.0, 1.0]).view([4, 1]);
+/// let boxes = |all: [[f64; 4]; 2]| Tensor::from_slice2(&all).tr();
+/// // A 2 x 2 and a 4 x 2 box around the point: the intersection is 4 square pixels, the union 8,
+/// // and the enclosing box is the larger box. Then boxes that do not overlap: the first extends
+/// // from -4 to -2 along x, the second from -1 to 1, and both are 2 high, as is their hull.
+/// let a = boxes([[1.0, 1.0, 1.0, 1.0], [4.0, 1.0, -2.0, 1.0]]);
+/// let b = boxes([[1.0, 1.0, 3.0, 1.0], [1.0, 1.0, 1.0, 1.0]]);
 /// let (iou, giou) = iou_and_giou(&a, &b, 1e-6);
 /// assert_eq!((iou.double_value(&[0]), giou.double_value(&[0])), (0.5, 0.5));
+/// assert_eq!(iou.double_value(&[1]), 0.0);
+/// assert!((giou.double_value(&[1]) + 0.2).abs() < 1e-12);
 /// ```
 pub fn iou_and_giou(a: &Tensor, b: &Tensor, eps: f64) -> (Tensor, Tensor) {
-    pairwise(a, b, eps, |sides| sides)
-}
-
-/// Like [`iou_and_giou`], but also for boxes that do not contain the point (negative distances),
-/// which costs one more operation.
-///
-/// ```
-/// use dw::geometry::iou_and_giou_of_any;
-/// use tch::Tensor;
-///
-/// // `a` extends from -4 to -2 and `b` from -1 to 1 along x: no overlap, and a hull of area 10.
-/// let a = Tensor::from_slice(&[4.0, 1.0, -2.0, 1.0]).view([4, 1]);
-/// let b = Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0]).view([4, 1]);
-/// let (iou, giou) = iou_and_giou_of_any(&a, &b, 1e-6);
-/// assert_eq!(iou.double_value(&[0]), 0.0);
-/// assert!((giou.double_value(&[0]) + 0.2).abs() < 1e-12);
-/// ```
-pub fn iou_and_giou_of_any(a: &Tensor, b: &Tensor, eps: f64) -> (Tensor, Tensor) {
-    pairwise(a, b, eps, |sides| sides.clamp_min(0.0))
-}
-
-/// IoU and GIoU. `overlap` maps the width and height of the overlap `[2, N]`, which are negative
-/// for boxes that do not overlap, to those that its area is computed from.
-fn pairwise(
-    a: &Tensor,
-    b: &Tensor,
-    eps: f64,
-    overlap: impl FnOnce(Tensor) -> Tensor,
-) -> (Tensor, Tensor) {
     // Width l + r and height t + b, `[2, N]`.
     let size = |ltrb_4n: &Tensor| ltrb_4n.view([2, 2, -1]).sum_dim_intlist(0, false, None);
     let area = |size_2n: &Tensor| {
@@ -244,7 +219,8 @@ fn pairwise(
         &sides[0] * &sides[1]
     };
     let (size_a, size_b, size_overlap) = (size(a), size(b), size(&a.minimum(b)));
-    let overlap = area(&overlap(size_overlap.shallow_clone()));
+    // The sides are negative for boxes that do not overlap.
+    let overlap = area(&size_overlap.clamp_min(0.0));
     let union = (area(&size_a) + area(&size_b) - &overlap).clamp_min(eps);
     let iou = overlap / &union;
     let hull = area(&(size_a + size_b - size_overlap)).clamp_min(eps);

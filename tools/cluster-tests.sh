@@ -346,6 +346,8 @@ node_lost() {
 }
 requeued() { [ "$(field "$1" Restarts)" = 1 ]; }
 
+# Whether a child process has ended; it may still be a zombie.
+finished() { ! [[ "$(cat "/proc/$1/stat" 2>/dev/null)" == *") "[!Z]* ]]; } # PID
 no_daemon() { ! pgrep -x orted --ns "$(cat "$dir/slurm/run/dwn2.pid")" --nslist net >/dev/null; }
 
 # The network between the hosts fails permanently, without SLURM.
@@ -360,6 +362,7 @@ cut_hosts() {
   until_true 60 "a checkpoint" saved hosts
   link down
   began=$SECONDS
+  until_true 60 "the end of dw-launch" finished $pid
   wait $pid || code=$?
   [ $code -eq 4 ] || { link up; fail "expected exit code 4, found $code"; }
   echo "cluster: cut_hosts: exit code 4 after $((SECONDS - began)) s"

@@ -93,7 +93,7 @@ rounds() { # TEST-BINARY TEST DESCRIPTION
   local start log=$out/$2.log
   start=$(date +%s)
   mkdir -p "$out"
-  cargo test --locked --release --test "$1" -- --exact "$2" --include-ignored \
+  timeout 3600 cargo test --locked --release --test "$1" -- --exact "$2" --include-ignored \
     --nocapture >"$log" 2>&1 &&
     grep -q "1 passed" "$log" || { tail -n 30 "$log" >&2; die "failed: $3"; }
   echo "soak: $3: all passed, $(($(date +%s) - start)) s"

@@ -25,7 +25,6 @@ pub use coco::bootstrap::{Bootstrap, Samples, bootstrap};
 pub use coco::config::{Area, MetricConfig};
 pub use coco::evaluate;
 pub use coco::evaluation::Evaluation;
-pub use coco::matches::{Fate, Matches, matches};
 pub use coco::summary::Summary;
 pub use coco::types::{Detection, GroundTruth, Problem};
 pub use dw_base::{Error, Result};

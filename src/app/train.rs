@@ -28,25 +28,34 @@ use crate::train::{Plan, init, work_dir};
 use crate::{Error, Result};
 
 /// Arguments of `dw-train`.
-#[derive(Debug)]
+#[derive(Debug, clap::Args)]
 pub struct TrainArgs {
-    /// Built-in name or path of the configuration.
+    /// Built-in name or path of a TOML file
+    #[arg(default_value = "dw_r50_fpn_1x")]
     pub config: String,
-    /// `key.path=value`, applied to the configuration.
-    pub sets: Vec<String>,
-    /// Folder of the shards, in place of the configuration's.
+    /// Set a configuration key, for example train.lr=0.02 (repeatable)
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+    /// Folder of shards (`data.shards`)
+    #[arg(long, value_name = "OUT")]
     pub data: Option<PathBuf>,
-    /// Initial weights, in place of the configuration's.
-    pub init: Option<String>,
-    /// Folder of the results; `work/NAME` if `None`.
+    /// Folder of metrics and checkpoints [default: work/NAME]
+    #[arg(long, value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
-    /// Checkpoint to resume from.
+    /// Checkpoint to resume from: auto (the newest of the work directory), none, or a path
+    #[arg(long, default_value = "auto", value_name = "auto|none|PATH")]
     pub resume: Resume,
-    /// Resume although settings that determine the result differ.
-    pub with_changes: bool,
-    /// Device.
+    /// Resume although settings that determine the result differ from the checkpoint's
+    #[arg(long)]
+    pub resume_with_changes: bool,
+    /// Starting weights (`model.init`): imagenet, random, or a file
+    #[arg(long, value_name = "imagenet|random|FILE")]
+    pub init: Option<String>,
+    /// Device
+    #[arg(long, value_enum, default_value = "auto")]
     pub device: Choice,
-    /// Print the resolved settings and exit.
+    /// Print the resolved settings and exit
+    #[arg(long)]
     pub dry_run: bool,
 }
 
@@ -67,7 +76,7 @@ impl TrainArgs {
 /// # Errors
 /// Any mistake in the arguments, bad data, a lost peer, preemption.
 pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
-    let mut config = config::load(&args.config, &args.sets)?;
+    let mut config = config::load(&args.config, &args.set)?;
     if let Some(data) = &args.data {
         config.data.shards.clone_from(data);
     }
@@ -216,7 +225,8 @@ fn starting_point(
     let mut global_batch = config.train.images_per_rank * world.size();
     if let Some(c) = &from {
         let saved = config::from_toml(&c.config, &c.path)?;
-        global_batch = resume::check(c, &saved, &data.train, config, world, args.with_changes)?;
+        global_batch =
+            resume::check(c, &saved, &data.train, config, world, args.resume_with_changes)?;
         if config.model.init != saved.model.init && world.rank() == 0 {
             tracing::warn!(
                 "model.init = {:?} has no effect, because the run resumes from a checkpoint",

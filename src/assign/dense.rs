@@ -6,7 +6,7 @@
 use tch::{Kind, Tensor};
 
 use super::{ImageBoxes, Matcher, PointTargets, PointTensors, Targets};
-use crate::geometry::{Grid, iou_and_giou_of_any};
+use crate::geometry::{Grid, iou_and_giou};
 use crate::model::Predictions;
 
 /// A matcher that leaves the assignment to the criterion: its targets are the boxes.
@@ -78,7 +78,7 @@ impl Assigned {
         let boxes_bp4 = t.boxes.index_select(0, &self.gt.view([-1])).view([size[0], size[1], 4]);
         let points_p2 = p.grid.points(t.boxes.kind(), t.boxes.device());
         let target_4n = crate::geometry::encode(&points_p2, &boxes_bp4).view([-1, 4]).tr();
-        let (iou, giou) = iou_and_giou_of_any(&found_4n, &target_4n, eps);
+        let (iou, giou) = iou_and_giou(&found_4n, &target_4n, eps);
         (iou.view(&size[..]), giou.view(&size[..]))
     }
 

@@ -75,7 +75,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::geometry::{encode, iou_and_giou_of_any, level_sizes};
+    use crate::geometry::{encode, iou_and_giou, level_sizes};
 
     /// Compares with the pairwise IoU that the losses use, and with the definition of being inside.
     #[test]
@@ -93,7 +93,7 @@ mod tests {
         for g in 0..3 {
             let target = encode(&points, &boxes_g4.get(g)).tr();
             let found = ltrb_bp4.get(image_g.int64_value(&[g])).tr();
-            let (expected, _) = iou_and_giou_of_any(&found, &target, 1e-6);
+            let (expected, _) = iou_and_giou(&found, &target, 1e-6);
             // Predictions with swapped sides (a negative width or height) have no area to compare.
             let size = found.view([2, 2, -1]).sum_dim_intlist(0, false, None);
             let is_box = size.amin([0], false).gt(0.0);

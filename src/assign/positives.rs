@@ -5,7 +5,7 @@
 use tch::{Kind, Tensor};
 
 use super::{PointTensors, Targets};
-use crate::geometry::{Grid, iou_and_giou_of_any};
+use crate::geometry::{Grid, iou_and_giou};
 use crate::loss::Normaliser;
 use crate::model::Predictions;
 
@@ -50,12 +50,12 @@ impl<'a> Positives<'a> {
 
     /// IoU and GIoU of predicted and ground-truth boxes, `[N]`.
     pub fn iou_and_giou(&self) -> (Tensor, Tensor) {
-        iou_and_giou_of_any(&self.found, &self.target, AREA_EPS)
+        iou_and_giou(&self.found, &self.target, AREA_EPS)
     }
 
     /// The same for other predicted distances `[B, P, 4]`, pixels.
     pub fn iou_and_giou_of(&self, distances_bp4: &Tensor) -> (Tensor, Tensor) {
-        iou_and_giou_of_any(&self.rows(distances_bp4).tr(), &self.target, AREA_EPS)
+        iou_and_giou(&self.rows(distances_bp4).tr(), &self.target, AREA_EPS)
     }
 
     /// Rows of `values_bpk` `[B, P, K]` at the positive points, `[N, K]`.

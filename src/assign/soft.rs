@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::pairs::columns;
 use super::{ImageBoxes, Matcher, PairTensors, Pairs, Targets};
-use crate::geometry::{Grid, iou_and_giou_of_any};
+use crate::geometry::{Grid, iou_and_giou};
 use crate::model::Predictions;
 
 /// Largest magnitude of predicted distances in the loss, pixels.
@@ -66,7 +66,7 @@ impl<'a> SoftInputs<'a> {
         // (The reference decodes both, which rounds relative to the coordinates instead of the box
         // size.)
         let ltrb_4n = columns(&ltrb_bp4.reshape([-1, 4]), &pairs.point);
-        let (iou_n, giou_n) = iou_and_giou_of_any(&ltrb_4n, &pairs.target, area_eps);
+        let (iou_n, giou_n) = iou_and_giou(&ltrb_4n, &pairs.target, area_eps);
         Self {
             pairs,
             score_bpc,

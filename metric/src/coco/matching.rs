@@ -219,23 +219,3 @@ pub(crate) fn flags(
     }
     out
 }
-
-/// Matched pairs (ranking position, index of the ground truth, ignored) at one threshold in one
-/// area range.
-pub(crate) fn pairs(
-    problem: &Problem,
-    area: &Area,
-    threshold: f64,
-    ranked: &Ranked,
-    scenes: &Scenes,
-) -> Vec<(u32, u32, bool)> {
-    let (mut scratch, mut out) = (Scratch::default(), vec![]);
-    for scene in &scenes.0 {
-        scratch.overlaps(problem, ranked, scene, lowest_match(threshold));
-        let candidates = scratch.candidates.clone();
-        scratch.matches(problem, scene, area, &[threshold], |_, c, n, ignored| {
-            out.push((candidates[c], scene.truth[n], ignored));
-        });
-    }
-    out
-}

@@ -21,7 +21,6 @@ pub mod bootstrap;
 pub mod config;
 pub mod evaluation;
 mod groups;
-pub mod matches;
 mod matching;
 mod ranking;
 pub mod summary;

@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 use crate::assign::adaptive::{AdaptiveThreshold, MARGIN, TOPK};
 use crate::assign::positives::{AREA_EPS, F32_EPSILON, Positives, centerness};
 use crate::assign::{Criterion, PointTensors, Probe, Progress, Strategy, Targets, matrix};
-use crate::geometry::{encode, iou_and_giou_of_any};
+use crate::geometry::{encode, iou_and_giou};
 use crate::loss::{Normaliser, Term};
 use crate::model::{Distances, HeadKind, ModelConfig, Predictions, Rank, Tower};
 
@@ -188,7 +188,7 @@ impl TaskAligned {
         probe.record("target", &Tensor::zeros([num_rows], options).index_add(0, &row_n, &target_n));
 
         let found_4n = p.distances.reshape([-1, 4]).index_select(0, &row_n).tr();
-        let giou_n = iou_and_giou_of_any(&found_4n, &found.distances.view([4, -1]), AREA_EPS).1;
+        let giou_n = iou_and_giou(&found_4n, &found.distances.view([4, -1]), AREA_EPS).1;
         let loss_bbox = (-(giou_n - 1.0) * &target_n).sum(None);
         let loss_cls = class_loss(p, &target_bpc, t, None);
         let sum = target_n.sum(None);
