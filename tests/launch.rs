@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use support::{Job, Sandbox, assert_contains, bin, dw_launch, launch, output, run, run_failing};
+use support::{
+    Job, Sandbox, assert_contains, bin, dw_launch, launch, output, processes, run, run_failing,
+};
 
 fn settings<'a>(more: &[&'a str]) -> Vec<&'a str> {
     ["eval.every_epochs=0"].iter().chain(more).copied().collect()
@@ -230,4 +232,54 @@ fn results_that_cannot_be_printed_are_an_error() {
         assert_eq!(out.status.code(), Some(3), "{program}: {text}");
         assert_contains(&text, &["cannot write", "standard output"]);
     }
+}
+
+/// A program that ignores every request is ended after `--grace`, or by a second signal, with all
+/// its processes.
+#[test]
+fn a_job_that_ignores_signals_is_ended() {
+    let sandbox = Sandbox::new();
+    let started = sandbox.path("started");
+    let script =
+        format!("trap '' USR1 TERM INT; touch {started}; sleep 300 & sleep 300; : {started}");
+    for (grace, signals) in [("1", 1), ("60", 2)] {
+        let mut command = dw_launch(1, &["--grace", grace, "--tear-down", "1"], "sh");
+        let job = Job::start(command.args(["-c", &script]));
+        job.wait_until("the start", || std::path::Path::new(&started).exists());
+        for _ in 0..signals {
+            std::thread::sleep(Duration::from_millis(500));
+            job.signal("TERM");
+        }
+        let (code, log) = job.wait(Duration::from_secs(20));
+        assert!(code != Some(0), "{grace}: {log}");
+        // SIGKILL was sent; it takes effect at once, but not synchronously.
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(processes(&started).is_empty(), "{grace}: {log}");
+        std::fs::remove_file(&started).unwrap();
+    }
+}
+
+/// The output of `measure` is what `plan --measured` reads.
+#[test]
+fn measurements_can_be_planned_with() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path("measured.jsonl");
+    let mut text = String::new();
+    for ranks in [2, 3] {
+        let mut command = dw_launch(ranks, &["--raw-stdout"], bin("dw-launch").to_str().unwrap());
+        let rows = run(command.arg("measure"));
+        let bytes: Vec<(u64, u64)> = rows
+            .lines()
+            .map(|l| serde_json::from_str::<Value>(l).unwrap())
+            .map(|row| (row["ranks"].as_u64().unwrap(), row["bytes"].as_u64().unwrap()))
+            .collect();
+        assert!(bytes.len() > 2 && bytes.iter().all(|b| b.0 == ranks as u64), "{rows}");
+        assert!(bytes.windows(2).all(|b| b[0].1 < b[1].1), "{rows}");
+        text += &rows;
+    }
+    std::fs::write(&file, text).unwrap();
+    let mut plan = Command::new(bin("dw-launch"));
+    plan.args(["plan", "--measured", &file, "--gpus", "2,3", "--gpus-per-node", "4"]);
+    let table = run(plan.args(["--step-ms", "500", "--gradient-mib", "122"]));
+    assert_contains(&table, &["2", "3", "%"]);
 }

@@ -13,6 +13,7 @@ use dw_base::program::print_message;
 use dw_base::{Error, Result, exit, host};
 
 use super::command::LaunchCommand;
+use super::family::Family;
 use super::monitor::Monitor;
 use super::output::{LauncherReport, forward};
 use super::shutdown::{Action, Received, Shutdown};
@@ -209,6 +210,7 @@ fn watch(
 ) -> Result<(ExitStatus, Option<FirstFailure>)> {
     let mut shutdown = Shutdown::new(options.grace, options.tear_down);
     let mut failure: Option<FirstFailure> = None;
+    let mut family = Family::default();
     loop {
         std::thread::sleep(POLL);
         monitor.poll();
@@ -218,6 +220,10 @@ fn watch(
             .try_wait()
             .map_err(|e| Error::system("cannot wait for the launcher", &e, Error::Usage))?;
         if let Some(status) = status {
+            let left = family.kill();
+            if left > 0 {
+                log(&format!("killed {left} processes that the launcher left behind"));
+            }
             // The last reports may still be in flight.
             std::thread::sleep(POLL);
             monitor.poll();
@@ -225,6 +231,9 @@ fn watch(
         }
         let failed = failure.as_ref().map(|f| f.detected);
         for action in shutdown.advance(signals.received(), failed, now) {
+            if action == Action::TerminateGroup {
+                family = Family::of(child.id());
+            }
             perform(action, child, options.grace);
         }
     }
