@@ -259,6 +259,15 @@ fn a_job_that_ignores_signals_is_ended() {
     }
 }
 
+#[test]
+fn programs_that_cannot_be_started_are_not_retried() {
+    let sandbox = Sandbox::new();
+    let script = sandbox.path("script.sh");
+    std::fs::write(&script, "#!/bin/sh\n").unwrap();
+    let mut command = dw_launch(1, &["--max-restarts", "1"], &script);
+    assert_contains(&run_failing(&mut command, 2), &[&script, "not executable", "hint:"]);
+}
+
 /// The output of `measure` is what `plan --measured` reads.
 #[test]
 fn measurements_can_be_planned_with() {

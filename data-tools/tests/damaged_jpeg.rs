@@ -131,3 +131,20 @@ fn what_cannot_be_decoded_at_all_is_refused_by_keep() {
     std::fs::remove_file(set.first_image()).unwrap();
     assert!(fails(&args, 3).contains("No such file"));
 }
+
+/// Every image that is left out is named.
+#[test]
+fn all_images_that_are_left_out_are_named() {
+    let set = Set::new();
+    for n in 1..=8 {
+        let path = set.file(&format!("train2017/{n:012}.jpg"));
+        std::fs::write(path, if n < 8 { "no image" } else { "" }).unwrap();
+    }
+    let refused = fails(&[set.path(), "--split", "train2017"], 3);
+    assert!(refused.contains("and 3 more of the images read so far"), "{refused}");
+    let done = pack(&[set.path(), "--split", "train2017", "--bad-images", "skip"]);
+    let text = String::from_utf8_lossy(&done.stderr);
+    for n in 1..=8 {
+        assert!(text.contains(&format!("{n:012}.jpg")), "{n}: {text}");
+    }
+}

@@ -254,11 +254,10 @@ fn check_outputs(args: &EvalArgs, topology: &Topology) -> Result<()> {
             )));
         }
         // An unnamed file: nothing is left behind, and a missing folder is not created.
-        let problem = |e| {
-            Error::Usage(format!(
-                "--dt-out {}: cannot write there: {e}\nhint: create the folder first",
-                path.display()
-            ))
+        let problem = |e: std::io::Error| {
+            let missing = e.kind() == std::io::ErrorKind::NotFound;
+            let hint = if missing { "\nhint: create the folder first" } else { "" };
+            Error::Usage(format!("--dt-out {}: cannot write there: {e}{hint}", path.display()))
         };
         tempfile::tempfile_in(folder).map(drop).map_err(problem)?;
     }

@@ -24,6 +24,8 @@ struct Cli {
 
 fn main() {
     let Cli { args } = app::parse();
-    let start = Start { device: args.device, catch_signals: !args.dry_run };
-    app::run(start, |topology, world| train(&args, topology, world))
+    let (device, trains) = (args.device, !args.dry_run);
+    app::run(Start { device, catch_signals: trains }, |topology, world| {
+        train(&args, topology, world)
+    })
 }

@@ -147,8 +147,13 @@ fn chain(name: &str) -> Result<Vec<ConfigFile>> {
                  hint: check that no file is its own base"
             )));
         }
-        let folder = files.last().and_then(|f| f.folder.clone());
-        files.push(read(&base, folder.as_deref())?);
+        let (origin, folder) =
+            files.last().map(|f| (f.origin.clone(), f.folder.clone())).unwrap_or_default();
+        let at = |e: Error| match e {
+            Error::Usage(text) => Error::Usage(format!("{origin}: `base`: {text}")),
+            e => e,
+        };
+        files.push(read(&base, folder.as_deref()).map_err(at)?);
     }
     Ok(files)
 }

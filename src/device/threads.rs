@@ -63,8 +63,10 @@ pub fn check(key: &str, configured: usize, topology: &Topology, dry_run: bool) -
     );
     if configured.saturating_mul(ranks) > MAX_PER_CORE * cores && !dry_run {
         let hint = format!(
-            "hint: leave it unset to divide the cores among the ranks; at most {MAX_PER_CORE} \
-             threads per core are allowed"
+            "hint: leave it unset to divide the cores among the ranks; at most {} threads ({} per \
+             core) are allowed",
+            MAX_PER_CORE * cores,
+            MAX_PER_CORE
         );
         return Err(Error::Usage(format!("{text}\n{hint}")));
     }

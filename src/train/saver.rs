@@ -83,8 +83,11 @@ impl Saver {
             tracing::warn!("the previous checkpoint is still being written: skipping this one");
             return Ok(());
         }
-        let previous = self.wait();
-        self.handle_write(Output::Checkpoint, previous)?;
+        // Without a pending write there is no result, neither good nor bad.
+        if self.pending.is_some() {
+            let previous = self.wait();
+            self.handle_write(Output::Checkpoint, previous)?;
+        }
         let (dir, keep, snapshot) = (self.dir.clone(), self.keep, snapshot()?);
         let write = move || {
             let (began, step) = (Instant::now(), snapshot.step());
@@ -191,6 +194,10 @@ mod tests {
             [(Output::Metrics, 4), (Output::Checkpoint, 0)]
         );
         saver.handle_write(Output::Metrics, Ok(())).unwrap();
+        assert_eq!(saver.failures.len(), 1);
+        // A checkpoint that is only started does not end the failures of the ones before.
+        let no_snapshot = || Err(Error::Inconsistent("no snapshot".into()));
+        assert!(saver.save(no_snapshot, vec![], false).is_err());
         assert_eq!(saver.failures.len(), 1);
         let mut strict = Saver::new("/none".into(), &CheckpointConfig::default());
         assert!(strict.handle_write(Output::Metrics, full()).is_err());

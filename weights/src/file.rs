@@ -99,8 +99,15 @@ impl Weights {
         let mut start = [0u8; 16];
         let read = read_start(&mut file, &mut start).map_err(Error::io("cannot read", &path))?;
         // Checked first, because the length at the start of the file may look like another format.
-        let is_safetensors = start[8] == b'{'
-            && u64::from_le_bytes(start[..8].try_into().unwrap_or_default()) <= length;
+        let header = u64::from_le_bytes(start[..8].try_into().unwrap_or_default());
+        let is_safetensors = start[8] == b'{' && header <= length;
+        if !is_safetensors && path.extension().is_some_and(|e| e == "safetensors") {
+            let problem = format!(
+                "invalid or truncated .safetensors file: a header of {header} bytes in a file of \
+                 {length} bytes"
+            );
+            return Err(Error::data(&path, "", problem));
+        }
         let weights = if is_safetensors {
             Self::open_safetensors(&path)?
         } else if let Some(problem) = recognise_other_format(&start[..read]) {

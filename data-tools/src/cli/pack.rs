@@ -71,6 +71,9 @@ fn find(a: &PackArgs) -> Result<(Vec<Source>, PathBuf)> {
         }
         return Ok((sources::coco::from_file(file, images, &search)?, out.clone()));
     }
+    if a.images.is_some() {
+        return Err(Error::Usage("--images needs --annotations".into()));
+    }
     let Some(dir) = &a.dir else { return Err(Error::Usage("expected a data set folder".into())) };
     let out = a.out.clone().unwrap_or_else(|| dir.join("shards"));
     Ok((sources::find(dir, &search)?, out))
@@ -92,13 +95,23 @@ fn options(a: &PackArgs) -> pack::Options {
     }
 }
 
+/// Most images that are named for one reason.
+const NAMED: usize = 100;
+
+/// The first ones of a list, and how many more there are.
+fn first(list: &[String]) -> impl Iterator<Item = String> {
+    let more = list.len().saturating_sub(NAMED);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    list.iter().take(NAMED).cloned().chain(more)
+}
+
 /// Messages about what was left out, changed or is unusual in a split.
 fn notes(done: &Packed, a: &PackArgs) -> Vec<String> {
     let mut notes = done.notes.clone();
     notes.extend(done.counts.warnings(a.bad_boxes));
     let counts = &done.image_counts;
-    notes.extend(counts.skipped.iter().take(5).map(|s| format!("left out: {s}")));
-    notes.extend(counts.damaged.iter().take(5).cloned());
+    notes.extend(first(&counts.skipped).map(|s| format!("left out: {s}")));
+    notes.extend(first(&counts.damaged));
     let mut count = |n: usize, text: &str| {
         if n > 0 {
             notes.push(format!("{n} {text}"));

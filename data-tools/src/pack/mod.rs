@@ -89,7 +89,9 @@ pub fn pack_split(
         let range = at..(at + chunk).min(coco.images.len());
         let failed = pack_chunk(range, &coco, &boxes, &folder, options, &mut writer, bar)?;
         if !failed.is_empty() {
-            return Err(bad_images(&json, &failed, writer.num_finished(), &coco, &folder));
+            let finished = writer.num_finished();
+            let policy = options.bad_images;
+            return Err(bad_images(&json, &failed, finished, &coco, &folder, policy));
         }
     }
     let (images, image_counts) = (writer.entries().len(), writer.image_counts.clone());
@@ -200,6 +202,7 @@ fn bad_images(
     finished: usize,
     coco: &Coco,
     folder: &ImageFolder,
+    policy: BadImages,
 ) -> Error {
     const SHOWN: usize = 5;
     let missing = coco.images.iter().filter(|i| !folder.contains(i)).count();
@@ -211,8 +214,15 @@ fn bad_images(
             shown(json.display())
         );
     }
-    text += "\nhint: `--bad-images skip` leaves such images out and counts them; `keep` packs \
-             damaged JPEG files as far as they can be decoded, as OpenCV reads them";
+    let more = failed.len().saturating_sub(SHOWN);
+    if more > 0 {
+        text = format!("{text}\nand {more} more of the images read so far");
+    }
+    text += "\nhint: `--bad-images skip` leaves such images out and names them";
+    if policy == BadImages::Fail {
+        text += "; `keep` packs damaged JPEG files as far as they can be decoded, as OpenCV reads \
+                 them";
+    }
     if finished > 0 {
         let kept =
             format!("; {finished} finished shards are kept: `--resume` continues after them");

@@ -46,7 +46,10 @@ pub fn is_jpeg(bytes: &[u8]) -> bool {
 /// # Errors
 /// A damaged or incomplete header.
 pub fn header(bytes: &[u8]) -> Result<DecompressHeader, String> {
-    turbojpeg::read_header(bytes).map_err(|e| e.to_string())
+    turbojpeg::read_header(bytes).map_err(|e| match e {
+        turbojpeg::Error::IntegerOverflow(_) => "the header has no image size".to_owned(),
+        e => e.to_string(),
+    })
 }
 
 fn is_cmyk(h: &DecompressHeader) -> bool {

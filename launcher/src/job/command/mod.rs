@@ -5,6 +5,7 @@ mod machine;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -235,13 +236,21 @@ fn locate(program: &str, remote: bool) -> Result<OsString> {
         return Ok(own.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
+    let runs = |path: &Path| {
+        path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
     let found = if is_path {
-        Path::new(program).is_file()
+        runs(Path::new(program))
     } else {
-        std::env::split_paths(&path).any(|d| d.join(program).is_file())
+        std::env::split_paths(&path).any(|d| runs(&d.join(program)))
     };
     if found || remote {
         return Ok(program.into());
+    }
+    if is_path && Path::new(program).is_file() {
+        return Err(Error::Usage(format!(
+            "program `{program}` is not executable\nhint: chmod +x, or start it by its interpreter"
+        )));
     }
     Err(Error::Usage(format!(
         "program `{program}` not found\nhint: expected a program on PATH, or its path, and its \
