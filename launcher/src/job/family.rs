@@ -1,5 +1,5 @@
-//! The processes that a launcher has started on this machine. mpirun gives each rank its own process
-//! group, so a signal to the group of the launcher does not reach the ranks.
+//! The processes that a launcher has started on this machine. mpirun gives each rank a process
+//! group of its own, which a signal to the group of the launcher does not reach.
 
 use std::collections::HashMap;
 
