@@ -185,7 +185,8 @@ fn a_rank_that_hangs_in_an_evaluation_ends_the_job() {
     let job = Job::start(dw_launch(2, &[], "dw-train").args(args));
     job.wait_until("the checkpoint before the evaluation", || sandbox.newest_step("w") > 0);
     signal_rank(&job, &sandbox, "w", 1, "STOP");
-    let (code, log) = job.wait(deadline + EXIT_LIMIT);
+    // Rank 0 first finishes its own part.
+    let (code, log) = job.wait(deadline + EXIT_LIMIT + Duration::from_secs(20));
     assert_eq!(code, Some(4), "{log}");
     assert_contains(&log, &["rank 1"]);
     assert!(processes(&sandbox.path("w")).is_empty());

@@ -240,8 +240,8 @@ fn results_that_cannot_be_printed_are_an_error() {
 fn a_job_that_ignores_signals_is_ended() {
     let sandbox = Sandbox::new();
     let started = sandbox.path("started");
-    let script =
-        format!("trap '' USR1 TERM INT; touch {started}; sleep 300 & sleep 300; : {started}");
+    let child = format!("sh -c 'sleep 300; :' {started}");
+    let script = format!("trap '' USR1 TERM INT; touch {started}; {child} & {child}; :");
     for (grace, signals) in [("1", 1), ("60", 2)] {
         let mut command = dw_launch(1, &["--grace", grace, "--tear-down", "1"], "sh");
         let job = Job::start(command.args(["-c", &script]));

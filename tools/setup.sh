@@ -94,7 +94,12 @@ has libclang-dev has_libclang || packages+=(libclang-dev)
 has cmake has_command cmake || packages+=(cmake)
 has nasm has_command nasm || packages+=(nasm)
 has procps has_command pgrep || packages+=(procps)
-pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+if [ -z "${PYTHON:-}" ]; then
+  pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+else
+  command -v "$python" >/dev/null || die "PYTHON=$PYTHON: no such program"
+  pip --version >/dev/null 2>&1 || die "PYTHON=$PYTHON has no pip" "$PYTHON -m ensurepip --user"
+fi
 if [ ${#packages[@]} -gt 0 ]; then
   line="apt-get install --no-install-recommends -y ${packages[*]}"
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -118,6 +123,9 @@ if [ "${1:-}" = venv ]; then
   venv "${@:2}"
   exit
 fi
+# Before anything is downloaded; `venv` would find out last.
+[ "${1:-}" != tests ] || [ -f "$cache/onnx-$ONNX-onnxruntime-$ONNXRUNTIME/.complete" ] ||
+  need_python 11
 
 driver_version() {
   command -v nvidia-smi >/dev/null || return 0

@@ -10,7 +10,7 @@ use dw_base::text::lines;
 use dw_base::{Error, Result};
 
 use crate::job::batch::{self, Batch, BatchJob};
-use crate::job::command::{Bind, JobSpec, LaunchCommand, Machine, Starter};
+use crate::job::command::{Bind, JobSpec, LaunchCommand, Machine, Starter, check_ranks};
 use crate::job::supervisor::{self, Options};
 use crate::plan::measure::{self, Fit};
 use crate::plan::{self, Inputs};
@@ -211,13 +211,17 @@ impl Job {
             raw: self.raw_stdout,
             program: self.program,
         };
-        let command = LaunchCommand::new(&spec, &Machine::detect())?;
+        let machine = Machine::detect();
+        let command = LaunchCommand::new(&spec, &machine)?;
         for text in &command.warnings {
             tracing::warn!("{}", lines(text));
         }
         if self.dry_run {
             print_result(command.shell_line()?)?;
             return Ok(ExitCode::SUCCESS);
+        }
+        if !command.remote {
+            check_ranks(command.ranks, &machine)?;
         }
         Ok(ExitCode::from(supervisor::run(&command, &options)? as u8))
     }

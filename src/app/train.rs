@@ -190,7 +190,13 @@ impl Data {
         d.train_split =
             choose_split(&d.shards, &d.train_split, usual.0, "train", "data.train_split")?;
         if evaluates {
-            d.val_split = choose_split(&d.shards, &d.val_split, usual.1, "val", "data.val_split")?;
+            d.val_split = choose_split(&d.shards, &d.val_split, usual.1, "val", "data.val_split")
+                .map_err(|e| match e {
+                Error::Usage(text) => Error::Usage(format!(
+                    "{text}; to train without evaluation: --set eval.every_epochs=0"
+                )),
+                e => e,
+            })?;
         }
         d.shards = std::path::absolute(&d.shards).map_err(Error::io("cannot find", &d.shards))?;
         let train = Dataset::open(&d.shards, &d.train_split, d.limit, d.filter_empty)?;

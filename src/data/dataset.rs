@@ -95,14 +95,8 @@ pub fn choose_split(
     }
     let found = shown(names.join(", ")).to_string();
     let example = candidates.first().or(names.first().as_ref()).map_or(default, |n| n);
-    // Evaluating on the split that is trained on would not be what is wanted.
-    let other = if key == "data.val_split" && candidates.is_empty() {
-        "; to train without evaluation: --set eval.every_epochs=0"
-    } else {
-        ""
-    };
     Err(Error::Usage(format!(
-        "no split `{}` in {}: found {found}\nhint: select one, for example --set {key}={}{other}",
+        "no split `{}` in {}: found {found}\nhint: select one, for example --set {key}={}",
         shown(name),
         shards.display(),
         shown(example)

@@ -101,16 +101,15 @@ impl Weights {
         // Checked first, because the length at the start of the file may look like another format.
         let header = u64::from_le_bytes(start[..8].try_into().unwrap_or_default());
         let is_safetensors = start[8] == b'{' && header <= length;
-        if !is_safetensors && path.extension().is_some_and(|e| e == "safetensors") {
-            let problem = format!(
-                "invalid or truncated .safetensors file: a header of {header} bytes in a file of \
-                 {length} bytes"
-            );
-            return Err(Error::data(&path, "", problem));
-        }
         let weights = if is_safetensors {
             Self::open_safetensors(&path)?
         } else if let Some(problem) = recognise_other_format(&start[..read]) {
+            return Err(Error::data(&path, "", problem));
+        } else if start[8] == b'{' && path.extension().is_some_and(|e| e == "safetensors") {
+            let problem = format!(
+                "the .safetensors file is truncated: a header of {header} bytes in a file of \
+                 {length} bytes"
+            );
             return Err(Error::data(&path, "", problem));
         } else {
             Self::open_pytorch(&path)?

@@ -151,6 +151,9 @@ fn invalid_and_oversized_files_are_rejected() {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header);
     assert_fails(&["list", &file("e.safetensors", &bytes)], 3, &["e.safetensors"]);
+    assert_fails(&["list", &file("f.safetensors", &bytes[..40])], 3, &["truncated", "40 bytes"]);
+    let pointer = file("g.safetensors", b"version https://git-lfs.github.com/spec/v1\n");
+    assert_fails(&["list", &pointer], 3, &["Git LFS"]);
 }
 
 /// Truncated files and files with random bytes changed: an error or wrong values, but no panic and

@@ -10,7 +10,7 @@ use super::args::PackArgs;
 use super::progress::progress;
 use crate::pack::{self, Packed};
 use crate::pixels::Exif;
-use crate::sources::{self, Format, Search, Source};
+use crate::sources::{self, Format, Search, Source, listing};
 use crate::threads;
 
 /// Packs the selected splits and prints a summary of each.
@@ -95,23 +95,13 @@ fn options(a: &PackArgs) -> pack::Options {
     }
 }
 
-/// Most images that are named for one reason.
-const NAMED: usize = 100;
-
-/// The first ones of a list, and how many more there are.
-fn first(list: &[String]) -> impl Iterator<Item = String> {
-    let more = list.len().saturating_sub(NAMED);
-    let more = (more > 0).then(|| format!("and {more} more"));
-    list.iter().take(NAMED).cloned().chain(more)
-}
-
 /// Messages about what was left out, changed or is unusual in a split.
 fn notes(done: &Packed, a: &PackArgs) -> Vec<String> {
     let mut notes = done.notes.clone();
     notes.extend(done.counts.warnings(a.bad_boxes));
     let counts = &done.image_counts;
-    notes.extend(first(&counts.skipped).map(|s| format!("left out: {s}")));
-    notes.extend(first(&counts.damaged));
+    notes.extend(listing::named(&counts.skipped, "left out: "));
+    notes.extend(listing::named(&counts.damaged, ""));
     let mut count = |n: usize, text: &str| {
         if n > 0 {
             notes.push(format!("{n} {text}"));

@@ -51,10 +51,19 @@ pub fn note(val: f64) -> String {
     )
 }
 
-/// Messages about images that are left out: the first five with the reason, and the total number.
+/// Most images that are named for one reason.
+const NAMED: usize = 100;
+
+/// The first ones of a list, each after `prefix`, and how many more there are.
+pub fn named<'a>(list: &'a [String], prefix: &'a str) -> impl Iterator<Item = String> + 'a {
+    let more = list.len().saturating_sub(NAMED);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    list.iter().take(NAMED).map(move |s| format!("{prefix}{s}")).chain(more)
+}
+
+/// Messages about images that are left out: their names with the reasons, and the number.
 pub fn left_out(problems: &[String]) -> Vec<String> {
-    let mut notes: Vec<String> =
-        problems.iter().take(5).map(|s| format!("left out: {s}")).collect();
+    let mut notes: Vec<String> = named(problems, "left out: ").collect();
     if !problems.is_empty() {
         notes.push(format!("{} images left out", problems.len()));
     }

@@ -19,6 +19,11 @@ impl Family {
     /// All descendants of the process `root`, without itself.
     pub(super) fn of(root: u32) -> Self {
         let mut children: HashMap<i32, Vec<Member>> = HashMap::new();
+        // In a /proc of another PID namespace the same numbers are other processes.
+        let own = std::fs::read_link("/proc/self").unwrap_or_default();
+        if own.to_str() != Some(&std::process::id().to_string()) {
+            return Self::default();
+        }
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
             if let Some((parent, member)) = pid.and_then(read) {
@@ -34,22 +39,20 @@ impl Family {
         Self(family)
     }
 
-    /// Sends SIGKILL to those that still run; returns their number.
+    /// Sends SIGKILL to those that still run; returns the number of signals sent.
     pub(super) fn kill(&self) -> usize {
         let runs = |m: &&Member| read(m.pid).is_some_and(|(_, now)| now == **m);
-        let left: Vec<i32> = self.0.iter().filter(runs).map(|m| m.pid).collect();
-        for pid in &left {
-            // SAFETY: a signal to a process that this job has started.
-            unsafe { libc::kill(*pid, libc::SIGKILL) };
-        }
-        left.len()
+        // SAFETY: a signal to a process that this job has started.
+        let killed = |m: &&Member| unsafe { libc::kill(m.pid, libc::SIGKILL) } == 0;
+        self.0.iter().filter(runs).filter(killed).count()
     }
 }
 
 /// The parent of a process, and its identity; `None` if it has ended.
 fn read(pid: i32) -> Option<(i32, Member)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may contain anything.
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may contain anything, also a part of a character.
+    let stat = String::from_utf8_lossy(&stat);
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     if fields.first().is_some_and(|state| ["Z", "X"].contains(state)) {
         return None;

@@ -222,7 +222,7 @@ fn watch(
         if let Some(status) = status {
             let left = family.kill();
             if left > 0 {
-                log(&format!("killed {left} processes that the launcher left behind"));
+                log(&format!("killed {left} processes of the job that were still running"));
             }
             // The last reports may still be in flight.
             std::thread::sleep(POLL);

@@ -137,21 +137,15 @@ fn num_ranks(spec: &JobSpec, machine: &Machine, nodes: usize, slots: Option<&[us
 /// cores.
 ///
 /// # Errors
-/// No thread, or more threads or ranks than [`MAX_PER_CORE`] times the cores, which would reach the
-/// limits of the machine. With `--hosts` the cores are not known, and there is only the warning.
+/// No thread, or more than [`MAX_PER_CORE`] times the cores, which would reach the limits of the
+/// machine. With `--hosts` the cores are not known, and there is only the warning.
 fn check_threads(spec: &JobSpec, machine: &Machine, per_node: usize) -> Result<Option<String>> {
-    let cores = machine.node_cores;
-    let most = MAX_PER_CORE.saturating_mul(cores);
-    if per_node > most && spec.hosts.is_none() {
-        return Err(Error::Usage(format!(
-            "{per_node} ranks on a node: expected at most {MAX_PER_CORE} times its {cores} cores"
-        )));
-    }
     let Some(threads) = spec.threads else { return Ok(None) };
+    let cores = machine.node_cores;
     if threads == 0 {
         return Err(Error::Usage("--threads 0: expected at least one thread".into()));
     }
-    if threads > most && spec.hosts.is_none() {
+    if threads > MAX_PER_CORE.saturating_mul(cores) && spec.hosts.is_none() {
         return Err(Error::Usage(format!(
             "--threads {threads}: expected at most {MAX_PER_CORE} times the {cores} cores of the \
              node\nhint: without --threads each rank gets an equal share of the cores"
@@ -164,6 +158,24 @@ fn check_threads(spec: &JobSpec, machine: &Machine, per_node: usize) -> Result<O
              {cores} cores"
         )
     }))
+}
+
+/// Checks that this machine alone can run a number of ranks: one for each GPU, else at most
+/// [`MAX_PER_CORE`] per core.
+///
+/// # Errors
+/// More ranks, which would make the machine unusable.
+pub(crate) fn check_ranks(ranks: usize, machine: &Machine) -> Result<()> {
+    let most = MAX_PER_CORE.saturating_mul(machine.cores);
+    if ranks <= most.max(machine.gpus) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{ranks} ranks: expected at most {most} on this machine, {MAX_PER_CORE} per core\n\
+         hint: {} cores can be used here (affinity, control group); --hosts or SLURM start ranks \
+         on several machines",
+        machine.cores
+    )))
 }
 
 #[cfg(test)]
@@ -198,9 +210,11 @@ mod tests {
             assert_eq!(e.exit_code(), 2);
             assert!(e.to_string().contains(&format!("--threads {bad}")), "{e}");
         }
-        let many = warning(JobSpec { ranks: Some(17), ..spec() }).unwrap_err();
+        let many = check_ranks(17, &machine).unwrap_err();
         assert_eq!(many.exit_code(), 2);
         assert!(many.to_string().contains("17 ranks"), "{many}");
+        assert!(check_ranks(16, &machine).is_ok());
+        assert!(check_ranks(8, &Machine { cores: 1, gpus: 8, ..machine }).is_ok());
         let remote = JobSpec { hosts: Some("a:1".into()), ..with(64, 1) };
         assert!(warning(remote).unwrap().is_some(), "another host may have more cores");
     }

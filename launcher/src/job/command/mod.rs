@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use dw_base::{Error, Result};
 
 use self::layout::Layout;
+pub(crate) use self::layout::check_ranks;
 pub use self::machine::{Allocation, Machine};
 use crate::rank::{restart, status};
 
