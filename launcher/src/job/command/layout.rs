@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(many.exit_code(), 2);
         assert!(many.to_string().contains("17 ranks"), "{many}");
         assert!(check_ranks(16, &machine).is_ok());
-        assert!(check_ranks(8, &Machine { cores: 1, gpus: 8, ..machine }).is_ok());
+        assert!(check_ranks(8, &Machine { cores: 1, gpus: 8, ..machine.clone() }).is_ok());
         let remote = JobSpec { hosts: Some("a:1".into()), ..with(64, 1) };
         assert!(warning(remote).unwrap().is_some(), "another host may have more cores");
     }
