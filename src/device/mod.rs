@@ -21,7 +21,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 pub use buffer::buffer_of;
-pub use memory::{keep_freed, peak_mib, return_freed};
+pub use memory::{keep_freed, peak_mib, return_freed, zeros_in_huge_pages};
 pub use precision::Precision;
 pub use side::CudaSide;
 

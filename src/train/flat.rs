@@ -8,6 +8,7 @@
 use tch::Tensor;
 
 use crate::Result;
+use crate::device::zeros_in_huge_pages;
 use crate::model::Params;
 
 /// Alignment of parameters in the buffers.
@@ -95,7 +96,7 @@ impl Flat {
                 decayed = end;
             }
         }
-        let zeros = || Tensor::zeros([end], (params.kind, params.device));
+        let zeros = || zeros_in_huge_pages(end, params.kind, params.device);
         let flat = Self { params: zeros(), grads: zeros(), momentum: zeros(), decayed, slots };
         tch::no_grad(|| -> Result<()> {
             for (slot, i) in flat.slots.iter().zip(order) {
