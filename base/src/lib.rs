@@ -9,6 +9,7 @@
 //! * [`names`]: validates untrusted names before they are used in paths
 //! * [`threads`]: numbers of threads, checked against the machine
 //! * [`host`]: the machine that the process runs on
+//! * [`process`]: its processes
 
 pub mod error;
 pub mod exit;
@@ -16,6 +17,7 @@ pub mod failure;
 pub mod file;
 pub mod host;
 pub mod names;
+pub mod process;
 pub mod program;
 pub mod text;
 pub mod threads;

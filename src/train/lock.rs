@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use dw_base::process::find;
 use dw_base::text::shown;
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +46,7 @@ impl Owner {
             host: dw_base::host::name(),
             boot: dw_base::host::boot_id(),
             pid: std::process::id(),
-            started: process_start(std::process::id()).unwrap_or_default(),
+            started: find(std::process::id()).map_or(0, |p| p.started),
             since: now.map_or(0, |d| d.as_secs()),
             slurm_job: std::env::var("SLURM_JOB_ID").ok(),
         }
@@ -53,7 +54,7 @@ impl Owner {
 
     /// Whether the process is running, for an owner on this host.
     fn is_alive(&self) -> bool {
-        process_start(self.pid).is_some_and(|started| started == self.started)
+        find(self.pid).is_some_and(|p| p.started == self.started)
     }
 }
 
@@ -67,14 +68,6 @@ impl std::fmt::Display for Owner {
         let ago = Duration::from_secs(now.map_or(0, |d| d.as_secs()).saturating_sub(self.since));
         write!(f, ", started {} ago", indicatif::HumanDuration(ago))
     }
-}
-
-/// Start time of a process in clock ticks since boot, field 22 of `/proc/PID/stat`; `None` if there
-/// is no such process.
-fn process_start(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field, the program's name in parentheses, may contain any character.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// A locked work directory; dropping it releases the lock.
