@@ -33,6 +33,11 @@ pub fn write_atomically(
     written().map_err(Error::io("cannot write", path))
 }
 
+/// What is at a path where a folder was expected, for error messages.
+pub fn no_folder(path: &Path) -> &'static str {
+    if path.exists() { "expected a folder, found a file" } else { "the folder does not exist" }
+}
+
 /// The file that a write to `path` replaces.
 fn target(path: &Path) -> io::Result<PathBuf> {
     match std::fs::metadata(path) {

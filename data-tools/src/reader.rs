@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use dw_base::file::no_folder;
 use dw_base::text::shown;
 use dw_base::{Error, Result};
 use memmap2::Mmap;
@@ -115,9 +116,9 @@ fn map(path: &Path) -> Result<Mmap> {
 pub fn split_names(dir: &Path) -> Result<Vec<String>> {
     if !dir.is_dir() {
         return Err(Error::Usage(format!(
-            "no packed data in {}: the folder does not exist\n\
-             hint: pack the data first: dw-pack coco/",
-            shown(dir.display())
+            "no packed data in {}: {}\nhint: pack the data first: dw-pack coco/",
+            shown(dir.display()),
+            no_folder(dir)
         )));
     }
     let files = std::fs::read_dir(dir).map_err(Error::io("cannot list", dir))?;

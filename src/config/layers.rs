@@ -31,7 +31,7 @@ pub(super) fn merge_named(name: &str, root: Option<&str>) -> Result<Table> {
         chain.extend(self::chain(root)?);
     }
     for file in chain.iter().rev() {
-        overlay(&mut merged, &file.layer, "", &file.origin)?;
+        merge(&mut merged, &file.layer, &file.origin)?;
     }
     Ok(merged)
 }
@@ -48,7 +48,7 @@ pub(super) fn apply_sets(merged: &mut Table, sets: &[String]) -> Result<()> {
     // `assign.kind` determines the valid keys of its section: it is applied first.
     layers.sort_by_key(|(_, layer)| kind_in(layer).is_none());
     for (set, layer) in &layers {
-        overlay(merged, layer, "", &format!("--set {set}"))?;
+        merge(merged, layer, &format!("--set {set}"))?;
     }
     Ok(())
 }
@@ -171,7 +171,11 @@ fn read(name: &str, folder: Option<&Path>) -> Result<ConfigFile> {
                 path.display()
             );
             Error::system(&doing, &e, |text| {
-                Error::Usage(format!("{text}\nhint: built in are {}", names().join(", ")))
+                let hint = match suggest::nearest_name(name) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("built in are {}", names().join(", ")),
+                };
+                Error::Usage(format!("{text}\nhint: {hint}"))
             })
         })?;
         (text, path.display().to_string(), path.parent().map(Path::to_owned))
@@ -191,6 +195,28 @@ fn read(name: &str, folder: Option<&Path>) -> Result<ConfigFile> {
         }
     };
     Ok(ConfigFile { layer, base, row, origin, folder })
+}
+
+/// Merges a layer over a whole configuration, and checks that it is one.
+fn merge(under: &mut Table, layer: &Table, origin: &str) -> Result<()> {
+    overlay(under, layer, "", origin)?;
+    parse(under).map(drop).map_err(|e| {
+        // Its text: what is wrong, and "in `KEY`" on a line of its own.
+        let text = e.to_string();
+        let (problem, key) = text.trim().split_once("\nin ").unwrap_or((text.trim(), "value"));
+        let problem = match problem.split_once(", expected ") {
+            Some((found, _)) if found.starts_with("invalid value: integer `-") => {
+                format!("{found}, expected an integer of at least 0")
+            }
+            _ => problem.replace('\n', " "),
+        };
+        Error::Usage(format!("{origin}: {key}: {problem}"))
+    })
+}
+
+/// The configuration in a merged table.
+pub(super) fn parse(merged: &Table) -> std::result::Result<Config, toml::de::Error> {
+    Value::Table(merged.clone()).try_into()
 }
 
 /// Merges `layer` over `under`. Every key must exist in `under`, with a value of the same type.

@@ -15,7 +15,7 @@ pub mod table;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Table;
 
 pub use built_in::{BUILT_IN, names};
 pub use layers::keys;
@@ -112,9 +112,8 @@ pub fn with_sets(config: &Config, sets: &[String]) -> Result<Config> {
 fn finish(mut merged: Table, origin: &str, sets: &[String]) -> Result<Config> {
     layers::apply_sets(&mut merged, sets)?;
     check::finite(&merged)?;
-    let config: Config = Value::Table(merged).try_into().map_err(|e: toml::de::Error| {
-        Error::Usage(format!("{origin}: {}", e.to_string().trim().replace('\n', " ")))
-    })?;
+    let config = layers::parse(&merged)
+        .map_err(|e| Error::Usage(format!("{origin}: {}", e.to_string().trim())))?;
     check::ranges(&config)?;
     Ok(config)
 }
@@ -265,6 +264,12 @@ mod tests {
             let e = bad(set);
             assert!(e.contains(key), "{set}: {e}");
         }
+        // serde's errors name no layer.
+        assert_eq!(
+            bad("train.epochs=-1"),
+            "--set train.epochs=-1: `train.epochs`: invalid value: integer `-1`, \
+             expected an integer of at least 0"
+        );
         assert!(load("no_such", &[]).unwrap_err().to_string().contains("dw_r50_fpn_1x"));
     }
 }

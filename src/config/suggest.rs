@@ -1,7 +1,7 @@
-//! Hints for unknown keys: the nearest valid key, or the key that corresponds to another trainer's
-//! name.
+//! Hints for unknown names: the nearest built-in configuration; the nearest valid key, or the key
+//! that corresponds to another trainer's name.
 
-use super::keys;
+use super::{BUILT_IN, keys};
 
 /// Names in other trainers (mmdetection, Detectron2, torchvision's references, YOLO), in lower case
 /// with underscores, and the corresponding key here.
@@ -125,6 +125,13 @@ pub(super) fn hint(key: &str, beside: &[String]) -> String {
     }
 }
 
+/// The built-in configuration with the most similar name.
+pub(super) fn nearest_name(name: &str) -> Option<&'static str> {
+    let alike = |known: &str| strsim::normalized_damerau_levenshtein(name, known);
+    let all = BUILT_IN.iter().map(|(known, _)| (alike(known), *known));
+    all.filter(|(score, _)| *score >= NEAR).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
+}
+
 /// The last part of a dotted key.
 fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or_default()
@@ -150,6 +157,13 @@ fn nearest(key: &str, valid: &[String]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_configuration_is_found() {
+        assert_eq!(nearest_name("dw_r50_fpn_x1"), Some("dw_r50_fpn_1x"));
+        assert_eq!(nearest_name("dmeo"), Some("demo"));
+        assert_eq!(nearest_name("faster_rcnn"), None);
+    }
 
     #[test]
     fn similar_keys_and_names_of_other_trainers_get_hints() {

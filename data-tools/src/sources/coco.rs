@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use dw_base::file::no_folder;
 use dw_base::text::shown;
 use dw_base::{Error, Result};
 
@@ -65,7 +66,7 @@ pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
 pub fn from_file(file: &Path, images: &Path, search: &Search) -> Result<Vec<Source>> {
     if !images.is_dir() {
         let at = shown(images.display());
-        return Err(Error::Usage(format!("--images {at}: the folder does not exist")));
+        return Err(Error::Usage(format!("--images {at}: {}", no_folder(images))));
     }
     let source = |split: String, part, notes| Source {
         split,

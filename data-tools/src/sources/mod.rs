@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
+use dw_base::file::no_folder;
 use dw_base::text::shown;
 use dw_base::{Error, Result};
 
@@ -149,7 +150,7 @@ impl Source {
 pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
     if !dir.is_dir() {
         let at = shown(dir.display());
-        return Err(Error::Usage(format!("cannot pack {at}: the folder does not exist")));
+        return Err(Error::Usage(format!("cannot pack {at}: {}", no_folder(dir))));
     }
     check_requested(&search.only)?;
     let layout = match search.format {

@@ -1,7 +1,7 @@
 //! Forwards the output of the ranks, with the rank at the start of each line, and parses the
 //! launcher's messages about processes that have ended.
 
-use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -28,6 +28,8 @@ pub(crate) struct LauncherReport {
 pub(crate) struct Output {
     thread: JoinHandle<()>,
     writing: Arc<AtomicBool>,
+    /// The first failed write, other than to a closed pipe.
+    problem: Arc<Mutex<Option<io::Error>>>,
 }
 
 impl Output {
@@ -39,6 +41,12 @@ impl Output {
     /// Whether it is writing, or waits for a slow reader of this program's output.
     pub(crate) fn is_writing(&self) -> bool {
         self.writing.load(Ordering::Relaxed)
+    }
+
+    /// Why output was lost, such as a full disk. `None` if the reader was gone: it did not want
+    /// more.
+    pub(crate) fn take_problem(&self) -> Option<io::Error> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -57,13 +65,14 @@ pub(crate) fn forward<W: Write + Send + 'static>(
         .map_err(|e| Error::system("cannot open a pipe for the output", &e, Error::Usage))?;
     let report = report.clone();
     let writing = Arc::new(AtomicBool::new(false));
+    let problem = Arc::new(Mutex::new(None));
     let copy = {
-        let writing = writing.clone();
-        move || copy(from, to, raw, &report, &writing)
+        let (writing, problem) = (writing.clone(), problem.clone());
+        move || copy(from, to, raw, &report, &writing, &problem)
     };
     let thread = std::thread::Builder::new().name(NAME.into()).spawn(copy);
     let thread = thread.map_err(|e| Error::threads(&format!("the thread `{NAME}`"), &e))?;
-    Ok((writer, Output { thread, writing }))
+    Ok((writer, Output { thread, writing, problem }))
 }
 
 fn copy(
@@ -72,6 +81,7 @@ fn copy(
     raw: bool,
     report: &Mutex<LauncherReport>,
     writing: &AtomicBool,
+    problem: &Mutex<Option<io::Error>>,
 ) {
     let mut lines = BufReader::new(from);
     let (mut line, mut continued) = (vec![], false);
@@ -89,12 +99,17 @@ fn copy(
             None => (String::new(), 0),
         };
         writing.store(true, Ordering::Relaxed);
-        // The job continues when the reader of the output is gone.
-        let _ = to
+        let written = to
             .write_all(mark.as_bytes())
             .and_then(|()| to.write_all(line.get(start..).unwrap_or(&line)))
             .and_then(|()| to.flush());
         writing.store(false, Ordering::Relaxed);
+        // The job continues.
+        if let Err(e) = written
+            && e.kind() != io::ErrorKind::BrokenPipe
+        {
+            problem.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+        }
         continued = line.last() != Some(&b'\n');
         line.clear();
     }
@@ -130,6 +145,18 @@ pub(crate) fn exit_code(line: &str) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_output_is_recorded() {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let (mut writer, output) = forward(full, true, &Arc::default()).unwrap();
+        writer.write_all(b"result\n").unwrap();
+        drop(writer);
+        let Output { thread, problem, .. } = output;
+        thread.join().unwrap();
+        let e = problem.lock().unwrap().take().unwrap();
+        assert_eq!(e.kind(), io::ErrorKind::StorageFull);
+    }
 
     #[test]
     fn ranks_and_signals_are_parsed() {

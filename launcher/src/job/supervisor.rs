@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -181,7 +182,7 @@ fn attempt(
     // With a timeout: a process of the launcher (an ssh to a host that is gone) may keep the
     // output open. Output that has arrived is passed on however slow its reader is.
     let (ended, before) = (Instant::now(), signals.received());
-    for output in [out, err] {
+    for output in [&out, &err] {
         while !output.is_finished()
             && (ended.elapsed() < LAST_OUTPUT || output.is_writing())
             && signals.received() == before
@@ -190,7 +191,14 @@ fn attempt(
         }
     }
     let launcher = report.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(Outcome { status, failure, ranks: &monitor.ranks, launcher }.verdict())
+    let verdict = Outcome { status, failure, ranks: &monitor.ranks, launcher }.verdict();
+    match out.take_problem() {
+        // A result on standard output is incomplete.
+        Some(e) if verdict.code == 0 => {
+            Err(Error::io("cannot write", Path::new("standard output"))(e))
+        }
+        _ => Ok(verdict),
+    }
 }
 
 fn not_started(program: &str, e: &io::Error) -> Error {

@@ -111,13 +111,19 @@ fn folder_name(path: &str) -> Result<String> {
     })
 }
 
-/// The paths of the TOML files of a folder, sorted.
+/// The paths of the numbered TOML files of a folder, sorted. Others may be bases of the rows.
 fn configurations(folder: &Path) -> Result<Vec<String>> {
     let mut paths = vec![];
     for entry in std::fs::read_dir(folder).map_err(Error::io("cannot read", folder))? {
         let path = entry.map_err(Error::io("cannot read", folder))?.path();
-        if path.extension().is_some_and(|e| e == "toml") {
+        if path.extension().is_none_or(|e| e != "toml") {
+            continue;
+        }
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with(|c: char| c.is_ascii_digit()) {
             paths.push(path.to_string_lossy().into_owned());
+        } else {
+            tracing::info!("{}: not a row: its name has no number", path.display());
         }
     }
     if paths.is_empty() {
@@ -163,6 +169,7 @@ mod tests {
         std::fs::write(folder.join("2_b.toml"), "base = \"atss_r50_fpn_1x\"").unwrap();
         std::fs::write(folder.join("1_a.toml"), "[assign]\nbeta = 4").unwrap();
         std::fs::write(folder.join("notes.txt"), "").unwrap();
+        std::fs::write(folder.join("base.toml"), "base = \"smoke\"").unwrap();
         let table = Table::find(folder.to_str().unwrap()).unwrap();
         assert_eq!((table.name.as_str(), table.rows.len()), ("mine", 2));
         assert_eq!((table.rows[0].name.as_str(), table.rows[1].name.as_str()), ("a", "b"));
