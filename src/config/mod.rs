@@ -128,6 +128,8 @@ pub fn from_toml(text: &str, path: &Path) -> Result<Config> {
 
 #[cfg(test)]
 mod tests {
+    use toml::Value;
+
     use super::*;
 
     #[test]
