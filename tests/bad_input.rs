@@ -38,6 +38,13 @@ fn configuration_errors_name_the_key_and_the_nearest_valid_one() {
     assert_fails(launch(0, "dw-train").arg(&file), 2, &["my.toml", "line 2"]);
     let keys = ["`no_such_config`", "hint:", "dw_r50_fpn_1x"];
     assert_fails(launch(0, "dw-train").arg("no_such_config"), 2, &keys);
+    std::fs::write(&file, b"base = \"smoke\" # \xff").unwrap();
+    assert_fails(launch(0, "dw-train").arg(&file), 2, &["my.toml", "UTF-8"]);
+    for more in [&[][..], &["--dry-run"]] {
+        let mut c = train(&sandbox, &[]);
+        let keys = ["`model.init`", "imagnet", "hint: did you mean `imagenet`?"];
+        assert_fails(c.args(["--init", "imagnet"]).args(more), 2, &keys);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod example;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use dw::eval::read_picture;
@@ -198,6 +198,49 @@ fn unreadable_pictures_are_left_out_and_named() {
     }
 }
 
+/// A copy of a `.safetensors` file without metadata.
+fn without_class_names(file: &Path) -> PathBuf {
+    let bytes = std::fs::read(file).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let mut header: Value = serde_json::from_slice(header).unwrap();
+    let names = header.as_object_mut().unwrap().remove("__metadata__").unwrap();
+    assert_contains(&names.to_string(), &["classes"]);
+    let mut header = header.to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let copy = file.with_file_name("copy.safetensors");
+    let length = (header.len() as u64).to_le_bytes();
+    std::fs::write(&copy, [&length[..], header.as_bytes(), data].concat()).unwrap();
+    copy
+}
+
+/// Weights copied out of a checkpoint keep the names of the classes. `--classes` changes them.
+#[test]
+fn weights_of_a_checkpoint_have_class_names() {
+    let sandbox = trained();
+    let weights = sandbox.checkpoints("w").pop().unwrap().join("model.safetensors");
+    let picture = files_in(&sandbox.path("coco/val2017"), ".jpg").remove(0);
+    let rows = |weights: &Path, options: &[&str]| {
+        let mut c = launch(0, "dw-detect");
+        c.arg(weights).arg(&picture).args(["--device", "cpu", "--json", "--score", "0"]);
+        c.args(["--set", "eval.score_threshold=0.005"]);
+        json_lines(&run(c.args(options)))[0]["detections"].as_array().unwrap().clone()
+    };
+    let names = |rows: &[Value]| -> Vec<String> {
+        rows.iter().map(|r| r["category"].as_str().unwrap().to_owned()).collect()
+    };
+    let of_run = names(&rows(Path::new(&sandbox.path("w")), &[]));
+    assert_eq!(names(&rows(&weights, &["--config", "smoke"])), of_run);
+    let classes = sandbox.path("classes.txt");
+    std::fs::write(&classes, "kind 0\nkind 1\nkind 2\n").unwrap();
+    let found = names(&rows(&weights, &["--config", "smoke", "--classes", &classes]));
+    assert!(!found.is_empty() && found.iter().all(|name| name.starts_with("kind ")), "{found:?}");
+    std::fs::write(&classes, "one").unwrap();
+    let mut c = launch(0, "dw-detect");
+    c.arg(&weights).arg(&picture).args(["--config", "smoke", "--classes", &classes]);
+    assert_fails(&mut c, 2, &["--classes: expected", "found 1"]);
+}
+
 #[test]
 fn wrong_arguments_are_usage_errors() {
     let sandbox = trained();
@@ -229,7 +272,7 @@ fn wrong_arguments_are_usage_errors() {
     fails(&[&work, good, "--classes", good], 2, &["--classes", "checkpoint"]);
     // A weight file: without configuration, without classes, with too few classes.
     let newest = sandbox.checkpoints("w").pop().unwrap();
-    let weights = newest.join("model.safetensors");
+    let weights = without_class_names(&newest.join("model.safetensors"));
     let weights = weights.to_str().unwrap();
     fails(&[weights, good], 2, &["--config"]);
     fails(&[weights, good, "--config", "smoke"], 2, &["--classes FILE", "--data OUT"]);

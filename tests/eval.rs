@@ -3,7 +3,8 @@
 
 mod support;
 
-use std::process::Command;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use support::{
@@ -100,6 +101,21 @@ fn reports_and_comparisons_are_written() {
     assert!(json["a"]["AP"].is_number() && json["a"] == json["b"]);
     assert_contains(&html(), &[photo]);
     assert_fails(launch(0, "dw-eval").args(["--compare", &work]), 2, &["--compare"]);
+    // Files are written also if nobody reads the numbers.
+    std::fs::remove_dir_all(&page).unwrap();
+    let (again, results) = (sandbox.path("again.json"), std::fs::read(&dt).unwrap());
+    let mut own = launch(0, "dw-eval");
+    own.args([&work, "--device", "cpu", "--report", &page, "--dt-out", &again]);
+    let mut of_files = Command::new(bin("dw-eval"));
+    of_files.args(["coco", "--gt", &gt, "--dt", &dt, "--report", &page]);
+    for mut command in [own, of_files] {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().signal(), Some(13));
+        assert_contains(&html(), &["AP50"]);
+        std::fs::remove_dir_all(&page).unwrap();
+    }
+    assert_eq!(std::fs::read(&again).unwrap(), results);
 }
 
 #[test]

@@ -80,17 +80,19 @@ fn stale_locks_are_taken_over_unless_from_another_machine() {
     std::fs::write(&lock, owner.to_string()).unwrap();
     let refused = run_failing(&mut train(&sandbox, &[], &[]), 2);
     assert_contains(&refused, &["node17", "hint:", &lock, "--work-dir"]);
-    // A job that SLURM has requeued on another node goes on; another job does not.
+    // A job that SLURM has requeued on another node goes on; another job, or another run of the
+    // same job, does not.
     owner["slurm_job"] = "7".into();
     let text = owner.to_string();
     std::fs::write(&lock, &text).unwrap();
-    for job in [None, Some("8")] {
+    for job in [None, Some("8"), Some("7")] {
         let mut other = train(&sandbox, &[], &[]);
         other.env_remove("SLURM_JOB_ID").envs(job.map(|id| ("SLURM_JOB_ID", id)));
         assert_contains(&run_failing(&mut other, 2), &["node17"]);
         assert_eq!(std::fs::read_to_string(&lock).unwrap(), text);
     }
-    output(train(&sandbox, &[], &[]).env("SLURM_JOB_ID", "7"));
+    let mut again = train(&sandbox, &[], &[]);
+    output(again.env("SLURM_JOB_ID", "7").env("SLURM_RESTART_COUNT", "1"));
 }
 
 /// Settings that differ from the checkpoint's are refused and listed key by key, whether the run
@@ -140,6 +142,39 @@ fn changed_settings_are_accepted_with_the_option() {
     // written.
     run(&mut train(&sandbox, &changed, &[]));
     assert!(!Path::new(&(sandbox.path("w") + "/config-3.toml")).exists());
+}
+
+/// Steps count as fewer or more epochs with another global batch, which is said; a run that would
+/// thus be at its end is refused.
+#[test]
+fn steps_are_not_converted_to_another_global_batch() {
+    let sandbox = Sandbox::new();
+    let (base, batch) = (["train.max_steps=0", "train.epochs=2"], "train.images_per_rank=4");
+    run(&mut train(&sandbox, &base, &[]));
+    let larger = [&base[..], &[batch]].concat();
+    let error = run_failing(&mut train(&sandbox, &larger, &["--resume-with-changes"]), 2);
+    assert_contains(&error, &["nothing is left to train", "hint: raise train.epochs"]);
+    let longer = ["train.max_steps=0", "train.epochs=9", batch];
+    let log = stderr(&output(&mut train(&sandbox, &longer, &["--resume-with-changes"])));
+    assert_eq!(level_of(&log, "count as"), Some("WARN"), "{log}");
+}
+
+/// A work directory with checkpoints of one run is not used by another, whose restart would resume
+/// from them. A link to a disk that is not mounted is not an empty work directory.
+#[test]
+fn checkpoints_of_another_run_are_not_overwritten() {
+    let sandbox = Sandbox::new();
+    run(&mut train(&sandbox, &["train.max_steps=2"], &[]));
+    sandbox.train(0, "other", &["train.max_steps=4"]);
+    let from = sandbox.path("other");
+    let error = run_failing(&mut train(&sandbox, &["train.max_steps=8"], &["--resume", &from]), 2);
+    assert_contains(&error, &["step 2", "step 4", "--resume auto", "--work-dir"]);
+    let checkpoints = sandbox.path("w") + "/checkpoints";
+    std::fs::rename(&checkpoints, sandbox.path("unmounted")).unwrap();
+    std::os::unix::fs::symlink(sandbox.path("missing"), &checkpoints).unwrap();
+    let error = run_failing(&mut train(&sandbox, &["train.max_steps=8"], &[]), 3);
+    assert_contains(&error, &["cannot list", "checkpoints"]);
+    assert_eq!(sandbox.rows("w").len(), 2, "metrics stay");
 }
 
 /// Another data set in the same work directory is refused, with a hint to `--work-dir`.

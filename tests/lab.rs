@@ -167,6 +167,8 @@ fn mistakes_are_reported_before_anything_runs() {
     fails(&["--set", "train.seed=3"], &["train.seed", "--seeds"]);
     fails(&["--set", "eval.every_epochs=0"], &["`dw`", "eval.every_epochs"]);
     fails(&["--launcher", "mpirun 'n"], &["--launcher"]);
+    let replaces = ["--set", "assign.kind=dw", "--launcher", "mpirun 'n"];
+    fails(&replaces, &["assign.kind", "different values", "rows dw and fcos"]);
     fails(&["--jobs", "999"], &["--jobs 999"]);
     let none = sandbox.path("none");
     assert_fails(&mut lab(&sandbox, &none, &[]), 2, &[&none, "table5"]);

@@ -90,17 +90,36 @@ fn a_restart_keeps_the_starting_point_until_there_is_a_checkpoint() {
     }
 }
 
-/// Ctrl-C on a single process writes a checkpoint, from which the same command resumes.
+/// Ctrl-C on a single process, or its terminal closing, writes a checkpoint, from which the same
+/// command resumes.
 #[test]
-fn ctrl_c_saves_a_checkpoint() {
+fn ctrl_c_and_a_hangup_save_a_checkpoint() {
     let sandbox = Sandbox::new();
     let long = settings(&["train.max_steps=100000", "checkpoint.every_steps=100000"]);
-    let job = Job::start(launch(0, "dw-train").args(sandbox.train_args("w", &long)));
-    job.wait_until("the first step", || !sandbox.rows_so_far("w").is_empty());
-    job.signal("INT");
-    let (code, log) = job.wait(Duration::from_secs(30));
-    assert_eq!(code, Some(75), "{log}");
-    assert_eq!(sandbox.newest_step("w"), sandbox.steps("w").len(), "{log}");
+    for signal in ["INT", "HUP"] {
+        let job = Job::start(launch(0, "dw-train").args(sandbox.train_args(signal, &long)));
+        job.wait_until("the first step", || !sandbox.rows_so_far(signal).is_empty());
+        job.signal(signal);
+        let (code, log) = job.wait(Duration::from_secs(30));
+        assert_eq!(code, Some(75), "{log}");
+        assert_eq!(sandbox.newest_step(signal), sandbox.steps(signal).len(), "{log}");
+    }
+}
+
+/// A full disk under the log, or a reader of it that ends, does not end the run.
+#[test]
+fn a_run_goes_on_without_its_log() {
+    let sandbox = Sandbox::new();
+    let sets = settings(&["train.max_steps=3"]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let status = launch(0, "dw-train").args(sandbox.train_args("full", &sets)).stderr(full);
+    assert_eq!(status.status().unwrap().code(), Some(0));
+    let mut command = launch(0, "dw-train");
+    let mut child =
+        command.args(sandbox.train_args("gone", &sets)).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!((sandbox.newest_step("full"), sandbox.newest_step("gone")), (3, 3));
 }
 
 /// A signal to dw-launch or mpirun makes all ranks save one checkpoint and exit with code 75; the

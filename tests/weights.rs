@@ -160,6 +160,9 @@ fn a_weight_file_can_be_evaluated() {
     let of_run = run(&mut eval(&[&sandbox.path("w")]));
     let file = file.to_str().unwrap();
     assert_eq!(of_run, run(&mut eval(&[file, "--config", "smoke", "--data", &shards])));
+    let mut both = launch(0, "dw-eval");
+    both.args(["--compare", &sandbox.path("w"), file, "--config", "smoke", "--device", "cpu"]);
+    assert_contains(&run(both.args(["--data", &shards])), &["B - A", "+0.0000"]);
     let mut without_config = eval(&[file, "--data", &shards]);
     assert_fails(&mut without_config, 2, &[file, "hint:", "--config dw_r50_fpn_1x"]);
     let mut other_network = eval(&[file, "--config", "demo", "--data", &shards]);

@@ -21,6 +21,8 @@ pub fn write_atomically(
     let written = || {
         let path = target(path)?;
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // The error of `tempfile` would name the temporary file.
+        std::fs::metadata(folder)?;
         let mut file = tempfile::Builder::new()
             .prefix(".writing-")
             .permissions(Permissions::from_mode(0o666))

@@ -95,6 +95,9 @@ pub fn log_to_stderr(level: &str, clock: Clock) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would report a failed write to standard error there, and panic: a run does not end
+        // because its log cannot be written.
+        .log_internal_errors(false)
         .with_target(false)
         .compact();
     // Fails only if a subscriber is already set, for instance in tests that call `run` twice.

@@ -270,6 +270,13 @@ fn harmless_deviations_give_no_warning() {
         },
         |t: &mut Value| t["annotations"][0]["ignore"] = json!(1),
         |t: &mut Value| t["annotations"][0]["iscrowd"] = json!(false),
+        |t: &mut Value| t["images"][0]["width"] = json!("100"),
+        |t: &mut Value| t["images"][0]["file_name"] = json!(12),
+        |t: &mut Value| t["categories"][0]["name"] = json!(7),
+        |t: &mut Value| t["categories"][0]["name"] = json!(null),
+        |t: &mut Value| {
+            t["annotations"][0]["attributes"] = json!(["NaN", "Infinity", "-Infinity"]);
+        },
         |t: &mut Value| t["info"] = json!({"note": "\u{e4}\n\"}"}),
     ] {
         let (ap, w) = evaluated(&truth_with(change), &results().to_string());

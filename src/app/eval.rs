@@ -81,7 +81,10 @@ pub struct EvalArgs {
 impl EvalArgs {
     /// The weights at a path, and their configuration with the options applied.
     fn saved(&self, path: &Path) -> Result<(Saved, Config)> {
-        let saved = Saved::find(path, self.config.as_deref(), &self.set)?;
+        // Of two that are compared, one can be a checkpoint, which contains its configuration.
+        let applies = path.is_file() || !self.compare.iter().any(|p| p.is_file());
+        let config = self.config.as_deref().filter(|_| applies);
+        let saved = Saved::find(path, config, &self.set)?;
         let mut config = saved.config.clone();
         if let Some(d) = &self.data {
             config.data.shards.clone_from(d);
@@ -128,8 +131,7 @@ pub fn run(args: &EvalArgs, topology: &Topology, place: &mut Option<Arc<World>>)
             world: &world,
             stop: &stop,
         };
-        let has_no_boxes = |i: &usize| data.split.entry(*i).boxes + data.split.entry(*i).crowd == 0;
-        if data.records.iter().all(has_no_boxes) {
+        if !data.has_boxes() {
             return without_truth(args, &detector, &job);
         }
         reports.extend(evaluate_one(&detector, &job, &metric)?);
@@ -165,10 +167,14 @@ fn open_split(runs: &[(Saved, Config)], log: bool) -> Result<Dataset> {
     for (_, config) in &runs[1..] {
         let other = open(config)?;
         if other.split.fingerprint() != first.split.fingerprint() {
-            let (a, b) = (&first.split.meta.split, &other.split.meta.split);
+            let name = |config: &Config, data: &Dataset| {
+                format!("{} of {}", data.split.meta.split, config.data.shards.display())
+            };
             return Err(Error::Usage(format!(
-                "the runs have different validation data ({a} and {b})\n\
-                 hint: select one split for both with --data and --split"
+                "the runs have different validation data: {}; and {}\n\
+                 hint: select one split for both with --data and --split",
+                name(&runs[0].1, &first),
+                name(config, &other)
             )));
         }
     }
@@ -225,19 +231,21 @@ fn print_and_write(
         );
     }
     let samples = args.limits.samples(&problems)?;
-    let printed = print(&evaluations, &samples, &names, args.json, args.per_class || args.json);
+    // Files first: a closed pipe on standard output ends the process.
     let written = match &args.dt_out {
         Some(path) => write_results_file(path, &reports[0].detections),
         None => Ok(()),
     };
-    if let Some(dir) = &args.report {
-        let page = page(dir, paths, runs, data, reports, &names);
-        if let (Err(first), Err(_)) = (&written, &page) {
-            tracing::error!("{first}");
-        }
-        return printed.and(page).and(written);
+    let page = match &args.report {
+        Some(dir) => page(dir, paths, runs, data, reports, &names),
+        None => Ok(()),
+    };
+    if let (Err(first), Err(_)) = (&written, &page) {
+        tracing::error!("{first}");
     }
-    printed.and(written)
+    print(&evaluations, &samples, &names, args.json, args.per_class || args.json)
+        .and(page)
+        .and(written)
 }
 
 /// Checks before the evaluation that its files can be written, on rank 0.
@@ -369,7 +377,7 @@ fn facts(saved: &Saved, c: &Config) -> Vec<(String, String)> {
         if e.flip { ", and mirrored" } else { "" }
     );
     let rule = format!(
-        "score above {}, NMS at {}, {} an image",
+        "score or class probability above {}, NMS at {}, {} an image",
         e.score_threshold, e.nms_iou, e.per_image
     );
     [("weights", weights), ("network", network), ("input", input), ("detections", rule)]

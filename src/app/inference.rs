@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::data::config::MAX_SIDE;
 use crate::eval::infer::Timings;
+use crate::model::Rank;
 
 /// Parses `SHORTxLONG`, pixels.
 pub fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
@@ -28,18 +29,17 @@ pub fn score(text: &str) -> std::result::Result<f64, String> {
 /// Smallest score without `--score`.
 pub const SCORE: f64 = 0.3;
 
-/// The smallest score, from `--score` or [`SCORE`]. With `logs` it logs a warning if the option is
-/// below `threshold` (`eval.score_threshold`), since the network returns no such detections; 0
-/// selects all detections and is not warned about.
-pub fn smallest_score(option: Option<f64>, threshold: f64, logs: bool) -> f64 {
-    let Some(score) = option else { return SCORE };
-    if logs && score > 0.0 && score < threshold {
+/// Logs a warning if `--score` is below `threshold` (`eval.score_threshold`), since the network
+/// returns no such detections, unless the threshold applies to the probability of the class alone.
+/// 0 selects all detections.
+pub fn check_score(option: Option<f64>, threshold: f64, rank: Rank) {
+    let below = option.filter(|s| *s > 0.0 && *s < threshold && rank != Rank::Class);
+    if let Some(score) = below {
         tracing::warn!(
             "--score {score}: there are no detections of a score below eval.score_threshold = \
              {threshold}"
         );
     }
-    score
 }
 
 /// Applies the options `--batch`, `--scale` and `--flip` to a configuration.

@@ -145,12 +145,11 @@ fn fail(e: &Error, topology: &Topology, world: Option<Arc<World>>) -> ! {
 }
 
 /// How long a rank other than 0 waits before it reports an error. An error that every rank has is
-/// reported by rank 0, whose end also ends the others: within seconds, or after it has finished
-/// writing a checkpoint. A file, memory or a device can fail on one rank alone.
+/// reported by rank 0, whose end also ends the others within seconds. A file, memory or a device
+/// can fail on one rank alone.
 fn report_delay(e: &Error, joined: bool) -> Duration {
     Duration::from_secs(match e {
-        Error::NotFinite(_) => 60,
-        Error::Usage(_) => 4,
+        Error::NotFinite(_) | Error::Usage(_) => 4,
         _ if !joined => 4,
         _ => 1,
     })

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::config::identity::{Change, changes};
 use crate::data::Dataset;
 use crate::data::dataset::same_categories;
+use crate::train::Plan;
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::{Error, Result};
 
@@ -46,7 +47,7 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
     let mine = match resume {
         _ if world.rank() > 0 => None,
         Resume::None => None,
-        Resume::Auto => checkpoint::newest(checkpoints).map_err(with_hint)?,
+        Resume::Auto => checkpoint::newest(checkpoints).map_err(all_damaged)?,
         Resume::Path(path) => Some(checkpoint::find(path)?),
     };
     let path = mine.as_ref().map(|c| c.path.as_os_str().as_encoded_bytes().to_vec());
@@ -64,20 +65,71 @@ pub fn choose(resume: &Resume, checkpoints: &Path, world: &World) -> Result<Opti
 }
 
 /// Adds a hint on how to start again to the error that all checkpoints are damaged.
-fn with_hint(e: Error) -> Error {
+fn all_damaged(e: Error) -> Error {
     let Error::Data { path, place, problem } = e else { return e };
     let hint =
         "hint: choose another --work-dir, or remove these folders to start from the first step";
     Error::Data { path, place, problem: format!("{problem}\n{hint}") }
 }
 
-/// Compares the run that wrote `c` (with the settings `saved`) with the requested settings, key by
-/// key, and returns the global batch (images) to continue with. Settings that determine the result
-/// must be equal unless `with_changes`. Changes that are allowed are logged.
+/// Adds a hint on how to continue to the message of a run that was stopped by a signal.
+pub fn with_hint(e: Error, resume: &Resume) -> Error {
+    let Error::Preempted(text) = e else { return e };
+    let hint = match resume {
+        Resume::Auto => "run again to resume",
+        _ => "run again with --resume auto to resume",
+    };
+    Error::Preempted(format!("{text}\nhint: {hint}"))
+}
+
+/// Whether a checkpoint belongs to a work directory.
+pub fn is_inside(checkpoint: &Path, work_dir: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    // `checkpoints` may be a link to another disk.
+    real(checkpoint).parent() == Some(&real(&work_dir.join("checkpoints")))
+}
+
+/// The command that continues the run of a checkpoint with its settings.
+pub fn continuation(c: &Checkpoint, requested: &Resume, work_dir: &Path) -> String {
+    let config = c.path.join("config.toml");
+    let command = format!("dw-train {} --work-dir {}", config.display(), work_dir.display());
+    match requested {
+        Resume::Auto => command,
+        _ => format!("{command} --resume {}", c.path.display()),
+    }
+}
+
+/// Checks that a run from `from`, or from step 0, would not overwrite checkpoints of another run or
+/// of later steps. `newest`: the last step in the work directory.
 ///
 /// # Errors
-/// The keys that differ (exit code 2), other categories (3), or a global batch that the ranks
-/// cannot share evenly (2).
+/// It would.
+pub fn check_unused(
+    checkpoints: &Path,
+    newest: Option<usize>,
+    from: Option<&Checkpoint>,
+    work_dir: &Path,
+) -> Result<()> {
+    let Some(newest) = newest else { return Ok(()) };
+    let continues = from.filter(|c| is_inside(&c.path, work_dir));
+    if continues.is_some_and(|c| newest <= c.state.step) {
+        return Ok(());
+    }
+    let start = from.map_or(0, |c| c.state.step);
+    Err(Error::Usage(format!(
+        "{}: contains a checkpoint of step {newest}, which a run from step {start} would \
+         overwrite\nhint: --resume auto continues from it; otherwise choose another --work-dir, or remove it",
+        checkpoints.display()
+    )))
+}
+
+/// Compares the run that wrote `c` (with the settings `saved`) with the requested settings, key by
+/// key, and returns the global batch (images) to continue with. Settings that determine the result
+/// must be equal unless `with_changes`; `command` continues the run without changes. Changes that
+/// are allowed are logged.
+///
+/// # Errors
+/// The keys that differ, other categories, or a global batch that the ranks cannot share evenly.
 pub fn check(
     c: &Checkpoint,
     saved: &Config,
@@ -85,8 +137,15 @@ pub fn check(
     requested: &Config,
     world: &World,
     with_changes: bool,
+    command: &str,
 ) -> Result<usize> {
-    same_categories(&c.state.categories, train.categories(), "the checkpoint", "the data")?;
+    same_categories(&c.state.categories, train.categories(), "the checkpoint", "the data")
+        .map_err(|e| {
+            Error::Usage(format!(
+                "cannot resume from {}: {e}\nhint: choose another --work-dir for other data",
+                c.path.display()
+            ))
+        })?;
     let (mut determining, allowed) = changes(saved, requested);
     let data = train.split.fingerprint();
     if c.state.data != data && !determining.iter().any(|d| d.key == "data.train_split") {
@@ -97,7 +156,18 @@ pub fn check(
         });
     }
     let batch = global_batch(c, saved, requested, world.size(), &mut determining);
-    report_changes(c, &determining, &allowed, with_changes, world.rank() == 0)?;
+    if !determining.is_empty() && !with_changes {
+        return Err(Error::Usage(format!(
+            "cannot resume from {}: it is a checkpoint of a run with other settings:{}\n\
+             hint: continue that run with `{command}`, start a new run with another --work-dir, or \
+             resume anyway with --resume-with-changes",
+            c.path.display(),
+            list(&determining)
+        )));
+    }
+    if world.rank() == 0 {
+        log_changes(&determining, &allowed);
+    }
     check_divisible(batch, world.size())?;
     let wanted = requested.train.images_per_rank * world.size();
     if batch != wanted {
@@ -132,38 +202,48 @@ fn global_batch(
     wanted
 }
 
+/// The changes, one per line.
+fn list(changes: &[Change]) -> String {
+    changes.iter().fold(String::new(), |text, change| text + "\n  " + &change.to_string())
+}
+
 /// Logs the changes since the checkpoint.
-///
-/// # Errors
-/// Changes that determine the result, unless `with_changes`.
-fn report_changes(
-    c: &Checkpoint,
-    determining: &[Change],
-    allowed: &[Change],
-    with_changes: bool,
-    log: bool,
-) -> Result<()> {
-    let list = |changes: &[Change]| {
-        changes.iter().fold(String::new(), |text, change| text + "\n  " + &change.to_string())
-    };
-    if !determining.is_empty() && !with_changes {
-        return Err(Error::Usage(format!(
-            "cannot resume from {}: it is a checkpoint of a run with other settings:{}\n\
-             hint: start with the settings of that run ({}), start a new run with another \
-             --work-dir, or resume anyway with --resume-with-changes",
-            c.path.display(),
-            list(determining),
-            c.path.join("config.toml").display()
-        )));
-    }
-    if log && !determining.is_empty() {
+fn log_changes(determining: &[Change], allowed: &[Change]) {
+    if !determining.is_empty() {
         tracing::warn!(
             "resuming with changes that alter the result (--resume-with-changes):{}",
             list(determining)
         );
     }
-    if log && !allowed.is_empty() {
+    if !allowed.is_empty() {
         tracing::info!("changes since the checkpoint that do not affect steps:{}", list(allowed));
+    }
+}
+
+/// If a run continues with another global batch or other data, says where its steps are in the
+/// epochs of the new plan. `data`: fingerprint of the training split.
+///
+/// # Errors
+/// No step is left, although the run of the checkpoint may not have been at its end.
+pub fn check_progress(c: &Checkpoint, plan: &Plan, data: u32) -> Result<()> {
+    if (c.state.global_batch, c.state.data) == (plan.global_batch(), data) {
+        return Ok(());
+    }
+    let (start, total, each) = (c.state.step, plan.total_steps, plan.steps_per_epoch);
+    if start >= total {
+        return Err(Error::Usage(format!(
+            "nothing is left to train: the checkpoint has done {start} steps, and with this global \
+             batch and data the run has {total}, in epochs of {each}\n\
+             hint: raise train.epochs, or set train.max_steps"
+        )));
+    }
+    if plan.rank == 0 {
+        tracing::warn!(
+            "the {start} steps of the checkpoint count as {:.2} epochs of {each} steps, after which \
+             {} steps are left",
+            start as f64 / each as f64,
+            total - start
+        );
     }
     Ok(())
 }

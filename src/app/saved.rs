@@ -100,13 +100,23 @@ impl Saved {
         Ok(())
     }
 
-    /// Sets the names of the classes by label; category ids count from 1. The class names of the
-    /// file, if it has any, must be the same.
+    /// Sets the names of the classes by label; category ids count from 1. They may differ from the
+    /// names in the file, but not in number.
     ///
     /// # Errors
-    /// A file that cannot be read, or other class names.
+    /// A file that cannot be read, or that names another number of classes.
     pub fn set_class_names(&mut self, names: &[String]) -> Result<()> {
-        self.use_categories_of(&numbered(names))
+        let file = Weights::open(&self.weights)?;
+        if let Some(own) = file.classes.as_ref().filter(|own| own.len() != names.len()) {
+            return Err(Error::Usage(format!(
+                "--classes: expected {} names, as in {}, found {}",
+                own.len(),
+                file.path.display(),
+                names.len()
+            )));
+        }
+        self.categories = Some(numbered(names));
+        Ok(())
     }
 
     /// Where the weights are: the file or the checkpoint folder.
@@ -122,7 +132,15 @@ impl Saved {
     /// Damaged weights, weights of another network, a weight file without class names.
     pub fn predictor(&self, device: Device) -> Result<Predictor> {
         let file = Weights::open(&self.weights)?;
-        let own = || file.classes.as_deref().map(numbered);
+        let own = || {
+            let categories = numbered(file.classes.as_deref()?);
+            tracing::info!(
+                "{}: the file has class names, but no category ids: they count from 1\n\
+                 hint: --data OUT, the pack that the network was trained on, has the ids",
+                self.weights.display()
+            );
+            Some(categories)
+        };
         let Some(categories) = self.categories.clone().or_else(own) else {
             return Err(Error::Usage(format!(
                 "{}: the weight file has no class names\n\

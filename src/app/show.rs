@@ -44,7 +44,7 @@ pub struct PredArgs {
     #[arg(short = 'n', long, default_value_t = 9,
           value_parser = clap::value_parser!(u16).range(1..=100))]
     count: u16,
-    /// Smallest score to draw; 0 for all above eval.score_threshold [default: 0.3]
+    /// Smallest score to draw; 0 for all detections [default: 0.3]
     #[arg(long, value_name = "S", value_parser = inference::score)]
     score: Option<f64>,
     /// Output file
@@ -62,7 +62,7 @@ pub struct WeightingArgs {
     /// Image of the split, from 0
     #[arg(long, default_value_t = 0, requires = "checkpoint")]
     image: usize,
-    /// Box of the image, from 0
+    /// Box of the image, from 0, without crowds and boxes below 1 pixel
     #[arg(long = "box", value_name = "BOX", default_value_t = 0, requires = "checkpoint")]
     which: usize,
     /// Output file
@@ -103,13 +103,13 @@ impl From {
 pub fn predictions(args: &PredArgs) -> Result<()> {
     check_png(&args.out)?;
     let Opened { detector, data, config } = args.from.open(&args.checkpoint, args.count.into())?;
-    let score = inference::smallest_score(args.score, config.eval.score_threshold, true);
+    inference::check_score(args.score, config.eval.score_threshold, detector.inference.rank);
     let view = pred::View {
         detector: &detector,
         data: &data,
         input: &config.data,
         eval: &config.eval,
-        score: score as f32,
+        score: args.score.unwrap_or(inference::SCORE) as f32,
     };
     pred::draw(&view, &args.out)
 }

@@ -60,8 +60,11 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    /// Name of the configuration: its file name without the ending.
+    /// Name of the configuration, of a file its name without the ending.
     fn name(&self) -> String {
+        if config::BUILT_IN.iter().any(|(name, _)| *name == self.config) {
+            return self.config.clone();
+        }
         let stem = Path::new(&self.config).file_stem();
         stem.map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned())
     }
@@ -96,6 +99,9 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
     // Held until this function returns, which is the end of the run.
     let _lock = lock(&work_dir, args.dry_run, &world)?;
     let (from, global_batch) = starting_point(args, &mut config, &data, &work_dir, &world)?;
+    if from.is_none() {
+        init::check(&config.model.init)?;
+    }
     let start = from.as_ref().map_or(0, |c| c.state.step);
     check_agreement(&config, &data.train, start, &world)?;
     let inputs = RunInputs {
@@ -109,13 +115,20 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
         global_batch,
     };
     let plan = Plan::new(inputs, config.run(), &world)?;
+    if let Some(val) = data.val.as_ref().filter(|val| plan.rank == 0 && !val.has_boxes()) {
+        let split = &val.split.meta.split;
+        tracing::warn!("the validation split {split} has no boxes: its AP is undefined (-1)");
+    }
+    if let Some(c) = &from {
+        resume::check_progress(c, &plan, data.train.split.fingerprint())?;
+    }
     if args.dry_run {
         return print_settings(&config, &plan);
     }
     let step = build_step(&config, &plan, from.as_ref(), &world)?;
     init::check_agreement(&step.detector.params, &world)?;
     let attempt = if plan.rank == 0 {
-        if from.as_ref().is_some_and(|c| !is_inside(&c.path, &work_dir)) {
+        if from.as_ref().is_some_and(|c| !resume::is_inside(&c.path, &work_dir)) {
             jsonl::start_over(&work_dir.join(jsonl::NAME))?;
         }
         prepare_work_dir(&work_dir, start, &config, &plan, &step.detector)?
@@ -125,13 +138,7 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
     let validation = data.val.map(Validation::new);
     Run { plan: &plan, world, train: data.train, validation, step, start, work_dir, attempt }
         .train()
-}
-
-/// Whether a checkpoint belongs to a work directory.
-fn is_inside(checkpoint: &Path, work_dir: &Path) -> bool {
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    // `checkpoints` may be a link to another disk.
-    checkpoint.parent().is_some_and(|p| real(p) == real(&work_dir.join("checkpoints")))
+        .map_err(|e| resume::with_hint(e, &args.resume))
 }
 
 /// Number of CPU threads of this rank, checked against the machine.
@@ -223,16 +230,21 @@ fn starting_point(
     world: &World,
 ) -> Result<(Option<Checkpoint>, usize)> {
     let checkpoints = work_dir.join("checkpoints");
+    let newest = checkpoint::newest_step(&checkpoints)?;
     // After a restart the command line is still that of the first start: its `--resume` applies
     // only until there is a checkpoint.
-    let again = restart::restarted() && checkpoint::newest_step(&checkpoints).is_some();
+    let again = restart::restarted() && newest.is_some();
     let requested = if again { &Resume::Auto } else { &args.resume };
     let from = resume::choose(requested, &checkpoints, world)?;
+    if *requested != Resume::Auto {
+        resume::check_unused(&checkpoints, newest, from.as_ref(), work_dir)?;
+    }
     let mut global_batch = config.train.images_per_rank * world.size();
     if let Some(c) = &from {
         let saved = config::from_toml(&c.config, &c.path)?;
-        global_batch =
-            resume::check(c, &saved, &data.train, config, world, args.resume_with_changes)?;
+        let changes = args.resume_with_changes;
+        let command = resume::continuation(c, requested, work_dir);
+        global_batch = resume::check(c, &saved, &data.train, config, world, changes, &command)?;
         if config.model.init != saved.model.init && world.rank() == 0 {
             tracing::warn!(
                 "model.init = {:?} has no effect, because the run resumes from a checkpoint",
@@ -241,16 +253,6 @@ fn starting_point(
         }
         // The run's files keep the value with which it was started.
         config.model.init.clone_from(&saved.model.init);
-    }
-    let start = from.as_ref().map_or(0, |c| c.state.step);
-    if *requested != Resume::Auto
-        && let Some(later) = checkpoint::newest_step(&checkpoints).filter(|s| *s > start)
-    {
-        return Err(Error::Usage(format!(
-            "{}: contains a checkpoint of step {later}, which a run from step {start} would \
-             overwrite\nhint: choose another --work-dir, or remove it",
-            checkpoints.display()
-        )));
     }
     Ok((from, global_batch))
 }
@@ -283,6 +285,7 @@ fn build_step(
 /// Prints a table of the settings of a dry run, and the whole configuration, on rank 0.
 fn print_settings(config: &Config, plan: &Plan) -> Result<()> {
     if plan.rank == 0 {
+        warn_of_settings(config, plan);
         let (classes, kind) = (plan.inputs.classes, config.train.precision.kind());
         let mut detector = Detector::new(&config.model, classes, kind, plan.inputs.device);
         // Strategies can have parameters of their own, which the table counts.
@@ -349,6 +352,21 @@ fn check_agreement(config: &Config, train: &Dataset, start: usize, world: &World
     )))
 }
 
+/// Logs settings that are valid, but probably not intended.
+fn warn_of_settings(config: &Config, plan: &Plan) {
+    if let Some(caution) = config.assign.caution(&config.model) {
+        tracing::warn!("{caution}");
+    }
+    let warmup = config.train.warmup_steps;
+    if warmup >= plan.total_steps && warmup > 1 {
+        tracing::warn!(
+            "the learning rate never reaches its value: train.warmup_steps = {warmup}, and the run \
+             has {} steps",
+            plan.total_steps
+        );
+    }
+}
+
 /// Removes temporary folders of interrupted checkpoints, logs the settings, and stores them in the
 /// work directory unless no step is left. Returns the number of this attempt, from 1.
 fn prepare_work_dir(
@@ -361,17 +379,7 @@ fn prepare_work_dir(
     checkpoint::clean(&dir.join("checkpoints"));
     let table = table::settings(config, plan, detector);
     tracing::info!("settings\n{table}");
-    if let Some(caution) = config.assign.caution(&config.model) {
-        tracing::warn!("{caution}");
-    }
-    let warmup = config.train.warmup_steps;
-    if warmup >= plan.total_steps && warmup > 1 {
-        tracing::warn!(
-            "the learning rate never reaches its value: train.warmup_steps = {warmup}, and the run \
-             has {} steps",
-            plan.total_steps
-        );
-    }
+    warn_of_settings(config, plan);
     if start >= plan.total_steps {
         return Ok(work_dir::attempts(dir).max(1));
     }

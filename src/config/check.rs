@@ -27,13 +27,24 @@ pub(super) fn finite(merged: &Table) -> Result<()> {
     merged.iter().try_for_each(|(k, v)| walk(k, v))
 }
 
-/// Checks the range of every value, section by section.
-pub(super) fn ranges(c: &Config) -> Result<()> {
-    model(c)?;
-    data(c)?;
-    train(c)?;
-    schedule(c)?;
-    results(c)?;
+/// A value that is out of range.
+struct OutOfRange {
+    /// Its key, or several joined by " and ".
+    key: String,
+    expected: String,
+}
+
+type Checked = std::result::Result<(), OutOfRange>;
+
+/// Checks the range of every value, section by section. `merged`: the table of the configuration.
+pub(super) fn ranges(c: &Config, merged: &Table) -> Result<()> {
+    let sections = [model, data, train, schedule, results];
+    sections.iter().try_for_each(|check| check(c)).map_err(|OutOfRange { key, expected }| {
+        let found: Vec<String> = key.split(" and ").filter_map(|k| value(merged, k)).collect();
+        let found = found.join(" and ");
+        Error::Usage(format!("configuration: `{key}`: expected {expected}, found {found}"))
+    })?;
+    drops(c)?;
     let strategy = c
         .assign
         .check()
@@ -42,16 +53,19 @@ pub(super) fn ranges(c: &Config) -> Result<()> {
     strategy.map_err(|e| Error::Usage(format!("configuration: {e}")))
 }
 
-/// Returns an error that names `key` and the expected range, unless `ok`.
-fn must(ok: bool, key: &str, expected: &str) -> Result<()> {
-    if ok {
-        Ok(())
-    } else {
-        Err(Error::Usage(format!("configuration: `{key}`: expected {expected}")))
-    }
+/// The value of a dotted key.
+fn value(merged: &Table, key: &str) -> Option<String> {
+    let (section, name) = key.split_once('.')?;
+    merged.get(section)?.get(name).map(ToString::to_string)
 }
 
-fn model(c: &Config) -> Result<()> {
+/// Returns an error that names `key` and the expected range, unless `ok`.
+fn must(ok: bool, key: &str, expected: &str) -> Checked {
+    let problem = || OutOfRange { key: key.to_owned(), expected: expected.to_owned() };
+    if ok { Ok(()) } else { Err(problem()) }
+}
+
+fn model(c: &Config) -> Checked {
     let m = &c.model;
     must(m.width > 0.0 && m.width <= 8.0, "model.width", "a number above 0 and at most 8")?;
     must(
@@ -99,7 +113,7 @@ fn model(c: &Config) -> Result<()> {
     )
 }
 
-fn data(c: &Config) -> Result<()> {
+fn data(c: &Config) -> Checked {
     let d = &c.data;
     must(d.short_side >= 32, "data.short_side", "at least 32")?;
     must(
@@ -118,7 +132,7 @@ fn data(c: &Config) -> Result<()> {
     must(d.canonical_nodes > 0, "data.canonical_nodes", "at least 1")
 }
 
-fn train(c: &Config) -> Result<()> {
+fn train(c: &Config) -> Checked {
     let t = &c.train;
     let images = 1..=MAX_IMAGES;
     let expected = format!("1 to {MAX_IMAGES}");
@@ -141,7 +155,7 @@ fn train(c: &Config) -> Result<()> {
     )
 }
 
-fn schedule(c: &Config) -> Result<()> {
+fn schedule(c: &Config) -> Checked {
     let t = &c.train;
     must((1..=1_000_000).contains(&t.epochs), "train.epochs", "1 to 1000000")?;
     must(t.max_steps <= 1_000_000_000_000, "train.max_steps", "at most 1000000000000")?;
@@ -151,13 +165,23 @@ fn schedule(c: &Config) -> Result<()> {
         t.lr_steps.is_sorted() && t.lr_steps.iter().all(|e| *e > 0),
         "train.lr_steps",
         "ascending numbers of epochs, from 1",
-    )?;
+    )
+}
+
+/// Checks that every drop of the learning rate is before the end of the run.
+fn drops(c: &Config) -> Result<()> {
+    let t = &c.train;
+    if t.max_steps > 0 {
+        // The run has another end than `train.epochs`.
+        return Ok(());
+    }
     let late: Vec<String> =
         t.lr_steps.iter().filter(|e| **e >= t.epochs).map(ToString::to_string).collect();
     if late.is_empty() {
         return Ok(());
     }
-    let hint = "hint: name epochs before the last one; train.lr_steps=[] keeps the rate constant";
+    let hint = "hint: name epochs before the last one; train.lr_steps=[] keeps the rate constant, \
+                and train.max_steps ends a run earlier with the same drops";
     Err(Error::Usage(format!(
         "configuration: `train.lr_steps`: no drop can follow epoch {}, since `train.epochs` is {}\n\
          {hint}",
@@ -167,7 +191,7 @@ fn schedule(c: &Config) -> Result<()> {
 }
 
 /// `[eval]` and `[checkpoint]`.
-fn results(c: &Config) -> Result<()> {
+fn results(c: &Config) -> Checked {
     let e = &c.eval;
     must(e.per_image > 0 && e.per_level > 0, "eval.per_image and eval.per_level", "at least 1")?;
     must((1..=MAX_IMAGES).contains(&e.batch), "eval.batch", &format!("1 to {MAX_IMAGES}"))?;

@@ -166,6 +166,9 @@ fn read(name: &str, folder: Option<&Path>) -> Result<ConfigFile> {
     } else {
         let path = folder.map_or_else(|| PathBuf::from(name), |d| d.join(name));
         let text = std::fs::read_to_string(&path).map_err(|e| {
+            if e.kind() == std::io::ErrorKind::InvalidData {
+                return Error::Usage(format!("{}: expected UTF-8 text", path.display()));
+            }
             let doing = format!(
                 "configuration `{name}` is neither built in nor a file: cannot read {}",
                 path.display()

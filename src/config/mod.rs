@@ -114,7 +114,7 @@ fn finish(mut merged: Table, origin: &str, sets: &[String]) -> Result<Config> {
     check::finite(&merged)?;
     let config = layers::parse(&merged)
         .map_err(|e| Error::Usage(format!("{origin}: {}", e.to_string().trim())))?;
-    check::ranges(&config)?;
+    check::ranges(&config, &merged)?;
     Ok(config)
 }
 
@@ -254,7 +254,7 @@ mod tests {
         let e = bad("model.backbone=resnet42");
         assert!(e.contains("resnet42") && e.contains("resnet50"), "{e}");
         for (set, key) in [
-            ("data.flip=1.5", "`data.flip`"),
+            ("data.flip=1.5", "`data.flip`: expected a probability, 0 to 1, found 1.5"),
             ("assign.beta=nan", "`assign.beta`: expected a finite number, found NaN"),
             ("train.lr=inf", "`train.lr`: expected a finite number"),
             ("train.clip_norm=-1", "`train.clip_norm`"),

@@ -55,6 +55,11 @@ impl Dataset {
         self.records.len()
     }
 
+    /// Whether any selected image has a box, or a crowd region.
+    pub fn has_boxes(&self) -> bool {
+        self.records.iter().any(|i| self.split.entry(*i).boxes + self.split.entry(*i).crowd > 0)
+    }
+
     /// Always false: [`Dataset::open`] fails for an empty selection.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()

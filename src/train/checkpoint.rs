@@ -85,11 +85,13 @@ impl View for InFile<'_> {
     }
 }
 
-/// Writes named tensors to a safetensors file.
-fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+/// Writes named tensors to a safetensors file, with the names of the classes.
+fn write_tensors(path: &Path, tensors: &[(String, Tensor)], classes: &[String]) -> Result<()> {
     let views = tensors.iter().map(|(name, t)| Ok((name, InFile::new(t)?)));
     let views = views.collect::<Result<Vec<_>>>()?;
-    safetensors::serialize_to_file(views, None, path).map_err(|e| Error::data(path, "", e))
+    let metadata = dw_weights::classes::metadata(Some(classes));
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|e| Error::data(path, "", e))
 }
 
 /// Writes a checkpoint into `dir`, the folder of all checkpoints; returns its path.
@@ -123,9 +125,10 @@ fn write_files(folder: &Path, snapshot: &Snapshot) -> Result<()> {
     write(CONFIG, config.clone())?;
     let mode =
         fs::metadata(folder.join(STATE)).map_err(Error::io("cannot read", folder))?.permissions();
+    let classes: Vec<String> = state.categories.iter().map(|c| c.name.clone()).collect();
     for (name, tensors) in [(MODEL, model), (MOMENTUM, momentum)] {
         let path = folder.join(name);
-        write_tensors(&path, tensors)?;
+        write_tensors(&path, tensors, &classes)?;
         // The safetensors crate creates the file with access for its owner only.
         fs::set_permissions(&path, mode.clone()).map_err(Error::io("cannot write", &path))?;
     }
@@ -221,16 +224,18 @@ pub fn find(path: &Path) -> Result<Checkpoint> {
 
 /// Steps and paths of the checkpoint folders in `dir`, newest first; none if there is no `dir`.
 fn steps(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let problem = Error::io("cannot list", dir);
     let entries = match fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-        entries => entries.map_err(Error::io("cannot list", dir))?,
+        // A link to a disk that is not mounted is not an empty folder.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(dir).is_err() => {
+            return Ok(vec![]);
+        }
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
     };
-    let mut found: Vec<_> = entries
-        .flatten()
-        .filter_map(|e| {
-            Some((e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?, e.path()))
-        })
-        .collect();
+    let step = |e: fs::DirEntry| {
+        Some((e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?, e.path()))
+    };
+    let mut found: Vec<_> = entries.map_err(problem)?.into_iter().filter_map(step).collect();
     found.sort_by_key(|f| std::cmp::Reverse(f.0));
     Ok(found)
 }
@@ -267,11 +272,13 @@ fn is_damage(e: &Error) -> bool {
     matches!(e, Error::Io { source, .. } if matches!(source.kind(), NotFound | InvalidData))
 }
 
-/// The newest step with a complete checkpoint in `dir`; checksums are not verified. `None` if there
-/// is none or `dir` cannot be read.
-pub fn newest_step(dir: &Path) -> Option<usize> {
-    let all = steps(dir).unwrap_or_default();
-    all.into_iter().find(|(_, path)| is_complete(path)).map(|(step, _)| step)
+/// The newest step with a complete checkpoint in `dir`, if there is one; checksums are not verified.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn newest_step(dir: &Path) -> Result<Option<usize>> {
+    let all = steps(dir)?;
+    Ok(all.into_iter().find(|(_, path)| is_complete(path)).map(|(step, _)| step))
 }
 
 /// Whether `dir` has a complete checkpoint of a step; checksums are not verified.

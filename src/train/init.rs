@@ -15,6 +15,23 @@ use crate::model::weights::{self as by_name, LoadReport, PARTS};
 use crate::model::{Detector, ModelConfig, NormKind, Params};
 use crate::{Error, Result};
 
+/// Checks that `model.init` is a known name or an existing file, before anything is prepared.
+///
+/// # Errors
+/// It is neither.
+pub fn check(init: &str) -> Result<()> {
+    const NAMES: [&str; 2] = ["imagenet", "random"];
+    if NAMES.contains(&init) || Path::new(init).exists() {
+        return Ok(());
+    }
+    let near = NAMES.iter().find(|name| strsim::damerau_levenshtein(name, init) <= 2);
+    let hint = near.map_or_else(String::new, |name| format!("\nhint: did you mean `{name}`?"));
+    Err(Error::Usage(format!(
+        "`model.init`: expected imagenet, random or a weight file, found {init}, which does not \
+         exist{hint}"
+    )))
+}
+
 /// Loads the initial weights that `model.init` selects. Collective: called by every rank.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use dw_base::process::find;
 use dw_base::text::shown;
+use dw_launch::restart;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -37,6 +38,9 @@ struct Owner {
     since: u64,
     /// Id of the SLURM job; a requeued job may run on another host.
     slurm_job: Option<String>,
+    /// Number of restarts of the job, by SLURM and by `dw-launch`.
+    #[serde(default)]
+    restarts: (u64, u64),
 }
 
 impl Owner {
@@ -49,6 +53,7 @@ impl Owner {
             started: find(std::process::id()).map_or(0, |p| p.started),
             since: now.map_or(0, |d| d.as_secs()),
             slurm_job: std::env::var("SLURM_JOB_ID").ok(),
+            restarts: restart::count(),
         }
     }
 
@@ -196,8 +201,10 @@ fn is_in_use(owner: &Owner, supported: bool) -> bool {
     if owner.host == me.host {
         return owner.pid != me.pid && owner.is_alive();
     }
-    // SLURM starts a requeued job only after the previous attempt has ended.
-    owner.slurm_job.is_none() || owner.slurm_job != me.slurm_job
+    // A job is restarted only after the previous attempt has ended. Without a restart, another run
+    // of the same job has the lock.
+    let is_earlier = owner.slurm_job == me.slurm_job && owner.restarts < me.restarts;
+    owner.slurm_job.is_none() || !is_earlier
 }
 
 /// Whether the open file is the one at `path`.

@@ -199,11 +199,11 @@ impl Run<'_> {
             let Running { step, enqueued, image_ids, lr, data_s, began } = running;
             let result = enqueued.wait(&self.world)?;
             if !result.is_finite {
-                let error = self.not_finite(step, &image_ids, &result);
+                let images = self.images_of_all_ranks(&image_ids)?;
                 // Completes a pending checkpoint, from which the run can be resumed. An error of
                 // that write is ignored: the loss or gradient that is not finite is the cause.
-                let _ = outputs.saver.finish();
-                return Err(error);
+                let _ = self.finish_checkpoint(&mut outputs.saver);
+                return Err(self.not_finite(step, &images, &result));
             }
             let since = began.max(queue.completed);
             queue.completed = Instant::now();
@@ -224,17 +224,16 @@ impl Run<'_> {
         Intervals::new(self.plan, self.validation.is_some())
     }
 
-    /// The error of a step whose loss or gradient is not finite, with the images of all ranks.
-    fn not_finite(&self, step: usize, image_ids: &[i64], result: &StepResult) -> Error {
-        let ids: Vec<u8> = image_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        let images: Vec<i64> = match self.world.gather_bytes(&ids, "images") {
-            Ok(all) => all
-                .concat()
-                .chunks_exact(8)
-                .map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()))
-                .collect(),
-            Err(e) => return e,
-        };
+    /// The ids of the images that all ranks used in a step, on rank 0.
+    fn images_of_all_ranks(&self, ids: &[i64]) -> Result<Vec<i64>> {
+        let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let all = self.world.gather_bytes(&ids, "images")?.concat();
+        let number = |b: &[u8]| i64::from_le_bytes(b.try_into().unwrap_or_default());
+        Ok(all.chunks_exact(8).map(number).collect())
+    }
+
+    /// The error of a step whose loss or gradient is not finite.
+    fn not_finite(&self, step: usize, images: &[i64], result: &StepResult) -> Error {
         let terms = result.loss.terms.iter();
         let terms: Vec<String> = terms.map(|(name, value)| format!("{name} {value}")).collect();
         let what = result.not_finite();
@@ -244,9 +243,10 @@ impl Run<'_> {
             step + 1,
             terms.join(", "),
             match checkpoint::newest_step(&self.checkpoints()) {
-                Some(newest) => format!("the newest checkpoint is that of step {newest}"),
-                None if step > 0 => "no checkpoint has been written yet".to_owned(),
-                None => "this is the first step: check the initial weights".to_owned(),
+                Ok(Some(newest)) => format!("the newest checkpoint is that of step {newest}"),
+                Ok(None) if step > 0 => "no checkpoint has been written yet".to_owned(),
+                Ok(None) => "this is the first step: check the initial weights".to_owned(),
+                Err(e) => e.to_string(),
             },
         ))
     }
@@ -313,8 +313,7 @@ impl Run<'_> {
         }
         self.finish_checkpoint(&mut outputs.saver)?;
         Err(Error::Preempted(format!(
-            "stopped by a signal; checkpoint of step {steps_done} written\n\
-             hint: run again to resume"
+            "stopped by a signal; checkpoint of step {steps_done} written"
         )))
     }
 

@@ -4,12 +4,21 @@
 //! programs as a top-level `classes` or `names`. `.safetensors` files have them as a JSON list
 //! under the metadata key `classes`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use pytorch_reader::{PickleValue, PytorchReader};
 
 /// Metadata key of the class names in a `.safetensors` file.
 pub(crate) const KEY: &str = "classes";
+
+/// Metadata of a `.safetensors` file with the weights of a network with these classes.
+pub fn metadata(names: Option<&[String]>) -> HashMap<String, String> {
+    // transformers refuses files without the key `format`.
+    let format = ("format".to_owned(), "pt".to_owned());
+    let classes = names.map(|n| (KEY.to_owned(), serde_json::json!(n).to_string()));
+    std::iter::once(format).chain(classes).collect()
+}
 
 /// Possible locations in a pickle: a top-level key, and paths of keys below it.
 const LOCATIONS: [(&str, &[&[&str]]); 4] = [

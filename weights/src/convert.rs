@@ -18,11 +18,20 @@ const MAX_HEADER: usize = 100_000_000;
 /// metadata of a `.safetensors` input are stored in the metadata.
 ///
 /// # Errors
-/// A damaged input, an output name without the extension `.safetensors`, a failed write.
+/// A damaged input, an output name without the extension `.safetensors`, an output that would
+/// replace the input or a file of a checkpoint, a failed write.
 pub fn convert(weights: &Weights, out: &Path) -> Result<()> {
     if out.extension().is_none_or(|e| e != "safetensors") {
         return Err(Error::Usage(format!(
             "cannot convert to {}: the output file name must end in .safetensors",
+            out.display()
+        )));
+    }
+    let real = |path: &Path| path.canonicalize().ok();
+    let folder = out.parent().unwrap_or(Path::new(""));
+    if (real(out).is_some() && real(out) == real(&weights.path)) || folder.join("DONE").exists() {
+        return Err(Error::Usage(format!(
+            "cannot convert to {}: it would replace the input, or a file of a checkpoint",
             out.display()
         )));
     }
@@ -55,12 +64,8 @@ fn header(
         let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
         infos.push(((*name).clone(), TensorInfo { dtype, shape, data_offsets: (start, end) }));
     }
-    let mut metadata = weights.metadata.clone();
-    // transformers refuses files without the key `format`.
-    metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
-    if let Some(names) = &weights.classes {
-        metadata.insert(classes::KEY.to_owned(), serde_json::json!(names).to_string());
-    }
+    let mut metadata = classes::metadata(weights.classes.as_deref());
+    metadata.extend(weights.metadata.clone());
     let metadata = Metadata::new(Some(metadata), infos).map_err(|e| e.to_string())?;
     let mut header = serde_json::to_vec(&metadata).map_err(|e| e.to_string())?;
     header.resize(header.len().next_multiple_of(8), b' ');

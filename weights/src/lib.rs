@@ -2,11 +2,12 @@
 //! container format, mmdetection checkpoints and `.safetensors`.
 //!
 //! * [`file`]: opens any of these formats; pickles are parsed as data and never executed
+//! * [`classes`]: the class names in a file
 //! * [`convert`]: writes `.safetensors` files with the same tensors
 //! * [`fetch`]: downloads pretrained ImageNet weights and verifies their checksum
 //! * [`cli`]: the `dw-weights` command line
 
-mod classes;
+pub mod classes;
 pub mod cli;
 pub mod convert;
 pub mod fetch;

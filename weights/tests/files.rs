@@ -103,6 +103,13 @@ fn converted_files_hold_the_same_bytes() {
         2,
         &["out.pth", ".safetensors"],
     );
+    // Neither the input nor a file of a checkpoint is replaced.
+    let out = dir.path().join("out.safetensors");
+    let out = out.to_str().unwrap();
+    assert_fails(&["convert", out, out], 2, &["out.safetensors", "the input"]);
+    std::fs::write(dir.path().join("DONE"), "").unwrap();
+    let source = data("mmdet.pth");
+    assert_fails(&["convert", source.to_str().unwrap(), out], 2, &["of a checkpoint"]);
     assert_fails(
         &["convert", data("zip.pth").to_str().unwrap(), "/no/such/out.safetensors"],
         3,

@@ -5,14 +5,21 @@ pub const VARIABLE: &str = "DW_RESTARTS";
 /// Environment variable with the number of restarts by SLURM, of a job that was requeued.
 const SLURM: &str = "SLURM_RESTART_COUNT";
 
+/// Number of restarts of the job: by SLURM, and since then by `dw-launch`. A later attempt has a
+/// greater pair.
+pub fn count() -> (u64, u64) {
+    let number = |name: &str| parse(std::env::var(name).ok().as_deref());
+    (number(SLURM), number(VARIABLE))
+}
+
 /// Whether the job runs again after a failure or preemption, so that its command line is that of
 /// the first start.
 pub fn restarted() -> bool {
-    [VARIABLE, SLURM].iter().any(|name| is_positive(std::env::var(name).ok().as_deref()))
+    count() != (0, 0)
 }
 
-fn is_positive(value: Option<&str>) -> bool {
-    value.is_some_and(|v| v.trim().parse::<u64>().is_ok_and(|n| n > 0))
+fn parse(value: Option<&str>) -> u64 {
+    value.and_then(|v| v.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -21,11 +28,9 @@ mod tests {
 
     #[test]
     fn only_a_positive_number_is_a_restart() {
-        for (value, expected) in
-            [(None, false), (Some("0"), false), (Some(""), false), (Some("x"), false)]
-        {
-            assert_eq!(is_positive(value), expected, "{value:?}");
+        for value in [None, Some("0"), Some(""), Some("x")] {
+            assert_eq!(parse(value), 0, "{value:?}");
         }
-        assert!(is_positive(Some("2")) && is_positive(Some(" 1 ")));
+        assert_eq!((parse(Some("2")), parse(Some(" 1 "))), (2, 1));
     }
 }

@@ -1,5 +1,5 @@
-//! Signals that request a checkpoint: SIGUSR1, SIGTERM and the first SIGINT set a flag that the
-//! ranks combine at their next step. SIGTERM also starts a deadline, which the watchdog enforces: a
+//! Signals that request a checkpoint: SIGUSR1, SIGTERM, SIGHUP and the first SIGINT set a flag that
+//! the ranks combine at their next step. SIGTERM also starts a deadline, which the watchdog enforces: a
 //! rank whose peers are gone would otherwise wait for them in the collective before the checkpoint.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,19 +16,22 @@ struct Flags {
 
 static FLAGS: OnceLock<Flags> = OnceLock::new();
 
-/// Installs the handlers of SIGUSR1 and SIGTERM, once for the process; returns the flag that they
-/// set.
+/// Installs the handlers of SIGUSR1, SIGTERM and SIGHUP (unless it is ignored, as under nohup), once
+/// for the process; returns the flag that they set.
 ///
 /// # Errors
 /// The system refuses a handler.
 pub fn listen() -> std::io::Result<Arc<AtomicBool>> {
-    use signal_hook::consts::{SIGTERM, SIGUSR1};
+    use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1};
     if let Some(flags) = FLAGS.get() {
         return Ok(flags.stop.clone());
     }
     let flags = Flags { stop: Arc::default(), term: Arc::default() };
     signal_hook::flag::register(SIGUSR1, flags.stop.clone())?;
     signal_hook::flag::register(SIGTERM, flags.stop.clone())?;
+    if !is_ignored(SIGHUP) {
+        signal_hook::flag::register(SIGHUP, flags.stop.clone())?;
+    }
     signal_hook::flag::register(SIGTERM, flags.term.clone())?;
     Ok(FLAGS.get_or_init(|| flags).stop.clone())
 }

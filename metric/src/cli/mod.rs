@@ -50,8 +50,8 @@ pub fn run(args: &CocoArgs) -> Result<()> {
     let names = labels(&truth.names, &truth.categories);
     let samples = args.limits.samples(&problems)?;
     let all: Vec<&Evaluation> = evaluations.iter().collect();
-    let printed = print(&all, &samples, &names, args.json, args.per_class);
-    let Some(dir) = &args.report else { return printed };
+    let print = || print(&all, &samples, &names, args.json, args.per_class);
+    let Some(dir) = &args.report else { return print() };
     let data = args.gt.display().to_string();
     let runs: Vec<report::Input> = titles
         .iter()
@@ -68,7 +68,9 @@ pub fn run(args: &CocoArgs) -> Result<()> {
             pictures: None,
         })
         .collect();
-    printed.and(write_report(dir, &runs, &truth, images.as_ref()))
+    // Before the numbers: a closed pipe on standard output ends the process.
+    let written = write_report(dir, &runs, &truth, images.as_ref());
+    print().and(written)
 }
 
 /// Writes the report of `runs` with today's date and the names and pictures of the images.

@@ -192,6 +192,25 @@ impl<'a> Cursor<'a> {
         self.decoded(string)
     }
 
+    /// Whether a number is next.
+    pub(crate) fn is_number(&mut self) -> Parse<bool> {
+        Ok(matches!(self.peek()?, b'-' | b'0'..=b'9'))
+    }
+
+    /// Parses the name of a category: a string, or a number, which is taken as text. `None` for
+    /// `null`.
+    pub(crate) fn name(&mut self) -> Parse<Option<String>> {
+        if self.null()? {
+            return Ok(None);
+        }
+        if !self.is_number()? {
+            return self.text().map(Some);
+        }
+        let start = self.at;
+        self.number()?;
+        Ok(Some(String::from_utf8_lossy(&self.bytes[start..self.at]).into_owned()))
+    }
+
     /// Consumes `null` if it is next.
     pub(crate) fn null(&mut self) -> Parse<bool> {
         Ok(self.peek()? == b'n' && self.word(b"null").is_ok())
@@ -364,6 +383,10 @@ impl<'a> Cursor<'a> {
             b't' => self.word(b"true"),
             b'f' => self.word(b"false"),
             b'n' => self.word(b"null"),
+            // Python's json module writes these.
+            b'N' => self.word(b"NaN"),
+            b'I' => self.word(b"Infinity"),
+            b'-' if self.bytes.get(self.at + 1) == Some(&b'I') => self.word(b"-Infinity"),
             b'-' | b'0'..=b'9' => self.number().map(|_| ()),
             _ => self.bad("a value"),
         }

@@ -66,10 +66,12 @@ fn image(c: &mut Cursor) -> Parse<Image> {
     c.object(|c, key| {
         match key {
             b"id" => id = Some(c.field("id", Cursor::id)?),
-            b"file_name" if !c.null()? => file_name = Some(c.field("file_name", Cursor::text)?),
-            b"width" if !c.null()? => width = Some(c.field("width", Cursor::number)?),
-            b"height" if !c.null()? => height = Some(c.field("height", Cursor::number)?),
-            b"file_name" | b"width" | b"height" => {}
+            // The numbers do not depend on these: values of other types are as good as none.
+            b"file_name" if c.peek()? == b'"' => {
+                file_name = Some(c.field("file_name", Cursor::text)?);
+            }
+            b"width" if c.is_number()? => width = Some(c.field("width", Cursor::number)?),
+            b"height" if c.is_number()? => height = Some(c.field("height", Cursor::number)?),
             _ => c.skip()?,
         }
         Ok(())
@@ -82,7 +84,7 @@ fn category(c: &mut Cursor) -> Parse<(i64, String)> {
     c.object(|c, key| {
         match key {
             b"id" => id = Some(c.field("id", Cursor::id)?),
-            b"name" => name = Some(c.field("name", Cursor::text)?),
+            b"name" => name = c.field("name", Cursor::name)?,
             _ => c.skip()?,
         }
         Ok(())

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use dw_launch::{Op, Topology, World};
 use dw_shards::coco::Category;
 use dw_shards::input::{self, MAX_IMAGE_BYTES};
-use dw_shards::pixels::{Rgb, decode_file, orientation};
+use dw_shards::pixels::{Rgb, decode_source};
 use std::fs;
 use tch::Device;
 
@@ -34,7 +34,7 @@ use crate::model::Detector;
 use crate::show::picture;
 use crate::train::init::check_agreement;
 use crate::{Error, Result};
-use report::{Found, Outcome, Report};
+use report::{Decoding, Found, Outcome, Report};
 
 /// Arguments of `dw-detect`.
 #[derive(Debug, clap::Args)]
@@ -51,7 +51,7 @@ pub struct DetectArgs {
     /// Print one line of JSON for each picture
     #[arg(long)]
     pub json: bool,
-    /// Smallest score to print, write and draw; 0 for all above eval.score_threshold [default: 0.3]
+    /// Smallest score to print, write and draw; 0 for all detections [default: 0.3]
     #[arg(long, value_name = "S", value_parser = inference::score)]
     pub score: Option<f64>,
     /// Pictures per forward pass [default: eval.batch]
@@ -130,8 +130,6 @@ const ROUND: usize = 256;
 /// be read are reported as an error at the end, after all others are done.
 pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>>) -> Result<()> {
     let saved = args.saved()?;
-    let threshold = saved.config.eval.score_threshold;
-    let score = inference::smallest_score(args.score, threshold, topology.rank == 0);
     // Only rank 0 lists the pictures: standard input is connected to it alone.
     let pictures = if topology.rank == 0 { inputs::list(&args.pictures)? } else { vec![] };
     if let (Some(folder), 0) = (&args.out, topology.rank) {
@@ -140,6 +138,10 @@ pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>
     let num_threads = for_this_machine(saved.config.train.threads, topology);
     let device = super::device(args.device, num_threads, topology)?;
     let predictor = saved.predictor(device)?;
+    if topology.rank == 0 {
+        let rank = predictor.detector.inference.rank;
+        inference::check_score(args.score, predictor.eval.score_threshold, rank);
+    }
     let world = join(device, place)?;
     world.set_deadline(Duration::from_secs_f64(saved.config.train.start_deadline_s));
     check_agreement(&predictor.detector.params, &world)?;
@@ -150,7 +152,7 @@ pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>
         pictures: &pictures,
         names: &names,
         folder: args.out.as_deref(),
-        score,
+        score: args.score.unwrap_or(inference::SCORE),
         input: &predictor.input,
         eval: &predictor.eval,
         categories: &predictor.categories,
@@ -234,7 +236,7 @@ fn detect_batch(
                 let mut detections = found.next().unwrap_or_default();
                 detections.retain(|d| f64::from(d.score) >= job.score);
                 let mut outcome = Found::new(&picture.pixels, &detections);
-                outcome.is_turned = picture.is_turned;
+                outcome.decoding = picture.decoding;
                 if let Some(folder) = job.folder {
                     let (began, path) = (Instant::now(), folder.join(&job.names[index]));
                     picture::draw(picture.pixels, &detections, job.categories, &path)?;
@@ -258,8 +260,7 @@ fn is_of_machine(e: &Error) -> bool {
 /// A picture that was read.
 struct Picture {
     pixels: Rgb,
-    /// Whether it has an EXIF orientation, so that viewers rotate or mirror it.
-    is_turned: bool,
+    decoding: Decoding,
 }
 
 impl Picture {
@@ -274,9 +275,8 @@ fn read_all(paths: &[PathBuf], timings: &mut Timings) -> Vec<Result<Picture>> {
     let began = Instant::now();
     let read = |path: &PathBuf| {
         let bytes = input::read(path, MAX_IMAGE_BYTES).map_err(Error::io("cannot read", path))?;
-        let pixels = decode_file(&bytes).map_err(|e| Error::data(path, "", e))?;
-        let is_turned = orientation(&bytes).is_some_and(|o| (2..=8).contains(&o));
-        Ok(Picture { pixels, is_turned })
+        let decoded = decode_source(&bytes).map_err(|e| Error::data(path, "", e))?;
+        Ok(Picture { decoding: Decoding::new(&bytes, &decoded), pixels: decoded.rgb })
     };
     let all = paths.iter().map(read).collect();
     timings.decode_s += began.elapsed().as_secs_f64();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use dw_base::text;
 use dw_base::text::shown;
 use dw_shards::coco::Category;
-use dw_shards::pixels::Rgb;
+use dw_shards::pixels::{Decoded, Rgb, orientation};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -32,11 +32,33 @@ pub struct Found {
     size: (usize, usize),
     /// Box `[x, y, width, height]` in pixels of the picture, score and label, by descending score.
     detections: Vec<([f64; 4], f64, usize)>,
-    /// Whether it has an EXIF orientation, so that viewers rotate or mirror it.
-    pub is_turned: bool,
+    /// What decoding has changed or left out.
+    pub decoding: Decoding,
     /// Seconds spent on drawing and writing it.
     pub drawing_s: f64,
 }
+
+/// What the decoder of a picture has ignored, left out or repaired: an EXIF orientation, an alpha
+/// channel, the lower 8 of 16 bits, faults of a JPEG.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decoding([bool; 4]);
+
+impl Decoding {
+    /// Compares the pixels with the file.
+    pub fn new(file: &[u8], decoded: &Decoded) -> Self {
+        let is_turned = orientation(file).is_some_and(|o| (2..=8).contains(&o));
+        Self([is_turned, decoded.alpha, decoded.max_16_bit.is_some(), decoded.repaired])
+    }
+}
+
+/// Text for a number of pictures for each part of [`Decoding`].
+const NOTES: [&str; 4] = [
+    "have an EXIF orientation, which was ignored as in training data: boxes are in pixels of the \
+     pictures as stored",
+    "have an alpha channel, which was left out",
+    "have 16 bits per sample and were scaled to 8 bits",
+    "are JPEG files with faults in the header or no end marker; their pixels are complete",
+];
 
 impl Found {
     /// Detections on a picture.
@@ -45,7 +67,7 @@ impl Found {
         Self {
             size: (picture.width, picture.height),
             detections: detections.iter().map(row).collect(),
-            is_turned: false,
+            decoding: Decoding::default(),
             drawing_s: 0.0,
         }
     }
@@ -100,7 +122,8 @@ pub struct Report<'a> {
     categories: &'a [Category],
     lines: Option<Lines>,
     problems: Vec<String>,
-    turned: usize,
+    /// Number of pictures for each of [`NOTES`].
+    notes: [usize; 4],
     detections: usize,
     drawing_s: f64,
 }
@@ -117,7 +140,7 @@ impl<'a> Report<'a> {
             categories,
             lines: None,
             problems: vec![],
-            turned: 0,
+            notes: [0; 4],
             detections: 0,
             drawing_s: 0.0,
         }
@@ -149,7 +172,9 @@ impl<'a> Report<'a> {
                 }
             };
             self.detections += found.detections.len();
-            self.turned += usize::from(found.is_turned);
+            for (count, applies) in self.notes.iter_mut().zip(found.decoding.0) {
+                *count += usize::from(applies);
+            }
             self.drawing_s += found.drawing_s;
             let json = found.as_json(file, self.categories);
             if let Some(lines) = &mut self.lines {
@@ -171,12 +196,8 @@ impl<'a> Report<'a> {
         if let Some(lines) = self.lines {
             lines.finish()?;
         }
-        if self.turned > 0 {
-            tracing::warn!(
-                "the EXIF orientation of {} pictures was ignored, as in training data: boxes are \
-                 in pixels of the pictures as stored",
-                self.turned
-            );
+        for (count, text) in self.notes.iter().zip(NOTES).filter(|(count, _)| **count > 0) {
+            tracing::warn!("{count} pictures {text}");
         }
         let (count, bad) = (self.pictures.len(), self.problems.len());
         let what = format!("{} detections on {} pictures", self.detections, count - bad);

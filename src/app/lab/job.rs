@@ -9,9 +9,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use clap::ValueEnum;
 use dw_base::file::write_atomically;
+use dw_launch::rank::status;
 
 use super::outcome::{Outcome, Setup, measure, without_folder};
 use super::plan::{CONFIG, LabRun, WORK, check_interrupted};
+use crate::config;
 use crate::device::Choice;
 use crate::train::lock::Lock;
 use crate::train::log::jsonl;
@@ -119,6 +121,8 @@ impl Job {
     pub fn finish(&self, setup: &Setup) -> Result<Outcome> {
         let metrics = self.run.folder().join(WORK).join(jsonl::NAME);
         let (metrics, cost) = measure(&metrics)?;
+        let used = self.run.folder().join(WORK).join(CONFIG);
+        let text = std::fs::read_to_string(&used).map_err(Error::io("cannot read", &used))?;
         let outcome = Outcome {
             row: self.run.row.name.clone(),
             info: self.run.row.info.clone(),
@@ -126,6 +130,7 @@ impl Job {
             metrics,
             cost,
             setup: setup.clone(),
+            precision: Some(config::from_toml(&text, &used)?.train.precision),
             data: self.run.data.clone(),
             config: without_folder(&self.run.config),
         };
@@ -145,6 +150,8 @@ fn command(config: &Path, work: &Path, slot: usize, launch: &Launch) -> Result<C
     command.args(words).arg(config).arg("--work-dir").arg(work);
     let device = launch.device.to_possible_value();
     command.args(device.iter().flat_map(|d| ["--device", d.get_name()]));
+    // Under dw-launch, only this program reports to it: a run that fails does not end the job.
+    command.env_remove(status::VARIABLE);
     if let Some(gpu) = launch.gpus.get(slot) {
         command.env("CUDA_VISIBLE_DEVICES", gpu);
     }

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::config::Config;
 use crate::config::identity::{self, Change};
 use crate::config::row::Row;
+use crate::device::Precision;
 use crate::train::log::jsonl;
 use crate::{Error, Result};
 
@@ -32,6 +33,9 @@ pub struct Outcome {
     pub cost: Cost,
     /// How the row was changed for this data and machine.
     pub setup: Setup,
+    /// The precision that `auto` stood for; `None` in results of older versions.
+    #[serde(default)]
+    pub precision: Option<Precision>,
     /// The data.
     pub data: Data,
     /// The configuration, without the folder of the data.
@@ -177,6 +181,7 @@ mod tests {
 
     fn outcome(config: &Config) -> Outcome {
         Outcome {
+            precision: None,
             row: "full".into(),
             info: Row { title: "P × I".into(), paper: None, note: None },
             seed: 1,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use toml::Value;
+
 use super::outcome::{Data, Outcome, difference, without_folder};
 use super::table::{Table, TableRow};
 use crate::app::train;
@@ -97,6 +99,7 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
         let (config, data) = resolve(row, request)?;
         rows.push((row.clone(), config, data));
     }
+    warn_of_replaced(&rows, request)?;
     let (mut open, mut finished) = (vec![], vec![]);
     for seed in 0..request.seeds {
         for (row, config, data) in &rows {
@@ -117,6 +120,33 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
     Ok(LabPlan { table: table.name, open, finished })
 }
 
+/// Warns of options `--set` with a key that distinguishes the rows.
+fn warn_of_replaced(rows: &[(TableRow, Config, Data)], request: &Request) -> Result<()> {
+    let own = |row: &TableRow| {
+        let config = match &request.base {
+            Some(base) => config::load_over(&row.config, base, &[])?,
+            None => config::load(&row.config, &[])?,
+        };
+        Ok(Value::try_from(config).ok())
+    };
+    let own = rows.iter().map(|(row, ..)| own(row)).collect::<Result<Vec<_>>>()?;
+    for set in &request.set {
+        let key = set.split('=').next().unwrap_or_default().trim();
+        let value = |config: &Option<Value>| {
+            key.split('.').try_fold(config.clone()?, |at, part| at.get(part).cloned())
+        };
+        let values: Vec<Option<Value>> = own.iter().map(value).collect();
+        if let Some(other) = values.iter().position(|v| *v != values[0]) {
+            tracing::warn!(
+                "--set {set}: replaces different values of `{key}`, as in the rows {} and {}",
+                rows[0].0.name,
+                rows[other].0.name
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Checks that an interrupted run with a checkpoint was started with the requested settings.
 ///
 /// # Errors
@@ -124,7 +154,7 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
 pub fn check_interrupted(run: &LabRun) -> Result<()> {
     let file = run.folder().join(CONFIG);
     let Ok(text) = std::fs::read_to_string(&file) else { return Ok(()) };
-    if checkpoint::newest_step(&run.folder().join(WORK).join("checkpoints")).is_none() {
+    if checkpoint::newest_step(&run.folder().join(WORK).join("checkpoints"))?.is_none() {
         return Ok(());
     }
     let started = without_folder(&config::from_toml(&text, &file)?);

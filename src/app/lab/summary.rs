@@ -101,7 +101,7 @@ impl Summary {
                 o.config.train.epochs,
                 o.cost.steps,
                 o.config.train.images_per_rank,
-                o.config.train.precision.name()
+                o.precision.unwrap_or(o.config.train.precision).name()
             )
         };
         vec![

@@ -67,7 +67,8 @@ pub fn compute(
 ) -> Result<Maps> {
     let Some(bbox) = truth.boxes.get(which) else {
         return Err(Error::Usage(format!(
-            "--box {which}: the image has {} boxes, numbered from 0",
+            "--box {which}: the image has {} boxes to train on, numbered from 0 (crowds and boxes \
+             below 1 pixel are not)",
             truth.boxes.len()
         )));
     };
@@ -80,6 +81,15 @@ pub fn compute(
     let own = pairs.gt.eq(which as i64);
     let of_box = |t: &Tensor| numbers(&t.masked_select(&own));
     let stride = of_box(&pairs.stride)?;
+    if stride.is_empty() {
+        let [x0, y0, x1, y1] = *bbox;
+        return Err(Error::Usage(format!(
+            "--box {which}: no point of any level is inside it: it has {:.1} x {:.1} pixels of the \
+             network input\nhint: choose a larger box",
+            x1 - x0,
+            y1 - y0
+        )));
+    }
     let level = level_of_most(&of_box(&weights[0].1)?, &stride);
     let on_level = |values: Vec<f64>| -> Vec<f64> {
         values.into_iter().zip(&stride).filter(|(_, s)| **s == level).map(|(v, _)| v).collect()
