@@ -296,7 +296,6 @@ mod tests {
     fn command(argv: &[&str]) -> LaunchCommand {
         LaunchCommand {
             ranks: 1,
-            srun: false,
             remote: false,
             argv: argv.iter().map(Into::into).collect(),
             env: vec![],
