@@ -14,6 +14,8 @@ pub struct Allocation {
     pub cores_per_task: Option<usize>,
     /// Whether srun supports PMIx.
     pub pmix: bool,
+    /// Whether this process runs in a step that srun has started, which may hold all cores.
+    pub in_step: bool,
 }
 
 /// This machine.
@@ -54,12 +56,19 @@ impl Machine {
                 nodes: number("SLURM_JOB_NUM_NODES").unwrap_or(1),
                 cores_per_task: number("SLURM_CPUS_PER_TASK"),
                 pmix: output_of("srun", &["--mpi=list"]).is_some_and(|t| t.contains("pmix")),
+                in_step: number("SLURM_STEP_ID").is_some_and(is_step_of_srun),
             }),
             variables: std::env::vars_os()
                 .filter_map(|(name, _)| name.into_string().ok())
                 .collect(),
         }
     }
+}
+
+/// Whether an id is that of a step that the user has started with srun: the batch script, the shell
+/// of salloc and other steps of SLURM itself have the highest ids.
+fn is_step_of_srun(id: usize) -> bool {
+    id < 0xFFFF_FFF0
 }
 
 /// A numeric environment variable.
@@ -110,4 +119,16 @@ fn output_of(program: &str, args: &[&str]) -> Option<String> {
     out.status
         .success()
         .then(|| String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_of_slurm_itself_are_told_from_those_of_srun() {
+        assert!(is_step_of_srun(0) && is_step_of_srun(17));
+        // The batch script and salloc's shell (SLURM_BATCH_SCRIPT, SLURM_INTERACTIVE_STEP).
+        assert!(!is_step_of_srun(0xFFFF_FFFB) && !is_step_of_srun(0xFFFF_FFFA));
+    }
 }

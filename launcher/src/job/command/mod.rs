@@ -225,12 +225,21 @@ mod tests {
 
     #[test]
     fn whole_allocation_is_used_by_srun_or_mpirun() {
-        let slurm = Allocation { tasks: Some(16), nodes: 2, cores_per_task: None, pmix: true };
+        let slurm = Allocation {
+            tasks: Some(16),
+            nodes: 2,
+            cores_per_task: None,
+            pmix: true,
+            in_step: false,
+        };
         let with = |slurm| Machine { slurm: Some(slurm), ..machine() };
         let c = LaunchCommand::new(&spec(), &with(slurm)).unwrap();
         assert!(c.remote && c.ranks == 16);
         assert_eq!(words(&c)[..2], ["srun", "--mpi=pmix"]);
         assert!(contains(&c, &["--ntasks=16", "--nodes=2"]), "{c:?}");
+        assert!(!contains(&c, &["--overlap"]), "{c:?}");
+        let c = LaunchCommand::new(&spec(), &with(Allocation { in_step: true, ..slurm })).unwrap();
+        assert!(contains(&c, &["--overlap"]), "{c:?}");
         assert!(!words(&c).iter().any(|w| w.starts_with("--cpu-bind")), "{c:?}");
         let c = JobSpec { bind: Bind::None, ..spec() };
         let c = LaunchCommand::new(&c, &with(slurm)).unwrap();

@@ -23,10 +23,14 @@ const EXPORTED: [&str; 13] = [
 ];
 
 pub(super) fn srun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<String> {
-    // Without --overlap: the processes of a lost step must be gone before a restarted job writes
-    // to the same work directory.
     let mut words: Vec<String> =
         ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--unbuffered"].map(String::from).into();
+    // In a step (`srun --pty bash`) the new step would wait forever for the cores that the outer one
+    // holds. Elsewhere without it: the processes of a lost step must be gone before a restarted job
+    // writes to the same work directory.
+    if machine.slurm.is_some_and(|s| s.in_step) {
+        words.push("--overlap".to_owned());
+    }
     // Not with `raw`: srun also labels the parts of a long line, and mpirun each part that it
     // reads.
     if !spec.raw {
