@@ -17,6 +17,8 @@ pub(super) struct Layout {
     pub(super) nodes: usize,
     /// Whether a node has more ranks than cores.
     pub(super) oversubscribed: bool,
+    /// Whether ranks must be told to poll although they exceed mpirun's slots: each has a core.
+    pub(super) polls: bool,
     /// Argument of mpirun's `--bind-to`.
     pub(super) bind: &'static str,
     /// Argument of srun's `--cpu-bind`; by default srun decides.
@@ -37,10 +39,13 @@ impl Layout {
         let hosts = slots.map_or(1, |s| s.len());
         let per_node = ranks.div_ceil(nodes.max(hosts));
         let warning = check_threads(spec, machine, per_node)?;
-        let oversubscribed = per_node > machine.node_cores;
+        let has_cores = per_node <= machine.physical_cores;
+        // In an allocation mpirun's slots are its tasks, of which each may have several cores.
+        let managed = machine.slurm.filter(|_| spec.hosts.is_none());
+        let polls = has_cores && managed.is_some_and(|s| s.tasks.is_none_or(|t| ranks > t));
         let bind = match spec.bind {
             // With fewer ranks than NUMA nodes, the cores of the other NUMA nodes would be idle.
-            Bind::Auto if machine.container || oversubscribed || per_node < machine.numa_nodes => {
+            Bind::Auto if machine.container || !has_cores || per_node < machine.numa_nodes => {
                 "none"
             }
             Bind::None => "none",
@@ -53,7 +58,8 @@ impl Layout {
             Bind::Numa => Some("ldoms"),
             Bind::Core => Some("cores"),
         };
-        Ok(Self { srun, ranks, nodes, oversubscribed, bind, cpu_bind, warning })
+        let oversubscribed = per_node > machine.node_cores;
+        Ok(Self { srun, ranks, nodes, oversubscribed, polls, bind, cpu_bind, warning })
     }
 }
 

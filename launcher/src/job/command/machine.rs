@@ -1,5 +1,6 @@
 //! Properties of this machine, and of the SLURM allocation, that the launch command depends on.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -21,10 +22,12 @@ pub struct Allocation {
 /// This machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// Cores that this process may use.
+    /// Cores that this process may use. Each hardware thread counts, as everywhere in `dw`.
     pub cores: usize,
     /// Cores of a node that runs ranks: the allocation's if there is one, else [`Machine::cores`].
     pub node_cores: usize,
+    /// [`Machine::node_cores`] without counting several hardware threads of a core, like Open MPI.
+    pub physical_cores: usize,
     /// GPUs of this node.
     pub gpus: usize,
     /// NUMA nodes of this node.
@@ -43,9 +46,11 @@ impl Machine {
     /// Detects the properties of this machine.
     pub fn detect() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let node_cores = allocated_cores().unwrap_or(cores);
         Self {
             cores,
-            node_cores: allocated_cores().unwrap_or(cores),
+            node_cores,
+            physical_cores: physical_cores(node_cores, Path::new("/sys/devices/system/cpu")),
             gpus: count_gpus(),
             numa_nodes: count_numa_nodes().max(1),
             // SAFETY: has no preconditions.
@@ -80,6 +85,18 @@ fn number(name: &str) -> Option<usize> {
 /// may run on a login node, which has other cores.
 fn allocated_cores() -> Option<usize> {
     std::env::var("SLURM_JOB_CPUS_PER_NODE").ok()?.split(['(', ',']).next()?.parse().ok()
+}
+
+/// The physical cores among `cores` hardware threads, in the proportion of the whole machine, which
+/// the folder `cpus` describes.
+fn physical_cores(cores: usize, cpus: &Path) -> usize {
+    let siblings = |e: std::fs::DirEntry| {
+        std::fs::read_to_string(e.path().join("topology/thread_siblings_list")).ok()
+    };
+    let entries = std::fs::read_dir(cpus).into_iter().flatten().flatten();
+    let threads: Vec<String> = entries.filter_map(siblings).collect();
+    let physical = threads.iter().collect::<HashSet<_>>().len();
+    if threads.is_empty() { cores } else { (cores * physical).div_ceil(threads.len()) }
 }
 
 /// Number of GPUs that the ranks will see.
@@ -130,5 +147,16 @@ mod tests {
         assert!(is_step_of_srun(0) && is_step_of_srun(17));
         // The batch script and salloc's shell (SLURM_BATCH_SCRIPT, SLURM_INTERACTIVE_STEP).
         assert!(!is_step_of_srun(0xFFFF_FFFB) && !is_step_of_srun(0xFFFF_FFFA));
+    }
+    #[test]
+    fn hardware_threads_of_a_core_are_one_physical_core() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(physical_cores(8, dir.path()), 8, "an unknown machine");
+        for (cpu, siblings) in ["0,2", "1,3", "0,2", "1,3"].into_iter().enumerate() {
+            let topology = dir.path().join(format!("cpu{cpu}/topology"));
+            std::fs::create_dir_all(&topology).unwrap();
+            std::fs::write(topology.join("thread_siblings_list"), siblings).unwrap();
+        }
+        assert_eq!([8, 4, 1].map(|cores| physical_cores(cores, dir.path())), [4, 2, 1]);
     }
 }

@@ -31,7 +31,7 @@ pub enum Starter {
 /// Binding of ranks to cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Bind {
-    /// None in containers, with more ranks than cores or fewer ranks than NUMA nodes; else numa.
+    /// None in containers, with more ranks than physical cores or fewer than NUMA nodes; else numa.
     Auto,
     /// No binding.
     None,
@@ -161,6 +161,7 @@ mod tests {
         Machine {
             cores: 64,
             node_cores: 64,
+            physical_cores: 64,
             gpus: 8,
             numa_nodes: 8,
             root: false,
@@ -197,7 +198,10 @@ mod tests {
         let c = LaunchCommand::new(&spec(), &machine()).unwrap();
         assert_eq!((c.ranks, c.remote), (8, false));
         let line = c.shell_line().unwrap();
-        assert!(line.starts_with("mpirun -n 8 --tag-output --bind-to numa"), "{line}");
+        assert!(
+            line.starts_with("mpirun -n 8 --tag-output --oversubscribe --bind-to numa"),
+            "{line}"
+        );
         assert!(line.ends_with("'a b'") && line.contains("-x DW_BOARD"), "{line}");
         let c = LaunchCommand::new(&JobSpec { threads: Some(4), ..spec() }, &machine()).unwrap();
         assert!(c.shell_line().unwrap().starts_with("OMP_NUM_THREADS=4 mpirun -n 8"), "{c:?}");
@@ -209,6 +213,7 @@ mod tests {
         let m = Machine {
             cores: 2,
             node_cores: 2,
+            physical_cores: 2,
             gpus: 0,
             root: true,
             container: true,
@@ -253,6 +258,26 @@ mod tests {
         assert!(!has_cores(more, cores), "more ranks than the allocation has tasks");
         let c = LaunchCommand::new(&spec(), &with(Allocation { pmix: false, ..slurm })).unwrap();
         assert!(contains(&c, &["mpirun", "-n", "16"]), "{c:?}");
+    }
+
+    #[test]
+    fn mpirun_starts_more_ranks_than_its_slots() {
+        let poll = ["--mca", "mpi_yield_when_idle", "0"];
+        let with = |ranks, m: &Machine| {
+            let spec = JobSpec { ranks: Some(ranks), starter: Starter::Mpirun, ..spec() };
+            LaunchCommand::new(&spec, m).unwrap()
+        };
+        let m = Machine { node_cores: 8, physical_cores: 4, numa_nodes: 1, ..machine() };
+        let c = with(8, &m);
+        assert!(contains(&c, &["--oversubscribe", "--bind-to", "none"]), "{c:?}");
+        let c = with(4, &m);
+        assert!(contains(&c, &["--oversubscribe", "--bind-to", "numa"]), "{c:?}");
+        let (tasks, nodes, cores_per_task) = (Some(1), 1, Some(4));
+        let slurm = Allocation { tasks, nodes, cores_per_task, pmix: true, in_step: false };
+        let m = Machine { slurm: Some(slurm), ..m };
+        let c = with(2, &m);
+        assert!(contains(&c, &["--oversubscribe"]) && contains(&c, &poll), "{c:?}");
+        assert!(!contains(&with(1, &m), &poll) && !contains(&with(5, &m), &poll));
     }
 
     #[test]

@@ -65,8 +65,10 @@ pub(super) fn mpirun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -
     if let Some(hosts) = &spec.hosts {
         push(&["--host", hosts]);
     }
-    if layout.oversubscribed {
-        push(&["--oversubscribe"]);
+    // mpirun's slots are the physical cores or the allocation's tasks, by default a limit.
+    push(&["--oversubscribe"]);
+    if layout.polls {
+        push(&["--mca", "mpi_yield_when_idle", "0"]);
     }
     push(&["--bind-to", layout.bind]);
     let is_exported = |name: &&String| EXPORTED.iter().any(|prefix| name.starts_with(prefix));
