@@ -44,12 +44,9 @@ impl Layout {
         let managed = machine.slurm.filter(|_| spec.hosts.is_none());
         let polls = has_cores && managed.is_some_and(|s| s.tasks.is_none_or(|t| ranks > t));
         let bind = match spec.bind {
-            // With fewer ranks than NUMA nodes, the cores of the other NUMA nodes would be idle.
-            Bind::Auto if machine.container || !has_cores || per_node < machine.numa_nodes => {
-                "none"
-            }
-            Bind::None => "none",
-            Bind::Auto | Bind::Numa => "numa",
+            Bind::Auto if is_bound(machine, per_node) => "numa",
+            Bind::Auto | Bind::None => "none",
+            Bind::Numa => "numa",
             Bind::Core => "core",
         };
         let cpu_bind = match spec.bind {
@@ -61,6 +58,18 @@ impl Layout {
         let oversubscribed = per_node > machine.node_cores;
         Ok(Self { srun, ranks, nodes, oversubscribed, polls, bind, cpu_bind, warning })
     }
+}
+
+/// Whether mpirun binds each rank to a NUMA node by default.
+fn is_bound(machine: &Machine, per_node: usize) -> bool {
+    // mpirun deals the ranks out to the NUMA nodes in turn, but rank i uses GPU i, and GPUs of
+    // consecutive numbers are usually on the same NUMA node: half of the ranks would be on another
+    // one than their GPU.
+    machine.gpus == 0
+        && !machine.container
+        && per_node <= machine.physical_cores
+        // Otherwise the cores of the other NUMA nodes would be idle.
+        && per_node >= machine.numa_nodes
 }
 
 fn use_srun(spec: &JobSpec, machine: &Machine) -> Result<bool> {

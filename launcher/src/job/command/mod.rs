@@ -31,7 +31,8 @@ pub enum Starter {
 /// Binding of ranks to cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Bind {
-    /// None in containers, with more ranks than physical cores or fewer than NUMA nodes; else numa.
+    /// numa, but none with GPUs, in containers, and with more ranks than physical cores or fewer
+    /// than NUMA nodes.
     Auto,
     /// No binding.
     None,
@@ -199,13 +200,16 @@ mod tests {
         assert_eq!((c.ranks, c.remote), (8, false));
         let line = c.shell_line().unwrap();
         assert!(
-            line.starts_with("mpirun -n 8 --tag-output --oversubscribe --bind-to numa"),
+            line.starts_with("mpirun -n 8 --tag-output --oversubscribe --bind-to none"),
             "{line}"
         );
         assert!(line.ends_with("'a b'") && line.contains("-x DW_BOARD"), "{line}");
         let c = LaunchCommand::new(&JobSpec { threads: Some(4), ..spec() }, &machine()).unwrap();
         assert!(c.shell_line().unwrap().starts_with("OMP_NUM_THREADS=4 mpirun -n 8"), "{c:?}");
         assert!(contains(&c, &["-x", "OMP_NUM_THREADS"]), "{c:?}");
+        let numa = JobSpec { bind: Bind::Numa, ..spec() };
+        let c = LaunchCommand::new(&numa, &machine()).unwrap();
+        assert!(contains(&c, &["--bind-to", "numa"]), "{c:?}");
     }
 
     #[test]
@@ -267,7 +271,8 @@ mod tests {
             let spec = JobSpec { ranks: Some(ranks), starter: Starter::Mpirun, ..spec() };
             LaunchCommand::new(&spec, m).unwrap()
         };
-        let m = Machine { node_cores: 8, physical_cores: 4, numa_nodes: 1, ..machine() };
+        let no_gpu = Machine { gpus: 0, ..machine() };
+        let m = Machine { node_cores: 8, physical_cores: 4, numa_nodes: 1, ..no_gpu };
         let c = with(8, &m);
         assert!(contains(&c, &["--oversubscribe", "--bind-to", "none"]), "{c:?}");
         let c = with(4, &m);
