@@ -17,6 +17,8 @@ pub(super) struct Layout {
     pub(super) nodes: usize,
     /// Whether a node has more ranks than cores.
     pub(super) oversubscribed: bool,
+    /// Number of ranks that mpirun starts on each node; by default it fills one node after another.
+    pub(super) even: Option<usize>,
     /// Whether ranks must be told to poll although they exceed mpirun's slots: each has a core.
     pub(super) polls: bool,
     /// Argument of mpirun's `--bind-to`.
@@ -33,11 +35,14 @@ impl Layout {
             return Err(Error::Usage("-n 0: expected at least one rank".into()));
         }
         let srun = use_srun(spec, machine)?;
-        let nodes = num_nodes(spec, machine, srun)?;
         let slots = spec.hosts.as_deref().map(|hosts| slots(hosts, spec.nodes)).transpose()?;
+        let nodes = match &slots {
+            Some(slots) => slots.len(),
+            None => num_nodes(spec, machine, srun)?,
+        };
         let ranks = num_ranks(spec, machine, nodes, slots.as_deref());
-        let hosts = slots.map_or(1, |s| s.len());
-        let per_node = ranks.div_ceil(nodes.max(hosts));
+        let even = if srun { None } else { even(spec, machine, (ranks, nodes), slots.as_deref())? };
+        let per_node = ranks.div_ceil(nodes);
         let warning = check_threads(spec, machine, per_node)?;
         let has_cores = per_node <= machine.physical_cores;
         // In an allocation mpirun's slots are its tasks, of which each may have several cores.
@@ -56,7 +61,7 @@ impl Layout {
             Bind::Core => Some("cores"),
         };
         let oversubscribed = per_node > machine.node_cores;
-        Ok(Self { srun, ranks, nodes, oversubscribed, polls, bind, cpu_bind, warning })
+        Ok(Self { srun, ranks, nodes, oversubscribed, even, polls, bind, cpu_bind, warning })
     }
 }
 
@@ -93,7 +98,7 @@ fn num_nodes(spec: &JobSpec, machine: &Machine, srun: bool) -> Result<usize> {
         return Err(Error::Usage("--nodes 0: expected at least one node".into()));
     }
     let nodes = spec.nodes.or(machine.slurm.map(|s| s.nodes)).unwrap_or(1).max(1);
-    if let (Some(allocated), None, false) = (machine.slurm, &spec.hosts, srun)
+    if let (Some(allocated), false) = (machine.slurm, srun)
         && nodes != allocated.nodes
     {
         let srun = if allocated.pmix { "--starter srun, or " } else { "" };
@@ -103,7 +108,7 @@ fn num_nodes(spec: &JobSpec, machine: &Machine, srun: bool) -> Result<usize> {
             allocated.nodes
         )));
     }
-    if nodes > 1 && machine.slurm.is_none() && spec.hosts.is_none() {
+    if nodes > 1 && machine.slurm.is_none() {
         return Err(Error::Usage(format!(
             "--nodes {nodes}: expected the hosts' names outside of SLURM\nhint: --hosts a:8,b:8, \
              or submit with --slurm"
@@ -146,6 +151,39 @@ fn num_ranks(spec: &JobSpec, machine: &Machine, nodes: usize, slots: Option<&[us
         .or_else(|| Some(slots?.iter().sum()))
         .or(machine.slurm.and_then(|s| s.tasks))
         .unwrap_or((machine.gpus * nodes).max(1))
+}
+
+/// Ranks per node for mpirun if they are not those of its slots: with fewer ranks it would leave the
+/// last nodes idle.
+///
+/// # Errors
+/// More ranks than `--hosts` has, or a number that the nodes cannot share equally.
+fn even(
+    spec: &JobSpec,
+    machine: &Machine,
+    (ranks, nodes): (usize, usize),
+    slots: Option<&[usize]>,
+) -> Result<Option<usize>> {
+    let all = slots.map(|s| s.iter().sum());
+    let full = all.or(machine.slurm.and_then(|s| s.tasks)) == Some(ranks);
+    let most = slots.and_then(|s| s.iter().copied().min()).unwrap_or(usize::MAX);
+    let of = spec.hosts.as_ref().map_or_else(String::new, |hosts| format!(" --hosts {hosts}"));
+    if let Some(all) = all.filter(|all| ranks > *all) {
+        return Err(Error::Usage(format!(
+            "-n {ranks}{of}: expected at most the {all} ranks of the hosts\n\
+             hint: NAME:RANKS sets the ranks of a host, for example a:8,b:8"
+        )));
+    }
+    if nodes == 1 || full {
+        return Ok(None);
+    }
+    if ranks.is_multiple_of(nodes) && ranks / nodes <= most {
+        return Ok(Some(ranks / nodes));
+    }
+    Err(Error::Usage(format!(
+        "-n {ranks}{of}: expected a number of ranks that the {nodes} nodes can share equally\n\
+         hint: --hosts without -n starts its ranks on each node, for example a:2,b:1"
+    )))
 }
 
 /// Checks `--threads`; returns a warning if all ranks of a node together have more threads than
@@ -195,6 +233,7 @@ pub(crate) fn check_ranks(ranks: usize, machine: &Machine) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Allocation;
     use super::super::tests::{machine, spec};
     use super::*;
 
@@ -209,6 +248,38 @@ mod tests {
         }
         let e = ranks(with("a:8,b:8", Some(3))).unwrap_err().to_string();
         assert!(e.contains("--nodes 3 contradicts"), "{e}");
+    }
+
+    #[test]
+    fn fewer_ranks_than_slots_are_spread_over_the_nodes() {
+        let with = |hosts: &str, ranks| JobSpec {
+            hosts: Some(hosts.into()),
+            ranks: Some(ranks),
+            ..spec()
+        };
+        let even = |spec| Layout::new(&spec, &machine()).map(|l| l.even);
+        assert_eq!(even(with("a:8,b:8", 4)).unwrap(), Some(2));
+        assert_eq!(even(with("a:8,b:4", 12)).unwrap(), None, "all slots");
+        assert_eq!(even(with("a:8", 4)).unwrap(), None, "one node");
+        for (hosts, ranks) in [("a:8,b:8", 3), ("a:8,b:2", 6), ("a,b", 4), ("a:2", 3)] {
+            let e = even(with(hosts, ranks)).unwrap_err();
+            assert_eq!(e.exit_code(), 2);
+            let text = e.to_string();
+            assert!(text.starts_with(&format!("-n {ranks} --hosts {hosts}: expected")), "{text}");
+            assert!(text.contains("hint:"), "{text}");
+        }
+        let slurm = Allocation {
+            tasks: Some(16),
+            nodes: 2,
+            cores_per_task: None,
+            pmix: false,
+            in_step: false,
+        };
+        let machine = Machine { slurm: Some(slurm), ..machine() };
+        let even = |ranks| Layout::new(&JobSpec { ranks, ..spec() }, &machine).map(|l| l.even);
+        assert_eq!(even(None).unwrap(), None);
+        assert_eq!(even(Some(4)).unwrap(), Some(2));
+        assert!(even(Some(5)).is_err());
     }
 
     #[test]

@@ -301,6 +301,8 @@ mod tests {
         let two = JobSpec { hosts: Some("a:4,b:4".into()), ..spec() };
         let c = LaunchCommand::new(&two, &machine()).unwrap();
         assert!(c.remote && c.ranks == 8 && contains(&c, &["--host", "a:4,b:4"]));
+        let c = LaunchCommand::new(&JobSpec { ranks: Some(4), ..two }, &machine()).unwrap();
+        assert!(contains(&c, &["--map-by", "ppr:2:node"]), "{c:?}");
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub(super) fn mpirun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -
     }
     // mpirun's slots are the physical cores or the allocation's tasks, by default a limit.
     push(&["--oversubscribe"]);
+    if let Some(ranks) = layout.even {
+        push(&["--map-by", &format!("ppr:{ranks}:node")]);
+    }
     if layout.polls {
         push(&["--mca", "mpi_yield_when_idle", "0"]);
     }
