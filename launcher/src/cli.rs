@@ -34,8 +34,8 @@ Examples:
                                  predict with the measured link of this machine
 
 Signals:
-  USR1 requests a checkpoint; the job exits with code 75 after it. So do TERM and INT, within
-  --grace seconds; a second TERM or INT ends the ranks immediately.
+  USR1 requests a checkpoint; the job exits with code 75 after it. So do TERM, INT and QUIT, within
+  --grace seconds; a second of these ends the ranks immediately.
 
 Exit codes:
   that of the rank that failed first; 4 if a rank was lost or timed out, 75 after a requested
