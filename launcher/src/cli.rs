@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dw_base::program::{end_on_closed_pipe, print_result};
+use dw_base::program::{end_on_closed_pipe, print_message, print_result};
 use dw_base::text::lines;
 use dw_base::{Error, Result};
 
@@ -80,7 +80,7 @@ enum Sub {
 
 #[derive(Debug, Args)]
 struct Job {
-    /// Number of ranks [default: the allocation's tasks, else one per GPU, else 1]
+    /// Number of ranks [default: the allocation's tasks, else one per GPU or node]
     #[arg(short = 'n', long, value_name = "N")]
     ranks: Option<usize>,
     /// Number of nodes
@@ -213,6 +213,10 @@ impl Job {
         };
         let machine = Machine::detect();
         let command = LaunchCommand::new(&spec, &machine)?;
+        if let Some(from) = &command.ranks_from {
+            let ranks = if command.ranks == 1 { "rank" } else { "ranks" };
+            print_message(&format!("dw-launch: {} {ranks} (from {from})", command.ranks));
+        }
         for text in &command.warnings {
             tracing::warn!("{}", lines(text));
         }

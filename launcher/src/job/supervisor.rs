@@ -320,6 +320,7 @@ mod tests {
     fn command(argv: &[&str]) -> LaunchCommand {
         LaunchCommand {
             ranks: 1,
+            ranks_from: None,
             remote: false,
             argv: argv.iter().map(Into::into).collect(),
             env: vec![],

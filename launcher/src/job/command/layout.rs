@@ -13,6 +13,8 @@ pub(super) struct Layout {
     pub(super) srun: bool,
     /// Number of ranks.
     pub(super) ranks: usize,
+    /// Where the number of ranks was found, if it was not requested.
+    pub(super) ranks_from: Option<String>,
     /// Number of nodes.
     pub(super) nodes: usize,
     /// Whether a node has more ranks than cores.
@@ -40,7 +42,7 @@ impl Layout {
             Some(slots) => slots.len(),
             None => num_nodes(spec, machine, srun)?,
         };
-        let ranks = num_ranks(spec, machine, nodes, slots.as_deref());
+        let (ranks, ranks_from) = num_ranks(spec, machine, nodes, slots.as_deref());
         let even = if srun { None } else { even(spec, machine, (ranks, nodes), slots.as_deref())? };
         let per_node = ranks.div_ceil(nodes);
         let warning = check_threads(spec, machine, per_node)?;
@@ -61,7 +63,18 @@ impl Layout {
             Bind::Core => Some("cores"),
         };
         let oversubscribed = per_node > machine.node_cores;
-        Ok(Self { srun, ranks, nodes, oversubscribed, even, polls, bind, cpu_bind, warning })
+        Ok(Self {
+            srun,
+            ranks,
+            ranks_from,
+            nodes,
+            oversubscribed,
+            even,
+            polls,
+            bind,
+            cpu_bind,
+            warning,
+        })
     }
 }
 
@@ -144,13 +157,26 @@ fn slots(hosts: &str, nodes: Option<usize>) -> Result<Vec<usize>> {
     }
 }
 
-/// The requested number of ranks, else that of `--hosts`, else the allocation's tasks, else the
-/// GPUs.
-fn num_ranks(spec: &JobSpec, machine: &Machine, nodes: usize, slots: Option<&[usize]>) -> usize {
-    spec.ranks
-        .or_else(|| Some(slots?.iter().sum()))
-        .or(machine.slurm.and_then(|s| s.tasks))
-        .unwrap_or((machine.gpus * nodes).max(1))
+/// The requested number of ranks, else that of `--hosts`, else the allocation's tasks, else one for
+/// each GPU or node; and where it was found, if it was not requested.
+fn num_ranks(
+    spec: &JobSpec,
+    machine: &Machine,
+    nodes: usize,
+    slots: Option<&[usize]>,
+) -> (usize, Option<String>) {
+    let tasks = machine.slurm.and_then(|s| s.tasks);
+    let (ranks, from) = match (spec.ranks, slots, tasks) {
+        (Some(ranks), ..) => return (ranks, None),
+        (_, Some(slots), _) => (slots.iter().sum(), "--hosts".to_owned()),
+        (_, _, Some(tasks)) => (tasks, "SLURM_NTASKS".to_owned()),
+        _ if machine.gpus == 0 => (nodes, "the nodes, as no GPU was found; -n sets it".to_owned()),
+        _ => {
+            let Machine { gpus, gpus_from, .. } = machine;
+            (gpus * nodes, format!("{gpus_from}: {gpus} per node"))
+        }
+    };
+    (ranks, Some(from))
 }
 
 /// Ranks per node for mpirun if they are not those of its slots: with fewer ranks it would leave the

@@ -28,8 +28,10 @@ pub struct Machine {
     pub node_cores: usize,
     /// [`Machine::node_cores`] without counting several hardware threads of a core, like Open MPI.
     pub physical_cores: usize,
-    /// GPUs of this node.
+    /// GPUs of a node.
     pub gpus: usize,
+    /// Where their number was found.
+    pub gpus_from: &'static str,
     /// NUMA nodes of this node.
     pub numa_nodes: usize,
     /// Whether the user is root.
@@ -46,13 +48,15 @@ impl Machine {
     /// Detects the properties of this machine.
     pub fn detect() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (gpus, gpus_from) = count_gpus();
         let node_cores = allocated_cores().unwrap_or(cores);
         Self {
             cores,
             node_cores,
             physical_cores: physical_cores(node_cores, Path::new("/sys/devices/system/cpu")),
-            gpus: count_gpus(),
-            numa_nodes: count_numa_nodes().max(1),
+            gpus,
+            gpus_from,
+            numa_nodes: numbered(Path::new("/sys/devices/system/node"), "node").max(1),
             // SAFETY: has no preconditions.
             root: unsafe { libc::geteuid() } == 0,
             container: in_container(),
@@ -99,14 +103,36 @@ fn physical_cores(cores: usize, cpus: &Path) -> usize {
     if threads.is_empty() { cores } else { (cores * physical).div_ceil(threads.len()) }
 }
 
-/// Number of GPUs that the ranks will see.
-fn count_gpus() -> usize {
-    let all = output_of("nvidia-smi", &["-L"])
-        .map_or(0, |text| text.lines().filter(|l| l.starts_with("GPU ")).count());
+/// Number of GPUs that the ranks will see, and where it was found.
+fn count_gpus() -> (usize, &'static str) {
+    let (all, from) = listed_gpus()
+        // With salloc this process may run on a machine without GPUs.
+        .or_else(|| Some((number("SLURM_GPUS_ON_NODE")?, "SLURM_GPUS_ON_NODE")))
+        .or_else(|| Some((requested_gpus()?, "SLURM_GPUS_PER_NODE")))
+        .unwrap_or_else(|| (numbered(Path::new("/dev"), "nvidia"), "GPUs in /dev/nvidia*"));
     match std::env::var("CUDA_VISIBLE_DEVICES") {
-        Ok(list) => visible_gpus(&list).min(all),
-        Err(_) => all,
+        Ok(list) if visible_gpus(&list) < all => (visible_gpus(&list), "CUDA_VISIBLE_DEVICES"),
+        _ => (all, from),
     }
+}
+
+/// The GPUs per node that the allocation was requested with, as `8` or `TYPE:8`.
+fn requested_gpus() -> Option<usize> {
+    let text = std::env::var("SLURM_GPUS_PER_NODE").ok()?;
+    text.split_once(':').map_or(text.as_str(), |(_, gpus)| gpus).parse().ok()
+}
+
+/// The GPUs that nvidia-smi lists. If one GPU is lost, it lists the others and then fails.
+fn listed_gpus() -> Option<(usize, &'static str)> {
+    let out = Command::new("nvidia-smi").arg("-L").output().ok()?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let gpus = text.lines().filter(|l| l.starts_with("GPU ")).count();
+    let from = if out.status.success() {
+        "GPUs in nvidia-smi"
+    } else {
+        "GPUs in nvidia-smi, which failed"
+    };
+    (gpus > 0).then_some((gpus, from))
 }
 
 /// Number of GPUs in a list of CUDA_VISIBLE_DEVICES, which ends at the first invalid entry.
@@ -118,10 +144,11 @@ fn visible_gpus(list: &str) -> usize {
     list.split(',').take_while(valid).count()
 }
 
-fn count_numa_nodes() -> usize {
-    let is_node = |name: &str| name.strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok());
-    let entries = std::fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
-    entries.filter(|e| is_node(&e.file_name().to_string_lossy())).count()
+/// Number of entries of a folder whose names are `prefix` and a number.
+fn numbered(dir: &Path, prefix: &str) -> usize {
+    let is_one = |name: &str| name.strip_prefix(prefix).is_some_and(|n| n.parse::<u32>().is_ok());
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|e| is_one(&e.file_name().to_string_lossy())).count()
 }
 
 fn in_container() -> bool {
@@ -158,5 +185,13 @@ mod tests {
             std::fs::write(topology.join("thread_siblings_list"), siblings).unwrap();
         }
         assert_eq!([8, 4, 1].map(|cores| physical_cores(cores, dir.path())), [4, 2, 1]);
+    }
+    #[test]
+    fn device_files_of_gpus_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(numbered(dir.path(), "nvidia"), 2);
     }
 }

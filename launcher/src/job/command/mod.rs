@@ -45,7 +45,7 @@ pub enum Bind {
 /// The job that the user requested.
 #[derive(Debug, Clone)]
 pub struct JobSpec {
-    /// Number of ranks; by default one for each task or GPU.
+    /// Number of ranks; by default one for each task, GPU or node.
     pub ranks: Option<usize>,
     /// Number of nodes.
     pub nodes: Option<usize>,
@@ -71,6 +71,8 @@ const THREADS: &str = "OMP_NUM_THREADS";
 pub struct LaunchCommand {
     /// Number of ranks.
     pub ranks: usize,
+    /// Where the number of ranks was found, if it was not requested.
+    pub ranks_from: Option<String>,
     /// Whether ranks may run on other machines.
     pub remote: bool,
     /// Program and arguments.
@@ -113,6 +115,7 @@ impl LaunchCommand {
         }
         Ok(Self {
             ranks: layout.ranks,
+            ranks_from: layout.ranks_from,
             remote,
             argv,
             env,
@@ -164,6 +167,7 @@ mod tests {
             node_cores: 64,
             physical_cores: 64,
             gpus: 8,
+            gpus_from: "GPUs in nvidia-smi",
             numa_nodes: 8,
             root: false,
             container: false,
