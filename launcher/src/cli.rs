@@ -10,7 +10,7 @@ use dw_base::text::lines;
 use dw_base::{Error, Result};
 
 use crate::job::batch::{self, Batch, BatchJob};
-use crate::job::command::{Bind, JobSpec, LaunchCommand, Machine, Starter, check_ranks};
+use crate::job::command::{Bind, JobSpec, LaunchCommand, Machine, Starter, check_ranks, own_word};
 use crate::job::supervisor::{self, Options};
 use crate::plan::measure::{self, Fit};
 use crate::plan::{self, Inputs};
@@ -248,7 +248,8 @@ impl Job {
             )
         })?;
         let options = &self.inner_options();
-        let job = BatchJob { batch: &self.batch, ranks, nodes, options, program: &self.program };
+        let (batch, launcher) = (&self.batch, &own_word("dw-launch"));
+        let job = BatchJob { batch, ranks, nodes, launcher, options, program: &self.program };
         let text = job.script()?;
         if self.dry_run {
             return print_result(text.trim_end());

@@ -49,7 +49,7 @@ fn edited_batch_script_is_not_overwritten() {
     assert_exit(&submit(&[]), 0, &[]);
     let written = std::fs::read_to_string(&path).unwrap();
     assert_exit(&submit(&[]), 0, &[]);
-    let edited = written.replace("run dw-launch", "module load cuda\nrun dw-launch");
+    let edited = written.replace("\nrun ", "\nmodule load cuda\nrun ");
     std::fs::write(&path, &edited).unwrap();
     assert_exit(&submit(&[]), 2, &["dw-a.sbatch", "--script", "--overwrite"]);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), edited);
@@ -59,6 +59,27 @@ fn edited_batch_script_is_not_overwritten() {
     assert_exit(&submit(&["--script", "."]), 2, &["--script ."]);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o600, 0o600);
+}
+
+/// In the job, PATH is that of the shell that submits it.
+#[test]
+fn batch_script_runs_this_dw_launch() {
+    let dir = tempfile::tempdir().unwrap();
+    let exe = Path::new(env!("CARGO_BIN_EXE_dw-launch")).canonicalize().unwrap();
+    let run = |path: &str| {
+        let args = ["--slurm", "-n", "2", "--dry-run", "--", "true"];
+        let out = program(dir.path(), &args).env("PATH", path).output().unwrap();
+        assert_exit(&out, 0, &[]);
+        let text = String::from_utf8(out.stdout).unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix("run ")).unwrap();
+        shlex::split(line).unwrap().remove(0)
+    };
+    assert_eq!(run("/usr/bin:/bin"), exe.to_str().unwrap());
+    assert_eq!(run(&path_with(exe.parent().unwrap())), "dw-launch");
+    let other = dir.path().join("dw-launch");
+    std::fs::write(&other, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(run(&path_with(dir.path())), exe.to_str().unwrap(), "PATH has another one");
 }
 
 #[test]

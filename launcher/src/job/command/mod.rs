@@ -15,6 +15,7 @@ use self::layout::Layout;
 pub(crate) use self::layout::check_ranks;
 pub use self::machine::{Allocation, Machine};
 use self::path::locate;
+pub(crate) use self::path::own_word;
 use self::words::{mpirun_words, srun_words};
 
 /// Program that starts the ranks.
