@@ -179,7 +179,7 @@ fn num_ranks(
     (ranks, Some(from))
 }
 
-/// Ranks per node for mpirun if they are not those of its slots: with fewer ranks it would leave the
+/// Ranks per node for mpirun, unless every slot has a rank: with fewer ranks it would leave the
 /// last nodes idle.
 ///
 /// # Errors
@@ -192,7 +192,7 @@ fn even(
 ) -> Result<Option<usize>> {
     let all = slots.map(|s| s.iter().sum());
     let full = all.or(machine.slurm.and_then(|s| s.tasks)) == Some(ranks);
-    let most = slots.and_then(|s| s.iter().copied().min()).unwrap_or(usize::MAX);
+    let most = slots.and_then(|s| s.iter().copied().min());
     let of = spec.hosts.as_ref().map_or_else(String::new, |hosts| format!(" --hosts {hosts}"));
     if let Some(all) = all.filter(|all| ranks > *all) {
         return Err(Error::Usage(format!(
@@ -203,11 +203,12 @@ fn even(
     if nodes == 1 || full {
         return Ok(None);
     }
-    if ranks.is_multiple_of(nodes) && ranks / nodes <= most {
+    if ranks.is_multiple_of(nodes) && most.is_none_or(|most| ranks / nodes <= most) {
         return Ok(Some(ranks / nodes));
     }
+    let each = most.map_or_else(String::new, |most| format!(", at most {most} each"));
     Err(Error::Usage(format!(
-        "-n {ranks}{of}: expected a number of ranks that the {nodes} nodes can share equally\n\
+        "-n {ranks}{of}: expected ranks that the {nodes} nodes can share equally{each}\n\
          hint: --hosts without -n starts its ranks on each node, for example a:2,b:1"
     )))
 }

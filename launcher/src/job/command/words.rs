@@ -25,9 +25,9 @@ const EXPORTED: [&str; 13] = [
 pub(super) fn srun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<String> {
     let mut words: Vec<String> =
         ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--unbuffered"].map(String::from).into();
-    // In a step (`srun --pty bash`) the new step would wait forever for the cores that the outer one
-    // holds. Elsewhere without it: the processes of a lost step must be gone before a restarted job
-    // writes to the same work directory.
+    // In a step (`srun --pty bash`) the new step would wait forever for the cores that the outer
+    // one holds. Elsewhere without it: the processes of a lost step must be gone before a restarted
+    // job writes to the same work directory.
     if machine.slurm.is_some_and(|s| s.in_step) {
         words.push("--overlap".to_owned());
     }
