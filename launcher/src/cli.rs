@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dw_base::program::{end_on_closed_pipe, print_result};
+use dw_base::program::{end_on_closed_pipe, print_message, print_result};
 use dw_base::text::lines;
 use dw_base::{Error, Result};
 
 use crate::job::batch::{self, Batch, BatchJob};
-use crate::job::command::{Bind, JobSpec, LaunchCommand, Machine, Starter, check_ranks};
+use crate::job::command::{Bind, JobSpec, LaunchCommand, Machine, Starter, check_ranks, own_word};
 use crate::job::supervisor::{self, Options};
 use crate::plan::measure::{self, Fit};
 use crate::plan::{self, Inputs};
@@ -34,8 +34,8 @@ Examples:
                                  predict with the measured link of this machine
 
 Signals:
-  USR1 requests a checkpoint; the job exits with code 75 after it. So do TERM and INT, within
-  --grace seconds; a second TERM or INT ends the ranks immediately.
+  USR1 requests a checkpoint; the job exits with code 75 after it. So do TERM, INT and QUIT, within
+  --grace seconds; a second of these ends the ranks immediately.
 
 Exit codes:
   that of the rank that failed first; 4 if a rank was lost or timed out, 75 after a requested
@@ -80,7 +80,7 @@ enum Sub {
 
 #[derive(Debug, Args)]
 struct Job {
-    /// Number of ranks [default: the allocation's tasks, else one per GPU, else 1]
+    /// Number of ranks [default: the allocation's tasks, else one per GPU or node]
     #[arg(short = 'n', long, value_name = "N")]
     ranks: Option<usize>,
     /// Number of nodes
@@ -213,6 +213,10 @@ impl Job {
         };
         let machine = Machine::detect();
         let command = LaunchCommand::new(&spec, &machine)?;
+        if let Some(from) = &command.ranks_from {
+            let ranks = if command.ranks == 1 { "rank" } else { "ranks" };
+            print_message(&format!("dw-launch: {} {ranks} (from {from})", command.ranks));
+        }
         for text in &command.warnings {
             tracing::warn!("{}", lines(text));
         }
@@ -244,7 +248,8 @@ impl Job {
             )
         })?;
         let options = &self.inner_options();
-        let job = BatchJob { batch: &self.batch, ranks, nodes, options, program: &self.program };
+        let (batch, launcher) = (&self.batch, &own_word("dw-launch"));
+        let job = BatchJob { batch, ranks, nodes, launcher, options, program: &self.program };
         let text = job.script()?;
         if self.dry_run {
             return print_result(text.trim_end());

@@ -10,10 +10,22 @@ const NO_STACK: &str = "140737488355328";
 fn program(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dw-launch"));
     command.current_dir(dir).args(args);
-    for name in ["SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE", "DW_BOARD"] {
+    for name in [
+        "SLURM_JOB_ID",
+        "SLURM_JOB_CPUS_PER_NODE",
+        "SLURM_GPUS_ON_NODE",
+        "SLURM_GPUS_PER_NODE",
+        "CUDA_VISIBLE_DEVICES",
+        "DW_BOARD",
+    ] {
         command.env_remove(name);
     }
     command
+}
+
+/// PATH with another folder before the others.
+fn path_with(dir: &Path) -> String {
+    format!("{}:{}", dir.display(), std::env::var("PATH").unwrap())
 }
 
 /// Checks the exit code and parts of standard error, which is returned.
@@ -37,7 +49,7 @@ fn edited_batch_script_is_not_overwritten() {
     assert_exit(&submit(&[]), 0, &[]);
     let written = std::fs::read_to_string(&path).unwrap();
     assert_exit(&submit(&[]), 0, &[]);
-    let edited = written.replace("run dw-launch", "module load cuda\nrun dw-launch");
+    let edited = written.replace("\nrun ", "\nmodule load cuda\nrun ");
     std::fs::write(&path, &edited).unwrap();
     assert_exit(&submit(&[]), 2, &["dw-a.sbatch", "--script", "--overwrite"]);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), edited);
@@ -47,6 +59,55 @@ fn edited_batch_script_is_not_overwritten() {
     assert_exit(&submit(&["--script", "."]), 2, &["--script ."]);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o600, 0o600);
+}
+
+/// In the job, PATH is that of the shell that submits it.
+#[test]
+fn batch_script_runs_this_dw_launch() {
+    let dir = tempfile::tempdir().unwrap();
+    let exe = Path::new(env!("CARGO_BIN_EXE_dw-launch")).canonicalize().unwrap();
+    let run = |path: &str| {
+        let args = ["--slurm", "-n", "2", "--dry-run", "--", "true"];
+        let out = program(dir.path(), &args).env("PATH", path).output().unwrap();
+        assert_exit(&out, 0, &[]);
+        let text = String::from_utf8(out.stdout).unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix("run ")).unwrap();
+        shlex::split(line).unwrap().remove(0)
+    };
+    assert_eq!(run("/usr/bin:/bin"), exe.to_str().unwrap());
+    assert_eq!(run(&path_with(exe.parent().unwrap())), "dw-launch");
+    let other = dir.path().join("dw-launch");
+    std::fs::write(&other, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(run(&path_with(dir.path())), exe.to_str().unwrap(), "PATH has another one");
+}
+
+#[test]
+fn default_number_of_ranks_is_shown_with_its_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let smi = dir.path().join("nvidia-smi");
+    let start = |script: &str, variables: &[(&str, &str)]| {
+        std::fs::write(&smi, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&smi, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = program(dir.path(), &["--dry-run", "--", "true"]);
+        command.env("PATH", path_with(dir.path())).envs(variables.iter().copied());
+        let out = command.output().unwrap();
+        let line = String::from_utf8_lossy(&out.stdout).into_owned();
+        let ranks = line.split("mpirun -n ").nth(1).and_then(|l| l.split(' ').next()).unwrap();
+        (ranks.to_owned(), assert_exit(&out, 0, &[]))
+    };
+    // One of eight GPUs is lost.
+    let seven = "for i in 0 1 2 3 4 5 6; do echo \"GPU $i: NVIDIA\"; done; exit 15";
+    for (script, variables, ranks, line) in [
+        (seven, &[][..], "7", "7 ranks (from GPUs in nvidia-smi, which failed: 7 per node)"),
+        (seven, &[("CUDA_VISIBLE_DEVICES", "0,1")], "2", "2 ranks (from CUDA_VISIBLE_DEVICES"),
+        ("exit 9", &[("SLURM_GPUS_ON_NODE", "8")], "8", "8 ranks (from SLURM_GPUS_ON_NODE"),
+        ("exit 9", &[("SLURM_GPUS_PER_NODE", "a100:4")], "4", "4 ranks (from SLURM_GPUS_PER_NODE"),
+        ("exit 9", &[("CUDA_VISIBLE_DEVICES", "")], "1", "1 rank (from the nodes, as no GPU"),
+    ] {
+        let (started, text) = start(script, variables);
+        assert!(started == ranks && text.contains(&format!("dw-launch: {line}")), "{text}");
+    }
 }
 
 #[test]

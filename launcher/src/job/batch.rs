@@ -66,6 +66,8 @@ pub struct BatchJob<'a> {
     pub ranks: usize,
     /// Number of nodes.
     pub nodes: usize,
+    /// Name or path of `dw-launch` inside the job.
+    pub launcher: &'a str,
     /// Options of `dw-launch` inside the job.
     pub options: &'a [String],
     /// Program of the ranks and its arguments.
@@ -155,7 +157,7 @@ impl BatchJob<'_> {
     /// The line that runs `dw-launch`.
     fn run_line(&self) -> Result<String> {
         let program = program_on_device(self.program, self.gpus_per_node());
-        let mut line = "run dw-launch".to_owned();
+        let mut line = format!("run {}", quote(self.launcher)?);
         for word in self.options.iter().chain([&"--".to_owned()]).chain(&program) {
             line.push(' ');
             line += &quote(word)?;
@@ -256,7 +258,7 @@ mod tests {
 
     fn script(batch: &Batch, ranks: usize, nodes: usize, program: &[String]) -> Result<String> {
         let options = &words("--max-restarts 2");
-        BatchJob { batch, ranks, nodes, options, program }.script()
+        BatchJob { batch, ranks, nodes, launcher: "dw-launch", options, program }.script()
     }
 
     #[test]

@@ -12,7 +12,7 @@ const KILL_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct Received {
     /// Checkpoint requests: SIGUSR1.
     pub(crate) checkpoint: usize,
-    /// Requests to end the job: SIGINT, SIGTERM, SIGHUP.
+    /// Requests to end the job: SIGINT, SIGQUIT, SIGTERM, SIGHUP.
     pub(crate) stop: usize,
 }
 

@@ -51,13 +51,15 @@ struct Signals {
 impl Signals {
     /// Installs the handlers.
     fn listen() -> Result<Self> {
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
         let s = Self::default();
-        let all =
-            [(SIGUSR1, &s.checkpoint), (SIGINT, &s.stop), (SIGTERM, &s.stop), (SIGHUP, &s.hangup)];
-        // nohup makes a job ignore SIGHUP; a shell script makes its background jobs ignore SIGINT.
-        let handled = |signal| ![SIGINT, SIGHUP].contains(&signal) || !signals::is_ignored(signal);
-        for (signal, counter) in all.into_iter().filter(|(signal, _)| handled(*signal)) {
+        let stop = [SIGINT, SIGQUIT, SIGTERM].map(|signal| (signal, &s.stop));
+        let all = [(SIGUSR1, &s.checkpoint), (SIGHUP, &s.hangup)].into_iter().chain(stop);
+        // nohup makes a job ignore SIGHUP; a shell script makes its background jobs ignore SIGINT
+        // and SIGQUIT.
+        let handled =
+            |signal| ![SIGINT, SIGQUIT, SIGHUP].contains(&signal) || !signals::is_ignored(signal);
+        for (signal, counter) in all.filter(|(signal, _)| handled(*signal)) {
             let counter = counter.clone();
             let count = move || {
                 counter.fetch_add(1, Ordering::Relaxed);
@@ -160,20 +162,12 @@ fn attempt(
     let report = Arc::new(Mutex::new(LauncherReport::default()));
     let (stdout, out) = forward(io::stdout(), options.raw_stdout, &report)?;
     let (stderr, err) = forward(io::stderr(), options.raw_stdout, &report)?;
-    let mut process = Command::new(&command.argv[0]);
-    for name in &command.removed_env {
-        process.env_remove(name);
-    }
+    let mut process = process(command);
     let mut child = process
-        .args(&command.argv[1..])
-        .envs(command.env.iter().map(|(k, v)| (k, v)))
         .env(status::VARIABLE, address)
         .env(restart::VARIABLE, restarts.to_string())
-        .stdin(if command.reads_stdin() { Stdio::inherit() } else { Stdio::null() })
         .stdout(stdout)
         .stderr(stderr)
-        // So that Ctrl-C only reaches the supervisor, which first requests a checkpoint.
-        .process_group(0)
         .spawn()
         .map_err(|e| not_started(&command.argv[0].to_string_lossy(), &e))?;
     // Closes this process's ends of the pipes: otherwise the readers would never reach the end.
@@ -199,6 +193,36 @@ fn attempt(
         }
         _ => Ok(verdict),
     }
+}
+
+/// The launcher's process without its output.
+fn process(command: &LaunchCommand) -> Command {
+    let mut process = Command::new(&command.argv[0]);
+    for name in &command.removed_env {
+        process.env_remove(name);
+    }
+    process
+        .args(&command.argv[1..])
+        .envs(command.env.iter().map(|(k, v)| (k, v)))
+        .stdin(if command.reads_stdin() { Stdio::inherit() } else { Stdio::null() })
+        // So that Ctrl-C only reaches the supervisor, which first requests a checkpoint.
+        .process_group(0);
+    let supervisor = std::process::id();
+    // A supervisor that is killed must not leave ranks behind, which would hold the lock of the
+    // work directory. The launcher gets the signal at the end of the thread that has started it,
+    // which is the one that then waits for it.
+    // SAFETY: prctl and getppid are async-signal-safe and do not touch memory.
+    unsafe {
+        process.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            if libc::getppid() as u32 == supervisor {
+                return Ok(());
+            }
+            // It was killed before the call.
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        });
+    }
+    process
 }
 
 fn not_started(program: &str, e: &io::Error) -> Error {
@@ -296,7 +320,7 @@ mod tests {
     fn command(argv: &[&str]) -> LaunchCommand {
         LaunchCommand {
             ranks: 1,
-            srun: false,
+            ranks_from: None,
             remote: false,
             argv: argv.iter().map(Into::into).collect(),
             env: vec![],

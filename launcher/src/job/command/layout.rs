@@ -13,10 +13,16 @@ pub(super) struct Layout {
     pub(super) srun: bool,
     /// Number of ranks.
     pub(super) ranks: usize,
+    /// Where the number of ranks was found, if it was not requested.
+    pub(super) ranks_from: Option<String>,
     /// Number of nodes.
     pub(super) nodes: usize,
     /// Whether a node has more ranks than cores.
     pub(super) oversubscribed: bool,
+    /// Number of ranks that mpirun starts on each node; by default it fills one node after another.
+    pub(super) even: Option<usize>,
+    /// Whether ranks must be told to poll although they exceed mpirun's slots: each has a core.
+    pub(super) polls: bool,
     /// Argument of mpirun's `--bind-to`.
     pub(super) bind: &'static str,
     /// Argument of srun's `--cpu-bind`; by default srun decides.
@@ -31,20 +37,23 @@ impl Layout {
             return Err(Error::Usage("-n 0: expected at least one rank".into()));
         }
         let srun = use_srun(spec, machine)?;
-        let nodes = num_nodes(spec, machine, srun)?;
         let slots = spec.hosts.as_deref().map(|hosts| slots(hosts, spec.nodes)).transpose()?;
-        let ranks = num_ranks(spec, machine, nodes, slots.as_deref());
-        let hosts = slots.map_or(1, |s| s.len());
-        let per_node = ranks.div_ceil(nodes.max(hosts));
+        let nodes = match &slots {
+            Some(slots) => slots.len(),
+            None => num_nodes(spec, machine, srun)?,
+        };
+        let (ranks, ranks_from) = num_ranks(spec, machine, nodes, slots.as_deref());
+        let even = if srun { None } else { even(spec, machine, (ranks, nodes), slots.as_deref())? };
+        let per_node = ranks.div_ceil(nodes);
         let warning = check_threads(spec, machine, per_node)?;
-        let oversubscribed = per_node > machine.node_cores;
+        let has_cores = per_node <= machine.physical_cores;
+        // In an allocation mpirun's slots are its tasks, of which each may have several cores.
+        let managed = machine.slurm.filter(|_| spec.hosts.is_none());
+        let polls = has_cores && managed.is_some_and(|s| s.tasks.is_none_or(|t| ranks > t));
         let bind = match spec.bind {
-            // With fewer ranks than NUMA nodes, the cores of the other NUMA nodes would be idle.
-            Bind::Auto if machine.container || oversubscribed || per_node < machine.numa_nodes => {
-                "none"
-            }
-            Bind::None => "none",
-            Bind::Auto | Bind::Numa => "numa",
+            Bind::Auto if is_bound(machine, per_node) => "numa",
+            Bind::Auto | Bind::None => "none",
+            Bind::Numa => "numa",
             Bind::Core => "core",
         };
         let cpu_bind = match spec.bind {
@@ -53,8 +62,32 @@ impl Layout {
             Bind::Numa => Some("ldoms"),
             Bind::Core => Some("cores"),
         };
-        Ok(Self { srun, ranks, nodes, oversubscribed, bind, cpu_bind, warning })
+        let oversubscribed = per_node > machine.node_cores;
+        Ok(Self {
+            srun,
+            ranks,
+            ranks_from,
+            nodes,
+            oversubscribed,
+            even,
+            polls,
+            bind,
+            cpu_bind,
+            warning,
+        })
     }
+}
+
+/// Whether mpirun binds each rank to a NUMA node by default.
+fn is_bound(machine: &Machine, per_node: usize) -> bool {
+    // mpirun deals the ranks out to the NUMA nodes in turn, but rank i uses GPU i, and GPUs of
+    // consecutive numbers are usually on the same NUMA node: half of the ranks would be on another
+    // one than their GPU.
+    machine.gpus == 0
+        && !machine.container
+        && per_node <= machine.physical_cores
+        // Otherwise the cores of the other NUMA nodes would be idle.
+        && per_node >= machine.numa_nodes
 }
 
 fn use_srun(spec: &JobSpec, machine: &Machine) -> Result<bool> {
@@ -78,7 +111,7 @@ fn num_nodes(spec: &JobSpec, machine: &Machine, srun: bool) -> Result<usize> {
         return Err(Error::Usage("--nodes 0: expected at least one node".into()));
     }
     let nodes = spec.nodes.or(machine.slurm.map(|s| s.nodes)).unwrap_or(1).max(1);
-    if let (Some(allocated), None, false) = (machine.slurm, &spec.hosts, srun)
+    if let (Some(allocated), false) = (machine.slurm, srun)
         && nodes != allocated.nodes
     {
         let srun = if allocated.pmix { "--starter srun, or " } else { "" };
@@ -88,7 +121,7 @@ fn num_nodes(spec: &JobSpec, machine: &Machine, srun: bool) -> Result<usize> {
             allocated.nodes
         )));
     }
-    if nodes > 1 && machine.slurm.is_none() && spec.hosts.is_none() {
+    if nodes > 1 && machine.slurm.is_none() {
         return Err(Error::Usage(format!(
             "--nodes {nodes}: expected the hosts' names outside of SLURM\nhint: --hosts a:8,b:8, \
              or submit with --slurm"
@@ -124,13 +157,60 @@ fn slots(hosts: &str, nodes: Option<usize>) -> Result<Vec<usize>> {
     }
 }
 
-/// The requested number of ranks, else that of `--hosts`, else the allocation's tasks, else the
-/// GPUs.
-fn num_ranks(spec: &JobSpec, machine: &Machine, nodes: usize, slots: Option<&[usize]>) -> usize {
-    spec.ranks
-        .or_else(|| Some(slots?.iter().sum()))
-        .or(machine.slurm.and_then(|s| s.tasks))
-        .unwrap_or((machine.gpus * nodes).max(1))
+/// The requested number of ranks, else that of `--hosts`, else the allocation's tasks, else one for
+/// each GPU or node; and where it was found, if it was not requested.
+fn num_ranks(
+    spec: &JobSpec,
+    machine: &Machine,
+    nodes: usize,
+    slots: Option<&[usize]>,
+) -> (usize, Option<String>) {
+    let tasks = machine.slurm.and_then(|s| s.tasks);
+    let (ranks, from) = match (spec.ranks, slots, tasks) {
+        (Some(ranks), ..) => return (ranks, None),
+        (_, Some(slots), _) => (slots.iter().sum(), "--hosts".to_owned()),
+        (_, _, Some(tasks)) => (tasks, "SLURM_NTASKS".to_owned()),
+        _ if machine.gpus == 0 => (nodes, "the nodes, as no GPU was found; -n sets it".to_owned()),
+        _ => {
+            let Machine { gpus, gpus_from, .. } = machine;
+            (gpus * nodes, format!("{gpus_from}: {gpus} per node"))
+        }
+    };
+    (ranks, Some(from))
+}
+
+/// Ranks per node for mpirun, unless every slot has a rank: with fewer ranks it would leave the
+/// last nodes idle.
+///
+/// # Errors
+/// More ranks than `--hosts` has, or a number that the nodes cannot share equally.
+fn even(
+    spec: &JobSpec,
+    machine: &Machine,
+    (ranks, nodes): (usize, usize),
+    slots: Option<&[usize]>,
+) -> Result<Option<usize>> {
+    let all = slots.map(|s| s.iter().sum());
+    let full = all.or(machine.slurm.and_then(|s| s.tasks)) == Some(ranks);
+    let most = slots.and_then(|s| s.iter().copied().min());
+    let of = spec.hosts.as_ref().map_or_else(String::new, |hosts| format!(" --hosts {hosts}"));
+    if let Some(all) = all.filter(|all| ranks > *all) {
+        return Err(Error::Usage(format!(
+            "-n {ranks}{of}: expected at most the {all} ranks of the hosts\n\
+             hint: NAME:RANKS sets the ranks of a host, for example a:8,b:8"
+        )));
+    }
+    if nodes == 1 || full {
+        return Ok(None);
+    }
+    if ranks.is_multiple_of(nodes) && most.is_none_or(|most| ranks / nodes <= most) {
+        return Ok(Some(ranks / nodes));
+    }
+    let each = most.map_or_else(String::new, |most| format!(", at most {most} each"));
+    Err(Error::Usage(format!(
+        "-n {ranks}{of}: expected ranks that the {nodes} nodes can share equally{each}\n\
+         hint: --hosts without -n starts its ranks on each node, for example a:2,b:1"
+    )))
 }
 
 /// Checks `--threads`; returns a warning if all ranks of a node together have more threads than
@@ -180,6 +260,7 @@ pub(crate) fn check_ranks(ranks: usize, machine: &Machine) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Allocation;
     use super::super::tests::{machine, spec};
     use super::*;
 
@@ -194,6 +275,38 @@ mod tests {
         }
         let e = ranks(with("a:8,b:8", Some(3))).unwrap_err().to_string();
         assert!(e.contains("--nodes 3 contradicts"), "{e}");
+    }
+
+    #[test]
+    fn fewer_ranks_than_slots_are_spread_over_the_nodes() {
+        let with = |hosts: &str, ranks| JobSpec {
+            hosts: Some(hosts.into()),
+            ranks: Some(ranks),
+            ..spec()
+        };
+        let even = |spec| Layout::new(&spec, &machine()).map(|l| l.even);
+        assert_eq!(even(with("a:8,b:8", 4)).unwrap(), Some(2));
+        assert_eq!(even(with("a:8,b:4", 12)).unwrap(), None, "all slots");
+        assert_eq!(even(with("a:8", 4)).unwrap(), None, "one node");
+        for (hosts, ranks) in [("a:8,b:8", 3), ("a:8,b:2", 6), ("a,b", 4), ("a:2", 3)] {
+            let e = even(with(hosts, ranks)).unwrap_err();
+            assert_eq!(e.exit_code(), 2);
+            let text = e.to_string();
+            assert!(text.starts_with(&format!("-n {ranks} --hosts {hosts}: expected")), "{text}");
+            assert!(text.contains("hint:"), "{text}");
+        }
+        let slurm = Allocation {
+            tasks: Some(16),
+            nodes: 2,
+            cores_per_task: None,
+            pmix: false,
+            in_step: false,
+        };
+        let machine = Machine { slurm: Some(slurm), ..machine() };
+        let even = |ranks| Layout::new(&JobSpec { ranks, ..spec() }, &machine).map(|l| l.even);
+        assert_eq!(even(None).unwrap(), None);
+        assert_eq!(even(Some(4)).unwrap(), Some(2));
+        assert!(even(Some(5)).is_err());
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 mod layout;
 mod machine;
+mod path;
+mod words;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use clap::ValueEnum;
 use dw_base::{Error, Result};
@@ -14,7 +14,9 @@ use dw_base::{Error, Result};
 use self::layout::Layout;
 pub(crate) use self::layout::check_ranks;
 pub use self::machine::{Allocation, Machine};
-use crate::rank::{restart, status};
+use self::path::locate;
+pub(crate) use self::path::own_word;
+use self::words::{mpirun_words, srun_words};
 
 /// Program that starts the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,7 +32,8 @@ pub enum Starter {
 /// Binding of ranks to cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Bind {
-    /// None in containers, with more ranks than cores or fewer ranks than NUMA nodes; else numa.
+    /// numa, but none with GPUs, in containers, and with more ranks than physical cores or fewer
+    /// than NUMA nodes.
     Auto,
     /// No binding.
     None,
@@ -43,7 +46,7 @@ pub enum Bind {
 /// The job that the user requested.
 #[derive(Debug, Clone)]
 pub struct JobSpec {
-    /// Number of ranks; by default one for each task or GPU.
+    /// Number of ranks; by default one for each task, GPU or node.
     pub ranks: Option<usize>,
     /// Number of nodes.
     pub nodes: Option<usize>,
@@ -61,23 +64,6 @@ pub struct JobSpec {
     pub program: Vec<String>,
 }
 
-/// Prefixes of environment variables that mpirun exports to the ranks on other nodes.
-const EXPORTED: [&str; 13] = [
-    "DW_",
-    "NCCL_",
-    "OMP_",
-    "CUBLAS_",
-    "CUDA_",
-    "CUDNN_",
-    "NVIDIA_",
-    "PYTORCH_",
-    "TORCH_",
-    "LD_LIBRARY_PATH",
-    "PATH",
-    "RUST_",
-    "XDG_CACHE_HOME",
-];
-
 /// The number of threads of a rank.
 const THREADS: &str = "OMP_NUM_THREADS";
 
@@ -86,8 +72,8 @@ const THREADS: &str = "OMP_NUM_THREADS";
 pub struct LaunchCommand {
     /// Number of ranks.
     pub ranks: usize,
-    /// Whether the command is srun rather than mpirun.
-    pub srun: bool,
+    /// Where the number of ranks was found, if it was not requested.
+    pub ranks_from: Option<String>,
     /// Whether ranks may run on other machines.
     pub remote: bool,
     /// Program and arguments.
@@ -130,7 +116,7 @@ impl LaunchCommand {
         }
         Ok(Self {
             ranks: layout.ranks,
-            srun: layout.srun,
+            ranks_from: layout.ranks_from,
             remote,
             argv,
             env,
@@ -161,62 +147,6 @@ impl LaunchCommand {
     }
 }
 
-fn srun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<String> {
-    // Without --overlap: the processes of a lost step must be gone before a restarted job writes
-    // to the same work directory.
-    let mut words: Vec<String> =
-        ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--unbuffered"].map(String::from).into();
-    // Not with `raw`: srun also labels the parts of a long line, and mpirun each part that it
-    // reads.
-    if !spec.raw {
-        words.push("--label".to_owned());
-    }
-    words.push(format!("--ntasks={}", layout.ranks));
-    words.push(format!("--nodes={}", layout.nodes));
-    words.push("--export=ALL".to_owned());
-    // Standard input goes to task 0; by default srun copies it to all tasks.
-    words.push("--input=0".to_owned());
-    words.extend(layout.cpu_bind.map(|how| format!("--cpu-bind={how}")));
-    let fits = |tasks: Option<usize>| tasks.is_some_and(|tasks| layout.ranks <= tasks);
-    let cores = machine.slurm.filter(|s| fits(s.tasks)).and_then(|s| s.cores_per_task);
-    if layout.oversubscribed {
-        // For tests with more ranks than cores.
-        words.push("--overcommit".to_owned());
-    } else if let Some(cores) = cores {
-        // From SLURM 22.05 on srun does not inherit it from sbatch, and would bind each rank to
-        // one core.
-        words.push(format!("--cpus-per-task={cores}"));
-    }
-    words
-}
-
-fn mpirun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -> Vec<String> {
-    let mut words: Vec<String> =
-        ["mpirun", "-n", &layout.ranks.to_string()].map(String::from).into();
-    if !spec.raw {
-        words.push("--tag-output".to_owned());
-    }
-    let mut push = |more: &[&str]| words.extend(more.iter().copied().map(String::from));
-    if let Some(hosts) = &spec.hosts {
-        push(&["--host", hosts]);
-    }
-    if layout.oversubscribed {
-        push(&["--oversubscribe"]);
-    }
-    push(&["--bind-to", layout.bind]);
-    let is_exported = |name: &&String| EXPORTED.iter().any(|prefix| name.starts_with(prefix));
-    let mut exported: Vec<&str> =
-        machine.variables.iter().filter(is_exported).map(String::as_str).collect();
-    exported.extend([status::VARIABLE, restart::VARIABLE]);
-    exported.extend(spec.threads.map(|_| THREADS));
-    exported.sort_unstable();
-    exported.dedup();
-    for name in exported {
-        push(&["-x", name]);
-    }
-    words
-}
-
 /// Quotes a word for a POSIX shell.
 ///
 /// # Errors
@@ -228,37 +158,6 @@ pub(crate) fn quote(word: &str) -> Result<String> {
     }
 }
 
-/// Finds a program: in the folder of this executable, which contains the other `dw` programs, else
-/// as a shell on the machine that runs it does.
-fn locate(program: &str, remote: bool) -> Result<OsString> {
-    let is_path = program.contains('/');
-    let own = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join(program)));
-    if let Some(own) = own.filter(|p| !is_path && p.is_file()) {
-        return Ok(own.into());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let runs = |path: &Path| {
-        path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-    };
-    let found = if is_path {
-        runs(Path::new(program))
-    } else {
-        std::env::split_paths(&path).any(|d| runs(&d.join(program)))
-    };
-    if found || remote {
-        return Ok(program.into());
-    }
-    if is_path && Path::new(program).is_file() {
-        return Err(Error::Usage(format!(
-            "program `{program}` is not executable\nhint: chmod +x, or start it by its interpreter"
-        )));
-    }
-    Err(Error::Usage(format!(
-        "program `{program}` not found\nhint: expected a program on PATH, or its path, and its \
-         arguments after `--`: dw-launch -n 2 -- dw-train"
-    )))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,7 +166,9 @@ mod tests {
         Machine {
             cores: 64,
             node_cores: 64,
+            physical_cores: 64,
             gpus: 8,
+            gpus_from: "GPUs in nvidia-smi",
             numa_nodes: 8,
             root: false,
             container: false,
@@ -301,13 +202,19 @@ mod tests {
     #[test]
     fn one_node_has_one_rank_per_gpu() {
         let c = LaunchCommand::new(&spec(), &machine()).unwrap();
-        assert_eq!((c.ranks, c.srun, c.remote), (8, false, false));
+        assert_eq!((c.ranks, c.remote), (8, false));
         let line = c.shell_line().unwrap();
-        assert!(line.starts_with("mpirun -n 8 --tag-output --bind-to numa"), "{line}");
+        assert!(
+            line.starts_with("mpirun -n 8 --tag-output --oversubscribe --bind-to none"),
+            "{line}"
+        );
         assert!(line.ends_with("'a b'") && line.contains("-x DW_BOARD"), "{line}");
         let c = LaunchCommand::new(&JobSpec { threads: Some(4), ..spec() }, &machine()).unwrap();
         assert!(c.shell_line().unwrap().starts_with("OMP_NUM_THREADS=4 mpirun -n 8"), "{c:?}");
         assert!(contains(&c, &["-x", "OMP_NUM_THREADS"]), "{c:?}");
+        let numa = JobSpec { bind: Bind::Numa, ..spec() };
+        let c = LaunchCommand::new(&numa, &machine()).unwrap();
+        assert!(contains(&c, &["--bind-to", "numa"]), "{c:?}");
     }
 
     #[test]
@@ -315,6 +222,7 @@ mod tests {
         let m = Machine {
             cores: 2,
             node_cores: 2,
+            physical_cores: 2,
             gpus: 0,
             root: true,
             container: true,
@@ -331,16 +239,25 @@ mod tests {
 
     #[test]
     fn whole_allocation_is_used_by_srun_or_mpirun() {
-        let slurm = Allocation { tasks: Some(16), nodes: 2, cores_per_task: None, pmix: true };
+        let slurm = Allocation {
+            tasks: Some(16),
+            nodes: 2,
+            cores_per_task: None,
+            pmix: true,
+            in_step: false,
+        };
         let with = |slurm| Machine { slurm: Some(slurm), ..machine() };
         let c = LaunchCommand::new(&spec(), &with(slurm)).unwrap();
-        assert!(c.srun && c.remote && c.ranks == 16);
+        assert!(c.remote && c.ranks == 16);
         assert_eq!(words(&c)[..2], ["srun", "--mpi=pmix"]);
         assert!(contains(&c, &["--ntasks=16", "--nodes=2"]), "{c:?}");
+        assert!(!contains(&c, &["--overlap"]), "{c:?}");
+        let c = LaunchCommand::new(&spec(), &with(Allocation { in_step: true, ..slurm })).unwrap();
+        assert!(contains(&c, &["--overlap"]), "{c:?}");
         assert!(!words(&c).iter().any(|w| w.starts_with("--cpu-bind")), "{c:?}");
         let c = JobSpec { bind: Bind::None, ..spec() };
         let c = LaunchCommand::new(&c, &with(slurm)).unwrap();
-        assert!(c.srun && contains(&c, &["--cpu-bind=none"]), "{c:?}");
+        assert!(contains(&c, &["--cpu-bind=none"]), "{c:?}");
         let cores = Allocation { cores_per_task: Some(8), ..slurm };
         let has_cores = |spec: JobSpec, slurm| {
             contains(&LaunchCommand::new(&spec, &with(slurm)).unwrap(), &["--cpus-per-task=8"])
@@ -349,7 +266,28 @@ mod tests {
         let more = JobSpec { ranks: Some(32), ..spec() };
         assert!(!has_cores(more, cores), "more ranks than the allocation has tasks");
         let c = LaunchCommand::new(&spec(), &with(Allocation { pmix: false, ..slurm })).unwrap();
-        assert!(!c.srun && contains(&c, &["mpirun", "-n", "16"]), "{c:?}");
+        assert!(contains(&c, &["mpirun", "-n", "16"]), "{c:?}");
+    }
+
+    #[test]
+    fn mpirun_starts_more_ranks_than_its_slots() {
+        let poll = ["--mca", "mpi_yield_when_idle", "0"];
+        let with = |ranks, m: &Machine| {
+            let spec = JobSpec { ranks: Some(ranks), starter: Starter::Mpirun, ..spec() };
+            LaunchCommand::new(&spec, m).unwrap()
+        };
+        let no_gpu = Machine { gpus: 0, ..machine() };
+        let m = Machine { node_cores: 8, physical_cores: 4, numa_nodes: 1, ..no_gpu };
+        let c = with(8, &m);
+        assert!(contains(&c, &["--oversubscribe", "--bind-to", "none"]), "{c:?}");
+        let c = with(4, &m);
+        assert!(contains(&c, &["--oversubscribe", "--bind-to", "numa"]), "{c:?}");
+        let (tasks, nodes, cores_per_task) = (Some(1), 1, Some(4));
+        let slurm = Allocation { tasks, nodes, cores_per_task, pmix: true, in_step: false };
+        let m = Machine { slurm: Some(slurm), ..m };
+        let c = with(2, &m);
+        assert!(contains(&c, &["--oversubscribe"]) && contains(&c, &poll), "{c:?}");
+        assert!(!contains(&with(1, &m), &poll) && !contains(&with(5, &m), &poll));
     }
 
     #[test]
@@ -368,6 +306,8 @@ mod tests {
         let two = JobSpec { hosts: Some("a:4,b:4".into()), ..spec() };
         let c = LaunchCommand::new(&two, &machine()).unwrap();
         assert!(c.remote && c.ranks == 8 && contains(&c, &["--host", "a:4,b:4"]));
+        let c = LaunchCommand::new(&JobSpec { ranks: Some(4), ..two }, &machine()).unwrap();
+        assert!(contains(&c, &["--map-by", "ppr:2:node"]), "{c:?}");
     }
 
     #[test]
