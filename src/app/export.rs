@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use dw_base::file::write_atomically;
 use dw_base::text::shown;
 
+use super::classes::ClassArgs;
 use super::saved::Saved;
 use crate::export::{Form, Network, export};
 use crate::{Error, Result};
@@ -21,6 +22,8 @@ pub struct ExportArgs {
     /// Configuration that a weight file belongs to
     #[arg(long)]
     config: Option<String>,
+    #[command(flatten)]
+    classes: ClassArgs,
     /// Set a configuration key, for example eval.nms_iou=0.5 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
@@ -46,7 +49,8 @@ pub fn run(args: &ExportArgs) -> Result<()> {
             args.out.display()
         )));
     }
-    let saved = Saved::find(&args.checkpoint, args.config.as_deref(), &args.set)?;
+    let mut saved = Saved::find(&args.checkpoint, args.config.as_deref(), &args.set)?;
+    args.classes.apply(&mut saved)?;
     let (detector, classes) = saved.detector_alone()?;
     let config = &saved.config;
     let network = Network {

@@ -5,10 +5,12 @@
 //! * [`eval`] is `dw-eval` with a network
 //! * [`detect`] is `dw-detect`; [`inference`] is what it shares with `dw-eval` and `dw-show`
 //! * [`export`] is `dw-export`
+//! * [`classes`] are the options of both for the classes of a weight file
 //! * [`show`] is `dw-show`
 //! * [`lab`] is `dw-lab`
 //! * [`saved`] finds weights to evaluate or draw, with their configuration
 
+pub mod classes;
 pub mod detect;
 pub mod eval;
 pub mod export;

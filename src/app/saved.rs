@@ -141,17 +141,19 @@ impl Saved {
             );
             Some(categories)
         };
-        let Some(categories) = self.categories.clone().or_else(own) else {
-            return Err(Error::Usage(format!(
-                "{}: the weight file has no class names\n\
-                 hint: name them with --classes FILE, one name per line, or --data OUT, the pack \
-                 that the network was trained on",
-                self.weights.display()
-            )));
-        };
+        let categories = self.categories.clone().or_else(own).ok_or_else(|| self.no_classes())?;
         let detector = self.build(&file, categories.len(), device)?;
         let (input, eval) = (self.config.data.clone(), self.config.eval.clone());
         Ok(Predictor { detector, categories, input, eval })
+    }
+
+    fn no_classes(&self) -> Error {
+        Error::Usage(format!(
+            "{}: the weight file has no class names\n\
+             hint: name them with --classes FILE, one name per line, or --data OUT, the pack that \
+             the network was trained on",
+            self.weights.display()
+        ))
     }
 
     /// Builds the network with these weights on the CPU in f32, and returns it with the names of
@@ -162,13 +164,7 @@ impl Saved {
     pub fn detector_alone(&self) -> Result<(Detector, Vec<String>)> {
         let file = Weights::open(&self.weights)?;
         let own = self.categories.as_ref().map(|c| c.iter().map(|c| c.name.clone()).collect());
-        let Some(names) = own.or_else(|| file.classes.clone()) else {
-            return Err(Error::Usage(format!(
-                "{}: the file has no class names\n\
-                 hint: use a checkpoint of a run, which has them",
-                self.weights.display()
-            )));
-        };
+        let names = own.or_else(|| file.classes.clone()).ok_or_else(|| self.no_classes())?;
         Ok((self.network(&file, names.len(), Precision::F32, Device::Cpu)?, names))
     }
 

@@ -18,13 +18,12 @@ use dw_launch::{Op, Topology, World};
 use dw_shards::coco::Category;
 use dw_shards::input::{self, MAX_IMAGE_BYTES};
 use dw_shards::pixels::{Rgb, decode_source};
-use std::fs;
 use tch::Device;
 
+use super::classes::ClassArgs;
 use super::inference;
 use super::saved::Saved;
-use crate::data::dataset::choose_split;
-use crate::data::{DataConfig, Dataset};
+use crate::data::DataConfig;
 use crate::device::Choice;
 use crate::device::join::join;
 use crate::device::threads::for_this_machine;
@@ -67,12 +66,9 @@ pub struct DetectArgs {
     /// Configuration that a weight file belongs to
     #[arg(long)]
     pub config: Option<String>,
-    /// Class names of a weight file, one per line; category ids then count from 1
-    #[arg(long, value_name = "FILE", conflicts_with = "data")]
-    pub classes: Option<PathBuf>,
-    /// Folder of shards that has the classes of a weight file
-    #[arg(long, value_name = "OUT")]
-    pub data: Option<PathBuf>,
+    /// Classes of a weight file
+    #[command(flatten)]
+    pub classes: ClassArgs,
     /// Set a configuration key, for example eval.nms_iou=0.5 (repeatable)
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
@@ -86,38 +82,9 @@ impl DetectArgs {
     fn saved(&self) -> Result<Saved> {
         let mut saved = Saved::find(&self.weights, self.config.as_deref(), &self.set)?;
         inference::apply(&mut saved.config, self.batch, self.scale, self.flip);
-        if let (Some(path), false) = (self.classes.as_ref().or(self.data.as_ref()), saved.is_file())
-        {
-            return Err(Error::Usage(format!(
-                "{}: --classes and --data are for weight files; a checkpoint contains its classes",
-                path.display()
-            )));
-        }
-        if let Some(path) = &self.classes {
-            saved.set_class_names(&class_names(path)?)?;
-        }
-        if let Some(shards) = &self.data {
-            let key = "data.val_split";
-            let configured = &saved.config.data.val_split;
-            let split = choose_split(shards, configured, "val2017", "val", key)?;
-            let data = Dataset::open(shards, &split, 0, false)?;
-            saved.use_categories_of(data.categories())?;
-        }
+        self.classes.apply(&mut saved)?;
         Ok(saved)
     }
-}
-
-/// The lines of a file of class names.
-fn class_names(path: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(path).map_err(Error::io("cannot read", path))?;
-    // Editors on Windows put a byte order mark in front.
-    let text = text.trim_start_matches('\u{feff}');
-    let lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
-    let names: Vec<String> = lines.map(str::to_owned).collect();
-    if names.is_empty() {
-        return Err(Error::data(path, "", "expected class names, one per line; found none"));
-    }
-    Ok(names)
 }
 
 /// Number of pictures that each rank processes before rank 0 gathers and prints the detections.
