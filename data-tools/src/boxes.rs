@@ -217,7 +217,13 @@ mod tests {
 
     fn coco(bbox: [f64; 4]) -> Coco {
         Coco {
-            images: vec![Image { id: 5, file_name: "a.jpg".into(), width: 10, height: 8 }],
+            images: vec![Image {
+                id: 5,
+                file_name: "a.jpg".into(),
+                width: 10,
+                height: 8,
+                measured: false,
+            }],
             annotations: vec![Annotation {
                 id: 1,
                 image_id: 5,

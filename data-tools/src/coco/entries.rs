@@ -18,6 +18,9 @@ pub struct Image {
     /// Height in pixels.
     #[serde(deserialize_with = "numbers::height")]
     pub height: u32,
+    /// Whether the size is that of the image file, because the annotations have none.
+    #[serde(skip)]
+    pub measured: bool,
 }
 
 /// One entry of `annotations`, without its segmentation.

@@ -170,7 +170,8 @@ fn assemble(
         crc = crc32c::crc32c_append(crc, text.as_deref().unwrap_or_default().as_bytes());
         counts.empty += usize::from(text.is_none());
         let (width, height) = size;
-        coco.images.push(Image { id: image_id, file_name: file_name.clone(), width, height });
+        let file_name = file_name.clone();
+        coco.images.push(Image { id: image_id, file_name, width, height, measured: true });
         for o in objects {
             counts.polygons += usize::from(o.polygon);
             coco.annotations.push(Annotation {
