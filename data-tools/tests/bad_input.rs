@@ -179,6 +179,25 @@ fn pngs_of_16_bits_are_counted() {
     assert!(text.contains("2 of these have no value above 4095"), "{text}");
 }
 
+/// As in TinyPerson. mmdetection leaves such boxes out of training.
+#[test]
+fn boxes_marked_with_ignore_are_packed_as_crowd_regions() {
+    let set = Set::new();
+    let mut expected = 0;
+    set.edit(|v| {
+        for (n, a) in v["annotations"].as_array_mut().unwrap().iter_mut().enumerate() {
+            a["iscrowd"] = json!(0);
+            a["ignore"] = json!(u8::from(n % 3 == 0));
+            expected += usize::from(n % 3 == 0);
+        }
+    });
+    let done = pack(&[set.path(), "--split", "train2017"]);
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(text.contains(&format!("{expected} boxes with `ignore` 1: neither")), "{text}");
+    let split = dw_shards::Split::open(&set.file("shards"), "train2017").unwrap();
+    assert_eq!(split.entries().map(|e| e.crowd as usize).sum::<usize>(), expected);
+}
+
 /// Variants that other tools write.
 #[test]
 fn floats_boolean_flags_and_a_byte_order_mark_give_the_same_pack() {

@@ -38,6 +38,9 @@ pub struct Annotation {
     pub area: f64,
     /// Whether this is a crowd region.
     pub iscrowd: bool,
+    /// Whether it is marked with `ignore`: neither an object nor background. It is packed as a
+    /// crowd region.
+    pub ignore: bool,
 }
 
 /// One entry of `categories`.

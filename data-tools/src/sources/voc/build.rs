@@ -134,6 +134,7 @@ fn source(
                 bbox,
                 area: bbox[2] * bbox[3],
                 iscrowd: object.difficult && difficult == Difficult::Ignore,
+                ignore: false,
             });
         }
     }

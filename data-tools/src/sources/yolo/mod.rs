@@ -181,6 +181,7 @@ fn assemble(
                 bbox: o.bbox,
                 area: o.bbox[2] * o.bbox[3],
                 iscrowd: false,
+                ignore: false,
             });
         }
     }
