@@ -114,7 +114,7 @@ fn read(group: &Group, description: &Description, search: &Search) -> Result<Sou
             }
         };
         let path = group.labels_dir.join(label);
-        if !path.exists() {
+        if !group.has_label(label) {
             return Ok(Ok((size, vec![], None)));
         }
         let text = labels.text(label)?;
