@@ -39,11 +39,9 @@ pub(super) fn fingerprint(annotations: &str, o: &Options) -> String {
         Some(Exif::Ignore) => " exif ignore".to_owned(),
         Some(Exif::Apply) => format!(" exif {:?}", o.exif_boxes),
     };
-    // Earlier versions left out files that are repaired now.
-    let rule = if o.bad_images == BadImages::Skip { " repairing" } else { "" };
     format!(
         "{annotations}; pixels {} level {} shard-size {} max-side {} bad-boxes {:?} \
-         bad-images {:?}{rule}{outside}{exif}",
+         bad-images {:?}{outside}{exif}",
         o.codec.name(),
         o.level,
         o.shard_size,
