@@ -28,6 +28,8 @@ pub struct Counts {
     pub boxes: u64,
     /// Crowd regions that are kept.
     pub crowd: u64,
+    /// Those of them that are only marked with `ignore`.
+    pub ignored: u64,
     /// Images with neither boxes nor crowd regions.
     pub empty_images: u64,
     /// Boxes of zero, negative or infinite size: left out.
@@ -74,6 +76,7 @@ pub fn boxes_by_image(
         if let Some(b) = kept {
             let count = if b.crowd { &mut counts.crowd } else { &mut counts.boxes };
             *count += 1;
+            counts.ignored += u64::from(a.ignore && !a.iscrowd);
             boxes[i].push(b);
         }
     }
@@ -158,7 +161,7 @@ fn apply_policy(
         counts.bad_area += 1;
         area = corrected_area(area, bbox, policy)?;
     }
-    Ok(Some(GtBox { id: a.id, bbox, area, label, crowd: a.iscrowd }))
+    Ok(Some(GtBox { id: a.id, bbox, area, label, crowd: a.iscrowd || a.ignore }))
 }
 
 /// The area that replaces an invalid one.
@@ -197,7 +200,10 @@ impl Counts {
     /// One line for each kind of box that was left out, changed or is unusual.
     pub fn warnings(&self, policy: BadBoxes) -> Vec<String> {
         let verb = if policy == BadBoxes::Clip { "clipped" } else { "kept unchanged" };
+        let ignored = "boxes with `ignore` 1: neither trained on nor counted by the metric, like \
+                       crowd regions";
         [
+            (self.ignored, ignored.to_owned()),
             (self.without_area, "boxes without area: left out".to_owned()),
             (self.outside, "boxes outside their image: left out".to_owned()),
             (self.over_edge, format!("boxes extend beyond their image: {verb}")),
@@ -217,7 +223,13 @@ mod tests {
 
     fn coco(bbox: [f64; 4]) -> Coco {
         Coco {
-            images: vec![Image { id: 5, file_name: "a.jpg".into(), width: 10, height: 8 }],
+            images: vec![Image {
+                id: 5,
+                file_name: "a.jpg".into(),
+                width: 10,
+                height: 8,
+                measured: false,
+            }],
             annotations: vec![Annotation {
                 id: 1,
                 image_id: 5,
@@ -225,6 +237,7 @@ mod tests {
                 bbox,
                 area: 1.0,
                 iscrowd: false,
+                ignore: false,
             }],
             categories: vec![Category { id: 3, name: "x".into() }],
             images_only: false,

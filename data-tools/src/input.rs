@@ -101,7 +101,15 @@ impl Folder {
     /// A file that is missing, outside the folder, too long, or not UTF-8.
     pub fn text(&self, name: &str) -> Result<String> {
         let path = self.path.join(name);
-        let bytes = self.read(name, MAX_TEXT_BYTES).map_err(Error::io("cannot read", &path))?;
+        let bytes = self.read(name, MAX_TEXT_BYTES).map_err(|e| {
+            if e.kind() == io::ErrorKind::NotFound && path.is_symlink() {
+                let problem = "is a symbolic link to a file that does not exist\n\
+                               hint: fetch its contents, for example with `dvc pull` or `git annex \
+                               get`";
+                return Error::data(&path, "", problem);
+            }
+            Error::io("cannot read", &path)(e)
+        })?;
         let bytes = bytes.ok_or_else(|| self.outside(name))?;
         let text = String::from_utf8(bytes)
             .map_err(|_| Error::data(&path, "", "expected text in UTF-8, found other bytes"))?;

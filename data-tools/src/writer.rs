@@ -48,21 +48,16 @@ pub struct ImageCounts {
     /// Images that were left out, with the reason.
     pub skipped: Vec<String>,
     /// Damaged JPEG files that were packed as far as they could be decoded, with the damage.
-    #[serde(default)]
     pub damaged: Vec<String>,
     /// JPEG files with faults that leave all pixels intact.
-    #[serde(default)]
     pub repaired: usize,
     /// Images with an EXIF rotation, which is ignored.
     pub rotated: usize,
     /// Images rotated or mirrored according to their EXIF orientation.
-    #[serde(default)]
     pub turned: usize,
     /// Images whose alpha channel was dropped.
-    #[serde(default)]
     pub alpha: usize,
     /// Files with 16 bits per sample, scaled to 8.
-    #[serde(rename = "deep")]
     pub sixteen_bit: usize,
     /// The 16-bit files among these with no value above 4095 (but not all 0), nearly black after
     /// scaling.
@@ -85,7 +80,6 @@ struct Finished {
     bytes: u64,
     first_image: usize,
     next_image: usize,
-    #[serde(rename = "tally")]
     image_counts: ImageCounts,
     entries: Vec<Entry>,
 }

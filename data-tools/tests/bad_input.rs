@@ -3,25 +3,14 @@
 mod support;
 
 use serde_json::json;
-use support::{Change, Set, fails, pack};
-
-/// A JPEG with one EXIF tag: orientation 6.
-fn with_orientation(plain: &[u8]) -> Vec<u8> {
-    let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
-    let mut rotated = plain[..2].to_vec();
-    rotated.extend([0xff, 0xe1]);
-    rotated.extend((exif.len() as u16 + 2).to_be_bytes());
-    rotated.extend(exif);
-    rotated.extend(&plain[2..]);
-    rotated
-}
+use support::{Change, Set, fails, pack, with_orientation};
 
 #[test]
 fn exif_rotation_is_reported_and_ignored() {
     let set = Set::new();
     let first = set.first_image();
     let plain = std::fs::read(&first).unwrap();
-    std::fs::write(&first, with_orientation(&plain)).unwrap();
+    std::fs::write(&first, with_orientation(&plain, 6)).unwrap();
     let done = pack(&[set.path(), "--split", "train2017"]);
     let text = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(done.status.success() && text.contains("1 images have an EXIF rotation"), "{text}");
@@ -156,7 +145,7 @@ fn annotations_of_the_rotated_image_get_a_message_of_their_own() {
     });
     let text = fails(&[set.path(), "--split", "train2017"], 3);
     assert!(text.contains("expected") && !text.contains("EXIF"), "{text}");
-    std::fs::write(set.first_image(), with_orientation(&plain)).unwrap();
+    std::fs::write(set.first_image(), with_orientation(&plain, 6)).unwrap();
     let text = fails(&[set.path(), "--split", "train2017"], 3);
     for word in ["000000000001.jpg", "EXIF orientation 6", "--exif apply"] {
         assert!(text.contains(word), "expected `{word}` in: {text}");
@@ -188,6 +177,25 @@ fn pngs_of_16_bits_are_counted() {
     assert!(out.status.success(), "{text}");
     assert!(text.contains("3 files with 16 bits"), "{text}");
     assert!(text.contains("2 of these have no value above 4095"), "{text}");
+}
+
+/// As in TinyPerson. mmdetection leaves such boxes out of training.
+#[test]
+fn boxes_marked_with_ignore_are_packed_as_crowd_regions() {
+    let set = Set::new();
+    let mut expected = 0;
+    set.edit(|v| {
+        for (n, a) in v["annotations"].as_array_mut().unwrap().iter_mut().enumerate() {
+            a["iscrowd"] = json!(0);
+            a["ignore"] = json!(u8::from(n % 3 == 0));
+            expected += usize::from(n % 3 == 0);
+        }
+    });
+    let done = pack(&[set.path(), "--split", "train2017"]);
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(text.contains(&format!("{expected} boxes with `ignore` 1: neither")), "{text}");
+    let split = dw_shards::Split::open(&set.file("shards"), "train2017").unwrap();
+    assert_eq!(split.entries().map(|e| e.crowd as usize).sum::<usize>(), expected);
 }
 
 /// Variants that other tools write.

@@ -196,3 +196,21 @@ fn yolo_sets_have_the_same_classes_in_all_splits() {
     let info = pack_stderr(&["info", shards.to_str().unwrap()]);
     assert!(info.contains("categories of `val_extra`"), "{info}");
 }
+
+/// VOC and YOLO identify categories by their names.
+#[test]
+fn categories_of_equal_names_are_not_merged_on_export() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = dir.path().join("pack");
+    let mut pack = TestPack::one();
+    pack.meta.categories[1].name = pack.meta.categories[0].name.clone();
+    pack.write(&shards);
+    for format in ["voc", "yolo"] {
+        let to = dir.path().join(format);
+        let args = ["export", shards.to_str().unwrap(), to.to_str().unwrap(), "--format", format];
+        let text = fails(&args, 3);
+        assert!(text.contains("`class 3` for the ids 3 and 5"), "{text}");
+        assert!(!to.exists());
+    }
+    ok(&["export", shards.to_str().unwrap(), dir.path().join("coco").to_str().unwrap()]);
+}

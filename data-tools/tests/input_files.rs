@@ -135,3 +135,38 @@ fn split_names_that_are_not_valid_file_names_are_rejected() {
         std::fs::remove_file(json).unwrap();
     }
 }
+
+/// As the links of git-annex and DVC whose contents were not fetched: not images without objects.
+#[test]
+fn yolo_labels_that_cannot_be_read_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(file("images/train/x")).unwrap();
+    std::fs::create_dir_all(file("labels/train")).unwrap();
+    std::fs::write(file("data.yaml"), "train: images/train\ntest: images/test\nnames: [cat]\n")
+        .unwrap();
+    let picture = image::RgbImage::from_pixel(20, 10, image::Rgb([9, 90, 200]));
+    for name in ["a.png", "x/b.png"] {
+        picture.save(file("images/train").join(name)).unwrap();
+    }
+    std::fs::write(file("labels/train/a.txt"), "0 0.5 0.5 0.5 0.5\n").unwrap();
+    let set = [dir.path().to_str().unwrap()];
+    ok(&set);
+    // The folder of the label is a file, so that the label is not merely missing.
+    std::fs::write(file("labels/train/x"), "").unwrap();
+    let text = fails(&set, 3);
+    assert!(text.contains("labels/train/x/b.txt"), "{text}");
+    std::fs::remove_file(file("labels/train/x")).unwrap();
+    // In the split `test`, such labels do not count as missing either.
+    for split in ["train", "test"] {
+        std::fs::create_dir_all(file("labels").join(split)).unwrap();
+        std::fs::create_dir_all(file("images").join(split)).unwrap();
+        picture.save(file("images").join(split).join("c.png")).unwrap();
+        let label = file("labels").join(split).join("c.txt");
+        symlink("../.git/annex/objects/c", &label).unwrap();
+        let text = fails(&set, 3);
+        assert!(text.contains("c.txt: is a symbolic link to a file that"), "{text}");
+        assert!(text.contains("dvc pull"), "{text}");
+        std::fs::remove_file(label).unwrap();
+    }
+}

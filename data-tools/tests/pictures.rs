@@ -7,7 +7,7 @@ use std::io::Cursor;
 use dw_shards::{Split, pixels};
 use image::{DynamicImage, ImageFormat, RgbImage};
 use serde_json::json;
-use support::{Set, fails, pack};
+use support::{Set, fails, ok, pack, with_orientation, words};
 
 /// A picture whose pixels all differ.
 fn picture() -> RgbImage {
@@ -57,18 +57,6 @@ fn giant_pictures_are_refused() {
     file[18..22].copy_from_slice(&50_000u32.to_le_bytes());
     file[22..26].copy_from_slice(&50_000u32.to_le_bytes());
     assert!(pixels::decode_file(&file).unwrap_err().contains("50000 x 50000"));
-}
-
-/// A JPEG with an EXIF orientation.
-fn with_orientation(plain: &[u8], orientation: u8) -> Vec<u8> {
-    let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
-    exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
-    let mut rotated = plain[..2].to_vec();
-    rotated.extend([0xff, 0xe1]);
-    rotated.extend((exif.len() as u16 + 2).to_be_bytes());
-    rotated.extend(exif);
-    rotated.extend(&plain[2..]);
-    rotated
 }
 
 /// The size, pixels and first box of the first image.
@@ -126,6 +114,95 @@ fn exif_orientation_turns_pixels_and_boxes_of_the_stored_size() {
     run(&["--exif-boxes", "stored"]);
     assert_eq!(first(&set).2, [36.0, 25.0, 10.0, 4.0]);
     assert!(fails(&[set.path(), "--exif-boxes", "stored"], 2).contains("--exif apply"));
+}
+
+/// A YOLO and a VOC set of one image, `a.jpg`, whose size is not annotated.
+struct Unsized(tempfile::TempDir);
+
+impl Unsized {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["yolo/images/train", "yolo/labels/train", "voc/train"] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("yolo/data.yaml", "train: images/train\nnames: [cat]\n");
+        write("yolo/labels/train/a.txt", "0 0.5 0.25 0.5 0.5\n");
+        let xml = "<annotation><object><name>cat</name><bndbox><xmin>3</xmin><ymin>5</ymin>\
+                   <xmax>8</xmax><ymax>20</ymax></bndbox></object></annotation>";
+        write("voc/train/a.xml", xml);
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Writes an image of 40 x 24 pixels to both sets.
+    fn image(&self, name: &str, orientation: u8) {
+        let plain = pixels::Rgb { width: 40, height: 24, data: picture().into_raw() };
+        let file = with_orientation(&pixels::encode_jpeg(&plain, 95).unwrap(), orientation);
+        for folder in ["yolo/images/train", "voc/train"] {
+            std::fs::write(self.0.path().join(folder).join(name), &file).unwrap();
+        }
+    }
+
+    /// Packs a set; returns its split.
+    fn pack(&self, set: &str, options: &str) -> Split {
+        ok(&[&[&*self.path(set), "-o", &*self.path("out")], &*words(options)].concat());
+        Split::open(&self.0.path().join("out"), "train").unwrap()
+    }
+}
+
+/// The labels of YOLO, and of VOC files without `<size>`, do not tell whether they refer to the
+/// stored pixels; OpenCV, which most of their tools use, rotates the image.
+#[test]
+fn exif_orientations_of_images_without_an_annotated_size_need_a_decision() {
+    let sets = Unsized::new();
+    for orientation in [2, 3, 6] {
+        sets.image("a.jpg", orientation);
+        for set in ["yolo", "voc"] {
+            let text = fails(&[&sets.path(set), "-o", &sets.path("out")], 3);
+            for word in ["a.jpg", &format!("orientation {orientation}"), "--exif apply --exif-bo"] {
+                assert!(text.contains(word), "{text}");
+            }
+        }
+    }
+    let run = |set: &str, options: &str| {
+        let split = sets.pack(set, options);
+        let record = split.record(0).unwrap();
+        (record.entry.original(), record.annotations.boxes[0].bbox)
+    };
+    assert_eq!(run("yolo", "--exif ignore"), ((40, 24), [10.0, 0.0, 20.0, 12.0]));
+    let displayed = "--exif apply --exif-boxes displayed";
+    assert_eq!(run("yolo", displayed), ((24, 40), [6.0, 0.0, 12.0, 20.0]));
+    assert_eq!(run("voc", "--exif ignore"), ((40, 24), [2.0, 4.0, 6.0, 16.0]));
+    assert_eq!(run("voc", displayed), ((24, 40), [2.0, 4.0, 6.0, 16.0]));
+    sets.image("a.jpg", 1);
+    assert_eq!(run("yolo", "--level 1"), ((40, 24), [10.0, 0.0, 20.0, 12.0]));
+}
+
+#[test]
+fn a_decision_on_exif_orientations_resumes_without_losing_images() {
+    let sets = Unsized::new();
+    sets.image("a.jpg", 1);
+    sets.image("b.jpg", 6);
+    // A pack without `b.jpg` is not taken for one with it.
+    let count = |options: &str| sets.pack("yolo", options).len();
+    let skip = "--bad-images skip --resume";
+    assert_eq!((count(skip), count(&format!("{skip} --exif ignore"))), (1, 2));
+    // The shards before `b.jpg` are kept.
+    let data = (0..3 * 200 * 100).map(|i| (i * 7919 % 251) as u8).collect();
+    let large = pixels::encode_jpeg(&pixels::Rgb { width: 200, height: 100, data }, 95).unwrap();
+    for name in ["0.jpg", "1.jpg"] {
+        std::fs::write(sets.path(&format!("yolo/images/train/{name}")), &large).unwrap();
+    }
+    let (set, out) = (sets.path("yolo"), sets.path("kept"));
+    let args = [&[&*set, "-o", &*out], &*words("--pixels jpeg --shard-size 4KiB")].concat();
+    assert!(fails(&args, 3).contains("`--resume` continues"));
+    let done = pack(&[&*args, &["--resume", "--exif", "ignore"]].concat());
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success() && text.contains("shards kept"), "{text}");
 }
 
 /// Files written by another library: palettes, CMYK, one bit per pixel, LZW.

@@ -99,9 +99,10 @@ pub(super) struct PackArgs {
     #[arg(long, value_enum, default_value = "fail")]
     pub(super) bad_images: BadImages,
     /// EXIF orientation of images: ignore it, as COCO's tools do, or apply it to the pixels, and to
-    /// the boxes where the annotated size is the stored one
-    #[arg(long, value_enum, default_value = "ignore")]
-    pub(super) exif: Exif,
+    /// the boxes where the annotated size is the stored one [default: ignore, but an error for
+    /// images whose size is not annotated]
+    #[arg(long, value_enum)]
+    pub(super) exif: Option<Exif>,
     /// With --exif apply, what boxes refer to where the annotated size is ambiguous: the stored
     /// pixels or the displayed image
     #[arg(long, value_enum)]

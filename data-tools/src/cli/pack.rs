@@ -17,7 +17,7 @@ use crate::threads;
 pub(super) fn pack(a: &PackArgs) -> Result<()> {
     let pool = threads::pool(a.jobs)?;
     let options = options(a);
-    if a.exif_boxes.is_some() && a.exif == Exif::Ignore {
+    if a.exif_boxes.is_some() && a.exif != Some(Exif::Apply) {
         return Err(Error::Usage("--exif-boxes needs --exif apply".into()));
     }
     let (found, out) = pool.install(|| find(a))?;
@@ -56,7 +56,7 @@ fn find(a: &PackArgs) -> Result<(Vec<Source>, PathBuf)> {
         val: a.val,
         difficult: a.difficult,
         bad_images: a.bad_images,
-        exif: a.exif,
+        exif: a.exif.unwrap_or_default(),
         exif_boxes: a.exif_boxes,
         allow_outside: a.allow_outside,
     };

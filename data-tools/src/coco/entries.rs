@@ -18,6 +18,9 @@ pub struct Image {
     /// Height in pixels.
     #[serde(deserialize_with = "numbers::height")]
     pub height: u32,
+    /// Whether the size is that of the image file, because the annotations have none.
+    #[serde(skip)]
+    pub measured: bool,
 }
 
 /// One entry of `annotations`, without its segmentation.
@@ -35,6 +38,9 @@ pub struct Annotation {
     pub area: f64,
     /// Whether this is a crowd region.
     pub iscrowd: bool,
+    /// Whether it is marked with `ignore`: neither an object nor background. It is packed as a
+    /// crowd region.
+    pub ignore: bool,
 }
 
 /// One entry of `categories`.

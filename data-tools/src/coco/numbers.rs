@@ -36,7 +36,7 @@ impl Visitor<'_> for Integer {
     }
 }
 
-/// Visitor of 0, 1, `false` or `true`; holds the name of the field.
+/// Visitor of 0, 1, `false`, `true` or `null` (false); holds the name of the field.
 struct Flag(&'static str);
 
 impl Flag {
@@ -61,6 +61,10 @@ impl Visitor<'_> for Flag {
 
     fn visit_bool<E: Error>(self, v: bool) -> Result<bool, E> {
         Ok(v)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<bool, E> {
+        Ok(false)
     }
 
     fn visit_i64<E: Error>(self, v: i64) -> Result<bool, E> {
@@ -111,4 +115,9 @@ pub(super) fn height<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
 /// Deserialises the field `iscrowd`.
 pub(super) fn iscrowd<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
     d.deserialize_any(Flag("iscrowd"))
+}
+
+/// Deserialises the field `ignore`.
+pub(super) fn ignore<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
+    d.deserialize_any(Flag("ignore"))
 }

@@ -24,6 +24,8 @@ struct AnnotationText<'t> {
     area: Option<f64>,
     #[serde(default, deserialize_with = "numbers::iscrowd")]
     iscrowd: bool,
+    #[serde(default, deserialize_with = "numbers::ignore")]
+    ignore: bool,
     /// Not parsed, although it makes up most of the file. Its address tells the parser's position.
     #[serde(borrow, default)]
     segmentation: Option<&'t RawValue>,
@@ -41,7 +43,7 @@ impl<'t> Entry<'t> for AnnotationText<'t> {
         if let Some(segmentation) = self.segmentation {
             position.release_before(segmentation.get().as_bytes());
         }
-        let Self { id, image_id, category_id, bbox, iscrowd, .. } = self;
+        let Self { id, image_id, category_id, bbox, iscrowd, ignore, .. } = self;
         Annotation {
             id,
             image_id,
@@ -49,6 +51,7 @@ impl<'t> Entry<'t> for AnnotationText<'t> {
             bbox,
             area: self.area.unwrap_or(bbox[2] * bbox[3]),
             iscrowd,
+            ignore,
         }
     }
 }

@@ -34,13 +34,15 @@ fn integral_floats_and_boolean_flags_are_accepted() {
             {"id":1e2,"image_id":3.0,"category_id":1.0,"bbox":[1,2,3,4],"iscrowd":false},
             {"id":2,"image_id":3,"category_id":1,"bbox":[1,2,3,4],"iscrowd":true},
             {"id":3,"image_id":3,"category_id":1,"bbox":[1,2,3,4],"iscrowd":1.0},
-            {"id":4,"image_id":3,"category_id":1,"bbox":[1,2,3,4]}]}"#,
+            {"id":4,"image_id":3,"category_id":1,"bbox":[1,2,3,4],"ignore":true},
+            {"id":5,"image_id":3,"category_id":1,"bbox":[1,2,3,4],"ignore":null}]}"#,
     )
     .unwrap();
     let image = &coco.images[0];
     assert_eq!((image.id, image.width, image.height), (3, 640, 480));
-    let found: Vec<_> = coco.annotations.iter().map(|a| (a.id, a.iscrowd)).collect();
-    assert_eq!(found, [(100, false), (2, true), (3, true), (4, false)]);
+    let found: Vec<_> = coco.annotations.iter().map(|a| (a.id, a.iscrowd, a.ignore)).collect();
+    let expected = [(100, false), (2, true), (3, true), (4, false), (5, false)];
+    assert_eq!(found, expected.map(|(id, iscrowd)| (id, iscrowd, id == 4)));
     assert_eq!(coco.categories[0].id, 1);
 }
 
@@ -74,6 +76,8 @@ fn invalid_numbers_are_reported_with_entry_and_field() {
     assert!(text.contains("annotations[0]") && text.contains("`image_id`"), "{text}");
     let text = annotation(r#""id":1,"iscrowd":2"#);
     assert!(text.contains("`iscrowd`") && text.contains("found 2"), "{text}");
+    let text = annotation(r#""id":1,"ignore":0.5"#);
+    assert!(text.contains("`ignore`") && text.contains("found 0.5"), "{text}");
 }
 
 #[test]

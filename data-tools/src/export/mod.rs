@@ -4,7 +4,7 @@
 //!
 //! The folder must be empty, files are never overwritten, and no file name in a pack can leave it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -76,11 +76,34 @@ fn check_classes(splits: &[Split]) -> Result<()> {
     )))
 }
 
+/// Checks that the categories of a split have different names, which identify them in VOC and YOLO.
+/// Spaces around a name do not count, because readers of VOC remove them.
+fn check_unique(split: &Split) -> Result<()> {
+    let mut ids = HashMap::new();
+    for c in split.categories() {
+        if let Some(first) = ids.insert(c.name.trim(), c.id) {
+            let problem = format!(
+                "expected different names of categories, found `{}` for the ids {first} and {}: \
+                 VOC and YOLO have no ids\n\
+                 hint: export to COCO, or rename one in the annotations and pack the data again",
+                shown(&c.name),
+                c.id
+            );
+            return Err(Error::data(split.path(), "meta `categories`", problem));
+        }
+    }
+    Ok(())
+}
+
 /// Checks that `splits` can be exported in a format, and creates `dir` if it does not exist.
 ///
 /// # Errors
-/// Splits of different categories for YOLO, a folder that is not empty or cannot be created.
+/// Categories of equal names for VOC and YOLO, splits of different categories for YOLO, a folder
+/// that is not empty or cannot be created.
 pub fn prepare(dir: &Path, splits: &[Split], format: Format) -> Result<()> {
+    if format != Format::Coco {
+        splits.iter().try_for_each(check_unique)?;
+    }
     if format == Format::Yolo {
         check_classes(splits)?;
     }

@@ -19,8 +19,9 @@ pub struct Options {
     pub bad_boxes: BadBoxes,
     /// Policy for unusable images.
     pub bad_images: BadImages,
-    /// Treatment of EXIF orientations.
-    pub exif: Exif,
+    /// Treatment of EXIF orientations. `None` ignores them where the size of the image is
+    /// annotated, and is an error elsewhere.
+    pub exif: Option<Exif>,
     /// What boxes refer to where the annotated size is ambiguous; only with [`Exif::Apply`].
     pub exif_boxes: Option<ExifBoxes>,
     /// Keep splits and shards that a previous run finished from the same input.
@@ -34,14 +35,13 @@ pub struct Options {
 pub(super) fn fingerprint(annotations: &str, o: &Options) -> String {
     let outside = if o.allow_outside { " allow-outside" } else { "" };
     let exif = match o.exif {
-        Exif::Ignore => String::new(),
-        Exif::Apply => format!(" exif {:?}", o.exif_boxes),
+        None => String::new(),
+        Some(Exif::Ignore) => " exif ignore".to_owned(),
+        Some(Exif::Apply) => format!(" exif {:?}", o.exif_boxes),
     };
-    // Earlier versions left out files that are repaired now.
-    let rule = if o.bad_images == BadImages::Skip { " repairing" } else { "" };
     format!(
         "{annotations}; pixels {} level {} shard-size {} max-side {} bad-boxes {:?} \
-         bad-images {:?}{rule}{outside}{exif}",
+         bad-images {:?}{outside}{exif}",
         o.codec.name(),
         o.level,
         o.shard_size,

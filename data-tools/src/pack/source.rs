@@ -160,7 +160,15 @@ struct Turn {
 fn plan(image: &Image, found: u32, stored: (usize, usize), o: &Options) -> Result<Turn, String> {
     let annotated = (image.width as usize, image.height as usize);
     let turn = |boxes| Ok(Turn { orientation: found, boxes });
-    if o.exif == Exif::Ignore || !(2..=8).contains(&found) {
+    if o.exif.is_none() && image.measured && (2..=8).contains(&found) {
+        return Err(format!(
+            "has the EXIF orientation {found}, and its annotations have no image size to tell \
+             whether the boxes refer to the stored pixels or to the displayed image\n\
+             hint: `--exif apply --exif-boxes displayed` for boxes of the displayed image, `--exif \
+             apply --exif-boxes stored` or `--exif ignore` for boxes of the stored pixels"
+        ));
+    }
+    if o.exif != Some(Exif::Apply) || !(2..=8).contains(&found) {
         let as_is = Turn { orientation: 1, boxes: false };
         return (annotated == stored)
             .then_some(as_is)

@@ -6,9 +6,10 @@ use image::metadata::Orientation;
 use super::layout::Rgb;
 
 /// Treatment of images with an EXIF orientation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Exif {
     /// Use the stored pixels, as COCO's tools do.
+    #[default]
     Ignore,
     /// Rotate or mirror the pixels according to the orientation.
     Apply,

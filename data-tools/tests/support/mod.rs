@@ -117,6 +117,18 @@ impl Set {
     }
 }
 
+/// A JPEG file with an EXIF orientation.
+pub fn with_orientation(plain: &[u8], orientation: u8) -> Vec<u8> {
+    let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+    exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+    let mut rotated = plain[..2].to_vec();
+    rotated.extend([0xff, 0xe1]);
+    rotated.extend((exif.len() as u16 + 2).to_be_bytes());
+    rotated.extend(exif);
+    rotated.extend(&plain[2..]);
+    rotated
+}
+
 /// Names and contents of the files in a folder, sorted.
 pub fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<_> = std::fs::read_dir(dir)

@@ -118,7 +118,8 @@ fn source(
             continue;
         };
         let image_id = coco.images.len() as i64 + 1;
-        coco.images.push(Image { id: image_id, file_name, width, height });
+        let measured = file.size.is_none();
+        coco.images.push(Image { id: image_id, file_name, width, height, measured });
         for object in &file.objects {
             counts.difficult += usize::from(object.difficult);
             if object.difficult && difficult == Difficult::Drop {
@@ -133,6 +134,7 @@ fn source(
                 bbox,
                 area: bbox[2] * bbox[3],
                 iscrowd: object.difficult && difficult == Difficult::Ignore,
+                ignore: false,
             });
         }
     }

@@ -1,5 +1,6 @@
 //! Finds the images and labels of a YOLO data set.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
@@ -76,7 +77,14 @@ pub(super) struct Group {
 impl Group {
     /// Whether any image has a label file.
     pub(super) fn has_labels(&self) -> bool {
-        self.files.iter().any(|(_, label)| self.labels_dir.join(label).exists())
+        self.files.iter().any(|(_, label)| self.has_label(label))
+    }
+
+    /// Whether a label file exists. A link to a missing file does, and so does a file whose folder
+    /// cannot be searched: reading it fails, and the image is not one without objects.
+    pub(super) fn has_label(&self, label: &str) -> bool {
+        let found = self.labels_dir.join(label).symlink_metadata();
+        !found.is_err_and(|e| e.kind() == ErrorKind::NotFound)
     }
 }
 

@@ -114,7 +114,7 @@ fn read(group: &Group, description: &Description, search: &Search) -> Result<Sou
             }
         };
         let path = group.labels_dir.join(label);
-        if !path.exists() {
+        if !group.has_label(label) {
             return Ok(Ok((size, vec![], None)));
         }
         let text = labels.text(label)?;
@@ -170,7 +170,8 @@ fn assemble(
         crc = crc32c::crc32c_append(crc, text.as_deref().unwrap_or_default().as_bytes());
         counts.empty += usize::from(text.is_none());
         let (width, height) = size;
-        coco.images.push(Image { id: image_id, file_name: file_name.clone(), width, height });
+        let file_name = file_name.clone();
+        coco.images.push(Image { id: image_id, file_name, width, height, measured: true });
         for o in objects {
             counts.polygons += usize::from(o.polygon);
             coco.annotations.push(Annotation {
@@ -180,6 +181,7 @@ fn assemble(
                 bbox: o.bbox,
                 area: o.bbox[2] * o.bbox[3],
                 iscrowd: false,
+                ignore: false,
             });
         }
     }

@@ -1,8 +1,11 @@
 //! The description of a YOLO data set: `data.yaml`, or only class names, one per line.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// The contents of `data.yaml` that matter here.
 #[derive(Debug, Default, PartialEq)]
@@ -28,21 +31,31 @@ struct Yaml {
     test: Option<Paths>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Names {
-    List(Vec<Scalar>),
-    Map(BTreeMap<i64, Scalar>),
-}
+/// Class names by class number. They are deserialised as strings, which keeps the text of the file:
+/// an untagged enum would turn the names `no` and `1.10` into `false` and `1.1`.
+struct Names(BTreeMap<i64, Option<String>>);
 
-/// A class name as written. YAML parses names such as `1` and `true` as other types.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Scalar {
-    Integer(i64),
-    Number(f64),
-    Flag(bool),
-    Text(String),
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct ListOrMap;
+        impl<'de> Visitor<'de> for ListOrMap {
+            type Value = BTreeMap<i64, Option<String>>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list or a map of class names")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+                let list = Vec::deserialize(SeqAccessDeserializer::new(seq))?;
+                Ok((0..).zip(list).collect())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                BTreeMap::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        d.deserialize_any(ListOrMap).map(Self)
+    }
 }
 
 #[derive(Deserialize)]
@@ -52,17 +65,6 @@ enum Paths {
     Several(Vec<String>),
 }
 
-impl Scalar {
-    fn text(self) -> String {
-        match self {
-            Self::Text(t) => t,
-            Self::Integer(v) => v.to_string(),
-            Self::Number(v) => v.to_string(),
-            Self::Flag(v) => v.to_string(),
-        }
-    }
-}
-
 /// Parses `data.yaml`.
 ///
 /// # Errors
@@ -70,15 +72,16 @@ impl Scalar {
 /// `nc`.
 pub fn parse_yaml(text: &str) -> Result<Description, String> {
     let yaml: Yaml = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
-    let names: Vec<String> = match yaml.names {
-        Names::List(names) => names.into_iter().map(Scalar::text).collect(),
-        Names::Map(names) => {
-            if let Some((n, (found, _))) = (0..).zip(&names).find(|(n, (found, _))| n != *found) {
-                return Err(format!("`names`: expected the class number {n}, found {found}"));
-            }
-            names.into_values().map(Scalar::text).collect()
-        }
+    let Names(names) = yaml.names;
+    if let Some((n, (found, _))) = (0..).zip(&names).find(|(n, (found, _))| n != *found) {
+        return Err(format!("`names`: expected the class number {n}, found {found}"));
+    }
+    let given = |(n, name): (i64, Option<String>)| {
+        name.ok_or_else(|| {
+            format!("`names`: class {n} has no name\nhint: write the name `null` in quotes")
+        })
     };
+    let names = names.into_iter().map(given).collect::<Result<Vec<_>, _>>()?;
     check(&names)?;
     if let Some(nc) = yaml.nc.filter(|nc| *nc != names.len() as i64) {
         return Err(format!("`nc` is {nc}, but `names` has {} names", names.len()));
@@ -138,6 +141,25 @@ mod tests {
         let pose = parse_yaml("names: [a]\nkpt_shape: [17, 3]\n").unwrap();
         assert_eq!(pose.keypoints, Some(51));
         assert_eq!(parse_list("a\r\nb c\n\n").unwrap().names, ["a", "b c"]);
+    }
+
+    #[test]
+    fn unquoted_names_are_the_text_of_the_file() {
+        for text in
+            ["[no, 1.10, on, 007, '~', a b]", "{0: no, 1: 1.10, 2: on, 3: 007, 4: '~', 5: a b}"]
+        {
+            let found = parse_yaml(&format!("names: {text}\n")).unwrap().names;
+            assert_eq!(found, ["no", "1.10", "on", "007", "~", "a b"], "{text}");
+        }
+        for (text, word) in [
+            ("[a, null]", "class 1 has no name\nhint"),
+            ("{0: a, 1: ~}", "class 1 has no name\nhint"),
+            ("[a, [b]]", "line 2"),
+            ("a", "line 2"),
+        ] {
+            let problem = parse_yaml(&format!("nc: 1\nnames: {text}\n")).unwrap_err();
+            assert!(problem.contains(word), "{problem}");
+        }
     }
 
     #[test]
