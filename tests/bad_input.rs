@@ -62,6 +62,9 @@ fn missing_data_and_splits_are_named() {
     let mut c = launch(0, "dw-train");
     c.args(["smoke", "--data", "/no/such/shards"]);
     assert_fails(&mut c, 2, &["/no/such/shards", "hint:", "dw-pack"]);
+    let mut c = launch(0, "dw-train");
+    c.args(["smoke", "--data", &sandbox.path("coco")]);
+    assert_fails(&mut c, 2, &["coco: expected", "hint: did you mean", "coco/shards?"]);
     let keys = ["`test`", "train2017", "val2017", "hint:", "data.train_split="];
     assert_fails(&mut train(&sandbox, &["data.train_split=test"]), 2, &keys);
 }

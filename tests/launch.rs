@@ -112,8 +112,9 @@ fn a_run_goes_on_without_its_log() {
     let sandbox = Sandbox::new();
     let sets = settings(&["train.max_steps=3"]);
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let status = launch(0, "dw-train").args(sandbox.train_args("full", &sets)).stderr(full);
-    assert_eq!(status.status().unwrap().code(), Some(0));
+    let mut command = launch(0, "dw-train");
+    command.args(sandbox.train_args("full", &sets)).stderr(full);
+    assert_eq!(command.status().unwrap().code(), Some(0));
     let mut command = launch(0, "dw-train");
     let mut child =
         command.args(sandbox.train_args("gone", &sets)).stderr(Stdio::piped()).spawn().unwrap();

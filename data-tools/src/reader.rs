@@ -130,9 +130,15 @@ pub fn split_names(dir: &Path) -> Result<Vec<String>> {
         .collect();
     names.sort();
     if names.is_empty() {
+        // Where dw-pack puts them by default.
+        let inside = dir.join("shards");
+        let hint = if inside.is_dir() {
+            format!("did you mean {}?", shown(inside.display()))
+        } else {
+            "pack the data first: dw-pack coco/".to_owned()
+        };
         return Err(Error::Usage(format!(
-            "no packed data in {}: expected files named `SPLIT.dwindex`\n\
-             hint: pack the data first: dw-pack coco/",
+            "no packed data in {}: expected files named `SPLIT.dwindex`\nhint: {hint}",
             shown(dir.display())
         )));
     }

@@ -87,7 +87,9 @@ fn the_output_folder_must_be_empty() {
     assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     // The library function does not follow the link either.
     let split = dw_shards::Split::open(&shards, "val2017").unwrap();
-    assert!(export::Target::new(&to, export::Format::Coco).export_split(&split, || ()).is_err());
+    let mut target = export::Target::new(&to, export::Format::Coco).unwrap();
+    target.export_split(&split, || ()).unwrap();
+    assert!(target.finish().is_err());
     assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     std::fs::remove_file(to.join("val2017")).unwrap();
     ok(&args);
@@ -195,6 +197,26 @@ fn yolo_sets_have_the_same_classes_in_all_splits() {
     assert!(text.contains("`val`") && text.contains("`val_extra`"), "{text}");
     let info = pack_stderr(&["info", shards.to_str().unwrap()]);
     assert!(info.contains("categories of `val_extra`"), "{info}");
+}
+
+/// Half of an export is not left behind, where it would be packed like a whole data set.
+#[test]
+fn a_failed_export_leaves_an_empty_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, to) = (dir.path().join("pack"), dir.path().join("to"));
+    let mut pack = TestPack::one();
+    pack.meta.categories[0].name = "bell \u{7}".into();
+    pack.write(&shards);
+    let args = ["export", shards.to_str().unwrap(), to.to_str().unwrap(), "--format", "voc"];
+    let text = fails(&args, 3);
+    assert!(text.contains("XML cannot hold"), "{text}");
+    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
+    // That of a killed one is removed.
+    std::fs::create_dir(to.join(".writing")).unwrap();
+    ok(&["export", shards.to_str().unwrap(), to.to_str().unwrap()]);
+    let mut found: Vec<_> = std::fs::read_dir(&to).unwrap().flatten().collect();
+    found.retain(|f| f.file_name() != "annotations");
+    assert_eq!(found.len(), 1, "{found:?}");
 }
 
 /// VOC and YOLO identify categories by their names.

@@ -150,6 +150,12 @@ fn lists_of_voc_may_have_the_names_or_paths_of_images() {
     let said = notes(&[text(&set), "-o", text(&out)]);
     assert!(said.contains("`test` is left out"), "{said}");
     assert_eq!((boxes(&out, "train").len(), boxes(&out, "val").len()), (2, 1));
+    list("val.txt", "c\nb\n").unwrap();
+    let said = notes(&[text(&set), "-o", text(&dir.path().join("shared"))]);
+    assert!(said.contains("1 images are in both `train` and `val`"), "{said}");
+    list("val.txt", "c\n\nc\n").unwrap();
+    let problem = fails(&[text(&set), "-o", text(&dir.path().join("twice"))], 3);
+    assert!(problem.contains("val.txt: line 3: `c` is in the list already"), "{problem}");
     // A mistake in a split that is not selected does not matter.
     list("val.txt", "c\nz\n").unwrap();
     ok(&[text(&set), "-o", text(&dir.path().join("one")), "--split", "train"]);
@@ -159,6 +165,11 @@ fn lists_of_voc_may_have_the_names_or_paths_of_images() {
     }
     let problem = fails(&[text(&set), "-o", text(&out)], 3);
     assert!(problem.contains("line 1") && problem.contains(".xml"), "{problem}");
+    let moved = set.join("pictures");
+    fs::rename(set.join("JPEGImages"), &moved).unwrap();
+    let problem = fails(&[text(&set), "-o", text(&out)], 2);
+    assert!(problem.contains("no folder of images, expected `JPEGImages`"), "{problem}");
+    fs::rename(&moved, set.join("JPEGImages")).unwrap();
     // The split of annotation files next to the folders of the splits is unknown.
     let flat = dir.path().join("flat");
     for folder in ["", "extra"] {

@@ -118,7 +118,8 @@ pub fn check_unused(
     let start = from.map_or(0, |c| c.state.step);
     Err(Error::Usage(format!(
         "{}: contains a checkpoint of step {newest}, which a run from step {start} would \
-         overwrite\nhint: --resume auto continues from it; otherwise choose another --work-dir, or remove it",
+         overwrite\n\
+         hint: --resume auto continues from it; otherwise choose another --work-dir, or remove it",
         checkpoints.display()
     )))
 }
@@ -239,8 +240,8 @@ pub fn check_progress(c: &Checkpoint, plan: &Plan, data: u32) -> Result<()> {
     }
     if plan.rank == 0 {
         tracing::warn!(
-            "the {start} steps of the checkpoint count as {:.2} epochs of {each} steps, after which \
-             {} steps are left",
+            "the {start} steps of the checkpoint count as {:.2} epochs of {each} steps, after \
+             which {} steps are left",
             start as f64 / each as f64,
             total - start
         );

@@ -69,6 +69,19 @@ impl TrainArgs {
         stem.map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned())
     }
 
+    /// The configuration with all options applied.
+    fn configuration(&self) -> Result<Config> {
+        let mut config = config::load(&self.config, &self.set)?;
+        if let Some(data) = &self.data {
+            config.data.shards.clone_from(data);
+        }
+        if let Some(init) = &self.init {
+            config.model.init.clone_from(init);
+        }
+        config.resolve();
+        Ok(config)
+    }
+
     fn work_dir(&self) -> PathBuf {
         self.work_dir.clone().unwrap_or_else(|| Path::new("work").join(self.name()))
     }
@@ -79,14 +92,7 @@ impl TrainArgs {
 /// # Errors
 /// Any mistake in the arguments, bad data, a lost peer, preemption.
 pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World>>) -> Result<()> {
-    let mut config = config::load(&args.config, &args.set)?;
-    if let Some(data) = &args.data {
-        config.data.shards.clone_from(data);
-    }
-    if let Some(init) = &args.init {
-        config.model.init.clone_from(init);
-    }
-    config.resolve();
+    let mut config = args.configuration()?;
     let num_threads = num_threads(&config, topology, args.dry_run)?;
     if args.dry_run && !config.data.shards.exists() {
         return dry_run_without_data(config, args, num_threads, topology, world);
@@ -304,6 +310,7 @@ fn dry_run_without_data(
     topology: &Topology,
     world: &mut Option<Arc<World>>,
 ) -> Result<()> {
+    init::check(&config.model.init)?;
     let (train_images, val_images, classes) = COCO_SIZE;
     if topology.rank == 0 {
         tracing::warn!(

@@ -135,7 +135,7 @@ pub(super) fn verify(out: &Path) -> Result<()> {
 pub(super) fn export(out: &Path, dir: &Path, format: export::Format) -> Result<()> {
     let splits = open_all(out)?;
     export::prepare(dir, &splits, format)?;
-    let mut target = export::Target::new(dir, format);
+    let mut target = export::Target::new(dir, format)?;
     for split in splits {
         let name = shown(&split.meta.split);
         let bar = progress(&split.meta.split, split.len() as u64);
@@ -168,7 +168,7 @@ pub(super) fn export(out: &Path, dir: &Path, format: export::Format) -> Result<(
             shown(done.images_dir.display())
         ))?;
     }
-    Ok(())
+    target.finish()
 }
 
 /// Prints the single-core throughput of reading and decoding the first 512 images of each split,

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
@@ -108,8 +108,8 @@ pub fn prepare(dir: &Path, splits: &[Split], format: Format) -> Result<()> {
         check_classes(splits)?;
     }
     fs::create_dir_all(dir).map_err(Error::io("cannot create folder", dir))?;
-    let mut entries = fs::read_dir(dir).map_err(Error::io("cannot list", dir))?;
-    if entries.next().is_some() {
+    let entries = fs::read_dir(dir).map_err(Error::io("cannot list", dir))?;
+    if entries.flatten().any(|entry| entry.file_name() != WRITING) {
         return Err(Error::Usage(format!(
             "cannot export into {}: the folder is not empty\nhint: choose an empty folder",
             shown(dir.display())
@@ -118,18 +118,44 @@ pub fn prepare(dir: &Path, splits: &[Split], format: Format) -> Result<()> {
     Ok(())
 }
 
-/// The folder that splits are exported to.
+/// Folder inside the target that holds the files until all are complete.
+const WRITING: &str = ".writing";
+
+/// The folder that splits are exported to. It stays empty until [`finish`](Self::finish): half of
+/// an export would be packed like a whole data set.
 pub struct Target {
     dir: PathBuf,
+    writing: PathBuf,
     format: Format,
     /// Names already used in the image folder. For VOC, all splits share one.
     taken: HashSet<String>,
 }
 
 impl Target {
-    /// Exports to `dir`.
-    pub fn new(dir: &Path, format: Format) -> Self {
-        Self { dir: dir.to_owned(), format, taken: HashSet::new() }
+    /// Exports to `dir`. Removes what an interrupted export has left there.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn new(dir: &Path, format: Format) -> Result<Self> {
+        let writing = dir.join(WRITING);
+        if writing.exists() {
+            fs::remove_dir_all(&writing).map_err(Error::io("cannot remove", &writing))?;
+        }
+        create(&writing)?;
+        Ok(Self { dir: dir.to_owned(), writing, format, taken: HashSet::new() })
+    }
+
+    /// Moves the files to their places.
+    ///
+    /// # Errors
+    /// A failed move.
+    pub fn finish(self) -> Result<()> {
+        let all = fs::read_dir(&self.writing).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        for entry in all.map_err(Error::io("cannot list", &self.writing))? {
+            let to = self.dir.join(entry.file_name());
+            fs::rename(entry.path(), &to).map_err(Error::io("cannot rename into", &to))?;
+        }
+        Ok(())
     }
 
     /// Writes the images and annotations of a split. `tick` is called after each image.
@@ -140,7 +166,7 @@ impl Target {
     pub fn export_split(&mut self, split: &Split, tick: impl Fn() + Sync) -> Result<Exported> {
         let name = &split.meta.split;
         split_name(name).map_err(|e| Error::data(split.path(), "meta `split`", e))?;
-        let dir = &self.dir;
+        let dir = &self.writing;
         let images_dir = match self.format {
             Format::Coco => dir.join(name),
             Format::Voc => dir.join("JPEGImages"),
@@ -180,8 +206,14 @@ impl Target {
             shrunken: split.entries().filter(Entry::is_shrunken).count(),
             renamed,
             crowd: if self.format == Format::Yolo { crowd } else { 0 },
-            images_dir,
+            images_dir: self.dir.join(images_dir.strip_prefix(dir).unwrap_or(&images_dir)),
         })
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.writing);
     }
 }
 

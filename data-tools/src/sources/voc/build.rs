@@ -1,6 +1,6 @@
 //! Converts annotation files of Pascal VOC to images, boxes and categories.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use dw_base::text::shown;
 use dw_base::{Error, Result};
@@ -24,10 +24,14 @@ pub(super) fn listed(
     list: &List,
     search: &Search,
 ) -> Result<Option<Source>> {
-    let mut ids = vec![];
+    let (mut ids, mut seen) = (vec![], HashSet::new());
     let mut missing = None;
     for (number, line) in &list.lines {
         match id_of(line, a) {
+            Some(id) if !seen.insert(id) => {
+                let problem = format!("`{}` is in the list already", shown(id));
+                return Err(Error::data(&list.path, format!("line {number}"), problem));
+            }
             Some(id) => ids.push(id),
             None if missing.is_none() => missing = Some((*number, line)),
             None => {}

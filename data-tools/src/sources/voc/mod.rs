@@ -8,8 +8,9 @@ use dw_base::text::shown;
 use dw_base::{Error, Result};
 use rayon::prelude::*;
 
-use super::{Difficult, Search, Source, listing, refuse_val};
+use super::{Content, Difficult, Search, Source, listing, refuse_val};
 use crate::input::Folder;
+use crate::pixels::EXTENSIONS;
 
 mod build;
 pub mod xml;
@@ -68,7 +69,17 @@ pub fn recognise(dir: &Path) -> Result<Option<String>> {
 pub fn find(dir: &Path, search: &Search) -> Result<Vec<Source>> {
     if let Some(folder) = annotations_folder(dir) {
         let images = IMAGES.map(|n| dir.join(n)).into_iter().find(|d| d.is_dir());
-        let images = images.unwrap_or_else(|| folder.clone());
+        let images = match images {
+            Some(images) => images,
+            None if listing::has(&folder, &EXTENSIONS) => folder.clone(),
+            None => {
+                return Err(Error::Usage(format!(
+                    "cannot pack {}: found no folder of images, expected `{}`",
+                    shown(dir.display()),
+                    IMAGES.join("`, `")
+                )));
+            }
+        };
         let all = [read(folder, images, search)?];
         let classes = classes(&all);
         return match lists(dir, &classes, search)? {
@@ -141,7 +152,30 @@ fn of_lists(
         let note = |split| format!("`{split}` is left out: its images have no annotation files");
         first.notes.extend(without.into_iter().map(note));
     }
+    let shared = shared_images(&sources);
+    if let Some(first) = sources.first_mut() {
+        first.notes.extend(shared);
+    }
     Ok(sources)
+}
+
+/// Notes on images that are in more than one split.
+fn shared_images(sources: &[Source]) -> Vec<String> {
+    let names = |s: &Source| -> BTreeSet<String> {
+        let Content::Read { coco, .. } = &s.content else { return BTreeSet::new() };
+        coco.images.iter().map(|i| i.file_name.clone()).collect()
+    };
+    let names: Vec<_> = sources.iter().map(names).collect();
+    let mut notes = vec![];
+    for (i, a) in sources.iter().enumerate() {
+        for (j, b) in sources.iter().enumerate().skip(i + 1) {
+            let count = names[i].intersection(&names[j]).count();
+            if count > 0 {
+                notes.push(format!("{count} images are in both `{}` and `{}`", a.split, b.split));
+            }
+        }
+    }
+    notes
 }
 
 /// Reads all annotation files of a folder on all threads.

@@ -1,5 +1,8 @@
 //! One YOLO label file: one line `class cx cy w h` per object, as fractions of the image's size.
 
+/// Largest accepted share of the image's width or height.
+const MOST: f64 = 2.0;
+
 /// One object of a label file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Object {
@@ -37,8 +40,10 @@ fn object(
     let class = class(words[0], classes)?;
     let number = |w: &&str| -> Result<f64, String> {
         let value: Option<f64> = w.parse().ok();
-        let value = value.filter(|v| v.is_finite() && v.abs() < 1e6);
-        value.ok_or_else(|| format!("expected a share of the image's size, found `{w}`"))
+        // Parts of a box may be outside the image, but pixels are not taken for shares.
+        value.filter(|v| v.abs() <= MOST).ok_or_else(|| {
+            format!("expected a share of the image's width or height, 0 to 1, found `{w}`")
+        })
     };
     let mut values = words[1..].iter().map(number).collect::<Result<Vec<f64>, _>>()?;
     if let Some(more) = keypoints {
@@ -146,6 +151,7 @@ mod tests {
             ("0 0.5 0.5 0.1 0.1 0.9", "found 6 numbers"),
             ("0 0.5 nan 0.1 0.1", "`nan`"),
             ("0 0.5 1e300 0.1 0.1", "`1e300`"),
+            ("0 120 50 30 30", "0 to 1, found `120`"),
             ("dog 0.5 0.5 0.1 0.1", "`dog`"),
         ] {
             let problem = parse(text, (10, 10), 2, None).unwrap_err();
