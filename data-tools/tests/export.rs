@@ -205,7 +205,9 @@ fn a_failed_export_leaves_an_empty_folder() {
     let dir = tempfile::tempdir().unwrap();
     let (shards, to) = (dir.path().join("pack"), dir.path().join("to"));
     let mut pack = TestPack::one();
-    pack.meta.categories[0].name = "bell \u{7}".into();
+    for (n, category) in (1..).zip(&mut pack.meta.categories) {
+        category.name = format!("bell {n}\u{7}");
+    }
     pack.write(&shards);
     let args = ["export", shards.to_str().unwrap(), to.to_str().unwrap(), "--format", "voc"];
     let text = fails(&args, 3);

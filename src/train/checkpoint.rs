@@ -272,7 +272,7 @@ fn is_damage(e: &Error) -> bool {
     matches!(e, Error::Io { source, .. } if matches!(source.kind(), NotFound | InvalidData))
 }
 
-/// The newest step with a complete checkpoint in `dir`, if there is one. Checksums are not verified.
+/// The newest step with a complete checkpoint in `dir`, if any; checksums are not verified.
 ///
 /// # Errors
 /// The folder cannot be read.

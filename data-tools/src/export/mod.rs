@@ -148,11 +148,16 @@ impl Target {
     /// Moves the files to their places.
     ///
     /// # Errors
-    /// A failed move.
+    /// A name that exists already, or a failed move.
     pub fn finish(self) -> Result<()> {
         let all = fs::read_dir(&self.writing).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        for entry in all.map_err(Error::io("cannot list", &self.writing))? {
-            let to = self.dir.join(entry.file_name());
+        let all = all.map_err(Error::io("cannot list", &self.writing))?;
+        let target = |entry: &fs::DirEntry| self.dir.join(entry.file_name());
+        if let Some(to) = all.iter().map(target).find(|to| to.symlink_metadata().is_ok()) {
+            return Err(Error::Usage(format!("{}: exists already", shown(to.display()))));
+        }
+        for entry in &all {
+            let to = target(entry);
             fs::rename(entry.path(), &to).map_err(Error::io("cannot rename into", &to))?;
         }
         Ok(())
