@@ -1,6 +1,7 @@
 //! Signals that request a checkpoint: SIGUSR1, SIGTERM, SIGHUP and the first SIGINT set a flag that
-//! the ranks combine at their next step. SIGTERM also starts a deadline, which the watchdog enforces: a
-//! rank whose peers are gone would otherwise wait for them in the collective before the checkpoint.
+//! the ranks combine at their next step. SIGTERM also starts a deadline, which the watchdog
+//! enforces: a rank whose peers are gone would otherwise wait for them in the collective before the
+//! checkpoint.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,8 +17,8 @@ struct Flags {
 
 static FLAGS: OnceLock<Flags> = OnceLock::new();
 
-/// Installs the handlers of SIGUSR1, SIGTERM and SIGHUP (unless it is ignored, as under nohup), once
-/// for the process; returns the flag that they set.
+/// Installs the handlers of SIGUSR1, SIGTERM and SIGHUP, once for the process, and returns the flag
+/// that they set. An ignored SIGHUP, as under nohup, stays ignored.
 ///
 /// # Errors
 /// The system refuses a handler.
