@@ -168,7 +168,7 @@ fn checkpoints_of_another_run_are_not_overwritten() {
     sandbox.train(0, "other", &["train.max_steps=4"]);
     let from = sandbox.path("other");
     let error = run_failing(&mut train(&sandbox, &["train.max_steps=8"], &["--resume", &from]), 2);
-    assert_contains(&error, &["step 2", "step 4", "--resume auto", "--work-dir"]);
+    assert_contains(&error, &["another run (step 2)", "--resume auto", "--work-dir"]);
     let checkpoints = sandbox.path("w") + "/checkpoints";
     std::fs::rename(&checkpoints, sandbox.path("unmounted")).unwrap();
     std::os::unix::fs::symlink(sandbox.path("missing"), &checkpoints).unwrap();

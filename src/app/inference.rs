@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::data::config::MAX_SIDE;
 use crate::eval::infer::Timings;
-use crate::model::Rank;
+use crate::model::{Rank, Tower};
 
 /// Parses `SHORTxLONG`, pixels.
 pub fn scale(text: &str) -> std::result::Result<(u32, u32), String> {
@@ -29,11 +29,14 @@ pub fn score(text: &str) -> std::result::Result<f64, String> {
 /// Smallest score without `--score`.
 pub const SCORE: f64 = 0.3;
 
-/// Logs a warning if `--score` is below `threshold` (`eval.score_threshold`), since the network
-/// returns no such detections, unless the threshold applies to the probability of the class alone.
-/// 0 selects all detections.
-pub fn check_score(option: Option<f64>, threshold: f64, rank: Rank) {
-    let below = option.filter(|s| *s > 0.0 && *s < threshold && rank != Rank::Class);
+/// Logs a warning if `--score` is below `eval.score_threshold`, since the network returns no such
+/// detections, unless the threshold applies to a probability that is multiplied by a quality
+/// afterwards. 0 selects all detections.
+pub fn check_score(option: Option<f64>, config: &Config, rank: Rank) {
+    let threshold = config.eval.score_threshold;
+    let has_quality = matches!(config.model.quality_tower, Tower::Reg | Tower::Cls);
+    let limits = rank != Rank::Class || !has_quality;
+    let below = option.filter(|s| *s > 0.0 && *s < threshold && limits);
     if let Some(score) = below {
         tracing::warn!(
             "--score {score}: there are no detections of a score below eval.score_threshold = \

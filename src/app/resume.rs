@@ -86,7 +86,9 @@ pub fn with_hint(e: Error, resume: &Resume) -> Error {
 pub fn is_inside(checkpoint: &Path, work_dir: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     // `checkpoints` may be a link to another disk.
-    real(checkpoint).parent() == Some(&real(&work_dir.join("checkpoints")))
+    let own = real(&work_dir.join("checkpoints"));
+    // So may a single checkpoint be; a relative path may have no parent.
+    checkpoint.parent().is_some_and(|p| real(p) == own) || real(checkpoint).parent() == Some(&own)
 }
 
 /// The command that continues the run of a checkpoint with its settings.
@@ -116,9 +118,13 @@ pub fn check_unused(
         return Ok(());
     }
     let start = from.map_or(0, |c| c.state.step);
+    let problem = if newest > start {
+        format!("of step {newest}, which a run from step {start} would overwrite")
+    } else {
+        format!("of another run (step {newest}), from which a restart would resume")
+    };
     Err(Error::Usage(format!(
-        "{}: contains a checkpoint of step {newest}, which a run from step {start} would \
-         overwrite\n\
+        "{}: contains a checkpoint {problem}\n\
          hint: --resume auto continues from it; otherwise choose another --work-dir, or remove it",
         checkpoints.display()
     )))

@@ -103,7 +103,7 @@ impl From {
 pub fn predictions(args: &PredArgs) -> Result<()> {
     check_png(&args.out)?;
     let Opened { detector, data, config } = args.from.open(&args.checkpoint, args.count.into())?;
-    inference::check_score(args.score, config.eval.score_threshold, detector.inference.rank);
+    inference::check_score(args.score, &config, detector.inference.rank);
     let view = pred::View {
         detector: &detector,
         data: &data,

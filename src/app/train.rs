@@ -236,7 +236,8 @@ fn starting_point(
     world: &World,
 ) -> Result<(Option<Checkpoint>, usize)> {
     let checkpoints = work_dir.join("checkpoints");
-    let newest = checkpoint::newest_step(&checkpoints)?;
+    // Rank 0 alone chooses and writes checkpoints.
+    let newest = if world.rank() == 0 { checkpoint::newest_step(&checkpoints)? } else { None };
     // After a restart the command line is still that of the first start: its `--resume` applies
     // only until there is a checkpoint.
     let again = restart::restarted() && newest.is_some();

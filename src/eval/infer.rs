@@ -326,8 +326,7 @@ pub fn detect_all(
 /// The error of an evaluation that a signal ended.
 pub(super) fn stopped() -> Error {
     Error::Preempted(
-        "evaluation stopped by a signal\nhint: run again to resume; the evaluation is repeated"
-            .into(),
+        "evaluation stopped by a signal; it is repeated when the run is resumed".into(),
     )
 }
 

@@ -5,7 +5,7 @@
 //! mistaken for a checkpoint.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -85,13 +85,15 @@ impl View for InFile<'_> {
     }
 }
 
-/// Writes named tensors to a safetensors file, with the names of the classes.
-fn write_tensors(path: &Path, tensors: &[(String, Tensor)], classes: &[String]) -> Result<()> {
+/// Writes named tensors and metadata to a safetensors file.
+fn write_tensors(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
     let views = tensors.iter().map(|(name, t)| Ok((name, InFile::new(t)?)));
     let views = views.collect::<Result<Vec<_>>>()?;
-    let metadata = dw_weights::classes::metadata(Some(classes));
-    safetensors::serialize_to_file(views, Some(metadata), path)
-        .map_err(|e| Error::data(path, "", e))
+    safetensors::serialize_to_file(views, metadata, path).map_err(|e| Error::data(path, "", e))
 }
 
 /// Writes a checkpoint into `dir`, the folder of all checkpoints; returns its path.
@@ -126,9 +128,10 @@ fn write_files(folder: &Path, snapshot: &Snapshot) -> Result<()> {
     let mode =
         fs::metadata(folder.join(STATE)).map_err(Error::io("cannot read", folder))?.permissions();
     let classes: Vec<String> = state.categories.iter().map(|c| c.name.clone()).collect();
-    for (name, tensors) in [(MODEL, model), (MOMENTUM, momentum)] {
+    let classes = Some(dw_weights::classes::metadata(&classes));
+    for (name, tensors, metadata) in [(MODEL, model, classes), (MOMENTUM, momentum, None)] {
         let path = folder.join(name);
-        write_tensors(&path, tensors, &classes)?;
+        write_tensors(&path, tensors, metadata)?;
         // The safetensors crate creates the file with access for its owner only.
         fs::set_permissions(&path, mode.clone()).map_err(Error::io("cannot write", &path))?;
     }

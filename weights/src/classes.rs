@@ -12,12 +12,10 @@ use pytorch_reader::{PickleValue, PytorchReader};
 /// Metadata key of the class names in a `.safetensors` file.
 pub(crate) const KEY: &str = "classes";
 
-/// Metadata of a `.safetensors` file with the weights of a network with these classes.
-pub fn metadata(names: Option<&[String]>) -> HashMap<String, String> {
-    // transformers refuses files without the key `format`.
-    let format = ("format".to_owned(), "pt".to_owned());
-    let classes = names.map(|n| (KEY.to_owned(), serde_json::json!(n).to_string()));
-    std::iter::once(format).chain(classes).collect()
+/// Metadata of a `.safetensors` file with the weights of a network with these classes. It has one
+/// key, because the order of several is random in the file.
+pub fn metadata(names: &[String]) -> HashMap<String, String> {
+    HashMap::from([(KEY.to_owned(), serde_json::json!(names).to_string())])
 }
 
 /// Possible locations in a pickle: a top-level key, and paths of keys below it.

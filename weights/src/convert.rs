@@ -27,11 +27,16 @@ pub fn convert(weights: &Weights, out: &Path) -> Result<()> {
             out.display()
         )));
     }
-    let real = |path: &Path| path.canonicalize().ok();
-    let folder = out.parent().unwrap_or(Path::new(""));
-    if (real(out).is_some() && real(out) == real(&weights.path)) || folder.join("DONE").exists() {
+    let real = out.canonicalize().ok();
+    if real.is_some() && real == weights.path.canonicalize().ok() {
         return Err(Error::Usage(format!(
-            "cannot convert to {}: it would replace the input, or a file of a checkpoint",
+            "cannot convert to {}: it would replace the input",
+            out.display()
+        )));
+    }
+    if real.is_some_and(|file| file.with_file_name("DONE").exists()) {
+        return Err(Error::Usage(format!(
+            "cannot convert to {}: it would replace a file of a checkpoint",
             out.display()
         )));
     }
@@ -64,10 +69,14 @@ fn header(
         let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
         infos.push(((*name).clone(), TensorInfo { dtype, shape, data_offsets: (start, end) }));
     }
-    let mut metadata = classes::metadata(weights.classes.as_deref());
-    metadata.extend(weights.metadata.clone());
+    let mut metadata = weights.metadata.clone();
+    // transformers refuses files without the key `format`.
+    metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+    metadata.extend(weights.classes.as_deref().map(classes::metadata).unwrap_or_default());
     let metadata = Metadata::new(Some(metadata), infos).map_err(|e| e.to_string())?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|e| e.to_string())?;
+    // By way of a value, whose keys are sorted: those of the metadata have a random order.
+    let header = serde_json::to_value(&metadata).and_then(|value| serde_json::to_vec(&value));
+    let mut header = header.map_err(|e| e.to_string())?;
     header.resize(header.len().next_multiple_of(8), b' ');
     if header.len() > MAX_HEADER {
         return Err(format!(

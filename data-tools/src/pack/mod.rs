@@ -15,7 +15,6 @@ use crate::boxes::{Counts, boxes_by_image};
 use crate::coco::Coco;
 use crate::format::{GtBox, Meta};
 use crate::input::BadImages;
-use crate::pixels::Exif;
 use crate::reader::Split;
 use crate::sources::Source;
 use crate::writer::{ImageCounts, SplitWriter};
@@ -121,11 +120,11 @@ fn start_writer(
     let fingerprint = options::fingerprint(checksum, options);
     let mut writer =
         SplitWriter::new(out, split, &fingerprint, options.shard_size, options.resume)?;
-    // Shards finished with `fail` and without `--exif` have no image that `skip`, `keep` or
-    // `--exif ignore` would treat differently.
-    let exif = options.exif.filter(|e| *e == Exif::Apply);
-    let strict = Options { bad_images: BadImages::Fail, exif, ..options.clone() };
-    writer.load_finished(&options::fingerprint(checksum, &strict));
+    if options.bad_images != BadImages::Fail {
+        // Shards finished under `fail` have no bad image: they are the same under any policy.
+        let strict = Options { bad_images: BadImages::Fail, ..options.clone() };
+        writer.load_finished(&options::fingerprint(checksum, &strict));
+    }
     writer.load_finished(&fingerprint);
     let unused = writer.unused();
     if unused > 0 {

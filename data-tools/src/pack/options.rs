@@ -35,8 +35,8 @@ pub struct Options {
 pub(super) fn fingerprint(annotations: &str, o: &Options) -> String {
     let outside = if o.allow_outside { " allow-outside" } else { "" };
     let exif = match o.exif {
-        None => String::new(),
-        Some(Exif::Ignore) => " exif ignore".to_owned(),
+        // Both give the same shards: without the option, an image that needs it is an error.
+        None | Some(Exif::Ignore) => String::new(),
         Some(Exif::Apply) => format!(" exif {:?}", o.exif_boxes),
     };
     format!(

@@ -123,9 +123,28 @@ impl ImageFolder {
             let path = self.0.path().join(&image.file_name);
             format!("{}: image {} {problem}", shown(path.display()), image.id)
         };
+        if image.measured && o.exif.is_none() {
+            self.check_orientation(image, &bytes)?;
+        }
         let mut encoded = encode(image, bytes, boxes, o).map_err(|p| Unusable::Bad(of_image(p)))?;
         encoded.damage = encoded.damage.map(of_image);
         Ok(encoded)
+    }
+
+    /// Checks that an image without an annotated size has no EXIF orientation. It is no bad image:
+    /// how to treat it is for the user to say.
+    fn check_orientation(&self, image: &Image, bytes: &[u8]) -> Result<(), Unusable> {
+        let found = pixels::orientation(bytes).filter(|o| (2..=8).contains(o));
+        let Some(found) = found else { return Ok(()) };
+        let problem = format!(
+            "image {} has the EXIF orientation {found}, and its annotations have no image size to \
+             tell whether the boxes refer to the stored pixels or to the displayed image\n\
+             hint: `--exif apply --exif-boxes displayed` for boxes of the displayed image, `--exif \
+             apply --exif-boxes stored` or `--exif ignore` for boxes of the stored pixels",
+            image.id
+        );
+        let path = self.0.path().join(&image.file_name);
+        Err(Unusable::Always(Error::data(&path, "", problem)))
     }
 }
 
@@ -160,14 +179,6 @@ struct Turn {
 fn plan(image: &Image, found: u32, stored: (usize, usize), o: &Options) -> Result<Turn, String> {
     let annotated = (image.width as usize, image.height as usize);
     let turn = |boxes| Ok(Turn { orientation: found, boxes });
-    if o.exif.is_none() && image.measured && (2..=8).contains(&found) {
-        return Err(format!(
-            "has the EXIF orientation {found}, and its annotations have no image size to tell \
-             whether the boxes refer to the stored pixels or to the displayed image\n\
-             hint: `--exif apply --exif-boxes displayed` for boxes of the displayed image, `--exif \
-             apply --exif-boxes stored` or `--exif ignore` for boxes of the stored pixels"
-        ));
-    }
     if o.exif != Some(Exif::Apply) || !(2..=8).contains(&found) {
         let as_is = Turn { orientation: 1, boxes: false };
         return (annotated == stored)

@@ -107,7 +107,7 @@ pub fn run(args: &DetectArgs, topology: &Topology, place: &mut Option<Arc<World>
     let predictor = saved.predictor(device)?;
     if topology.rank == 0 {
         let rank = predictor.detector.inference.rank;
-        inference::check_score(args.score, predictor.eval.score_threshold, rank);
+        inference::check_score(args.score, &saved.config, rank);
     }
     let world = join(device, place)?;
     world.set_deadline(Duration::from_secs_f64(saved.config.train.start_deadline_s));

@@ -99,7 +99,7 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
         let (config, data) = resolve(row, request)?;
         rows.push((row.clone(), config, data));
     }
-    warn_of_replaced(&rows, request)?;
+    warn_of_replaced(&rows, request);
     let (mut open, mut finished) = (vec![], vec![]);
     for seed in 0..request.seeds {
         for (row, config, data) in &rows {
@@ -121,15 +121,16 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
 }
 
 /// Warns of options `--set` with a key that distinguishes the rows.
-fn warn_of_replaced(rows: &[(TableRow, Config, Data)], request: &Request) -> Result<()> {
+fn warn_of_replaced(rows: &[(TableRow, Config, Data)], request: &Request) {
     let own = |row: &TableRow| {
         let config = match &request.base {
-            Some(base) => config::load_over(&row.config, base, &[])?,
-            None => config::load(&row.config, &[])?,
+            Some(base) => config::load_over(&row.config, base, &[]),
+            None => config::load(&row.config, &[]),
         };
-        Ok(Value::try_from(config).ok())
+        // A row may be valid only with an option.
+        Value::try_from(config.ok()?).ok()
     };
-    let own = rows.iter().map(|(row, ..)| own(row)).collect::<Result<Vec<_>>>()?;
+    let own: Vec<Option<Value>> = rows.iter().map(|(row, ..)| own(row)).collect();
     for set in &request.set {
         let key = set.split('=').next().unwrap_or_default().trim();
         let value = |config: &Option<Value>| {
@@ -144,7 +145,6 @@ fn warn_of_replaced(rows: &[(TableRow, Config, Data)], request: &Request) -> Res
             );
         }
     }
-    Ok(())
 }
 
 /// Checks that an interrupted run with a checkpoint was started with the requested settings.

@@ -281,7 +281,10 @@ mod tests {
         let c = with(8, &m);
         assert!(contains(&c, &["--oversubscribe", "--bind-to", "none"]), "{c:?}");
         let c = with(4, &m);
-        assert!(contains(&c, &["--oversubscribe", "--bind-to", "numa"]), "{c:?}");
+        assert!(
+            contains(&c, &["--oversubscribe", "--map-by", "numa", "--bind-to", "numa"]),
+            "{c:?}"
+        );
         let (tasks, nodes, cores_per_task) = (Some(1), 1, Some(4));
         let slurm = Allocation { tasks, nodes, cores_per_task, pmix: true, in_step: false };
         let m = Machine { slurm: Some(slurm), ..m };

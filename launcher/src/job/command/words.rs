@@ -69,6 +69,9 @@ pub(super) fn mpirun_words(layout: &Layout, spec: &JobSpec, machine: &Machine) -
     push(&["--oversubscribe"]);
     if let Some(ranks) = layout.even {
         push(&["--map-by", &format!("ppr:{ranks}:node")]);
+    } else if layout.bind == "numa" {
+        // The default for more than two ranks; two would be on the same NUMA node.
+        push(&["--map-by", "numa"]);
     }
     if layout.polls {
         push(&["--mca", "mpi_yield_when_idle", "0"]);
