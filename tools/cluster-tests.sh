@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 bin=$(realpath "${BIN:-target/release}")
 dir=${TMPDIR:-/tmp}/dw-cluster
 all=(checked one_node written warning early cancel requeue array two_nodes two_nodes_mpirun killed
-  cut cut_hosts pack mistake node_lost)
+  cut cut_hosts pack mistake nested node_lost)
 steps=80
 log=''
 # Log messages of dw-train and dw-launch, as extended regular expressions.
@@ -401,6 +401,17 @@ mistake() {
   end "$job" FAILED 2:0 0
   expect_logged 'train.epoch' 'start 0: exit code 2'
   ! logged "$restarting" || fail "restarted after a usage error"
+}
+
+# In a step that holds all cores of its allocation, as `srun --pty bash` does.
+nested() {
+  local starter found command
+  for starter in srun mpirun; do
+    command=(dw-launch --starter "$starter" -n 2 --raw-stdout -- hostname)
+    found=$(timeout 60 srun -N1 -n1 -c4 "${command[@]}") ||
+      fail "dw-launch --starter $starter in a step: exit code $?"
+    [ "$(wc -l <<<"$found")" = 2 ] || fail "expected two host names, found: $found"
+  done
 }
 
 current=prepare
