@@ -8,8 +8,8 @@ bin=${BIN:-target/release}
 out=demo-out
 rm -rf "$out"
 mkdir -p "$out"
-# Containers may not allow binding to cores.
-mpirun="mpirun -n 2 --oversubscribe --bind-to none"
+# Containers may not allow binding to cores. dw-launch also runs mpirun as root.
+launch=("$bin/dw-launch" -n 2 --bind none --raw-stdout --)
 
 stages=""
 stage() { # NAME TEXT COMMAND...: runs a command and records its wall time in seconds
@@ -22,7 +22,7 @@ stage() { # NAME TEXT COMMAND...: runs a command and records its wall time in se
   stages+="${stages:+,}\"$name\":$(awk "BEGIN { printf \"%.2f\", $end - $start }")"
 }
 evaluate() {
-  $mpirun "$bin/dw-eval" "$out/run" --device cpu --json --dt-out "$out/results.json" \
+  "${launch[@]}" "$bin/dw-eval" "$out/run" --device cpu --json --dt-out "$out/results.json" \
     --report "$out/report" >"$out/eval.json"
 }
 
@@ -30,7 +30,8 @@ stage synth "generating 600 training and 100 validation images" \
   "$bin/dw-pack" synth "$out/shapes" --images 600 --val 100 --seed 1 --classes 6
 stage pack "packing" "$bin/dw-pack" "$out/shapes"
 stage train "training with two ranks on the CPU (3 to 5 minutes)" \
-  $mpirun "$bin/dw-train" demo --data "$out/shapes/shards" --work-dir "$out/run" --device cpu
+  "${launch[@]}" "$bin/dw-train" demo --data "$out/shapes/shards" --work-dir "$out/run" \
+  --device cpu
 stage eval "evaluating on the validation split" evaluate
 stage show "rendering pred.png and curves.png" \
   "$bin/dw-show" pred "$out/run" -n 9 -o "$out/pred.png"
