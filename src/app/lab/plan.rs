@@ -122,14 +122,11 @@ pub fn plan(request: &Request) -> Result<LabPlan> {
 
 /// Warns of options `--set` with a key that distinguishes the rows.
 fn warn_of_replaced(rows: &[(TableRow, Config, Data)], request: &Request) {
-    let own = |row: &TableRow| {
-        let config = match &request.base {
-            Some(base) => config::load_over(&row.config, base, &[]),
-            None => config::load(&row.config, &[]),
-        };
-        // A row may be valid only with an option.
-        Value::try_from(config.ok()?).ok()
-    };
+    if request.set.is_empty() {
+        return;
+    }
+    // A row may be valid only with an option.
+    let own = |row| Value::try_from(load(row, request, &[]).ok()?).ok();
     let own: Vec<Option<Value>> = rows.iter().map(|(row, ..)| own(row)).collect();
     for set in &request.set {
         let key = set.split('=').next().unwrap_or_default().trim();
@@ -167,12 +164,17 @@ pub fn check_interrupted(run: &LabRun) -> Result<()> {
     )))
 }
 
+/// The configuration of a row with `--base` and some options `--set`.
+fn load(row: &TableRow, request: &Request, sets: &[String]) -> Result<Config> {
+    match &request.base {
+        Some(base) => config::load_over(&row.config, base, sets),
+        None => config::load(&row.config, sets),
+    }
+}
+
 /// The configuration of a row, and its data.
 fn resolve(row: &TableRow, request: &Request) -> Result<(Config, Data)> {
-    let mut config = match &request.base {
-        Some(base) => config::load_over(&row.config, base, &request.set)?,
-        None => config::load(&row.config, &request.set)?,
-    };
+    let mut config = load(row, request, &request.set)?;
     if let Some(data) = &request.data {
         config.data.shards.clone_from(data);
     }
