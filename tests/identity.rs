@@ -154,9 +154,26 @@ fn steps_are_not_converted_to_another_global_batch() {
     let larger = [&base[..], &[batch]].concat();
     let error = run_failing(&mut train(&sandbox, &larger, &["--resume-with-changes"]), 2);
     assert_contains(&error, &["nothing is left to train", "hint: raise train.epochs"]);
-    let longer = ["train.max_steps=0", "train.epochs=9", batch];
-    let log = stderr(&output(&mut train(&sandbox, &longer, &["--resume-with-changes"])));
-    assert_eq!(level_of(&log, "count as"), Some("WARN"), "{log}");
+    for (epochs, change) in [("train.epochs=9", batch), ("train.epochs=30", "data.limit=5")] {
+        let longer = ["train.max_steps=0", epochs];
+        let sets = [&longer[..], &[batch, change]].concat();
+        let log = stderr(&output(&mut train(&sandbox, &sets, &["--resume-with-changes"])));
+        assert_eq!(level_of(&log, "count as"), Some("WARN"), "{log}");
+    }
+}
+
+/// Evaluation settings may change, but APs with other ones are not comparable, which is said.
+#[test]
+fn changed_evaluation_settings_are_said_to_affect_ap() {
+    let sandbox = Sandbox::new();
+    let evaluating = "eval.every_epochs=1";
+    run(&mut train(&sandbox, &[evaluating], &[]));
+    let warning = |set| {
+        let log = stderr(&output(&mut train(&sandbox, &[evaluating, set], &[])));
+        level_of(&log, "the AP of earlier evaluations").map(str::to_owned)
+    };
+    assert_eq!(warning("eval.nms_iou=0.5").as_deref(), Some("WARN"));
+    assert_eq!(warning("eval.every_epochs=2"), None);
 }
 
 /// A work directory with checkpoints of one run is not used by another, whose restart would resume

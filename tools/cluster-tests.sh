@@ -405,12 +405,16 @@ mistake() {
 
 # In a step that holds all cores of its allocation, as `srun --pty bash` does.
 nested() {
-  local starter found command
+  local starter nodes found command
   for starter in srun mpirun; do
-    command=(dw-launch --starter "$starter" -n 2 --raw-stdout -- hostname)
-    found=$(timeout 60 srun -N1 -n1 -c4 "${command[@]}") ||
-      fail "dw-launch --starter $starter in a step: exit code $?"
-    [ "$(wc -l <<<"$found")" = 2 ] || fail "expected two host names, found: $found"
+    for nodes in 1 2; do
+      command="dw-launch --starter $starter -n 2 --raw-stdout -- hostname"
+      command="[ \$SLURM_PROCID -gt 0 ] || $command"
+      found=$(timeout 60 srun -N$nodes -n$nodes -c4 bash -c "$command") ||
+        fail "dw-launch --starter $starter in a step on $nodes nodes: exit code $?"
+      [ "$(sort -u <<<"$found" | wc -l)" = "$nodes" ] && [ "$(wc -l <<<"$found")" = 2 ] ||
+        fail "expected the names of $nodes hosts, found: $found"
+    done
   done
 }
 

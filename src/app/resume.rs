@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use dw_launch::World;
 
-use crate::config::Config;
 use crate::config::identity::{Change, changes};
+use crate::config::{self, Config};
 use crate::data::Dataset;
 use crate::data::dataset::same_categories;
 use crate::train::Plan;
@@ -174,6 +174,13 @@ pub fn check(
     }
     if world.rank() == 0 {
         log_changes(&determining, &allowed);
+        let evaluates = saved.eval.every_epochs > 0 && requested.eval.every_epochs > 0;
+        if evaluates && allowed.iter().any(|change| affects_ap(&change.key)) {
+            tracing::warn!(
+                "the AP of earlier evaluations may differ for this reason alone; the best \
+                 checkpoint is still the one with the largest AP of all"
+            );
+        }
     }
     check_divisible(batch, world.size())?;
     let wanted = requested.train.images_per_rank * world.size();
@@ -227,13 +234,23 @@ fn log_changes(determining: &[Change], allowed: &[Change]) {
     }
 }
 
+/// Whether the AP of the same weights depends on this key.
+fn affects_ap(key: &str) -> bool {
+    let schedules = ["eval.every_epochs", "eval.bag_images"];
+    key == "data.val_split" || key.starts_with("eval.") && !schedules.contains(&key)
+}
+
 /// If a run continues with another global batch or other data, says where its steps are in the
 /// epochs of the new plan. `data`: fingerprint of the training split.
 ///
 /// # Errors
 /// No step is left, although the run of the checkpoint may not have been at its end.
-pub fn check_progress(c: &Checkpoint, plan: &Plan, data: u32) -> Result<()> {
-    if (c.state.global_batch, c.state.data) == (plan.global_batch(), data) {
+pub fn check_progress(c: &Checkpoint, plan: &Plan, requested: &Config, data: u32) -> Result<()> {
+    let saved = config::from_toml(&c.config, &c.path)?.data;
+    let same_images = c.state.data == data
+        && saved.limit == requested.data.limit
+        && saved.filter_empty == requested.data.filter_empty;
+    if same_images && c.state.global_batch == plan.global_batch() {
         return Ok(());
     }
     let (start, total, each) = (c.state.step, plan.total_steps, plan.steps_per_epoch);

@@ -126,7 +126,7 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
         tracing::warn!("the validation split {split} has no boxes: its AP is undefined (-1)");
     }
     if let Some(c) = &from {
-        resume::check_progress(c, &plan, data.train.split.fingerprint())?;
+        resume::check_progress(c, &plan, &config, data.train.split.fingerprint())?;
     }
     if args.dry_run {
         return print_settings(&config, &plan);

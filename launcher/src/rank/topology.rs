@@ -17,7 +17,8 @@ pub struct Topology {
 }
 
 /// Environment variables with rank, world size, local rank and local size (empty where there is
-/// none), as set by Open MPI's mpirun, srun, and MPICH's Hydra.
+/// none), as set by Open MPI's mpirun, Hydra (MPICH, Intel MPI) and srun. srun comes last: both
+/// mpiruns start their daemons with it, and its variables then describe those.
 const LAUNCHERS: [[&str; 4]; 3] = [
     [
         "OMPI_COMM_WORLD_RANK",
@@ -25,8 +26,8 @@ const LAUNCHERS: [[&str; 4]; 3] = [
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ],
-    ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""],
     ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"],
+    ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""],
 ];
 
 impl Topology {
@@ -39,7 +40,9 @@ impl Topology {
         let number = |name: &str| var(name)?.parse::<usize>().ok();
         for [rank, world_size, local_rank, local_size] in LAUNCHERS {
             if let (Some(rank), Some(world_size)) = (number(rank), number(world_size)) {
-                let local_rank = number(local_rank).unwrap_or(rank);
+                // Under srun, its PMI plugins set the first two variables of Hydra only.
+                let local_rank =
+                    number(local_rank).or_else(|| number("SLURM_LOCALID")).unwrap_or(rank);
                 let from_slurm =
                     || tasks_of_node(&var("SLURM_STEP_TASKS_PER_NODE")?, number("SLURM_NODEID")?);
                 let local_size = number(local_size).or_else(from_slurm).unwrap_or(world_size);
@@ -98,6 +101,24 @@ mod tests {
         assert_eq!(
             topology(&srun),
             Topology { rank: 9, world_size: 12, local_rank: 1, local_size: 3 }
+        );
+        let with_pmi = [&[("PMI_RANK", "9"), ("PMI_SIZE", "12")], &srun[..]].concat();
+        assert_eq!(topology(&with_pmi), topology(&srun));
+        let hydra = [
+            ("PMI_RANK", "5"),
+            ("PMI_SIZE", "8"),
+            ("MPI_LOCALRANKID", "1"),
+            ("MPI_LOCALNRANKS", "4"),
+            // Of Hydra's daemon, one per node, which srun has started.
+            ("SLURM_PROCID", "1"),
+            ("SLURM_STEP_NUM_TASKS", "2"),
+            ("SLURM_LOCALID", "0"),
+            ("SLURM_NODEID", "1"),
+            ("SLURM_STEP_TASKS_PER_NODE", "1(x2)"),
+        ];
+        assert_eq!(
+            topology(&hydra),
+            Topology { rank: 5, world_size: 8, local_rank: 1, local_size: 4 }
         );
         assert_eq!(topology(&srun[..2]).local_size, 12);
         assert_eq!(topology(&[("SLURM_PROCID", "0")]).world_size, 1, "the batch script itself");

@@ -105,6 +105,10 @@ impl LaunchCommand {
                     env.push((name.to_owned(), "1".to_owned()));
                 }
             }
+            // mpirun starts its daemons on other nodes by srun, in a step as below in `srun_words`.
+            if machine.slurm.is_some_and(|s| s.in_step) {
+                env.push(("SLURM_OVERLAP".to_owned(), "1".to_owned()));
+            }
             mpirun_words(&layout, spec, machine)
         };
         // With salloc this process may run on a login node, even for an allocation of one node.
@@ -265,8 +269,14 @@ mod tests {
         assert!(!has_cores(spec(), slurm) && has_cores(spec(), cores));
         let more = JobSpec { ranks: Some(32), ..spec() };
         assert!(!has_cores(more, cores), "more ranks than the allocation has tasks");
-        let c = LaunchCommand::new(&spec(), &with(Allocation { pmix: false, ..slurm })).unwrap();
-        assert!(contains(&c, &["mpirun", "-n", "16"]), "{c:?}");
+        let no_pmix = Allocation { pmix: false, ..slurm };
+        let overlap = ("SLURM_OVERLAP".to_owned(), "1".to_owned());
+        for in_step in [false, true] {
+            let machine = with(Allocation { in_step, ..no_pmix });
+            let c = LaunchCommand::new(&spec(), &machine).unwrap();
+            assert!(contains(&c, &["mpirun", "-n", "16"]), "{c:?}");
+            assert_eq!(c.env.contains(&overlap), in_step, "{c:?}");
+        }
     }
 
     #[test]
