@@ -194,6 +194,29 @@ fn checkpoints_of_another_run_are_not_overwritten() {
     assert_eq!(sandbox.rows("w").len(), 2, "metrics stay");
 }
 
+/// TensorBoard files are written on request only, one for each start.
+#[test]
+fn metrics_are_written_for_tensorboard_on_request() {
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path("w") + "/tensorboard";
+    run(&mut train(&sandbox, &["train.max_steps=2"], &[]));
+    assert!(!Path::new(&folder).exists());
+    for steps in [5, 6] {
+        let steps = format!("train.max_steps={steps}");
+        let sets = [&steps, "train.tensorboard=true", "eval.every_epochs=1"];
+        run(&mut train(&sandbox, &sets, &[]));
+    }
+    let count = |file: &Path, tag: &str| {
+        let bytes = std::fs::read(file).unwrap();
+        bytes.windows(tag.len()).filter(|w| *w == tag.as_bytes()).count()
+    };
+    let counts: Vec<_> = files_in(&folder, "")
+        .iter()
+        .map(|file| ["train/grad_norm", "time/step_s", "val/AP50"].map(|tag| count(file, tag)))
+        .collect();
+    assert_eq!(counts, [[3, 3, 1], [1, 1, 1]]);
+}
+
 /// Another data set in the same work directory is refused, with a hint to `--work-dir`.
 #[test]
 fn another_data_set_in_the_same_work_directory_is_refused() {

@@ -7,7 +7,7 @@ use super::Config;
 /// Keys, or sections ending in a dot, that may change when a run is resumed: they do not affect
 /// what a step computes (`train.images_per_rank` is compared as the global batch). A key that is
 /// not listed is taken to determine the result.
-const MAY_CHANGE: [&str; 14] = [
+const MAY_CHANGE: [&str; 15] = [
     "data.shards",
     "data.val_split",
     "data.workers",
@@ -22,6 +22,7 @@ const MAY_CHANGE: [&str; 14] = [
     "train.first_bucket_mib",
     "train.step_deadline_s",
     "train.start_deadline_s",
+    "train.tensorboard",
 ];
 
 /// A key whose value differs between two configurations.

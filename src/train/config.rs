@@ -64,6 +64,8 @@ pub struct TrainConfig {
     pub step_deadline_s: f64,
     /// Deadline of a collective at the start, in evaluations and at the end, seconds.
     pub start_deadline_s: f64,
+    /// Also write the metrics to a TensorBoard event file in `WORK_DIR/tensorboard`.
+    pub tensorboard: bool,
 }
 
 /// Encoding of gradients in the all-reduce.
@@ -102,6 +104,7 @@ impl Default for TrainConfig {
             first_bucket_mib: 1.0,
             step_deadline_s: 300.0,
             start_deadline_s: 1800.0,
+            tensorboard: false,
         }
     }
 }

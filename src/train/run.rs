@@ -115,7 +115,7 @@ impl Run<'_> {
         if self.plan.rank > 0 {
             return Ok(Outputs { log: None, saver, best: vec![] });
         }
-        let log = Some(Log::open(&self.work_dir, self.start, self.plan.total_steps, self.attempt)?);
+        let log = Some(Log::open(&self.work_dir, self.start, self.plan, self.attempt)?);
         Ok(Outputs { log, saver, best: self.best_so_far()? })
     }
 

@@ -52,6 +52,11 @@ impl Metrics {
         Ok(Self { file, path: path.to_owned(), attempt, length })
     }
 
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
     /// Adds the attempt to a row and appends it. After an error the file still ends with a complete
     /// row.
     fn append(&mut self, mut row: Map<String, Value>) -> Result<()> {
@@ -74,21 +79,8 @@ impl Sink for Metrics {
         let mut row = Map::new();
         row.insert("step".into(), json!(r.step));
         row.insert("epoch".into(), json!(r.epoch));
-        row.insert("loss".into(), json!(r.loss.total()));
-        for (name, value) in &r.loss.terms {
-            row.insert((*name).into(), json!(value));
-        }
+        row.extend(r.numbers().into_iter().map(|(name, value)| (name.into(), json!(value))));
         row.insert("no_positive".into(), json!(u8::from(r.loss.without_positive())));
-        row.insert("grad_norm".into(), json!(r.grad_norm));
-        row.insert("lr".into(), json!(r.lr));
-        row.insert("data_s".into(), json!(r.data_s));
-        row.insert("step_s".into(), json!(r.step_s));
-        row.insert("images_per_s".into(), json!(r.images as f64 / r.step_s));
-        row.insert("backward_s".into(), json!(r.backward_s));
-        row.insert("comm_exposed_s".into(), json!(r.cost.exposed_s));
-        if let Some(hidden) = r.cost.hidden {
-            row.insert("comm_hidden".into(), json!(hidden));
-        }
         self.append(row)
     }
 

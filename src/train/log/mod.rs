@@ -3,16 +3,19 @@
 
 pub mod console;
 pub mod jsonl;
+pub mod tensorboard;
 mod unmatched;
 
 use std::path::Path;
 
 use super::buckets::Cost;
+use super::plan::Plan;
 use super::saver::{Output, Saver};
 use crate::Result;
 use crate::loss::Loss;
 use console::Console;
 use jsonl::Metrics;
+use tensorboard::TensorBoard;
 use unmatched::Unmatched;
 
 /// The measurements of one step.
@@ -38,6 +41,25 @@ pub struct StepRecord<'a> {
     pub images: usize,
     /// The cost of communication.
     pub cost: Cost,
+}
+
+impl StepRecord<'_> {
+    /// All numbers that are written to files, except step and epoch, with their names.
+    fn numbers(&self) -> Vec<(&'static str, f64)> {
+        let mut numbers = vec![("loss", self.loss.total())];
+        numbers.extend(&self.loss.terms);
+        numbers.extend([
+            ("grad_norm", self.grad_norm),
+            ("lr", self.lr),
+            ("data_s", self.data_s),
+            ("step_s", self.step_s),
+            ("images_per_s", self.images as f64 / self.step_s),
+            ("backward_s", self.backward_s),
+            ("comm_exposed_s", self.cost.exposed_s),
+        ]);
+        numbers.extend(self.cost.hidden.map(|share| ("comm_hidden", share)));
+        numbers
+    }
 }
 
 /// The metrics of one evaluation.
@@ -99,15 +121,20 @@ pub struct Log {
 }
 
 impl Log {
-    /// The log of attempt `attempt` (from 1) of a run in `work_dir` with `total` steps, of which
-    /// the first `start` are completed.
+    /// The log of attempt `attempt` (from 1) of a run of `plan` in `work_dir`, of which the first
+    /// `start` steps are completed.
     ///
     /// # Errors
     /// A file that cannot be opened.
-    pub fn open(work_dir: &Path, start: usize, total: usize, attempt: usize) -> Result<Self> {
+    pub fn open(work_dir: &Path, start: usize, plan: &Plan, attempt: usize) -> Result<Self> {
         let metrics = Metrics::open(&work_dir.join(jsonl::NAME), start, attempt)?;
-        let sinks: Vec<Box<dyn Sink>> =
-            vec![Box::new(metrics), Box::new(Console::new(start, total))];
+        // Without rows all earlier events are those of another run.
+        let first = if metrics.is_empty() { 0 } else { start + 1 };
+        let console = Console::new(start, plan.total_steps);
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(metrics), Box::new(console)];
+        if plan.config.train.tensorboard {
+            sinks.push(Box::new(TensorBoard::create(work_dir, first, attempt)?));
+        }
         Ok(Self { sinks, unmatched: Unmatched::default() })
     }
 
