@@ -195,8 +195,8 @@ mod tests {
         let expected = "1d00000000000000602fdf230900002040fc54d94110b0092a0f0a0d0a0676616c2f4150150000803e\
                         c2deef22";
         let bytes = record(&event.encode_to_vec());
-        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, expected);
+        let hex: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex.concat(), expected);
     }
 
     #[test]
