@@ -192,8 +192,8 @@ mod tests {
         let scalar = Scalar { tag: "val/AP".into(), simple_value: Some(0.25) };
         let what = Some(What::Summary(Summary { value: vec![scalar] }));
         let event = Event { wall_time: 1_700_000_000.5, step: 1200, what };
-        let expected = "1d00000000000000602fdf230900002040fc54d94110b0092a0f0a0d0a0676616c2f4150150000803e\
-                        c2deef22";
+        let expected = "1d00000000000000602fdf230900002040fc54d94110b0092a0f0a0d0a0676616c2f4150\
+                        150000803ec2deef22";
         let bytes = record(&event.encode_to_vec());
         let hex: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex.concat(), expected);
