@@ -50,6 +50,7 @@ fn main() {
         global_batch: 2,
         rank: 0,
         world_size: 1,
+        parts: 1,
         device: Device::Cpu,
     };
     // For each pass: images per second, images per CPU second, seconds to the first batch.

@@ -19,8 +19,9 @@ use dw::device::{self, Choice, Precision, buffer_of, upload};
 use dw::geometry::{Grid, level_sizes};
 use dw::model::Detector;
 use dw::train::buckets::Cost;
+use dw::train::input::{Input, Pixels};
 use dw::train::queue::Enqueued;
-use dw::train::step::{Input, Part, Step};
+use dw::train::step::{Part, Step};
 use dw_launch::abort::exit_now;
 use dw_launch::{Op, Topology, World};
 use dw_torch::Profile;
@@ -201,8 +202,9 @@ impl Repeated {
 
     /// Enqueues one step; `after` is called after each of its parts.
     fn enqueue(&mut self, after: impl FnMut(Part)) -> Enqueued {
-        let input = Input { images: &self.images, targets: &self.targets, at: Progress::default() };
-        self.step.run(input, 1e-5, false, None, after).expect("peers")
+        let images = Pixels::Normalised(&self.images);
+        let input = Input { images, targets: &self.targets, at: Progress::default() };
+        self.step.run(&[input], 1e-5, false, None, after).expect("peers")
     }
 
     /// Waits for a step; returns the cost of its communication.

@@ -10,7 +10,8 @@ use center::CenterConfig;
 use dw::assign::{ImageBoxes, Progress};
 use dw::geometry::{Grid, level_sizes};
 use dw::model::Detector;
-use dw::train::step::{Input, Step};
+use dw::train::input::{Input, Pixels};
+use dw::train::step::Step;
 use dw_launch::World;
 use tch::{Device, Kind, Tensor};
 
@@ -43,8 +44,9 @@ fn the_example_trains() {
     let images = Tensor::randn([1, 3, 64, 64], (Kind::Float, Device::Cpu));
     let mut losses = vec![];
     for _ in 0..20 {
-        let input = Input { images: &images, targets: &targets, at: Progress::default() };
-        let done = step.run(input, 0.01, false, None, |_| ()).unwrap();
+        let images = Pixels::Normalised(&images);
+        let input = Input { images, targets: &targets, at: Progress::default() };
+        let done = step.run(&[input], 0.01, false, None, |_| ()).unwrap();
         losses.push(done.wait(&world).unwrap().loss.total());
     }
     assert!(losses[19] < 0.8 * losses[0], "{losses:?}");

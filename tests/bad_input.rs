@@ -304,7 +304,9 @@ fn invalid_numbers_are_refused_with_their_key() {
     refused(&["assign.beta=nan"], &["`assign.beta`"]);
     refused(&["train.lr=inf"], &["`train.lr`"]);
     refused(&["train.lr_steps=[5]"], &["`train.lr_steps`", "hint:"]);
-    refused(&["train.accumulate=4"], &["`train.accumulate`", "hint:", "train.images_per_rank"]);
+    refused(&["train.accumulation_steps=4"], &["accumulation_steps", "`train.accumulate`"]);
+    refused(&["train.accumulate=0"], &["`train.accumulate`", "1 to"]);
+    refused(&["train.accumulate=2", "model.norm=bn"], &["`train.accumulate`", "`model.norm`"]);
     refused(&["assign.prior=threshold", "assign.prior_value=1.5"], &["assign.prior_value"]);
     refused(&["train.images_per_rank=1152921504606846976"], &["`train.images_per_rank`"]);
     refused(&["train.epochs=9223372036854775807"], &["`train.epochs`"]);

@@ -21,6 +21,7 @@ use dw::train::TrainConfig;
 use dw::train::buckets::Buckets;
 use dw::train::config::GradCompression;
 use dw::train::flat::Flat;
+use dw::train::input::{Input, Pixels};
 use dw::train::step::Step;
 use dw_launch::abort::exit_now;
 use dw_launch::nccl::{self, Library, Nccl};
@@ -169,9 +170,12 @@ fn gradients(device: Device, kind: Kind, activations: Kind) -> (f64, Tensor) {
         ImageBoxes { boxes: vec![[5.0, 5.0, 30.0, 40.0]], labels: vec![1], padded: None },
     ];
     let targets = step.matcher().targets(&Grid::centers(&level_sizes(96, 128)), &truth);
-    let predicted = step.forward(&images(device, kind));
-    let loss = step.loss(&predicted, &targets, &Progress::default(), false).unwrap();
-    step.backward(&loss).unwrap();
+    let images = images(device, kind);
+    let images = Pixels::Normalised(&images);
+    let input = Input { images, targets: &targets, at: Progress::default() };
+    let predicted = step.forward(images);
+    let loss = step.loss(&predicted, &input, None, false).unwrap();
+    step.backward(&loss, &[]).unwrap();
     (loss.read().unwrap().total(), step.flat.grads.to_device(Device::Cpu).to_kind(Kind::Double))
 }
 

@@ -12,6 +12,7 @@ use dw::config;
 use dw::device::kernels::{SOURCE, check};
 use dw::geometry::{Grid, level_sizes};
 use dw::model::{ClassOutput, Detector, NormKind, Params, Predictions};
+use dw::train::input::{Input, Pixels};
 use dw::train::kernels::difference;
 use dw::train::step::Step;
 use dw_launch::World;
@@ -178,9 +179,11 @@ fn gradient(kind: Kind, activations: Kind) -> Tensor {
     let targets = step.matcher().targets(&Grid::centers(&level_sizes(96, 128)), &truth);
     tch::manual_seed(4);
     let images = Tensor::rand([2, 3, 96, 128], (Kind::Double, Device::Cpu)).to_kind(kind);
-    let predicted = step.forward(&images);
-    let loss = step.loss(&predicted, &targets, &Progress::default(), false).unwrap();
-    step.backward(&loss).unwrap();
+    let images = Pixels::Normalised(&images);
+    let input = Input { images, targets: &targets, at: Progress::default() };
+    let predicted = step.forward(images);
+    let loss = step.loss(&predicted, &input, None, false).unwrap();
+    step.backward(&loss, &[]).unwrap();
     let entries = step.detector.params.entries.iter().map(|e| e.tensor.grad());
     let flat = |t: Tensor| t.reshape([-1]).to_kind(Kind::Double);
     Tensor::cat(&entries.filter(Tensor::defined).map(flat).collect::<Vec<_>>(), 0)

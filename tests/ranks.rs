@@ -115,6 +115,44 @@ fn losses_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
+/// A rank with several passes computes the losses of as many ranks; its run can be resumed on them
+/// and the other way round, and is bit-exact on its own.
+#[test]
+fn accumulated_gradients_give_the_losses_of_as_many_ranks() {
+    let sandbox = Sandbox::with_images(24, 5);
+    let train = |ranks: usize, work: &str, accumulate: &str, steps: &str, precision: &str| {
+        let precision = format!("train.precision={precision}");
+        let sets = ["train.images_per_rank=2", accumulate, steps, &precision];
+        sandbox.train(ranks, work, &[&["eval.every_epochs=0"], &sets[..]].concat());
+        sandbox.losses(work)
+    };
+    let [one, two, four] = ["train.accumulate=1", "train.accumulate=2", "train.accumulate=4"];
+    let [half, whole] = ["train.max_steps=5", "train.max_steps=10"];
+    let expected = train(4, "4x1", one, whole, "f64");
+    assert_eq!(expected.len(), 10);
+    let number = |text: &String| text.parse::<f64>().unwrap();
+    let check = |losses: Vec<String>, case: &str| {
+        for (step, (a, b)) in expected.iter().zip(&losses).enumerate() {
+            let (a, b) = (number(a), number(b));
+            assert!((a - b).abs() <= 1e-9 * a, "{case}, step {step}: {a} on four ranks, {b}");
+        }
+        assert_eq!(losses.len(), 10, "{case}");
+    };
+    check(train(2, "2x2", two, whole, "f64"), "two ranks, two passes");
+    // The same command on another number of ranks, from one rank to two and from two to one.
+    train(1, "1x4", four, half, "f64");
+    check(train(2, "1x4", four, whole, "f64"), "resumed on two ranks");
+    train(2, "2 of 4", two, half, "f64");
+    check(train(1, "2 of 4", two, whole, "f64"), "resumed on one rank");
+    let settings = std::fs::read_to_string(sandbox.path("2 of 4/settings-2.txt")).unwrap();
+    assert!(settings.contains("8 = 2 images x 1 ranks x 4 passes"), "{settings}");
+    for precision in ["f32", "bf16"] {
+        let (a, b) = (format!("a{precision}"), format!("b{precision}"));
+        train(1, &b, four, half, precision);
+        assert_eq!(train(1, &a, four, whole, precision), train(1, &b, four, whole, precision));
+    }
+}
+
 /// The running statistics of batch norm are those of the whole batch, however many ranks share it:
 /// the mean of a channel is the mean of the means of two images of one size.
 #[test]

@@ -183,8 +183,7 @@ pub fn check(
         }
     }
     check_divisible(batch, world.size())?;
-    let wanted = requested.train.images_per_rank * world.size();
-    if batch != wanted {
+    if batch != requested.train.global_batch(world.size()) {
         let (ranks, each) = (world.size(), batch / world.size());
         tracing::info!(
             "keeping the global batch of {batch} images: {each} on each of {ranks} ranks"
@@ -193,9 +192,9 @@ pub fn check(
     Ok(batch)
 }
 
-/// The global batch (images) to continue with. The run's global batch is kept if `images_per_rank`
-/// is unchanged, on any number of ranks, or if the requested global batch is equal; anything else
-/// is added to `determining`.
+/// The global batch (images) to continue with. The run's global batch is kept if the requested
+/// images of a rank are unchanged, on any number of ranks, or if the requested global batch is
+/// equal; anything else is added to `determining`.
 fn global_batch(
     c: &Checkpoint,
     saved: &Config,
@@ -204,12 +203,12 @@ fn global_batch(
     determining: &mut Vec<Change>,
 ) -> usize {
     let kept = c.state.global_batch;
-    let wanted = requested.train.images_per_rank * num_ranks;
-    if wanted == kept || requested.train.images_per_rank == saved.train.images_per_rank {
+    let wanted = requested.train.global_batch(num_ranks);
+    if wanted == kept || requested.train.global_batch(1) == saved.train.global_batch(1) {
         return kept;
     }
     determining.push(Change {
-        key: "train.images_per_rank x ranks (global batch)".into(),
+        key: "train.images_per_rank x train.accumulate x ranks (global batch)".into(),
         old: kept.to_string(),
         new: wanted.to_string(),
     });

@@ -246,7 +246,7 @@ fn starting_point(
     if *requested != Resume::Auto {
         resume::check_unused(&checkpoints, newest, from.as_ref(), work_dir)?;
     }
-    let mut global_batch = config.train.images_per_rank * world.size();
+    let mut global_batch = config.train.global_batch(world.size());
     if let Some(c) = &from {
         let saved = config::from_toml(&c.config, &c.path)?;
         let changes = args.resume_with_changes;
@@ -328,7 +328,7 @@ fn dry_run_without_data(
     }
     let device = select_device(args, &mut config, num_threads, topology)?;
     let world = join(device, world)?;
-    let global_batch = config.train.images_per_rank * world.size();
+    let global_batch = config.train.global_batch(world.size());
     let inputs = RunInputs {
         name: args.name(),
         toml: config.to_toml()?,

@@ -4,7 +4,7 @@ use toml::{Table, Value};
 
 use super::Config;
 use crate::data::config::MAX_SIDE;
-use crate::model::{Distances, HeadNorm, ModelConfig, Tower};
+use crate::model::{Distances, HeadNorm, ModelConfig, NormKind, Tower};
 use crate::{Error, Result};
 
 /// Maximum number of images in a batch.
@@ -137,6 +137,12 @@ fn train(c: &Config) -> Checked {
     let images = 1..=MAX_IMAGES;
     let expected = format!("1 to {MAX_IMAGES}");
     must(images.contains(&t.images_per_rank), "train.images_per_rank", &expected)?;
+    must(images.contains(&t.accumulate), "train.accumulate", &expected)?;
+    must(
+        t.accumulate == 1 || c.model.norm != NormKind::Bn,
+        "train.accumulate",
+        "1 with `model.norm` = \"bn\", whose statistics are those of a forward pass",
+    )?;
     must(images.contains(&t.base_batch), "train.base_batch", &expected)?;
     must(t.lr >= 0.0, "train.lr", "a number of at least 0")?;
     must((0.0..1.0).contains(&t.momentum), "train.momentum", "at least 0 and below 1")?;

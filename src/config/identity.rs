@@ -5,9 +5,9 @@ use toml::{Table, Value};
 use super::Config;
 
 /// Keys, or sections ending in a dot, that may change when a run is resumed: they do not affect
-/// what a step computes (`train.images_per_rank` is compared as the global batch). A key that is
-/// not listed is taken to determine the result.
-const MAY_CHANGE: [&str; 15] = [
+/// what a step computes (`train.images_per_rank` and `train.accumulate` are compared as the global
+/// batch). A key that is not listed is taken to determine the result.
+const MAY_CHANGE: [&str; 16] = [
     "data.shards",
     "data.val_split",
     "data.workers",
@@ -17,6 +17,7 @@ const MAY_CHANGE: [&str; 15] = [
     "train.epochs",
     "train.max_steps",
     "train.images_per_rank",
+    "train.accumulate",
     "train.threads",
     "train.bucket_mib",
     "train.first_bucket_mib",
@@ -112,7 +113,7 @@ mod tests {
             .map(|k| k.strip_prefix('[').map_or(k.to_owned(), |s| s.replace(']', ".")))
             .collect();
         // Compared as the global batch.
-        documented.push("train.images_per_rank".to_owned());
+        documented.extend(["train.images_per_rank", "train.accumulate"].map(str::to_owned));
         documented.sort();
         let mut listed = MAY_CHANGE.to_vec();
         listed.sort_unstable();

@@ -53,13 +53,14 @@ impl Config {
         }
     }
 
-    /// The sections that the training loop reads.
+    /// What the training loop reads.
     pub fn run(&self) -> RunConfig {
         RunConfig {
             data: self.data.clone(),
             train: self.train.clone(),
             eval: self.eval.clone(),
             checkpoint: self.checkpoint.clone(),
+            norm: self.model.norm,
         }
     }
 

@@ -30,6 +30,10 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     ),
     (&["amp", "autocast", "fp16", "bf16", "half", "mixed_precision", "dtype"], "train.precision"),
     (&["random_seed"], "train.seed"),
+    (
+        &["accumulation_steps", "gradient_accumulation_steps", "accumulate_grad_batches"],
+        "train.accumulate",
+    ),
     (&["num_workers", "workers_per_gpu", "n_workers"], "data.workers"),
     (
         &["imgsz", "img_size", "image_size", "img_scale", "input_size", "min_size"],
@@ -58,15 +62,6 @@ const NO_KEY: &[(&[&str], &str)] = &[
     (
         &["num_classes", "classes", "nc", "class_names"],
         "the classes come from the packed data (`dw-pack info OUT`)",
-    ),
-    (
-        &[
-            "accumulate",
-            "accumulation_steps",
-            "gradient_accumulation_steps",
-            "accumulate_grad_batches",
-        ],
-        "gradients are not accumulated; the global batch is train.images_per_rank x ranks",
     ),
     (&["optimizer", "optim"], "the optimiser is SGD with train.momentum and train.weight_decay"),
     (
@@ -176,7 +171,7 @@ mod tests {
             ("train.amp", "`train.precision`"),
             ("model.num_classes", "dw-pack info"),
             ("train.learning_rate", "`train.lr`"),
-            ("train.accumulate", "not accumulated"),
+            ("train.accumulation_steps", "`train.accumulate`"),
             ("assign.gamma", "`assign.gamma1`"),
             ("eval.batch_size", "`eval.batch`"),
             ("eval.flip_ratio", "`eval.flip`"),

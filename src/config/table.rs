@@ -110,6 +110,11 @@ fn execution(config: &Config, plan: &Plan) -> Rows {
 
 fn optimisation(config: &Config, plan: &Plan) -> Rows {
     let (t, batch, ranks) = (&config.train, plan.global_batch(), plan.world_size);
+    let passes = match plan.parts {
+        1 => String::new(),
+        n => format!(" x {n} passes"),
+    };
+    let images = plan.images_per_pass();
     let lr = format!(
         "{} ({} at {} images, scaling {:?}), x{} after epochs {:?}, warm-up {} steps",
         plan.schedule.lr, t.lr, t.base_batch, t.lr_scaling, t.lr_decay, t.lr_steps, t.warmup_steps
@@ -121,7 +126,7 @@ fn optimisation(config: &Config, plan: &Plan) -> Rows {
         plan.steps_per_epoch
     );
     vec![
-        ("global batch", format!("{batch} = {} images x {ranks} ranks", batch / ranks)),
+        ("global batch", format!("{batch} = {images} images x {ranks} ranks{passes}")),
         ("learning rate", lr),
         ("schedule", schedule),
         ("seed", t.seed.to_string()),

@@ -18,7 +18,7 @@ use crate::device::threads::refused;
 use crate::geometry::{Grid, level_sizes};
 use crate::{Error, Result};
 
-/// The images and targets of one rank in one step.
+/// The images and targets of one rank in one step, or a part of them (`train.accumulate`).
 #[derive(Debug)]
 pub struct Batch {
     /// Resized images, in host memory.
@@ -44,6 +44,8 @@ pub struct BatchSettings {
     pub rank: usize,
     /// Number of ranks.
     pub world_size: usize,
+    /// Number of batches into which a rank's images of one step are divided.
+    pub parts: usize,
     /// The device that will use the batches: for a GPU the images are in page-locked memory, so
     /// that they can be copied asynchronously.
     pub device: Device,
@@ -59,23 +61,25 @@ pub struct BatchLayout {
     pub padded: (u32, u32),
 }
 
-/// The layout of a rank's batch in step `step` (from 0) of the run. `images` is the number of
-/// images of the dataset, `size` returns the (width, height) of one. The result is a pure function
-/// of seed, step and global batch size: the images and transforms of the global batch, and the
-/// padded shape of every group of `data.group` consecutive positions, do not depend on the number
-/// of ranks.
+/// The layout of batch `index` (from 0) of a rank in the run; a step has `settings.parts` batches.
+/// `images` is the number of images of the dataset, `size` returns the (width, height) of one. The
+/// result is a pure function of seed, step and global batch size: the images and transforms of the
+/// global batch, and the padded shape of every group of `data.group` consecutive positions, do not
+/// depend on the number of ranks or parts.
 pub fn batch_layout(
     settings: &BatchSettings,
     order: &Order,
     images: usize,
     size: impl Fn(usize) -> (u32, u32),
-    step: usize,
+    index: usize,
 ) -> BatchLayout {
     let per_epoch = steps_per_epoch(images, settings.global_batch);
-    let (epoch, own) = (
-        step / per_epoch,
-        positions(step % per_epoch, settings.rank, settings.world_size, settings.global_batch),
-    );
+    let (step, part) = (index / settings.parts, index % settings.parts);
+    // The parts of a rank have the images that as many ranks would have.
+    let (share, shares) =
+        (settings.rank * settings.parts + part, settings.world_size * settings.parts);
+    let (epoch, own) =
+        (step / per_epoch, positions(step % per_epoch, share, shares, settings.global_batch));
     let transformed = |position: usize| {
         let image = order.image(position);
         let (w, h) = size(image);
@@ -88,8 +92,8 @@ pub fn batch_layout(
     BatchLayout { images: own.map(transformed).collect(), padded }
 }
 
-/// Prepares a rank's batch of step `step` (from 0) of the run: reads, decodes and augments the
-/// images, and computes the targets. Can be called from any thread.
+/// Prepares batch `index` (from 0) of a rank in the run: reads, decodes and augments the images,
+/// and computes the targets. Can be called from any thread.
 ///
 /// # Errors
 /// A damaged record, or memory that cannot be allocated.
@@ -97,10 +101,10 @@ pub fn make_batch(
     dataset: &Dataset,
     settings: &BatchSettings,
     order: &Order,
-    step: usize,
+    index: usize,
 ) -> Result<Batch> {
     let size = |image: usize| dataset.split.entry(dataset.records[image]).original();
-    let layout = batch_layout(settings, order, dataset.len(), size, step);
+    let layout = batch_layout(settings, order, dataset.len(), size, index);
     let (w, h) = layout.padded;
     let grid = Grid {
         sizes: level_sizes(i64::from(h), i64::from(w)).to_vec(),
@@ -146,11 +150,11 @@ fn sampler_settings(dataset: &Dataset, settings: &BatchSettings) -> SamplerSetti
 
 /// Progress of the threads and of the consumer.
 struct State {
-    /// The next step that a thread will prepare.
+    /// The next batch that a thread will prepare.
     next: usize,
-    /// The next step that the consumer will take.
+    /// The next batch that the consumer will take.
     consumed: usize,
-    /// Prepared batches, by step.
+    /// Prepared batches, by index.
     ready: BTreeMap<usize, Result<Batch>>,
     /// Set when the loader is dropped.
     closed: bool,
@@ -160,13 +164,13 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// One past the last step.
+    /// One past the last batch.
     end: usize,
-    /// Maximum number of steps that the threads are ahead of the consumer.
+    /// Maximum number of batches that the threads are ahead of the consumer.
     ahead: usize,
 }
 
-/// The batches of a range of steps, in order, prepared by background threads.
+/// A range of a rank's batches, in order, prepared by background threads.
 pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -175,28 +179,28 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts `threads` threads that prepare the batches of `steps`, at most `ahead` steps ahead of
-    /// the consumer.
+    /// Starts `threads` threads that prepare `batches`, at most `ahead` batches ahead of the
+    /// consumer.
     ///
     /// # Errors
     /// A thread that cannot be started.
     pub fn start(
         dataset: &Arc<Dataset>,
         settings: &BatchSettings,
-        steps: std::ops::Range<usize>,
+        batches: std::ops::Range<usize>,
         threads: usize,
         ahead: usize,
     ) -> Result<Self> {
         let state = State {
-            next: steps.start,
-            consumed: steps.start,
+            next: batches.start,
+            consumed: batches.start,
             ready: BTreeMap::new(),
             closed: false,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            end: steps.end,
+            end: batches.end,
             ahead,
         });
         let mut loader = Self { shared, threads: vec![], waited_s: 0.0 };
@@ -210,28 +214,27 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Waits for the batch of the next step; `None` after the last step.
+    /// Waits for the next batch; `None` after the last one.
     ///
     /// # Errors
     /// The error that occurred while the batch was prepared.
     pub fn next_batch(&mut self) -> Option<Result<Batch>> {
         let start = Instant::now();
         let mut state = lock(&self.shared.state);
-        let step = state.consumed;
-        if step >= self.shared.end {
+        let index = state.consumed;
+        if index >= self.shared.end {
             return None;
         }
         loop {
-            if let Some(batch) = state.ready.remove(&step) {
+            if let Some(batch) = state.ready.remove(&index) {
                 state.consumed += 1;
                 self.shared.changed.notify_all();
                 self.waited_s = start.elapsed().as_secs_f64();
                 return Some(batch);
             }
-            if self.threads.iter().all(JoinHandle::is_finished) && !state.ready.contains_key(&step)
-            {
+            if self.threads.iter().all(JoinHandle::is_finished) {
                 return Some(Err(Error::Bug(format!(
-                    "the data loader threads ended without a batch for step {step}"
+                    "the data loader threads ended without batch {index}"
                 ))));
             }
             let waiting =
@@ -262,21 +265,21 @@ fn prepare_batches(shared: &Shared, dataset: &Dataset, settings: &BatchSettings)
     let per_epoch = steps_per_epoch(dataset.len(), settings.global_batch);
     let sampler = sampler_settings(dataset, settings);
     let mut order: Option<(usize, Order)> = None;
-    while let Some(step) = next_step(shared) {
-        let epoch = step / per_epoch;
+    while let Some(index) = next_batch(shared) {
+        let epoch = index / settings.parts / per_epoch;
         if order.as_ref().is_none_or(|o| o.0 != epoch) {
             order = Some((epoch, Order::new(&sampler, settings.seed, epoch)));
         }
         if let Some((_, order)) = &order {
-            let batch = make_batch(dataset, settings, order, step);
-            lock(&shared.state).ready.insert(step, batch);
+            let batch = make_batch(dataset, settings, order, index);
+            lock(&shared.state).ready.insert(index, batch);
             shared.changed.notify_all();
         }
     }
 }
 
-/// Waits until another step may be prepared; `None` when there is none.
-fn next_step(shared: &Shared) -> Option<usize> {
+/// Waits until another batch may be prepared; `None` when there is none.
+fn next_batch(shared: &Shared) -> Option<usize> {
     let mut state = lock(&shared.state);
     while !state.closed && state.next < shared.end {
         if state.next < state.consumed + shared.ahead {
@@ -301,9 +304,9 @@ mod tests {
     }
 
     /// Up to 4,096 ranks: equal shares, and the same images, flips, scales and group shapes at the
-    /// same positions.
+    /// same positions. The parts of a rank are the batches of as many ranks.
     #[test]
-    fn batches_do_not_depend_on_the_number_of_ranks() {
+    fn batches_do_not_depend_on_the_number_of_ranks_and_parts() {
         let size = |i: usize| (200 + (i * 37 % 500) as u32, 200 + (i * 53 % 400) as u32);
         let data = DataConfig {
             multi_scale: vec![480, 960],
@@ -318,25 +321,32 @@ mod tests {
                 Some(Arc::new((0..images).map(|i| size(i).1 > size(i).0).collect::<Vec<_>>()));
             let sampler = SamplerSettings { images, batch, nodes, group: data.group, portrait };
             let order = Order::new(&sampler, 9, 1);
-            let settings = |rank, world_size| BatchSettings {
+            let settings = |rank, world_size, parts| BatchSettings {
                 data: data.clone(),
                 matcher: Arc::new(NoTargets),
                 seed: 9,
                 global_batch: batch,
                 rank,
                 world_size,
+                parts,
                 device: Device::Cpu,
             };
             let first = steps_per_epoch(images, batch);
             for step in [first, 2 * first - 1] {
-                let whole = batch_layout(&settings(0, 1), &order, images, size, step);
+                let whole = batch_layout(&settings(0, 1, 1), &order, images, size, step);
                 assert_eq!(whole.images.len(), batch);
                 for ranks in (1..=batch).filter(|n| batch % n == 0) {
                     let parts: Vec<BatchLayout> = (0..ranks)
                         .map(|rank| {
-                            batch_layout(&settings(rank, ranks), &order, images, size, step)
+                            batch_layout(&settings(rank, ranks, 1), &order, images, size, step)
                         })
                         .collect();
+                    let two = if ranks % 2 == 0 { 2 } else { 1 };
+                    for rank in [0, ranks / two - 1] {
+                        let s = settings(rank, ranks / two, two);
+                        let of = |part| batch_layout(&s, &order, images, size, step * two + part);
+                        assert!((0..two).all(|part| of(part) == parts[rank * two + part]));
+                    }
                     assert!(parts.iter().all(|p| p.images.len() == batch / ranks), "{ranks} ranks");
                     let joined: Vec<_> = parts.iter().flat_map(|p| p.images.clone()).collect();
                     assert!(

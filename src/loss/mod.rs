@@ -50,8 +50,8 @@ impl Normaliser {
 /// The loss of one step, on the device.
 #[derive(Debug)]
 pub struct Reduced {
-    /// This rank's part of the loss, a scalar to run backward from. The gradients of all ranks add
-    /// up to the gradient of the global batch.
+    /// This rank's part of the loss, a scalar to run backward from. The gradients of all ranks and
+    /// of all parts of their batches add up to the gradient of the global batch.
     pub local: Tensor,
     /// Sum, normaliser and its lower bound of each term over all ranks, then the number of ranks
     /// that request to stop, f64.
@@ -96,6 +96,12 @@ impl Loss {
 }
 
 impl Reduced {
+    /// As [`Reduced::local`], of another part of this rank's batch, whose numbers were given to
+    /// [`reduce`].
+    pub fn local_of(&self, terms: &[Term]) -> Tensor {
+        local(terms, &self.sums)
+    }
+
     /// Waits for the sums and computes the loss.
     ///
     /// # Errors
@@ -118,15 +124,9 @@ impl Reduced {
     }
 }
 
-/// Reduces the terms of all ranks to the loss. Sums are f64. `stop` is this rank's vote to stop
-/// after the step. The host reads nothing back; on a GPU it only enqueues work.
-///
-/// mmdetection clamps the mean of a normaliser over the ranks; here the sum is clamped. Results
-/// differ only in steps in which that sum is smaller than the number of ranks.
-///
-/// # Errors
-/// The connection to another rank is lost.
-pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Reduced> {
+/// Sum, normaliser and its lower bound of each term, then the vote `stop`: f64, on the device of
+/// the terms.
+pub fn numbers(terms: &[Term], stop: bool) -> Tensor {
     let vote = Tensor::full_like(&terms[0].sum.detach(), f64::from(u8::from(stop)));
     let of_term = |t: &Term| -> [Tensor; NUMBERS] {
         let at_least = Tensor::full_like(&t.by.value, t.by.at_least);
@@ -134,8 +134,41 @@ pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Reduced> {
     };
     let mut scalars: Vec<Tensor> = terms.iter().flat_map(of_term).collect();
     scalars.push(vote);
-    let sums = Tensor::stack(&scalars, 0).to_kind(Kind::Double);
+    Tensor::stack(&scalars, 0).to_kind(Kind::Double)
+}
+
+/// Reduces the terms of all ranks to the loss. Sums are f64. `earlier` are the [`numbers`] of other
+/// parts of this rank's batch; `stop` is this rank's vote to stop after the step. The host reads
+/// nothing back; on a GPU it only enqueues work.
+///
+/// mmdetection clamps the mean of a normaliser over the ranks; here the sum is clamped. Results
+/// differ only in steps in which that sum is smaller than the number of ranks.
+///
+/// # Errors
+/// The connection to another rank is lost.
+pub fn reduce(
+    terms: &[Term],
+    earlier: Option<&Tensor>,
+    stop: bool,
+    world: &World,
+) -> Result<Reduced> {
+    let mut sums = numbers(terms, stop);
+    if let Some(earlier) = earlier {
+        sums += earlier;
+    }
     sum_over_ranks(&sums, world)?;
+    let settings = |t: &Term| TermSettings {
+        name: t.name,
+        floor: t.by.floor,
+        plus: t.by.plus,
+        needs_positives: t.needs_positives,
+    };
+    Ok(Reduced { local: local(terms, &sums), sums, terms: terms.iter().map(settings).collect() })
+}
+
+/// The terms of a part of the batch, divided by the normalisers in `sums` and added up: a scalar to
+/// run backward from.
+fn local(terms: &[Term], sums: &Tensor) -> Tensor {
     let mut local = Tensor::zeros_like(&terms[0].sum.detach());
     for (i, t) in terms.iter().enumerate() {
         let at = (NUMBERS * i) as i64;
@@ -143,13 +176,7 @@ pub fn reduce(terms: &[Term], stop: bool, world: &World) -> Result<Reduced> {
         let denominator = value + t.by.plus;
         local += &t.sum / denominator.to_kind(t.sum.kind());
     }
-    let settings = |t: &Term| TermSettings {
-        name: t.name,
-        floor: t.by.floor,
-        plus: t.by.plus,
-        needs_positives: t.needs_positives,
-    };
-    Ok(Reduced { local, sums, terms: terms.iter().map(settings).collect() })
+    local
 }
 
 /// Adds a vector over all ranks, in place.

@@ -22,8 +22,11 @@ pub struct TrainConfig {
     pub epochs: usize,
     /// Number of steps of the run; overrides `epochs` (0: computed from `epochs`).
     pub max_steps: usize,
-    /// Images per rank and step.
+    /// Images per rank and forward pass.
     pub images_per_rank: usize,
+    /// Number of forward and backward passes of a step, whose gradients are added: the global batch
+    /// is images_per_rank x ranks x accumulate.
+    pub accumulate: usize,
     /// Seed of the initial weights, the order of the images and the augmentation.
     pub seed: u64,
     /// Learning rate at `base_batch` images.
@@ -68,6 +71,13 @@ pub struct TrainConfig {
     pub tensorboard: bool,
 }
 
+impl TrainConfig {
+    /// Images of all ranks in one step.
+    pub fn global_batch(&self, num_ranks: usize) -> usize {
+        self.images_per_rank * self.accumulate * num_ranks
+    }
+}
+
 /// Encoding of gradients in the all-reduce.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,6 +95,7 @@ impl Default for TrainConfig {
             epochs: 12,
             max_steps: 0,
             images_per_rank: 2,
+            accumulate: 1,
             seed: 0,
             lr: 0.01,
             base_batch: 16,

@@ -8,12 +8,13 @@ use super::schedule::Schedule;
 use crate::data::DataConfig;
 use crate::data::sampler::steps_per_epoch;
 use crate::eval::EvalConfig;
+use crate::model::NormKind;
 use crate::{Error, Result};
 
 /// Maximum number of batches prepared ahead with up to three loader threads.
 const MAX_AHEAD: usize = 4;
 
-/// The sections of a configuration that the training loop reads.
+/// What the training loop reads of a configuration.
 #[derive(Debug, Clone)]
 pub struct RunConfig {
     /// `[data]`
@@ -24,6 +25,8 @@ pub struct RunConfig {
     pub eval: EvalConfig,
     /// `[checkpoint]`
     pub checkpoint: CheckpointConfig,
+    /// `model.norm`
+    pub norm: NormKind,
 }
 
 /// How far batches are prepared ahead.
@@ -36,10 +39,10 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// As many batches as fit into `data.prefetch_mib`, but at least 2, and at most the number of
-    /// loader threads plus one (or [`MAX_AHEAD`] if that is larger). `images`: images per rank and
-    /// step.
-    fn new(data: &DataConfig, images: usize, workers: usize, device: Device) -> Self {
+    /// As many batches as fit into `data.prefetch_mib`, but at least 2, and at most the largest of
+    /// [`MAX_AHEAD`], the number of loader threads plus one, and two steps' `parts`. `images`:
+    /// images per batch.
+    fn new(data: &DataConfig, images: usize, parts: usize, workers: usize, device: Device) -> Self {
         // A batch can hold a landscape and a portrait image: both padded sides are then long.
         let side = data.long_side.next_multiple_of(32) as usize;
         let bytes = images * 3 * side * side;
@@ -47,7 +50,7 @@ impl Prefetch {
         let bytes = if device.is_cuda() { bytes.next_power_of_two() } else { bytes };
         let batch_mib = bytes.div_ceil(1 << 20);
         let room = data.prefetch_mib / batch_mib;
-        Self { batches: room.min(MAX_AHEAD.max(workers + 1)).max(2), batch_mib }
+        Self { batches: room.min(MAX_AHEAD.max(workers + 1).max(2 * parts)).max(2), batch_mib }
     }
 }
 
@@ -83,6 +86,8 @@ pub struct Plan {
     pub rank: usize,
     /// Number of ranks.
     pub world_size: usize,
+    /// Number of forward and backward passes into which a rank divides its images of a step.
+    pub parts: usize,
     /// Steps of an epoch.
     pub steps_per_epoch: usize,
     /// Steps of the run.
@@ -111,8 +116,10 @@ impl Plan {
                  ({global_batch}) that is at most the number of images ({train_images})"
             )));
         }
-        let steps = steps_per_epoch(train_images, global_batch);
         let t = &config.train;
+        let images = global_batch / world.size();
+        let parts = num_parts(images, &config);
+        let steps = steps_per_epoch(train_images, global_batch);
         let total_steps = if t.max_steps == 0 { steps * t.epochs } else { t.max_steps };
         let lr = match t.lr_scaling {
             LrScaling::Linear => t.lr * global_batch as f64 / t.base_batch as f64,
@@ -127,11 +134,11 @@ impl Plan {
             warmup_ratio: t.warmup_ratio,
         };
         let workers = if config.data.workers == 0 { inputs.threads } else { config.data.workers };
-        let images = global_batch / world.size();
         Ok(Self {
-            prefetch: Prefetch::new(&config.data, images, workers, inputs.device),
+            prefetch: Prefetch::new(&config.data, images / parts, parts, workers, inputs.device),
             rank: world.rank(),
             world_size: world.size(),
+            parts,
             steps_per_epoch: steps,
             total_steps,
             schedule,
@@ -146,4 +153,21 @@ impl Plan {
     pub fn global_batch(&self) -> usize {
         self.inputs.global_batch
     }
+
+    /// Images of a forward pass.
+    pub fn images_per_pass(&self) -> usize {
+        self.inputs.global_batch / self.world_size / self.parts
+    }
+}
+
+/// The number of equal passes for a rank's `images` of a step: the smallest with which a pass has
+/// at most `train.images_per_rank`. In a new run that is `train.accumulate`; a run that is resumed
+/// on another number of ranks keeps its global batch, so that a rank has more or fewer images.
+fn num_parts(images: usize, config: &RunConfig) -> usize {
+    if config.norm == NormKind::Bn {
+        // Its statistics are those of a pass, so that passes do not have the numbers of ranks.
+        return 1;
+    }
+    let fits = |n: &usize| images.is_multiple_of(*n) && images / n <= config.train.images_per_rank;
+    (1..=images).find(fits).unwrap_or(images)
 }

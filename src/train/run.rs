@@ -11,12 +11,13 @@ use dw_launch::{World, signals};
 use super::checkpoint;
 use super::config::OnError;
 use super::due::{Due, Intervals};
+use super::input::{Input, Pixels};
 use super::log::{Log, StepRecord, jsonl};
 use super::plan::Plan;
 use super::queue::{Queue, Running, StepResult};
 use super::saver::Saver;
 use super::snapshot::{self, Snapshot};
-use super::step::{Input, Step};
+use super::step::Step;
 use super::validation::{self, Validation};
 use crate::assign::Progress;
 use crate::data::images::Normalisation;
@@ -80,13 +81,13 @@ impl Run<'_> {
             self.world.set_step(step + 1);
             let fault = faults.and_then(|f| f.trigger(self.plan.rank, step + 1));
             let began = Instant::now();
-            let Some(batch) = loader.next_batch() else { break };
-            let Batch { images, targets, image_ids, .. } = batch?;
+            let (batches, data_s) = self.next_batches(&mut loader)?;
             let (lr, at) = (self.plan.schedule.lr(step), self.progress(step));
-            let images = normalisation.apply(&images, self.step.detector.activations);
-            let input = Input { images: &images, targets: &targets, at };
-            let enqueued = self.step.run(input, lr, stop.load(Ordering::Relaxed), fault, |_| ())?;
-            let data_s = loader.waited_s;
+            let input = |b| input(b, &normalisation, at);
+            let parts: Vec<Input> = batches.iter().map(input).collect();
+            let enqueued =
+                self.step.run(&parts, lr, stop.load(Ordering::Relaxed), fault, |_| ())?;
+            let image_ids = batches.into_iter().flat_map(|b| b.image_ids).collect();
             queue.running.push_back(Running { step, enqueued, image_ids, lr, data_s, began });
             self.complete(&mut queue, false, &mut outputs)?;
             // Before anything reads the network, all of its steps must have been found finite.
@@ -175,10 +176,22 @@ impl Run<'_> {
             global_batch: plan.inputs.global_batch,
             rank: plan.rank,
             world_size: plan.world_size,
+            parts: plan.parts,
             device: plan.inputs.device,
         };
-        let steps = self.start..plan.total_steps;
-        Loader::start(&self.train, &settings, steps, plan.workers, plan.prefetch.batches)
+        let batches = self.start * settings.parts..plan.total_steps * settings.parts;
+        Loader::start(&self.train, &settings, batches, plan.workers, plan.prefetch.batches)
+    }
+
+    /// The batches of the next step, and the seconds that this rank waited for them.
+    fn next_batches(&self, loader: &mut Loader) -> Result<(Vec<Batch>, f64)> {
+        let (mut batches, mut waited_s) = (vec![], 0.0);
+        for _ in 0..self.plan.parts {
+            let ended = || Err(Error::Bug("the data loader ended before the run".into()));
+            batches.push(loader.next_batch().unwrap_or_else(ended)?);
+            waited_s += loader.waited_s;
+        }
+        Ok((batches, waited_s))
     }
 
     /// Progress before a step.
@@ -371,4 +384,9 @@ impl Run<'_> {
     fn set_deadline(&self, seconds: f64) {
         self.world.set_deadline(Duration::from_secs_f64(seconds));
     }
+}
+
+/// A batch of the loader as the input of a step.
+fn input<'a>(batch: &'a Batch, normalisation: &'a Normalisation, at: Progress) -> Input<'a> {
+    Input { images: Pixels::Bytes(&batch.images, normalisation), targets: &batch.targets, at }
 }

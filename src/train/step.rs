@@ -4,23 +4,22 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use dw_launch::World;
 use dw_launch::fault;
-use dw_launch::{Op, World};
 use dw_torch::Readback;
 use tch::{Device, Kind, Tensor};
 
 use super::buckets::{Buckets, Cost};
 use super::config::TrainConfig;
 use super::flat::Flat;
+use super::input::{Input, Pixels};
 use super::kernels;
 use super::queue::Enqueued;
-use super::sgd;
-use crate::Result;
+use super::{sgd, statistics};
 use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
-use crate::device::{buffer_of, upload};
-use crate::loss::{self, Reduced};
-use crate::model::params::Role;
+use crate::loss::{self, Reduced, Term};
 use crate::model::{Detector, Outputs};
+use crate::{Error, Result};
 
 /// The network and everything else that a step reads or changes, except the batch.
 pub struct Step {
@@ -33,17 +32,6 @@ pub struct Step {
     strategy: Strategy,
     train: TrainConfig,
     device: Device,
-}
-
-/// The input of a step.
-#[derive(Debug, Clone, Copy)]
-pub struct Input<'a> {
-    /// Normalised images `[B, 3, H, W]`, in host or device memory.
-    pub images: &'a Tensor,
-    /// Targets of the images, in host or device memory.
-    pub targets: &'a Targets,
-    /// Progress of the run.
-    pub at: Progress,
 }
 
 /// Parts of a step, for measurements.
@@ -59,6 +47,19 @@ pub enum Part {
     Update,
 }
 
+/// The terms of the loss of predictions. `probe` receives intermediate values of the strategy.
+fn terms_of(
+    criterion: &dyn Criterion,
+    predicted: &Outputs,
+    targets: &Targets,
+    at: &Progress,
+    probe: &mut dyn Probe,
+) -> Vec<Term> {
+    let predicted = predicted.flatten();
+    let targets = targets.to(predicted.cls.kind(), predicted.cls.device());
+    criterion.terms(&predicted, &targets, at, probe)
+}
+
 /// The loss of predictions over all ranks. `probe` receives intermediate values of the strategy;
 /// `stop` is this rank's vote to stop after the step.
 ///
@@ -72,10 +73,7 @@ pub fn loss_of(
     probe: &mut dyn Probe,
     (stop, world): (bool, &World),
 ) -> Result<Reduced> {
-    let predicted = predicted.flatten();
-    let targets = targets.to(predicted.cls.kind(), predicted.cls.device());
-    let terms = criterion.terms(&predicted, &targets, at, probe);
-    loss::reduce(&terms, stop, world)
+    loss::reduce(&terms_of(criterion, predicted, targets, at, probe), None, stop, world)
 }
 
 impl Step {
@@ -101,23 +99,38 @@ impl Step {
         Ok(Self { detector, flat, buckets, world: world.clone(), strategy, train, device })
     }
 
-    /// Predictions for a batch of images `[B, 3, H, W]`, with gradients.
-    pub fn forward(&self, images: &Tensor) -> Outputs {
-        self.detector.forward(&upload(images, self.device, self.detector.activations), true)
+    /// Predictions for a batch of images, with gradients.
+    pub fn forward(&self, images: Pixels) -> Outputs {
+        self.detector.forward(&images.prepare(self.device, self.detector.activations), true)
     }
 
-    /// The loss of predictions over all ranks. `stop` is this rank's vote to stop after the step.
+    /// The terms of the loss of predictions for a part of this rank's batch.
+    fn terms(&self, predicted: &Outputs, part: &Input) -> Vec<Term> {
+        terms_of(&*self.strategy.criterion, predicted, part.targets, &part.at, &mut ())
+    }
+
+    /// [Numbers](loss::numbers) of parts of this rank's batch, added up; `None` without parts.
+    fn numbers(&self, parts: &[Input]) -> Option<Tensor> {
+        let of_part = |part: &Input| {
+            tch::no_grad(|| loss::numbers(&self.terms(&self.forward(part.images), part), false))
+        };
+        parts.iter().map(of_part).reduce(|sum, numbers| sum + numbers)
+    }
+
+    /// The loss over all ranks, of the predictions for a part of this rank's batch and of the
+    /// `earlier` parts, if any, given their [numbers](loss::numbers). `stop` is this rank's vote to
+    /// stop after the step.
     ///
     /// # Errors
     /// A lost peer.
     pub fn loss(
         &self,
         predicted: &Outputs,
-        targets: &Targets,
-        at: &Progress,
+        part: &Input,
+        earlier: Option<&Tensor>,
         stop: bool,
     ) -> Result<Reduced> {
-        loss_of(&*self.strategy.criterion, predicted, targets, at, &mut (), (stop, &self.world))
+        loss::reduce(&self.terms(predicted, part), earlier, stop, &self.world)
     }
 
     /// The strategy of the network.
@@ -130,15 +143,21 @@ impl Step {
         self.strategy.matcher.clone()
     }
 
-    /// Computes the gradients of the global batch, in the flat buffer of every rank.
+    /// Computes the gradients of the global batch, in the flat buffer of every rank. `earlier` are
+    /// the parts of this rank's batch other than that of `loss`.
     ///
     /// # Errors
     /// A lost peer.
-    pub fn backward(&mut self, loss: &Reduced) -> Result<Cost> {
-        let cost = self.buckets.backward(&loss.local)?;
-        if self.world.size() > 1 {
-            self.average_statistics()?;
+    pub fn backward(&mut self, loss: &Reduced, earlier: &[Input]) -> Result<Cost> {
+        let mut local = loss.local.shallow_clone();
+        for part in earlier {
+            // The gradients are added to the buffer, and reduced with those of the last part.
+            local.backward();
+            let predicted = self.forward(part.images);
+            local = loss.local_of(&self.terms(&predicted, part));
         }
+        let cost = self.buckets.backward(&local)?;
+        statistics::average(&self.detector.params, &self.world)?;
         Ok(cost)
     }
 
@@ -164,10 +183,13 @@ impl Step {
         })
     }
 
-    /// Enqueues a complete step on this rank's part of the global batch; the update is skipped if
-    /// loss or gradient is not finite (see [`StepResult`](super::queue::StepResult)). `stop` is
-    /// this rank's vote to stop after the step, `fault` a failure to inject for tests; `after` is
-    /// called at the end of each part.
+    /// Enqueues a complete step on this rank's share of the global batch, which is processed in
+    /// `parts`, at least one; the update is skipped if loss or gradient is not finite (see
+    /// [`StepResult`](super::queue::StepResult)). `stop` is this rank's vote to stop after the
+    /// step, `fault` a failure to inject for tests; `after` is called at the end of each [`Part`].
+    ///
+    /// The normalisers of the loss are sums over the global batch, so its gradient is known only
+    /// after a forward pass of all parts: of n parts, n - 1 are computed once more.
     ///
     /// On a GPU the host does not wait for the device, so it can enqueue the next step before this
     /// one is complete.
@@ -176,15 +198,20 @@ impl Step {
     /// A lost peer, a failed device, or memory that cannot be allocated.
     pub fn run(
         &mut self,
-        input: Input,
+        parts: &[Input],
         lr: f64,
         stop: bool,
         fault: Option<fault::Kind>,
         mut after: impl FnMut(Part),
     ) -> Result<Enqueued> {
-        let predicted = self.forward(input.images);
+        let Some((part, earlier)) = parts.split_last() else {
+            return Err(Error::Bug("a step without a batch".into()));
+        };
+        // Before the last part, whose activations are kept for its backward pass.
+        let numbers = self.numbers(earlier);
+        let predicted = self.forward(part.images);
         after(Part::Forward);
-        let mut loss = self.loss(&predicted, input.targets, &input.at, stop)?;
+        let mut loss = self.loss(&predicted, part, numbers.as_ref(), stop)?;
         drop(predicted);
         after(Part::Loss);
         match fault {
@@ -197,7 +224,7 @@ impl Step {
             _ => {}
         }
         let began = Instant::now();
-        let cost = self.backward(&loss)?;
+        let cost = self.backward(&loss, earlier)?;
         let backward_s = began.elapsed().as_secs_f64();
         after(Part::Backward);
         let (norm, skipped) = self.update(&loss, lr)?;
@@ -213,28 +240,6 @@ impl Step {
     pub fn communication(&self) -> (usize, f64) {
         self.buckets.stats()
     }
-
-    /// Averages the running statistics of batch norm over the ranks, so that all ranks save and
-    /// evaluate the same network.
-    fn average_statistics(&self) -> Result<()> {
-        let entries = self.detector.params.entries.iter();
-        let stats: Vec<&Tensor> =
-            entries.filter(|e| e.role == Role::RunningStatistic).map(|e| &e.tensor).collect();
-        if stats.is_empty() {
-            return Ok(());
-        }
-        let flat = Tensor::cat(&stats, 0) / self.world.size() as f64;
-        let buffer = buffer_of(&flat);
-        // SAFETY: `flat` is contiguous and lives through the call.
-        unsafe { self.world.all_reduce_raw(buffer, Op::Sum, "batch norm statistics") }?;
-        let mut at = 0;
-        for mut s in stats.into_iter().map(Tensor::shallow_clone) {
-            let n = s.numel() as i64;
-            tch::no_grad(|| s.copy_(&flat.narrow(0, at, n)));
-            at += n;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -242,8 +247,8 @@ mod tests {
     use super::*;
     use crate::assign::{AssignConfig, ImageBoxes};
     use crate::geometry::{Grid, level_sizes};
-    use crate::loss::Term;
     use crate::model::Predictions;
+    use crate::model::params::Role;
     use crate::train::snapshot::{Snapshot, State};
 
     /// FCOS with anchor points at the corners of cells, and a counter of steps among the network's
@@ -309,9 +314,11 @@ mod tests {
         let (images, targets) = batch(&step, 256);
         let mut gradient = |activations| {
             step.detector.activations = activations;
-            let predicted = step.forward(&images);
-            let loss = step.loss(&predicted, &targets, &Progress::default(), false).unwrap();
-            step.backward(&loss).unwrap();
+            let images = Pixels::Normalised(&images);
+            let input = Input { images, targets: &targets, at: Progress::default() };
+            let predicted = step.forward(images);
+            let loss = step.loss(&predicted, &input, None, false).unwrap();
+            step.backward(&loss, &[]).unwrap();
             let gradient = step.flat.grads.to_kind(Kind::Double);
             let _ = step.flat.grads.zero_();
             gradient
@@ -334,9 +341,10 @@ mod tests {
         let (images, targets) = batch(&step, 64);
         let run = |step: &mut Step, fault| {
             let before = step.flat.params.copy();
-            let input = Input { images: &images, targets: &targets, at: Progress::default() };
+            let images = Pixels::Normalised(&images);
+            let input = Input { images, targets: &targets, at: Progress::default() };
             let waits = Readback::waits_of_this_thread();
-            let enqueued = step.run(input, 0.5, true, fault, |_| ()).unwrap();
+            let enqueued = step.run(&[input], 0.5, true, fault, |_| ()).unwrap();
             assert_eq!(Readback::waits_of_this_thread(), waits, "the host waits inside a step");
             let result = enqueued.wait(&World::solo()).unwrap();
             assert_eq!(result.loss.stop_votes, 1);
@@ -366,8 +374,9 @@ mod tests {
         let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo())).unwrap();
         let (images, targets) = batch(&step, 64);
         for _ in 0..3 {
-            let input = Input { images: &images, targets: &targets, at: Progress::default() };
-            let enqueued = step.run(input, 1e-4, false, None, |_| ()).unwrap();
+            let images = Pixels::Normalised(&images);
+            let input = Input { images, targets: &targets, at: Progress::default() };
+            let enqueued = step.run(&[input], 1e-4, false, None, |_| ()).unwrap();
             assert!(enqueued.wait(&World::solo()).unwrap().is_finite);
         }
         let state = State { step: 3, seed: 0, global_batch: 1, data: 0, categories: vec![] };

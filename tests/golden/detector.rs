@@ -7,6 +7,7 @@ use dw::assign::{AssignConfig, Progress};
 use dw::config::Config;
 use dw::geometry::Grid;
 use dw::model::{Backbone, Detector, ModelConfig, Outputs, Params};
+use dw::train::input::{Input, Pixels};
 use dw::train::schedule::Schedule;
 use dw::train::step::Step;
 use dw_launch::World;
@@ -215,13 +216,13 @@ fn trajectory(
     let steps = &expected["trajectories"]["warmup_from_0"]["steps_f64"];
     let schedule = reference_schedule();
     let mut out = Some(out);
+    let images = Pixels::Normalised(image);
     for (n, row) in steps.as_array().ok_or("no trajectory")?.iter().enumerate() {
-        let predicted = out.take().unwrap_or_else(|| step.forward(image));
+        let predicted = out.take().unwrap_or_else(|| step.forward(images));
         let targets = step.matcher().targets(&Grid::centers(&predicted.sizes()), &case.truth());
-        let reduced = step
-            .loss(&predicted, &targets, &Progress::default(), false)
-            .map_err(|e| e.to_string())?;
-        step.backward(&reduced).map_err(|e| e.to_string())?;
+        let input = Input { images, targets: &targets, at: Progress::default() };
+        let reduced = step.loss(&predicted, &input, None, false).map_err(|e| e.to_string())?;
+        step.backward(&reduced, &[]).map_err(|e| e.to_string())?;
         let loss = reduced.read().map_err(|e| e.to_string())?;
         if n == 0 {
             losses("step 0", &loss.terms, row, first)?;

@@ -136,7 +136,8 @@ impl Outcome {
 pub fn difference(run: &Config, requested: &Config) -> Option<Change> {
     let (changes, may_change) = identity::changes(run, requested);
     // These may change when a run is resumed, but not between rows that are compared.
-    let relevant = ["train.epochs", "train.max_steps", "train.images_per_rank", "eval."];
+    let relevant =
+        ["train.epochs", "train.max_steps", "train.images_per_rank", "train.accumulate", "eval."];
     let is_relevant = |c: &Change| relevant.iter().any(|k| c.key.starts_with(k));
     changes.into_iter().next().or_else(|| may_change.into_iter().find(is_relevant))
 }

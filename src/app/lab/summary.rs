@@ -100,7 +100,7 @@ impl Summary {
                 "{} epochs, {} steps of {} images a rank, precision {}",
                 o.config.train.epochs,
                 o.cost.steps,
-                o.config.train.images_per_rank,
+                o.config.train.global_batch(1),
                 o.precision.unwrap_or(o.config.train.precision).name()
             )
         };
