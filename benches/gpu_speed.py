@@ -50,13 +50,14 @@ def launches():
         code, text, seconds = run([*command, "--count-syncs"], 90)
         found = json_line(text, "dw step") or {}
         syncs = found.get("syncs_per_step")
-        ok = code == 0 and syncs == 0
+        ok = code == 0 and syncs == 0 and found.get("kernels") is True
         row(
             part,
-            f"waits a step, {name}",
+            f"no waits in a step, own kernels in use, {name}",
             ok if GPU or code != 0 else None,
             seconds,
             syncs_per_step=syncs,
+            kernels=found.get("kernels"),
             precision=found.get("precision"),
             why=ending(code, text) if code != 0 else None if GPU else "DEVICE=cpu",
         )

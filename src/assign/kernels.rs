@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use super::soft::CenterPrior;
 use super::{PairTensors, Probe};
+use crate::Error;
 use crate::model::{ClassOutput, Predictions};
 
 /// Sum and normaliser of the positive, localisation and negative terms of dual weighting in the
@@ -46,6 +47,8 @@ pub fn dual_weighting(
     );
     let DwLoss { cls_pos, loc, cls_neg, removed, w_pos, p_neg } = match found {
         Ok(found) => found,
+        // As libtorch's operations do when memory is exhausted.
+        Err(e @ Error::OutOfMemory(_)) => panic!("the loss: {e}"),
         Err(e) => {
             dw_torch::use_loss_kernels(false);
             tracing::warn!("the loss is computed without the custom CUDA kernels: {e}");

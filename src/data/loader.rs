@@ -2,9 +2,9 @@
 //! steps ahead.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::Duration;
 
 use tch::Device;
 
@@ -14,6 +14,7 @@ use super::dataset::Dataset;
 use super::images::Images;
 use super::sampler::{Order, SamplerSettings, positions, steps_per_epoch};
 use crate::assign::{ImageBoxes, Matcher, Targets};
+use crate::device::cuda;
 use crate::device::threads::refused;
 use crate::geometry::{Grid, level_sizes};
 use crate::{Error, Result};
@@ -96,13 +97,17 @@ pub fn batch_layout(
 /// and computes the targets. Can be called from any thread.
 ///
 /// # Errors
-/// A damaged record, or memory that cannot be allocated.
+/// A damaged record, a failed GPU, or memory that cannot be allocated.
 pub fn make_batch(
     dataset: &Dataset,
     settings: &BatchSettings,
     order: &Order,
     index: usize,
 ) -> Result<Batch> {
+    if let Device::Cuda(gpu) = settings.device {
+        // Page-locked memory belongs to the current GPU, which is another one in a new thread.
+        cuda::set_current(gpu)?;
+    }
     let size = |image: usize| dataset.split.entry(dataset.records[image]).original();
     let layout = batch_layout(settings, order, dataset.len(), size, index);
     let (w, h) = layout.padded;
@@ -174,8 +179,6 @@ struct Shared {
 pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Seconds that the consumer waited for the last batch.
-    pub waited_s: f64,
 }
 
 impl Loader {
@@ -203,7 +206,7 @@ impl Loader {
             end: batches.end,
             ahead,
         });
-        let mut loader = Self { shared, threads: vec![], waited_s: 0.0 };
+        let mut loader = Self { shared, threads: vec![] };
         for i in 0..threads.max(1) {
             let (shared, dataset, settings) =
                 (loader.shared.clone(), dataset.clone(), settings.clone());
@@ -214,12 +217,21 @@ impl Loader {
         Ok(loader)
     }
 
+    /// Waits up to `time` for the next `count` batches; returns whether they are prepared.
+    pub fn has_within(&self, time: Duration, count: usize) -> bool {
+        let lacking = |s: &mut State| {
+            !(s.consumed..s.consumed + count).all(|index| s.ready.contains_key(&index))
+        };
+        let state = lock(&self.shared.state);
+        let waiting = self.shared.changed.wait_timeout_while(state, time, lacking);
+        !waiting.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
     /// Waits for the next batch; `None` after the last one.
     ///
     /// # Errors
     /// The error that occurred while the batch was prepared.
     pub fn next_batch(&mut self) -> Option<Result<Batch>> {
-        let start = Instant::now();
         let mut state = lock(&self.shared.state);
         let index = state.consumed;
         if index >= self.shared.end {
@@ -229,7 +241,6 @@ impl Loader {
             if let Some(batch) = state.ready.remove(&index) {
                 state.consumed += 1;
                 self.shared.changed.notify_all();
-                self.waited_s = start.elapsed().as_secs_f64();
                 return Some(batch);
             }
             if self.threads.iter().all(JoinHandle::is_finished) {
@@ -237,9 +248,8 @@ impl Loader {
                     "the data loader threads ended without batch {index}"
                 ))));
             }
-            let waiting =
-                self.shared.changed.wait_timeout(state, std::time::Duration::from_millis(500));
-            state = waiting.map_or_else(|e| e.into_inner().0, |w| w.0);
+            let waiting = self.shared.changed.wait_timeout(state, Duration::from_millis(500));
+            state = waiting.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -257,7 +267,7 @@ impl Drop for Loader {
 /// Locks, also after a thread has panicked: values are only moved in and out under the lock, so the
 /// state is consistent.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The body of a loader thread: prepares batches until none are left or the loader is dropped.
@@ -286,7 +296,7 @@ fn next_batch(shared: &Shared) -> Option<usize> {
             state.next += 1;
             return Some(state.next - 1);
         }
-        state = shared.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+        state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
     None
 }

@@ -16,7 +16,7 @@ use super::cuda;
 
 mod check;
 
-pub use check::{check, relative_difference};
+pub use check::{check, noise, relative_difference};
 
 /// Source of the kernels.
 pub const SOURCE: &CStr = match CStr::from_bytes_with_nul(
@@ -220,7 +220,7 @@ mod tests {
             eprintln!("skipped: no {}", beside[0].display());
             return;
         }
-        for architecture in [80, 90, 100] {
+        for architecture in [75, 80, 90, 100, 120] {
             let code = compile(architecture, &beside).unwrap();
             let has = |name: &CStr| code.windows(name.count_bytes()).any(|w| w == name.to_bytes());
             assert!(NAMES.iter().all(|name| has(name)), "sm_{architecture}");

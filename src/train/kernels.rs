@@ -4,7 +4,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::assign::{ImageBoxes, Progress, Strategy};
-use crate::device::kernels::relative_difference;
+use crate::device::kernels::{noise, relative_difference};
 use crate::geometry::{Grid, level_sizes};
 use crate::model::{ClassOutput, Predictions};
 
@@ -76,7 +76,7 @@ fn results(strategy: &Strategy, classes: i64, device: Device, side: i64) -> Vec<
 /// Predictions of a batch whose boxes overlap the ground truth to varying degrees.
 fn sample(grid: &Grid, images: i64, classes: i64, side: f64, device: Device) -> Predictions {
     let points = grid.num_points();
-    let leaf = |t: Tensor| t.to_device(device).set_requires_grad(true);
+    let leaf = |t: Tensor| t.to_kind(Kind::Float).to_device(device).set_requires_grad(true);
     Predictions {
         cls: leaf(noise(&[images, points, classes], 1) * 3.0 - 1.0),
         distances: leaf((noise(&[images, points, 4], 2) + 1.0) * (side * 0.3)),
@@ -86,13 +86,4 @@ fn sample(grid: &Grid, images: i64, classes: i64, side: f64, device: Device) -> 
         bins: None,
         grid: grid.clone(),
     }
-}
-
-/// Pseudo-random f32 numbers from -1 to 1, the same in every run. The global random number
-/// generator is not used, so that a run's random numbers do not depend on whether the kernels are
-/// loaded.
-fn noise(shape: &[i64], seed: i64) -> Tensor {
-    let count: i64 = shape.iter().product();
-    let at = Tensor::arange(count, (Kind::Double, Device::Cpu)) + seed as f64 * 1e5;
-    ((at * 12.9898).sin() * 43758.5453).frac().view(shape).to_kind(Kind::Float)
 }

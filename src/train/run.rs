@@ -25,6 +25,9 @@ use crate::data::loader::{Batch, BatchSettings};
 use crate::data::{Dataset, Loader};
 use crate::{Error, Result};
 
+/// How long a step waits for its batches before the host waits for earlier steps on the device.
+const DATA_WAIT: Duration = Duration::from_millis(500);
+
 /// A training run.
 pub struct Run<'a> {
     /// Resolved settings.
@@ -81,7 +84,13 @@ impl Run<'_> {
             self.world.set_step(step + 1);
             let fault = faults.and_then(|f| f.trigger(self.plan.rank, step + 1));
             let began = Instant::now();
-            let (batches, data_s) = self.next_batches(&mut loader)?;
+            if !loader.has_within(DATA_WAIT, self.plan.parts) {
+                // A longer wait must not count towards the deadline of sums that the device has
+                // completed.
+                self.complete(&mut queue, true, &mut outputs)?;
+            }
+            let batches = self.next_batches(&mut loader)?;
+            let data_s = began.elapsed().as_secs_f64();
             let (lr, at) = (self.plan.schedule.lr(step), self.progress(step));
             let input = |b| input(b, &normalisation, at);
             let parts: Vec<Input> = batches.iter().map(input).collect();
@@ -183,15 +192,10 @@ impl Run<'_> {
         Loader::start(&self.train, &settings, batches, plan.workers, plan.prefetch.batches)
     }
 
-    /// The batches of the next step, and the seconds that this rank waited for them.
-    fn next_batches(&self, loader: &mut Loader) -> Result<(Vec<Batch>, f64)> {
-        let (mut batches, mut waited_s) = (vec![], 0.0);
-        for _ in 0..self.plan.parts {
-            let ended = || Err(Error::Bug("the data loader ended before the run".into()));
-            batches.push(loader.next_batch().unwrap_or_else(ended)?);
-            waited_s += loader.waited_s;
-        }
-        Ok((batches, waited_s))
+    /// The batches of the next step.
+    fn next_batches(&self, loader: &mut Loader) -> Result<Vec<Batch>> {
+        let ended = || Err(Error::Bug("the data loader ended before the run".into()));
+        (0..self.plan.parts).map(|_| loader.next_batch().unwrap_or_else(ended)).collect()
     }
 
     /// Progress before a step.

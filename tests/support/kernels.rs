@@ -14,7 +14,7 @@ use libloading::os::unix::Library;
 /// on.
 pub fn use_on_cpu(from: &str, to: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let mut text = source().replace(from, to);
+    let mut text = SOURCE.to_str().unwrap().replace(from, to);
     text.insert_str(0, "#include \"cuda_on_cpu.h\"\n");
     text.push_str("#include \"cuda_on_cpu_launch.h\"\nextern \"C\" {\n");
     for name in NAMES.map(|n| n.to_str().unwrap()) {
@@ -45,17 +45,4 @@ pub fn use_on_cpu(from: &str, to: &str) {
     // tests use them from one thread.
     unsafe { set_kernels(Some(Kernels { functions, launch, describe: null_mut(), on_cpu: true })) };
     std::mem::forget(library);
-}
-
-/// The source of the kernels, with its only GPU instruction replaced.
-fn source() -> String {
-    let source = SOURCE.to_str().unwrap();
-    let start = source.find("  asm(\"cvt.rn.bf16x2").unwrap();
-    let end = start + source[start..].find(";\n").unwrap() + 2;
-    let on_cpu = "  auto half = [](float v) {
-    const unsigned bits = __float_as_uint(v);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  };
-  both = half(low) | half(high) << 16;\n";
-    format!("{}{on_cpu}{}", &source[..start], &source[end..])
 }

@@ -30,11 +30,21 @@ __device__ inline void load(const bf16 *p, float v[WIDTH]) {
   }
 }
 
+// A value rounded to bf16, to the nearest and to even; NaN stays NaN.
+__device__ inline unsigned rounded(float v) {
+  const unsigned bits = __float_as_uint(v);
+  return v == v ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fff;
+}
+
 // Two values rounded to bf16, `low` in the lower half.
 __device__ inline unsigned rounded(float low, float high) {
+#if __CUDA_ARCH__ >= 800
   unsigned both;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
+#else
+  return rounded(low) | rounded(high) << 16;
+#endif
 }
 
 __device__ inline void store(bf16 *p, const float v[WIDTH]) {

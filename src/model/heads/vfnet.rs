@@ -131,7 +131,7 @@ impl Star {
 /// the sides, and the corners.
 #[derive(Debug)]
 struct Places {
-    /// `[18, 4]`: (dy, dx) of each tap from the distances (l, t, r, b).
+    /// `[4, 18]`: (dy, dx) of each tap from the distances (l, t, r, b).
     star: Tensor,
     /// Positions of the taps of a plain convolution `[1, 18, 1, 1]`.
     plain: Tensor,
@@ -155,16 +155,16 @@ pub(crate) fn star() -> (Vec<f32>, Vec<f32>) {
 impl Places {
     fn new(p: &Params) -> Self {
         let (star, plain) = star();
-        Self { star: p.constant(&star, &[18, 4]), plain: p.constant(&plain, &[1, 18, 1, 1]) }
+        Self { star: p.constant(&star, &[18, 4]).tr(), plain: p.constant(&plain, &[1, 18, 1, 1]) }
     }
 
     /// Offsets `[B, 18, h, w]`, cells, of the taps for boxes with distances `[B, 4, h, w]`, pixels.
     fn of(&self, distances: &Tensor, stride: f64) -> Tensor {
         // Equal to `distances`, with a smaller gradient.
         let mixed = distances * STAR_GRADIENT + distances.detach() * (1.0 - STAR_GRADIENT);
-        let kernel = (&self.star / stride).view([18, 4, 1, 1]);
-        let none: Option<&Tensor> = None;
-        mixed.conv2d(&kernel, none, [1, 1], [0, 0], [1, 1], 1) - &self.plain
+        // Not a convolution, in which TF32 would round the distances to 11 bits.
+        let offsets = mixed.permute([0, 2, 3, 1]).matmul(&(&self.star / stride));
+        offsets.permute([0, 3, 1, 2]) - &self.plain
     }
 }
 
