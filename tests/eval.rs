@@ -141,3 +141,32 @@ fn ranks_with_different_weights_are_refused() {
     c.arg(bin("dw-eval")).arg(&checkpoints[1]).args(["--device", "cpu"]);
     assert_fails(&mut c, 2, &["ranks [1]", "other weights", "hint:"]);
 }
+
+/// Each node could have a copy of the data; with another validation split on one of them, AP would
+/// be wrong.
+#[test]
+fn ranks_with_different_validation_data_are_refused() {
+    let (sandbox, other) = (Sandbox::new(), Sandbox::new());
+    sandbox.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
+    let file = other.path("coco/annotations/instances_val2017.json");
+    let mut truth: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    truth["annotations"].as_array_mut().unwrap().pop();
+    std::fs::write(&file, truth.to_string()).unwrap();
+    run(Command::new(bin("dw-pack")).arg(other.path("coco")));
+    let on_two = |program: &str, first: &[String], second: &[String]| {
+        let mut c = launch(1, program);
+        c.args(first).args([":", "-n", "1"]).arg(bin(program)).args(second);
+        assert_fails(&mut c, 2, &["have different", "val2017", "hint:", "all nodes share"]);
+    };
+    let eval =
+        |data: String| ["--device", "cpu", &sandbox.path("w"), "--data", &data].map(str::to_owned);
+    on_two("dw-eval", &eval(sandbox.shards()), &eval(other.shards()));
+    let train = |data: &Sandbox| {
+        let mut args = data.train_args("new", &["train.max_steps=2"]);
+        let work = args.iter().position(|a| a == "--work-dir").unwrap() + 1;
+        args[work] = sandbox.path("new");
+        args
+    };
+    on_two("dw-train", &train(&sandbox), &train(&other));
+}

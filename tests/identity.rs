@@ -176,6 +176,25 @@ fn changed_evaluation_settings_are_said_to_affect_ap() {
     assert_eq!(warning("eval.every_epochs=2"), None);
 }
 
+/// A validation split that was packed again with other boxes does not go unnoticed.
+#[test]
+fn another_validation_split_is_reported() {
+    let sandbox = Sandbox::new();
+    let resume = |steps: usize| {
+        let steps = format!("train.max_steps={steps}");
+        let sets = [&steps, "eval.every_epochs=1"];
+        let log = stderr(&output(&mut train(&sandbox, &sets, &[])));
+        level_of(&log, "was packed again").map(str::to_owned)
+    };
+    assert_eq!((resume(2), resume(3)), (None, None));
+    let file = sandbox.path("coco/annotations/instances_val2017.json");
+    let mut truth: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    truth["annotations"].as_array_mut().unwrap().pop();
+    std::fs::write(&file, truth.to_string()).unwrap();
+    run(Command::new(bin("dw-pack")).arg(sandbox.path("coco")));
+    assert_eq!(resume(4).as_deref(), Some("WARN"));
+}
+
 /// A work directory with checkpoints of one run is not used by another, whose restart would resume
 /// from them. A link to a disk that is not mounted is not an empty work directory.
 #[test]

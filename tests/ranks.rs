@@ -2,7 +2,9 @@
 
 mod support;
 
-use serde_json::Value;
+use std::process::Command;
+
+use serde_json::{Value, json};
 use support::{Sandbox, assert_contains, assert_fails, bin, files_in, flip_bit, launch, run};
 
 /// Keys of every step's row in `metrics.jsonl`.
@@ -327,10 +329,53 @@ fn dw_show_draws_predictions_and_curves() {
     let commands = [&["pred", work.as_str(), "-n", "3"][..], &["curves", work.as_str()]];
     for args in commands {
         let png = sandbox.path(&format!("{}.png", args[0]));
-        run(std::process::Command::new(bin("dw-show")).args(args).args(["-o", &png]));
+        run(Command::new(bin("dw-show")).args(args).args(["-o", &png]));
         let image = image::open(&png).unwrap().to_rgb8();
         assert!(image.width() > 300 && image.pixels().any(|p| p != image.get_pixel(0, 0)));
     }
+}
+
+/// One very wide image does not determine the size of the picture.
+#[test]
+fn dw_show_fits_elongated_images() {
+    let sandbox = Sandbox::new();
+    sandbox.train(0, "w", &["train.max_steps=1", "eval.every_epochs=0"]);
+    let folder = sandbox.path("wide");
+    std::fs::create_dir_all(format!("{folder}/val")).unwrap();
+    image::RgbImage::from_pixel(9000, 30, image::Rgb([200, 20, 20]))
+        .save(format!("{folder}/val/wide.png"))
+        .unwrap();
+    let of_run = sandbox.path("coco/annotations/instances_val2017.json");
+    let of_run: Value = serde_json::from_slice(&std::fs::read(of_run).unwrap()).unwrap();
+    let truth = json!({
+        "images": [{"id": 1, "file_name": "wide.png", "width": 9000, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 5, 4000, 20],
+            "area": 80000, "iscrowd": 0}],
+        "categories": of_run["categories"],
+    });
+    let file = format!("{folder}/instances_val2017.json");
+    std::fs::write(&file, truth.to_string()).unwrap();
+    let (out, png) = (sandbox.path("packed"), sandbox.path("wide.png"));
+    run(Command::new(bin("dw-pack")).args([
+        "--annotations",
+        &file,
+        "--images",
+        &format!("{folder}/val"),
+        "--out",
+        &out,
+    ]));
+    run(Command::new(bin("dw-show")).args([
+        "pred",
+        &sandbox.path("w"),
+        "-n",
+        "1",
+        "--data",
+        &out,
+        "-o",
+        &png,
+    ]));
+    let image = image::open(&png).unwrap();
+    assert!((1280..1400).contains(&image.width()), "{}", image.width());
 }
 
 /// The best checkpoint is kept in addition to the newest one, also after a resume.

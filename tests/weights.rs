@@ -72,6 +72,33 @@ fn init_reads_checkpoints_work_directories_and_converted_files() {
     }
 }
 
+/// The state of a strategy is not a part of the network. Weights of a class are not used for
+/// another one unnoticed.
+#[test]
+fn init_takes_the_network_alone_and_compares_class_names() {
+    let (sandbox, prior) = (Sandbox::new(), "bbox_head.center_prior.mean");
+    let learning = ["assign.kind=autoassign", "train.max_steps=3", "eval.every_epochs=0"];
+    sandbox.train(0, "first", &learning);
+    assert!(floats(&checkpoint(&sandbox, "first"), prior).iter().any(|v| *v != 0.0));
+    let mut init = |work: &str| {
+        let mut c = launch(0, "dw-train");
+        c.args(sandbox.train_args(work, &UNCHANGED)).args(["--init", &sandbox.path("first")]);
+        stderr(&output(&mut c))
+    };
+    let log = init("second");
+    assert!(!log.contains("the file "), "{log}");
+    assert!(floats(&checkpoint(&sandbox, "second"), prior).iter().all(|v| *v == 0.0));
+    for split in ["train", "val"] {
+        let file = sandbox.path(&format!("coco/annotations/instances_{split}2017.json"));
+        let mut truth: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        truth["categories"][1]["name"] = "aardvark".into();
+        std::fs::write(&file, truth.to_string()).unwrap();
+    }
+    run(Command::new(bin("dw-pack")).arg(sandbox.path("coco")));
+    assert_line_contains(&init("third"), &["WARN", "other names", "`aardvark`"]);
+}
+
 #[test]
 fn init_refuses_files_that_do_not_fit_or_are_damaged() {
     let sandbox = Sandbox::new();
@@ -308,7 +335,7 @@ fn torchvision_reads_the_backbone_of_a_checkpoint() {
     let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();
     let config = dw::config::load("smoke", &sets).unwrap();
     let mut detector = Detector::new(&config.model, 3, Kind::Float, Device::Cpu);
-    let report = load(&Weights::open(&folder).unwrap(), &mut detector.params).unwrap();
+    let report = load(&Weights::open(&folder).unwrap(), &mut detector.params, |_| true).unwrap();
     assert!(report.complete(), "{report}");
     let images = Tensor::randn([2, 3, 96, 160], (Kind::Float, Device::Cpu));
     let (maps, _) = tch::no_grad(|| detector.features(&images, false));

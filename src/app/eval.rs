@@ -121,6 +121,7 @@ pub fn run(args: &EvalArgs, topology: &Topology, place: &mut Option<Arc<World>>)
         };
         world.set_deadline(Duration::from_secs_f64(config.train.start_deadline_s));
         check_agreement(&detector.params, &world)?;
+        super::check_same_on_all_ranks(&data.identity(), "validation data", &world)?;
         // Signals keep their default action: there is nothing to save.
         let stop = AtomicBool::new(false);
         let job = Job {

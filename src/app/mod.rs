@@ -1,7 +1,7 @@
 //! The programs: start-up in the required order, conversion of errors to exit codes, and the
 //! commands themselves.
 //!
-//! * [`mod@train`] and [`resume`] are `dw-train`
+//! * [`mod@train`], [`resume`] and [`settings`] are `dw-train`
 //! * [`eval`] is `dw-eval` with a network
 //! * [`detect`] is `dw-detect`; [`inference`] is what it shares with `dw-eval` and `dw-show`
 //! * [`export`] is `dw-export`
@@ -18,6 +18,7 @@ pub mod inference;
 pub mod lab;
 pub mod resume;
 pub mod saved;
+pub mod settings;
 pub mod show;
 pub mod train;
 
@@ -168,4 +169,23 @@ pub fn device(choice: Choice, num_threads: usize, topology: &Topology) -> Result
     tch::set_num_threads(num_threads as i32);
     dw_torch::flush_denormals();
     Ok(device)
+}
+
+/// Checks that a text about settings and data, `what` in messages, is the same on all ranks.
+/// Collective.
+///
+/// # Errors
+/// It differs from that of rank 0.
+fn check_same_on_all_ranks(mine: &str, what: &'static str, world: &World) -> Result<()> {
+    let first = world.broadcast_bytes(mine.as_bytes().to_vec(), what)?;
+    if first == mine.as_bytes() {
+        return Ok(());
+    }
+    let first = String::from_utf8_lossy(&first);
+    Err(Error::Usage(format!(
+        "rank {} and rank 0 have different {what}\nrank 0: {first}\nhere:   {mine}\n\
+         hint: the work directory must be on storage that all nodes share, and data and \
+         configuration be the same on all of them",
+        world.rank()
+    )))
 }

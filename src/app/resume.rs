@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use dw_base::text::shown;
 use dw_launch::World;
 
 use crate::config::identity::{Change, changes};
@@ -190,6 +191,17 @@ pub fn check(
         );
     }
     Ok(batch)
+}
+
+/// Warns if the validation split is not the one that the run was evaluated on before.
+pub fn warn_of_other_validation(c: &Checkpoint, val: &Dataset) {
+    if c.state.validation.is_some_and(|before| before != val.split.fingerprint()) {
+        tracing::warn!(
+            "the validation split `{}` was packed again since the checkpoint with other images, \
+             boxes or order; AP is compared with that of earlier evaluations nevertheless",
+            shown(&val.split.meta.split)
+        );
+    }
 }
 
 /// The global batch (images) to continue with. The run's global batch is kept if the requested

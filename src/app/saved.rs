@@ -200,7 +200,7 @@ impl Saved {
         detector.activations = precision.activations();
         let strategy = self.config.assign.build(&mut detector.params, classes as i64);
         strategy.attach(&mut detector);
-        let mut report = weights::load(file, &mut detector.params)?;
+        let mut report = weights::load(file, &mut detector.params, |_| true)?;
         let other = report.of_another_network(is_state);
         if !other.is_empty() {
             return Err(Error::Usage(format!(

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dw_base::program::print_result;
 use dw_launch::{Topology, World, restart};
+use dw_shards::coco::Category;
 use tch::Device;
 
-use super::resume;
 pub use super::resume::Resume;
+use super::{check_same_on_all_ranks, resume, settings};
 use crate::config::{self, Config, table};
 use crate::data::Dataset;
 use crate::data::dataset::{choose_split, same_categories};
@@ -109,7 +109,7 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
         init::check(&config.model.init)?;
     }
     let start = from.as_ref().map_or(0, |c| c.state.step);
-    check_agreement(&config, &data.train, start, &world)?;
+    check_agreement(&config, &data, start, &world)?;
     let inputs = RunInputs {
         name: args.name(),
         toml: config.to_toml()?,
@@ -129,9 +129,9 @@ pub fn train(args: &TrainArgs, topology: &Topology, world: &mut Option<Arc<World
         resume::check_progress(c, &plan, &config, data.train.split.fingerprint())?;
     }
     if args.dry_run {
-        return print_settings(&config, &plan);
+        return settings::print(&config, &plan);
     }
-    let step = build_step(&config, &plan, from.as_ref(), &world)?;
+    let step = build_step(&config, &plan, data.train.categories(), from.as_ref(), &world)?;
     init::check_agreement(&step.detector.params, &world)?;
     let attempt = if plan.rank == 0 {
         if from.as_ref().is_some_and(|c| !resume::is_inside(&c.path, &work_dir)) {
@@ -258,6 +258,9 @@ fn starting_point(
                 config.model.init
             );
         }
+        if let Some(val) = data.val.as_ref().filter(|_| world.rank() == 0) {
+            resume::warn_of_other_validation(c, val);
+        }
         // The run's files keep the value with which it was started.
         config.model.init.clone_from(&saved.model.init);
     }
@@ -268,6 +271,7 @@ fn starting_point(
 fn build_step(
     config: &Config,
     plan: &Plan,
+    categories: &[Category],
     from: Option<&Checkpoint>,
     world: &Arc<World>,
 ) -> Result<Step> {
@@ -278,7 +282,7 @@ fn build_step(
     detector.activations = precision.activations();
     let strategy = config.assign.build(&mut detector.params, classes as i64);
     if from.is_none() {
-        init::weights(&mut detector, &config.model, world)?;
+        init::weights(&mut detector, &config.model, categories, world)?;
     }
     let mut step = Step::new(detector, strategy, &config.train, world)?;
     device::keep_freed(plan.inputs.device);
@@ -287,20 +291,6 @@ fn build_step(
         tracing::info!("resuming from {} (step {})", c.path.display(), c.state.step);
     }
     Ok(step)
-}
-
-/// Prints a table of the settings of a dry run, and the whole configuration, on rank 0.
-fn print_settings(config: &Config, plan: &Plan) -> Result<()> {
-    if plan.rank == 0 {
-        warn_of_settings(config, plan);
-        let (classes, kind) = (plan.inputs.classes, config.train.precision.kind());
-        let mut detector = Detector::new(&config.model, classes, kind, plan.inputs.device);
-        // Strategies can have parameters of their own, which the table counts.
-        let _ = config.assign.build(&mut detector.params, classes as i64);
-        let table = table::settings(config, plan, &detector);
-        print_result(format_args!("{table}\n\n{}", plan.inputs.toml.trim_end()))?;
-    }
-    Ok(())
 }
 
 /// A dry run whose shards do not exist yet: the settings are resolved for COCO 2017.
@@ -339,40 +329,16 @@ fn dry_run_without_data(
         threads: num_threads,
         global_batch,
     };
-    print_settings(&config, &Plan::new(inputs, config.run(), &world)?)
+    settings::print(&config, &Plan::new(inputs, config.run(), &world)?)
 }
 
 /// Checks that every rank has the same settings, data and starting step: a node with its own work
 /// directory or data would train a different network.
-fn check_agreement(config: &Config, train: &Dataset, start: usize, world: &World) -> Result<()> {
-    let (data, images) = (train.split.fingerprint(), train.len());
-    let mine = format!("step {start}, data {data:08x} ({images} images), settings {config:?}");
-    let first = world.broadcast_bytes(mine.as_bytes().to_vec(), "settings")?;
-    if first == mine.as_bytes() {
-        return Ok(());
-    }
-    let first = String::from_utf8_lossy(&first);
-    Err(Error::Usage(format!(
-        "rank {} and rank 0 have different settings\nrank 0: {first}\nhere:   {mine}\n\
-         hint: the work directory must be on storage that all nodes share, and data and \
-         configuration be the same on all of them",
-        world.rank()
-    )))
-}
-
-/// Logs settings that are valid, but probably not intended.
-fn warn_of_settings(config: &Config, plan: &Plan) {
-    if let Some(caution) = config.assign.caution(&config.model) {
-        tracing::warn!("{caution}");
-    }
-    let warmup = config.train.warmup_steps;
-    if warmup >= plan.total_steps && warmup > 1 {
-        tracing::warn!(
-            "the learning rate never reaches its value: train.warmup_steps = {warmup}, and the run \
-             has {} steps",
-            plan.total_steps
-        );
-    }
+fn check_agreement(config: &Config, data: &Data, start: usize, world: &World) -> Result<()> {
+    let val = data.val.as_ref().map_or_else(|| "none".to_owned(), Dataset::identity);
+    let train = data.train.identity();
+    let mine = format!("step {start}, data {train}, validation {val}, settings {config:?}");
+    check_same_on_all_ranks(&mine, "settings", world)
 }
 
 /// Removes temporary folders of interrupted checkpoints, logs the settings, and stores them in the
@@ -387,7 +353,7 @@ fn prepare_work_dir(
     checkpoint::clean(&dir.join("checkpoints"));
     let table = table::settings(config, plan, detector);
     tracing::info!("settings\n{table}");
-    warn_of_settings(config, plan);
+    settings::warn(config, plan);
     if start >= plan.total_steps {
         return Ok(work_dir::attempts(dir).max(1));
     }

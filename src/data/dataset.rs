@@ -65,6 +65,12 @@ impl Dataset {
         self.records.is_empty()
     }
 
+    /// Name, fingerprint and number of selected images, to compare the data of two ranks.
+    pub fn identity(&self) -> String {
+        let (name, fingerprint) = (&self.split.meta.split, self.split.fingerprint());
+        format!("{} {fingerprint:08x} ({} images)", shown(name), self.len())
+    }
+
     /// Categories, indexed by label.
     pub fn categories(&self) -> &[Category] {
         self.split.categories()

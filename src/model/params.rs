@@ -15,9 +15,8 @@ pub enum Init {
     KaimingFanOut,
     /// Uniform within sqrt(6 / (fan-in + fan-out)) (Glorot and Bengio, AISTATS 2010; FPN).
     XavierUniform,
-    /// Uniform within 1 / sqrt(fan-in) (mmcv's modulated deformable convolution, which counts the
-    /// channels of all groups).
-    UniformFanIn,
+    /// Uniform from minus to plus this bound.
+    Uniform(f64),
     /// Uniform within sqrt(6 / fan-in) (He et al., ICCV 2015; mmcv's deformable convolution).
     KaimingUniform,
 }
@@ -119,10 +118,7 @@ impl Params {
                 let bound = (6.0 / (fan_in + fan_out) as f64).sqrt();
                 t.uniform_(-bound, bound)
             }
-            Init::UniformFanIn => {
-                let bound = 1.0 / (fan_in as f64).sqrt();
-                t.uniform_(-bound, bound)
-            }
+            Init::Uniform(bound) => t.uniform_(-bound, bound),
             Init::KaimingUniform => {
                 let bound = (6.0 / fan_in as f64).sqrt();
                 t.uniform_(-bound, bound)

@@ -116,15 +116,19 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     file.tensors.keys().map(|name| Ok((name.clone(), tensor(&file, name)?))).collect()
 }
 
-/// Copies the tensors of a weight file into the network's tensors of the same names. Names in
-/// ImageNet files lack the prefix `backbone.`.
+/// Copies the tensors of a weight file into the network's tensors of the same names, except those
+/// whose name is not `wanted`. Names in ImageNet files lack the prefix `backbone.`.
 ///
 /// # Errors
 /// The file is damaged, or holds numbers that are not finite.
-pub fn load(file: &Weights, params: &mut Params) -> Result<LoadReport> {
+pub fn load(
+    file: &Weights,
+    params: &mut Params,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<LoadReport> {
     let mut report = LoadReport::default();
     let mut used = BTreeSet::new();
-    for e in &mut params.entries {
+    for e in params.entries.iter_mut().filter(|e| wanted(&e.name)) {
         let bare = e.name.strip_prefix("backbone.").unwrap_or(&e.name);
         let Some((name, t)) =
             file.tensors.get_key_value(&e.name).or_else(|| file.tensors.get_key_value(bare))

@@ -39,7 +39,11 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
     if losses.iter().all(|s| s.1.is_empty()) {
         return Err(Error::data(&file, "", "expected at least one row with a loss, found none"));
     }
-    let aps = series(&rows, &["AP", "AP50", "AP75"]);
+    let mut aps = series(&rows, &["AP", "AP50", "AP75"]);
+    // An undefined AP is -1.
+    aps.iter_mut().for_each(|(_, points)| points.retain(|(_, ap)| *ap >= 0.0));
+    let last =
+        losses.iter().chain(&aps).filter_map(|s| s.1.last()).map(|p| p.0).fold(1.0, f64::max);
     register_built_in_font();
     let mut pixels = vec![255u8; (WIDTH * HEIGHT * 3) as usize];
     {
@@ -51,11 +55,11 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
             &top,
             "loss (running mean)",
             &losses.iter().map(|(n, p)| (n.clone(), smooth(p))).collect(),
-            max_loss * 1.05,
+            (last, max_loss * 1.05),
             8,
         )?;
         // Labels from 0 to 1 in tenths.
-        panel(&bottom, "AP on the validation split", &aps, 1.0, 11)?;
+        panel(&bottom, "AP on the validation split", &aps, (last, 1.0), 11)?;
         root.present().map_err(drawing_error)?;
     }
     save_png(out, WIDTH, HEIGHT, &pixels)
@@ -91,15 +95,15 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// Draws one chart: `lines` over steps, y from 0 to `top` with about `labels` labels.
+/// Draws one chart: `lines` over the steps up to `last`, y from 0 to `top` with about `labels`
+/// labels.
 fn panel(
     area: &DrawingArea<BitMapBackend, plotters::coord::Shift>,
     title: &str,
     lines: &Series,
-    top: f64,
+    (last, top): (f64, f64),
     labels: usize,
 ) -> Result<()> {
-    let last = lines.iter().filter_map(|s| s.1.last()).map(|p| p.0).fold(1.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 20))
         .margin(10)

@@ -20,6 +20,8 @@ use crate::model::Detector;
 
 /// Height of a tile's image, pixels.
 const TILE_HEIGHT: u32 = 320;
+/// Largest width of an image, pixels: wider ones are lower than a tile.
+const MAX_TILE_WIDTH: u32 = 4 * TILE_HEIGHT;
 /// Space between tiles, pixels.
 const GAP: u32 = 6;
 /// Height of the file name below an image, pixels.
@@ -144,7 +146,7 @@ fn legend(root: &Root, y: i32, score: f32) -> Result<()> {
 struct Tile {
     /// Width, pixels.
     width: u32,
-    /// RGB pixels, `TILE_HEIGHT` rows of `width`.
+    /// RGB pixels, at most `TILE_HEIGHT` rows of `width`.
     pixels: Vec<u8>,
     /// File name of the image.
     name: String,
@@ -160,8 +162,9 @@ fn tile(view: &View, index: usize) -> Result<Tile> {
         detections.into_iter().flatten().filter(|d| d.score >= score).collect();
     let record = data.split.record(index)?;
     let image = record.decode()?;
-    let scale = f64::from(TILE_HEIGHT) / image.height as f64;
-    let size = (((image.width as f64 * scale) as u32).max(1), TILE_HEIGHT);
+    let (width, height) = (image.width as f64, image.height as f64);
+    let scale = (f64::from(TILE_HEIGHT) / height).min(f64::from(MAX_TILE_WIDTH) / width);
+    let size = (((width * scale) as u32).max(1), ((height * scale) as u32).max(1));
     let mut pixels = resize_nearest(&image, size.0 as usize, size.1 as usize);
     let original = record.entry.original();
     let scale =

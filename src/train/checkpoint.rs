@@ -345,7 +345,7 @@ impl Checkpoint {
     /// Another architecture; the message lists the tensors that differ.
     pub fn load(&self, params: &mut Params, flat: Option<&Flat>) -> Result<()> {
         let path = self.path.join(MODEL);
-        let report = weights::load(&Weights::open(&path)?, params)?;
+        let report = weights::load(&Weights::open(&path)?, params, |_| true)?;
         if !report.complete() || !report.unused.is_empty() {
             return Err(Error::Usage(format!(
                 "{}: the checkpoint has a different architecture than the configuration\n\

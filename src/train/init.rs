@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use dw_base::text::shown;
 use dw_launch::World;
+use dw_shards::coco::Category;
 use dw_weights::Weights;
 use dw_weights::fetch::{Pinned, cache};
 
@@ -32,12 +33,18 @@ pub fn check(init: &str) -> Result<()> {
     )))
 }
 
-/// Loads the initial weights that `model.init` selects. Collective: called by every rank.
+/// Loads the initial weights that `model.init` selects, for data with these categories. Collective:
+/// called by every rank.
 ///
 /// # Errors
 /// A file that is missing or damaged, from which no tensor or not every frozen tensor can be
 /// loaded, or that cannot be downloaded.
-pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> Result<()> {
+pub fn weights(
+    detector: &mut Detector,
+    config: &ModelConfig,
+    categories: &[Category],
+    world: &World,
+) -> Result<()> {
     let path = match config.init.as_str() {
         "random" => {
             if world.rank() == 0 {
@@ -51,20 +58,16 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
     // For a work directory this is its newest checkpoint.
     let path = if path.is_dir() { checkpoint::find(&path)?.path } else { path };
     let file = Weights::open(&path)?;
-    let report = by_name::load(&file, &mut detector.params)?;
+    // A strategy's state, such as a learned centre prior, belongs to the run that learned it.
+    let report = by_name::load(&file, &mut detector.params, |name| !is_state(name))?;
     if report.matched == 0 {
         return Err(Error::Usage(format!(
             "{}: no tensor of the file matches the network: {report}",
             path.display()
         )));
     }
-    if let Some(names) = &file.classes {
-        tracing::info!(
-            "{}: the head was trained on {} classes: {}",
-            path.display(),
-            names.len(),
-            shown(names.join(", "))
-        );
+    if let (Some(names), 0) = (&file.classes, world.rank()) {
+        log_classes(names, categories, &path);
     }
     check_frozen(&detector.params, &report, config, &path)?;
     tracing::info!("{} ({}): {report}", path.display(), file.container);
@@ -91,6 +94,22 @@ pub fn weights(detector: &mut Detector, config: &ModelConfig, world: &World) -> 
         );
     }
     Ok(())
+}
+
+/// Logs the classes of a weight file, with a warning if its head has the right number of them for
+/// `categories`, so that it is loaded, but other ones.
+fn log_classes(names: &[String], categories: &[Category], path: &Path) {
+    let (path, count) = (path.display(), names.len());
+    tracing::info!("{path}: the head was trained on {count} classes: {}", shown(names.join(", ")));
+    let other = names.iter().zip(categories).find(|(name, c)| **name != c.name);
+    if let (true, Some((old, new))) = (count == categories.len(), other) {
+        tracing::warn!(
+            "{path}: the file has as many classes as the data, but other names: the head starts \
+             with the weights of `{}` for `{}`",
+            shown(old),
+            shown(&new.name)
+        );
+    }
 }
 
 /// Checks that all ranks have the same weights. Only gradients are reduced, so ranks that start
@@ -162,14 +181,15 @@ fn check_frozen(
 }
 
 /// For each part of the network: its name, the number of loaded tensors and the number of all
-/// tensors. Excludes counters, which have no effect, and offsets of deformable convolutions that
-/// the file lacks: they start at 0, which makes the convolution equal to the ordinary one in the
-/// file.
+/// tensors. Excludes counters, which have no effect, the state of strategies, and offsets of
+/// deformable convolutions that the file lacks: they start at 0, which makes the convolution equal
+/// to the ordinary one in the file.
 fn counts(params: &Params, report: &LoadReport) -> Vec<(&'static str, usize, usize)> {
     let absent = absent(report);
     let count = |part: &'static str| {
         let is_offset = |name: &str| name.contains(".conv_offset.") && absent.contains(name);
-        let counted = params.entries.iter().filter(|e| e.role != Role::Counter);
+        let counts = |e: &&Entry| e.role != Role::Counter && !is_state(&e.name);
+        let counted = params.entries.iter().filter(counts);
         let counted = counted.filter(|e| !is_offset(&e.name));
         let names: Vec<&str> =
             counted.map(|e| e.name.as_str()).filter(|n| n.starts_with(part)).collect();

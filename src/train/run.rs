@@ -341,6 +341,7 @@ impl Run<'_> {
             seed: self.plan.config.train.seed,
             global_batch: self.plan.inputs.global_batch,
             data: self.train.split.fingerprint(),
+            validation: self.validation.as_ref().map(|v| v.data.split.fingerprint()),
             categories: self.train.categories().to_vec(),
         };
         let (config, step) = (&self.plan.inputs.toml, &self.step);

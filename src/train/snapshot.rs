@@ -22,6 +22,9 @@ pub struct State {
     pub global_batch: usize,
     /// Fingerprint of the index of the training split.
     pub data: u32,
+    /// Fingerprint of the index of the validation split; `None` without one.
+    #[serde(default)]
+    pub validation: Option<u32>,
     /// Categories, indexed by label.
     pub categories: Vec<Category>,
 }
@@ -119,7 +122,14 @@ mod tests {
             Vec::<f64>::try_from(t.to_kind(Kind::Double).contiguous().reshape([-1])).unwrap()
         };
         let before: Vec<Vec<f64>> = params.entries.iter().map(|e| values(&e.tensor)).collect();
-        let state = State { step: 1, seed: 0, global_batch: 1, data: 0, categories: vec![] };
+        let state = State {
+            step: 1,
+            seed: 0,
+            global_batch: 1,
+            data: 0,
+            validation: None,
+            categories: vec![],
+        };
         let snapshot = Snapshot::take(state, "", &params, &flat).unwrap();
         tch::no_grad(|| {
             params.entries.iter().for_each(|e| drop(e.tensor.shallow_clone().fill_(7)));

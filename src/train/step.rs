@@ -379,7 +379,14 @@ mod tests {
             let enqueued = step.run(&[input], 1e-4, false, None, |_| ()).unwrap();
             assert!(enqueued.wait(&World::solo()).unwrap().is_finite);
         }
-        let state = State { step: 3, seed: 0, global_batch: 1, data: 0, categories: vec![] };
+        let state = State {
+            step: 3,
+            seed: 0,
+            global_batch: 1,
+            data: 0,
+            validation: None,
+            categories: vec![],
+        };
         let saved = Snapshot::take(state, "", &step.detector.params, &step.flat).unwrap();
         assert_eq!(saved.tensor("bbox_head.count").unwrap().double_value(&[0]), 3.0);
     }

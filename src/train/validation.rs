@@ -19,7 +19,8 @@ use crate::eval::{self, Truth, bags};
 
 /// The validation split of a run.
 pub struct Validation {
-    data: Dataset,
+    /// The split.
+    pub data: Dataset,
     /// Ground truth, read by rank 0 in the first evaluation.
     truth: Option<Arc<Truth>>,
 }

@@ -21,8 +21,8 @@ pub struct DeformConv {
 
 impl DeformConv {
     /// Builds the deformable convolution `name`. The convolution of offsets and mask is
-    /// `name.conv_offset`, with the initial weights `offsets`; `spec.init` is not used (mmcv has
-    /// its own, see [`Init::UniformFanIn`]).
+    /// `name.conv_offset`, with the initial weights `offsets`. `spec.init` is not used: as in mmcv,
+    /// weights are uniform within 1 / sqrt(fan-in), which counts the channels of all groups.
     pub fn new(p: &mut Params, name: &str, spec: ConvSpec, offsets: Init, trainable: bool) -> Self {
         let ConvSpec { input, output, kernel, stride, groups, bias, .. } = spec;
         // dy, dx and the mask of each tap.
@@ -31,7 +31,8 @@ impl DeformConv {
             ConvSpec { output: 3 * taps, groups: 1, init: offsets, bias: Some(0.0), ..spec };
         let offset = Conv::new(p, &format!("{name}.conv_offset"), offset_spec, trainable);
         let shape = [output, input / groups, kernel, kernel];
-        let weight = p.param(format!("{name}.weight"), &shape, Init::UniformFanIn, trainable, true);
+        let init = Init::Uniform(1.0 / ((input * kernel * kernel) as f64).sqrt());
+        let weight = p.param(format!("{name}.weight"), &shape, init, trainable, true);
         let bias = bias
             .map(|b| p.param(format!("{name}.bias"), &[output], Init::Const(b), trainable, true));
         Self { offset, weight, bias, stride, groups }

@@ -169,7 +169,11 @@ impl Log {
     /// # Errors
     /// As [`Log::step`].
     pub fn sync(&self, saver: &mut Saver) -> Result<()> {
-        saver.handle_write(Output::Metrics, first_error(self.sinks.iter().map(|sink| sink.sync())))
+        match first_error(self.sinks.iter().map(|sink| sink.sync())) {
+            // Not a sign that writing succeeds again: a full disk fails only in the next write.
+            Ok(()) => Ok(()),
+            failed => saver.handle_write(Output::Metrics, failed),
+        }
     }
 
     /// Logs a summary at the end of a run; `steps` is the number of steps of this attempt.
