@@ -41,7 +41,9 @@ pub fn draw(run: &Path, out: &Path) -> Result<()> {
     }
     let mut aps = series(&rows, &["AP", "AP50", "AP75"]);
     // An undefined AP is -1.
-    aps.iter_mut().for_each(|(_, points)| points.retain(|(_, ap)| *ap >= 0.0));
+    for (_, points) in &mut aps {
+        points.retain(|(_, ap)| *ap >= 0.0);
+    }
     let last =
         losses.iter().chain(&aps).filter_map(|s| s.1.last()).map(|p| p.0).fold(1.0, f64::max);
     register_built_in_font();
