@@ -80,7 +80,7 @@ fn init_takes_the_network_alone_and_compares_class_names() {
     let learning = ["assign.kind=autoassign", "train.max_steps=3", "eval.every_epochs=0"];
     sandbox.train(0, "first", &learning);
     assert!(floats(&checkpoint(&sandbox, "first"), prior).iter().any(|v| *v != 0.0));
-    let mut init = |work: &str| {
+    let init = |work: &str| {
         let mut c = launch(0, "dw-train");
         c.args(sandbox.train_args(work, &UNCHANGED)).args(["--init", &sandbox.path("first")]);
         stderr(&output(&mut c))
