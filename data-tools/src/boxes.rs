@@ -54,18 +54,14 @@ pub fn boxes_by_image(
     policy: BadBoxes,
 ) -> Result<(Vec<Vec<GtBox>>, Counts)> {
     check_sections(coco, file)?;
-    let position: HashMap<i64, usize> =
-        coco.images.iter().enumerate().map(|(n, i)| (i.id, n)).collect();
+    let position = check_ids(coco, file)?;
     let label: HashMap<i64, u32> =
         coco.categories.iter().enumerate().map(|(n, c)| (c.id, n as u32)).collect();
     let mut boxes = vec![vec![]; coco.images.len()];
     let mut counts = Counts::default();
     for (n, a) in coco.annotations.iter().enumerate() {
-        let at = || format!("annotations[{n}] (id {})", a.id);
-        let Some(&i) = position.get(&a.image_id) else {
-            let problem = format!("no entry of `images` has the `image_id` {}", a.image_id);
-            return Err(Error::data(file, at(), problem));
-        };
+        let at = || place(n, a);
+        let i = position[&a.image_id];
         let Some(&label) = label.get(&a.category_id) else {
             let problem =
                 format!("no entry of `categories` has the `category_id` {}", a.category_id);
@@ -84,7 +80,31 @@ pub fn boxes_by_image(
     Ok((boxes, counts))
 }
 
-/// Checks that there are images and categories, that ids are unique and that images have a size.
+/// The place of an annotation in errors.
+fn place(n: usize, a: &Annotation) -> String {
+    format!("annotations[{n}] (id {})", a.id)
+}
+
+/// Checks that ids are unique and that every annotation is one of an image; returns the positions
+/// of the images by their ids. `file` is named in errors.
+///
+/// # Errors
+/// The first fault.
+pub(crate) fn check_ids(coco: &Coco, file: &Path) -> Result<HashMap<i64, usize>> {
+    check_unique(file, "images", coco.images.iter().map(|i| i.id))?;
+    check_unique(file, "categories", coco.categories.iter().map(|c| c.id))?;
+    check_unique(file, "annotations", coco.annotations.iter().map(|a| a.id))?;
+    let position: HashMap<i64, usize> =
+        coco.images.iter().enumerate().map(|(n, i)| (i.id, n)).collect();
+    let unknown = |(_, a): &(usize, &Annotation)| !position.contains_key(&a.image_id);
+    if let Some((n, a)) = coco.annotations.iter().enumerate().find(unknown) {
+        let problem = format!("no entry of `images` has the `image_id` {}", a.image_id);
+        return Err(Error::data(file, place(n, a), problem));
+    }
+    Ok(position)
+}
+
+/// Checks that there are images and categories, and that images have a size.
 fn check_sections(coco: &Coco, file: &Path) -> Result<()> {
     if coco.images.is_empty() {
         return Err(Error::data(file, "images", "expected at least one image, found none"));
@@ -92,9 +112,6 @@ fn check_sections(coco: &Coco, file: &Path) -> Result<()> {
     if coco.categories.is_empty() {
         return Err(Error::data(file, "categories", "expected at least one category, found none"));
     }
-    check_unique(file, "images", coco.images.iter().map(|i| i.id))?;
-    check_unique(file, "categories", coco.categories.iter().map(|c| c.id))?;
-    check_unique(file, "annotations", coco.annotations.iter().map(|a| a.id))?;
     for (n, image) in coco.images.iter().enumerate() {
         if image.width == 0 || image.height == 0 {
             let problem = format!(

@@ -72,6 +72,17 @@ struct OpenShard {
     first_entry: usize,
 }
 
+impl OpenShard {
+    /// Writes what is buffered, and the header.
+    fn complete(&mut self) -> Result<()> {
+        self.file.flush().map_err(Error::io("cannot write", &self.path))?;
+        let file = self.file.get_mut();
+        file.seek(SeekFrom::Start(0)).map_err(Error::io("cannot write", &self.path))?;
+        file.write_all(&self.header.to_bytes()).map_err(Error::io("cannot write", &self.path))?;
+        file.sync_all().map_err(Error::io("cannot sync", &self.path))
+    }
+}
+
 /// Contents of `NNNNN.done`, from which an interrupted pack resumes after this shard.
 #[derive(Serialize, Deserialize)]
 struct Finished {
@@ -239,12 +250,11 @@ impl SplitWriter {
 
     /// Finishes the open shard; `next_image` is the first image that is not in it.
     fn close_shard(&mut self, next_image: usize) -> Result<()> {
-        if let Some(mut s) = self.current.take() {
-            s.file.flush().map_err(Error::io("cannot write", &s.path))?;
-            let file = s.file.get_mut();
-            file.seek(SeekFrom::Start(0)).map_err(Error::io("cannot write", &s.path))?;
-            file.write_all(&s.header.to_bytes()).map_err(Error::io("cannot write", &s.path))?;
-            file.sync_all().map_err(Error::io("cannot sync", &s.path))?;
+        // It stays the open shard until it is complete: `drop` removes the file of that.
+        if let Some(s) = &mut self.current {
+            s.complete()?;
+        }
+        if let Some(s) = self.current.take() {
             self.shards.push(s.header);
             let finished = Finished {
                 source: self.source.clone(),

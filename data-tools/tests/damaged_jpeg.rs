@@ -77,6 +77,22 @@ fn truncated_progressive_files_are_not_repaired() {
     assert!(decoded.repaired && decoded.rgb == whole);
 }
 
+/// A damaged marker makes a table look like bytes that belong to no segment. Without Huffman tables
+/// libjpeg-turbo uses those of the standard.
+#[test]
+fn files_that_lost_a_table_are_not_repaired() {
+    let set = Set::new();
+    let file = std::fs::read(set.first_image()).unwrap();
+    let markers = (2..scan(&file)).filter(|n| matches!(file[*n..*n + 2], [0xff, 0xc4 | 0xdb]));
+    let markers: Vec<usize> = markers.collect();
+    assert!(markers.len() > 2, "{markers:?}");
+    for at in markers {
+        let mut damaged = file.clone();
+        damaged[at] = 0;
+        assert!(pixels::decode_source(&damaged).is_err(), "byte {at}");
+    }
+}
+
 #[test]
 fn damaged_colour_profiles_do_not_matter() {
     let set = Set::new();

@@ -21,16 +21,30 @@ pub(super) fn write(split: &Split, images: &[Image], dir: &Path) -> Result<()> {
         let (width, height) = (i.width, i.height);
         json!({"id": i.id, "file_name": i.file_name, "width": width, "height": height})
     };
-    let annotations: Vec<Value> = images.iter().flat_map(|i| annotations(split, i)).collect();
-    let images: Vec<Value> = images.iter().map(image).collect();
-    let coco = json!({"info": {}, "licenses": [], "images": images, "annotations": annotations,
-                      "categories": categories});
     let path = folder.join(format!("instances_{}.json", split.meta.split));
     write_atomically(&path, |file| {
         let mut file = BufWriter::new(file);
-        serde_json::to_writer(&mut file, &coco)?;
+        file.write_all(b"{\"info\":{},\"licenses\":[],\"categories\":")?;
+        serde_json::to_writer(&mut file, &categories)?;
+        file.write_all(b",\"images\":")?;
+        write_array(&mut file, images.iter().map(image))?;
+        file.write_all(b",\"annotations\":")?;
+        write_array(&mut file, images.iter().flat_map(|i| annotations(split, i)))?;
+        file.write_all(b"}")?;
         file.flush()
     })
+}
+
+/// Writes values one by one: all of them would take many times the memory of the boxes.
+fn write_array(file: &mut impl Write, values: impl Iterator<Item = Value>) -> std::io::Result<()> {
+    file.write_all(b"[")?;
+    for (n, value) in values.enumerate() {
+        if n > 0 {
+            file.write_all(b",")?;
+        }
+        serde_json::to_writer(&mut *file, &value)?;
+    }
+    file.write_all(b"]")
 }
 
 /// The entries of the boxes of an image.

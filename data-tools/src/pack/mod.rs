@@ -73,6 +73,15 @@ pub fn pack_split(
     {
         // The previous run may have been killed between placing the index and cleaning up.
         SplitWriter::discard(out, &split)?;
+        if options.bad_images == BadImages::Skip {
+            let left_out = source.read()?.images.len() - done.len();
+            if left_out > 0 {
+                notes.push(format!(
+                    "{left_out} images were left out by `--bad-images skip`; without `--resume` \
+                     they are named"
+                ));
+            }
+        }
         return Ok(already_packed(&done, notes, start));
     }
     let coco = source.read()?;

@@ -123,26 +123,42 @@ impl ImageFolder {
             let path = self.0.path().join(&image.file_name);
             format!("{}: image {} {problem}", shown(path.display()), image.id)
         };
-        if image.measured && o.exif.is_none() {
-            self.check_orientation(image, &bytes)?;
-        }
+        self.check_orientation(image, &bytes, o)?;
         let mut encoded = encode(image, bytes, boxes, o).map_err(|p| Unusable::Bad(of_image(p)))?;
         encoded.damage = encoded.damage.map(of_image);
         Ok(encoded)
     }
 
-    /// Checks that an image without an annotated size has no EXIF orientation. It is no bad image:
-    /// how to treat it is for the user to say.
-    fn check_orientation(&self, image: &Image, bytes: &[u8]) -> Result<(), Unusable> {
+    /// Checks that the options say what the boxes of an image with an EXIF orientation refer to, if
+    /// its annotated size does not. It is no bad image: how to treat it is for the user to say.
+    fn check_orientation(&self, image: &Image, bytes: &[u8], o: &Options) -> Result<(), Unusable> {
         let found = pixels::orientation(bytes).filter(|o| (2..=8).contains(o));
         let Some(found) = found else { return Ok(()) };
-        let problem = format!(
-            "image {} has the EXIF orientation {found}, and its annotations have no image size to \
-             tell whether the boxes refer to the stored pixels or to the displayed image\n\
-             hint: `--exif apply --exif-boxes displayed` for boxes of the displayed image, `--exif \
-             apply --exif-boxes stored` or `--exif ignore` for boxes of the stored pixels",
-            image.id
-        );
+        let same = |(w, h): (usize, usize)| {
+            let annotated = (image.width as usize, image.height as usize);
+            annotated == (w, h) && annotated == displayed((w, h), found)
+        };
+        let problem = match o.exif {
+            None if image.measured => format!(
+                "image {} has the EXIF orientation {found}, and its annotations have no image size \
+                 to tell whether the boxes refer to the stored pixels or to the displayed image\n\
+                 hint: `--exif apply --exif-boxes displayed` for boxes of the displayed image, \
+                 `--exif apply --exif-boxes stored` or `--exif ignore` for boxes of the stored \
+                 pixels",
+                image.id
+            ),
+            Some(Exif::Apply)
+                if o.exif_boxes.is_none() && pixels::file_size(bytes).is_ok_and(same) =>
+            {
+                format!(
+                    "image {} has the EXIF orientation {found} and the same size stored and \
+                     displayed: its boxes can refer to either\n\
+                     hint: say which with `--exif-boxes stored` or `--exif-boxes displayed`",
+                    image.id
+                )
+            }
+            _ => return Ok(()),
+        };
         let path = self.0.path().join(&image.file_name);
         Err(Unusable::Always(Error::data(&path, "", problem)))
     }
@@ -189,14 +205,8 @@ fn plan(image: &Image, found: u32, stored: (usize, usize), o: &Options) -> Resul
         (true, false) => turn(true),
         (false, true) => turn(false),
         (false, false) => Err(size_problem(image, 1, stored)),
-        (true, true) => match o.exif_boxes {
-            Some(to) => turn(to == ExifBoxes::Stored),
-            None => Err(format!(
-                "has the EXIF orientation {found} and the same size stored and displayed: its \
-                 boxes can refer to either\n\
-                 hint: say which with `--exif-boxes stored` or `--exif-boxes displayed`"
-            )),
-        },
+        // Without the option, `ImageFolder::check_orientation` has failed.
+        (true, true) => turn(o.exif_boxes == Some(ExifBoxes::Stored)),
     }
 }
 

@@ -9,9 +9,12 @@ use turbojpeg::raw;
 use super::jpeg::{cmyk_to_rgb, is_jpeg};
 use super::layout::{Rgb, check_size};
 
-/// Start of a sequential frame with Huffman codes: baseline and extended.
+/// Start of a frame with Huffman codes: baseline, extended and progressive.
 const SOF0: u8 = 0xc0;
 const SOF1: u8 = 0xc1;
+const SOF2: u8 = 0xc2;
+/// Definition of Huffman tables.
+const DHT: u8 = 0xc4;
 /// Start of scan: entropy-coded data follows this segment.
 const SOS: u8 = 0xda;
 /// Application data, among others colour profiles.
@@ -37,6 +40,10 @@ const ICC: &[u8] = b"ICC_PROFILE\0";
 /// profile (which is not used), and with an end-of-image marker; `None` if nothing of this changes
 /// it. If the result is decoded without a warning, the pixels of the file are complete.
 ///
+/// A damaged marker also looks like bytes that belong to no segment. Without a quantisation table
+/// libjpeg-turbo rejects the file, but instead of Huffman tables it would use those of the
+/// standard: all that the first scan uses must be defined.
+///
 /// The marker is added only to files with a single scan: the end of another one may lack whole
 /// scans, which would go unnoticed.
 pub fn repair(file: &[u8]) -> Option<Vec<u8>> {
@@ -47,6 +54,7 @@ pub fn repair(file: &[u8]) -> Option<Vec<u8>> {
     let mut at = 2;
     // Components of a sequential frame.
     let mut sequential = None;
+    let (mut huffman, mut tables) = (false, vec![]);
     let single_scan = loop {
         // As libjpeg: a marker is 0xff, repeated at will, and a byte other than 0 and 0xff.
         at += file.get(at..)?.windows(2).position(|b| b[0] == 0xff && !matches!(b[1], 0 | 0xff))?;
@@ -57,14 +65,21 @@ pub fn repair(file: &[u8]) -> Option<Vec<u8>> {
         let length = file.get(at + 2..at + 4)?;
         let end = at + 2 + usize::from(u16::from_be_bytes([length[0], length[1]]));
         let segment = file.get(at..end)?;
+        huffman |= matches!(marker, SOF0 | SOF1 | SOF2);
         if matches!(marker, SOF0 | SOF1) {
             sequential = Some(*segment.get(9)?);
+        }
+        if marker == DHT {
+            tables.extend(defined_tables(&segment[4..])?);
         }
         at = end;
         if marker != APP2 || !segment.get(4..)?.starts_with(ICC) {
             mended.extend(segment);
         }
         if marker == SOS {
+            if huffman && !used_tables(segment)?.iter().all(|table| tables.contains(table)) {
+                return None;
+            }
             break sequential == Some(*segment.get(4)?);
         }
     };
@@ -76,6 +91,27 @@ pub fn repair(file: &[u8]) -> Option<Vec<u8>> {
         mended.extend(EOI);
     }
     (mended != file).then_some(mended)
+}
+
+/// Class (0x00 for DC, 0x10 for AC) and number of each Huffman table in a DHT segment's contents.
+fn defined_tables(mut contents: &[u8]) -> Option<Vec<u8>> {
+    let mut tables = vec![];
+    while let Some((table, rest)) = contents.split_first() {
+        let codes: usize = rest.get(..16)?.iter().map(|n| usize::from(*n)).sum();
+        contents = rest.get(16 + codes..)?;
+        tables.push(*table);
+    }
+    Some(tables)
+}
+
+/// The Huffman tables that a scan uses, given its SOS segment; see [`defined_tables`].
+fn used_tables(segment: &[u8]) -> Option<Vec<u8>> {
+    let components = usize::from(*segment.get(4)?);
+    let selectors = segment.get(5..5 + 2 * components)?.chunks_exact(2).map(|c| c[1]);
+    // The range of coefficients: 0 is DC.
+    let [first, last] = *segment.get(5 + 2 * components..)?.first_chunk::<2>()?;
+    let of = |s: u8| [(first == 0).then_some(s >> 4), (last > 0).then_some(0x10 | s & 0xf)];
+    Some(selectors.flat_map(of).flatten().collect())
 }
 
 /// Decodes a JPEG file despite warnings, and returns the first one; pixels that are lost are grey

@@ -5,7 +5,8 @@ use std::io::Cursor;
 use image::DynamicImage::{
     ImageLuma16, ImageLumaA16, ImageRgb16, ImageRgb32F, ImageRgba16, ImageRgba32F,
 };
-use image::{DynamicImage, ImageFormat, ImageReader, Limits};
+use image::codecs::webp::WebPDecoder;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::damaged;
 use super::jpeg::{self, is_jpeg};
@@ -13,7 +14,8 @@ use super::layout::{MAX_PIXELS, Rgb, check_size};
 
 /// Extensions (in lower case) of files that count as images where the annotations do not name the
 /// image files.
-pub const EXTENSIONS: [&str; 7] = ["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
+pub const EXTENSIONS: [&str; 9] =
+    ["bmp", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
 
 /// A decoded source image.
 #[derive(Debug)]
@@ -44,8 +46,19 @@ pub fn file_size(bytes: &[u8]) -> Result<(usize, usize), String> {
 /// swap width and height on display; values outside 1 to 8 are invalid. [`decode_file`] ignores the
 /// orientation, as COCO's tools do.
 pub fn orientation(bytes: &[u8]) -> Option<u32> {
-    let exif = exif::Reader::new().read_from_container(&mut Cursor::new(bytes)).ok()?;
+    let mut reader = exif::Reader::new();
+    // Faults in other fields do not matter.
+    reader.continue_on_error(true);
+    let partial = |e: exif::Error| e.distill_partial_result(|_| {});
+    let exif = reader.read_from_container(&mut Cursor::new(bytes)).or_else(partial);
+    let exif = exif.ok().or_else(|| reader.read_raw(webp_exif(bytes)?).or_else(partial).ok())?;
     exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0)
+}
+
+/// The EXIF data of a WebP file in which they begin as in a JPEG file, as some programs write them.
+fn webp_exif(bytes: &[u8]) -> Option<Vec<u8>> {
+    let data = WebPDecoder::new(Cursor::new(bytes)).ok()?.exif_metadata().ok()??;
+    data.strip_prefix(b"Exif\0\0").map(<[u8]>::to_vec)
 }
 
 /// Decodes an image file. Grey, palette and CMYK images are converted to RGB, 16-bit samples are

@@ -1,7 +1,5 @@
 //! JPEG files through libjpeg-turbo: decoding to RGB or to the stored planes, checking, encoding.
 
-use std::cell::RefCell;
-
 use turbojpeg::{
     Colorspace, Compressor, DecompressHeader, Decompressor, PixelFormat, ScalingFactor, Subsamp,
     YuvImage,
@@ -9,30 +7,10 @@ use turbojpeg::{
 
 use super::layout::{Layout, Rgb, check_size};
 
-thread_local! {
-    static DECODER: RefCell<Option<Decompressor>> = const { RefCell::new(None) };
-}
-
-/// Runs `f` with the decoder of this thread, and resets the scaling factor afterwards. After an
-/// error the decoder is dropped: libjpeg-turbo leaves it in the state of the damaged file, in which
-/// it would reject the next file or report the size of an earlier one.
-fn with_decoder<T>(f: impl FnOnce(&mut Decompressor) -> turbojpeg::Result<T>) -> Result<T, String> {
-    DECODER.with_borrow_mut(|slot| {
-        if slot.is_none() {
-            *slot = Some(Decompressor::new().map_err(|e| e.to_string())?);
-        }
-        let Some(decoder) = slot.as_mut() else { return Err("no JPEG decoder".into()) };
-        let done = f(decoder).and_then(|value| {
-            if decoder.scaling_factor() != ScalingFactor::ONE {
-                decoder.set_scaling_factor(ScalingFactor::ONE)?;
-            }
-            Ok(value)
-        });
-        if done.is_err() {
-            *slot = None;
-        }
-        done.map_err(|e| e.to_string())
-    })
+/// A decoder for one file: after a file, libjpeg-turbo keeps its tables, and would use them for a
+/// file that lacks its own.
+fn decoder() -> Result<Decompressor, String> {
+    Decompressor::new().map_err(|e| e.to_string())
 }
 
 /// Whether the bytes begin with the signature of a JPEG file.
@@ -40,8 +18,7 @@ pub fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
-/// Reads size, colour space and subsampling with a new decoder. If the file is truncated before
-/// these values, a decoder that was used before would return those of the previous file.
+/// Reads size, colour space and subsampling.
 ///
 /// # Errors
 /// A damaged or incomplete header.
@@ -80,13 +57,11 @@ fn decode_scaled(bytes: &[u8], factor: ScalingFactor) -> Result<Rgb, String> {
     let (format, depth) =
         if is_cmyk(&header) { (PixelFormat::CMYK, 4) } else { (PixelFormat::RGB, 3) };
     let mut data = vec![0; width * height * depth];
-    with_decoder(|d| {
-        d.set_scaling_factor(factor)?;
-        d.decompress(
-            bytes,
-            turbojpeg::Image { pixels: &mut data[..], width, pitch: width * depth, height, format },
-        )
-    })?;
+    let mut decoder = decoder()?;
+    decoder.set_scaling_factor(factor).map_err(|e| e.to_string())?;
+    let image =
+        turbojpeg::Image { pixels: &mut data[..], width, pitch: width * depth, height, format };
+    decoder.decompress(bytes, image).map_err(|e| e.to_string())?;
     let data = if depth == 4 { cmyk_to_rgb(&data) } else { data };
     Ok(Rgb { width, height, data })
 }
@@ -126,12 +101,8 @@ pub fn planes(bytes: &[u8]) -> Result<Option<(Layout, Vec<u8>)>, String> {
     let length =
         turbojpeg::yuv_pixels_len(width, 1, height, h.subsamp).map_err(|e| e.to_string())?;
     let mut padded = vec![0; length];
-    with_decoder(|d| {
-        d.decompress_to_yuv(
-            bytes,
-            YuvImage { pixels: &mut padded[..], width, align: 1, height, subsamp: h.subsamp },
-        )
-    })?;
+    let image = YuvImage { pixels: &mut padded[..], width, align: 1, height, subsamp: h.subsamp };
+    decoder()?.decompress_to_yuv(bytes, image).map_err(|e| e.to_string())?;
     // With subsampled chroma libjpeg-turbo pads the luma plane to an even width.
     let chroma = layout.plane_bytes((width, height)) - width * height;
     let luma_width = match layout {

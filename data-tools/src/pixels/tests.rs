@@ -100,9 +100,9 @@ fn layout_codes_round_trip() {
     assert_eq!((Layout::Jpeg.code(), Layout::from_code(0), Layout::from_code(7)), (2, None, None));
 }
 
-/// The decoder of a thread is used for many files.
+/// Tables and sizes of an earlier file are not used for one that lacks them.
 #[test]
-fn a_damaged_file_does_not_change_how_the_next_one_is_decoded() {
+fn a_file_does_not_change_how_the_next_one_is_decoded() {
     let (large, small) = (noise(64, 48), noise(32, 16));
     let [large, small] = [large, small].map(|image| encode_jpeg(&image, 90).unwrap());
     let expected = decode_file(&small).unwrap();
@@ -115,4 +115,35 @@ fn a_damaged_file_does_not_change_how_the_next_one_is_decoded() {
         let found = decode_file(&small).unwrap();
         assert_eq!((found.width, found.height, &found.data), (32, 16, &expected.data));
     }
+    // Without its quantisation tables (DQT).
+    let dqt = small.windows(2).position(|b| b == [0xff, 0xdb]).unwrap();
+    let length = usize::from(u16::from_be_bytes([small[dqt + 2], small[dqt + 3]]));
+    let without = [&small[..dqt], &small[dqt + 2 + length..]].concat();
+    assert!(decode_file(&large).is_ok() && decode_file(&without).is_err());
+}
+
+/// EXIF data with a fault behind the orientation, and with the prefix that belongs to JPEG files in
+/// a WebP file.
+#[test]
+fn the_orientation_is_found_in_imperfect_exif_data() {
+    let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0".to_vec();
+    // A camera's name at an offset outside the file.
+    exif.extend(b"\x01\x0f\0\x02\0\0\0\x20\0\0\xff\0\0\0\0\0");
+    let plain = encode_jpeg(&noise(16, 8), 90).unwrap();
+    let length = (exif.len() as u16 + 2).to_be_bytes();
+    let jpeg = [&plain[..2], &[0xff, 0xe1], &length, &exif, &plain[2..]].concat();
+    assert_eq!(orientation(&jpeg), Some(6));
+    let mut simple = vec![];
+    image::codecs::webp::WebPEncoder::new_lossless(&mut simple)
+        .encode(&noise(16, 8).data, 16, 8, image::ExtendedColorType::Rgb8)
+        .unwrap();
+    let chunk = |name: &[u8; 4], data: &[u8]| {
+        let padding = vec![0; data.len() % 2];
+        [&name[..], &(data.len() as u32).to_le_bytes(), data, &padding].concat()
+    };
+    // Flags (EXIF), then width - 1 and height - 1.
+    let extended = chunk(b"VP8X", &[8, 0, 0, 0, 15, 0, 0, 7, 0, 0]);
+    let body = [b"WEBP", &extended[..], &simple[12..], &chunk(b"EXIF", &exif)].concat();
+    let webp = chunk(b"RIFF", &body);
+    assert_eq!((file_size(&webp), orientation(&webp)), (Ok((16, 8)), Some(6)));
 }

@@ -7,6 +7,7 @@ use dw_base::text::shown;
 use dw_base::{Error, Result};
 use std::fs;
 
+use crate::boxes::check_ids;
 use crate::coco::Coco;
 use crate::pixels::EXTENSIONS;
 
@@ -73,8 +74,10 @@ pub fn left_out(problems: &[String]) -> Vec<String> {
 /// Keeps one part of the images and their boxes. `file` is named in errors.
 ///
 /// # Errors
-/// No image in that part.
+/// No image in that part, ids that are not unique, or annotations of unknown images: the other
+/// part's faults are found too.
 pub fn take_part(mut coco: Coco, wanted: Part, val: f64, file: &Path) -> Result<Coco> {
+    check_ids(&coco, file)?;
     coco.images.retain(|i| part(&i.file_name, val) == wanted);
     if coco.images.is_empty() {
         let problem = format!(
@@ -132,11 +135,11 @@ pub fn has(dir: &Path, extensions: &[&str]) -> bool {
 const MAX_DEPTH: usize = 16;
 
 /// Sorted paths, relative to `dir`, of the files in `dir` and its subfolders that have one of
-/// `extensions` ([`stem`]). Links to folders are not followed, because they can lead out of `dir`
-/// or form a cycle.
+/// `extensions` ([`stem`]).
 ///
 /// # Errors
-/// A folder that cannot be listed, names that are not UTF-8, folders deeper than 16 levels.
+/// A folder that cannot be listed, names that are not UTF-8, folders deeper than 16 levels, or a
+/// link to a folder, which could lead out of `dir` or form a cycle.
 pub fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<String>> {
     let mut found = vec![];
     walk(dir, "", extensions, MAX_DEPTH, &mut found)?;
@@ -165,6 +168,11 @@ fn walk(
         }
         let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
         let kind = entry.file_type().map_err(Error::io("cannot list", &here))?;
+        if kind.is_symlink() && here.join(name).is_dir() {
+            let problem = "expected a folder, found a link to one, which is not followed\n\
+                           hint: put the files themselves there, or mount the folder";
+            return Err(Error::data(&here.join(name), "", problem));
+        }
         if !kind.is_dir() {
             if stem(name, extensions).is_some() {
                 found.push(path);

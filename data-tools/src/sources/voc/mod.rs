@@ -215,6 +215,14 @@ struct List {
     notes: Vec<String>,
 }
 
+/// Whether every line of a list has a second column with 1, 0 or -1: a list of a class, which may
+/// have no box in any annotation file.
+fn is_of_class(text: &str) -> bool {
+    let mut lines = text.lines().filter(|l| !l.trim().is_empty()).peekable();
+    lines.peek().is_some()
+        && lines.all(|l| matches!(l.split_whitespace().nth(1), Some("1" | "0" | "-1")))
+}
+
 /// The lists in `ImageSets/Main`, except those of single classes (`dog_train.txt`). `trainval` is
 /// left out if no split is selected and both `train` and `val` exist. `None` if there are no lists.
 fn lists(dir: &Path, classes: &[String], search: &Search) -> Result<Option<Vec<List>>> {
@@ -238,12 +246,11 @@ fn lists(dir: &Path, classes: &[String], search: &Search) -> Result<Option<Vec<L
         return Ok(None);
     }
     let source = Folder::open(&folder, search.allow_outside)?;
-    let list = |stem: &str| {
+    let list = |(stem, text): (&str, String)| {
         let name = format!("{stem}.txt");
-        let text = source.text(&name)?;
         let lines = (1..).zip(text.lines().map(|l| l.trim().to_owned()));
         let skipped = union && stem == "train";
-        Ok(List {
+        List {
             split: stem.to_owned(),
             path: folder.join(&name),
             lines: lines.filter(|(_, l)| !l.is_empty()).collect(),
@@ -251,7 +258,10 @@ fn lists(dir: &Path, classes: &[String], search: &Search) -> Result<Option<Vec<L
                 .then(|| "`trainval` is left out, as `train` and `val` exist".to_owned())
                 .into_iter()
                 .collect(),
-        })
+        }
     };
-    stems.into_iter().map(list).collect::<Result<_>>().map(Some)
+    let read = |stem| Ok((stem, source.text(&format!("{stem}.txt"))?));
+    let mut all = stems.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+    all.retain(|(stem, text)| !(stem.contains('_') && is_of_class(text)));
+    Ok(Some(all.into_iter().map(list).collect()))
 }

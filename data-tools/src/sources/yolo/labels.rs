@@ -25,7 +25,9 @@ pub fn parse(
     classes: usize,
     keypoints: Option<usize>,
 ) -> Result<Vec<Object>, String> {
-    let lines = (1..).zip(text.lines()).filter(|(_, l)| !l.trim().is_empty());
+    // Also lines that end in a carriage return alone.
+    let lines = text.lines().flat_map(|l| l.split('\r'));
+    let lines = (1..).zip(lines).filter(|(_, l)| !l.trim().is_empty());
     let parse = |line: &str| object(line, size, classes, keypoints);
     lines.map(|(n, l)| parse(l).map_err(|e| format!("line {n}: {e}"))).collect()
 }
@@ -131,6 +133,8 @@ mod tests {
         let found = parse("1.0 0.1 0.2 0.5 0.9 0.3 0.4\n\n", (10, 20), 2, None).unwrap();
         assert_eq!(found, [Object { class: 1, bbox: [1.0, 4.0, 4.0, 14.0], polygon: true }]);
         assert!(parse(" \n", (10, 20), 2, None).unwrap().is_empty());
+        let lines = "0 0.5 0.5 0.1 0.1\r1 0.5 0.5 0.1 0.1\r\n\r\n0 0.5 0.5 0.1 0.1\r";
+        assert_eq!(parse(lines, (10, 20), 2, None).unwrap().len(), 3);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Finds the images and labels of a YOLO data set.
 
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -219,10 +220,19 @@ fn list(dir: &Path, file: &Path, name: &str, search: &Search) -> Result<Vec<Stri
 
 /// A folder of images as a split. Its labels are in the folder whose path has `labels` in place of
 /// the last `images`, or next to the images.
-fn folder(images_dir: PathBuf, split: Option<String>, notes: Vec<String>) -> Result<Group> {
+fn folder(images_dir: PathBuf, split: Option<String>, mut notes: Vec<String>) -> Result<Group> {
     let labels_dir = replaced(&images_dir).filter(|d| d.is_dir()).unwrap_or(images_dir.clone());
     let names = listing::pictures(&images_dir)?;
-    let files = names.into_iter().map(|n| (n.clone(), with_txt(&n))).collect();
+    let files: Vec<_> = names.into_iter().map(|n| (n.clone(), with_txt(&n))).collect();
+    if labels_dir != images_dir {
+        let used: HashSet<&str> = files.iter().map(|(_, label)| label.as_str()).collect();
+        let lone = listing::files(&labels_dir, &["txt"])?;
+        let lone = lone.iter().filter(|l| !used.contains(l.as_str()) && *l != "classes.txt");
+        if let count @ 1.. = lone.count() {
+            let folder = shown(labels_dir.display());
+            notes.push(format!("{count} label files in {folder} have no image: not used"));
+        }
+    }
     Ok(Group { split, images_dir, labels_dir, files, notes })
 }
 

@@ -123,7 +123,7 @@ fn read(group: &Group, description: &Description, search: &Search) -> Result<Sou
         Ok(Ok((size, found, Some(text))))
     };
     let all = group.files.par_iter().map(one).collect::<Result<Vec<_>>>()?;
-    assemble(group, &description.names, all)
+    assemble(group, description, all)
 }
 
 /// Counts of special cases among the images of a split.
@@ -152,7 +152,7 @@ impl Counts {
 /// Builds the split from what was read.
 fn assemble(
     group: &Group,
-    names: &[String],
+    description: &Description,
     all: Vec<std::result::Result<Labelled, String>>,
 ) -> Result<Source> {
     let (mut coco, mut crc) = (Coco::default(), 0);
@@ -170,6 +170,8 @@ fn assemble(
         crc = crc32c::crc32c_append(crc, text.as_deref().unwrap_or_default().as_bytes());
         counts.empty += usize::from(text.is_none());
         let (width, height) = size;
+        // Boxes in pixels depend on the size.
+        crc = crc32c::crc32c_append(crc, &[width, height].map(u32::to_le_bytes).concat());
         let file_name = file_name.clone();
         coco.images.push(Image { id: image_id, file_name, width, height, measured: true });
         for o in objects {
@@ -194,11 +196,13 @@ fn assemble(
         );
         return Err(Error::data(&group.labels_dir, "", problem));
     }
+    let names = &description.names;
     let category = |(name, id): (&String, i64)| Category { id, name: name.clone() };
     coco.categories = names.iter().zip(1..).map(category).collect();
     let notes = group.notes.iter().cloned().chain(counts.notes()).collect();
     let crc = crc32c::crc32c_append(crc, names.join("\n").as_bytes());
-    let checksum = format!("yolo {crc:08x} {}", coco.images.len());
+    let keypoints = description.keypoints.map_or_else(String::new, |n| format!(" keypoints {n}"));
+    let checksum = format!("yolo {crc:08x} {}{keypoints}", coco.images.len());
     Ok(Source {
         split: group.split.clone().unwrap_or_default(),
         images_dir: group.images_dir.clone(),
@@ -216,7 +220,8 @@ const HEAD: u64 = 1 << 18;
 /// the file.
 ///
 /// # Errors
-/// A link out of the folder, or a failure of the machine: errors under every policy.
+/// A link out of the folder, a failure of the machine, or an orientation for which
+/// `--exif-boxes` is missing: errors under every policy.
 pub(super) fn picture_size(
     folder: &Folder,
     name: &str,
@@ -244,24 +249,24 @@ pub(super) fn picture_size(
         Ok(bytes) => bytes,
         Err(problem) => return Ok(Err(problem)),
     };
-    Ok(size_of(&bytes, search).map_err(named))
-}
-
-/// The size of an image file; see [`picture_size`].
-fn size_of(bytes: &[u8], search: &Search) -> std::result::Result<(u32, u32), String> {
-    let (w, h) = pixels::file_size(bytes).map_err(|e| format!("cannot be decoded: {e}"))?;
-    let size = (w as u32, h as u32);
-    let orientation = pixels::orientation(bytes).unwrap_or(1);
+    let size = match pixels::file_size(&bytes) {
+        Ok((w, h)) => (w as u32, h as u32),
+        Err(e) => return Ok(Err(named(format!("cannot be decoded: {e}")))),
+    };
+    let orientation = pixels::orientation(&bytes).unwrap_or(1);
     if search.exif == Exif::Ignore || !(2..=8).contains(&orientation) {
-        return Ok(size);
+        return Ok(Ok(size));
     }
     match search.exif_boxes {
-        Some(ExifBoxes::Stored) => Ok(size),
-        Some(ExifBoxes::Displayed) => Ok(displayed(size, orientation)),
-        None => Err(format!(
-            "has the EXIF orientation {orientation}, and its annotations have no image size to \
-             tell what the boxes refer to\n\
-             hint: say it with `--exif-boxes stored` or `--exif-boxes displayed`"
-        )),
+        Some(ExifBoxes::Stored) => Ok(Ok(size)),
+        Some(ExifBoxes::Displayed) => Ok(Ok(displayed(size, orientation))),
+        None => {
+            let problem = format!(
+                "the image has the EXIF orientation {orientation}, and its annotations have no \
+                 image size to tell what the boxes refer to\n\
+                 hint: say it with `--exif-boxes stored` or `--exif-boxes displayed`"
+            );
+            Err(Error::data(&path, "", problem))
+        }
     }
 }
