@@ -33,6 +33,15 @@ fn text(seed: u64, size: usize, extra: &[&str]) -> String {
     out
 }
 
+/// Python's json module reads and writes halves of surrogate pairs, which are no Unicode text.
+#[test]
+fn a_file_name_that_is_not_unicode_is_no_fault() {
+    let truth = TRUTH.replace(r#"{"id":0}"#, r#"{"id":0,"file_name":"a\ud800.jpg"}"#);
+    let files = Files::new(&truth, "[]");
+    let truth = json::truth(&files.gt(), &mut vec![]).unwrap();
+    assert_eq!((truth.files[0].file_name.as_deref(), truth.images.len()), (None, 3));
+}
+
 /// Compares the parsed detections with serde_json's.
 fn check(text: &str) {
     let files = Files::new(TRUTH, text);

@@ -1,6 +1,6 @@
 //! The numbers of an evaluation as text and as JSON.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use dw_base::Result;
 use dw_base::program::print_result;
@@ -39,16 +39,21 @@ pub fn print(
     print_result(if json { text::json(&text) } else { text })
 }
 
-/// Unique class names: a duplicate name gets its category id appended.
+/// Unique class names: a duplicate name gets its category id appended, and so do all names if the
+/// result is that of another class.
 pub fn labels(names: &[String], categories: &[i64]) -> Vec<String> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for name in names {
         *counts.entry(name).or_default() += 1;
     }
+    let with_id = |(name, id): (&String, &i64)| format!("{name} (id {id})");
+    let all = || names.iter().zip(categories);
     let label = |(name, id): (&String, &i64)| {
-        if counts[name.as_str()] > 1 { format!("{name} (id {id})") } else { name.clone() }
+        if counts[name.as_str()] > 1 { with_id((name, id)) } else { name.clone() }
     };
-    names.iter().zip(categories).map(label).collect()
+    let labels: Vec<String> = all().map(label).collect();
+    let unique: HashSet<&String> = labels.iter().collect();
+    if unique.len() == labels.len() { labels } else { all().map(with_id).collect() }
 }
 
 /// The numbers and the AP of each class, as floats in the shortest form that parses to the same
@@ -187,4 +192,22 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
     table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_unique() {
+        let of = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            let ids: Vec<i64> = (1..=names.len() as i64).collect();
+            labels(&names, &ids)
+        };
+        assert_eq!(of(&["a", "b"]), ["a", "b"]);
+        assert_eq!(of(&["a", "b", "a"]), ["a (id 1)", "b", "a (id 3)"]);
+        let last = "a (id 1) (id 3)";
+        assert_eq!(of(&["a", "a", "a (id 1)"]), ["a (id 1)", "a (id 2)", last]);
+    }
 }

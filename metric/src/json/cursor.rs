@@ -192,6 +192,12 @@ impl<'a> Cursor<'a> {
         self.decoded(string)
     }
 
+    /// Parses a string; `None` if it is not Unicode, such as a half of a surrogate pair (`\ud800`).
+    pub(crate) fn text_if_unicode(&mut self) -> Parse<Option<String>> {
+        let string = self.string("a string")?;
+        Ok(self.decoded(string).ok())
+    }
+
     /// Whether a number is next.
     pub(crate) fn is_number(&mut self) -> Parse<bool> {
         Ok(matches!(self.peek()?, b'-' | b'0'..=b'9'))

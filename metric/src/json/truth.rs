@@ -68,7 +68,7 @@ fn image(c: &mut Cursor) -> Parse<Image> {
             b"id" => id = Some(c.field("id", Cursor::id)?),
             // The numbers do not depend on these: values of other types are as good as none.
             b"file_name" if c.peek()? == b'"' => {
-                file_name = Some(c.field("file_name", Cursor::text)?);
+                file_name = c.field("file_name", Cursor::text_if_unicode)?;
             }
             b"width" if c.is_number()? => width = Some(c.field("width", Cursor::number)?),
             b"height" if c.is_number()? => height = Some(c.field("height", Cursor::number)?),
