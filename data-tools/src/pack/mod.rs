@@ -74,13 +74,7 @@ pub fn pack_split(
         // The previous run may have been killed between placing the index and cleaning up.
         SplitWriter::discard(out, &split)?;
         if options.bad_images == BadImages::Skip {
-            let left_out = source.read()?.images.len() - done.len();
-            if left_out > 0 {
-                notes.push(format!(
-                    "{left_out} images were left out by `--bad-images skip`; without `--resume` \
-                     they are named"
-                ));
-            }
+            notes.extend(skipped(source, &done)?);
         }
         return Ok(already_packed(&done, notes, start));
     }
@@ -190,6 +184,13 @@ fn pack_chunk(
         }
     }
     Ok(failed)
+}
+
+/// A message about the images that a previous run has left out of a pack.
+fn skipped(source: Source, done: &Split) -> Result<Option<String>> {
+    let count = source.read()?.images.len().saturating_sub(done.len());
+    let text = "images were left out by `--bad-images skip`; without `--resume` they are named";
+    Ok((count > 0).then(|| format!("{count} {text}")))
 }
 
 /// The result for a split that a previous run has packed.
