@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use dw::assign::hard::{BoxLoss, BoxTerm, FocalAndCenterness};
 use dw::assign::positives::Count;
-use dw::assign::{ImageBoxes, Matcher, PointTargets, Strategy, Targets};
+use dw::assign::{ImageBoxes, Matcher, PointTargets, Strategy, StrategyConfig, Targets};
 use dw::geometry::{Grid, STRIDES};
-use dw::model::Rank;
+use dw::model::{ModelConfig, Params, Rank};
 use serde::{Deserialize, Serialize};
 
 /// `[assign]` with `kind = "center"`.
@@ -17,16 +17,26 @@ pub struct CenterConfig {
     pub share: f64,
 }
 
-impl CenterConfig {
-    /// Checks the settings.
-    pub fn check(&self) -> Result<(), String> {
+impl StrategyConfig for CenterConfig {
+    fn kind(&self) -> &'static str {
+        "center"
+    }
+
+    fn check(&self) -> Result<(), String> {
         let ok = self.share > 0.0 && self.share <= 1.0;
         let text = "`assign.share`: expected a number above 0 and at most 1; found";
         if ok { Ok(()) } else { Err(format!("{text} {}", self.share)) }
     }
 
-    /// Builds matcher and criterion for `classes` classes.
-    pub fn build(&self, classes: i64) -> Strategy {
+    fn caution(&self, _: &ModelConfig) -> Option<String> {
+        None
+    }
+
+    fn summary(&self) -> String {
+        format!("points in the central {} of each box", self.share)
+    }
+
+    fn build(&self, _: &mut Params, classes: i64) -> Strategy {
         let bbox = BoxTerm { loss: BoxLoss::Giou, weight: 1.0, floor: 1.0, plus: 0.0 };
         Strategy {
             matcher: Arc::new(CentralPoints { share: self.share as f32 }),

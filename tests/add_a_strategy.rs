@@ -7,7 +7,7 @@ mod center;
 use std::sync::Arc;
 
 use center::CenterConfig;
-use dw::assign::{ImageBoxes, Progress};
+use dw::assign::{ImageBoxes, Progress, StrategyConfig};
 use dw::geometry::{Grid, level_sizes};
 use dw::model::Detector;
 use dw::train::input::{Input, Pixels};
@@ -33,7 +33,7 @@ fn the_example_trains() {
     let center = CenterConfig { share: 0.4 };
     center.check().unwrap();
     assert!(CenterConfig { share: 0.0 }.check().unwrap_err().contains("assign.share"));
-    let strategy = center.build(3);
+    let strategy = center.build(&mut net.params, 3);
     strategy.attach(&mut net);
     let world = World::solo();
     let mut step = Step::new(net, strategy, &config.train, &Arc::new(World::solo())).unwrap();

@@ -352,3 +352,26 @@ fn an_unwritable_results_file_is_reported_before_the_evaluation() {
     // An evaluation would have logged its speed.
     assert!(!log.contains("images/s"), "{log}");
 }
+
+/// Valid settings that are probably not intended are warnings.
+#[test]
+fn unusual_settings_are_warnings() {
+    let empty = tempfile::tempdir().unwrap();
+    let warns = |config: &str, sets: &[&str], warning: &str| {
+        let mut c = launch(0, "dw-train");
+        c.args([config, "--dry-run", "--device", "cpu"]).current_dir(empty.path());
+        for set in sets {
+            c.args(["--set", set]);
+        }
+        stderr(&output(&mut c)).lines().any(|l| l.contains("WARN") && l.contains(warning))
+    };
+    let never_aligned = "none task alignment";
+    assert!(warns("tood_r50_fpn_1x", &["train.epochs=4", "train.lr_steps=[3]"], never_aligned));
+    assert!(!warns("tood_r50_fpn_1x", &[], never_aligned));
+    let other_head = "assign.kind = \"atss\": the head differs from that of ATSS in model.refine";
+    assert!(warns("atss_r50_fpn_1x", &["model.refine=true"], other_head));
+    assert!(!warns("atss_r50_fpn_1x", &[], "the head differs"));
+    let strict = ["assign.prior=threshold", "assign.prior_value=0.9"];
+    assert!(warns("dw_r50_fpn_1x", &strict, "these boxes are not trained on"));
+    assert!(warns("dw_r50_fpn_1x", &["train.max_steps=100"], "never reaches its value"));
+}

@@ -4,7 +4,6 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
-use super::Strategy;
 use super::strategies::atss::AtssConfig;
 use super::strategies::autoassign::AutoAssignConfig;
 use super::strategies::dw::DwConfig;
@@ -16,6 +15,7 @@ use super::strategies::simota::SimotaConfig;
 use super::strategies::tal::TalConfig;
 use super::strategies::vfl::VflConfig;
 use super::strategies::weighting::WeightingConfig;
+use super::{Strategy, StrategyConfig};
 use crate::model::{Distances, HeadKind, ModelConfig, Params, Tower};
 
 /// `[assign]`: the strategy (`kind`) and its settings.
@@ -70,43 +70,47 @@ impl AssignConfig {
         ]
     }
 
+    /// The settings of the strategy.
+    fn settings(&self) -> &dyn StrategyConfig {
+        match self {
+            Self::Dw(c) => c,
+            Self::Fcos(c) => c,
+            Self::Atss(c) => c,
+            Self::Gfl(c) => c,
+            Self::Vfl(c) => c,
+            Self::Tal(c) => c,
+            Self::AutoAssign(c) => c,
+            Self::Paa(c) => c,
+            Self::Ota(c) => c,
+            Self::SimOta(c) => c,
+            Self::Weighting(c) => c,
+        }
+    }
+
     /// Builds the strategy for a network of `classes` classes. Its own parameters and state are
     /// added to `params`, the network's.
     pub fn build(&self, params: &mut Params, classes: i64) -> Strategy {
-        match self {
-            Self::Dw(c) => c.build(params, classes),
-            Self::Fcos(c) => c.build(classes),
-            Self::Atss(c) => c.build(classes),
-            Self::Gfl(c) => c.build(),
-            Self::Vfl(c) => c.build(),
-            Self::Tal(c) => c.build(),
-            Self::AutoAssign(c) => c.build(params, classes),
-            Self::Paa(c) => c.build(),
-            Self::Ota(c) => c.build(),
-            Self::SimOta(c) => c.build(),
-            Self::Weighting(c) => c.build(params, classes),
-        }
+        self.settings().build(params, classes)
     }
 
     /// Checks the settings.
     ///
     /// # Errors
-    /// A value is out of range or does not fit another setting. The text names the key, the
-    /// expected values with their unit, and the value found.
+    /// As [`StrategyConfig::check`].
     pub fn check(&self) -> std::result::Result<(), String> {
-        match self {
-            Self::Dw(c) => c.check(),
-            Self::Fcos(c) => c.check(),
-            Self::Atss(c) => c.check(),
-            Self::Gfl(c) => c.check(),
-            Self::Vfl(c) => c.check(),
-            Self::Tal(c) => c.check(),
-            Self::AutoAssign(_) => Ok(()),
-            Self::Paa(c) => c.check(),
-            Self::Ota(c) => c.check(),
-            Self::SimOta(c) => c.check(),
-            Self::Weighting(c) => c.check(),
-        }
+        self.settings().check()
+    }
+
+    /// A warning about valid settings that are probably not intended; see
+    /// [`StrategyConfig::caution`].
+    pub fn caution(&self, model: &ModelConfig) -> Option<String> {
+        let text = self.settings().caution(model)?;
+        Some(format!("assign.kind = \"{}\": {text}", self.settings().kind()))
+    }
+
+    /// The settings on one line, for the table of settings in the log.
+    pub fn summary(&self) -> String {
+        self.settings().summary()
     }
 
     /// Checks that the head has what the strategy requires.
@@ -114,7 +118,7 @@ impl AssignConfig {
     /// # Errors
     /// The head lacks something that the strategy requires. The text names the keys of both.
     pub fn check_head(&self, model: &ModelConfig) -> std::result::Result<(), String> {
-        let (kind, towers) = self.towers();
+        let (kind, towers) = (self.settings().kind(), self.settings().towers());
         let refuse = |needs: &str, key: &str, found: &dyn Debug| {
             let found = format!("{found:?}").to_lowercase();
             Err(format!("`assign.kind` = \"{kind}\" requires {needs}: `{key}`, found {found}"))
@@ -159,64 +163,22 @@ impl AssignConfig {
         }
     }
 
-    /// Returns `kind` and the values of `model.quality_tower` that the strategy supports. A quality
-    /// branch that the strategy does not use would stay untrained and still multiply the scores.
-    fn towers(&self) -> (&'static str, &'static [Tower]) {
-        let branch = &[Tower::Reg, Tower::Cls];
-        match self {
-            Self::Dw(_) => ("dw", branch),
-            Self::Fcos(_) => ("fcos", branch),
-            Self::Atss(_) => ("atss", branch),
-            Self::Gfl(_) => ("gfl", &[Tower::None, Tower::Distribution]),
-            Self::Vfl(_) => ("vfl", &[Tower::None]),
-            Self::Tal(_) => ("tal", &[Tower::None]),
-            Self::AutoAssign(_) => ("autoassign", branch),
-            Self::Paa(_) => ("paa", branch),
-            Self::Ota(_) => ("ota", branch),
-            Self::SimOta(_) => ("simota", branch),
-            Self::Weighting(_) => ("weighting", branch),
-        }
-    }
-
     /// Whether the strategy records the positive and negative weights that
     /// [`BagWeights`](super::figures::bags::BagWeights) reads.
     pub fn has_bag_weights(&self) -> bool {
         matches!(self, Self::Dw(_) | Self::Weighting(_))
     }
+}
 
-    /// A warning about valid settings that exclude whole boxes from training, or that combine a
-    /// strategy with a head other than its paper's.
-    pub fn caution(&self, model: &ModelConfig) -> Option<String> {
-        let text = match self {
-            Self::Dw(c) => return c.caution(),
-            Self::Fcos(c) => c.caution(model),
-            Self::Atss(_) => AtssConfig::caution(model),
-            Self::Gfl(_) => GflConfig::caution(model),
-            Self::Vfl(_) => VflConfig::caution(model),
-            Self::Tal(_) => TalConfig::caution(model),
-            Self::AutoAssign(_) => AutoAssignConfig::caution(model),
-            Self::Paa(_) => PaaConfig::caution(model),
-            Self::Ota(_) => OtaConfig::caution(model),
-            Self::SimOta(_) => SimotaConfig::caution(model),
-            Self::Weighting(_) => WeightingConfig::caution(model),
-        };
-        text.map(|text| format!("assign.kind = \"{}\": {text}", self.towers().0))
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The settings on one line, for the table of settings in the log.
-    pub fn summary(&self) -> String {
-        match self {
-            Self::Dw(c) => c.summary(),
-            Self::Fcos(c) => c.summary(),
-            Self::Atss(c) => c.summary(),
-            Self::Gfl(c) => c.summary(),
-            Self::Vfl(c) => c.summary(),
-            Self::Tal(c) => c.summary(),
-            Self::AutoAssign(c) => c.summary(),
-            Self::Paa(c) => c.summary(),
-            Self::Ota(c) => c.summary(),
-            Self::SimOta(c) => c.summary(),
-            Self::Weighting(c) => c.summary(),
+    #[test]
+    fn kinds_are_those_of_the_configuration() {
+        for assign in AssignConfig::all() {
+            let section = toml::Table::try_from(&assign).unwrap();
+            assert_eq!(section["kind"].as_str(), Some(assign.settings().kind()));
         }
     }
 }

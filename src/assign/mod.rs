@@ -3,8 +3,8 @@
 //! A strategy has two halves. Its [`Matcher`] depends on boxes and grid alone and runs in the
 //! loader's threads. Its [`Criterion`] depends on the predictions and runs in the training thread,
 //! on this rank's images only: it returns local sums and normalisers, which [`crate::loss::reduce`]
-//! adds over all ranks. [`AssignConfig`] is the closed list of strategies: to add one, write a file
-//! in [`strategies`] and add a variant in [`config`].
+//! adds over all ranks. Its settings are a [`StrategyConfig`]. [`AssignConfig`] is the closed list
+//! of strategies: to add one, write a file in [`strategies`] and add a variant in [`config`].
 //!
 //! ```
 //! use dw::assign::{AssignConfig, ImageBoxes};
@@ -51,7 +51,7 @@ use tch::{Device, Kind, Tensor};
 use crate::Result;
 use crate::geometry::Grid;
 use crate::loss::{Reduced, Term};
-use crate::model::{Detector, Inference, Predictions};
+use crate::model::{Detector, Inference, ModelConfig, Params, Predictions, Tower};
 pub use config::AssignConfig;
 pub use pairs::{PairTensors, Pairs};
 pub use points::{PointTargets, PointTensors};
@@ -81,6 +81,39 @@ pub struct Strategy {
     pub criterion: Box<dyn Criterion>,
     /// Post-processing of the predictions.
     pub inference: Inference,
+}
+
+/// The settings of a strategy: a section `[assign]` without `kind`.
+pub trait StrategyConfig {
+    /// Value of `assign.kind`.
+    fn kind(&self) -> &'static str;
+
+    /// Values of `model.quality_tower` that the strategy supports, by default those with a quality
+    /// branch. A branch that the strategy does not use would stay untrained and still multiply the
+    /// scores.
+    fn towers(&self) -> &'static [Tower] {
+        &[Tower::Reg, Tower::Cls]
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// A value is out of range or does not fit another setting. The text names the key, the
+    /// expected values with their unit, and the value found.
+    fn check(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    /// A warning about valid settings that exclude whole boxes from training, or about a head other
+    /// than that of the published results ([`ModelConfig::unlike`]).
+    fn caution(&self, model: &ModelConfig) -> Option<String>;
+
+    /// The settings on one line, for the table of settings in the log.
+    fn summary(&self) -> String;
+
+    /// Builds the strategy for a network of `classes` classes. Its own parameters and state are
+    /// added to `params`, the network's.
+    fn build(&self, params: &mut Params, classes: i64) -> Strategy;
 }
 
 /// Ground truth of one image, after resizing and flipping.

@@ -217,8 +217,10 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Waits up to `time` for the next `count` batches; returns whether they are prepared.
+    /// Waits up to `time` for the next `count` batches, or as many as are prepared ahead; returns
+    /// whether they are prepared.
     pub fn has_within(&self, time: Duration, count: usize) -> bool {
+        let count = count.min(self.shared.ahead);
         let lacking = |s: &mut State| {
             !(s.consumed..s.consumed + count).all(|index| s.ready.contains_key(&index))
         };

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::assign::Strategy;
 use crate::assign::adaptive::{AdaptiveThreshold, TOPK, check_topk};
 use crate::assign::hard::{BoxLoss, BoxTerm, FocalAndCenterness};
 use crate::assign::positives::{Count, F32_EPSILON};
-use crate::model::{Distances, ModelConfig, Rank, Tower};
+use crate::assign::{Strategy, StrategyConfig};
+use crate::model::{Distances, ModelConfig, Params, Rank, Tower};
 
 /// `[assign]` with `kind = "atss"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,27 +27,24 @@ impl Default for AtssConfig {
 
 /// Weight of the box loss in mmdetection's configuration.
 const BOX_WEIGHT: f64 = 2.0;
-impl AtssConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// `topk` is out of range.
-    pub(crate) fn check(&self) -> Result<(), String> {
+impl StrategyConfig for AtssConfig {
+    fn kind(&self) -> &'static str {
+        "atss"
+    }
+
+    fn check(&self) -> Result<(), String> {
         check_topk(self.topk)
     }
 
-    /// A warning if the head is not the one that ATSS was published with.
-    pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         model.unlike("ATSS", Distances::Deltas, Tower::Reg, false)
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         format!("ATSS, {} nearest anchors a level", self.topk)
     }
 
-    /// Builds matcher and criterion for `classes` classes.
-    pub(crate) fn build(&self, classes: i64) -> Strategy {
+    fn build(&self, _: &mut Params, classes: i64) -> Strategy {
         // mmdetection divides the sums of each level by 1 + the f32 epsilon before it divides by
         // the sum of centre-ness.
         let bbox = BoxTerm {

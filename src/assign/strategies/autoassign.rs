@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::assign::soft::{CenterPrior, InsidePoints, SoftInputs, localisation};
-use crate::assign::{Criterion, PairTensors, Probe, Progress, Strategy, Targets, matrix};
+use crate::assign::{
+    Criterion, PairTensors, Probe, Progress, Strategy, StrategyConfig, Targets, matrix,
+};
 use crate::geometry::Grid;
 use crate::loss::functions::bce;
 use crate::loss::{Normaliser, Term};
@@ -52,14 +54,16 @@ const AREA_EPS: f64 = 1e-6;
 /// Lower bound of other denominators.
 const TINY: f64 = 1e-12;
 
-impl AutoAssignConfig {
-    /// A warning if the head is not the one that AutoAssign was published with.
-    pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+impl StrategyConfig for AutoAssignConfig {
+    fn kind(&self) -> &'static str {
+        "autoassign"
+    }
+
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         model.unlike("AutoAssign", Distances::Relu, Tower::Reg, true)
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         match self.form {
             Form::Published => "AutoAssign".into(),
             Form::Detach => "AutoAssign, positive weights without gradient".into(),
@@ -68,8 +72,8 @@ impl AutoAssignConfig {
         }
     }
 
-    /// Builds matcher and criterion. Mean and sigma of the centre prior are trained.
-    pub(crate) fn build(&self, params: &mut Params, classes: i64) -> Strategy {
+    /// Mean and sigma of the centre prior are trained.
+    fn build(&self, params: &mut Params, classes: i64) -> Strategy {
         let mut param = |name: &str, start| {
             let name = format!("bbox_head.center_prior.{name}");
             params.param(name, &[classes, 2], Init::Const(start), true, true)

@@ -10,12 +10,14 @@ use tch::Tensor;
 pub use super::dw_config::{DwConfig, Formula, NegWeight, Prior};
 use crate::assign::pairs::{InsidePoint, PairTensors, Pairs};
 use crate::assign::soft::{CenterPrior, SoftInputs, localisation};
-use crate::assign::{Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, Targets, kernels};
+use crate::assign::{
+    Criterion, ImageBoxes, Matcher, Probe, Progress, Strategy, StrategyConfig, Targets, kernels,
+};
 use crate::geometry::Grid;
 use crate::loss::functions::bce;
 use crate::loss::{Normaliser, Term};
 use crate::model::params::Role;
-use crate::model::{Params, Predictions, Rank};
+use crate::model::{ModelConfig, Params, Predictions, Rank};
 
 /// Lower bound of areas used as denominators, square pixels: released formula.
 const AREA_EPS: f64 = 1e-6;
@@ -34,10 +36,26 @@ const POSITIVE_IOU: f64 = 0.95;
 const FOCAL_ALPHA: f64 = 0.25;
 const FOCAL_GAMMA: f64 = 2.0;
 
-impl DwConfig {
-    /// Builds matcher and criterion. Mean and sigma of the centre prior of the released formula are
-    /// constants in the network's state, as in the released checkpoints; they are never trained.
-    pub(crate) fn build(&self, params: &mut Params, classes: i64) -> Strategy {
+impl StrategyConfig for DwConfig {
+    fn kind(&self) -> &'static str {
+        "dw"
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.check_values()
+    }
+
+    fn caution(&self, _: &ModelConfig) -> Option<String> {
+        self.strict_prior()
+    }
+
+    fn summary(&self) -> String {
+        self.one_line()
+    }
+
+    /// Mean and sigma of the centre prior of the released formula are constants in the network's
+    /// state, as in the released checkpoints; they are never trained.
+    fn build(&self, params: &mut Params, classes: i64) -> Strategy {
         let mean = params.buffer("bbox_head.center_prior.mean", &[classes, 2], 0.0, Role::Constant);
         // 1 + 0.11, added in f32 as in the released code.
         let start = f64::from(1.0f32 + 0.11f32);
@@ -48,7 +66,9 @@ impl DwConfig {
         let criterion = Box::new(DualWeighting { config: self.clone(), prior });
         Strategy { matcher, criterion, inference: Rank::Score.into() }
     }
+}
 
+impl DwConfig {
     /// Finds the pairs of a batch. The bag of a box contains all points inside it; with the paper's
     /// formula and a `threshold` or `topk` prior, only those with prior 1.
     pub fn pairs(&self, grid: &Grid, classes: i64, images: &[ImageBoxes]) -> Pairs {

@@ -87,7 +87,7 @@ impl DwConfig {
     /// # Errors
     /// A value is out of range or does not fit another setting. The text names the key, the
     /// expected values with their unit, and the value found.
-    pub fn check(&self) -> Result<(), String> {
+    pub(super) fn check_values(&self) -> Result<(), String> {
         self.check_prior()?;
         for (key, value) in
             [("beta", self.beta), ("mu", self.mu), ("gamma1", self.gamma1), ("gamma2", self.gamma2)]
@@ -144,7 +144,7 @@ impl DwConfig {
     }
 
     /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    pub(super) fn one_line(&self) -> String {
         format!(
             "DW, {:?} formula: beta {}, mu {}, gamma {} / {}, prior {:?} {}, w_neg {:?}",
             self.formula,
@@ -161,7 +161,7 @@ impl DwConfig {
     /// A warning if a valid threshold excludes every point of some boxes. A box's centre can be
     /// half a stride from the nearest point along each axis, so the threshold must allow a distance
     /// of `sqrt(1/2)` strides.
-    pub fn caution(&self) -> Option<String> {
+    pub(super) fn strict_prior(&self) -> Option<String> {
         let farthest = std::f64::consts::FRAC_1_SQRT_2;
         let strict = match (self.prior, self.formula) {
             (Prior::Threshold, Formula::Released) => {

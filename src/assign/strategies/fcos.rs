@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::assign::Strategy;
 use crate::assign::hard::{BoxLoss, BoxTerm, FocalAndCenterness};
 use crate::assign::positives::{Count, F32_EPSILON};
 use crate::assign::smallest_box::{RADIUS, SmallestBox};
-use crate::model::{Distances, ModelConfig, Rank, Tower};
+use crate::assign::{Strategy, StrategyConfig};
+use crate::model::{Distances, ModelConfig, Params, Rank, Tower};
 
 /// `[assign]` with `kind = "fcos"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,12 +44,12 @@ impl Default for FcosConfig {
 /// Lower bound of the sum of centre-ness, the denominator of the box loss.
 const CENTERNESS_FLOOR: f64 = 1e-6;
 
-impl FcosConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// The radius is out of range, or set for the plain form.
-    pub(crate) fn check(&self) -> Result<(), String> {
+impl StrategyConfig for FcosConfig {
+    fn kind(&self) -> &'static str {
+        "fcos"
+    }
+
+    fn check(&self) -> Result<(), String> {
         let radius = self.radius;
         if self.form == Form::Plain && radius != Self::default().radius {
             return Err(format!(
@@ -65,8 +65,7 @@ impl FcosConfig {
         ))
     }
 
-    /// A warning if the head is not the one that the form was published with.
-    pub(crate) fn caution(&self, model: &ModelConfig) -> Option<String> {
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         match self.form {
             Form::Improved => {
                 model.unlike("FCOS (improved form)", Distances::Relu, Tower::Reg, true)
@@ -75,8 +74,7 @@ impl FcosConfig {
         }
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         match self.form {
             Form::Improved => {
                 format!("FCOS, centre sampling within {} strides, GIoU loss", self.radius)
@@ -85,8 +83,7 @@ impl FcosConfig {
         }
     }
 
-    /// Builds matcher and criterion for `classes` classes.
-    pub(crate) fn build(&self, classes: i64) -> Strategy {
+    fn build(&self, _: &mut Params, classes: i64) -> Strategy {
         let (loss, radius) = match self.form {
             Form::Improved => (BoxLoss::Giou, Some(self.radius)),
             Form::Plain => (BoxLoss::LogIou, None),

@@ -12,10 +12,10 @@ use tch::{Kind, Tensor};
 use crate::assign::adaptive::{AdaptiveThreshold, TOPK, check_topk};
 use crate::assign::positives::{Count, F32_EPSILON, Positives};
 use crate::assign::smallest_box::{RADIUS, SmallestBox};
-use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, Targets};
+use crate::assign::{Criterion, Matcher, Probe, Progress, Strategy, StrategyConfig, Targets};
 use crate::geometry::BINS;
 use crate::loss::{Normaliser, Term};
-use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
+use crate::model::{Distances, ModelConfig, Params, Predictions, Rank, Tower};
 
 /// `[assign]` with `kind = "gfl"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,12 +51,16 @@ const DFL_WEIGHT: f64 = 0.25 / (4.0 + F32_EPSILON);
 /// Difference between the largest value of a distribution and the largest target, strides.
 const DFL_MARGIN: f64 = 0.1;
 
-impl GflConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// `topk` is out of range, or set for the assignment of FCOS.
-    pub(crate) fn check(&self) -> Result<(), String> {
+impl StrategyConfig for GflConfig {
+    fn kind(&self) -> &'static str {
+        "gfl"
+    }
+
+    fn towers(&self) -> &'static [Tower] {
+        &[Tower::None, Tower::Distribution]
+    }
+
+    fn check(&self) -> Result<(), String> {
         if self.assignment == Assignment::Fcos && self.topk != TOPK {
             return Err(format!(
                 "`assign.topk` = {} requires `assign.assignment` = \"atss\": that of FCOS has no \
@@ -67,8 +71,7 @@ impl GflConfig {
         check_topk(self.topk)
     }
 
-    /// A warning if the head is not the one that GFL was published with.
-    pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         // GFL and GFLv2 differ only in the quality.
         let quality = match model.quality_tower {
             Tower::Distribution => Tower::Distribution,
@@ -77,16 +80,14 @@ impl GflConfig {
         model.unlike("GFL", Distances::Distribution, quality, false)
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         match self.assignment {
             Assignment::Atss => format!("GFL, {} nearest anchors a level", self.topk),
             Assignment::Fcos => "GFL with the assignment of FCOS".into(),
         }
     }
 
-    /// Builds matcher and criterion.
-    pub(crate) fn build(&self) -> Strategy {
+    fn build(&self, _: &mut Params, _: i64) -> Strategy {
         let (matcher, count): (Arc<dyn Matcher>, _) = match self.assignment {
             Assignment::Atss => {
                 (Arc::new(AdaptiveThreshold { topk: self.topk }), Count::AtLeastOneAnImage)

@@ -10,11 +10,11 @@ use tch::{Kind, Tensor};
 
 use crate::assign::dense::{self, Assigned, BoxesOnly};
 use crate::assign::{
-    Criterion, PointTensors, Probe, Progress, Strategy, Targets, matrix, transport,
+    Criterion, PointTensors, Probe, Progress, Strategy, StrategyConfig, Targets, matrix, transport,
 };
 use crate::loss::functions::{bce_with_logits, focal};
 use crate::loss::{Normaliser, Term};
-use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
+use crate::model::{Distances, ModelConfig, Params, Predictions, Rank, Tower};
 
 /// `[assign]` with `kind = "ota"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,28 +47,25 @@ const MARGIN: f64 = 0.01;
 /// (cvpods).
 const EPS: f64 = f32::EPSILON as f64;
 
-impl OtaConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// A value is out of range.
-    pub(crate) fn check(&self) -> Result<(), String> {
+impl StrategyConfig for OtaConfig {
+    fn kind(&self) -> &'static str {
+        "ota"
+    }
+
+    fn check(&self) -> Result<(), String> {
         dense::check(self.radius, self.topk)
     }
 
-    /// A warning if the head is not the one that OTA was published with.
-    pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         model.unlike("OTA", Distances::Relu, Tower::Reg, true)
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let Self { radius, topk } = self;
         format!("OTA, radius {radius} strides, supply from the {topk} best IoUs")
     }
 
-    /// Builds matcher and criterion.
-    pub(crate) fn build(&self) -> Strategy {
+    fn build(&self, _: &mut Params, _: i64) -> Strategy {
         Strategy {
             matcher: Arc::new(BoxesOnly { offset: 0.0 }),
             criterion: Box::new(Transport { config: self.clone() }),

@@ -13,12 +13,13 @@ use crate::assign::adaptive::{anchor_iou, valid_cells};
 use crate::assign::mixture::Mixture;
 use crate::assign::positives::{F32_EPSILON, Positives};
 use crate::assign::{
-    Criterion, ImageBoxes, Matcher, PointTargets, Probe, Progress, Strategy, Targets,
+    Criterion, ImageBoxes, Matcher, PointTargets, Probe, Progress, Strategy, StrategyConfig,
+    Targets,
 };
 use crate::geometry::{Grid, STRIDES};
 use crate::loss::functions::{bce_with_logits, focal};
 use crate::loss::{Normaliser, Term};
-use crate::model::{Distances, Inference, ModelConfig, Predictions, Rank, Tower};
+use crate::model::{Distances, Inference, ModelConfig, Params, Predictions, Rank, Tower};
 
 /// `[assign]` with `kind = "paa"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,12 +51,12 @@ const LARGEST: f64 = 1e30;
 /// Lower bound of the IoU where it is the weight of a box loss.
 const SMALLEST_IOU: f64 = 1e-12;
 
-impl PaaConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// A value is out of range.
-    pub(crate) fn check(&self) -> Result<(), String> {
+impl StrategyConfig for PaaConfig {
+    fn kind(&self) -> &'static str {
+        "paa"
+    }
+
+    fn check(&self) -> Result<(), String> {
         let Self { topk, iou, .. } = *self;
         if !(1..=1000).contains(&topk) {
             return Err(format!("`assign.topk`: expected 1 to 1000 anchors a level; found {topk}"));
@@ -66,20 +67,17 @@ impl PaaConfig {
         Err(format!("`assign.iou`: expected a number above 0 and below 1; found {iou}"))
     }
 
-    /// A warning if the head is not the one that PAA was published with.
-    pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         model.unlike("PAA", Distances::Deltas, Tower::Reg, false)
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let Self { topk, iou, vote } = self;
         let vote = if *vote { "with" } else { "without" };
         format!("PAA, {topk} anchors a level from IoU {iou}, {vote} score voting")
     }
 
-    /// Builds matcher and criterion.
-    pub(crate) fn build(&self) -> Strategy {
+    fn build(&self, _: &mut Params, _: i64) -> Strategy {
         Strategy {
             matcher: Arc::new(Overlapping { iou: self.iou as f32 }),
             criterion: Box::new(Probabilistic { topk: self.topk as i64 }),

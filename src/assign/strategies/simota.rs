@@ -10,11 +10,11 @@ use tch::{Kind, Tensor};
 
 use crate::assign::dense::{self, Assigned, BoxesOnly};
 use crate::assign::{
-    Criterion, PointTensors, Probe, Progress, Strategy, Targets, matrix, transport,
+    Criterion, PointTensors, Probe, Progress, Strategy, StrategyConfig, Targets, matrix, transport,
 };
 use crate::loss::functions::bce_with_logits;
 use crate::loss::{Normaliser, Term};
-use crate::model::{Distances, ModelConfig, Predictions, Rank, Tower};
+use crate::model::{Distances, ModelConfig, Params, Predictions, Rank, Tower};
 
 /// `[assign]` with `kind = "simota"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,17 +47,16 @@ const AREA_EPS: f64 = 1e-6;
 /// Lower bound of logarithms in the cross entropy of probabilities, as in libtorch.
 const LOG_FLOOR: f64 = -100.0;
 
-impl SimotaConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// A value is out of range.
-    pub(crate) fn check(&self) -> Result<(), String> {
+impl StrategyConfig for SimotaConfig {
+    fn kind(&self) -> &'static str {
+        "simota"
+    }
+
+    fn check(&self) -> Result<(), String> {
         dense::check(self.radius, self.topk)
     }
 
-    /// A warning if the head is not the one of `simota_r50_fpn_1x`.
-    pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         let unlike = model.unlike("simota_r50_fpn_1x", Distances::Relu, Tower::Reg, true);
         let quality = (model.initial_quality > 0.1).then(|| {
             format!(
@@ -70,14 +69,12 @@ impl SimotaConfig {
         (!list.is_empty()).then(|| list.join("; "))
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let Self { radius, topk } = self;
         format!("SimOTA, radius {radius} strides, number of points from the {topk} best IoUs")
     }
 
-    /// Builds matcher and criterion.
-    pub(crate) fn build(&self) -> Strategy {
+    fn build(&self, _: &mut Params, _: i64) -> Strategy {
         Strategy {
             matcher: Arc::new(BoxesOnly { offset: 0.5 }),
             criterion: Box::new(SimplifiedTransport { config: self.clone() }),

@@ -11,10 +11,12 @@ use tch::{Kind, Tensor};
 
 use crate::assign::adaptive::{AdaptiveThreshold, MARGIN, TOPK};
 use crate::assign::positives::{AREA_EPS, F32_EPSILON, Positives, centerness};
-use crate::assign::{Criterion, PointTensors, Probe, Progress, Strategy, Targets, matrix};
+use crate::assign::{
+    Criterion, PointTensors, Probe, Progress, Strategy, StrategyConfig, Targets, matrix,
+};
 use crate::geometry::{encode, iou_and_giou};
 use crate::loss::{Normaliser, Term};
-use crate::model::{Distances, HeadKind, ModelConfig, Predictions, Rank, Tower};
+use crate::model::{Distances, HeadKind, ModelConfig, Params, Predictions, Rank, Tower};
 
 /// `[assign]` with `kind = "tal"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,12 +48,16 @@ const FOCAL_ALPHA: f64 = 0.25;
 /// Added to the largest alignment of a box where it is a denominator.
 const TINY: f64 = 1e-7;
 
-impl TalConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// A value is out of range.
-    pub(crate) fn check(&self) -> Result<(), String> {
+impl StrategyConfig for TalConfig {
+    fn kind(&self) -> &'static str {
+        "tal"
+    }
+
+    fn towers(&self) -> &'static [Tower] {
+        &[Tower::None]
+    }
+
+    fn check(&self) -> Result<(), String> {
         let within = |key: &str, ok: bool, expected: &str, found: f64| {
             if ok {
                 Ok(())
@@ -65,16 +71,14 @@ impl TalConfig {
         within("beta", power(self.beta), "an exponent, 0 to 100", self.beta)
     }
 
-    /// A warning if the head is not the one of the published results.
-    pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         if model.head == HeadKind::Tood {
             return None;
         }
         model.unlike("ATSS", Distances::Deltas, Tower::None, false)
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let Self { topk, alpha, beta, atss_epochs } = self;
         format!(
             "task alignment, {topk} points of largest score^{alpha} IoU^{beta}, after \
@@ -82,8 +86,7 @@ impl TalConfig {
         )
     }
 
-    /// Builds matcher and criterion.
-    pub(crate) fn build(&self) -> Strategy {
+    fn build(&self, _: &mut Params, _: i64) -> Strategy {
         Strategy {
             matcher: Arc::new(AdaptiveThreshold { topk: TOPK }),
             criterion: Box::new(TaskAligned { config: self.clone() }),

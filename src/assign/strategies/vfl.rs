@@ -10,10 +10,10 @@ use tch::Tensor;
 
 use crate::assign::adaptive::{AdaptiveThreshold, TOPK, check_topk};
 use crate::assign::positives::{Count, F32_EPSILON, Positives};
-use crate::assign::{Criterion, Probe, Progress, Strategy, Targets};
+use crate::assign::{Criterion, Probe, Progress, Strategy, StrategyConfig, Targets};
 use crate::loss::functions::varifocal;
 use crate::loss::{Normaliser, Term};
-use crate::model::{Distances, HeadKind, ModelConfig, Predictions, Rank, Tower};
+use crate::model::{Distances, HeadKind, ModelConfig, Params, Predictions, Rank, Tower};
 
 /// `[assign]` with `kind = "vfl"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,30 +36,31 @@ const FIRST_WEIGHT: f64 = 1.5;
 /// Lower bound of the IoU as a target: the loss takes a target of 0 as a negative.
 const SMALLEST_IOU: f64 = 1e-6;
 
-impl VflConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// `topk` is out of range.
-    pub(crate) fn check(&self) -> Result<(), String> {
+impl StrategyConfig for VflConfig {
+    fn kind(&self) -> &'static str {
+        "vfl"
+    }
+
+    fn towers(&self) -> &'static [Tower] {
+        &[Tower::None]
+    }
+
+    fn check(&self) -> Result<(), String> {
         check_topk(self.topk)
     }
 
-    /// A warning if the head is not the one of the published results.
-    pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         if model.head == HeadKind::Vfnet {
             return None;
         }
         model.unlike("ATSS", Distances::Deltas, Tower::None, false)
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         format!("varifocal loss, {} nearest anchors a level", self.topk)
     }
 
-    /// Builds matcher and criterion.
-    pub(crate) fn build(&self) -> Strategy {
+    fn build(&self, _: &mut Params, _: i64) -> Strategy {
         Strategy {
             matcher: Arc::new(AdaptiveThreshold { topk: self.topk }),
             criterion: Box::new(Varifocal),

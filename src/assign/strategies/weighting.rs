@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::assign::soft::{CenterPrior, InsidePoints, SoftInputs};
-use crate::assign::{Criterion, PairTensors, Probe, Progress, Strategy, Targets};
+use crate::assign::{Criterion, PairTensors, Probe, Progress, Strategy, StrategyConfig, Targets};
 use crate::loss::functions::bce;
 use crate::loss::{Normaliser, Term};
 use crate::model::params::Role;
@@ -101,12 +101,12 @@ const ALIGNMENT_TINY: f64 = 1e-7;
 /// Lower bound of areas used as denominators, square pixels.
 const AREA_EPS: f64 = 1e-6;
 
-impl WeightingConfig {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// `reg_native` does not fit the function.
-    pub(crate) fn check(&self) -> Result<(), String> {
+impl StrategyConfig for WeightingConfig {
+    fn kind(&self) -> &'static str {
+        "weighting"
+    }
+
+    fn check(&self) -> Result<(), String> {
         if self.reg_native && !matches!(self.function, Function::Gfl | Function::Tood) {
             return Err("`assign.reg_native` = true requires `assign.function` = \"gfl\" or \
                  \"tood\": the others have no factor (s - t)^2 that it would remove from the box \
@@ -116,13 +116,11 @@ impl WeightingConfig {
         Ok(())
     }
 
-    /// A warning if the head is not that of the comparison.
-    pub(crate) fn caution(model: &ModelConfig) -> Option<String> {
+    fn caution(&self, model: &ModelConfig) -> Option<String> {
         model.unlike("the comparison", Distances::Relu, Tower::Reg, true)
     }
 
-    /// The settings on one line, for the table of settings in the log.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let Self { function, norm, importance_grad, reg_native } = self;
         let native = if *reg_native { ", native box weights" } else { "" };
         format!(
@@ -132,8 +130,8 @@ impl WeightingConfig {
         .to_lowercase()
     }
 
-    /// Builds matcher and criterion. The centre prior is DW's, a constant in the network's state.
-    pub(crate) fn build(&self, params: &mut Params, classes: i64) -> Strategy {
+    /// The centre prior is DW's, a constant in the network's state.
+    fn build(&self, params: &mut Params, classes: i64) -> Strategy {
         let mut constant = |name: &str, value| {
             let name = format!("bbox_head.center_prior.{name}");
             params.buffer(name, &[classes, 2], value, Role::Constant)
