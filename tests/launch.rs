@@ -288,7 +288,8 @@ fn programs_that_cannot_be_started_are_not_retried() {
     assert_contains(&run_failing(&mut command, 2), &[&script, "not executable", "hint:"]);
 }
 
-/// The output of `measure` is what `plan --measured` reads.
+/// The output of `measure` is what `plan --measured` reads. Its times are replaced: on a busy
+/// machine they do not fit any latency and bandwidth.
 #[test]
 fn measurements_can_be_planned_with() {
     let sandbox = Sandbox::new();
@@ -304,7 +305,13 @@ fn measurements_can_be_planned_with() {
             .collect();
         assert!(bytes.len() > 2 && bytes.iter().all(|b| b.0 == ranks as u64), "{rows}");
         assert!(bytes.windows(2).all(|b| b[0].1 < b[1].1), "{rows}");
-        text += &rows;
+        for line in rows.lines() {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            assert!(row["seconds"].as_f64().unwrap() > 0.0, "{rows}");
+            row["seconds"] = (1e-5 + row["bytes"].as_f64().unwrap() / 1e9).into();
+            text += &row.to_string();
+            text.push('\n');
+        }
     }
     std::fs::write(&file, text).unwrap();
     let mut plan = Command::new(bin("dw-launch"));

@@ -149,6 +149,20 @@ impl Counts {
     }
 }
 
+/// An object as a box of COCO.
+fn annotation(id: i64, image_id: i64, o: &Object) -> Annotation {
+    let [.., w, h] = o.bbox;
+    Annotation {
+        id,
+        image_id,
+        category_id: o.class as i64 + 1,
+        bbox: o.bbox,
+        area: w * h,
+        iscrowd: false,
+        ignore: false,
+    }
+}
+
 /// Builds the split from what was read.
 fn assemble(
     group: &Group,
@@ -176,15 +190,7 @@ fn assemble(
         coco.images.push(Image { id: image_id, file_name, width, height, measured: true });
         for o in objects {
             counts.polygons += usize::from(o.polygon);
-            coco.annotations.push(Annotation {
-                id: coco.annotations.len() as i64 + 1,
-                image_id,
-                category_id: o.class as i64 + 1,
-                bbox: o.bbox,
-                area: o.bbox[2] * o.bbox[3],
-                iscrowd: false,
-                ignore: false,
-            });
+            coco.annotations.push(annotation(coco.annotations.len() as i64 + 1, image_id, &o));
         }
     }
     if counts.empty == coco.images.len() && counts.empty > 0 {
