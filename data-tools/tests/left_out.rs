@@ -53,14 +53,20 @@ fn all_jpeg_extensions_are_images_and_labels_without_image_are_counted() {
 }
 
 #[test]
-fn links_to_folders_are_refused() {
+fn links_to_folders_need_allow_outside() {
     let dir = tempfile::tempdir().unwrap();
-    let set = dir.path().join("set");
+    let (set, more) = (dir.path().join("set"), dir.path().join("more"));
     yolo(&set, &[("a.jpg", &jpeg(32))]);
-    fs::create_dir(dir.path().join("more")).unwrap();
-    symlink(dir.path().join("more"), set.join("images/train/more")).unwrap();
+    fs::create_dir(&more).unwrap();
+    fs::write(more.join("b.jpg"), jpeg(32)).unwrap();
+    symlink(&more, set.join("images/train/more")).unwrap();
     let problem = fails(&[text(&set)], 3);
-    assert!(problem.contains("images/train/more") && problem.contains("a link"), "{problem}");
+    assert!(problem.contains("train/more") && problem.contains("--allow-outside"), "{problem}");
+    ok(&[text(&set), "--allow-outside"]);
+    assert_eq!(Split::open(&set.join("shards"), "train").unwrap().len(), 2);
+    // A cycle of links ends with an error.
+    symlink(&set, more.join("up")).unwrap();
+    assert!(fails(&[text(&set), "--allow-outside"], 3).contains("levels of folders"));
 }
 
 /// Boxes of YOLO are shares of the image's size, which is not in the labels.

@@ -107,8 +107,8 @@ pub(super) struct PackArgs {
     /// pixels or the displayed image
     #[arg(long, value_enum)]
     pub(super) exif_boxes: Option<ExifBoxes>,
-    /// Also read images through an absolute file_name, `..`, or symbolic links that leave the image
-    /// folder of the split
+    /// Also read images through an absolute file_name, `..`, links to folders, or symbolic links
+    /// that leave the image folder of the split
     #[arg(long)]
     pub(super) allow_outside: bool,
     /// Keep splits and shards that a previous run finished with the same annotations and options

@@ -135,14 +135,14 @@ pub fn has(dir: &Path, extensions: &[&str]) -> bool {
 const MAX_DEPTH: usize = 16;
 
 /// Sorted paths, relative to `dir`, of the files in `dir` and its subfolders that have one of
-/// `extensions` ([`stem`]).
+/// `extensions` ([`stem`]). Links to folders are followed only with `allow_outside`.
 ///
 /// # Errors
-/// A folder that cannot be listed, names that are not UTF-8, folders deeper than 16 levels, or a
-/// link to a folder, which could lead out of `dir` or form a cycle.
-pub fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<String>> {
+/// A folder that cannot be listed, names that are not UTF-8, folders deeper than 16 levels (also
+/// through links that form a cycle), or a link to a folder without `allow_outside`.
+pub fn files(dir: &Path, extensions: &[&str], allow_outside: bool) -> Result<Vec<String>> {
     let mut found = vec![];
-    walk(dir, "", extensions, MAX_DEPTH, &mut found)?;
+    walk(dir, "", extensions, allow_outside, MAX_DEPTH, &mut found)?;
     found.sort();
     Ok(found)
 }
@@ -152,6 +152,7 @@ fn walk(
     dir: &Path,
     below: &str,
     extensions: &[&str],
+    allow_outside: bool,
     depth: usize,
     found: &mut Vec<String>,
 ) -> Result<()> {
@@ -168,12 +169,13 @@ fn walk(
         }
         let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
         let kind = entry.file_type().map_err(Error::io("cannot list", &here))?;
-        if kind.is_symlink() && here.join(name).is_dir() {
-            let problem = "expected a folder, found a link to one, which is not followed\n\
-                           hint: put the files themselves there, or mount the folder";
+        let is_link = kind.is_symlink() && here.join(name).is_dir();
+        if is_link && !allow_outside {
+            let problem = "is a symbolic link to a folder\n\
+                           hint: `--allow-outside` reads linked folders too";
             return Err(Error::data(&here.join(name), "", problem));
         }
-        if !kind.is_dir() {
+        if !kind.is_dir() && !is_link {
             if stem(name, extensions).is_some() {
                 found.push(path);
             }
@@ -181,7 +183,7 @@ fn walk(
             let problem = format!("expected at most {MAX_DEPTH} levels of folders");
             return Err(Error::data(&here, "", problem));
         } else {
-            walk(dir, &path, extensions, depth - 1, found)?;
+            walk(dir, &path, extensions, allow_outside, depth - 1, found)?;
         }
     }
     Ok(())
@@ -191,8 +193,8 @@ fn walk(
 ///
 /// # Errors
 /// As [`files`].
-pub fn pictures(dir: &Path) -> Result<Vec<String>> {
-    files(dir, &EXTENSIONS)
+pub fn pictures(dir: &Path, allow_outside: bool) -> Result<Vec<String>> {
+    files(dir, &EXTENSIONS, allow_outside)
 }
 
 #[cfg(test)]

@@ -183,7 +183,7 @@ struct Pictures {
 impl Pictures {
     fn new(a: &Annotations, search: &Search) -> Result<Self> {
         let mut by_stem: HashMap<String, Vec<String>> = HashMap::new();
-        for name in listing::pictures(&a.images)? {
+        for name in listing::pictures(&a.images, search.allow_outside)? {
             if let Some(stem) = listing::stem(&name, &EXTENSIONS) {
                 by_stem.entry(stem.to_owned()).or_default().push(name);
             }

@@ -181,7 +181,7 @@ fn shared_images(sources: &[Source]) -> Vec<String> {
 /// Reads all annotation files of a folder on all threads.
 fn read(folder: PathBuf, images: PathBuf, search: &Search) -> Result<Annotations> {
     let source = Folder::open(&folder, search.allow_outside)?;
-    let names = listing::files(&folder, &["xml"])?;
+    let names = listing::files(&folder, &["xml"], search.allow_outside)?;
     let parse = |name: &String| {
         let text = source.text(name)?;
         let file = xml::parse(&text).map_err(|e| Error::data(&folder.join(name), "", e))?;

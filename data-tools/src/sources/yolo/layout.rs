@@ -101,7 +101,7 @@ pub(super) fn groups(
     search: &Search,
 ) -> Result<Vec<Group>> {
     if description.splits.is_empty() {
-        return usual_folders(dir);
+        return usual_folders(dir, search.allow_outside);
     }
     let (mut groups, mut without_test) = (vec![], None);
     for (split, paths) in &description.splits {
@@ -147,13 +147,14 @@ fn described(
     if let [one] = &found[..]
         && dir.join(one).is_dir()
     {
-        return folder(dir.join(one), Some(split.to_owned()), notes).map(Some);
+        return folder(dir.join(one), Some(split.to_owned()), notes, search.allow_outside)
+            .map(Some);
     }
     let mut files = vec![];
     for place in &found {
         let base = place.to_string_lossy().into_owned();
         if dir.join(place).is_dir() {
-            let below = listing::pictures(&dir.join(place))?;
+            let below = listing::pictures(&dir.join(place), search.allow_outside)?;
             files.extend(below.into_iter().map(|name| format!("{base}/{name}")));
         } else {
             files.extend(list(dir, file, &base, search)?);
@@ -220,13 +221,18 @@ fn list(dir: &Path, file: &Path, name: &str, search: &Search) -> Result<Vec<Stri
 
 /// A folder of images as a split. Its labels are in the folder whose path has `labels` in place of
 /// the last `images`, or next to the images.
-fn folder(images_dir: PathBuf, split: Option<String>, mut notes: Vec<String>) -> Result<Group> {
+fn folder(
+    images_dir: PathBuf,
+    split: Option<String>,
+    mut notes: Vec<String>,
+    allow_outside: bool,
+) -> Result<Group> {
     let labels_dir = replaced(&images_dir).filter(|d| d.is_dir()).unwrap_or(images_dir.clone());
-    let names = listing::pictures(&images_dir)?;
+    let names = listing::pictures(&images_dir, allow_outside)?;
     let files: Vec<_> = names.into_iter().map(|n| (n.clone(), with_txt(&n))).collect();
     if labels_dir != images_dir {
         let used: HashSet<&str> = files.iter().map(|(_, label)| label.as_str()).collect();
-        let lone = listing::files(&labels_dir, &["txt"])?;
+        let lone = listing::files(&labels_dir, &["txt"], allow_outside)?;
         let lone = lone.iter().filter(|l| !used.contains(l.as_str()) && *l != "classes.txt");
         if let count @ 1.. = lone.count() {
             let folder = shown(labels_dir.display());
@@ -255,23 +261,23 @@ fn with_txt(name: &str) -> String {
 }
 
 /// The groups of `images/SPLIT`, `SPLIT/images`, or of one folder without splits.
-fn usual_folders(dir: &Path) -> Result<Vec<Group>> {
+fn usual_folders(dir: &Path, allow_outside: bool) -> Result<Vec<Group>> {
     let images = dir.join("images");
     let below = if images.is_dir() { listing::folders(&images)? } else { vec![] };
     if !below.is_empty() && !listing::has(&images, &crate::pixels::EXTENSIONS) {
-        let group = |n: String| folder(images.join(&n), Some(n), vec![]);
+        let group = |n: String| folder(images.join(&n), Some(n), vec![], allow_outside);
         return below.into_iter().map(group).collect();
     }
     if images.is_dir() {
-        return Ok(vec![folder(images, None, vec![])?]);
+        return Ok(vec![folder(images, None, vec![], allow_outside)?]);
     }
     let mut splits = listing::folders(dir)?;
     splits.retain(|n| dir.join(n).join("images").is_dir());
     if !splits.is_empty() {
-        let group = |n: String| folder(dir.join(&n).join("images"), Some(n), vec![]);
+        let group = |n: String| folder(dir.join(&n).join("images"), Some(n), vec![], allow_outside);
         return splits.into_iter().map(group).collect();
     }
-    Ok(vec![folder(dir.to_owned(), None, vec![])?])
+    Ok(vec![folder(dir.to_owned(), None, vec![], allow_outside)?])
 }
 
 #[cfg(test)]
