@@ -121,6 +121,35 @@ fn a_failed_pack_keeps_the_previous_one() {
     assert_eq!(files(&set.file("shards")), before);
 }
 
+/// A limit on the size of files makes writing the second shard fail when its buffer is flushed.
+#[test]
+fn a_shard_that_cannot_be_written_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("images/train")).unwrap();
+    std::fs::write(dir.path().join("classes.txt"), "cat\n").unwrap();
+    for (name, side) in [("a", 32), ("b", 256)] {
+        let data = (0..3 * side * side).map(|i| (i * 7919 % 251) as u8).collect();
+        let image = dw_shards::pixels::Rgb { width: side, height: side, data };
+        let path = dir.path().join("images/train").join(name);
+        let jpeg = dw_shards::pixels::encode_jpeg(&image, 95).unwrap();
+        std::fs::write(path.with_extension("jpg"), jpeg).unwrap();
+        std::fs::write(path.with_extension("txt"), "0 0.5 0.5 0.5 0.5\n").unwrap();
+    }
+    // Without the trap, the signal would end the process.
+    let limited = "trap '' XFSZ; ulimit -f 20; exec \"$0\" \"$1\" --pixels jpeg \
+                   --shard-size 32KiB --jobs 1";
+    let program = env!("CARGO_BIN_EXE_dw-pack");
+    let done = Command::new("sh")
+        .args(["-c", limited, program, dir.path().to_str().unwrap()])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&done.stderr);
+    assert!(!done.status.success() && text.contains("cannot write"), "{text}");
+    let left = files(&dir.path().join("shards/.train.writing"));
+    let left: Vec<&str> = left.iter().map(|f| f.0.as_str()).collect();
+    assert_eq!(left, ["00000", "00000.done"]);
+}
+
 /// What the error of a damaged image suggests: leave it out, and continue after the finished
 /// shards.
 #[test]
