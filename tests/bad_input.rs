@@ -368,7 +368,8 @@ fn unusual_settings_are_warnings() {
     let never_aligned = "none task alignment";
     assert!(warns("tood_r50_fpn_1x", &["train.epochs=4", "train.lr_steps=[3]"], never_aligned));
     assert!(!warns("tood_r50_fpn_1x", &[], never_aligned));
-    let other_head = "assign.kind = \"atss\": the head differs from that of ATSS in model.tower_bias";
+    let other_head =
+        "assign.kind = \"atss\": the head differs from that of ATSS in model.tower_bias";
     assert!(warns("atss_r50_fpn_1x", &["model.tower_bias=true"], other_head));
     assert!(!warns("atss_r50_fpn_1x", &[], "the head differs"));
     let strict = ["assign.prior=threshold", "assign.prior_value=0.9"];
