@@ -90,6 +90,10 @@ fn files_that_lost_a_table_are_not_repaired() {
         let mut damaged = file.clone();
         damaged[at] = 0;
         assert!(pixels::decode_source(&damaged).is_err(), "byte {at}");
+        // A segment shorter than its own length field.
+        let mut short = file.clone();
+        short[at + 2..at + 4].fill(0);
+        assert!(pixels::decode_source(&short).is_err(), "byte {at}");
     }
 }
 

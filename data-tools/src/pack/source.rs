@@ -123,7 +123,14 @@ impl ImageFolder {
             let path = self.0.path().join(&image.file_name);
             format!("{}: image {} {problem}", shown(path.display()), image.id)
         };
-        self.check_orientation(image, &bytes, o)?;
+        let may_be_undecided = match o.exif {
+            None => image.measured,
+            Some(Exif::Apply) => o.exif_boxes.is_none(),
+            Some(Exif::Ignore) => false,
+        };
+        if may_be_undecided {
+            self.check_orientation(image, &bytes, o)?;
+        }
         let mut encoded = encode(image, bytes, boxes, o).map_err(|p| Unusable::Bad(of_image(p)))?;
         encoded.damage = encoded.damage.map(of_image);
         Ok(encoded)
@@ -139,7 +146,7 @@ impl ImageFolder {
             annotated == (w, h) && annotated == displayed((w, h), found)
         };
         let problem = match o.exif {
-            None if image.measured => format!(
+            None => format!(
                 "image {} has the EXIF orientation {found}, and its annotations have no image size \
                  to tell whether the boxes refer to the stored pixels or to the displayed image\n\
                  hint: `--exif apply --exif-boxes displayed` for boxes of the displayed image, \
@@ -147,9 +154,7 @@ impl ImageFolder {
                  pixels",
                 image.id
             ),
-            Some(Exif::Apply)
-                if o.exif_boxes.is_none() && pixels::file_size(bytes).is_ok_and(same) =>
-            {
+            Some(_) if pixels::file_size(bytes).is_ok_and(same) => {
                 format!(
                     "image {} has the EXIF orientation {found} and the same size stored and \
                      displayed: its boxes can refer to either\n\
@@ -157,7 +162,7 @@ impl ImageFolder {
                     image.id
                 )
             }
-            _ => return Ok(()),
+            Some(_) => return Ok(()),
         };
         let path = self.0.path().join(&image.file_name);
         Err(Unusable::Always(Error::data(&path, "", problem)))

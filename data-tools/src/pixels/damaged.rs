@@ -70,7 +70,7 @@ pub fn repair(file: &[u8]) -> Option<Vec<u8>> {
             sequential = Some(*segment.get(9)?);
         }
         if marker == DHT {
-            tables.extend(defined_tables(&segment[4..])?);
+            tables.extend(defined_tables(segment.get(4..)?)?);
         }
         at = end;
         if marker != APP2 || !segment.get(4..)?.starts_with(ICC) {
